@@ -1,0 +1,1 @@
+"""Names, headers and bytes of checkpoints: no mathematics, and no torch."""

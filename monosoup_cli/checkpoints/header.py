@@ -1,0 +1,181 @@
+"""The header of a safetensors file: parsed strictly, built exactly.
+
+Layout of a file: u64 little-endian N, N bytes of JSON, then the tensors' bytes. Rules where the
+reference reader (0.8) is laxer: a name may stand only once, sizes may not overflow, and nothing
+but spaces may follow the JSON. A file that passes here is one that every reader understands alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from monosoup_cli.errors import CheckpointError
+
+__all__ = ["BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
+
+BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+"""Bits per element of every dtype of the format."""
+
+FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+"""The dtypes that are edited, with torch's names. Smaller floats are codes that need their scales;
+they and complex numbers are moved as bytes."""
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 1_000_000
+MAX_DIMENSIONS = 64
+MAX_ELEMENTS = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file: `start` and `stop` are byte offsets from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header. `raw` holds the N and the JSON as they stand in the file."""
+
+    raw: bytes
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] | None
+
+    @property
+    def data_bytes(self) -> int:
+        return max((tensor.stop for tensor in self.tensors.values()), default=0)
+
+
+def parse_json(text: bytes, path: str, what: str) -> Any:
+    """JSON in which a key stands once and every number is one; raises CheckpointError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise CheckpointError(f"the {what} names {twice!r} twice", path=path)
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except UnicodeDecodeError:
+        raise CheckpointError(f"the {what} is not valid UTF-8", path=path) from None
+    except RecursionError:
+        raise CheckpointError(f"the {what} is nested too deeply", path=path) from None
+    except ValueError as error:
+        raise CheckpointError(f"the {what} is not valid JSON ({error})", path=path) from None
+
+
+def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
+    """The header of a file of `file_bytes` bytes that starts with `raw` (N and the JSON).
+
+    Raises CheckpointError naming `path` and, where there is one, the tensor.
+    """
+    text = raw[8:]
+    if not text.startswith(b"{"):
+        raise CheckpointError("not a safetensors file: its header does not start with '{'", path=path)
+    if text.count(b'"data_offsets"') > MAX_TENSORS:
+        raise CheckpointError("too many tensors", path=path, expected=f"at most {MAX_TENSORS:,}")
+    entries = parse_json(text, path, "header")
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise CheckpointError("__metadata__ must map names to strings", path=path)
+    tensors = {name: _tensor(name, entry, path) for name, entry in entries.items()}
+    data_bytes, end = file_bytes - len(raw), 0
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
+        if tensor.start != end:
+            raise CheckpointError(
+                "data_offsets leave a hole or overlap", path=path, tensor=tensor.name,
+                expected=f"to start at {end}", found=tensor.start,
+            )  # fmt: skip
+        end = tensor.stop
+    if end != data_bytes:
+        problem = "the file is truncated" if end > data_bytes else "bytes follow the last tensor"
+        raise CheckpointError(
+            problem, path=path, expected=f"{len(raw) + end:,} bytes", found=f"{file_bytes:,}"
+        )
+    return Header(raw, tensors, metadata)
+
+
+def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
+    def refuse(problem: str, expected: object = None, found: object = None) -> CheckpointError:
+        return CheckpointError(problem, path=path, tensor=name, expected=expected, found=found)
+
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise refuse("the name is not valid Unicode") from None
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise refuse("the entry needs dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise refuse("unknown dtype", found=repr(dtype))
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise refuse("the shape must be a list of sizes", found=repr(shape)[:80])
+    if len(shape) > MAX_DIMENSIONS:
+        raise refuse("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=len(shape))
+    if not (
+        isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(type(offset) is int for offset in offsets)
+        and 0 <= offsets[0] <= offsets[1]
+    ):
+        raise refuse("data_offsets must be two rising integers", found=repr(offsets)[:80])
+    # a zero size does not excuse the others: readers multiply from the left, and would overflow
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise refuse("the shape overflows", found=shape)
+    bits = math.prod(shape) * BITS[dtype]
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise refuse(
+            f"the size does not fit the shape {shape} of {dtype}",
+            expected=f"{-(-bits // 8):,} bytes", found=f"{offsets[1] - offsets[0]:,}",
+        )  # fmt: skip
+    return TensorInfo(name, dtype, tuple(shape), *offsets)
+
+
+def build_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None
+) -> Header:
+    """The header of a new file with these (name, dtype, shape), in this order of bytes."""
+    placed, end = {}, 0
+    for name, dtype, shape in tensors:
+        nbytes = math.prod(shape) * BITS[dtype] // 8
+        placed[name] = TensorInfo(name, dtype, shape, end, end + nbytes)
+        end += nbytes
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    for tensor in placed.values():
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.start, tensor.stop],
+        }
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start aligned, as the reference writer has it
+    return Header(struct.pack("<Q", len(text)) + text, placed, metadata)

@@ -1,0 +1,54 @@
+"""The README.md of an output folder: what it is made of, with metadata that the Hub accepts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from monosoup_cli import __version__
+
+__all__ = ["model_card"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def model_card(
+    title: str, method: str, command: str, base: str, finetuned: Sequence[str], citation: str
+) -> bytes:
+    """A model card in Markdown. Local paths are named by their last component only.
+
+    `method` is a sentence or two, `command` the line that makes the output again.
+    """
+    from huggingface_hub import ModelCardData
+
+    parents = [source for source in (base, *finetuned) if HUB_ID.fullmatch(source)]
+    data = ModelCardData(base_model=parents or None, tags=["monosoup", "merge"])
+    names = "\n".join(f"- fine-tuned: `{_name(source)}`" for source in finetuned)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {title}
+
+{method}
+
+- base: `{_name(base)}`
+{names}
+
+Made with `monosoup` {__version__}:
+
+    {command}
+
+What was done to each tensor is in `monosoup_report.json`.
+
+## Citation
+
+```bibtex
+{citation.strip()}
+```
+""".encode()
+
+
+def _name(source: str) -> str:
+    return source if HUB_ID.fullmatch(source) else PurePath(source).name

@@ -1,0 +1,94 @@
+"""What is refused as OUT before any work is done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from monosoup_cli.checkpoints.locate import Checkpoint
+from monosoup_cli.checkpoints.writer import partial_path
+from monosoup_cli.errors import OutputError, ResourceError
+
+__all__ = ["check_output_path", "check_report_path", "check_space"]
+
+
+def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
+    """Raise OutputError where OUT exists (without `overwrite`), is an input or holds one, or
+    cannot be written. An existing folder is replaced only where it looks like a checkpoint."""
+    try:
+        _check_parent(output)
+        for checkpoint in inputs:
+            _check_apart(output, checkpoint)
+        if output.is_symlink():
+            raise OutputError("the output is a link", path=output, hint="name the real path")
+        partial = partial_path(output)
+        if partial.is_symlink() or (partial.exists() and not (partial / "lock").is_file()):
+            raise OutputError("this path is needed for unfinished work, and is taken", path=partial)
+        if os.path.lexists(output):
+            _check_replaceable(output, overwrite)
+    except OSError as error:
+        raise OutputError(f"cannot be the output: {error.strerror}", path=output) from None
+
+
+def _check_parent(output: Path) -> None:
+    parent = output.parent
+    if not parent.is_dir():
+        raise OutputError("its folder does not exist", path=output, hint=f"create {parent} first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError("its folder is not writable", path=output)
+
+
+def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
+    roots = [checkpoint.folder] if checkpoint.folder else []
+    roots += [shard.file.path for shard in checkpoint.shards]
+    real_output = output.resolve()
+    for root in roots:
+        real_root = root.resolve()
+        if real_root == real_output or (output.exists() and root.samefile(output)):
+            raise OutputError("the output is an input", path=output)
+        if real_root in real_output.parents:
+            raise OutputError("the output lies inside an input", path=output, found=root)
+        if real_output in real_root.parents or partial_path(real_output) in real_root.parents:
+            raise OutputError("an input lies inside the output", path=output, found=root)
+
+
+def _check_replaceable(output: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise OutputError("the output exists", path=output, hint="choose another, or pass --overwrite")
+    if (output.suffix == ".safetensors") != output.is_file():
+        raise OutputError("will not replace a file by a folder, or a folder by a file", path=output)
+    if output.is_dir():
+        names = os.listdir(output)
+        is_checkpoint = any(name.endswith((".safetensors", "monosoup_report.json")) for name in names)
+        if Path.cwd().is_relative_to(output.resolve()) or (names and not is_checkpoint):
+            raise OutputError(
+                "will not replace a folder that is not a checkpoint", path=output,
+                hint="remove it yourself, or choose another output",
+            )  # fmt: skip
+
+
+def check_report_path(report: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
+    """Raise OutputError where the report would replace an input, or (without `overwrite`) a file."""
+    if not report.parent.is_dir():
+        raise OutputError("the report's folder does not exist", path=report)
+    if not os.path.lexists(report):
+        return
+    for checkpoint in inputs:
+        if any(report.samefile(shard.file.path) for shard in checkpoint.shards):
+            raise OutputError("the report would replace an input", path=report)
+    if report.is_dir() or not overwrite:
+        raise OutputError("the report exists", path=report, hint="choose another, or pass --overwrite")
+
+
+def check_space(output: Path, nbytes: int) -> None:
+    """Raise ResourceError where OUT's disk has no room for `nbytes` more than an unfinished run took."""
+    partial = partial_path(output)
+    taken = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file())
+    free = shutil.disk_usage(output.parent).free + taken
+    if nbytes > free:
+        raise ResourceError(
+            "not enough space on the output's disk", path=output,
+            expected=f"{nbytes:,} bytes", found=f"{free:,} free",
+        )  # fmt: skip

@@ -1,0 +1,359 @@
+"""The output while it is being made: fixed places, a journal, and a rename at the end.
+
+Everything happens in OUT.partial, a folder beside OUT:
+
+    OUT.partial/lock       held (flock) by the run that works here
+    OUT.partial/journal    line 1: what the run is made of; then a line a finished tensor
+    OUT.partial/files/     the files of OUT
+
+Every tensor has its place in files/ before the first one is computed, so that workers write in any
+order and a later run goes on where this one stopped. A tensor is journalled, with its checksum,
+after its bytes are on the disk. OUT itself appears by one rename, when everything in it is synced.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from monosoup_cli.checkpoints.files import read_into
+from monosoup_cli.checkpoints.layout import OutputLayout
+from monosoup_cli.errors import (
+    CheckpointError,
+    MismatchError,
+    NonfiniteError,
+    OutputError,
+    ResumeError,
+)
+
+__all__ = ["PartialOutput", "partial_path", "unfinished_run"]
+
+CHUNK_BYTES = 4 << 20
+_sync_data = getattr(os, "fdatasync", os.fsync)
+
+
+def partial_path(output: Path) -> Path:
+    """Where an unfinished OUT lives."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def unfinished_run(output: Path) -> bool:
+    """Whether an interrupted run left something to resume."""
+    return (partial_path(output) / "files").is_dir()
+
+
+class PartialOutput:
+    """An output in the making; a context manager that holds its lock and its open files.
+
+    `identity` says what the result depends on (inputs, options, versions, device): `resume` goes
+    on only from a journal with the same one (ResumeError). Leaving the context before `publish`
+    keeps what a resumed run needs, unless the inputs themselves were at fault. All methods but
+    `publish` may be called from any thread. Raises OutputError where the system refuses a write.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        layout: OutputLayout,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.output = output
+        self.layout = layout
+        self.finished: dict[str, dict[str, Any]] = {}
+        self.bytes_written = 0
+        self._counting = threading.Lock()
+        self._identity = json.loads(json.dumps(identity))
+        self._resume, self._overwrite = resume, overwrite
+        self._folder = partial_path(output)
+        self._files = self._folder / "files"
+        self._places = layout.places()
+        self._descriptors: dict[str, int] = {}
+        self._done: queue.SimpleQueue[tuple[str, int, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def __enter__(self) -> PartialOutput:
+        with self._system_errors():
+            is_new = not self._folder.exists()
+            self._folder.mkdir(exist_ok=True)
+            self._lock = self._take_lock()
+            try:
+                self._open()
+            except BaseException:
+                self._close()
+                if is_new:
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                raise
+        self._committer.start()
+        return self
+
+    def _take_lock(self) -> int:
+        path = self._folder / "lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_ino != path.stat().st_ino:
+                raise BlockingIOError  # the run that held it has just finished and removed it
+        except (BlockingIOError, FileNotFoundError):
+            os.close(lock)
+            raise OutputError("another run is writing this output", path=self.output) from None
+        return lock
+
+    def _open(self) -> None:
+        journal = self._folder / "journal"
+        lines = self._journalled(journal) if self._resume and self._files.is_dir() else []
+        if not lines:
+            if unfinished_run(self.output) and journal.exists() and not (self._resume or self._overwrite):
+                raise OutputError(
+                    "an interrupted run left its work", path=self._folder,
+                    hint="go on with --resume, or start over with --overwrite",
+                )  # fmt: skip
+            shutil.rmtree(self._files, ignore_errors=True)
+            journal.unlink(missing_ok=True)
+        self._files.mkdir(exist_ok=True)
+        for file in self.layout.files:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._files / file.name, flags, 0o666)
+            self._descriptors[file.name] = descriptor
+            os.ftruncate(descriptor, file.nbytes)
+            if hasattr(os, "posix_fallocate") and file.nbytes:
+                os.posix_fallocate(descriptor, 0, file.nbytes)  # ENOSPC now rather than midway
+            _write_all(descriptor, memoryview(file.header.raw), 0)
+        self._journal = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        kept = b"".join(lines) or json.dumps({"identity": self._identity}).encode() + b"\n"
+        for line in lines[1:]:
+            self._accept(line)
+        os.ftruncate(self._journal, len(kept))  # a torn last line goes
+        _write_all(self._journal, memoryview(kept), 0)
+        os.lseek(self._journal, 0, os.SEEK_END)
+        os.fsync(self._journal)
+
+    def _journalled(self, journal: Path) -> list[bytes]:
+        """The whole lines of the journal of the same run; raises ResumeError for another's."""
+        try:
+            text = journal.read_bytes()
+        except FileNotFoundError:
+            return []
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+        if not lines:
+            return []
+        try:
+            identity = json.loads(lines[0])["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise ResumeError(
+                "its journal is damaged", path=self._folder, hint="start over with --overwrite"
+            ) from None
+        changed = _differences(identity, self._identity)
+        if changed:
+            raise ResumeError(
+                f"the interrupted run differs in {', '.join(changed)}", path=self._folder,
+                hint="repeat its arguments, or start over with --overwrite",
+            )  # fmt: skip
+        return lines
+
+    def _accept(self, line: bytes) -> None:
+        """Count a journalled tensor as done where the bytes on the disk are still its own."""
+        with suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            if self.checksum(entry["tensor"]) == entry["checksum"]:
+                self.finished[entry["tensor"]] = entry["record"]
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def write(self, tensor: str, data: memoryview, offset: int = 0) -> None:
+        """Write bytes of a tensor, `offset` bytes from its start."""
+        file, place = self._places[tensor]
+        start = len(file.header.raw) + place.start + offset
+        with self._system_errors():
+            _write_all(self._descriptors[file.name], data, start)
+        with self._counting:
+            self.bytes_written += len(data)
+
+    def checksum(self, tensor: str) -> int:
+        """CRC-32 of a tensor's bytes as they stand in the output."""
+        file, place = self._places[tensor]
+        start = len(file.header.raw) + place.start
+        value, buffer = 0, memoryview(bytearray(min(CHUNK_BYTES, place.nbytes)))
+        with self._system_errors():
+            for offset in range(0, place.nbytes, CHUNK_BYTES):
+                chunk = buffer[: min(CHUNK_BYTES, place.nbytes - offset)]
+                read_into(self._descriptors[file.name], chunk, start + offset)
+                value = zlib.crc32(chunk, value)
+        return value
+
+    def commit(self, tensor: str, record: dict[str, Any]) -> None:
+        """Count a tensor that is written as finished; it is synced and journalled behind the scenes."""
+        if self._failure is not None:
+            raise self._failure
+        self.finished[tensor] = record
+        self._done.put((tensor, self.checksum(tensor), record))
+
+    def _commit_all(self) -> None:
+        """Journal whatever is done, again and again: syncs batch themselves."""
+        try:
+            ended = False
+            while not ended:
+                batch = [self._done.get()]
+                with suppress(queue.Empty):
+                    while True:
+                        batch.append(self._done.get_nowait())
+                ended = None in batch
+                entries = [entry for entry in batch if entry is not None]
+                with self._system_errors():
+                    for name in {self._places[tensor][0].name for tensor, _, _ in entries}:
+                        _sync_data(self._descriptors[name])
+                    lines = b"".join(
+                        json.dumps({"tensor": tensor, "checksum": checksum, "record": record}).encode()
+                        + b"\n"
+                        for tensor, checksum, record in entries
+                    )
+                    while lines:
+                        lines = lines[os.write(self._journal, lines) :]
+                    _sync_data(self._journal)
+        except BaseException as error:
+            self._failure = error
+
+    # -- finishing ----------------------------------------------------------------------------
+
+    def seal(self) -> list[dict[str, Any]]:
+        """Wait until all is synced; returns {name, bytes, sha256} of every checkpoint file."""
+        self._done.put(None)
+        self._committer.join()
+        if self._failure is not None:
+            raise self._failure
+        with self._system_errors(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for descriptor in self._descriptors.values():
+                os.fsync(descriptor)
+            digests = list(pool.map(self._sha256, self._descriptors.values()))
+        return [
+            {"name": file.name, "bytes": file.nbytes, "sha256": digest}
+            for file, digest in zip(self.layout.files, digests, strict=True)
+        ]
+
+    def _sha256(self, descriptor: int) -> str:
+        digest, buffer, offset = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES)), 0
+        while count := read_into(descriptor, buffer, offset):
+            digest.update(buffer[:count])
+            offset += count
+        return digest.hexdigest()
+
+    def publish(
+        self,
+        side_files: Mapping[str, Path | bytes],
+        beside: Mapping[Path, bytes],
+    ) -> None:
+        """Add side files and index, then rename everything into place.
+
+        `side_files`: name inside OUT → a file to copy, or the content. `beside`: files outside
+        OUT that belong to it (the report); they appear just before OUT does.
+        """
+        with self._system_errors():
+            for name, content in side_files.items():
+                target = self._files / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write_file(target, content)
+            if self.layout.index is not None:
+                _write_file(self._files / self.layout.index[0], self.layout.index[1])
+            for number, (target, content) in enumerate(beside.items()):
+                draft = self._folder / f"beside-{number}"
+                _write_file(draft, content)
+                _move(draft, target)
+            for folder, _, _ in os.walk(self._files, topdown=False):
+                _sync_folder(Path(folder))
+            if self.layout.is_single_file:
+                (self._files / self.layout.files[0].name).replace(self.output)
+            else:
+                if self.output.exists():
+                    self.output.rename(self._folder / "replaced")
+                self._files.rename(self.output)
+            _sync_folder(self.output.parent)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._committer.is_alive():
+            self._done.put(None)
+            self._committer.join()
+        self._close()
+        if kind is not None and issubclass(kind, (CheckpointError, MismatchError, NonfiniteError)):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+        if hasattr(self, "_journal"):
+            os.close(self._journal)
+        os.close(self._lock)
+
+    @contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"cannot write: {error.strerror or error}", path=self.output,
+                hint="what is done so far is kept for --resume" if self._descriptors else None,
+            ) from error  # fmt: skip
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def _write_file(target: Path, content: Path | bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(target, flags, 0o666), "wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as original:
+                shutil.copyfileobj(original, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename, or copy first where the target is on another file system."""
+    try:
+        source.replace(target)
+    except OSError:
+        draft = target.with_name(f".{target.name}.partial")
+        _write_file(draft, source)
+        draft.replace(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the leaves in which two identities differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [prefix or "its identity"]
+    return [
+        difference
+        for name in sorted({*before, *now})
+        for difference in _differences(before.get(name), now.get(name), f"{prefix}.{name}".lstrip("."))
+    ]

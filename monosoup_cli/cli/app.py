@@ -1,0 +1,90 @@
+"""The table of contents, and `main`: the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from monosoup_cli import __version__
+from monosoup_cli.cli.console import Console
+from monosoup_cli.cli.edit import edit
+from monosoup_cli.errors import MonosoupError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="monosoup",
+    help="Better checkpoints from the ones you have: edit the spectra of fine-tuning updates.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+app.command()(edit)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        Console().data(f"monosoup {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def monosoup(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Better checkpoints from the ones you have: edit the spectra of fine-tuning updates."""
+
+
+class Interrupted(SystemExit):
+    """SIGINT or SIGTERM; `code` is what the shell expects, 130 or 143."""
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """The first SIGINT or SIGTERM raises Interrupted; the second ends the process at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda number, frame: os._exit(128 + number))
+        raise Interrupted(128 + number)
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: sys.argv[1:]); returns the exit code."""
+    console = Console()
+    try:
+        with _signals():
+            app(None if argv is None else list(argv))
+    except MonosoupError as error:
+        if os.environ.get("MONOSOUP_DEBUG") == "1":
+            raise
+        console.error(error)
+        return error.exit_code
+    except Interrupted as error:
+        console.error("interrupted; the same command with --resume goes on from here")
+        return int(error.code or 1)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

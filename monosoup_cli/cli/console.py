@@ -1,0 +1,139 @@
+"""The only module that prints: what is for people goes to stderr, data to stdout.
+
+Names and paths come from files that anybody may have made; `shown` makes them harmless.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from monosoup_cli.report.words import duration, shown, size
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+    from monosoup_cli.pipeline.plan import PlannedTensor
+    from monosoup_cli.pipeline.run import Progress
+
+__all__ = ["Console"]
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Console:
+    """Where a command talks. `quiet` leaves errors alone; `live` asks for a moving progress bar."""
+
+    def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
+        self.quiet = quiet
+        self.is_live = live and not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def error(self, message: object) -> None:
+        print(f"error: {shown(message, 2000)}", file=sys.stderr)
+
+    def note(self, message: object) -> None:
+        if not self.quiet:
+            print(shown(message, 1000), file=sys.stderr)
+
+    def data(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def table(self, renderable: RenderableType, *, to_stdout: bool = False) -> None:
+        """A rich renderable, without its markup, highlighting and emoji."""
+        if to_stdout:
+            self._rich(stderr=False).print(renderable)
+        elif not self.quiet:
+            self._rich(stderr=True).print(renderable)
+
+    def _rich(self, *, stderr: bool) -> RichConsole:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    @contextmanager
+    def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
+        """A callback for the pipeline that shows how far it is."""
+        if self.is_live:
+            with self._bar(tensors) as callback:
+                yield callback
+        elif self.quiet:
+            yield lambda tensor, is_done: None
+        else:
+            yield _Lines(self, tensors)
+
+    @contextmanager
+    def _bar(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+        from rich.text import Text
+
+        class InHand(TextColumn):
+            def render(self, task: object) -> Text:
+                return Text(task.fields["in_hand"], overflow="ellipsis", no_wrap=True)  # type: ignore[attr-defined]
+
+        in_hand: dict[str, None] = {}
+        lock, done = threading.Lock(), 0
+        with Progress(
+            BarColumn(bar_width=14),
+            DownloadColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            InHand("", table_column=Column(ratio=1, no_wrap=True)),
+            console=self._rich(stderr=True),
+            transient=True,
+            expand=True,
+        ) as bar:
+            task = bar.add_task("", total=sum(tensor.nbytes for tensor in tensors), count="", in_hand="")
+
+            def callback(tensor: PlannedTensor, is_done: bool) -> None:
+                nonlocal done
+                with lock:
+                    if is_done:
+                        done += 1
+                        in_hand.pop(tensor.name, None)
+                    else:
+                        in_hand[tensor.name] = None
+                    bar.update(
+                        task,
+                        advance=tensor.nbytes if is_done else 0,
+                        count=f"{done}/{len(tensors)}",
+                        in_hand=shown(next(iter(in_hand), ""), 80),
+                    )
+
+            yield callback
+
+
+class _Lines:
+    """Progress for logs: a plain line now and then."""
+
+    def __init__(self, console: Console, tensors: Iterable[PlannedTensor]) -> None:
+        self._console = console
+        nbytes = [tensor.nbytes for tensor in tensors]
+        self._total, self._count = sum(nbytes), len(nbytes)
+        self._bytes = self._done = 0
+        self._started = self._spoke = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __call__(self, tensor: PlannedTensor, is_done: bool) -> None:
+        if not is_done:
+            return
+        with self._lock:
+            self._bytes += tensor.nbytes
+            self._done += 1
+            now = time.monotonic()
+            if now - self._spoke < SECONDS_BETWEEN_LINES:
+                return
+            self._spoke = now
+            share = self._bytes / max(self._total, 1)
+            left = (now - self._started) * (1 - share) / max(share, 1e-9)
+            self._console.note(
+                f"{share:4.0%}  {size(self._bytes)} of {size(self._total)},"
+                f" {self._done} of {self._count} tensors, {duration(left)} left, {shown(tensor.name, 60)}"
+            )

@@ -1,0 +1,100 @@
+"""Every error that monosoup raises on purpose.
+
+    MonosoupError
+    ├── UsageError        the command or the call contradicts itself (exit code 2)
+    ├── CheckpointError   a file that cannot be read, or not be trusted
+    ├── MismatchError     inputs that do not belong together
+    ├── NonfiniteError    NaN or Inf, in an input or after the cast to the output's dtype
+    ├── OutputError       OUT cannot be written, or must not be
+    │   └── ResumeError   an interrupted run that these arguments do not continue
+    └── ResourceError     not enough memory or disk, known before the work starts
+
+Anything else that escapes is a bug. This module needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "CheckpointError",
+    "MismatchError",
+    "MonosoupError",
+    "NonfiniteError",
+    "OutputError",
+    "ResourceError",
+    "ResumeError",
+    "UsageError",
+]
+
+
+class MonosoupError(Exception):
+    """A refusal or a failure that the user can act on.
+
+    The facts are fields; `str()` puts them into one line:
+    ``FILE: tensor 'NAME': problem: expected E, found F; hint``.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        tensor: str | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = None if path is None else os.fspath(path)
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = [] if self.path is None else [self.path]
+        if self.tensor is not None:
+            where.append(f"tensor {self.tensor!r}")
+        line = ": ".join([*where, self.problem])
+        facts = [
+            f"{word} {fact}"
+            for word, fact in (("expected", self.expected), ("found", self.found))
+            if fact is not None
+        ]
+        if facts:
+            line += f": {', '.join(facts)}"
+        return line if self.hint is None else f"{line}; {self.hint}"
+
+
+class UsageError(MonosoupError):
+    """The arguments contradict each other or are out of range."""
+
+    exit_code = 2
+
+
+class CheckpointError(MonosoupError):
+    """A checkpoint that cannot be read, or whose headers cannot be trusted."""
+
+
+class MismatchError(MonosoupError):
+    """Checkpoints that do not belong together: names, shapes or dtypes disagree."""
+
+
+class NonfiniteError(MonosoupError):
+    """NaN or Inf, in an input or after the cast to the output's dtype."""
+
+
+class OutputError(MonosoupError):
+    """OUT cannot be written, or must not be: it exists, is an input, or is in use."""
+
+
+class ResumeError(OutputError):
+    """An interrupted run that these inputs, options or this machine do not continue."""
+
+
+class ResourceError(MonosoupError):
+    """Not enough memory or disk for the run; found before any work is done."""

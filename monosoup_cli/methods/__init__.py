@@ -1,0 +1,1 @@
+"""One method a file, as pure functions over tensors: no files, no printing."""

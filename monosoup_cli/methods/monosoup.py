@@ -1,0 +1,216 @@
+"""MonoSoup: split the spectrum of a fine-tuning update, weigh the two parts, add them back.
+
+Abdollahpoorrostam, Dimitriadis, Hazimeh, Frossard, "Model soups need only one ingredient", 2026
+(arXiv 2602.09689), called "the paper" here. docs/method.md derives what is computed, and says
+where the paper is silent and the choice is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from monosoup_cli.errors import UsageError
+from monosoup_cli.spectral.spectrum import Blocks, Spectrum, decompose
+
+__all__ = ["LayerSpectrum", "MonoSoup", "Weighting", "edit_matrix", "edit_update", "measure"]
+
+Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
+
+ROUNDING = 1e-9
+"""Relative: an effective rank or an energy this close to its bound counts as being there."""
+
+MAX_QUANTILES = 64
+
+
+@dataclass(frozen=True)
+class MonoSoup:
+    """How a spectrum is split and weighed; the default is the paper's rule without parameters.
+
+    At most one of `energy` (R of Eq. 2, in (0, 1]), `rank` (>= 1) and `rank_fraction` (in (0, 1])
+    replaces the entropy-based split of Eq. 3-4. `weighting` other than "monosoup" (Eq. 8) selects
+    one of the paper's ablations (Fig. 5) or truncations (Fig. 3). Raises UsageError.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+    rank_fraction: float | None = None
+    weighting: Weighting = "monosoup"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("energy", "rank", "rank_fraction") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other: each of them sets k")
+        for name in ("energy", "rank_fraction"):
+            share = getattr(self, name)
+            if share is not None and not 0.0 < share <= 1.0:
+                raise UsageError(f"{name} is out of range", expected="0 < value <= 1", found=share)
+        if self.rank is not None and self.rank < 1:
+            raise UsageError("rank is out of range", expected="at least 1", found=self.rank)
+        if self.weighting not in get_args(Weighting):
+            raise UsageError(
+                "unknown weighting", expected=", ".join(get_args(Weighting)), found=self.weighting
+            )
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """What MonoSoup read off one update's spectrum, and the coefficients it chose.
+
+    `rank` is min(m, n), `update_norm` is ‖Δ‖_F; `spectrum` holds up to 64 quantiles of σ/σ_1,
+    largest first.
+    """
+
+    rank: int
+    effective_rank: float
+    k: int
+    energy_high: float
+    rho: float
+    cos_alpha: float
+    lambda_high: float
+    lambda_low: float
+    equivalent_alpha: float
+    anisotropy: float
+    sigma_max: float
+    update_norm: float
+    spectrum: tuple[float, ...]
+
+
+def effective_rank(singular_values: torch.Tensor) -> float:
+    """The exponential of the entropy of σ/Σσ (Eq. 3-4 of the paper; Roy & Vetterli, 2007)."""
+    share = singular_values / singular_values.sum()
+    return math.exp(-float(torch.special.xlogy(share, share).sum()))
+
+
+def split_at(singular_values: torch.Tensor, method: MonoSoup) -> int:
+    """k, the number of singular values on the high side: 1 <= k <= r (Eq. 2, Eq. 3, or Fig. 6).
+
+    `singular_values`: (r,) float64, largest first, not all zero.
+    """
+    r = len(singular_values)
+    if method.rank is not None:
+        return min(method.rank, r)
+    if method.rank_fraction is not None:
+        return max(1, math.ceil(method.rank_fraction * r * (1.0 - ROUNDING)))
+    if method.energy is None:
+        return min(math.ceil(effective_rank(singular_values) / (1.0 + ROUNDING)), r)
+    if method.energy == 1.0:
+        return r
+    energy = singular_values.square().cumsum(0)
+    return 1 + int((energy < method.energy * (1.0 - ROUNDING) * energy[-1]).sum())
+
+
+def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[float, float]:
+    """λ_high and λ_low from the decay ratio and the alignment (Eq. 8 and the ablations of Fig. 5)."""
+    lambda_low = {
+        "monosoup": rho + (1.0 - rho) * cos_alpha,
+        "spectral": rho,
+        "alignment": cos_alpha,
+        "uniform": 0.5,
+        "high": 0.0,
+        "low": 1.0,
+    }[weighting]
+    return 1.0 - lambda_low, lambda_low
+
+
+def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
+    """The split, the coefficients and the summary of one spectrum.
+
+    `singular_values`: (r,) float64 on the CPU, largest first, not all zero. The
+    arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
+    """
+    sigma_max = float(singular_values[0])
+    ratios = singular_values / sigma_max
+    k = split_at(ratios, method)
+    squares = ratios.square()
+    # each sum on its own, smallest first: 1 - P_k would cancel where the tail is small
+    high, low = float(squares[:k].flip(0).sum()), float(squares[k:].flip(0).sum())
+    energy_high, energy_low = high / (high + low), low / (high + low)
+    rho = 0.0 if k == len(ratios) else float(squares[k])
+    cos_alpha = math.sqrt(energy_low)
+    lambda_high, lambda_low = coefficients(rho, cos_alpha, method.weighting)
+    return LayerSpectrum(
+        rank=len(ratios),
+        effective_rank=effective_rank(ratios),
+        k=k,
+        energy_high=energy_high,
+        rho=rho,
+        cos_alpha=cos_alpha,
+        lambda_high=lambda_high,
+        lambda_low=lambda_low,
+        equivalent_alpha=lambda_high * energy_high + lambda_low * energy_low,
+        anisotropy=abs(lambda_high - lambda_low) * math.sqrt(energy_high * energy_low),
+        sigma_max=sigma_max,
+        update_norm=sigma_max * math.sqrt(high + low),
+        spectrum=quantiles(ratios),
+    )
+
+
+def quantiles(ratios: torch.Tensor) -> tuple[float, ...]:
+    """Up to 64 evenly spaced members of σ/σ_1, the first and the last among them."""
+    count = min(len(ratios), MAX_QUANTILES)
+    return tuple(ratios[torch.linspace(0, len(ratios) - 1, count).round().long()].tolist())
+
+
+def reweigh(spectrum: Spectrum, layer: LayerSpectrum) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map Δ → λ_high Δ_high + λ_low Δ_low (Eq. 5 of the paper), for any block of rows of Δ.
+
+    Blocks are (any number of rows, side) float64. Only the smaller of the k high and the r − k
+    low directions is multiplied out; the other part is what remains.
+    """
+    k, r = layer.k, layer.rank
+    if k <= r - k:
+        directions, common, extra = spectrum.vectors[:, :k], layer.lambda_low, layer.lambda_high
+    else:
+        directions, common, extra = spectrum.vectors[:, k:], layer.lambda_high, layer.lambda_low
+    directions = directions.clone()
+
+    def apply(block: torch.Tensor) -> torch.Tensor:
+        projected = block @ directions
+        return (block * common).addmm_(projected, directions.T, alpha=extra - common)
+
+    return apply
+
+
+def edit_update(
+    updates: Blocks, side: int, method: MonoSoup
+) -> tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]] | None:
+    """What MonoSoup measures on an update seen by blocks, and the map that edits its blocks.
+
+    `updates` yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side) with
+    side = min(m, n). None for an update of zeros. Raises FloatingPointError on NaN or Inf.
+    """
+    spectrum = decompose(updates, side)
+    if float(spectrum.singular_values[0]) == 0.0:
+        return None
+    layer = measure(spectrum.singular_values, method)
+    return layer, reweigh(spectrum, layer)
+
+
+def edit_matrix(
+    base: torch.Tensor, finetuned: torch.Tensor, method: MonoSoup | None = None
+) -> tuple[torch.Tensor, LayerSpectrum | None]:
+    """MonoSoup on one matrix in memory: the edited weights in float64, and what was measured.
+
+    `base`, `finetuned`: (m, n), any floating dtypes, on one device. Where the two are equal the
+    fine-tuned weights come back, and None. Raises FloatingPointError on NaN or Inf.
+
+    >>> base, finetuned = torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    >>> edited, layer = edit_matrix(base, finetuned)
+    >>> layer.k, layer.lambda_high  # equal singular values: nothing to reweigh
+    (2, 1.0)
+    """
+    base, finetuned = base.double(), finetuned.double()
+    update = finetuned - base
+    is_wide = update.shape[0] < update.shape[1]
+    tall = update.T if is_wide else update
+    edit = edit_update(lambda: (tall,), tall.shape[1], method or MonoSoup())
+    if edit is None:
+        return finetuned, None
+    layer, apply = edit
+    edited = apply(tall)
+    return base + (edited.T if is_wide else edited), layer

@@ -1,0 +1,167 @@
+"""Which devices compute, how many tensors at once, and how much memory that takes.
+
+One BLAS thread a worker: several single-threaded workers use the cores better than threads inside
+BLAS, and the order of additions, hence every byte, does not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monosoup_cli.checkpoints.header import BITS
+from monosoup_cli.errors import ResourceError, UsageError
+from monosoup_cli.pipeline.blocks import BLOCK_ELEMENTS, RESIDENT_BYTES, Cut, Scratch
+from monosoup_cli.pipeline.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WorkerPlaces", "describe_device", "estimate_bytes", "find_devices", "plan_workers"]
+
+WORKERS_PER_CARD = 3
+"""One computes while another reads and a third writes."""
+
+RESERVED_SHARE = 0.9
+"""Of the memory that is free, what a run may plan to use."""
+
+
+def find_devices(name: str) -> list[torch.device]:
+    """The devices that `--device` means: auto, cpu, cuda (all cards) or cuda:N. Raises UsageError."""
+    if name == "cpu":
+        return _devices(["cpu"])
+    if name != "auto" and name != "cuda" and not (name.startswith("cuda:") and name[5:].isdecimal()):
+        raise UsageError("unknown device", expected="auto, cpu, cuda or cuda:N", found=name)
+    # two workers share a card: without this cuBLAS may add in another order from run to run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not cards:
+        return _devices(["cpu"])
+    if name in ("auto", "cuda") and cards:
+        return _devices([f"cuda:{number}" for number in range(cards)])
+    if name.startswith("cuda:") and int(name[5:]) < cards:
+        return _devices([name])
+    found = f"{cards} of them" if cards else "none that torch can use"
+    raise UsageError("no such CUDA device", expected=name, found=found)
+
+
+def _devices(names: Sequence[str]) -> list[torch.device]:
+    import torch
+
+    return [torch.device(name) for name in names]
+
+
+def describe_device(device: torch.device) -> str:
+    """The model of a processor or card: results may differ in the last bits between models."""
+    if device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_bytes() -> int | None:
+    """Memory that can be had without swapping, within the control group's limit; None if unknown."""
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(limits, default=None)
+
+
+def estimate_bytes(cut: Cut, itemsize: int, inputs: int, *, is_edited: bool) -> int:
+    """Memory that one worker takes for one matrix: buffers, blocks, Gram matrix and eigenvectors."""
+    block = cut.block_length * cut.side
+    resident = min(cut.elements, max(block, RESIDENT_BYTES // itemsize)) * itemsize
+    buffers = (inputs + 1) * resident
+    blocks = 4 * 8 * block
+    if not is_edited:
+        return buffers + blocks
+    # the Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions
+    return buffers + blocks + 5 * 8 * cut.side**2
+
+
+def plan_workers(
+    plan: Plan, devices: Sequence[torch.device], asked: int | None, checkpoints: int
+) -> tuple[int, int]:
+    """(workers, memory in bytes that they may take): as many as pay and fit, or as asked.
+
+    Raises ResourceError where not even one worker's tensor fits into memory.
+    """
+    needs = sorted(
+        (
+            estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, checkpoints, is_edited=tensor.is_edited)
+            for tensor in plan.tensors
+            if not tensor.is_copied
+        ),
+        reverse=True,
+    )
+    largest = needs[0] if needs else BLOCK_ELEMENTS
+    is_cpu = devices[0].type == "cpu"
+    pays = count_cores() if is_cpu else WORKERS_PER_CARD * len(devices)
+    wanted = max(1, min(asked or pays, len(plan.tensors)))
+    free = free_bytes()
+    if free is None:
+        return wanted, sum(needs[:wanted])
+    allowed = int(free * RESERVED_SHARE)
+    if largest > allowed:
+        raise ResourceError(
+            "the largest matrix does not fit into memory",
+            expected=f"about {largest:,} bytes", found=f"{free:,} free",
+        )  # fmt: skip
+    while asked is None and wanted > 1 and sum(needs[:wanted]) > allowed:
+        wanted -= 1
+    return wanted, sum(needs[:wanted])
+
+
+class WorkerPlaces:
+    """A device, a stream and buffers for every worker thread, made when the thread first asks."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._devices = devices
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._count = 0
+
+    @contextmanager
+    def mine(self) -> Iterator[tuple[torch.device, Scratch]]:
+        """The calling thread's device and buffers, and its own stream on a card."""
+        import torch
+
+        if not hasattr(self._local, "device"):
+            with self._lock:
+                self._local.device = self._devices[self._count % len(self._devices)]
+                self._count += 1
+            is_card = self._local.device.type == "cuda"
+            self._local.scratch = Scratch(pinned=is_card)
+            self._local.stream = None
+            if is_card:
+                self._local.stream = torch.cuda.Stream(self._local.device)  # type: ignore[no-untyped-call]
+            torch.set_num_threads(1)
+        with torch.cuda.stream(self._local.stream):
+            yield self._local.device, self._local.scratch

@@ -1,0 +1,209 @@
+"""The one loop: read → compute → write → record, for every tensor of the plan."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from monosoup_cli.checkpoints.header import BITS, FLOATING
+from monosoup_cli.errors import NonfiniteError
+from monosoup_cli.pipeline.blocks import (
+    InputMatrix,
+    Layer,
+    OutputMatrix,
+    Scratch,
+    bytes_of,
+    check_finite,
+)
+from monosoup_cli.pipeline.devices import WorkerPlaces
+from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+from monosoup_cli.report.records import LayerRecord, SliceRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.checkpoints.locate import Checkpoint
+    from monosoup_cli.checkpoints.writer import PartialOutput
+
+__all__ = ["Apply", "Method", "Progress", "Run", "run"]
+
+Apply = Callable[["torch.Tensor"], "torch.Tensor"]
+Method = Callable[[Layer], "tuple[Mapping[str, Any], Apply] | None"]
+"""What a command does to one matrix: what it measured, and the map from blocks of the update to
+blocks of the edited update. None: the matrix counts as unchanged and stays as fine-tuned."""
+
+Progress = Callable[[PlannedTensor, bool], None]
+"""Called from any thread when a tensor is begun (False) and when it is finished (True)."""
+
+COPY_BYTES = 8 << 20
+
+
+class Stopped(Exception):
+    """Another worker failed, or the user interrupted: the tensor in hand is dropped."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The whole job: the plan, how one matrix is edited, and where bytes come from and go to.
+
+    `wise`: afterwards W0 + wise·(W − W0), on kept tensors too; None for not. `measured`: the
+    names of what `method` measures.
+    """
+
+    plan: Plan
+    method: Method
+    measured: Sequence[str]
+    base: Checkpoint
+    finetuned: Sequence[Checkpoint]
+    output: PartialOutput
+    wise: float | None = None
+    on_nonfinite: Literal["error", "keep"] = "error"
+
+
+def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progress) -> None:
+    """Make every tensor of the plan that is not finished yet; records end in `job.output.finished`.
+
+    After an error, or an interrupt of the calling thread, the workers leave the tensors in hand
+    and the exception goes on.
+    """
+    places, stop = WorkerPlaces(devices), threading.Event()
+    waiting = []
+    for tensor in job.plan.tensors:
+        if tensor.name in job.output.finished:
+            progress(tensor, True)
+        else:
+            waiting.append(tensor)
+
+    def make(number: int) -> None:
+        tensor = waiting[number]
+        progress(tensor, False)
+        if number + workers < len(waiting):
+            _prefetch(job, waiting[number + workers])
+        with places.mine() as (device, scratch):
+            record = _Bench(job, device, scratch, stop).make(tensor)
+        job.output.commit(tensor.name, record.to_json(job.measured))
+        progress(tensor, True)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
+        futures = [pool.submit(make, number) for number in range(len(waiting))]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    for checkpoint in (job.base, *job.finetuned):
+        checkpoint.check_unchanged()
+
+
+def _prefetch(job: Run, tensor: PlannedTensor) -> None:
+    if tensor.has_base:
+        job.base.prefetch(tensor.name)
+    for checkpoint in job.finetuned[: tensor.sources]:
+        checkpoint.prefetch(tensor.name)
+
+
+class _Bench:
+    """A worker's place for one tensor: its device, its buffers, and the sign to stop."""
+
+    def __init__(self, job: Run, device: torch.device, scratch: Scratch, stop: threading.Event) -> None:
+        self.job, self.device, self.scratch, self.stop = job, device, scratch, stop
+
+    def make(self, tensor: PlannedTensor) -> LayerRecord:
+        try:
+            return self._make(tensor)
+        except NonfiniteError:
+            if self.job.on_nonfinite == "error":
+                raise
+            self._keep_as_finetuned(tensor, is_checked=False)
+            return self._record(tensor, "nonfinite")
+
+    def _make(self, tensor: PlannedTensor) -> LayerRecord:
+        if tensor.is_copied:
+            self._keep_as_finetuned(tensor)
+            return self._record(tensor, tensor.reason)
+        if not tensor.is_edited:
+            self._store(tensor, 0, None)
+            return self._record(tensor, tensor.reason)
+        slices = []
+        for index in range(tensor.matrices):
+            edit = self._edit(tensor, index)
+            if edit is None and tensor.stack is None and self._is_plain(tensor):
+                self._keep_as_finetuned(tensor)
+            else:
+                self._store(tensor, index, edit and edit[1])
+            slices.append(SliceRecord(index, edit and edit[0]))
+        if all(part.measures is None for part in slices):
+            return self._record(tensor, "unchanged")
+        if tensor.stack is not None:
+            return LayerRecord(tensor.name, tensor.shape, tensor.dtype, None, slices=tuple(slices))
+        return LayerRecord(tensor.name, tensor.shape, tensor.dtype, None, slices[0].measures)
+
+    def _record(self, tensor: PlannedTensor, reason: str | None) -> LayerRecord:
+        return LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason)
+
+    def _is_plain(self, tensor: PlannedTensor) -> bool:
+        """Whether "as fine-tuned" means the bytes of the fine-tuned checkpoint."""
+        return self.job.wise is None and tensor.sources == 1 and tensor.stored_dtype == tensor.dtype
+
+    def _edit(self, tensor: PlannedTensor, index: int) -> tuple[Mapping[str, Any], Apply] | None:
+        if tensor.cut.elements == 0:
+            return None
+        try:
+            return self.job.method(self._layer(tensor, index, with_base=True))
+        except FloatingPointError:
+            raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
+
+    def _layer(self, tensor: PlannedTensor, index: int, *, with_base: bool) -> Layer:
+        def matrix(checkpoint: Checkpoint, purpose: str) -> InputMatrix:
+            return InputMatrix(checkpoint, tensor.name, tensor.cut, self.scratch, purpose, index)
+
+        finetuned = [
+            matrix(checkpoint, f"finetuned {number}")
+            for number, checkpoint in enumerate(self.job.finetuned[: tensor.sources])
+        ]
+        base = matrix(self.job.base, "base") if with_base else None
+        return Layer(base, finetuned, self.device, self._interrupt)
+
+    def _store(self, tensor: PlannedTensor, index: int, apply: Apply | None) -> None:
+        """Write W0 + wise · apply(Δ), or without `apply` and `wise` the fine-tuned mean as it is."""
+        wise = self.job.wise
+        with_base = tensor.has_base and (apply is not None or wise is not None)
+        layer = self._layer(tensor, index, with_base=with_base)
+        result = OutputMatrix(
+            self.job.output, tensor.name, tensor.stored_dtype, tensor.cut, self.scratch, index
+        )
+        for start, stop, base, update in layer.pairs():
+            if apply is not None:
+                update = apply(update)
+            if base is not None:
+                update = base.add_(update, alpha=1.0 if wise is None else wise)
+            result.put(start, stop, update)
+
+    def _keep_as_finetuned(self, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
+        """Move the (first) fine-tuned checkpoint's bytes, chunk by chunk; cast where asked to."""
+        source, item_bytes = self.job.finetuned[0], BITS[tensor.dtype] // 8
+        is_floating = tensor.dtype in FLOATING
+        written = 0
+        for offset in range(0, tensor.nbytes, COPY_BYTES):
+            self._interrupt()
+            nbytes = min(COPY_BYTES, tensor.nbytes - offset)
+            if is_floating:
+                chunk = self.scratch.take("kept", tensor.dtype, nbytes // item_bytes)
+            else:
+                chunk = self.scratch.take("kept", "U8", nbytes)
+            source.read_into(tensor.name, bytes_of(chunk), offset)
+            if is_floating and is_checked:
+                check_finite(chunk, source.source, tensor.name)
+            if tensor.stored_dtype != tensor.dtype:
+                chunk = self.scratch.take("output", tensor.stored_dtype, len(chunk)).copy_(chunk)
+            self.job.output.write(tensor.name, bytes_of(chunk), written)
+            written += len(bytes_of(chunk))
+
+    def _interrupt(self) -> None:
+        if self.stop.is_set():
+            raise Stopped

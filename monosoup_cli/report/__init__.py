@@ -1,0 +1,1 @@
+"""Frozen records, the JSON that they become, and the tables drawn from them."""

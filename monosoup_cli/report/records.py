@@ -1,0 +1,102 @@
+"""What a run did, as frozen records that become the report's JSON (docs/report.schema.json)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "summarise"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SliceRecord:
+    """One matrix of a stacked tensor; `measures` is None where it did not change."""
+
+    index: int
+    measures: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One tensor of the output: what was done with it and why, and what was measured.
+
+    `measures` maps the report's names to numbers; None where nothing was measured. A stacked
+    tensor has `slices` instead. `dtype` is the fine-tuned checkpoint's, as the format names it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str | None
+    measures: Mapping[str, Any] | None = None
+    slices: tuple[SliceRecord, ...] | None = None
+
+    @property
+    def is_edited(self) -> bool:
+        return self.reason is None
+
+    def to_json(self, measured: Sequence[str]) -> dict[str, Any]:
+        """The report's entry; `measured` names the command's measures, null where not taken."""
+        nothing = dict.fromkeys(measured)
+        entry: dict[str, Any] = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "action": "edited" if self.is_edited else "kept",
+            "reason": self.reason,
+        }
+        if self.slices is None:
+            return {**entry, **nothing, **(self.measures or {})}
+        slices = [
+            {
+                "index": part.index,
+                "reason": "unchanged" if part.measures is None else None,
+                **nothing,
+                **(part.measures or {}),
+            }
+            for part in self.slices
+        ]
+        return {**entry, "slices": slices}
+
+
+def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of the report that were measured: edited layers, and slices of stacked ones."""
+    parts = [part for layer in layers for part in layer.get("slices", [layer])]
+    return [part for part in parts if part.get("k") is not None]
+
+
+def summarise(layers: Sequence[Mapping[str, Any]], averaged: Sequence[str]) -> dict[str, Any]:
+    """The report's summary: counts, and mean and range of each measure over edited layers.
+
+    `averaged` names the measures; k_ratio stands for k/r.
+    """
+    edited = [layer for layer in layers if layer["action"] == "edited"]
+    reasons = Counter(layer["reason"] for layer in layers if layer["action"] == "kept")
+    parameters = 0
+    for layer in edited:
+        count = 1
+        for size in layer["shape"]:
+            count *= size
+        parameters += count
+    summary: dict[str, Any] = {
+        "tensors": len(layers),
+        "edited": len(edited),
+        "kept": dict(sorted(reasons.items())),
+        "parameters_edited": parameters,
+        "means": {},
+        "ranges": {},
+    }
+    parts = measures_of(edited)
+    for name in averaged:
+        values = [
+            part["k"] / part["rank"] if name == "k_ratio" else part[name]
+            for part in parts
+            if name == "k_ratio" or part[name] is not None
+        ]
+        summary["means"][name] = sum(values) / len(values) if values else None
+        summary["ranges"][name] = [min(values), max(values)] if values else None
+    return summary

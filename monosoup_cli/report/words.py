@@ -1,0 +1,45 @@
+"""Numbers and names as people read them.
+
+Names and paths come from files that anybody may have made; `shown` makes them harmless.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["duration", "shown", "size"]
+
+MAX_SHOWN = 300
+
+
+def shown(text: object, limit: int = MAX_SHOWN) -> str:
+    """`text` on one line: control, format and surrogate characters as escapes, the middle cut out."""
+    line = "".join(
+        char if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} else _escape(char)
+        for char in str(text)[: 4 * limit]
+    )
+    if len(line) <= limit:
+        return line
+    return f"{line[: limit // 2 - 1]}…{line[-(limit - limit // 2) :]}"
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people, in powers of ten: 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 999.5:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 1.5 s, 2 min 5 s, 1 h 4 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
