@@ -1,0 +1,373 @@
+"""Runs from end to end: the bytes that come out, whatever happens on the way."""
+
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from monosoup_cli.errors import MonosoupError, NonfiniteError
+
+COMMAND = [sys.executable, "-m", "monosoup_cli", "edit"]
+TENSORS = 24
+
+
+@pytest.fixture(scope="module")
+def slow_pair(tmp_path_factory):
+    """A pair that takes some seconds, so that there is time to be killed in; and its edited bytes."""
+    folder = tmp_path_factory.mktemp("pair")
+    generator = torch.Generator().manual_seed(0)
+    base = {
+        f"layers.{n}.weight": torch.randn(640, 512, generator=generator).bfloat16() for n in range(TENSORS)
+    }
+    finetuned = {
+        name: (t + 0.1 * torch.randn(t.shape, generator=generator)).bfloat16() for name, t in base.items()
+    }
+    finetuned["norm"] = torch.ones(64)
+    save_file(base, folder / "base.safetensors")
+    save_file(finetuned, folder / "finetuned.safetensors")
+    monosoup_cli.edit(folder / "base.safetensors", folder / "finetuned.safetensors", folder / "whole")
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Small and quick: three matrices and a vector, with metadata."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"attn.weight": (24, 16), "embed.weight": (50, 12), "mlp.weight": (16, 40), "norm.weight": (16,)}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    finetuned = {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    (tmp_path / "inputs").mkdir()
+    files = (tmp_path / "inputs" / "base.safetensors", tmp_path / "inputs" / "finetuned.safetensors")
+    for file, tensors in zip(files, (base, finetuned), strict=True):
+        save_file(tensors, file, {"format": "pt", "note": "kept"})
+    return files
+
+
+def arguments(folder, out, *options):
+    return [*COMMAND, folder / "base.safetensors", folder / "finetuned.safetensors", "-o", out, *options]
+
+
+def journalled(out):
+    journal = out.with_name(f"{out.name}.partial") / "journal"
+    return max(len(journal.read_bytes().splitlines()) - 1, 0) if journal.exists() else 0
+
+
+def start_and_signal(folder, out, number, *, after, options=()):
+    """Start a run and signal it once `after` tensors are journalled; returns its exit code and stderr."""
+    process = subprocess.Popen(arguments(folder, out, *options), stderr=subprocess.PIPE, text=True)
+    while journalled(out) < after and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    return process.returncode, stderr
+
+
+@pytest.mark.slow
+def test_killed_five_times_and_resumed(slow_pair, tmp_path):
+    out = tmp_path / "out"
+    seen = []
+    for after in (1, 6, 11, 16, 21):
+        code, _ = start_and_signal(slow_pair, out, signal.SIGKILL, after=after, options=["--resume"])
+        assert code == -signal.SIGKILL
+        assert not out.exists()
+        seen.append(journalled(out))
+    assert seen == sorted(set(seen)), "each run went on from the one before"
+    assert 0 < seen[0]
+    assert seen[-1] < TENSORS
+    result = subprocess.run(arguments(slow_pair, out, "--resume", "--workers", "2"), check=False)
+    assert result.returncode == 0
+    assert same_bytes(out, slow_pair / "whole")
+    assert json.loads((out / "monosoup_report.json").read_text())["summary"]["edited"] == TENSORS
+    assert not out.with_name("out.partial").exists()
+
+
+def same_bytes(out, other):
+    return (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(slow_pair, tmp_path, number, code):
+    out = tmp_path / "out"
+    found, stderr = start_and_signal(slow_pair, out, number, after=3)
+    assert found == code
+    assert "--resume" in stderr
+    assert "Traceback" not in stderr
+    assert not out.exists()
+    assert 3 <= journalled(out) < TENSORS
+    again = subprocess.run(arguments(slow_pair, out), stderr=subprocess.PIPE, text=True, check=False)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    assert subprocess.run(arguments(slow_pair, out, "--resume"), check=False).returncode == 0
+    assert same_bytes(out, slow_pair / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_number_of_workers_does_not_change_the_bytes(slow_pair, tmp_path, workers):
+    pair = (slow_pair / "base.safetensors", slow_pair / "finetuned.safetensors")
+    monosoup_cli.edit(*pair, tmp_path / "out", workers=workers)
+    assert same_bytes(tmp_path / "out", slow_pair / "whole")
+
+
+class Enough(Exception):  # noqa: N818
+    """Stands for whatever stops a run."""
+
+
+@pytest.fixture
+def interrupted(pair, tmp_path):
+    """An unfinished run over the small pair: its arguments, and where its work lies."""
+    out = tmp_path / "out"
+
+    def stop(tensor, is_done):
+        if is_done and tensor.name != "norm.weight":
+            raise Enough
+
+    with pytest.raises(Enough):
+        monosoup_cli.edit(*pair, out, workers=1, progress=stop)
+    assert journalled(out) > 0
+    return (*pair, out), tmp_path / "out.partial"
+
+
+def whole(pair, tmp_path):
+    monosoup_cli.edit(*pair, tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_damaged_work_is_done_again(interrupted, pair, tmp_path):
+    run, partial = interrupted
+    files = partial / "files" / "model.safetensors"
+    damaged = bytearray(files.read_bytes())
+    damaged[-500:] = bytes(500)
+    files.write_bytes(damaged)
+    monosoup_cli.edit(*run, resume=True)
+    assert same_bytes(run[-1], whole(pair, tmp_path))
+
+
+def test_a_torn_journal_line_is_ignored(interrupted, pair, tmp_path):
+    run, partial = interrupted
+    with (partial / "journal").open("ab") as journal:
+        journal.write(b'{"tensor": "norm.wei')
+    monosoup_cli.edit(*run, resume=True)
+    assert same_bytes(run[-1], whole(pair, tmp_path))
+
+
+def test_overwrite_starts_over(interrupted, pair, tmp_path):
+    run, _ = interrupted
+    report = monosoup_cli.edit(*run, overwrite=True, energy=0.5)
+    monosoup_cli.edit(*pair, tmp_path / "whole", energy=0.5)
+    assert same_bytes(run[-1], tmp_path / "whole")
+    assert report["arguments"]["energy"] == 0.5
+
+
+def test_resume_without_an_interrupted_run_just_runs(pair, tmp_path):
+    monosoup_cli.edit(*pair, tmp_path / "out", resume=True)
+    assert same_bytes(tmp_path / "out", whole(pair, tmp_path))
+
+
+def test_the_old_output_stays_until_the_new_one_is_complete(pair, tmp_path):
+    out = whole(pair, tmp_path)
+    before = (out / "model.safetensors").read_bytes()
+
+    def stop(tensor, is_done):
+        assert (out / "model.safetensors").read_bytes() == before
+        if is_done:
+            raise Enough
+
+    with pytest.raises(Enough):
+        monosoup_cli.edit(*pair, out, overwrite=True, weighting="low", progress=stop)
+    assert (out / "model.safetensors").read_bytes() == before
+    monosoup_cli.edit(*pair, out, overwrite=True, resume=True, weighting="low")
+    assert (out / "model.safetensors").read_bytes() != before
+    assert sorted(path.name for path in out.parent.iterdir() if "partial" in path.name) == []
+
+
+def test_a_full_disk_leaves_no_output(slow_pair, tmp_path):
+    """A limit on file size stands for the full disk: the system refuses the space in the same way."""
+    result = subprocess.run(
+        arguments(slow_pair, tmp_path / "out"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nonfinite_inputs_stop_the_run_and_leave_nothing(pair, tmp_path):
+    base, finetuned = pair
+    weights = load_file(finetuned)
+    for name in weights:
+        damaged = {**weights, name: weights[name].clone()}
+        damaged[name].view(-1)[3] = float("nan")
+        save_file(damaged, tmp_path / "damaged.safetensors")
+        with pytest.raises(NonfiniteError) as caught:
+            monosoup_cli.edit(base, tmp_path / "damaged.safetensors", tmp_path / "out")
+        assert caught.value.tensor == name
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+
+
+def test_nonfinite_tensors_may_be_kept(pair, tmp_path):
+    base, finetuned = pair
+    weights = load_file(base)
+    weights["mlp.weight"][2, 2] = float("inf")
+    save_file(weights, tmp_path / "damaged.safetensors")
+    report = monosoup_cli.edit(
+        tmp_path / "damaged.safetensors", finetuned, tmp_path / "out", on_nonfinite="keep"
+    )
+    reasons = {layer["name"]: layer["reason"] for layer in report["layers"]}
+    assert reasons["mlp.weight"] == "nonfinite"
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found["mlp.weight"], load_file(finetuned)["mlp.weight"])
+
+
+def test_overflow_in_the_output_dtype_is_an_error(tmp_path):
+    save_file({"w": torch.zeros(4, 4)}, tmp_path / "base.safetensors")
+    save_file({"w": torch.full((4, 4), 1e6)}, tmp_path / "finetuned.safetensors")
+    pair = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    with pytest.raises(NonfiniteError, match="overflows F16"):
+        monosoup_cli.edit(*pair, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(pair, tmp_path):
+    def touch(tensor, is_done):
+        os.utime(pair[0], (1, 1))
+
+    with pytest.raises(MonosoupError, match="changed while"):
+        monosoup_cli.edit(*pair, tmp_path / "out", progress=touch)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_kept_is_kept_to_the_byte(pair, tmp_path):
+    base, finetuned = pair
+    monosoup_cli.edit(base, finetuned, tmp_path / "out.safetensors", exclude=["mlp.*"])
+    before, after = finetuned.read_bytes(), (tmp_path / "out.safetensors").read_bytes()
+    header = 8 + int.from_bytes(before[:8], "little")
+    assert before[:header] == after[:header]
+    with safe_open(tmp_path / "out.safetensors", "pt") as out, safe_open(finetuned, "pt") as source:
+        assert out.metadata() == source.metadata()
+        for name in ("norm.weight", "mlp.weight"):
+            assert torch.equal(out.get_tensor(name), source.get_tensor(name))
+
+
+def test_small_and_negative_zero_updates(tmp_path):
+    """An unchanged tensor keeps its bits, negative zeros too; --min-update widens what counts as unchanged."""
+    weights = torch.randn(8, 6)
+    weights[0, 0] = -0.0
+    save_file({"a": weights, "b": weights.clone()}, tmp_path / "base.safetensors")
+    save_file({"a": weights, "b": 1.001 * weights}, tmp_path / "finetuned.safetensors")
+    pair = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    out = tmp_path / "out.safetensors"
+    for options, reasons in (({}, ["unchanged", None]), ({"min_update": 0.002}, ["unchanged"] * 2)):
+        report = monosoup_cli.edit(*pair, out, overwrite=True, **options)
+        assert [layer["reason"] for layer in report["layers"]] == reasons
+    assert out.read_bytes() == (tmp_path / "finetuned.safetensors").read_bytes()
+
+
+def test_files_get_the_mode_of_the_umask(pair, tmp_path):
+    before = os.umask(0o027)
+    try:
+        monosoup_cli.edit(*pair, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o640}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def write_shards(folder, tensors, groups):
+    folder.mkdir()
+    weight_map = {}
+    for number, names in enumerate(groups, start=1):
+        name = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        save_file({tensor: tensors[tensor] for tensor in names}, folder / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, name)
+    index = {"metadata": {"total_size": 0, "kept": "as it is"}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.txt").write_text("a b c")
+    (folder / "optimizer.bin").write_text("training state")
+    (folder / ".cache").write_text("hidden")
+
+
+@pytest.fixture
+def sharded(pair, tmp_path):
+    tensors = load_file(pair[1])
+    names = sorted(tensors)
+    write_shards(tmp_path / "sharded", tensors, [names[:1], names[1:]])
+    return tmp_path / "sharded"
+
+
+def test_shards_come_out_as_shards(pair, sharded, tmp_path):
+    out = tmp_path / "out"
+    monosoup_cli.edit(pair[0], sharded, out)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    source = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == source["weight_map"]
+    assert index["metadata"]["kept"] == "as it is"
+    expected = load_file(whole(pair, tmp_path) / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in expected.values())
+    for name, shard in index["weight_map"].items():
+        assert torch.equal(load_file(out / shard)[name], expected[name])
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == [
+        "README.md", "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json", "monosoup_report.json", "tokenizer/vocab.txt",
+    ]  # fmt: skip
+
+
+def test_shards_into_one_file_and_one_file_into_shards(pair, sharded, tmp_path):
+    expected = load_file(whole(pair, tmp_path) / "model.safetensors")
+    monosoup_cli.edit(pair[0], sharded, tmp_path / "one.safetensors")
+    found = load_file(tmp_path / "one.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (tmp_path / "one.report.json").exists()
+    monosoup_cli.edit(*pair, tmp_path / "many", max_shard_size="3kB")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert shards == [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    assert len(shards) > 1
+    for name, shard in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "many" / shard)[name], expected[name])
+
+
+def test_names_only_in_the_base_are_reported(pair, tmp_path):
+    weights = {**load_file(pair[0]), "old_head.weight": torch.ones(3, 3)}
+    save_file(weights, tmp_path / "larger.safetensors")
+    report = monosoup_cli.edit(tmp_path / "larger.safetensors", pair[1], tmp_path / "out")
+    assert report["only_in_base"] == ["old_head.weight"]
+    assert "old_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+
+
+def test_inputs_are_only_read(pair, tmp_path):
+    for path in pair:
+        path.chmod(0o444)
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in pair]
+    monosoup_cli.edit(*pair, tmp_path / "out")
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in pair] == before
+
+
+def test_the_report_counts_bytes_and_hashes_files(pair, tmp_path):
+    import hashlib
+
+    report = monosoup_cli.edit(*pair, tmp_path / "out")
+    (file,) = report["output"]["files"]
+    content = (tmp_path / "out" / file["name"]).read_bytes()
+    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert file["bytes"] == len(content)
+    assert report["timing"]["bytes_written"] == sum(t.nbytes for t in load_file(pair[1]).values())
+    assert report["timing"]["bytes_read"] >= sum(Path(path).stat().st_size for path in pair) - 4096
