@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ class RunKeywords(TypedDict, total=False):
     workers: int | None
     dtype: Literal["keep", "float32", "bfloat16", "float16"]
     max_shard_size: str | int | None
-    report: str | None
+    report: str | os.PathLike[str] | None
     overwrite: bool
     resume: bool
 
@@ -105,7 +106,7 @@ def prepare_edit(
 
     if wise is not None and not 0.0 <= wise <= 1.0:
         raise UsageError("wise is out of range", expected="0 <= value <= 1", found=wise)
-    if not min_update >= 0.0:
+    if not 0.0 <= min_update < math.inf:
         raise UsageError("min_update is out of range", expected="at least 0", found=min_update)
     monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
     sources = [finetuned] if isinstance(finetuned, (str, os.PathLike)) else list(finetuned)
@@ -136,10 +137,10 @@ def _monosoup_method(monosoup: MonoSoup, min_update: float) -> Method:
         if edited is None:
             return None
         spectrum, apply = edited
-        relative = spectrum.update_norm / layer.base_norm if layer.base_norm else None
-        if relative is not None and relative < min_update:
+        relative = spectrum.update_norm / layer.base_norm if layer.base_norm else math.inf
+        if relative < min_update:
             return None
-        return {**asdict(spectrum), "relative_update": relative}, apply
+        return {**asdict(spectrum), "relative_update": relative if relative < math.inf else None}, apply
 
     return method
 

@@ -188,6 +188,8 @@ def edit_update(
     if float(spectrum.singular_values[0]) == 0.0:
         return None
     layer = measure(spectrum.singular_values, method)
+    if not math.isfinite(layer.update_norm):
+        raise FloatingPointError("the norm of the update overflows float64")
     return layer, reweigh(spectrum, layer)
 
 

@@ -1,8 +1,8 @@
 """Tensors of any size as float64 blocks, and back: the one place where dtypes are converted.
 
 Inputs are upcast to float64 before anything is computed, and results are cast once, when they are
-stored. A matrix is seen by blocks along its longer side; a block is always (any, side) with
-side = min(rows, columns), so a wide matrix appears transposed.
+stored (to 16 bits torch goes by way of float32). A matrix is seen by blocks along its longer side; a
+block is always (any, side) with side = min(rows, columns), so a wide matrix appears transposed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,14 @@ from monosoup_cli.pipeline.plan import Plan
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WorkerPlaces", "describe_device", "estimate_bytes", "find_devices", "plan_workers"]
+__all__ = [
+    "WorkerPlaces",
+    "blas_threads_restored",
+    "describe_device",
+    "estimate_bytes",
+    "find_devices",
+    "plan_workers",
+]
 
 WORKERS_PER_CARD = 3
 """One computes while another reads and a third writes."""
@@ -137,6 +144,18 @@ def plan_workers(
     while asked is None and wanted > 1 and sum(needs[:wanted]) > allowed:
         wanted -= 1
     return wanted, sum(needs[:wanted])
+
+
+@contextmanager
+def blas_threads_restored() -> Iterator[None]:
+    """Give the process back its number of threads, which workers set to one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class WorkerPlaces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,9 @@ __all__ = ["Job", "RunOptions", "parse_size", "prepare"]
 REPORT_NAME = "monosoup_report.json"
 STDOUT = "-"
 
-OPERATIONAL = {"output", "report", "workers", "overwrite", "resume", "on_nonfinite"}
-"""Arguments that do not change the bytes of a finished tensor: a resumed run may differ in them."""
+OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume", "on_nonfinite"}
+"""Arguments that do not change the bytes of a finished tensor: a resumed run may differ in them.
+(The model of the device does, and stands in the environment.)"""
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
@@ -62,7 +64,7 @@ class RunOptions:
     workers: int | None = None
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     max_shard_size: str | int | None = None
-    report: str | None = None
+    report: str | os.PathLike[str] | None = None
     overwrite: bool = False
     resume: bool = False
 
@@ -172,7 +174,7 @@ class Job:
                 "schema_version": SCHEMA_VERSION,
                 "tool": {"name": "monosoup", "version": __version__},
                 "command": self.command,
-                "arguments": {**self.arguments, **asdict(self.options)},
+                "arguments": self._resolved_arguments(),
                 "environment": environment,
                 "inputs": [_describe(role, checkpoint) for role, checkpoint in self.inputs],
                 "output": {"path": str(self.output), "files": files},
@@ -185,13 +187,22 @@ class Job:
                 "only_in_base": list(self.plan.only_in_base),
                 "layers": layers,
             }
-            self._publish(partial, report)
-        return report
+            text = json.dumps(report, indent=1, allow_nan=False)
+            self._publish(partial, text.encode() + b"\n")
+        return dict(json.loads(text))
 
-    def _publish(self, partial: PartialOutput, report: dict[str, Any]) -> None:
+    def _resolved_arguments(self) -> dict[str, Any]:
+        return {
+            **self.arguments,
+            **asdict(self.options),
+            "device": ", ".join(str(device) for device in self.devices),
+            "workers": self.workers,
+            "report": STDOUT if self.report_path is None else str(self.report_path),
+        }
+
+    def _publish(self, partial: PartialOutput, text: bytes) -> None:
         inside: dict[str, Path | bytes] = dict(self.side_files)
         beside: dict[Path, bytes] = {}
-        text = json.dumps(report, indent=1, allow_nan=False).encode() + b"\n"
         path = self.report_path
         if path is not None and path.parent == self.output:
             inside[path.name] = text
@@ -214,7 +225,7 @@ class Job:
 
     def _identity(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the output's bytes depend on."""
-        options = {**self.arguments, **asdict(self.options)}
+        options = self._resolved_arguments()
         inputs = {}
         for number, (role, checkpoint) in enumerate(self.inputs):
             for shard in checkpoint.shards:

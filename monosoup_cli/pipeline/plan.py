@@ -104,9 +104,10 @@ def make_plan(
             "base and fine-tuned checkpoint have no tensor name in common",
             expected=f"a name like {next(iter(base), 'none')!r}", found=repr(next(iter(first))),
         )  # fmt: skip
-    _check_patterns(first, selection)
+    _check_patterns(finetuned, selection)
+    _check_names(first, others, selection)
     if selection.on_mismatch == "error":
-        _check_agreement(first, base, others, selection)
+        _check_shapes(first, base, others, selection)
     tensors = tuple(_plan_tensor(tensor, base, others, selection, wise) for tensor in first.values())
     return Plan(tensors, tuple(name for name in base if name not in first))
 
@@ -158,54 +159,52 @@ def _reason(
     tensor: TensorInfo, base: Headers, others: Sequence[Headers], selection: Selection
 ) -> Reason | None:
     name = tensor.name
-    if _disagreement(tensor, base, others) is not None:
-        return "shape_mismatch"
-    if any(headers[name].dtype not in FLOATING for headers in (base, *others) if name in headers):
-        return "not_floating"
-    if tensor.dtype not in FLOATING:
+    namesakes = [headers[name] for headers in (base, *others) if name in headers]
+    if any(namesake.dtype not in FLOATING for namesake in (tensor, *namesakes)):
         return "not_floating"
     if _left_out(name, selection):
         return "excluded"
+    if any(namesake.shape != tensor.shape for namesake in namesakes):
+        return "shape_mismatch"
     if name not in base:
         return "not_in_base"
     return "vector" if len(tensor.shape) <= 1 else None
 
 
-def _disagreement(
-    tensor: TensorInfo, base: Headers, others: Sequence[Headers]
-) -> tuple[int, ...] | Literal["missing"] | None:
-    """The other shape that an input has for this tensor, "missing" where a fine-tuned one has none."""
-    for headers in (base, *others):
-        twin = headers.get(tensor.name)
-        if twin is None and headers is not base:
-            return "missing"
-        if twin is not None and twin.shape != tensor.shape:
-            return twin.shape
-    return None
-
-
-def _check_agreement(first: Headers, base: Headers, others: Sequence[Headers], selection: Selection) -> None:
-    hint = "--on-mismatch keep leaves such tensors as fine-tuned"
+def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
+    """Raise MismatchError where the fine-tuned checkpoints do not hold the same names."""
     for number, other in enumerate(others, start=2):
-        extra = [name for name in other if name not in first and not _left_out(name, selection)]
-        if extra:
-            raise MismatchError(
-                f"fine-tuned checkpoint {number} has it, the first has not", tensor=extra[0], hint=hint
-            )  # fmt: skip
+        for name in first.keys() ^ other.keys():
+            if not _left_out(name, selection):
+                holder = "the first" if name in first else f"number {number}"
+                raise MismatchError(
+                    f"of the fine-tuned checkpoints 1 and {number} only {holder} has it",
+                    tensor=name,
+                    hint="--exclude leaves such tensors as they are in the first",
+                )
+
+
+def _check_shapes(first: Headers, base: Headers, others: Sequence[Headers], selection: Selection) -> None:
+    """Raise MismatchError where a tensor has different shapes in the inputs."""
     wrong = [
-        (tensor, found)
+        (tensor, headers[tensor.name])
         for tensor in first.values()
-        if not _left_out(tensor.name, selection)
-        and (found := _disagreement(tensor, base, others)) is not None
+        for headers in (base, *others)
+        if tensor.name in headers
+        and headers[tensor.name].shape != tensor.shape
+        and not _left_out(tensor.name, selection)
     ]
     if not wrong:
         return
-    tensor, found = wrong[0]
-    also = f" (so do those of {len(wrong) - 1} more: {', '.join(repr(t.name) for t, _ in wrong[1:4])})"
+    tensor, namesake = wrong[0]
+    more = ", ".join(dict.fromkeys(repr(tensor.name) for tensor, _ in wrong[1:4]))
     raise MismatchError(
-        f"the shapes differ{also if len(wrong) > 1 else ''}", tensor=tensor.name,
-        expected=found if found == "missing" else list(found), found=list(tensor.shape), hint=hint,
-    )  # fmt: skip
+        "the shapes differ" + (f" (also of {more}{', …' if len(wrong) > 4 else ''})" if more else ""),
+        tensor=tensor.name,
+        expected=list(namesake.shape),
+        found=list(tensor.shape),
+        hint="--on-mismatch keep leaves such tensors as fine-tuned",
+    )
 
 
 def _left_out(name: str, selection: Selection) -> bool:
@@ -227,8 +226,9 @@ def matrix_view(tensor: TensorInfo, stacked: Sequence[str]) -> tuple[int | None,
     return None, Cut(shape[0], math.prod(shape[1:]))
 
 
-def _check_patterns(first: Headers, selection: Selection) -> None:
+def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
+    names = {name for headers in finetuned for name in headers}
     for option in ("include", "exclude", "stacked"):
         for pattern in getattr(selection, option):
-            if not any(fnmatchcase(name, pattern) for name in first):
-                raise UsageError(f"--{option} {pattern!r} matches no tensor of the fine-tuned checkpoint")
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(f"--{option} {pattern!r} matches no tensor")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +17,9 @@ from monosoup_cli.pipeline.blocks import (
     Scratch,
     bytes_of,
     check_finite,
+    count_nonfinite,
 )
-from monosoup_cli.pipeline.devices import WorkerPlaces
+from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 
@@ -38,7 +39,7 @@ blocks of the edited update. None: the matrix counts as unchanged and stays as f
 Progress = Callable[[PlannedTensor, bool], None]
 """Called from any thread when a tensor is begun (False) and when it is finished (True)."""
 
-COPY_BYTES = 8 << 20
+CHUNK_BYTES = 8 << 20
 
 
 class Stopped(Exception):
@@ -87,7 +88,7 @@ def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progr
         job.output.commit(tensor.name, record.to_json(job.measured))
         progress(tensor, True)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
+    with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
         futures = [pool.submit(make, number) for number in range(len(waiting))]
         try:
             for future in as_completed(futures):
@@ -127,15 +128,18 @@ class _Bench:
             self._keep_as_finetuned(tensor)
             return self._record(tensor, tensor.reason)
         if not tensor.is_edited:
-            self._store(tensor, 0, None)
+            self._store_as_finetuned(tensor, 0)
             return self._record(tensor, tensor.reason)
         slices = []
         for index in range(tensor.matrices):
-            edit = self._edit(tensor, index)
-            if edit is None and tensor.stack is None and self._is_plain(tensor):
+            layer = self._layer(tensor, index, with_base=True)
+            edit = self._edit(tensor, layer)
+            if edit is not None:
+                self._store(tensor, index, layer, edit[1])
+            elif tensor.stack is None and self._is_plain(tensor):
                 self._keep_as_finetuned(tensor)
             else:
-                self._store(tensor, index, edit and edit[1])
+                self._store_as_finetuned(tensor, index)
             slices.append(SliceRecord(index, edit and edit[0]))
         if all(part.measures is None for part in slices):
             return self._record(tensor, "unchanged")
@@ -150,11 +154,11 @@ class _Bench:
         """Whether "as fine-tuned" means the bytes of the fine-tuned checkpoint."""
         return self.job.wise is None and tensor.sources == 1 and tensor.stored_dtype == tensor.dtype
 
-    def _edit(self, tensor: PlannedTensor, index: int) -> tuple[Mapping[str, Any], Apply] | None:
+    def _edit(self, tensor: PlannedTensor, layer: Layer) -> tuple[Mapping[str, Any], Apply] | None:
         if tensor.cut.elements == 0:
             return None
         try:
-            return self.job.method(self._layer(tensor, index, with_base=True))
+            return self.job.method(layer)
         except FloatingPointError:
             raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
 
@@ -169,40 +173,52 @@ class _Bench:
         base = matrix(self.job.base, "base") if with_base else None
         return Layer(base, finetuned, self.device, self._interrupt)
 
-    def _store(self, tensor: PlannedTensor, index: int, apply: Apply | None) -> None:
-        """Write W0 + wise · apply(Δ), or without `apply` and `wise` the fine-tuned mean as it is."""
-        wise = self.job.wise
-        with_base = tensor.has_base and (apply is not None or wise is not None)
-        layer = self._layer(tensor, index, with_base=with_base)
+    def _store_as_finetuned(self, tensor: PlannedTensor, index: int) -> None:
+        """Write the fine-tuned mean, interpolated with `wise`, in the dtype asked for."""
+        with_base = tensor.has_base and self.job.wise is not None
+        self._store(tensor, index, self._layer(tensor, index, with_base=with_base), None)
+
+    def _store(self, tensor: PlannedTensor, index: int, layer: Layer, apply: Apply | None) -> None:
+        """Write W0 + wise · apply(Δ) block by block; without a base, Δ is the mean itself."""
+        wise = 1.0 if self.job.wise is None else self.job.wise
         result = OutputMatrix(
             self.job.output, tensor.name, tensor.stored_dtype, tensor.cut, self.scratch, index
         )
         for start, stop, base, update in layer.pairs():
-            if apply is not None:
-                update = apply(update)
-            if base is not None:
-                update = base.add_(update, alpha=1.0 if wise is None else wise)
-            result.put(start, stop, update)
+            edited = update if apply is None else apply(update)
+            result.put(start, stop, edited if base is None else base.add_(edited, alpha=wise))
 
     def _keep_as_finetuned(self, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
-        """Move the (first) fine-tuned checkpoint's bytes, chunk by chunk; cast where asked to."""
-        source, item_bytes = self.job.finetuned[0], BITS[tensor.dtype] // 8
-        is_floating = tensor.dtype in FLOATING
-        written = 0
-        for offset in range(0, tensor.nbytes, COPY_BYTES):
-            self._interrupt()
-            nbytes = min(COPY_BYTES, tensor.nbytes - offset)
-            if is_floating:
-                chunk = self.scratch.take("kept", tensor.dtype, nbytes // item_bytes)
-            else:
-                chunk = self.scratch.take("kept", "U8", nbytes)
-            source.read_into(tensor.name, bytes_of(chunk), offset)
-            if is_floating and is_checked:
+        """Move the (first) fine-tuned checkpoint's bytes, chunk by chunk; cast where asked to.
+
+        `is_checked`: NaN or Inf, here or in the base's tensor of that name, stops the run.
+        """
+        source, written = self.job.finetuned[0], 0
+        for chunk in self._chunks(source, tensor.name):
+            if is_checked and tensor.dtype in FLOATING:
                 check_finite(chunk, source.source, tensor.name)
             if tensor.stored_dtype != tensor.dtype:
+                nonfinite = count_nonfinite(chunk)
                 chunk = self.scratch.take("output", tensor.stored_dtype, len(chunk)).copy_(chunk)
+                if count_nonfinite(chunk) > nonfinite:
+                    raise NonfiniteError(f"overflows {tensor.stored_dtype}", tensor=tensor.name)
             self.job.output.write(tensor.name, bytes_of(chunk), written)
             written += len(bytes_of(chunk))
+        base = self.job.base
+        if is_checked and tensor.name in base.tensors and base.tensors[tensor.name].dtype in FLOATING:
+            for chunk in self._chunks(base, tensor.name):
+                check_finite(chunk, base.source, tensor.name)
+
+    def _chunks(self, checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
+        """A stored tensor piece by piece, flat: in its dtype where that is edited, else as bytes."""
+        stored = checkpoint.tensors[name]
+        dtype = stored.dtype if stored.dtype in FLOATING else "U8"
+        for offset in range(0, stored.nbytes, CHUNK_BYTES):
+            self._interrupt()
+            count = min(CHUNK_BYTES, stored.nbytes - offset) * 8 // BITS[dtype]
+            chunk = self.scratch.take("kept", dtype, count)
+            checkpoint.read_into(name, bytes_of(chunk), offset)
+            yield chunk
 
     def _interrupt(self) -> None:
         if self.stop.is_set():

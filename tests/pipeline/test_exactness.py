@@ -1,6 +1,5 @@
 """The edited files against the float64 oracle, for every kind of tensor and dtype."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -9,7 +9,8 @@ from tests import oracle
 transformers = pytest.importorskip("transformers")
 
 SIZES = {
-    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_killed_five_times_and_resumed(slow_pair, tmp_path):
         assert not out.exists()
         seen.append(journalled(out))
     assert seen == sorted(set(seen)), "each run went on from the one before"
-    assert 0 < seen[0]
+    assert seen[0] > 0
     assert seen[-1] < TENSORS
     result = subprocess.run(arguments(slow_pair, out, "--resume", "--workers", "2"), check=False)
     assert result.returncode == 0
@@ -120,7 +120,7 @@ def test_the_number_of_workers_does_not_change_the_bytes(slow_pair, tmp_path, wo
     assert same_bytes(tmp_path / "out", slow_pair / "whole")
 
 
-class Enough(Exception):  # noqa: N818
+class Enough(Exception):
     """Stands for whatever stops a run."""
 
 
@@ -263,7 +263,7 @@ def test_what_is_kept_is_kept_to_the_byte(pair, tmp_path):
 
 
 def test_small_and_negative_zero_updates(tmp_path):
-    """An unchanged tensor keeps its bits, negative zeros too; --min-update widens what counts as unchanged."""
+    """An unchanged tensor keeps its bits, negative zeros too; --min-update widens the word."""
     weights = torch.randn(8, 6)
     weights[0, 0] = -0.0
     save_file({"a": weights, "b": weights.clone()}, tmp_path / "base.safetensors")
@@ -371,3 +371,81 @@ def test_the_report_counts_bytes_and_hashes_files(pair, tmp_path):
     assert file["bytes"] == len(content)
     assert report["timing"]["bytes_written"] == sum(t.nbytes for t in load_file(pair[1]).values())
     assert report["timing"]["bytes_read"] >= sum(Path(path).stat().st_size for path in pair) - 4096
+
+
+def test_excluded_tensors_stay_as_in_the_first(tmp_path):
+    """Left out means left out: neither interpolated, nor averaged with one of another shape."""
+    weights = {"w": torch.randn(6, 4), "x": torch.randn(4, 4)}
+    save_file(weights, tmp_path / "base.safetensors")
+    first = {name: t + 1 for name, t in weights.items()}
+    save_file(first, tmp_path / "first.safetensors")
+    save_file({"w": weights["w"] - 1, "x": torch.randn(5, 4)}, tmp_path / "second.safetensors")
+    report = monosoup_cli.edit(
+        tmp_path / "base.safetensors", [tmp_path / "first.safetensors", tmp_path / "second.safetensors"],
+        tmp_path / "out.safetensors", exclude=["x"], wise=0.5,
+    )  # fmt: skip
+    assert {layer["name"]: layer["reason"] for layer in report["layers"]}["x"] == "excluded"
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["x"], first["x"])
+
+
+def test_the_callers_threads_are_left_alone(pair, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monosoup_cli.edit(*pair, tmp_path / "out", workers=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_keeping_nonfinite_tensors_does_not_let_finite_ones_overflow(tmp_path):
+    save_file({"w": torch.zeros(4, 4)}, tmp_path / "base.safetensors")
+    save_file({"w": torch.full((4, 4), 1e6)}, tmp_path / "finetuned.safetensors")
+    pair = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    with pytest.raises(NonfiniteError, match="overflows F16"):
+        monosoup_cli.edit(*pair, tmp_path / "out", dtype="float16", on_nonfinite="keep")
+
+
+def test_nan_in_the_bases_copy_of_a_kept_tensor_stops_the_run(pair, tmp_path):
+    weights = load_file(pair[0])
+    weights["norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "damaged.safetensors")
+    with pytest.raises(NonfiniteError) as caught:
+        monosoup_cli.edit(tmp_path / "damaged.safetensors", pair[1], tmp_path / "out")
+    assert caught.value.tensor == "norm.weight"
+    assert "damaged" in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [1e-310, 1e-200, 1e200])
+def test_float64_at_its_limits(tmp_path, factor):
+    update = factor * torch.randn(12, 8, dtype=torch.float64)
+    save_file({"w": torch.zeros(12, 8, dtype=torch.float64)}, tmp_path / "base.safetensors")
+    save_file({"w": update}, tmp_path / "finetuned.safetensors")
+    pair = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    (layer,) = monosoup_cli.edit(*pair, tmp_path / "out")["layers"]
+    assert layer["update_norm"] == pytest.approx(factor * float((update / factor).norm()), rel=1e-9)
+    assert layer["relative_update"] is None
+
+
+def test_an_update_beyond_float64_is_refused(tmp_path):
+    save_file({"w": torch.full((4, 4), -1.5e308, dtype=torch.float64)}, tmp_path / "base.safetensors")
+    save_file({"w": torch.full((4, 4), 1.5e308, dtype=torch.float64)}, tmp_path / "finetuned.safetensors")
+    with pytest.raises(NonfiniteError, match="overflows float64"):
+        monosoup_cli.edit(tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors", tmp_path / "out")
+
+
+def test_the_returned_report_is_the_written_one(pair, tmp_path):
+    report = monosoup_cli.edit(*pair, tmp_path / "out", exclude=("mlp.*",), report=tmp_path / "report.json")
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["arguments"]["device"] != "auto"
+    assert report["arguments"]["workers"] >= 1
+
+
+def test_finetuned_checkpoints_with_other_names_are_refused(pair, tmp_path):
+    weights = load_file(pair[1])
+    save_file({**weights, "extra": torch.ones(2)}, tmp_path / "extra.safetensors")
+    for order in ([pair[1], tmp_path / "extra.safetensors"], [tmp_path / "extra.safetensors", pair[1]]):
+        with pytest.raises(MonosoupError, match="has it") as caught:
+            monosoup_cli.edit(pair[0], order, tmp_path / "out", on_mismatch="keep")
+        assert caught.value.tensor == "extra"
+        monosoup_cli.edit(pair[0], order, tmp_path / "out", exclude=["extra"], overwrite=True)
