@@ -96,7 +96,15 @@ def assert_measures_equal(found, reference):
     """k exactly, ρ, cos α and λ to 1e-7 absolute, norms to 1e-9 relative."""
     assert found["k"] == reference["k"]
     assert found["rank"] == reference["rank"]
-    for name in ("rho", "cos_alpha", "lambda_high", "lambda_low", "energy_high", "equivalent_alpha", "anisotropy"):
+    for name in (
+        "rho",
+        "cos_alpha",
+        "lambda_high",
+        "lambda_low",
+        "energy_high",
+        "equivalent_alpha",
+        "anisotropy",
+    ):
         assert abs(found[name] - reference[name]) <= 1e-7, name
     for name in ("sigma_max", "update_norm"):
         assert abs(found[name] - reference[name]) <= 1e-9 * reference[name], name

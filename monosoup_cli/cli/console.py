@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Console"]
 
 SECONDS_BETWEEN_LINES = 10.0
+PIPE_WIDTH = 10_000
 
 
 class Console:
@@ -46,11 +47,18 @@ class Console:
         sys.stdout.flush()
 
     def table(self, renderable: RenderableType, *, to_stdout: bool = False) -> None:
-        """A rich renderable, without its markup, highlighting and emoji."""
-        if to_stdout:
-            self._rich(stderr=False).print(renderable)
-        elif not self.quiet:
-            self._rich(stderr=True).print(renderable)
+        """A rich renderable. In a terminal it is folded to its width; in a pipe a row is a line."""
+        if self.quiet and not to_stdout:
+            return
+        console = self._rich(stderr=not to_stdout)
+        if console.is_terminal:
+            console.print(renderable)
+            return
+        console.width = PIPE_WIDTH
+        with console.capture() as captured:
+            console.print(renderable)
+        for line in captured.get().splitlines():
+            print(line.rstrip(), file=sys.stdout if to_stdout else sys.stderr)
 
     def _rich(self, *, stderr: bool) -> RichConsole:
         from rich.console import Console as RichConsole

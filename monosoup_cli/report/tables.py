@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.words import duration, shown, size
+from monosoup_cli.report.words import duration, plural, shown, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,15 +72,14 @@ def plan_table(job: Job) -> RenderableType:
         table.add_row(Text(shown(tensor.name)), tensor.dtype, action)
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
     totals = _grid("", "")
-    totals.add_row("edit", f"{len(job.plan.edited)} tensors")
+    totals.add_row("edit", plural(len(job.plan.edited), "tensor"))
     totals.add_row("keep", _counts(reasons) or "none")
-    totals.add_row("only in base", f"{len(job.plan.only_in_base)} tensors, not written")
-    totals.add_row(
-        "write", f"{size(job.layout.nbytes)} in {len(job.layout.files)} file(s) to {shown(job.output)}"
-    )
-    totals.add_row(
-        "memory", f"about {size(job.memory_bytes)} for {job.workers} worker(s), beside the libraries"
-    )
+    if job.plan.only_in_base:
+        totals.add_row("only in base", f"{plural(len(job.plan.only_in_base), 'tensor')}, not written")
+    files = plural(len(job.layout.files), "file")
+    totals.add_row("write", Text(f"{size(job.layout.nbytes)} in {files} to {shown(job.output)}"))
+    memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
+    totals.add_row("memory", memory)
     return Group(table, Text(""), totals)
 
 
@@ -89,7 +88,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None) -> Render
     summary, timing = report["summary"], report["timing"]
     counts = _grid("", "")
     counts.add_row(
-        "edited", f"{summary['edited']} tensors, {_count(summary['parameters_edited'])} parameters"
+        "edited", f"{plural(summary['edited'], 'tensor')}, {_count(summary['parameters_edited'])} parameters"
     )
     counts.add_row("kept", _counts(summary["kept"]) or "none")
     seconds = max(timing["seconds"], 1e-9)

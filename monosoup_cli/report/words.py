@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["duration", "shown", "size"]
+__all__ = ["duration", "plural", "shown", "size"]
 
 MAX_SHOWN = 300
 
@@ -43,3 +43,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 tensor, 2 tensors."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

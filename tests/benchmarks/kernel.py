@@ -1,0 +1,53 @@
+"""CPU time and error of one edit in memory, ours and the rival's in turn; JSON on stdout."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+
+from monosoup_cli.methods.monosoup import edit_matrix
+from tests import oracle
+from tests.benchmarks import straightforward
+from tests.benchmarks.pairs import BLOCK, matrix_pair
+
+
+def timed(function, *arguments):
+    started = time.process_time()
+    result = function(*arguments)
+    return time.process_time() - started, result
+
+
+def main():
+    torch.set_num_threads(1)
+    repeats = int(sys.argv[1])
+    generator = torch.Generator().manual_seed(0)
+    results, totals = [], {"name": "whole block", "our_error": 0.0, "their_error": 0.0}
+    for name, shape in BLOCK.items():
+        base, finetuned = (weights.bfloat16() for weights in matrix_pair(shape, generator))
+        reference, _ = oracle.edit(base.double().numpy(), finetuned.double().numpy())
+        ours, theirs = [], []
+        for number in range(repeats + 1):
+            our_time, (edited, _) = timed(edit_matrix, base, finetuned)
+            their_time, rival = timed(straightforward.edit, base, finetuned)
+            if number:
+                ours.append(our_time)
+                theirs.append(their_time)
+        errors = [
+            np.abs(found.double().numpy() - reference).max() / np.abs(reference).max()
+            for found in (edited, rival)
+        ]
+        results.append(
+            {"name": f"{name} {shape[0]} × {shape[1]}", "ours": ours, "theirs": theirs,
+             "our_error": errors[0], "their_error": errors[1]}
+        )  # fmt: skip
+    for side in ("ours", "theirs"):
+        totals[side] = [sum(times) for times in zip(*(result[side] for result in results), strict=True)]
+    for side in ("our_error", "their_error"):
+        totals[side] = max(result[side] for result in results)
+    json.dump([*results, totals], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

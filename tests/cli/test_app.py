@@ -1,0 +1,189 @@
+"""How the command talks: streams, exit codes, formats, and what it loads."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from monosoup_cli.cli.app import main
+
+DOCS = Path(monosoup_cli.__file__).parents[1] / "docs"
+SCHEMA = json.loads((DOCS / "report.schema.json").read_text())
+
+
+@pytest.fixture
+def files(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {"mlp.weight": torch.randn(20, 12, generator=generator), "norm.weight": torch.ones(12)}
+    finetuned = {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(finetuned, tmp_path / "finetuned.safetensors")
+    return [str(tmp_path / "base.safetensors"), str(tmp_path / "finetuned.safetensors")]
+
+
+@pytest.fixture
+def edit(files, tmp_path, capsys):
+    """Run `monosoup edit` in this process: (exit code, stdout, stderr)."""
+
+    def run(*options):
+        code = main(["edit", *files, "-o", str(tmp_path / "out"), *options])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_people_read_stderr(edit, tmp_path):
+    code, stdout, stderr = edit()
+    assert (code, stdout) == (0, "")
+    for fact in ("1 tensor,", "1 vector", "k/r", "λ_high", str(tmp_path / "out"), "monosoup_report.json"):
+        assert fact in stderr
+    assert "\x1b" not in stderr
+    assert all(len(line) <= 80 for line in stderr.splitlines() if str(tmp_path) not in line)
+    assert not any(line.endswith(" ") for line in stderr.splitlines())
+
+
+def test_quiet_says_nothing(edit):
+    assert edit("--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize("option", [["--format", "json"], ["--report", "-"]])
+def test_the_report_on_stdout(edit, option, tmp_path):
+    code, stdout, _ = edit(*option)
+    assert code == 0
+    jsonschema.validate(json.loads(stdout), SCHEMA)
+    assert (tmp_path / "out" / "monosoup_report.json").exists() == (option[0] == "--format")
+
+
+def test_the_report_elsewhere(edit, tmp_path):
+    code, _, _ = edit("--report", str(tmp_path / "r.json"))
+    assert code == 0
+    jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), SCHEMA)
+    assert not (tmp_path / "out" / "monosoup_report.json").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(edit, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    code, stdout, _ = edit("--dry-run")
+    assert code == 0
+    assert re.search(r"mlp\.weight +F32 +edit 20 × 12", stdout)
+    assert re.search(r"norm\.weight +F32 +keep: vector", stdout)
+    code, stdout, _ = edit("--dry-run", "--format", "json")
+    plan = json.loads(stdout)
+    assert [layer["reason"] for layer in plan["layers"]] == [None, "vector"]
+    assert plan["memory_bytes"] > 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [], ["--energy", "0"], ["--energy", "1.5"], ["--energy", "0.5", "--rank", "3"], ["--rank", "0"],
+        ["--wise", "2"], ["--device", "tpu"], ["--max-shard-size", "big"], ["--workers", "0"],
+        ["--include", "no such name"], ["--stacked", "mlp.weight"], ["--colour"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_usage_exits_with_2(files, tmp_path, capsys, options):
+    arguments = files[:1] if not options else [*files, "-o", str(tmp_path / "out"), *options]
+    assert main(["edit", *arguments]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert "rror: " in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_debugging_shows_the_traceback(files, tmp_path):
+    command = [sys.executable, "-m", "monosoup_cli", "edit", "missing", files[1], "-o", str(tmp_path / "out")]
+    for value in ("", "1"):
+        environment = {**os.environ, "MONOSOUP_DEBUG": value}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert result.returncode == 1
+        assert ("Traceback" in result.stderr) == (value == "1")
+
+
+def test_every_option_has_a_help_text_and_the_command_an_example(capsys):
+    assert main(["edit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example: monosoup edit" in text
+    for option in ("--energy", "--wise", "--resume", "--overwrite", "--max-shard-size", "--on-nonfinite"):
+        assert option in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = (
+        "import sys; from monosoup_cli.cli.app import main\n"
+        f"assert main({arguments!r}) == 0\n"
+        "heavy = {'torch', 'numpy', 'safetensors', 'huggingface_hub', 'rich.progress'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, monosoup_cli; monosoup_cli.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_line_reference_is_current():
+    command = [
+        Path(sys.executable).with_name("typer"),
+        "monosoup_cli.cli.app",
+        "utils",
+        "docs",
+        "--name",
+        "monosoup",
+    ]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert found.strip() == (DOCS / "cli.md").read_text().strip(), "run `make docs`"
+
+
+def in_a_terminal(command, environment=None):
+    """What a person sees: the bytes that the command writes to a terminal of 80 columns."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ.update({"COLUMNS": "80", "TERM": "xterm", **(environment or {})})
+        os.execv(command[0], command)
+    seen = b""
+    while select.select([terminal], [], [], 60)[0]:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    return seen.decode()
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "is_live"),
+    [({}, [], True), ({"TERM": "dumb"}, [], False), ({}, ["--no-progress"], False)],
+    ids=["terminal", "dumb terminal", "--no-progress"],
+)
+def test_the_progress_bar_moves_where_it_can(files, tmp_path, environment, options, is_live):
+    out = str(tmp_path / "out")
+    command = [sys.executable, "-m", "monosoup_cli", "edit", *files, "-o", out, *options]
+    seen = in_a_terminal(command, environment)
+    assert ("\x1b[2K" in seen) == is_live
+    assert "λ_high" in seen
+
+
+def test_reports_of_other_commands_words(edit, tmp_path):
+    """The options of the command are those of the function, and end in the report by the same names."""
+    edit("--energy", "0.5", "--exclude", "norm.*", "--dtype", "bfloat16")
+    found = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())["arguments"]
+    assert (found["energy"], found["exclude"], found["dtype"]) == (0.5, ["norm.*"], "bfloat16")
+    assert load_file(tmp_path / "out" / "model.safetensors")["mlp.weight"].dtype == torch.bfloat16
