@@ -115,7 +115,7 @@ def _grid(first: str, *others: str, show_header: bool = False) -> Table:
 
 
 def _counts(reasons: Mapping[Any, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
 
 
 def _count(number: float) -> str:

@@ -23,9 +23,9 @@ Blocks = Callable[[], Iterable[torch.Tensor]]
 Calling it starts a new pass over the matrix; every pass yields the same blocks.
 """
 
-RESOLVED = 1e-9
+RESOLVED = 1e-10
 """Eigenvalues of a Gram matrix above this share of the largest are kept; there σ is right to
-about 1e-11 σ_1. The others are found again from what is left of the matrix without them."""
+about 5e-11 σ_1. The others are found again from what is left of the matrix without them."""
 
 SAFE_SQUARES = (1e-200, 1e200)
 """Where sums of squares lose nothing to overflow or to denormals."""
@@ -67,7 +67,7 @@ def decompose(blocks: Blocks, side: int) -> Spectrum:
     """The spectrum of a matrix (rows, side), rows >= side, in one pass over its blocks.
 
     A matrix of low rank takes a pass more for each deflation. Singular values are right to about
-    1e-11 σ_1, and to 1e-15 σ_1 where the spectrum has a clear gap; no epsilon is used, so that a
+    1e-10 σ_1, and to 1e-15 σ_1 where the spectrum has a clear gap; no epsilon is used, so that a
     matrix of norm 1e-150 is decomposed like any other.
 
     Raises FloatingPointError where the matrix holds NaN or Inf.

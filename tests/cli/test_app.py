@@ -45,7 +45,7 @@ def edit(files, tmp_path, capsys):
 def test_people_read_stderr(edit, tmp_path):
     code, stdout, stderr = edit()
     assert (code, stdout) == (0, "")
-    for fact in ("1 tensor,", "1 vector", "k/r", "λ_high", str(tmp_path / "out"), "monosoup_report.json"):
+    for fact in ("1 tensor,", "vector 1", "k/r", "λ_high", str(tmp_path / "out"), "monosoup_report.json"):
         assert fact in stderr
     assert "\x1b" not in stderr
     assert all(len(line) <= 80 for line in stderr.splitlines() if str(tmp_path) not in line)
