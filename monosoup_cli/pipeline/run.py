@@ -84,7 +84,7 @@ def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progr
         if number + workers < len(waiting):
             _prefetch(job, waiting[number + workers])
         with places.mine() as (device, scratch):
-            record = _Bench(job, device, scratch, stop).make(tensor)
+            record = _Worker(job, device, scratch, stop).make(tensor)
         job.output.commit(tensor.name, record.to_json(job.measured))
         progress(tensor, True)
 
@@ -108,8 +108,8 @@ def _prefetch(job: Run, tensor: PlannedTensor) -> None:
         checkpoint.prefetch(tensor.name)
 
 
-class _Bench:
-    """A worker's place for one tensor: its device, its buffers, and the sign to stop."""
+class _Worker:
+    """Makes one tensor: with a device, buffers, and the sign to stop."""
 
     def __init__(self, job: Run, device: torch.device, scratch: Scratch, stop: threading.Event) -> None:
         self.job, self.device, self.scratch, self.stop = job, device, scratch, stop
@@ -124,11 +124,12 @@ class _Bench:
             return self._record(tensor, "nonfinite")
 
     def _make(self, tensor: PlannedTensor) -> LayerRecord:
-        if tensor.is_copied:
-            self._keep_as_finetuned(tensor)
-            return self._record(tensor, tensor.reason)
         if not tensor.is_edited:
-            self._store_as_finetuned(tensor, 0)
+            self._check_base(tensor)
+            if tensor.is_copied:
+                self._keep_as_finetuned(tensor)
+            else:
+                self._store_as_finetuned(tensor, 0)
             return self._record(tensor, tensor.reason)
         slices = []
         for index in range(tensor.matrices):
@@ -191,7 +192,7 @@ class _Bench:
     def _keep_as_finetuned(self, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
         """Move the (first) fine-tuned checkpoint's bytes, chunk by chunk; cast where asked to.
 
-        `is_checked`: NaN or Inf, here or in the base's tensor of that name, stops the run.
+        `is_checked`: NaN or Inf stops the run.
         """
         source, written = self.job.finetuned[0], 0
         for chunk in self._chunks(source, tensor.name):
@@ -204,8 +205,11 @@ class _Bench:
                     raise NonfiniteError(f"overflows {tensor.stored_dtype}", tensor=tensor.name)
             self.job.output.write(tensor.name, bytes_of(chunk), written)
             written += len(bytes_of(chunk))
+
+    def _check_base(self, tensor: PlannedTensor) -> None:
+        """Raise NonfiniteError for NaN or Inf in the base's version of a tensor that is kept."""
         base = self.job.base
-        if is_checked and tensor.name in base.tensors and base.tensors[tensor.name].dtype in FLOATING:
+        if tensor.name in base.tensors and base.tensors[tensor.name].dtype in FLOATING:
             for chunk in self._chunks(base, tensor.name):
                 check_finite(chunk, base.source, tensor.name)
 
