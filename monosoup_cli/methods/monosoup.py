@@ -160,7 +160,7 @@ def reweigh(spectrum: Spectrum, layer: LayerSpectrum) -> Callable[[torch.Tensor]
     """The map Δ → λ_high Δ_high + λ_low Δ_low (Eq. 5 of the paper), for any block of rows of Δ.
 
     Blocks are (any number of rows, side) float64. Only the smaller of the k high and the r − k
-    low directions is multiplied out; the other part is what remains.
+    low directions is multiplied out; the other part is what remains. A block is overwritten.
     """
     k, r = layer.k, layer.rank
     if k <= r - k:
@@ -171,7 +171,7 @@ def reweigh(spectrum: Spectrum, layer: LayerSpectrum) -> Callable[[torch.Tensor]
 
     def apply(block: torch.Tensor) -> torch.Tensor:
         projected = block @ directions
-        return (block * common).addmm_(projected, directions.T, alpha=extra - common)
+        return block.mul_(common).addmm_(projected, directions.T, alpha=extra - common)
 
     return apply
 

@@ -213,9 +213,11 @@ class Layer:
         base: InputMatrix | None,
         finetuned: list[InputMatrix],
         device: torch.device,
+        scratch: Scratch,
         interrupt: Callable[[], None],
     ) -> None:
         self.base, self.finetuned, self.device = base, finetuned, device
+        self._scratch = scratch
         self.cut = finetuned[0].cut
         self._interrupt = interrupt
         self._base_square: torch.Tensor | None = None
@@ -225,26 +227,29 @@ class Layer:
         return self.cut.side
 
     def pairs(self) -> Iterator[tuple[int, int, torch.Tensor | None, torch.Tensor]]:
-        """(start, stop, W0, Δ) of every block, in float64; both may be written to."""
+        """(start, stop, W0, Δ) of every block, in float64; both may be written to, and are gone
+        when the next ones come."""
         for start, stop in self.cut.ranges():
             self._interrupt()
-            update = self._upcast(self.finetuned[0].block(start, stop))
+            update = self._upcast(self.finetuned[0].block(start, stop), "update")
             for other in self.finetuned[1:]:
-                update += self._upcast(other.block(start, stop))
+                update += self._upcast(other.block(start, stop), "other update")
             if len(self.finetuned) > 1:
                 update /= len(self.finetuned)
             base = None
             if self.base is not None:
-                base = self._upcast(self.base.block(start, stop))
+                base = self._upcast(self.base.block(start, stop), "float64 base")
                 update -= base
             yield start, stop, base, update
 
     def updates(self) -> Iterable[torch.Tensor]:
         """Δ by blocks (the `Blocks` of spectral.spectrum)."""
+        import torch
+
         total: torch.Tensor | None = None
         for _, _, base, update in self.pairs():
             if self._base_square is None and base is not None:
-                square = base.square().sum()
+                square = torch.linalg.vector_norm(base).square()
                 total = square if total is None else total + square
             yield update
         if total is not None:
@@ -255,9 +260,11 @@ class Layer:
         """‖W0‖_F, known after the first pass over `updates`."""
         return 0.0 if self._base_square is None else math.sqrt(float(self._base_square))
 
-    def _upcast(self, block: torch.Tensor) -> torch.Tensor:
+    def _upcast(self, block: torch.Tensor, purpose: str) -> torch.Tensor:
         import torch
 
-        # moved first, so that a card upcasts instead of the CPU; on the CPU a copy, never the
-        # buffer itself, which later passes read again
-        return block.to(self.device).to(torch.float64, copy=self.device.type == "cpu")
+        if self.device.type != "cpu":  # moved first: the card upcasts, not the CPU
+            return block.to(self.device).to(torch.float64)
+        stored = block.T if self.cut.is_wide else block
+        upcast = self._scratch.take(purpose, "F64", *stored.shape).copy_(stored)
+        return upcast.T if self.cut.is_wide else upcast

@@ -172,7 +172,7 @@ class _Worker:
             for number, checkpoint in enumerate(self.job.finetuned[: tensor.sources])
         ]
         base = matrix(self.job.base, "base") if with_base else None
-        return Layer(base, finetuned, self.device, self._interrupt)
+        return Layer(base, finetuned, self.device, self.scratch, self._interrupt)
 
     def _store_as_finetuned(self, tensor: PlannedTensor, index: int) -> None:
         """Write the fine-tuned mean, interpolated with `wise`, in the dtype asked for."""
