@@ -22,6 +22,7 @@ __all__ = ["INDEX_SUFFIX", "Checkpoint", "Shard", "open_checkpoint", "resolve_in
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "diffusion_pytorch_model")
 SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.safetensors$")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 ADAPTER_CONFIG = "adapter_config.json"
 
 QUANTISED = re.compile(
@@ -116,7 +117,12 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         return _open_folder(source, path)
     if not os.path.lexists(path):
-        raise CheckpointError("no such file or folder", path=source)
+        is_hub_id = HUB_ID.fullmatch(source) or source.startswith("hf://")
+        raise CheckpointError(
+            "no such file or folder",
+            path=source,
+            hint="ids on the Hub are not read yet: download it first" if is_hub_id else None,
+        )
     if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
         raise CheckpointError("not a safetensors file", path=source, hint="convert it to safetensors")
     try:

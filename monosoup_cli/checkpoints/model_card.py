@@ -40,8 +40,6 @@ Made with `monosoup` {__version__}:
 
     {command}
 
-What was done to each tensor is in `monosoup_report.json`.
-
 ## Citation
 
 ```bibtex

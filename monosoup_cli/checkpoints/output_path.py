@@ -14,7 +14,7 @@ from monosoup_cli.errors import OutputError, ResourceError
 __all__ = ["check_output_path", "check_report_path", "check_space"]
 
 
-def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
+def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool, resume: bool) -> None:
     """Raise OutputError where OUT exists (without `overwrite`), is an input or holds one, or
     cannot be written. An existing folder is replaced only where it looks like a checkpoint."""
     try:
@@ -27,7 +27,7 @@ def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: 
         if partial.is_symlink() or (partial.exists() and not (partial / "lock").is_file()):
             raise OutputError("this path is needed for unfinished work, and is taken", path=partial)
         if os.path.lexists(output):
-            _check_replaceable(output, overwrite)
+            _check_replaceable(output, overwrite=overwrite, resume=resume)
     except OSError as error:
         raise OutputError(f"cannot be the output: {error.strerror}", path=output) from None
 
@@ -54,7 +54,9 @@ def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
             raise OutputError("an input lies inside the output", path=output, found=root)
 
 
-def _check_replaceable(output: Path, overwrite: bool) -> None:
+def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
+    if resume and not overwrite:
+        raise OutputError("the output is complete: there is nothing to resume", path=output)
     if not overwrite:
         raise OutputError("the output exists", path=output, hint="choose another, or pass --overwrite")
     if (output.suffix == ".safetensors") != output.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -69,6 +70,8 @@ def _signals() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: sys.argv[1:]); returns the exit code."""
     console = Console()
+    # torch says at import that it has no NumPy; nothing here needs it
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         with _signals():
             app(None if argv is None else list(argv))

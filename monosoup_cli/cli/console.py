@@ -136,7 +136,7 @@ class _Lines:
             self._bytes += tensor.nbytes
             self._done += 1
             now = time.monotonic()
-            if now - self._spoke < SECONDS_BETWEEN_LINES:
+            if now - self._spoke < SECONDS_BETWEEN_LINES or self._done == self._count:
                 return
             self._spoke = now
             share = self._bytes / max(self._total, 1)

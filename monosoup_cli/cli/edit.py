@@ -27,9 +27,7 @@ def edit(
         float | None,
         typer.Option(
             metavar="R",
-            min=0.0,
-            max=1.0,
-            help="Split where this share of the energy is reached (Eq. 2), not by entropy.",
+            help="Split where this share of the energy is reached (0 < R <= 1), not by entropy.",
         ),
     ] = None,
     rank: Annotated[
@@ -37,7 +35,7 @@ def edit(
     ] = None,
     rank_fraction: Annotated[
         float | None,
-        typer.Option(metavar="F", min=0.0, max=1.0, help="Split after this share of the singular values."),
+        typer.Option(metavar="F", help="Split after this share of the singular values (0 < F <= 1)."),
     ] = None,
     weighting: Annotated[
         WeightingName,
@@ -81,10 +79,11 @@ def edit(
     quiet: opt.QuietOpt = False,
     no_progress: opt.NoProgressOpt = False,
 ) -> None:
-    """MonoSoup: edit one fine-tuned checkpoint, without data and without hyperparameters.
+    """Edit a fine-tuned checkpoint: MonoSoup.
 
-    For every weight matrix the update (fine-tuned - base) is split by its spectrum, the two parts
-    are weighed by coefficients read off that spectrum, and added back to the base.
+    Without data and without hyperparameters: for every weight matrix the update
+    (fine-tuned - base) is split by its spectrum, the two parts are weighed by coefficients read
+    off that spectrum, and added back to the base.
 
     Example: monosoup edit base.safetensors ft.safetensors -o out
     """

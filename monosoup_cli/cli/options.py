@@ -33,9 +33,7 @@ BaseArg = Annotated[
 ]
 FinetunedArg = Annotated[
     list[str],
-    typer.Argument(
-        metavar="FINETUNED...", help="The fine-tuned checkpoint; of several, their mean is taken."
-    ),
+    typer.Argument(metavar="FINETUNED", help="The fine-tuned checkpoint; of several, their mean is taken."),
 ]
 OutputOpt = Annotated[
     str,

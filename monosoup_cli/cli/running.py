@@ -29,3 +29,5 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     if as_json or job.report_path is None:
         console.data(json.dumps(report, indent=1) + "\n")
     console.table(summary_table(report, job.report_path))
+    if not report["summary"]["edited"]:
+        console.note("note: nothing was edited; the report gives the reason for every tensor")

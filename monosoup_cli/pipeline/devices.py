@@ -55,8 +55,9 @@ def find_devices(name: str) -> list[torch.device]:
         return _devices([f"cuda:{number}" for number in range(cards)])
     if name.startswith("cuda:") and int(name[5:]) < cards:
         return _devices([name])
-    found = f"{cards} of them" if cards else "none that torch can use"
-    raise UsageError("no such CUDA device", expected=name, found=found)
+    if not cards:
+        raise UsageError(f"device {name}: this torch sees no CUDA device")
+    raise UsageError("no such CUDA device", expected=f"cuda:0 to cuda:{cards - 1}", found=name)
 
 
 def _devices(names: Sequence[str]) -> list[torch.device]:

@@ -142,7 +142,7 @@ class Job:
         """Raise OutputError or ResourceError for an OUT that `run` would refuse."""
         checkpoints = [checkpoint for _, checkpoint in self.inputs]
         overwrite = self.options.overwrite
-        check_output_path(self.output, checkpoints, overwrite=overwrite)
+        check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
         report = self.report_path
         if report is not None and report.parent != self.output:
             check_report_path(report, checkpoints, overwrite=overwrite)

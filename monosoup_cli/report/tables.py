@@ -91,6 +91,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None) -> Render
         "edited", f"{plural(summary['edited'], 'tensor')}, {_count(summary['parameters_edited'])} parameters"
     )
     counts.add_row("kept", _counts(summary["kept"]) or "none")
+    if report["arguments"].get("wise") is not None:
+        counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
     seconds = max(timing["seconds"], 1e-9)
     moved = timing["bytes_read"] + timing["bytes_written"]
     counts.add_row("time", f"{duration(seconds)}, {size(moved / seconds)}/s read and written")
