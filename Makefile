@@ -23,7 +23,7 @@ demo: $(VENV)/demo-installed  ## Train a small network, fine-tune it, edit it, a
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/demo.py
 
 test: install  ## All tests
-	$(BIN)/python -m pytest
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest  # NumPy's threads would spin beside the workers
 
 lint: install  ## Style and common mistakes
 	$(BIN)/ruff check .

@@ -25,7 +25,16 @@ __all__ = [
     "ResourceError",
     "ResumeError",
     "UsageError",
+    "cropped",
 ]
+
+
+MAX_CROPPED = 300
+
+
+def cropped(text: str, limit: int = MAX_CROPPED) -> str:
+    """`text`, its middle cut out where it is longer than `limit`."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
 
 
 class MonosoupError(Exception):
@@ -58,7 +67,7 @@ class MonosoupError(Exception):
     def __str__(self) -> str:
         where = [] if self.path is None else [self.path]
         if self.tensor is not None:
-            where.append(f"tensor {self.tensor!r}")
+            where.append(f"tensor {cropped(repr(self.tensor))}")
         line = ": ".join([*where, self.problem])
         facts = [
             f"{word} {fact}"

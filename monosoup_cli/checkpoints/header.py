@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.errors import CheckpointError, cropped
 
 __all__ = ["BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
 
@@ -34,6 +35,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**63 - 1
+MAX_JSON_PARTS = 8 * MAX_TENSORS
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -69,26 +72,44 @@ class Header:
 
 
 def parse_json(text: bytes, path: str, what: str) -> Any:
-    """JSON in which a key stands once and every number is one; raises CheckpointError."""
+    """JSON in which a key stands once and all text is Unicode; raises CheckpointError.
+
+    What would take a large multiple of its size in memory is refused before it is parsed.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise CheckpointError(f"the {what} names {twice!r} twice", path=path)
+            raise CheckpointError(f"the {what} names {cropped(repr(twice))} twice", path=path)
         return found
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    if sum(text.count(mark) for mark in (b"{", b"[", b":")) > MAX_JSON_PARTS:
+        raise CheckpointError(f"the {what} has too many parts", path=path)
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        found = json.loads(
+            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_int=_integer
+        )
+        if SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()  # half a character cannot be written
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the {what} is not valid Unicode", path=path) from None
     except UnicodeDecodeError:
         raise CheckpointError(f"the {what} is not valid UTF-8", path=path) from None
     except RecursionError:
         raise CheckpointError(f"the {what} is nested too deeply", path=path) from None
     except ValueError as error:
         raise CheckpointError(f"the {what} is not valid JSON ({error})", path=path) from None
+    return found
+
+
+def _integer(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is not an integer to other readers")
+    return int(digits)
 
 
 def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
@@ -128,10 +149,6 @@ def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
     def refuse(problem: str, expected: object = None, found: object = None) -> CheckpointError:
         return CheckpointError(problem, path=path, tensor=name, expected=expected, found=found)
 
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise refuse("the name is not valid Unicode") from None
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise refuse("the entry needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -129,9 +129,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a link that leads nowhere", path=source) from None
-    checkpoint = Checkpoint(source, (_open_shard(path.name, resolved, source),))
-    _refuse_quantised(checkpoint)
-    return checkpoint
+    return _single(source, _open_shard(path.name, resolved, source))
 
 
 def _open_folder(source: str, folder: Path) -> Checkpoint:
@@ -164,8 +162,16 @@ def _open_folder(source: str, folder: Path) -> Checkpoint:
     if candidates[0] in indexes:
         return _open_sharded(source, folder, candidates[0], weights)
     file = resolve_inside(folder, candidates[0])
-    checkpoint = Checkpoint(source, (_open_shard(candidates[0], file),), folder)
-    _refuse_quantised(checkpoint)
+    return _single(source, _open_shard(candidates[0], file), folder)
+
+
+def _single(source: str, shard: Shard, folder: Path | None = None) -> Checkpoint:
+    checkpoint = Checkpoint(source, (shard,), folder)
+    try:
+        _refuse_quantised(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
     return checkpoint
 
 
@@ -242,15 +248,19 @@ def _is_plain_name(name: object) -> bool:
 
 def resolve_inside(folder: Path, name: str) -> Path:
     """The real path of a file in `folder`; a link may lead to the folder itself or, from a
-    snapshot in the Hub's cache, to that cache, and nowhere else. Raises CheckpointError."""
+    snapshot in the Hub's cache, to that cache's blobs, and nowhere else. Raises CheckpointError."""
     root = folder.resolve()
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        root = root.parents[2]
+    allowed = [root]
+    for each in (root, *root.parents):
+        if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
+            repository, cache = each.parents[1], each.parents[2]
+            allowed += [each, repository / "blobs", cache / "blobs"]
+            break
     try:
         resolved = (folder / name).resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a link that leads nowhere", path=folder / name) from None
-    if not resolved.is_relative_to(root):
+    if not any(resolved.is_relative_to(place) for place in allowed):
         raise CheckpointError("a link that leads out of the folder", path=folder / name)
     return resolved
 

@@ -29,7 +29,7 @@ def model_card(
 {data.to_yaml()}
 ---
 
-# {title}
+# {_plain(title)}
 
 {method}
 
@@ -38,7 +38,7 @@ def model_card(
 
 Made with `monosoup` {__version__}:
 
-    {command}
+    {_plain(command)}
 
 ## Citation
 
@@ -49,4 +49,9 @@ Made with `monosoup` {__version__}:
 
 
 def _name(source: str) -> str:
-    return source if HUB_ID.fullmatch(source) else PurePath(source).name
+    return source if HUB_ID.fullmatch(source) else _plain(PurePath(source).name)
+
+
+def _plain(text: str) -> str:
+    """On one line, with escapes for what does not print: file names may hold anything."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -71,14 +71,19 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
             )  # fmt: skip
 
 
-def check_report_path(report: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
-    """Raise OutputError where the report would replace an input, or (without `overwrite`) a file."""
+def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
+    """Raise OutputError where the report would replace OUT, a file of an input, or (without
+    `overwrite`) any file."""
+    if report.resolve() == output.resolve():
+        raise OutputError("the report would replace the output", path=report)
     if not report.parent.is_dir():
         raise OutputError("the report's folder does not exist", path=report)
     if not os.path.lexists(report):
         return
     for checkpoint in inputs:
-        if any(report.samefile(shard.file.path) for shard in checkpoint.shards):
+        folder = checkpoint.folder
+        inside = folder is not None and report.resolve().is_relative_to(folder.resolve())
+        if inside or any(report.samefile(shard.file.path) for shard in checkpoint.shards):
             raise OutputError("the report would replace an input", path=report)
     if report.is_dir() or not overwrite:
         raise OutputError("the report exists", path=report, hint="choose another, or pass --overwrite")

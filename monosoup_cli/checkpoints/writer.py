@@ -37,7 +37,7 @@ from monosoup_cli.errors import (
     ResumeError,
 )
 
-__all__ = ["PartialOutput", "partial_path", "unfinished_run"]
+__all__ = ["PartialOutput", "is_in_use", "partial_path", "unfinished_run"]
 
 CHUNK_BYTES = 4 << 20
 _sync_data = getattr(os, "fdatasync", os.fsync)
@@ -51,6 +51,21 @@ def partial_path(output: Path) -> Path:
 def unfinished_run(output: Path) -> bool:
     """Whether an interrupted run left something to resume."""
     return (partial_path(output) / "files").is_dir()
+
+
+def is_in_use(output: Path) -> bool:
+    """Whether a run holds OUT's lock at this moment."""
+    try:
+        lock = os.open(partial_path(output) / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 class PartialOutput:

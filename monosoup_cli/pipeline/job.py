@@ -18,8 +18,8 @@ from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
 from monosoup_cli.checkpoints.locate import Checkpoint, open_checkpoint
 from monosoup_cli.checkpoints.output_path import check_output_path, check_report_path, check_space
 from monosoup_cli.checkpoints.side_files import side_files
-from monosoup_cli.checkpoints.writer import PartialOutput, unfinished_run
-from monosoup_cli.errors import OutputError, UsageError
+from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, unfinished_run
+from monosoup_cli.errors import MismatchError, OutputError, UsageError
 from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
 from monosoup_cli.pipeline.plan import Plan, Selection, make_plan
 from monosoup_cli.pipeline.run import Method, Progress, Run, run
@@ -133,7 +133,9 @@ class Job:
         if self.options.report == STDOUT:
             return None
         if self.options.report is not None:
-            return Path(self.options.report)
+            report = Path(self.options.report)
+            is_inside = report.parent.resolve() == self.output.resolve()
+            return self.output / report.name if is_inside else report
         if self.layout.is_single_file:
             return self.output.with_name(f"{self.output.name.removesuffix('.safetensors')}.report.json")
         return self.output / REPORT_NAME
@@ -144,8 +146,14 @@ class Job:
         overwrite = self.options.overwrite
         check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
         report = self.report_path
-        if report is not None and report.parent != self.output:
-            check_report_path(report, checkpoints, overwrite=overwrite)
+        if report is not None and report.parent == self.output:
+            files = {file.name for file in self.layout.files} | self.side_files.keys() | {"README.md"}
+            if report.name in files or (self.layout.index and report.name == self.layout.index[0]):
+                raise OutputError("the report would replace another file of the output", path=report)
+        elif report is not None:
+            check_report_path(report, self.output, checkpoints, overwrite=overwrite)
+        if is_in_use(self.output):
+            raise OutputError("another run is writing this output", path=self.output)
         if unfinished_run(self.output) and not (self.options.resume or overwrite):
             raise OutputError(
                 "an interrupted run left its work", path=f"{self.output}.partial",
@@ -281,7 +289,11 @@ def prepare(
             tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch, options.dtype
         )
         headers = [checkpoint.tensors for checkpoint in checkpoints]
-        plan = make_plan(headers[0], headers[1:], selection, wise=wise)
+        try:
+            plan = make_plan(headers[0], headers[1:], selection, wise=wise)
+        except MismatchError as error:
+            error.path = first.source
+            raise
         path = Path(output)
         if not path.name:
             raise OutputError("cannot be the output", path=output or "''")

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import unicodedata
 
+from monosoup_cli.errors import MAX_CROPPED, cropped
+
 __all__ = ["duration", "plural", "shown", "size"]
 
-MAX_SHOWN = 300
 
-
-def shown(text: object, limit: int = MAX_SHOWN) -> str:
+def shown(text: object, limit: int = MAX_CROPPED) -> str:
     """`text` on one line: control, format and surrogate characters as escapes, the middle cut out."""
-    line = "".join(
-        char if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} else _escape(char)
-        for char in str(text)[: 4 * limit]
-    )
-    if len(line) <= limit:
-        return line
-    return f"{line[: limit // 2 - 1]}…{line[-(limit - limit // 2) :]}"
+    unescaped = cropped(str(text), 2 * limit)
+    return cropped("".join(_escape(char) if _is_unsafe(char) else char for char in unescaped), limit)
+
+
+def _is_unsafe(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def _escape(char: str) -> str:

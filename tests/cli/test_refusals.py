@@ -1,0 +1,908 @@
+"""Inputs and outputs that are refused: one line that says what and where, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from monosoup_cli.checkpoints.writer import PartialOutput
+from monosoup_cli.errors import OutputError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def raw(header: object, data: bytes = b"", *, length: int | None = None) -> bytes:
+    """A file with this header (JSON as it is where bytes), whatever a reader thinks of it."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def one(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> bytes:
+    return raw({"t": entry(dtype, shape, offsets)}, bytes(8))
+
+
+def shards(folder: Path, names: dict[str, list[str]], weight_map: object = None) -> Path:
+    """A folder of shards {file: tensors}, with a truthful index, or with this `weight_map`."""
+    folder.mkdir()
+    for file, tensors in names.items():
+        save_file({name: torch.ones(2, 2) for name in tensors}, folder / file)
+    if weight_map is None:
+        weight_map = {name: file for file, tensors in names.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+# -- an index that lies ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../model.safetensors", "/etc/model.safetensors", "C:\\model.safetensors", "C:model.safetensors",
+        "\\\\host\\share\\model.safetensors", "sub\\model.safetensors", "sub/model.safetensors",
+        "./model.safetensors", "..", "", "a\0.safetensors", "model.bin", "model.safetensors.bin",
+        7, None, ["model.safetensors"], {},
+    ],
+)  # fmt: skip
+def test_an_index_may_name_only_files_beside_it(pair, refuse, tmp_path, shard):
+    shutil.copy(pair.base, tmp_path / "model.safetensors")  # what ../model.safetensors would reach
+    folder = shards(tmp_path / "in", {A: ["x"]}, {"evil": shard, "x": A})
+    line = refuse(folder, pair.finetuned)
+    assert "in its own folder" in line
+    assert "model.safetensors.index.json" in line
+    assert "'evil'" in line
+    refuse(pair.base, folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "weight_map", "words"),
+    [
+        ({A: ["x"]}, {"x": A, "y": B}, [B, "missing"]),
+        ({A: ["x"], B: ["y"]}, {"x": A}, [B, "does not name"]),
+        ({A: ["x"], B: ["x"]}, {"x": A, "y": B}, ["'x'", "two shards", A, B]),
+        ({A: ["x"], B: ["y"]}, {"x": B, "y": A}, ["'x'", A, B, "disagree"]),
+        ({A: ["x", "z"]}, {"x": A}, ["'z'", "disagree", "nothing"]),
+        ({A: ["x"]}, {"x": A, "z": A}, ["'z'", "has not"]),
+        ({A: ["x"]}, {}, ["weight_map"]),
+        ({A: ["x"]}, [A], ["weight_map"]),
+    ],
+)
+def test_index_and_shards_must_agree(pair, refuse, tmp_path, names, weight_map, words):
+    line = refuse(pair.base, shards(tmp_path / "in", names, weight_map))
+    assert all(word in line for word in [*words, str(tmp_path / "in")]), line
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (b'{"weight_map": {"x": "%s", "x": "%s"}}' % (A.encode(), A.encode()), "'x' twice"),
+        (b'{"weight_map": {"x": "%s"}, "weight_map": {}}' % A.encode(), "'weight_map' twice"),
+        (b'{"weight_map": ' * 5000, "too deeply"),
+        (b'{"metadata": NaN}', "NaN"),
+        (b'{"metadata": {"total_size": ' + b"9" * 5000 + b"}}", "not valid JSON"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"[]", "weight_map"),
+        (b"", "not valid JSON"),
+        (b'{"metadata": 3, "weight_map": {"x": "%s"}}' % A.encode(), "metadata"),
+    ],
+)
+def test_an_index_that_is_no_index(pair, refuse, tmp_path, index, words):
+    folder = shards(tmp_path / "in", {A: ["x"]})
+    (folder / "model.safetensors.index.json").write_bytes(index)
+    line = refuse(pair.base, folder)
+    assert words in line
+    assert "model.safetensors.index.json" in line
+
+
+def test_an_index_that_cannot_be_written_again(pair, refuse, tmp_path):
+    folder = shards(tmp_path / "in", {A: ["block.weight"]})
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text()[:-1] + r', "note": "\ud800"}')
+    assert "model.safetensors.index.json" in refuse(pair.base, folder, "--on-mismatch", "keep")
+
+
+def test_an_index_of_any_depth_is_taken_or_refused(pair, run, tmp_path):
+    """Reading and writing JSON have limits of their own, some way apart."""
+    folder = shards(tmp_path / "in", {A: ["block.weight"]})
+    path = folder / "model.safetensors.index.json"
+    start = path.read_text()[:-1]
+    codes = []
+    for depth in (100, *range(600, 1000, 8), 2000, 4000, 100_000):
+        path.write_text(f'{start}, "note": {"[" * depth}{"]" * depth}}}')
+        result = run("edit", pair.base, folder, "-o", tmp_path / "out", "--on-mismatch", "keep", "--dry-run")
+        codes.append(result.code)
+        assert result.code == 0 or "model.safetensors.index.json: the index is nested" in result.err
+    assert codes == sorted(codes)
+    assert (codes[0], codes[-1]) == (0, 1)
+
+
+def test_an_index_without_metadata_is_completed(run, tmp_path):
+    inputs = [shards(tmp_path / name, {A: ["x"], B: ["y"]}) for name in ("base", "finetuned")]
+    assert run("edit", *inputs, "-o", tmp_path / "out").code == 0
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index == {"metadata": {"total_size": 32}, "weight_map": {"x": A, "y": B}}
+
+
+def test_an_index_of_more_than_ten_megabytes_is_read(run, tmp_path):
+    inputs = [shards(tmp_path / name, {A: ["x"], B: ["y"]}) for name in ("base", "finetuned")]
+    path = inputs[1] / "model.safetensors.index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding": "x" * 11_000_000}))
+    assert run("edit", *inputs, "-o", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model.safetensors", "model.safetensors.index.json"],
+        ["model.safetensors", "diffusion_pytorch_model.safetensors"],
+        ["one.safetensors", "two.safetensors"],
+        ["model.fp16.safetensors.index.json", "model.fp32.safetensors.index.json"],
+    ],
+)
+def test_a_folder_of_two_checkpoints_is_ambiguous(pair, refuse, tmp_path, names):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(pair.base.read_bytes())
+    line = refuse(pair.base, folder)
+    assert all(word in line for word in [*names, str(folder), "more than one"])
+
+
+def test_a_folder_without_a_checkpoint(pair, refuse, tmp_path):
+    (tmp_path / "in").mkdir()
+    assert str(tmp_path / "in") in refuse(pair.base, tmp_path / "in")
+    (tmp_path / "in" / "pytorch_model.bin").write_bytes(b"PK")
+    assert "pytorch_model.bin" in refuse(pair.base, tmp_path / "in")
+
+
+def test_a_path_that_is_not_there(pair, refuse, tmp_path):
+    assert str(tmp_path / "absent") in refuse(tmp_path / "absent", pair.finetuned)
+
+
+# -- links, and what is no file -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [A, "model.safetensors.index.json", "config.json", "tokenizer.json", "sub"])
+def test_no_link_may_lead_out_of_the_folder(pair, refuse, tmp_path, name):
+    folder = shards(tmp_path / "in", {A: ["block.weight"]})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    if (folder / name).exists():
+        shutil.move(folder / name, outside / name)
+    elif name == "sub":
+        (outside / name).mkdir()
+    else:
+        (outside / name).write_text("{}")
+    (folder / name).symlink_to(outside / name)
+    line = refuse(pair.base, folder, "--on-mismatch", "keep")
+    assert "out of the folder" in line
+    assert str(folder / name) in line
+
+
+def test_a_link_that_leads_nowhere(pair, refuse, tmp_path):
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    assert "loop.safetensors" in refuse(pair.base, tmp_path / "loop.safetensors")
+    folder = shards(tmp_path / "in", {A: ["x"]})
+    (folder / A).unlink()
+    (folder / A).symlink_to("gone")
+    assert str(folder / A) in refuse(pair.base, folder)
+
+
+def make_special(path: Path, kind: str) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            os.chdir(path.parent)  # the name of a socket must be short
+            server.bind(path.name)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_only_a_regular_file_is_a_checkpoint(pair, refuse, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "special.safetensors"
+    make_special(path, kind)
+    line = refuse(pair.base, path)
+    assert str(path) in line
+    assert "not a regular file" in line or kind == "socket"
+    assert str(path) in refuse(path, pair.finetuned)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "folder"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_folder_with_a_special_file_is_refused(pair, refuse, tmp_path, monkeypatch, kind, name):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(pair.finetuned, folder / "model.safetensors")
+    (folder / name).unlink(missing_ok=True)
+    make_special(folder / name, kind)
+    line = refuse(pair.base, folder)
+    assert str(folder / name) in line
+    assert "not a regular file" in line or kind == "socket"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket"])
+def test_a_special_side_file_is_refused(pair, refuse, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(pair.finetuned, folder / "model.safetensors")
+    make_special(folder / "deep" / "vocab.txt", kind)
+    line = refuse(pair.base, folder)
+    assert "not a regular file" in line
+    assert str(folder / "deep" / "vocab.txt") in line
+
+
+# -- a header that lies ---------------------------------------------------------------------------
+
+MALFORMED: dict[str, tuple[bytes, list[str]]] = {
+    "empty file": (b"", ["too short", "0 bytes"]),
+    "7 bytes": (b"1234567", ["too short", "7 bytes"]),
+    "git-lfs pointer": (LFS_POINTER, ["git-lfs", "git lfs pull"]),
+    "zip": (b"PK\x03\x04" + bytes(100), ["pickle"]),
+    "pickle": (b"\x80\x02}q\x00." + b"x" * 100, ["pickle"]),
+    "text": (b"hello, this is not a checkpoint", ["header length is impossible"]),
+    "header of 0 bytes": (bytes(8), ["does not start with '{'"]),
+    "header of 2^63 bytes": (raw({}, length=2**63), ["impossible", f"{2**63:,}"]),
+    "header of 2^64-1 bytes": (raw({}, length=2**64 - 1), ["impossible", f"{2**64 - 1:,}"]),
+    "header longer than the file": (raw({}, length=3), ["impossible", "at most 2", "found 3"]),
+    "byte-order mark": (raw(b"\xef\xbb\xbf{}"), ["does not start with '{'"]),
+    "leading space": (raw(b" {}"), ["does not start with '{'"]),
+    "list": (raw([]), ["does not start with '{'"]),
+    "NUL padding": (raw(b"{}\0\0"), ["not valid JSON"]),
+    "two objects": (raw(b"{}{}"), ["not valid JSON"]),
+    "half an object": (raw(b'{"t":'), ["not valid JSON"]),
+    "not UTF-8": (raw(b'{"\xff": 1}'), ["UTF-8"]),
+    "deep lists": (raw(b'{"t":' + b"[" * 100_000), ["too deeply"]),
+    "deep objects": (raw(b'{"t":' * 100_000), ["too deeply"]),
+    "number of 5000 digits": (raw(b'{"t":' + b"9" * 5000 + b"}"), ["not valid JSON"]),
+    "NaN": (raw(b'{"t": NaN}'), ["NaN"]),
+    "Infinity": (raw(b'{"t": -Infinity}'), ["Infinity"]),
+    "lone surrogate": (raw(b'{"\\ud800": {}}'), ["not valid Unicode"]),
+    "lone surrogate in the metadata": (raw(b'{"__metadata__": {"k": "\\ud800"}}'), ["Unicode"]),
+    "lone surrogate as a key of the metadata": (raw(b'{"__metadata__": {"\\ud800": ""}}'), ["Unicode"]),
+    "metadata of numbers": (raw({"__metadata__": {"a": 1}}), ["__metadata__"]),
+    "metadata as a list": (raw({"__metadata__": []}), ["__metadata__"]),
+    "tensor called __metadata__": (raw({"__metadata__": entry()}, bytes(8)), ["__metadata__"]),
+    "same name twice": (raw(b'{"t":{},"t":{}}'), ["'t' twice"]),
+    "same name twice, escaped": (raw(b'{"t":{},"\\u0074":{}}'), ["'t' twice"]),
+    "same name twice, empty": (
+        raw(
+            b'{"t":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+            b'"t":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}',
+            bytes(8),
+        ),
+        ["'t' twice"],
+    ),
+    "two metadata": (raw(b'{"__metadata__":{},"__metadata__":{}}'), ["twice"]),
+    "metadata names a key twice": (raw(b'{"__metadata__":{"a":"","a":""}}'), ["'a' twice"]),
+    "entry names a key twice": (
+        raw(b'{"t":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
+        ["'dtype' twice"],
+    ),
+    "entry as a number": (raw({"t": 1}), ["'t'", "entry"]),
+    "entry without a dtype": (raw({"t": {"shape": [], "data_offsets": [0, 0]}}), ["'t'", "dtype"]),
+    "overlap": (
+        raw({"a": entry(offsets=[0, 8]), "t": entry(offsets=[4, 12])}, bytes(12)),
+        ["'t'", "overlap", "4"],
+    ),
+    "same place": (raw({"a": entry(), "t": entry()}, bytes(8)), ["overlap"]),
+    "hole": (raw({"a": entry(), "t": entry(offsets=[12, 20])}, bytes(20)), ["'t'", "hole", "8", "12"]),
+    "hole at the start": (raw({"t": entry(offsets=[4, 12])}, bytes(12)), ["'t'", "hole"]),
+    "reversed": (one(offsets=[8, 0]), ["'t'", "rising"]),
+    "negative": (one(offsets=[-8, 0]), ["'t'", "rising"]),
+    "minus zero": (raw(b'{"t":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}', bytes(8)), []),
+    "offsets as floats": (one(offsets=[0.0, 8.0]), ["'t'", "integers"]),
+    "offsets as words": (one(offsets=["0", "8"]), ["'t'", "integers"]),
+    "offsets as booleans": (one("U8", [1], [False, True]), ["'t'", "integers"]),
+    "three offsets": (one(offsets=[0, 8, 8]), ["'t'", "two"]),
+    "offsets of 4000 digits": (one(offsets=[0, 10**4000]), ["'t'", "does not fit"]),
+    "trailing bytes": (one() + b"PK\x05\x06", ["bytes follow the last tensor"]),
+    "trailing bytes after nothing": (raw({}) + b"x", ["bytes follow"]),
+    "truncated": (one()[:-1], ["truncated"]),
+    "too few bytes for the shape": (one(shape=[3]), ["'t'", "does not fit", "12 bytes", "found 8"]),
+    "too many bytes for the shape": (one(shape=[1]), ["'t'", "does not fit", "4 bytes"]),
+    "odd nibbles": (one("F4", [15], [0, 8]), ["'t'", "does not fit"]),
+    "dtype of another size": (one("F64"), ["'t'", "does not fit", "16 bytes"]),
+    "overflow": (one(shape=[2**62, 4], offsets=[0, 0]), ["'t'", "overflows"]),
+    "overflow, then zero": (one(shape=[2**40, 2**40, 0], offsets=[0, 0]), ["'t'", "overflows"]),
+    "zero, then overflow": (one(shape=[0, 2**40, 2**40], offsets=[0, 0]), ["'t'", "overflows"]),
+    "zero, then 2^63": (one(shape=[0, 2**63], offsets=[0, 0]), ["'t'", "overflows"]),
+    "negative size": (one(shape=[-2]), ["'t'", "sizes"]),
+    "size as a float": (one(shape=[2.0]), ["'t'", "sizes"]),
+    "size as a boolean": (one(shape=[True, 2]), ["'t'", "sizes"]),
+    "shape as a number": (one(shape=2), ["'t'", "sizes"]),
+    "65 dimensions": (one(shape=[1] * 64 + [2]), ["'t'", "dimensions", "64", "65"]),
+    "dtype F128": (one("F128"), ["'t'", "unknown dtype", "'F128'"]),
+    "empty dtype": (one(""), ["'t'", "unknown dtype", "''"]),
+    "lower-case dtype": (one("f32"), ["'t'", "unknown dtype", "'f32'"]),
+    "dtype as a list": (one(["F32"]), ["'t'", "unknown dtype"]),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_file_is_refused(pair, refuse, tmp_path, case):
+    content, words = MALFORMED[case]
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    line = refuse(pair.base, path)
+    assert all(word in line for word in [*words, str(path)]), line
+    refuse(path, pair.finetuned)
+
+
+def test_every_shard_is_checked_before_any_work(pair, refuse, tmp_path):
+    folder = shards(tmp_path / "in", {A: ["x"], B: ["y"]})
+    (folder / B).write_bytes((folder / B).read_bytes()[:-3])
+    line = refuse(pair.base, folder)
+    assert "truncated" in line
+    assert str(folder / B) in line
+
+
+def sparse(path: Path, header: bytes, data_bytes: int) -> Path:
+    """A file whose tensors' bytes take no room on the disk."""
+    path.write_bytes(raw(header))
+    os.truncate(path, 8 + len(header) + data_bytes)
+    return path
+
+
+BOMBS = {
+    "length over the limit": lambda: None,
+    "1,150,000 tensors": lambda: b",".join(
+        b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % number for number in range(1_150_000)
+    ),
+    "3,000,000 dimensions": lambda: (
+        b'"t":{"dtype":"U8","data_offsets":[0,0],"shape":[' + b"0," * 2_999_999 + b"0]}"
+    ),
+    "10,000,000 objects": lambda: b'"t":{"x":[' + b"{}," * 10_000_000 + b"{}]}",
+    "10,000,000 lists": lambda: b'"t":{"x":[' + b"[]," * 10_000_000 + b"[]]}",
+    "10,000,000 digits": lambda: b'"t":' + b"9" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_header_bomb_costs_little(pair, tmp_path, bomb):
+    path = tmp_path / "bomb.safetensors"
+    inner = BOMBS[bomb]()
+    if inner is None:
+        path.write_bytes(raw(b"{", length=100_000_001))
+        os.truncate(path, 200_000_000)
+    else:
+        path.write_bytes(raw(b"{" + inner + b"}"))
+    del inner
+    measured = textwrap.dedent("""
+        import resource, sys
+        from monosoup_cli.checkpoints.locate import open_checkpoint
+        from monosoup_cli.errors import CheckpointError
+        try:
+            open_checkpoint(sys.argv[1])
+        except CheckpointError as error:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, error)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", measured, path], capture_output=True, text=True, check=True, timeout=60
+    )
+    path.unlink()
+    kilobytes, line = done.stdout.split(maxsplit=1)
+    assert str(path) in line
+    assert int(kilobytes) < 600_000
+
+
+# -- sizes ----------------------------------------------------------------------------------------
+
+
+def test_a_huge_vocabulary_is_planned_without_being_read(run, tmp_path, monkeypatch):
+    header = json.dumps({"embed": entry("BF16", [256_000, 8192], [0, 256_000 * 8192 * 2])}).encode()
+    inputs = [sparse(tmp_path / f"{name}.safetensors", header, 256_000 * 8192 * 2) for name in "ab"]
+    monkeypatch.setattr("monosoup_cli.pipeline.devices.free_bytes", lambda: 64 << 30)
+    monkeypatch.setattr("monosoup_cli.pipeline.job.check_space", lambda output, nbytes: None)
+    preadv, sizes = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda *words: sizes.append(preadv(*words)) or sizes[-1])
+    result = run("edit", *inputs, "-o", tmp_path / "out", "--dry-run", "--format", "json")
+    assert result.code == 0
+    assert 8 * 8192**2 < json.loads(result.out)["memory_bytes"] < 6e9
+    assert 0 < sum(sizes) < 1000
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_matrix_that_does_not_fit_into_memory(refuse, tmp_path, monkeypatch):
+    header = json.dumps({"embed": entry("BF16", [16384, 16384], [0, 16384**2 * 2])}).encode()
+    inputs = [sparse(tmp_path / f"{name}.safetensors", header, 16384**2 * 2) for name in "ab"]
+    monkeypatch.setattr("monosoup_cli.pipeline.devices.free_bytes", lambda: 4 << 30)
+    assert "memory" in refuse(*inputs)
+
+
+def test_a_terabyte_does_not_fit_on_the_disk(refuse, tmp_path, monkeypatch):
+    header = json.dumps({"t": entry("U8", [2**40], [0, 2**40])}).encode()
+    inputs = [sparse(tmp_path / f"{name}.safetensors", header, 2**40) for name in "ab"]
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**39)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    line = refuse(*inputs)
+    assert "space" in line
+    assert str(tmp_path / "out") in line
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tensors(run, tmp_path):
+    values = torch.arange(200_000.0).reshape(100_000, 2)
+    inputs = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
+    for number, path in enumerate(inputs, start=1):
+        save_file({f"t{row}": value.clone() for row, value in enumerate(values * number)}, path)
+    assert run("edit", *inputs, "-o", tmp_path / "out", "--quiet").code == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == inputs[1].read_bytes()
+
+
+# -- tensors that are moved as bytes --------------------------------------------------------------
+
+EXOTIC: dict[str, tuple[str, list[int], bytes]] = {
+    "bool": ("BOOL", [4], bytes([0, 1, 2, 255])),
+    "f4": ("F4", [2, 3], bytes(range(3))),
+    "f6 e2m3": ("F6_E2M3", [4, 4], bytes(range(12))),
+    "f6 e3m2": ("F6_E3M2", [4], bytes(range(3))),
+    "f8 e8m0": ("F8_E8M0", [2, 2], b"\x00\x7f\xfe\xff"),
+    "f8 e4m3": ("F8_E4M3", [2, 2], b"\x7f\xff\x80\x01"),
+    "f8 e4m3fnuz": ("F8_E4M3FNUZ", [2, 2], b"\x80\x7f\x00\x01"),
+    "f8 e5m2": ("F8_E5M2", [2, 2], b"\x7c\x7f\x00\x01"),
+    "f8 e5m2fnuz": ("F8_E5M2FNUZ", [2, 2], b"\x80\x7f\x00\x01"),
+    **{
+        f"{dtype} matrix": (dtype, [1, 3], bytes(range(240, 240 + 3)) * size)
+        for size, dtypes in ((1, "U8 I8"), (2, "I16 U16"), (4, "I32 U32"), (8, "I64 U64"))
+        for dtype in dtypes.split()
+    },
+    "c64": ("C64", [1, 2], struct.pack("<4f", 1, float("nan"), -2, 3)),
+    "scalar": ("F32", [], struct.pack("<f", -0.0)),
+    "integer scalar": ("I64", [], struct.pack("<q", -1)),
+    "nothing": ("F32", [0, 5], b""),
+    "nothing at all": ("BF16", [0, 0, 5], b""),
+    "no experts": ("F16", [0, 3, 4], b""),
+    "64 dimensions": ("I16", [1] * 64, b"\x01\x02"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float16"])
+def test_what_is_not_edited_is_copied_byte_for_byte(run, tmp_path, dtype):
+    inputs = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
+    for number, path in enumerate(inputs):
+        header, data = {}, b""
+        for name, (kind, shape, content) in EXOTIC.items():
+            stored = content if number else content[::-1]
+            header[name] = entry(kind, shape, [len(data), len(data) + len(stored)])
+            data += stored
+        path.write_bytes(raw(header, data))
+    output = tmp_path / "out.safetensors"
+    assert run("edit", *inputs, "-o", output, "--dtype", dtype).code == 0
+    written = output.read_bytes()
+    (length,) = struct.unpack("<Q", written[:8])
+    header = json.loads(written[8 : 8 + length])
+    if dtype == "keep":
+        assert written == inputs[1].read_bytes()
+    for name, (kind, _, content) in EXOTIC.items():
+        if kind in {"F32", "BF16"}:
+            continue
+        start, stop = header[name]["data_offsets"]
+        assert header[name]["dtype"] == kind
+        assert written[8 + length + start : 8 + length + stop] == content, name
+    layers = json.loads((tmp_path / "out.report.json").read_text())["layers"]
+    reasons = {layer["name"]: layer["reason"] for layer in layers}
+    assert reasons.pop("scalar") == "vector"
+    assert {reasons.pop(name) for name in ("nothing", "nothing at all", "no experts")} == {"unchanged"}
+    assert set(reasons.values()) == {"not_floating"}
+    assert {layer["action"] for layer in layers} == {"kept"}
+
+
+# -- codes instead of weights ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "qweight", "qzeros", "g_idx", "weight.absmax", "weight.quant_map", "SCB",
+        "weight.quant_state.bitsandbytes__nf4", "weight_scale", "weight_scale_inv", "weight_packed",
+    ],
+)  # fmt: skip
+def test_a_quantised_checkpoint_is_refused(pair, refuse, tmp_path, suffix):
+    path = tmp_path / "quantised.safetensors"
+    save_file({"block.weight": torch.ones(8, 6), f"mlp.{suffix}": torch.ones(2)}, path)
+    for inputs in ((path, pair.finetuned), (pair.base, path)):
+        line = refuse(*inputs)
+        assert all(word in line for word in ["quantised", f"'mlp.{suffix}'", str(path)])
+
+
+def test_a_config_with_a_quantization_config_is_refused(pair, refuse, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(pair.finetuned, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    for inputs in ((folder, pair.finetuned), (pair.base, folder)):
+        line = refuse(*inputs)
+        assert "quantised" in line
+        assert str(folder / "config.json") in line
+
+
+def test_a_float8_weight_without_scales_is_kept_and_said_so(run, tmp_path):
+    inputs = []
+    for number, name in enumerate(("base", "finetuned")):
+        inputs.append(tmp_path / f"{name}.safetensors")
+        save_file({"w": torch.full((2, 2), number + 1.0).to(torch.float8_e4m3fn)}, inputs[-1])
+    result = run("edit", *inputs, "-o", tmp_path / "out", "--format", "json")
+    (layer,) = json.loads(result.out)["layers"]
+    assert (layer["dtype"], layer["action"], layer["reason"]) == ("F8_E4M3", "kept", "not_floating")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == inputs[1].read_bytes()
+
+
+# -- numbers that are none ------------------------------------------------------------------------
+
+
+def write_with(path: Path, name: str, value: float, dtype: torch.dtype | None = None) -> None:
+    """Replace the second element of a tensor in a file."""
+    tensors = load_file(path)
+    if dtype is not None:
+        tensors[name] = tensors[name].to(dtype)
+    tensors[name].view(-1)[1] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [("base", "block.weight"), ("finetuned", "block.weight"), ("finetuned", "head.weight"),
+     ("finetuned", "block.bias")],
+)  # fmt: skip
+def test_nan_and_inf_stop_the_run(pair, refuse, which, name, value):
+    path = getattr(pair, which)
+    write_with(path, name, value)
+    line = refuse(*pair)
+    assert all(word in line for word in ["NaN or Inf", f"'{name}'", str(path), "(1 "]), line
+    if which == "finetuned":
+        refuse(*pair, "--exclude", name)
+
+
+@pytest.mark.parametrize("name", ["block.weight", "block.bias"])
+def test_a_result_that_overflows_its_dtype_stops_the_run(pair, refuse, name):
+    for path in pair:
+        write_with(path, name, 1e6)
+    line = refuse(*pair, "--dtype", "float16")
+    assert all(word in line for word in ["overflows F16", f"'{name}'"]), line
+
+
+def test_an_update_that_overflows_when_it_is_cast_back_stops_the_run(refuse, tmp_path):
+    """Both inputs are finite in float16; base + edited update is not."""
+    inputs = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
+    base = torch.tensor([[60000.0, 0.0], [0.0, 60000.0]])
+    high, low = torch.full((2, 2), -12000.0), torch.tensor([[10000.0, -10000.0], [-10000.0, 10000.0]])
+    for path, matrix in zip(inputs, (base, base + high + low), strict=True):
+        save_file({"w": matrix.half()}, path)
+    line = refuse(*inputs, "--rank", 1, "--weighting", "low")
+    assert "overflows F16" in line
+    assert "'w'" in line
+
+
+# -- inputs that do not belong together -----------------------------------------------------------
+
+
+def test_shapes_that_differ_are_named(pair, refuse):
+    tensors = load_file(pair.finetuned)
+    tensors["head.weight"] = torch.ones(5, 8)
+    save_file(tensors, pair.finetuned)
+    line = refuse(*pair)
+    assert all(word in line for word in ["'head.weight'", "[4, 8]", "[5, 8]", "--on-mismatch keep"])
+    assert str(pair.finetuned) in line or str(pair.base) in line
+
+
+def test_checkpoints_with_nothing_in_common_are_refused(pair, refuse, tmp_path):
+    save_file({"other": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    line = refuse(pair.base, tmp_path / "other.safetensors")
+    assert all(word in line for word in ["in common", "'block.bias'", "'other'"])
+    assert str(tmp_path / "other.safetensors") in line
+
+
+def test_names_and_dtypes_that_differ_are_said_in_the_report(pair, run, tmp_path):
+    base, finetuned = (load_file(path) for path in pair)
+    base["gone.weight"] = torch.ones(2, 2)
+    finetuned["new.weight"] = torch.ones(2, 2)
+    finetuned["block.weight"] = finetuned["block.weight"].half()
+    save_file(base, pair.base)
+    save_file(finetuned, pair.finetuned)
+    result = run("edit", *pair, "-o", tmp_path / "out", "--format", "json")
+    report = json.loads(result.out)
+    assert "gone.weight" in result.err
+    assert report["only_in_base"] == ["gone.weight"]
+    reasons = {layer["name"]: (layer["dtype"], layer["reason"]) for layer in report["layers"]}
+    assert reasons["new.weight"] == ("F32", "not_in_base")
+    assert reasons["block.weight"] == ("F16", None)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == finetuned.keys()
+    assert torch.equal(written["new.weight"], finetuned["new.weight"])
+
+
+# -- outputs that must not be ---------------------------------------------------------------------
+
+
+def folders(tmp_path: Path, pair: Any) -> list[Path]:
+    """The pair as two folders, a real one each."""
+    made = []
+    for path in pair:
+        made.append(tmp_path / path.stem)
+        made[-1].mkdir()
+        path.rename(made[-1] / "model.safetensors")
+    return made
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
+@pytest.mark.parametrize("which", [0, 1], ids=["base", "finetuned"])
+@pytest.mark.parametrize(
+    ("kind", "alias"),
+    [("file", "hard link")]
+    + [
+        (kind, alias)
+        for kind in ("file", "folder")
+        for alias in ("itself", "symlink", "symlinked parent", "dots")
+    ],
+)
+def test_the_output_may_not_be_an_input(pair, refuse, tmp_path, overwrite, which, alias, kind):
+    inputs = list(pair) if kind == "file" else folders(tmp_path, pair)
+    output, other = inputs[which], tmp_path / f"other{inputs[which].suffix}"
+    if alias == "hard link":
+        os.link(output, other)
+        output = other
+    elif alias == "symlink":
+        other.symlink_to(output)
+        output = other
+    elif alias == "symlinked parent":
+        (tmp_path / "alias").symlink_to(tmp_path)
+        output = tmp_path / "alias" / output.name
+    elif alias == "dots":
+        (tmp_path / "sub").mkdir()
+        output = tmp_path / "sub" / ".." / output.name
+    line = refuse(*inputs, *overwrite, output=output)
+    assert "the output is an input" in line
+    assert str(output) in line
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+@pytest.mark.parametrize("alias", [False, True])
+def test_the_output_may_not_lie_in_an_input(pair, refuse, tmp_path, name, alias):
+    inputs = folders(tmp_path, pair)
+    (tmp_path / "alias").symlink_to(inputs[0])
+    line = refuse(*inputs, output=(tmp_path / "alias" if alias else inputs[0]) / name)
+    assert "inside an input" in line
+    assert str(inputs[0]) in line
+
+
+@pytest.mark.parametrize(
+    "place", ["out/in.safetensors", "out/deep/in.safetensors", "out.partial/in.safetensors"]
+)
+def test_an_input_may_not_lie_in_the_output(pair, refuse, tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    shutil.copy(pair.finetuned, tmp_path / path.relative_to(tmp_path).parts[0] / "model.safetensors")
+    pair.base.rename(path)
+    line = refuse(path, pair.finetuned, "--overwrite")
+    assert "inside the output" in line
+    assert str(path) in line
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "empty", "foreign"])
+def test_an_output_that_exists_is_refused(pair, refuse, tmp_path, kind):
+    output = tmp_path / "out"
+    output.mkdir()
+    if kind == "checkpoint":
+        shutil.copy(pair.base, output / "model.safetensors")
+    elif kind == "foreign":
+        (output / "thesis.tex").write_text("years of work")
+    assert "--overwrite" in refuse(*pair)
+    assert str(output) in refuse(*pair, "--resume")
+    if kind == "foreign":
+        assert "not a checkpoint" in refuse(*pair, "--overwrite")
+
+
+def test_files_and_folders_do_not_replace_each_other(pair, refuse, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert "folder by a file" in refuse(*pair, "--overwrite")
+    (tmp_path / "x.safetensors").mkdir()
+    assert "folder by a file" in refuse(*pair, "--overwrite", output=tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "gone"])
+def test_an_output_that_is_a_link_is_refused(pair, refuse, tmp_path, target):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / target)
+    assert "link" in refuse(*pair, "--overwrite")
+
+
+@pytest.mark.parametrize("output", ["absent/out", "base.safetensors/out", "n" * 300, ".", ""])
+def test_an_output_that_cannot_be_is_refused(pair, refuse, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    assert refuse(*pair, "-o", output)  # the last -o counts
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_folder_that_is_closed_is_refused(pair, refuse, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "not writable" in refuse(*pair, output=tmp_path / "closed" / "out")
+
+
+def test_a_system_that_refuses_the_output(pair, refuse):
+    line = refuse(*pair, output="/proc/monosoup-out")
+    assert "/proc/monosoup-out" in line
+
+
+@pytest.mark.parametrize("partial", ["file", "folder", "link"])
+def test_a_foreign_partial_is_not_touched(pair, refuse, tmp_path, partial):
+    path = tmp_path / "out.partial"
+    if partial == "file":
+        path.write_text("mine")
+    elif partial == "folder":
+        path.mkdir()
+        (path / "mine").write_text("mine")
+    else:
+        (tmp_path / "target").mkdir()
+        path.symlink_to(tmp_path / "target")
+    for options in ([], ["--overwrite"], ["--resume"]):
+        assert str(path) in refuse(*pair, *options)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
+@pytest.mark.parametrize(
+    "report",
+    ["finetuned/model.safetensors", "base/config.json", "out", "out/model.safetensors", "out/README.md",
+     "out/config.json", "absent/report.json", "base"],
+)  # fmt: skip
+def test_the_report_may_not_replace_anything_of_the_run(pair, refuse, tmp_path, report, overwrite):
+    inputs = folders(tmp_path, pair)
+    for folder in inputs:
+        (folder / "config.json").write_text("{}")
+    assert "report" in refuse(*inputs, "--report", tmp_path / report, *overwrite)
+
+
+def test_the_report_of_a_file_may_not_be_that_file(pair, refuse, tmp_path):
+    output = tmp_path / "out.safetensors"
+    assert "report" in refuse(*pair, "--report", output, output=output)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["edit"], ["edit", "{base}"], ["edit", "{base}", "{finetuned}"], ["nonsense"], [],
+        *(["edit", "{base}", "{finetuned}", "-o", "{out}", *options] for options in (
+            ["--nonsense"], ["--energy", "2"], ["--energy", "0.5", "--rank", "3"], ["--rank", "0"],
+            ["--wise", "1.5"], ["--min-update", "-1"], ["--max-shard-size", "big"], ["--workers", "0"],
+            ["--device", "toaster"], ["--include", "nothing*"], ["--dtype", "int8"], ["--stacked", "head*"],
+        )),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_exit_code_2(pair, run, tmp_path, words):
+    before = sorted(tmp_path.iterdir())
+    paths = {"base": pair.base, "finetuned": pair.finetuned, "out": tmp_path / "out"}
+    result = run(*(word.format(**paths) for word in words))
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert words == [] or (result.out == "" and "error: " in result.err.lower())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# -- one run at a time, and the same run again ----------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["out", "out.safetensors"])
+def test_a_second_run_on_the_same_output_is_refused_at_once(pair, refuse, tmp_path, output):
+    holder = textwrap.dedent("""
+        import sys
+        from monosoup_cli.api import prepare_edit
+        from monosoup_cli.cli.app import main
+        from monosoup_cli.checkpoints.writer import PartialOutput
+        publish = PartialOutput.publish
+        def wait(self, *words):
+            print("holds", flush=True)
+            sys.stdin.read()
+            publish(self, *words)
+        PartialOutput.publish = wait
+        raise SystemExit(main(["edit", *sys.argv[1:], "--quiet"]))
+    """)
+    command = [sys.executable, "-c", holder, *pair, "-o", tmp_path / output]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "holds\n"
+        for options in ([], ["--resume"], ["--overwrite"]):
+            line = refuse(*pair, *options, output=tmp_path / output)
+            assert "another run" in line
+            assert str(tmp_path / output) in line
+        assert first.poll() is None
+        first.communicate("go on")
+    assert first.returncode == 0
+    assert (tmp_path / output).exists()
+    assert not (tmp_path / f"{output}.partial").exists()
+
+
+@pytest.fixture
+def interrupted(pair, run, tmp_path, monkeypatch):
+    """The pair, and an edit of it that stopped just before its end."""
+
+    def stop(self: PartialOutput, *_: object) -> None:
+        raise OutputError("the disk is full", path=self.output)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialOutput, "publish", stop)
+        assert run("edit", *pair, "-o", tmp_path / "out").code == 1
+    assert (tmp_path / "out.partial" / "journal").is_file()
+    return pair
+
+
+def test_an_interrupted_run_is_not_passed_over(interrupted, refuse):
+    line = refuse(*interrupted)
+    assert "--resume" in line
+    assert "--overwrite" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--energy", "0.5"], "arguments.energy"),
+        (["--rank", "2"], "arguments.rank"),
+        (["--weighting", "low"], "arguments.weighting"),
+        (["--wise", "0.5"], "arguments.wise"),
+        (["--exclude", "head*"], "arguments.exclude"),
+        (["--dtype", "float16"], "arguments.dtype"),
+        (["--min-update", "0.1"], "arguments.min_update"),
+    ],
+)
+def test_resume_with_other_options_names_them(interrupted, refuse, options, difference):
+    line = refuse(*interrupted, "--resume", *options)
+    assert f"differs in {difference};" in line
+
+
+@pytest.mark.parametrize("which", ["base", "finetuned"])
+@pytest.mark.parametrize("change", ["time", "content", "header"])
+def test_resume_with_other_inputs_names_them(interrupted, refuse, which, change):
+    path = getattr(interrupted, which)
+    if change == "time":
+        os.utime(path, ns=(0, 0))
+    elif change == "content":
+        write_with(path, "block.bias", 3.0)
+    else:
+        save_file(load_file(path), path, metadata={"format": "pt", "changed": "yes"})
+    line = refuse(*interrupted, "--resume")
+    assert "differs in" in line
+    assert f"inputs.{which}" in line
+    assert path.name in line
+
+
+def test_resume_goes_on_after_a_refusal(interrupted, refuse, run, tmp_path):
+    refuse(*interrupted, "--resume", "--energy", "0.5")
+    assert run("edit", *interrupted, "-o", tmp_path / "out", "--resume").code == 0
+    assert run("edit", *interrupted, "-o", tmp_path / "again").code == 0
+    assert not (tmp_path / "out.partial").exists()
+    resumed, straight = (tmp_path / name / "model.safetensors" for name in ("out", "again"))
+    assert resumed.read_bytes() == straight.read_bytes()
+    with safe_open(resumed, "pt") as file:
+        assert set(file.keys()) == {"block.weight", "block.bias", "head.weight"}
+
+
+@pytest.mark.parametrize("journal", [b'{"identity"\n', b"[]\n", b'{"identity": {}}\n', b'{"identity": 3}\n'])
+def test_resume_with_a_damaged_journal_is_refused(interrupted, refuse, tmp_path, journal):
+    path = tmp_path / "out.partial" / "journal"
+    path.write_bytes(journal)
+    assert str(path.parent) in refuse(*interrupted, "--resume")

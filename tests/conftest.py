@@ -1,0 +1,92 @@
+"""Fixtures for every room: a small real pair of checkpoints, and the command run in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from monosoup_cli.cli.app import main
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Pair(NamedTuple):
+    base: Path
+    finetuned: Path
+
+
+Run = Callable[..., Result]
+Refuse = Callable[..., str]
+
+
+def small_tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "block.weight": torch.randn(8, 6, generator=generator),
+        "block.bias": torch.randn(8, generator=generator),
+        "head.weight": torch.randn(4, 8, generator=generator).bfloat16(),
+    }
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """Two real files of the same few tensors, in tmp_path."""
+    made = Pair(tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    for seed, path in enumerate(made):
+        save_file(small_tensors(seed), path, metadata={"format": "pt"})
+    return made
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def run(*argv: object) -> Result:
+        capfd.readouterr()
+        code = main([str(word) for word in argv])
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refuse(run: Run, tmp_path: Path) -> Refuse:
+    """Run `edit` and return its error line, after checking that it refused as it should: with one
+    line, and with nothing created or changed anywhere in tmp_path."""
+
+    def refuse(base: object, finetuned: object, *options: object, output: object = None) -> str:
+        before = everything_in(tmp_path)
+        result = run("edit", base, finetuned, "-o", output or tmp_path / "out", *options)
+        lines = [line for line in result.err.splitlines() if not line.startswith("note: ")]
+        assert (result.code, result.out, len(lines)) == (1, "", 1), result
+        assert lines[0].startswith("error: ")
+        assert everything_in(tmp_path) == before
+        return lines[0]
+
+    return refuse
+
+
+def everything_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Every path below a folder, with what shows that a file is still the same and untouched."""
+    found: dict[str, tuple[int, ...]] = {}
+    for parent, folders, files in os.walk(folder):
+        found |= {os.path.join(parent, name): () for name in folders}
+        for name in files:
+            status = os.lstat(os.path.join(parent, name))
+            found[os.path.join(parent, name)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
