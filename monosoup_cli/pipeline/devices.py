@@ -10,13 +10,13 @@ import os
 import platform
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monosoup_cli.checkpoints.header import BITS
 from monosoup_cli.errors import ResourceError, UsageError
-from monosoup_cli.pipeline.blocks import BLOCK_ELEMENTS, RESIDENT_BYTES, Cut, Scratch
+from monosoup_cli.pipeline.blocks import RESIDENT_BYTES, Cut, Scratch
 from monosoup_cli.pipeline.plan import Plan
 
 if TYPE_CHECKING:
@@ -88,17 +88,21 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def free_bytes() -> int | None:
-    """Memory that can be had without swapping, within the control group's limit; None if unknown."""
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be had: on a card what is free; on the host without swapping and within the
+    control group's limit. None where the system does not tell."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
     limits = []
-    try:
+    with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 limits.append(int(line.split()[1]) * 1024)
         group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
+        used = int((group / "memory.current").read_text())
+        limits.append(int((group / "memory.max").read_text()) - used)
     return min(limits, default=None)
 
 
@@ -129,22 +133,20 @@ def plan_workers(
         ),
         reverse=True,
     )
-    largest = needs[0] if needs else BLOCK_ELEMENTS
-    is_cpu = devices[0].type == "cpu"
-    pays = count_cores() if is_cpu else WORKERS_PER_CARD * len(devices)
-    wanted = max(1, min(asked or pays, len(plan.tensors)))
-    free = free_bytes()
-    if free is None:
-        return wanted, sum(needs[:wanted])
-    allowed = int(free * RESERVED_SHARE)
-    if largest > allowed:
-        raise ResourceError(
-            "the largest matrix does not fit into memory",
-            expected=f"about {largest:,} bytes", found=f"{free:,} free",
-        )  # fmt: skip
-    while asked is None and wanted > 1 and sum(needs[:wanted]) > allowed:
-        wanted -= 1
-    return wanted, sum(needs[:wanted])
+    at_once = count_cores() if devices[0].type == "cpu" else WORKERS_PER_CARD
+    known = [free for free in map(free_bytes, devices) if free is not None]
+    if known:
+        allowed = int(min(known) * RESERVED_SHARE)
+        if needs and needs[0] > allowed:
+            raise ResourceError(
+                "the largest matrix does not fit into memory",
+                expected=f"about {needs[0]:,} bytes",
+                found=f"{min(known):,} free",
+            )
+        while at_once > 1 and sum(needs[:at_once]) > allowed:
+            at_once -= 1
+    workers = max(1, min(asked or at_once * len(devices), len(plan.tensors)))
+    return workers, sum(needs[:workers])
 
 
 @contextmanager

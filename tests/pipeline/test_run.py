@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
-from monosoup_cli.errors import MonosoupError, NonfiniteError
+from monosoup_cli.errors import MonosoupError, NonfiniteError, UsageError
 
 COMMAND = [sys.executable, "-m", "monosoup_cli", "edit"]
 TENSORS = 24
@@ -449,3 +449,29 @@ def test_finetuned_checkpoints_with_other_names_are_refused(pair, tmp_path):
             monosoup_cli.edit(pair[0], order, tmp_path / "out", on_mismatch="keep")
         assert caught.value.tensor == "extra"
         monosoup_cli.edit(pair[0], order, tmp_path / "out", exclude=["extra"], overwrite=True)
+
+
+@pytest.mark.cuda
+def test_a_card_repeats_itself_to_the_byte(slow_pair, tmp_path):
+    pair = (slow_pair / "base.safetensors", slow_pair / "finetuned.safetensors")
+    for workers in (1, 3):
+        monosoup_cli.edit(*pair, tmp_path / str(workers), workers=workers, device="cuda")
+    assert same_bytes(tmp_path / "1", tmp_path / "3")
+
+
+@pytest.mark.cuda
+def test_memory_on_the_card_does_not_grow_with_the_long_side(tmp_path):
+    base = torch.randn(200_000, 256)
+    save_file({"embed": base}, tmp_path / "base.safetensors")
+    save_file({"embed": base + 0.1 * torch.randn(base.shape)}, tmp_path / "finetuned.safetensors")
+    torch.cuda.reset_peak_memory_stats()
+    pair = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    monosoup_cli.edit(*pair, tmp_path / "out", device="cuda:0")
+    assert torch.cuda.max_memory_allocated() < 8 * base.numel() / 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a card")
+def test_a_missing_card_is_refused(pair, tmp_path, device):
+    with pytest.raises(UsageError, match="no CUDA device"):
+        monosoup_cli.edit(*pair, tmp_path / "out", device=device)
