@@ -206,13 +206,13 @@ def edit_matrix(
     >>> layer.k, layer.lambda_high  # equal singular values: nothing to reweigh
     (2, 1.0)
     """
-    base, finetuned = base.double(), finetuned.double()
-    update = finetuned - base
+    base = base.double()
+    update = finetuned.to(torch.float64, copy=True).sub_(base)
     is_wide = update.shape[0] < update.shape[1]
     tall = update.T if is_wide else update
     edit = edit_update(lambda: (tall,), tall.shape[1], method or MonoSoup())
     if edit is None:
-        return finetuned, None
+        return finetuned.double(), None
     layer, apply = edit
     edited = apply(tall)
-    return base + (edited.T if is_wide else edited), layer
+    return (edited.T if is_wide else edited).add_(base), layer
