@@ -40,6 +40,12 @@ AVERAGED = ("k_ratio", "rho", "cos_alpha", "lambda_high", "lambda_low", "equival
 """What the summary gives the mean and the range of."""
 
 
+EDIT_DEFAULTS: Mapping[str, Any] = {
+    "energy": None, "rank": None, "rank_fraction": None, "weighting": "monosoup", "wise": None,
+    "min_update": 0.0, "stacked": [],
+}  # fmt: skip
+
+
 class RunKeywords(TypedDict, total=False):
     """`RunOptions` as keyword arguments."""
 
@@ -109,13 +115,14 @@ def prepare_edit(
     if not 0.0 <= min_update < math.inf:
         raise UsageError("min_update is out of range", expected="at least 0", found=min_update)
     monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
+    stacked = [stacked] if isinstance(stacked, str) else list(stacked)
     sources = [finetuned] if isinstance(finetuned, (str, os.PathLike)) else list(finetuned)
     if not sources:
         raise UsageError("no fine-tuned checkpoint is given")
     names = [os.fspath(source) for source in sources]
     arguments = {
         "base": os.fspath(base), "finetuned": names, "output": os.fspath(output), **asdict(monosoup),
-        "wise": wise, "min_update": min_update, "stacked": list(stacked),
+        "wise": wise, "min_update": min_update, "stacked": stacked,
     }  # fmt: skip
     run_options = RunOptions(**options)
     return prepare(
@@ -149,12 +156,12 @@ def _card(arguments: Mapping[str, Any], options: RunOptions) -> bytes:
     base, finetuned = arguments["base"], arguments["finetuned"]
     words = ["monosoup", "edit", *(PurePath(source).name for source in (base, *finetuned))]
     given = {**arguments, **asdict(options)}
+    default = {**EDIT_DEFAULTS, **asdict(RunOptions())}
     for name in ("energy", "rank", "rank_fraction", "weighting", "wise", "min_update", "stacked",
                  "include", "exclude", "on_mismatch", "on_nonfinite", "dtype"):  # fmt: skip
-        values = given[name] if isinstance(given[name], (list, tuple)) else [given[name]]
-        for value in values:
-            if value not in (None, 0.0, "monosoup", "error", "keep") or (name == "wise" and value == 0.0):
-                words += [f"--{name.replace('_', '-')}", str(value)]
+        if given[name] != default[name]:
+            values = given[name] if isinstance(given[name], list) else [given[name]]
+            words += [word for value in values for word in (f"--{name.replace('_', '-')}", str(value))]
     words += ["-o", PurePath(arguments["output"]).name]
     method = (
         "The fine-tuned weights, edited by MonoSoup: the update of every weight matrix is split by"

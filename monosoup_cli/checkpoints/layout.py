@@ -75,11 +75,11 @@ def plan_layout(
 
 
 def _stem(finetuned: Checkpoint) -> str:
-    """ "model", or what a folder's loader expects instead."""
+    """What the folder's loader looks for; "model" for a single file, which may be called anything."""
     if finetuned.index_name is not None:
         return finetuned.index_name.removesuffix(INDEX_SUFFIX)
-    if finetuned.folder is not None and finetuned.shards[0].name.startswith("diffusion_pytorch_model."):
-        return "diffusion_pytorch_model"
+    if finetuned.folder is not None:
+        return finetuned.shards[0].name.removesuffix(".safetensors")
     return "model"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -114,7 +115,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     """
     source = os.fspath(source)
     path = Path(source)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode if path.exists() else 0
+    except OSError as error:
+        raise CheckpointError(f"cannot open: {error.strerror}", path=source) from None
+    if stat.S_ISDIR(mode):
         return _open_folder(source, path)
     if not os.path.lexists(path):
         is_hub_id = HUB_ID.fullmatch(source) or source.startswith("hf://")

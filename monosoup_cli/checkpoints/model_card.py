@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
 from monosoup_cli import __version__
 
 __all__ = ["model_card"]
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_card(
@@ -22,8 +19,7 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    parents = [source for source in (base, *finetuned) if HUB_ID.fullmatch(source)]
-    data = ModelCardData(base_model=parents or None, tags=["monosoup", "merge"])
+    data = ModelCardData(tags=["monosoup", "merge"])
     names = "\n".join(f"- fine-tuned: `{_name(source)}`" for source in finetuned)
     return f"""---
 {data.to_yaml()}
@@ -49,7 +45,7 @@ Made with `monosoup` {__version__}:
 
 
 def _name(source: str) -> str:
-    return source if HUB_ID.fullmatch(source) else _plain(PurePath(source).name)
+    return _plain(PurePath(source).name)
 
 
 def _plain(text: str) -> str:

@@ -78,8 +78,14 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], 
         raise OutputError("the report would replace the output", path=report)
     if not report.parent.is_dir():
         raise OutputError("the report's folder does not exist", path=report)
-    if not os.path.lexists(report):
+    try:
+        os.lstat(report)
+    except FileNotFoundError:
+        if not os.access(report.parent, os.W_OK):
+            raise OutputError("the report's folder is not writable", path=report) from None
         return
+    except OSError as error:
+        raise OutputError(f"cannot be the report: {error.strerror}", path=report) from None
     for checkpoint in inputs:
         folder = checkpoint.folder
         inside = folder is not None and report.resolve().is_relative_to(folder.resolve())

@@ -33,7 +33,11 @@ def _walk(root: Path, inner: str, seen: frozenset[Path]) -> Iterator[tuple[str, 
     real_folder = resolve_inside(root, inner or ".")
     if real_folder in seen:
         return
-    for name in sorted(os.listdir(real_folder)):
+    try:
+        names = sorted(os.listdir(real_folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot list: {error.strerror}", path=root / inner) from None
+    for name in names:
         relative = f"{inner}/{name}" if inner else name
         if name.startswith((".", "events.out.")) or name in LEFT_BEHIND:
             continue
@@ -43,6 +47,8 @@ def _walk(root: Path, inner: str, seen: frozenset[Path]) -> Iterator[tuple[str, 
         if path.is_dir():
             if name != "original" and not name.startswith("checkpoint-"):
                 yield from _walk(root, relative, seen | {real_folder})
+        elif not os.access(path, os.R_OK):
+            raise CheckpointError("cannot be read", path=root / relative)
         elif not path.is_file():
             raise CheckpointError("not a regular file", path=root / relative)
         elif path.stat().st_size <= MAX_SIDE_FILE_BYTES:

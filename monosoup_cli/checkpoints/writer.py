@@ -111,9 +111,9 @@ class PartialOutput:
             try:
                 self._open()
             except BaseException:
-                self._close()
-                if is_new:
+                if is_new:  # before the lock goes: afterwards the folder may be another run's
                     shutil.rmtree(self._folder, ignore_errors=True)
+                self._close()
                 raise
         self._committer.start()
         return self
@@ -131,6 +131,7 @@ class PartialOutput:
         return lock
 
     def _open(self) -> None:
+        self._restore_replaced()
         journal = self._folder / "journal"
         lines = self._journalled(journal) if self._resume and self._files.is_dir() else []
         if not lines:
@@ -158,6 +159,19 @@ class PartialOutput:
         _write_all(self._journal, memoryview(kept), 0)
         os.lseek(self._journal, 0, os.SEEK_END)
         os.fsync(self._journal)
+        for folder in (self._files, self._folder, self._folder.parent):
+            _sync_folder(folder)
+
+    def _restore_replaced(self) -> None:
+        """Put the old OUT back that a crash left moved aside; drop it where the new one is there."""
+        replaced = self._folder / "replaced"
+        if not replaced.exists():
+            return
+        if os.path.lexists(self.output):
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(self.output)
+            self._overwrite = True  # the run that moved it aside was allowed to
 
     def _journalled(self, journal: Path) -> list[bytes]:
         """The whole lines of the journal of the same run; raises ResumeError for another's."""
@@ -291,6 +305,12 @@ class PartialOutput:
                 _move(draft, target)
             for folder, _, _ in os.walk(self._files, topdown=False):
                 _sync_folder(Path(folder))
+            if not self._overwrite and os.path.lexists(self.output):
+                raise OutputError(
+                    "something else was put here meanwhile",
+                    path=self.output,
+                    hint="move it away, then go on with --resume",
+                )
             if self.layout.is_single_file:
                 (self._files / self.layout.files[0].name).replace(self.output)
             else:
@@ -304,9 +324,9 @@ class PartialOutput:
         if self._committer.is_alive():
             self._done.put(None)
             self._committer.join()
-        self._close()
         if kind is not None and issubclass(kind, (CheckpointError, MismatchError, NonfiniteError)):
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._close()
 
     def _close(self) -> None:
         for descriptor in self._descriptors.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     # torch says at import that it has no NumPy; nothing here needs it
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # λ and × where the terminal knows only ASCII
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _signals():
             app(None if argv is None else list(argv))
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(error)
         return error.exit_code
     except Interrupted as error:
-        console.error("interrupted; the same command with --resume goes on from here")
+        console.error("interrupted")
         return int(error.code or 1)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)

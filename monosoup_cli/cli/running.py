@@ -24,8 +24,13 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
         else:
             console.table(plan_table(job), to_stdout=True)
         return
-    with console.progress(job.plan.tensors) as progress:
-        report = job.run(progress)
+    try:
+        with console.progress(job.plan.tensors) as progress:
+            report = job.run(progress)
+    except SystemExit:  # a signal
+        if job.is_unfinished:
+            console.note("note: the same command with --resume goes on from here")
+        raise
     if as_json or job.report_path is None:
         console.data(json.dumps(report, indent=1) + "\n")
     console.table(summary_table(report, job.report_path))

@@ -184,7 +184,9 @@ def edit_update(
     `updates` yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side) with
     side = min(m, n). None for an update of zeros. Raises FloatingPointError on NaN or Inf.
     """
-    spectrum = decompose(updates, side)
+    # where the low part is all that is left of the update, its directions must be right to
+    # float64 relative to themselves, not to σ_1
+    spectrum = decompose(updates, side, 1e-2) if method.weighting == "low" else decompose(updates, side)
     if float(spectrum.singular_values[0]) == 0.0:
         return None
     layer = measure(spectrum.singular_values, method)

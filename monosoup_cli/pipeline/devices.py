@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ __all__ = [
     "estimate_bytes",
     "find_devices",
     "plan_workers",
+    "warm_up",
 ]
 
 WORKERS_PER_CARD = 3
@@ -102,6 +103,9 @@ def free_bytes(device: torch.device) -> int | None:
                 limits.append(int(line.split()[1]) * 1024)
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
+        for line in (group / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):  # the system's cache of files gives way
+                used -= int(line.split()[1])
         limits.append(int((group / "memory.max").read_text()) - used)
     return min(limits, default=None)
 
@@ -125,6 +129,8 @@ def plan_workers(
 
     Raises ResourceError where not even one worker's tensor fits into memory.
     """
+    import torch
+
     needs = sorted(
         (
             estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, checkpoints, is_edited=tensor.is_edited)
@@ -134,7 +140,8 @@ def plan_workers(
         reverse=True,
     )
     at_once = count_cores() if devices[0].type == "cpu" else WORKERS_PER_CARD
-    known = [free for free in map(free_bytes, devices) if free is not None]
+    places = {torch.device("cpu"), *devices}  # a card's blocks pass through the host
+    known = [free for free in map(free_bytes, places) if free is not None]
     if known:
         allowed = int(min(known) * RESERVED_SHARE)
         if needs and needs[0] > allowed:
@@ -147,6 +154,15 @@ def plan_workers(
             at_once -= 1
     workers = max(1, min(asked or at_once * len(devices), len(plan.tensors)))
     return workers, sum(needs[:workers])
+
+
+def warm_up(devices: Sequence[torch.device]) -> None:
+    """Have torch load its CUDA linear algebra, which it does at the first call and not thread-safely."""
+    import torch
+
+    for device in devices:
+        if device.type == "cuda":
+            torch.linalg.eigh(torch.eye(2, dtype=torch.float64, device=device))
 
 
 @contextmanager
@@ -185,5 +201,6 @@ class WorkerPlaces:
             if is_card:
                 self._local.stream = torch.cuda.Stream(self._local.device)  # type: ignore[no-untyped-call]
             torch.set_num_threads(1)
-        with torch.cuda.stream(self._local.stream):
+        stream = self._local.stream
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
             yield self._local.device, self._local.scratch

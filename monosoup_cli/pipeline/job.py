@@ -30,7 +30,7 @@ __all__ = ["Job", "RunOptions", "parse_size", "prepare"]
 REPORT_NAME = "monosoup_report.json"
 STDOUT = "-"
 
-OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume", "on_nonfinite"}
+OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume"}
 """Arguments that do not change the bytes of a finished tensor: a resumed run may differ in them.
 (The model of the device does, and stands in the environment.)"""
 
@@ -69,6 +69,9 @@ class RunOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            object.__setattr__(self, name, [patterns] if isinstance(patterns, str) else list(patterns))
         for name, allowed in (
             ("on_mismatch", ("error", "keep")),
             ("on_nonfinite", ("error", "keep")),
@@ -140,6 +143,11 @@ class Job:
             return self.output.with_name(f"{self.output.name.removesuffix('.safetensors')}.report.json")
         return self.output / REPORT_NAME
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there is work of an interrupted run that `resume` can go on with."""
+        return unfinished_run(self.output)
+
     def check_output(self) -> None:
         """Raise OutputError or ResourceError for an OUT that `run` would refuse."""
         checkpoints = [checkpoint for _, checkpoint in self.inputs]
@@ -151,10 +159,10 @@ class Job:
             if report.name in files or (self.layout.index and report.name == self.layout.index[0]):
                 raise OutputError("the report would replace another file of the output", path=report)
         elif report is not None:
-            check_report_path(report, self.output, checkpoints, overwrite=overwrite)
+            check_report_path(report, self.output, checkpoints, overwrite=overwrite or self.options.resume)
         if is_in_use(self.output):
             raise OutputError("another run is writing this output", path=self.output)
-        if unfinished_run(self.output) and not (self.options.resume or overwrite):
+        if self.is_unfinished and not (self.options.resume or overwrite):
             raise OutputError(
                 "an interrupted run left its work", path=f"{self.output}.partial",
                 hint="go on with --resume, or start over with --overwrite",
@@ -298,6 +306,8 @@ def prepare(
         if not path.name:
             raise OutputError("cannot be the output", path=output or "''")
         shard_bytes = None if options.max_shard_size is None else parse_size(options.max_shard_size)
+        if shard_bytes is not None and path.suffix == ".safetensors":
+            raise UsageError("max_shard_size needs a folder as output", found=path)
         layout = plan_layout(first, plan.dtypes, path.name, shard_bytes)
         job = Job(
             command, arguments, checkpoints[0], checkpoints[1:], path, options, plan, layout,

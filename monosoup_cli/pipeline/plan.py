@@ -130,8 +130,7 @@ def _plan_tensor(
     stack, cut = None, Cut(tensor.elements, 1)
     if reason is None:
         stack, cut = matrix_view(tensor, selection.stacked)
-    # what the user left out, or did not let be compared, stays as fine-tuned: not interpolated either
-    is_interpolated = wise is not None and has_base and reason in (None, "vector")
+    is_interpolated = wise is not None and has_base
     is_averaged = bool(others) and is_floating and is_shared
     return PlannedTensor(
         name,

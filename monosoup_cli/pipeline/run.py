@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from monosoup_cli.checkpoints.header import BITS, FLOATING
-from monosoup_cli.errors import NonfiniteError
+from monosoup_cli.errors import NonfiniteError, ResourceError
 from monosoup_cli.pipeline.blocks import (
     InputMatrix,
     Layer,
@@ -19,7 +19,7 @@ from monosoup_cli.pipeline.blocks import (
     check_finite,
     count_nonfinite,
 )
-from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored
+from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 
@@ -88,9 +88,10 @@ def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progr
         job.output.commit(tensor.name, record.to_json(job.measured))
         progress(tensor, True)
 
+    warm_up(devices)
     with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
-        futures = [pool.submit(make, number) for number in range(len(waiting))]
         try:
+            futures = [pool.submit(make, number) for number in range(len(waiting))]
             for future in as_completed(futures):
                 future.result()
         except BaseException:
@@ -115,8 +116,16 @@ class _Worker:
         self.job, self.device, self.scratch, self.stop = job, device, scratch, stop
 
     def make(self, tensor: PlannedTensor) -> LayerRecord:
+        import torch
+
         try:
             return self._make(tensor)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise ResourceError(
+                "no memory left on the way",
+                tensor=tensor.name,
+                hint="--resume with --workers 1, or with --device cpu, needs less",
+            ) from None
         except NonfiniteError:
             if self.job.on_nonfinite == "error":
                 raise
@@ -125,7 +134,7 @@ class _Worker:
 
     def _make(self, tensor: PlannedTensor) -> LayerRecord:
         if not tensor.is_edited:
-            self._check_base(tensor)
+            self._check_unread(tensor)
             if tensor.is_copied:
                 self._keep_as_finetuned(tensor)
             else:
@@ -206,12 +215,13 @@ class _Worker:
             self.job.output.write(tensor.name, bytes_of(chunk), written)
             written += len(bytes_of(chunk))
 
-    def _check_base(self, tensor: PlannedTensor) -> None:
-        """Raise NonfiniteError for NaN or Inf in the base's version of a tensor that is kept."""
-        base = self.job.base
-        if tensor.name in base.tensors and base.tensors[tensor.name].dtype in FLOATING:
-            for chunk in self._chunks(base, tensor.name):
-                check_finite(chunk, base.source, tensor.name)
+    def _check_unread(self, tensor: PlannedTensor) -> None:
+        """Raise NonfiniteError for NaN or Inf in a kept tensor's namesakes that are not used."""
+        for checkpoint in (self.job.base, *self.job.finetuned[tensor.sources :]):
+            namesake = checkpoint.tensors.get(tensor.name)
+            if namesake is not None and namesake.dtype in FLOATING:
+                for chunk in self._chunks(checkpoint, tensor.name):
+                    check_finite(chunk, checkpoint.source, tensor.name)
 
     def _chunks(self, checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
         """A stored tensor piece by piece, flat: in its dtype where that is edited, else as bytes."""

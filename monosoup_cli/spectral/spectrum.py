@@ -63,19 +63,20 @@ def gram(blocks: Iterable[torch.Tensor], side: int) -> torch.Tensor:
     return total
 
 
-def decompose(blocks: Blocks, side: int) -> Spectrum:
+def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum:
     """The spectrum of a matrix (rows, side), rows >= side, in one pass over its blocks.
 
     A matrix of low rank takes a pass more for each deflation. Singular values are right to about
     1e-10 σ_1, and to 1e-15 σ_1 where the spectrum has a clear gap; no epsilon is used, so that a
-    matrix of norm 1e-150 is decomposed like any other.
+    matrix of norm 1e-150 is decomposed like any other. A higher `resolved` (a share of σ_1²) takes
+    more passes and keeps the weak directions purer.
 
     Raises FloatingPointError where the matrix holds NaN or Inf.
     """
     matrix = gram(blocks(), side)
     trace = float(matrix.diagonal().sum())
     if SAFE_SQUARES[0] < trace < SAFE_SQUARES[1]:
-        values, vectors = _decompose(blocks, matrix, floor=None)
+        values, vectors = _decompose(blocks, matrix, resolved)
         return Spectrum(values, vectors)
     peak = float(torch.stack([block.abs().max() for block in blocks()]).max())
     if not math.isfinite(peak):
@@ -87,12 +88,12 @@ def decompose(blocks: Blocks, side: int) -> Spectrum:
     def scaled() -> Iterable[torch.Tensor]:
         return (torch.ldexp(block, torch.tensor(-exponent).to(block)) for block in blocks())
 
-    values, vectors = _decompose(scaled, gram(scaled(), side), floor=None)
+    values, vectors = _decompose(scaled, gram(scaled(), side), resolved)
     return Spectrum(torch.ldexp(values, torch.tensor(exponent)), vectors)
 
 
 def _decompose(
-    blocks: Blocks, matrix: torch.Tensor, floor: float | None
+    blocks: Blocks, matrix: torch.Tensor, share: float, floor: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """σ (on the CPU) and V from a Gram matrix, deflated until what is left lies below `floor`."""
     squares, vectors = torch.linalg.eigh(matrix, UPLO="U")
@@ -100,7 +101,7 @@ def _decompose(
     side, largest = len(squares), float(squares[0])
     if floor is None:
         floor = largest * (side * torch.finfo(torch.float64).eps) ** 2
-    resolved = int((squares > RESOLVED * largest).sum())
+    resolved = int((squares > share * largest).sum())
     if resolved == side or largest <= floor:
         return squares.sqrt(), vectors
     rest = vectors[:, resolved:]
@@ -108,7 +109,7 @@ def _decompose(
     def remainder() -> Iterable[torch.Tensor]:
         return (block @ rest for block in blocks())
 
-    values, turned = _decompose(remainder, gram(remainder(), side - resolved), floor)
+    values, turned = _decompose(remainder, gram(remainder(), side - resolved), share, floor)
     return (
         torch.cat([squares[:resolved].sqrt(), values]),
         torch.cat([vectors[:, :resolved], rest @ turned], dim=1),

@@ -89,7 +89,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(edit, tmp_path):
     [
         [], ["--energy", "0"], ["--energy", "1.5"], ["--energy", "0.5", "--rank", "3"], ["--rank", "0"],
         ["--wise", "2"], ["--device", "tpu"], ["--max-shard-size", "big"], ["--workers", "0"],
-        ["--include", "no such name"], ["--stacked", "mlp.weight"], ["--colour"],
+        ["--max-shard-size", "1GB", "-o", "one.safetensors"], ["--include", "no such name"],
+        ["--stacked", "mlp.weight"], ["--colour"],
     ],
     ids=str,
 )  # fmt: skip
@@ -101,6 +102,14 @@ def test_wrong_usage_exits_with_2(files, tmp_path, capsys, options):
     assert "rror: " in stderr
     assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_that_knows_only_ascii(files, tmp_path):
+    command = [sys.executable, "-m", "monosoup_cli", "edit", *files, "-o", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for options, stream in (["--dry-run"], "stdout"), ([], "stderr"):
+        result = subprocess.run([*command, *options], capture_output=True, env=environment, check=True)
+        assert b"\\x" in getattr(result, stream) or b"\\u" in getattr(result, stream)
 
 
 def test_debugging_shows_the_traceback(files, tmp_path):

@@ -373,19 +373,19 @@ def test_the_report_counts_bytes_and_hashes_files(pair, tmp_path):
     assert report["timing"]["bytes_read"] >= sum(Path(path).stat().st_size for path in pair) - 4096
 
 
-def test_excluded_tensors_stay_as_in_the_first(tmp_path):
-    """Left out means left out: neither interpolated, nor averaged with one of another shape."""
+def test_excluded_tensors_are_not_averaged_with_others_of_another_shape(tmp_path):
+    """Left out of the edit they stay as in the first; `wise` interpolates every tensor afterwards."""
     weights = {"w": torch.randn(6, 4), "x": torch.randn(4, 4)}
     save_file(weights, tmp_path / "base.safetensors")
     first = {name: t + 1 for name, t in weights.items()}
     save_file(first, tmp_path / "first.safetensors")
     save_file({"w": weights["w"] - 1, "x": torch.randn(5, 4)}, tmp_path / "second.safetensors")
-    report = monosoup_cli.edit(
-        tmp_path / "base.safetensors", [tmp_path / "first.safetensors", tmp_path / "second.safetensors"],
-        tmp_path / "out.safetensors", exclude=["x"], wise=0.5,
-    )  # fmt: skip
-    assert {layer["name"]: layer["reason"] for layer in report["layers"]}["x"] == "excluded"
-    assert torch.equal(load_file(tmp_path / "out.safetensors")["x"], first["x"])
+    finetuned = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
+    for wise, expected in ((None, first["x"]), (0.5, weights["x"] + 0.5)):
+        out = tmp_path / f"{wise}.safetensors"
+        report = monosoup_cli.edit(tmp_path / "base.safetensors", finetuned, out, exclude="x", wise=wise)
+        assert {layer["name"]: layer["reason"] for layer in report["layers"]}["x"] == "excluded"
+        torch.testing.assert_close(load_file(out)["x"], expected)
 
 
 def test_the_callers_threads_are_left_alone(pair, tmp_path):
@@ -475,3 +475,119 @@ def test_memory_on_the_card_does_not_grow_with_the_long_side(tmp_path):
 def test_a_missing_card_is_refused(pair, tmp_path, device):
     with pytest.raises(UsageError, match="no CUDA device"):
         monosoup_cli.edit(*pair, tmp_path / "out", device=device)
+
+
+def test_what_was_put_in_the_way_meanwhile_is_not_replaced(pair, tmp_path):
+    def put(tensor, is_done):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "precious.txt").write_text("kept")
+
+    with pytest.raises(MonosoupError, match="meanwhile"):
+        monosoup_cli.edit(*pair, tmp_path / "out", progress=put)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
+
+
+def crash_while_replacing(pair, out, monkeypatch, *, between_renames):
+    """Leave OUT.partial as a crash does between the two renames of --overwrite, or after them."""
+    from monosoup_cli.checkpoints import writer
+
+    rename, rmtree = Path.rename, writer.shutil.rmtree
+
+    def dying_rename(path, target):
+        if between_renames and path.name == "files":
+            raise Enough
+        return rename(path, target)
+
+    def dying_rmtree(path, **options):
+        if path == out.with_name("out.partial"):
+            raise Enough
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying_rename)
+        patch.setattr(writer.shutil, "rmtree", dying_rmtree)
+        with pytest.raises(Enough):
+            monosoup_cli.edit(*pair, out, overwrite=True, weighting="low")
+
+
+@pytest.mark.parametrize("between_renames", [True, False])
+def test_a_crash_while_replacing_loses_neither_output(pair, tmp_path, monkeypatch, between_renames):
+    out = whole(pair, tmp_path).rename(tmp_path / "out")
+    before = (out / "model.safetensors").read_bytes()
+    crash_while_replacing(pair, out, monkeypatch, between_renames=between_renames)
+    assert (tmp_path / "out.partial" / "replaced" / "model.safetensors").read_bytes() == before
+    assert out.exists() != between_renames
+    options = {"resume": True} if between_renames else {"overwrite": True}
+    monosoup_cli.edit(*pair, out, weighting="low", **options)
+    after = (out / "model.safetensors").read_bytes()
+    assert after != before
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_refused_run_gives_the_replaced_output_back(pair, tmp_path, monkeypatch):
+    out = whole(pair, tmp_path).rename(tmp_path / "out")
+    before = (out / "model.safetensors").read_bytes()
+    crash_while_replacing(pair, out, monkeypatch, between_renames=True)
+    weights = load_file(pair[1])
+    weights["norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "damaged.safetensors")
+    with pytest.raises(NonfiniteError):
+        monosoup_cli.edit(pair[0], tmp_path / "damaged.safetensors", out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_resuming_does_not_change_what_happens_to_nan(interrupted):
+    run, _ = interrupted
+    with pytest.raises(MonosoupError, match="on_nonfinite"):
+        monosoup_cli.edit(*run, resume=True, on_nonfinite="keep")
+
+
+def test_a_report_that_a_killed_run_left_does_not_stop_its_resumption(pair, tmp_path):
+    out = tmp_path / "out.safetensors"
+
+    def stop(tensor, is_done):
+        if is_done:
+            raise Enough
+
+    with pytest.raises(Enough):
+        monosoup_cli.edit(*pair, out, workers=1, progress=stop)
+    (tmp_path / "out.report.json").write_text("{}")
+    report = monosoup_cli.edit(*pair, out, resume=True)
+    assert json.loads((tmp_path / "out.report.json").read_text()) == report
+
+
+def test_a_folders_single_file_keeps_its_name(pair, tmp_path):
+    (tmp_path / "clip").mkdir()
+    pair[1].rename(tmp_path / "clip" / "open_clip_model.safetensors")
+    monosoup_cli.edit(pair[0], tmp_path / "clip", tmp_path / "out")
+    assert (tmp_path / "out" / "open_clip_model.safetensors").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_model_card_repeats_the_command_and_no_local_path(pair, tmp_path):
+    monosoup_cli.edit(*pair, tmp_path / "out", exclude=["norm*"], wise=0.0)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "edit base.safetensors finetuned.safetensors --wise 0.0 --exclude 'norm*' -o out" in card
+    assert str(tmp_path) not in card
+    assert "base_model" not in card
+
+
+def test_nan_in_an_unused_namesake_stops_the_run(pair, tmp_path):
+    weights = load_file(pair[1])
+    weights["mlp.weight"] = torch.full((3, 3), float("nan"))
+    save_file(weights, tmp_path / "second.safetensors")
+    with pytest.raises(NonfiniteError, match="second"):
+        monosoup_cli.edit(
+            pair[0], [pair[1], tmp_path / "second.safetensors"], tmp_path / "out", on_mismatch="keep"
+        )
+
+
+def test_an_early_signal_is_obeyed_with_many_tensors(tmp_path):
+    """Not only once all of them have been handed to the workers."""
+    tensors = {f"layers.{number}": torch.full((2, 2), float(number + 1)) for number in range(20_000)}
+    save_file(tensors, tmp_path / "base.safetensors")
+    save_file({name: 2 * t for name, t in tensors.items()}, tmp_path / "finetuned.safetensors")
+    code, stderr = start_and_signal(tmp_path, tmp_path / "out", signal.SIGINT, after=1)
+    assert code == 130
+    assert "--resume" in stderr
+    assert journalled(tmp_path / "out") < 15_000
