@@ -44,14 +44,9 @@ def edit(base, finetuned, *, energy=None, rank=None, rank_fraction=None, weighti
     rho = (sigma[k] / sigma[0]) ** 2 if k < r else 0.0
     total = (sigma**2).sum()
     cos_alpha = math.sqrt((sigma[k:] ** 2).sum() / total)
-    low = {
-        "monosoup": rho + (1 - rho) * cos_alpha,
-        "spectral": rho,
-        "alignment": cos_alpha,
-        "uniform": 0.5,
-        "high": 0.0,
-        "low": 1.0,
-    }[weighting]
+    equation_8 = rho + (1 - rho) * cos_alpha
+    ablations = {"spectral": rho, "alignment": cos_alpha, "uniform": 0.5, "high": 0.0, "low": 1.0}
+    low = equation_8 if weighting == "monosoup" else ablations[weighting]
     high_part = (u[:, :k] * sigma[:k]) @ vt[:k]
     low_part = (u[:, k:] * sigma[k:]) @ vt[k:]
     edited_update = (1 - low) * high_part + low * low_part

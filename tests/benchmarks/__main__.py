@@ -92,10 +92,10 @@ def kernel(folder):
 
 
 def file(folder):
-    """`monosoup edit` over a file of six such blocks against a script that does it the plain way."""
+    """`monosoup edit` over a file of twelve such blocks against a script that does it the plain way."""
     generate(folder, "blocks")
     rival = [sys.executable, "-m", "tests.benchmarks.straightforward", folder]
-    header("A file of six blocks, all cores", "command", "wall, median", "CPU, median", "peak memory")
+    header("A file of twelve blocks, all cores", "command", "wall, median", "CPU, median", "peak memory")
     rows = {"`monosoup edit`": edit(folder), "`torch.linalg.svd` in a loop": rival}
     runs = {name: [] for name in rows}
     for number in range(4):

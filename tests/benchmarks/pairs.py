@@ -30,7 +30,7 @@ def shapes(kind):
         return {"embed_tokens.weight": (150_000, 1024)}
     if kind == "two_gigabytes":
         return {f"layers.{n}.weight": (1024, 4096) for n in range(238)}
-    return {f"layers.{n}.{name}.weight": shape for n in range(6) for name, shape in BLOCK.items()}
+    return {f"layers.{n}.{name}.weight": shape for n in range(12) for name, shape in BLOCK.items()}
 
 
 def main():
