@@ -16,7 +16,7 @@ from typing import Any
 
 from monosoup_cli.checkpoints.files import InputFile, read_json
 from monosoup_cli.checkpoints.header import Header, TensorInfo
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.errors import CheckpointError, UsageError
 
 __all__ = ["INDEX_SUFFIX", "Checkpoint", "Shard", "open_checkpoint", "resolve_inside"]
 
@@ -114,6 +114,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     Every header is read and validated. Raises CheckpointError.
     """
     source = os.fspath(source)
+    if not source:
+        raise UsageError("the path of a checkpoint is empty")
     path = Path(source)
     try:
         mode = path.stat().st_mode if path.exists() else 0
@@ -122,12 +124,14 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if stat.S_ISDIR(mode):
         return _open_folder(source, path)
     if not os.path.lexists(path):
-        is_hub_id = HUB_ID.fullmatch(source) or source.startswith("hf://")
+        is_hub_id = source.startswith("hf://") or (HUB_ID.fullmatch(source) and not path.suffix)
         raise CheckpointError(
             "no such file or folder",
             path=source,
             hint="ids on the Hub are not read yet: download it first" if is_hub_id else None,
         )
+    if path.name.endswith(INDEX_SUFFIX):
+        raise CheckpointError("an index, not a checkpoint", path=source, hint="name its folder")
     if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
         raise CheckpointError("not a safetensors file", path=source, hint="convert it to safetensors")
     try:

@@ -19,7 +19,7 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     for notice in job.notices:
         console.note(f"note: {notice}")
     if is_dry:
-        if as_json:
+        if as_json or job.report_path is None:
             console.data(json.dumps(plan_to_json(job), indent=1) + "\n")
         else:
             console.table(plan_table(job), to_stdout=True)

@@ -24,6 +24,7 @@ from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_wo
 from monosoup_cli.pipeline.plan import Plan, Selection, make_plan
 from monosoup_cli.pipeline.run import Method, Progress, Run, run
 from monosoup_cli.report.records import SCHEMA_VERSION, summarise
+from monosoup_cli.report.words import plural
 
 __all__ = ["Job", "RunOptions", "parse_size", "prepare"]
 
@@ -120,11 +121,11 @@ class Job:
         code = [name for name in self.side_files if name.endswith(".py")]
         if code:
             self.notices.append(f"custom code is copied along, not run: {', '.join(code)}")
+        new = [tensor.name for tensor in self.plan.tensors if tensor.reason == "not_in_base"]
+        if new:
+            self.notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}")
         if self.plan.only_in_base:
-            names = ", ".join(self.plan.only_in_base[:3])
-            more = ", …" if len(self.plan.only_in_base) > 3 else ""
-            count = len(self.plan.only_in_base)
-            self.notices.append(f"only in the base, and not written: {count} tensors: {names}{more}")
+            self.notices.append(f"only in the base, and not written: {_some(self.plan.only_in_base)}")
 
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
@@ -266,6 +267,11 @@ class Job:
             checkpoint.close()
 
 
+def _some(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    return f"{plural(len(names), 'tensor')}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+
+
 def _describe(role: str, checkpoint: Checkpoint) -> dict[str, Any]:
     files = [
         {"name": shard.name, "bytes": shard.file.nbytes, "header_sha256": shard.header_sha256}
@@ -305,6 +311,8 @@ def prepare(
         path = Path(output)
         if not path.name:
             raise OutputError("cannot be the output", path=output or "''")
+        if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+            raise UsageError("only .safetensors files and folders are written", path=path)
         shard_bytes = None if options.max_shard_size is None else parse_size(options.max_shard_size)
         if shard_bytes is not None and path.suffix == ".safetensors":
             raise UsageError("max_shard_size needs a folder as output", found=path)

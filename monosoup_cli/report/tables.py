@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ def plan_table(job: Job) -> RenderableType:
         table.add_row(Text(shown(tensor.name)), tensor.dtype, action)
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
     totals = _grid("", "")
+    _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
     totals.add_row("edit", plural(len(job.plan.edited), "tensor"))
     totals.add_row("keep", _counts(reasons) or "none")
     if job.plan.only_in_base:
@@ -87,6 +88,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None) -> Render
     """What a run did: counts, means and ranges over the edited layers, time, and the paths."""
     summary, timing = report["summary"], report["timing"]
     counts = _grid("", "")
+    _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
     counts.add_row(
         "edited", f"{plural(summary['edited'], 'tensor')}, {_count(summary['parameters_edited'])} parameters"
     )
@@ -106,6 +108,11 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None) -> Render
         if bounds is not None:
             means.add_row(SYMBOLS[name], *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
+
+
+def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
+    for role, source in inputs:
+        table.add_row("fine-tuned" if role == "finetuned" else role, Text(shown(source)))
 
 
 def _grid(first: str, *others: str, show_header: bool = False) -> Table:

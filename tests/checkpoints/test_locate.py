@@ -12,7 +12,7 @@ from safetensors.torch import save, save_file
 
 from monosoup_cli.checkpoints.files import InputFile
 from monosoup_cli.checkpoints.locate import open_checkpoint, resolve_inside
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.errors import CheckpointError, MonosoupError
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -257,3 +257,15 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
             checkpoint.read_into("a", memoryview(bytearray(4000)))
         with pytest.raises(CheckpointError, match="changed while it was read"):
             checkpoint.check_unchanged()
+
+
+def test_what_people_type_by_mistake(tmp_path):
+    fill(tmp_path / "folder", {A: ["a"], "model.safetensors.index.json": index(a=A)})
+    with pytest.raises(MonosoupError, match="is empty"):
+        open_checkpoint("")
+    with pytest.raises(CheckpointError, match="name its folder"):
+        open_checkpoint(tmp_path / "folder" / "model.safetensors.index.json")
+    with pytest.raises(CheckpointError, match="ids on the Hub"):
+        open_checkpoint("org/name")
+    with pytest.raises(CheckpointError, match=r"no such file or folder$"):
+        open_checkpoint("org/model.safetensors")

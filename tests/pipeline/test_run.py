@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_no_output(slow_pair, tmp_path):
         stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
