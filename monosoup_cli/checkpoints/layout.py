@@ -40,6 +40,12 @@ class OutputLayout:
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
 
+    @property
+    def names(self) -> set[str]:
+        """Of the files and the index."""
+        index = set() if self.index is None else {self.index[0]}
+        return {file.name for file in self.files} | index
+
     def places(self) -> dict[str, tuple[OutputFile, TensorInfo]]:
         """For each tensor, its file and its place there."""
         return {tensor.name: (file, tensor) for file in self.files for tensor in file.header.tensors.values()}

@@ -18,11 +18,12 @@ from monosoup_cli.checkpoints.files import InputFile, read_json
 from monosoup_cli.checkpoints.header import Header, TensorInfo
 from monosoup_cli.errors import CheckpointError, UsageError
 
-__all__ = ["INDEX_SUFFIX", "Checkpoint", "Shard", "open_checkpoint", "resolve_inside"]
+__all__ = ["INDEX_SUFFIX", "OTHER_FORMATS", "Checkpoint", "Shard", "open_checkpoint", "resolve_inside"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 STEMS = ("model", "diffusion_pytorch_model")
 SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.safetensors$")
+OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -132,7 +133,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         )
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="name its folder")
-    if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+    if path.suffix in OTHER_FORMATS:
         raise CheckpointError("not a safetensors file", path=source, hint="convert it to safetensors")
     try:
         resolved = path.resolve(strict=True)
@@ -158,9 +159,7 @@ def _open_folder(source: str, folder: Path) -> Checkpoint:
     standard_files = [f"{stem}.safetensors" for stem in STEMS if f"{stem}.safetensors" in weights]
     candidates = [*standard_indexes, *standard_files] or indexes or weights
     if not candidates:
-        other = next(
-            (name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf"))), None
-        )
+        other = next((name for name in names if name.endswith((*OTHER_FORMATS, ".gguf"))), None)
         found = f", only {other}" if other else ""
         raise CheckpointError(f"no safetensors file in this folder{found}", path=source)
     if len(candidates) > 1:

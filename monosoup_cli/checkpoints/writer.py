@@ -37,7 +37,7 @@ from monosoup_cli.errors import (
     ResumeError,
 )
 
-__all__ = ["PartialOutput", "is_in_use", "partial_path", "unfinished_run"]
+__all__ = ["PartialOutput", "is_in_use", "partial_path", "refuse_unfinished", "unfinished_run"]
 
 CHUNK_BYTES = 4 << 20
 _sync_data = getattr(os, "fdatasync", os.fsync)
@@ -51,6 +51,16 @@ def partial_path(output: Path) -> Path:
 def unfinished_run(output: Path) -> bool:
     """Whether an interrupted run left something to resume."""
     return (partial_path(output) / "files").is_dir()
+
+
+def refuse_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise OutputError where an interrupted run's work is neither to be resumed nor dropped."""
+    if unfinished_run(output) and not (resume or overwrite):
+        raise OutputError(
+            "an interrupted run left its work",
+            path=partial_path(output),
+            hint="go on with --resume, or start over with --overwrite",
+        )
 
 
 def is_in_use(output: Path) -> bool:
@@ -135,11 +145,7 @@ class PartialOutput:
         journal = self._folder / "journal"
         lines = self._journalled(journal) if self._resume and self._files.is_dir() else []
         if not lines:
-            if unfinished_run(self.output) and journal.exists() and not (self._resume or self._overwrite):
-                raise OutputError(
-                    "an interrupted run left its work", path=self._folder,
-                    hint="go on with --resume, or start over with --overwrite",
-                )  # fmt: skip
+            refuse_unfinished(self.output, resume=self._resume, overwrite=self._overwrite)
             shutil.rmtree(self._files, ignore_errors=True)
             journal.unlink(missing_ok=True)
         self._files.mkdir(exist_ok=True)

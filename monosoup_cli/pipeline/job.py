@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from monosoup_cli import __version__
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
-from monosoup_cli.checkpoints.locate import Checkpoint, open_checkpoint
+from monosoup_cli.checkpoints.locate import OTHER_FORMATS, Checkpoint, open_checkpoint
 from monosoup_cli.checkpoints.output_path import check_output_path, check_report_path, check_space
 from monosoup_cli.checkpoints.side_files import side_files
-from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, unfinished_run
+from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.errors import MismatchError, OutputError, UsageError
 from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
 from monosoup_cli.pipeline.plan import Plan, Selection, make_plan
@@ -116,7 +116,7 @@ class Job:
         self.side_files: dict[str, Path] = {}
         folder = self.finetuned[0].folder
         if folder is not None and not self.layout.is_single_file:
-            taken = {file.name for file in self.layout.files}
+            taken = self.layout.names
             self.side_files = {name: path for name, path in side_files(folder) if name not in taken}
         code = [name for name in self.side_files if name.endswith(".py")]
         if code:
@@ -156,18 +156,13 @@ class Job:
         check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
         report = self.report_path
         if report is not None and report.parent == self.output:
-            files = {file.name for file in self.layout.files} | self.side_files.keys() | {"README.md"}
-            if report.name in files or (self.layout.index and report.name == self.layout.index[0]):
+            if report.name in self.layout.names | self.side_files.keys() | {"README.md"}:
                 raise OutputError("the report would replace another file of the output", path=report)
         elif report is not None:
             check_report_path(report, self.output, checkpoints, overwrite=overwrite or self.options.resume)
         if is_in_use(self.output):
             raise OutputError("another run is writing this output", path=self.output)
-        if self.is_unfinished and not (self.options.resume or overwrite):
-            raise OutputError(
-                "an interrupted run left its work", path=f"{self.output}.partial",
-                hint="go on with --resume, or start over with --overwrite",
-            )  # fmt: skip
+        refuse_unfinished(self.output, resume=self.options.resume, overwrite=overwrite)
         check_space(self.output, self.layout.nbytes)
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
@@ -311,7 +306,7 @@ def prepare(
         path = Path(output)
         if not path.name:
             raise OutputError("cannot be the output", path=output or "''")
-        if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
+        if path.suffix in OTHER_FORMATS:
             raise UsageError("only .safetensors files and folders are written", path=path)
         shard_bytes = None if options.max_shard_size is None else parse_size(options.max_shard_size)
         if shard_bytes is not None and path.suffix == ".safetensors":

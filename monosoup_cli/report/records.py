@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,17 +77,11 @@ def summarise(layers: Sequence[Mapping[str, Any]], averaged: Sequence[str]) -> d
     """
     edited = [layer for layer in layers if layer["action"] == "edited"]
     reasons = Counter(layer["reason"] for layer in layers if layer["action"] == "kept")
-    parameters = 0
-    for layer in edited:
-        count = 1
-        for size in layer["shape"]:
-            count *= size
-        parameters += count
     summary: dict[str, Any] = {
         "tensors": len(layers),
         "edited": len(edited),
         "kept": dict(sorted(reasons.items())),
-        "parameters_edited": parameters,
+        "parameters_edited": sum(math.prod(layer["shape"]) for layer in edited),
         "means": {},
         "ranges": {},
     }
