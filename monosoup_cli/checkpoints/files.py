@@ -7,6 +7,9 @@ import os
 import stat
 import struct
 import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from monosoup_cli.errors import CheckpointError
 __all__ = ["InputFile", "read_into", "read_json"]
 
 MAX_JSON_BYTES = 100_000_000
+MAX_HELD_OPEN = 64
 PICKLES = (b"PK\x03\x04", b"\x80\x02")
 
 
@@ -30,11 +34,24 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
+def _open_regular(path: Path, shown: str) -> int:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise CheckpointError(f"cannot open: {os.strerror(error.errno or errno.EIO)}", path=shown) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError("not a regular file", path=shown)
+    return descriptor
+
+
 class InputFile:
-    """A regular file, open for reading only. Safe to read from several threads at once.
+    """A regular file, for reading only. Safe to read from several threads at once.
 
     Links are resolved by the caller; a FIFO or a device is refused instead of waited for.
-    Reading past the end, or a file that changed meanwhile, raises CheckpointError.
+    Reading past the end, or a file that changed meanwhile, raises CheckpointError. However many
+    there are, few are held open at a time.
     """
 
     def __init__(self, path: Path, shown: str | None = None) -> None:
@@ -42,17 +59,24 @@ class InputFile:
         self.bytes_read = 0
         self._counting = threading.Lock()
         self.shown = shown or str(path)
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = _open_regular(path, self.shown)
+        self.status = os.fstat(descriptor)
+        _held_open.add(self, descriptor)
+
+    def reopen(self) -> int:
+        """Another descriptor; raises CheckpointError where the path leads to another file by now."""
+        descriptor = _open_regular(self.path, self.shown)
         try:
-            self.descriptor = os.open(path, flags)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot open: {os.strerror(error.errno or errno.EIO)}", path=self.shown
-            ) from None
-        self.status = os.fstat(self.descriptor)
-        if not stat.S_ISREG(self.status.st_mode):
-            os.close(self.descriptor)
-            raise CheckpointError("not a regular file", path=self.shown)
+            self._compare(os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _compare(self, now: os.stat_result) -> None:
+        for fact in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
+            if getattr(now, fact) != getattr(self.status, fact):
+                raise CheckpointError("the file changed while it was read", path=self.shown)
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +85,8 @@ class InputFile:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on."""
         try:
-            count = read_into(self.descriptor, buffer, offset)
+            with _held_open.descriptor(self) as descriptor:
+                count = read_into(descriptor, buffer, offset)
         except OSError as error:
             raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from None
         if count != len(buffer):
@@ -77,7 +102,8 @@ class InputFile:
     def prefetch(self, offset: int, nbytes: int) -> None:
         """Ask the system to have these bytes at hand soon; does not wait."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+            with _held_open.descriptor(self) as descriptor:
+                os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def header(self) -> Header:
         """The safetensors header, validated against the size of the file."""
@@ -102,16 +128,64 @@ class InputFile:
                 path=self.shown, expected=f"at most {min(MAX_HEADER_BYTES, self.nbytes - 8):,}",
                 found=f"{header_bytes:,}",
             )  # fmt: skip
-        return parse_header(self.read(8 + header_bytes), self.nbytes, self.shown)
+        rest = self.read(max(8 + header_bytes - len(start), 0), len(start))
+        return parse_header((start + rest)[: 8 + header_bytes], self.nbytes, self.shown)
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the file was written to since it was opened."""
-        now = os.fstat(self.descriptor)
-        if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
-            raise CheckpointError("the file changed while it was read", path=self.shown)
+        with _held_open.descriptor(self) as descriptor:
+            self._compare(os.fstat(descriptor))
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        _held_open.close(self)
+
+
+class _Descriptor:
+    def __init__(self, number: int) -> None:
+        self.number, self.users = number, 0
+
+
+class _HeldOpen:
+    """Descriptors of input files; beyond `limit`, the one unused for longest is closed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._held: OrderedDict[InputFile, _Descriptor] = OrderedDict()
+
+    def add(self, file: InputFile, descriptor: int) -> None:
+        with self._lock:
+            self._add(file, descriptor)
+
+    def _add(self, file: InputFile, descriptor: int) -> _Descriptor:
+        if len(self._held) >= self._limit:
+            idle = next((other for other, held in self._held.items() if not held.users), None)
+            if idle is not None:
+                os.close(self._held.pop(idle).number)
+        held = self._held[file] = _Descriptor(descriptor)
+        return held
+
+    @contextmanager
+    def descriptor(self, file: InputFile) -> Iterator[int]:
+        """The file's descriptor, which stays open while the context lasts."""
+        with self._lock:
+            held = self._held.get(file) or self._add(file, file.reopen())
+            self._held.move_to_end(file)
+            held.users += 1
+        try:
+            yield held.number
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def close(self, file: InputFile) -> None:
+        with self._lock:
+            held = self._held.pop(file, None)
+        if held is not None:
+            os.close(held.number)
+
+
+_held_open = _HeldOpen(MAX_HELD_OPEN)
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -11,7 +11,7 @@ __all__ = ["model_card"]
 
 
 def model_card(
-    title: str, method: str, command: str, base: str, finetuned: Sequence[str], citation: str
+    title: str, method: str, command: str, base: str | None, finetuned: Sequence[str], citation: str
 ) -> bytes:
     """A model card in Markdown. Local paths are named by their last component only.
 
@@ -20,7 +20,9 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(tags=["monosoup", "merge"])
-    names = "\n".join(f"- fine-tuned: `{_name(source)}`" for source in finetuned)
+    parents = [] if base is None else [("base", base)]
+    parents += [("fine-tuned", source) for source in finetuned]
+    names = "\n".join(f"- {role}: `{_name(source)}`" for role, source in parents)
     return f"""---
 {data.to_yaml()}
 ---
@@ -29,7 +31,6 @@ def model_card(
 
 {method}
 
-- base: `{_name(base)}`
 {names}
 
 Made with `monosoup` {__version__}:

@@ -3,8 +3,8 @@
 Everything happens in OUT.partial, a folder beside OUT:
 
     OUT.partial/lock       held (flock) by the run that works here
-    OUT.partial/journal    line 1: what the run is made of; then a line a finished tensor
-    OUT.partial/files/     the files of OUT
+    OUT.partial/journal    line 1: what the run is made of; then a line a finished tensor, or a note
+    OUT.partial/files/     the files of OUT, in a folder for each checkpoint where there are several
 
 Every tensor has its place in files/ before the first one is computed, so that workers write in any
 order and a later run goes on where this one stopped. A tensor is journalled, with its checksum,
@@ -21,14 +21,15 @@ import queue
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from monosoup_cli.checkpoints.files import read_into
-from monosoup_cli.checkpoints.layout import OutputLayout
+from monosoup_cli.checkpoints.layout import OutputFile, OutputLayout
 from monosoup_cli.errors import (
     CheckpointError,
     MismatchError,
@@ -39,7 +40,7 @@ from monosoup_cli.errors import (
 
 __all__ = ["PartialOutput", "is_in_use", "partial_path", "refuse_unfinished", "unfinished_run"]
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 _sync_data = getattr(os, "fdatasync", os.fsync)
 
 
@@ -81,10 +82,12 @@ def is_in_use(output: Path) -> bool:
 class PartialOutput:
     """An output in the making; a context manager that holds its lock and its open files.
 
+    `folders`: the checkpoints inside OUT, all of one layout; "" where OUT itself is the only one.
     `identity` says what the result depends on (inputs, options, versions, device): `resume` goes
     on only from a journal with the same one (ResumeError). Leaving the context before `publish`
     keeps what a resumed run needs, unless the inputs themselves were at fault. All methods but
-    `publish` may be called from any thread. Raises OutputError where the system refuses a write.
+    `publish` may be called from any thread; the bytes of one tensor are written from one at a
+    time. Raises OutputError where the system refuses a write.
     """
 
     def __init__(
@@ -93,43 +96,55 @@ class PartialOutput:
         layout: OutputLayout,
         identity: Mapping[str, Any],
         *,
+        folders: Sequence[str] = ("",),
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
         self.output = output
         self.layout = layout
-        self.finished: dict[str, dict[str, Any]] = {}
+        self.folders = folders
+        self.finished: dict[str, list[dict[str, Any]]] = {}
+        self.notes: dict[str, Any] = {}
         self.bytes_written = 0
         self._counting = threading.Lock()
         self._identity = json.loads(json.dumps(identity))
         self._resume, self._overwrite = resume, overwrite
-        self._folder = partial_path(output)
-        self._files = self._folder / "files"
+        self.workplace = partial_path(output)
+        self._files = self.workplace / "files"
         self._places = layout.places()
         self._descriptors: dict[str, int] = {}
-        self._done: queue.SimpleQueue[tuple[str, int, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._checksums: dict[tuple[str, str], tuple[int, int]] = {}
+        self._done: queue.SimpleQueue[tuple[str, list[int], list[dict[str, Any]]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._journalling = threading.Lock()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
+        self._news = threading.Condition()
+        self._is_left = False
+        self._digests: list[Future[list[str]]] = []
 
     # -- opening ------------------------------------------------------------------------------
 
     def __enter__(self) -> PartialOutput:
         with self._system_errors():
-            is_new = not self._folder.exists()
-            self._folder.mkdir(exist_ok=True)
+            is_new = not self.workplace.exists()
+            self.workplace.mkdir(exist_ok=True)
             self._lock = self._take_lock()
             try:
                 self._open()
             except BaseException:
                 if is_new:  # before the lock goes: afterwards the folder may be another run's
-                    shutil.rmtree(self._folder, ignore_errors=True)
+                    shutil.rmtree(self.workplace, ignore_errors=True)
                 self._close()
                 raise
         self._committer.start()
+        self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
+        self._digests = [self._digesting.submit(self._digest, file) for file in self.layout.files]
         return self
 
     def _take_lock(self) -> int:
-        path = self._folder / "lock"
+        path = self.workplace / "lock"
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,17 +157,18 @@ class PartialOutput:
 
     def _open(self) -> None:
         self._restore_replaced()
-        journal = self._folder / "journal"
+        journal = self.workplace / "journal"
         lines = self._journalled(journal) if self._resume and self._files.is_dir() else []
         if not lines:
             refuse_unfinished(self.output, resume=self._resume, overwrite=self._overwrite)
             shutil.rmtree(self._files, ignore_errors=True)
             journal.unlink(missing_ok=True)
         self._files.mkdir(exist_ok=True)
-        for file in self.layout.files:
+        for inner, file in product(self.folders, self.layout.files):
+            (self._files / inner).mkdir(exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self._files / file.name, flags, 0o666)
-            self._descriptors[file.name] = descriptor
+            descriptor = os.open(self._files / inner / file.name, flags, 0o666)
+            self._descriptors[_inside(inner, file.name)] = descriptor
             os.ftruncate(descriptor, file.nbytes)
             if hasattr(os, "posix_fallocate") and file.nbytes:
                 os.posix_fallocate(descriptor, 0, file.nbytes)  # ENOSPC now rather than midway
@@ -165,12 +181,12 @@ class PartialOutput:
         _write_all(self._journal, memoryview(kept), 0)
         os.lseek(self._journal, 0, os.SEEK_END)
         os.fsync(self._journal)
-        for folder in (self._files, self._folder, self._folder.parent):
+        for folder in (self._files, self.workplace, self.workplace.parent):
             _sync_folder(folder)
 
     def _restore_replaced(self) -> None:
         """Put the old OUT back that a crash left moved aside; drop it where the new one is there."""
-        replaced = self._folder / "replaced"
+        replaced = self.workplace / "replaced"
         if not replaced.exists():
             return
         if os.path.lexists(self.output):
@@ -192,12 +208,12 @@ class PartialOutput:
             identity = json.loads(lines[0])["identity"]
         except (ValueError, KeyError, TypeError):
             raise ResumeError(
-                "its journal is damaged", path=self._folder, hint="start over with --overwrite"
+                "its journal is damaged", path=self.workplace, hint="start over with --overwrite"
             ) from None
         changed = _differences(identity, self._identity)
         if changed:
             raise ResumeError(
-                f"the interrupted run differs in {', '.join(changed)}", path=self._folder,
+                f"the interrupted run differs in {', '.join(changed)}", path=self.workplace,
                 hint="repeat its arguments, or start over with --overwrite",
             )  # fmt: skip
         return lines
@@ -206,38 +222,66 @@ class PartialOutput:
         """Count a journalled tensor as done where the bytes on the disk are still its own."""
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            if self.checksum(entry["tensor"]) == entry["checksum"]:
-                self.finished[entry["tensor"]] = entry["record"]
+            if "note" in entry:
+                self.notes[entry["note"]] = entry["content"]
+            elif [self._checksum(folder, entry["tensor"]) for folder in self.folders] == entry["checksums"]:
+                self.finished[entry["tensor"]] = entry["records"]
 
     # -- writing ------------------------------------------------------------------------------
 
-    def write(self, tensor: str, data: memoryview, offset: int = 0) -> None:
+    def write(self, tensor: str, data: memoryview, offset: int = 0, folder: str = "") -> None:
         """Write bytes of a tensor, `offset` bytes from its start."""
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start + offset
         with self._system_errors():
-            _write_all(self._descriptors[file.name], data, start)
+            _write_all(self._descriptors[_inside(folder, file.name)], data, start)
+        end, checksum = self._checksums.pop((folder, tensor), (0, 0)) if offset else (0, 0)
+        if end == offset:  # from the start on, piece by piece; what comes otherwise is read again
+            self._checksums[folder, tensor] = (end + len(data), zlib.crc32(data, checksum))
         with self._counting:
             self.bytes_written += len(data)
 
-    def checksum(self, tensor: str) -> int:
-        """CRC-32 of a tensor's bytes as they stand in the output."""
+    def read(self, folder: str, tensor: str) -> Iterator[memoryview]:
+        """A tensor's bytes as they stand in the output, chunk by chunk in one buffer."""
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start
-        value, buffer = 0, memoryview(bytearray(min(CHUNK_BYTES, place.nbytes)))
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, place.nbytes)))
         with self._system_errors():
             for offset in range(0, place.nbytes, CHUNK_BYTES):
                 chunk = buffer[: min(CHUNK_BYTES, place.nbytes - offset)]
-                read_into(self._descriptors[file.name], chunk, start + offset)
+                read_into(self._descriptors[_inside(folder, file.name)], chunk, start + offset)
+                yield chunk
+
+    def _checksum(self, folder: str, tensor: str) -> int:
+        """CRC-32 of a tensor's bytes in the output."""
+        end, value = self._checksums.pop((folder, tensor), (0, 0))
+        if end != self._places[tensor][1].nbytes:
+            value = 0
+            for chunk in self.read(folder, tensor):
                 value = zlib.crc32(chunk, value)
         return value
 
-    def commit(self, tensor: str, record: dict[str, Any]) -> None:
-        """Count a tensor that is written as finished; it is synced and journalled behind the scenes."""
+    def commit(self, tensor: str, records: list[dict[str, Any]]) -> None:
+        """Count a tensor that is written, with a record for each folder, as finished; it is synced
+        and journalled behind the scenes."""
         if self._failure is not None:
             raise self._failure
-        self.finished[tensor] = record
-        self._done.put((tensor, self.checksum(tensor), record))
+        self._done.put((tensor, [self._checksum(folder, tensor) for folder in self.folders], records))
+        with self._news:
+            self.finished[tensor] = records
+            self._news.notify_all()
+
+    def note(self, name: str, content: Any) -> None:
+        """Journal something else that a resumed run will find in `notes`."""
+        with self._system_errors():
+            self._journal_lines(json.dumps({"note": name, "content": content}).encode() + b"\n")
+        self.notes[name] = content
+
+    def _journal_lines(self, lines: bytes) -> None:
+        with self._journalling:
+            while lines:
+                lines = lines[os.write(self._journal, lines) :]
+            _sync_data(self._journal)
 
     def _commit_all(self) -> None:
         """Journal whatever is done, again and again: syncs batch themselves."""
@@ -252,48 +296,60 @@ class PartialOutput:
                 entries = [entry for entry in batch if entry is not None]
                 with self._system_errors():
                     for name in {self._places[tensor][0].name for tensor, _, _ in entries}:
-                        _sync_data(self._descriptors[name])
-                    lines = b"".join(
-                        json.dumps({"tensor": tensor, "checksum": checksum, "record": record}).encode()
-                        + b"\n"
-                        for tensor, checksum, record in entries
+                        for folder in self.folders:
+                            _sync_data(self._descriptors[_inside(folder, name)])
+                    self._journal_lines(
+                        b"".join(
+                            json.dumps(
+                                {"tensor": tensor, "checksums": checksums, "records": records}
+                            ).encode()
+                            + b"\n"
+                            for tensor, checksums, records in entries
+                        )
                     )
-                    while lines:
-                        lines = lines[os.write(self._journal, lines) :]
-                    _sync_data(self._journal)
         except BaseException as error:
             self._failure = error
 
     # -- finishing ----------------------------------------------------------------------------
 
-    def seal(self) -> list[dict[str, Any]]:
-        """Wait until all is synced; returns {name, bytes, sha256} of every checkpoint file."""
+    def seal(self) -> dict[str, list[dict[str, Any]]]:
+        """Wait until all is synced; returns {name, bytes, sha256} of every file, by folder."""
         self._done.put(None)
         self._committer.join()
         if self._failure is not None:
             raise self._failure
-        with self._system_errors(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with self._system_errors():
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
-            digests = list(pool.map(self._sha256, self._descriptors.values()))
-        return [
-            {"name": file.name, "bytes": file.nbytes, "sha256": digest}
-            for file, digest in zip(self.layout.files, digests, strict=True)
-        ]
+        digests = [future.result() for future in self._digests]
+        return {
+            folder: [
+                {"name": file.name, "bytes": file.nbytes, "sha256": digest[number]}
+                for file, digest in zip(self.layout.files, digests, strict=True)
+            ]
+            for number, folder in enumerate(self.folders)
+        }
 
-    def _sha256(self, descriptor: int) -> str:
-        digest, buffer, offset = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES)), 0
-        while count := read_into(descriptor, buffer, offset):
-            digest.update(buffer[:count])
-            offset += count
-        return digest.hexdigest()
+    def _digest(self, file: OutputFile) -> list[str]:
+        """SHA-256 of a file in every folder; follows the workers from tensor to tensor."""
+        digests = {folder: hashlib.sha256(file.header.raw) for folder in self.folders}
+        for tensor in sorted(file.header.tensors.values(), key=lambda tensor: tensor.start):
+            with self._news:
+                while tensor.name not in self.finished and not self._is_left:
+                    self._news.wait()
+            if self._is_left:
+                return []
+            for folder, digest in digests.items():
+                for chunk in self.read(folder, tensor.name):
+                    digest.update(chunk)
+        return [digest.hexdigest() for digest in digests.values()]
 
     def publish(
         self,
         side_files: Mapping[str, Path | bytes],
         beside: Mapping[Path, bytes],
     ) -> None:
-        """Add side files and index, then rename everything into place.
+        """Add side files and indexes, then rename everything into place.
 
         `side_files`: name inside OUT → a file to copy, or the content. `beside`: files outside
         OUT that belong to it (the report); they appear just before OUT does.
@@ -303,10 +359,11 @@ class PartialOutput:
                 target = self._files / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_file(target, content)
-            if self.layout.index is not None:
-                _write_file(self._files / self.layout.index[0], self.layout.index[1])
+            for folder in self.folders:
+                if self.layout.index is not None:
+                    _write_file(self._files / folder / self.layout.index[0], self.layout.index[1])
             for number, (target, content) in enumerate(beside.items()):
-                draft = self._folder / f"beside-{number}"
+                draft = self.workplace / f"beside-{number}"
                 _write_file(draft, content)
                 _move(draft, target)
             for folder, _, _ in os.walk(self._files, topdown=False):
@@ -321,17 +378,21 @@ class PartialOutput:
                 (self._files / self.layout.files[0].name).replace(self.output)
             else:
                 if self.output.exists():
-                    self.output.rename(self._folder / "replaced")
+                    self.output.rename(self.workplace / "replaced")
                 self._files.rename(self.output)
             _sync_folder(self.output.parent)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.workplace, ignore_errors=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._committer.is_alive():
             self._done.put(None)
             self._committer.join()
+        with self._news:
+            self._is_left = True
+            self._news.notify_all()
+        self._digesting.shutdown(cancel_futures=True)
         if kind is not None and issubclass(kind, (CheckpointError, MismatchError, NonfiniteError)):
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.workplace, ignore_errors=True)
         self._close()
 
     def _close(self) -> None:
@@ -351,6 +412,10 @@ class PartialOutput:
                 f"cannot write: {error.strerror or error}", path=self.output,
                 hint="what is done so far is kept for --resume" if self._descriptors else None,
             ) from error  # fmt: skip
+
+
+def _inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -8,7 +8,7 @@ where the paper is silent and the choice is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -156,18 +156,22 @@ def quantiles(ratios: torch.Tensor) -> tuple[float, ...]:
     return tuple(ratios[torch.linspace(0, len(ratios) - 1, count).round().long()].tolist())
 
 
-def reweigh(spectrum: Spectrum, layer: LayerSpectrum) -> Callable[[torch.Tensor], torch.Tensor]:
+def reweigh(
+    spectrum: Spectrum, layer: LayerSpectrum, *, is_last: bool = True
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map Δ → λ_high Δ_high + λ_low Δ_low (Eq. 5 of the paper), for any block of rows of Δ.
 
     Blocks are (any number of rows, side) float64. Only the smaller of the k high and the r − k
     low directions is multiplied out; the other part is what remains. A block is overwritten.
+    `is_last`: the other directions need not be kept in memory for another split.
     """
     k, r = layer.k, layer.rank
     if k <= r - k:
         directions, common, extra = spectrum.vectors[:, :k], layer.lambda_low, layer.lambda_high
     else:
         directions, common, extra = spectrum.vectors[:, k:], layer.lambda_high, layer.lambda_low
-    directions = directions.clone()
+    if is_last:
+        directions = directions.clone()
 
     def apply(block: torch.Tensor) -> torch.Tensor:
         projected = block @ directions
@@ -177,22 +181,24 @@ def reweigh(spectrum: Spectrum, layer: LayerSpectrum) -> Callable[[torch.Tensor]
 
 
 def edit_update(
-    updates: Blocks, side: int, method: MonoSoup
-) -> tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]] | None:
-    """What MonoSoup measures on an update seen by blocks, and the map that edits its blocks.
+    updates: Blocks, side: int, methods: Sequence[MonoSoup]
+) -> list[tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]]] | None:
+    """What MonoSoup measures on an update seen by blocks, and the map that edits its blocks; for
+    each way of splitting and weighing it, from one decomposition.
 
     `updates` yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side) with
     side = min(m, n). None for an update of zeros. Raises FloatingPointError on NaN or Inf.
     """
     # where the low part is all that is left of the update, its directions must be right to
     # float64 relative to themselves, not to σ_1
-    spectrum = decompose(updates, side, 1e-2) if method.weighting == "low" else decompose(updates, side)
+    has_low = any(method.weighting == "low" for method in methods)
+    spectrum = decompose(updates, side, 1e-2) if has_low else decompose(updates, side)
     if float(spectrum.singular_values[0]) == 0.0:
         return None
-    layer = measure(spectrum.singular_values, method)
-    if not math.isfinite(layer.update_norm):
+    layers = [measure(spectrum.singular_values, method) for method in methods]
+    if not math.isfinite(layers[0].update_norm):
         raise FloatingPointError("the norm of the update overflows float64")
-    return layer, reweigh(spectrum, layer)
+    return [(layer, reweigh(spectrum, layer, is_last=len(layers) == 1)) for layer in layers]
 
 
 def edit_matrix(
@@ -212,9 +218,9 @@ def edit_matrix(
     update = finetuned.to(torch.float64, copy=True).sub_(base)
     is_wide = update.shape[0] < update.shape[1]
     tall = update.T if is_wide else update
-    edit = edit_update(lambda: (tall,), tall.shape[1], method or MonoSoup())
-    if edit is None:
+    edits = edit_update(lambda: (tall,), tall.shape[1], [method or MonoSoup()])
+    if edits is None:
         return finetuned.double(), None
-    layer, apply = edit
+    ((layer, apply),) = edits
     edited = apply(tall)
     return (edited.T if is_wide else edited).add_(base), layer

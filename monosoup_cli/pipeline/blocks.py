@@ -1,15 +1,18 @@
 """Tensors of any size as float64 blocks, and back: the one place where dtypes are converted.
 
 Inputs are upcast to float64 before anything is computed, and results are cast once, when they are
-stored (to 16 bits torch goes by way of float32). A matrix is seen by blocks along its longer side; a
-block is always (any, side) with side = min(rows, columns), so a wide matrix appears transposed.
+stored (to 16 bits torch goes by way of float32).
+
+A method sees one of two views. `MatrixLayer`: blocks along the longer side of a matrix; a block is
+always (any, side) with side = min(rows, columns), so a wide matrix appears transposed. `FlatLayer`:
+ranges of elements in the order of the file, for what needs no matrix.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,18 @@ if TYPE_CHECKING:
     from monosoup_cli.checkpoints.locate import Checkpoint
     from monosoup_cli.checkpoints.writer import PartialOutput
 
-__all__ = ["BLOCK_ELEMENTS", "RESIDENT_BYTES", "Cut", "InputMatrix", "Layer", "OutputMatrix", "Scratch"]
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "RESIDENT_BYTES",
+    "Cut",
+    "FlatLayer",
+    "InputMatrix",
+    "MatrixLayer",
+    "MeanMatrix",
+    "OutputFlat",
+    "OutputMatrix",
+    "Scratch",
+]
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of a block: 8 MiB in float64, enough to keep a matrix product busy."""
@@ -30,9 +44,21 @@ BLOCK_ELEMENTS = 1 << 20
 MIN_BLOCK_LENGTH = 1024
 """Rows of a block where the side is large: thin blocks would starve the products."""
 
+FLAT_ELEMENTS = 1 << 16
+"""Elements of a range of a `FlatLayer`: a sum and a summand in float64 fit into a core's cache."""
+
+ROWS_ELEMENTS = 1 << 19
+"""Elements of several updates side by side: 4 MiB in float64, however many updates there are."""
+
+FLAT_BYTES = 16 << 20
+"""What a worker takes, at most, for a `FlatLayer` or to move bytes."""
+
 RESIDENT_BYTES = 32 << 20
 """A stored matrix up to this size is read whole and once; a larger one block by block, again for
 every pass, out of the system's cache."""
+
+MEAN_BYTES = 128 << 20
+"""The same for the mean of several matrices, which is held in float64."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +146,35 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
 class InputMatrix:
     """One matrix of a stored tensor, read by blocks; `index` counts the matrices of a stack.
 
-    A block with NaN or Inf raises NonfiniteError.
+    A block with NaN or Inf raises NonfiniteError. `is_held`: a matrix that is small enough stays
+    in memory; without it, the buffer of `purpose` may serve several matrices.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tensor: str, cut: Cut, scratch: Scratch, purpose: str, index: int = 0
+        self,
+        checkpoint: Checkpoint,
+        tensor: str,
+        cut: Cut,
+        scratch: Scratch,
+        purpose: str,
+        index: int = 0,
+        *,
+        is_held: bool = True,
     ) -> None:
         self.checkpoint, self.tensor, self.cut = checkpoint, tensor, cut
         self.dtype = checkpoint.tensors[tensor].dtype
         self._scratch, self._purpose = scratch, purpose
         self._item_bytes = BITS[self.dtype] // 8
         self._offset = index * cut.elements * self._item_bytes
+        self._is_held = is_held and cut.elements * self._item_bytes <= RESIDENT_BYTES
         self._whole: torch.Tensor | None = None
 
     def block(self, start: int, stop: int) -> torch.Tensor:
         """Rows start:stop (columns, transposed, of a wide matrix) in the stored dtype, on the CPU."""
         cut = self.cut
-        if cut.elements * self._item_bytes <= RESIDENT_BYTES:
+        if self._is_held:
             if self._whole is None:
-                self._whole = self._scratch.take(self._purpose, self.dtype, cut.rows, cut.columns)
-                self._read(self._whole, 0)
-                check_finite(self._whole, self.checkpoint.source, self.tensor)
+                self._whole = self.whole()
             return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
         if not cut.is_wide:
             block = self._scratch.take(self._purpose, self.dtype, stop - start, cut.columns)
@@ -153,8 +187,61 @@ class InputMatrix:
         check_finite(block, self.checkpoint.source, self.tensor)
         return block
 
+    def whole(self) -> torch.Tensor:
+        """All of it, (rows, columns) in the stored dtype, on the CPU."""
+        matrix = self._scratch.take(self._purpose, self.dtype, self.cut.rows, self.cut.columns)
+        self._read(matrix, 0)
+        check_finite(matrix, self.checkpoint.source, self.tensor)
+        return matrix
+
     def _read(self, target: torch.Tensor, element: int) -> None:
         self.checkpoint.read_into(self.tensor, bytes_of(target), self._offset + element * self._item_bytes)
+
+
+class MeanMatrix:
+    """The mean of several stored matrices, read by blocks; buffers do not grow with their number.
+
+    `weights`, which sum to 1, make it a weighted mean.
+    """
+
+    dtype = "F64"
+
+    def __init__(
+        self, matrices: Sequence[InputMatrix], weights: Sequence[float] | None, scratch: Scratch
+    ) -> None:
+        self._matrices, self._weights, self._scratch = matrices, weights, scratch
+        self.cut = matrices[0].cut
+        self._whole: torch.Tensor | None = None
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop (columns, transposed, of a wide matrix) in float64, on the CPU."""
+        cut = self.cut
+        if cut.elements * 8 > MEAN_BYTES:
+            return self._mean(lambda matrix: matrix.block(start, stop))
+        if self._whole is None:
+            self._whole = self._mean(lambda matrix: matrix.whole())
+        return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
+
+    def _mean(self, part: Callable[[InputMatrix], torch.Tensor]) -> torch.Tensor:
+        first = part(self._matrices[0])
+        total = self._scratch.take("mean", "F64", *first.shape).copy_(first)
+        return averaged(total, (part(matrix) for matrix in self._matrices[1:]), self._weights)
+
+
+def averaged(
+    total: torch.Tensor, others: Iterable[torch.Tensor], weights: Sequence[float] | None
+) -> torch.Tensor:
+    """The mean of `total` (float64, overwritten) and others of its shape; weights sum to 1."""
+    if weights is None:
+        count = 1
+        for other in others:
+            total += other
+            count += 1
+        return total if count == 1 else total.div_(count)
+    total *= weights[0]
+    for weight, other in zip(weights[1:], others, strict=True):
+        total.add_(other, alpha=weight)
+    return total
 
 
 class OutputMatrix:
@@ -164,14 +251,22 @@ class OutputMatrix:
     """
 
     def __init__(
-        self, output: PartialOutput, tensor: str, dtype: str, cut: Cut, scratch: Scratch, index: int = 0
+        self,
+        output: PartialOutput,
+        folder: str,
+        tensor: str,
+        dtype: str,
+        scratch: Scratch,
+        cut: Cut,
+        index: int = 0,
     ) -> None:
-        self._output, self._tensor, self._dtype, self._cut = output, tensor, dtype, cut
+        self._output, self._folder, self._tensor, self._dtype = output, folder, tensor, dtype
+        self._cut = cut
         self._scratch, self._item_bytes = scratch, BITS[dtype] // 8
         self._offset = index * cut.elements * self._item_bytes
         self._whole: torch.Tensor | None = None
         if cut.is_wide and cut.elements * self._item_bytes <= RESIDENT_BYTES:
-            self._whole = scratch.take("output", dtype, cut.rows, cut.columns)
+            self._whole = scratch.take(f"output {folder}", dtype, cut.rows, cut.columns)
 
     def put(self, start: int, stop: int, block: torch.Tensor) -> None:
         """Store a block (stop − start, side) of the result."""
@@ -183,11 +278,7 @@ class OutputMatrix:
         else:
             part = self._scratch.take("output", self._dtype, stop - start, cut.columns)
         part.copy_(block.T if cut.is_wide else block)
-        if count := count_nonfinite(part):
-            raise NonfiniteError(
-                f"the result overflows {self._dtype} in {count:,} elements", tensor=self._tensor,
-                hint="--dtype float32 or bfloat16 has room for it",
-            )  # fmt: skip
+        check_overflow(part, self._dtype, self._tensor)
         if self._whole is not None:
             if stop == cut.length:
                 self._write(self._whole, 0)
@@ -198,27 +289,56 @@ class OutputMatrix:
             self._write(part, start * cut.columns)
 
     def _write(self, part: torch.Tensor, element: int) -> None:
-        self._output.write(self._tensor, bytes_of(part), self._offset + element * self._item_bytes)
+        offset = self._offset + element * self._item_bytes
+        self._output.write(self._tensor, bytes_of(part), offset, self._folder)
 
 
-class Layer:
-    """What a method sees of one matrix: the update of the mean of the fine-tuned ones, by blocks.
+class OutputFlat:
+    """An output tensor written from its first element to its last, cast to the stored dtype.
 
-    `base` may be None; the "update" is then the mean itself. `device` is where blocks are
-    computed. `interrupt` is called before each block, and may raise.
+    A result that is finite in float64 and not in the stored dtype raises NonfiniteError.
     """
+
+    def __init__(self, output: PartialOutput, folder: str, tensor: str, dtype: str, scratch: Scratch) -> None:
+        self._output, self._folder, self._tensor, self._dtype = output, folder, tensor, dtype
+        self._scratch = scratch
+
+    def put(self, start: int, stop: int, block: torch.Tensor) -> None:
+        """Store the elements start:stop of the result."""
+        part = self._scratch.take("output", self._dtype, stop - start).copy_(block.view(-1))
+        check_overflow(part, self._dtype, self._tensor)
+        self._output.write(self._tensor, bytes_of(part), start * BITS[self._dtype] // 8, self._folder)
+
+
+def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
+    """Raise NonfiniteError where a result that was finite in float64 is not so in its stored dtype."""
+    if count := count_nonfinite(part):
+        raise NonfiniteError(
+            f"the result overflows {dtype} in {count:,} elements", tensor=tensor,
+            hint="--dtype float32 or bfloat16 has room for it",
+        )  # fmt: skip
+
+
+class MatrixLayer:
+    """What a method sees of one matrix: its update by blocks.
+
+    `base` may be None; the "update" is then the fine-tuned matrix itself. `device` is where
+    blocks are computed. `interrupt` is called before each block, and may raise.
+    """
+
+    has_moved = True
 
     def __init__(
         self,
         base: InputMatrix | None,
-        finetuned: list[InputMatrix],
+        finetuned: InputMatrix | MeanMatrix,
         device: torch.device,
         scratch: Scratch,
         interrupt: Callable[[], None],
     ) -> None:
         self.base, self.finetuned, self.device = base, finetuned, device
         self._scratch = scratch
-        self.cut = finetuned[0].cut
+        self.cut = finetuned.cut
         self._interrupt = interrupt
         self._base_square: torch.Tensor | None = None
 
@@ -231,11 +351,7 @@ class Layer:
         when the next ones come."""
         for start, stop in self.cut.ranges():
             self._interrupt()
-            update = self._upcast(self.finetuned[0].block(start, stop), "update")
-            for other in self.finetuned[1:]:
-                update += self._upcast(other.block(start, stop), "other update")
-            if len(self.finetuned) > 1:
-                update /= len(self.finetuned)
+            update = self._upcast(self.finetuned.block(start, stop), "update")
             base = None
             if self.base is not None:
                 base = self._upcast(self.base.block(start, stop), "float64 base")
@@ -268,3 +384,82 @@ class Layer:
         stored = block.T if self.cut.is_wide else block
         upcast = self._scratch.take(purpose, "F64", *stored.shape).copy_(stored)
         return upcast.T if self.cut.is_wide else upcast
+
+
+class FlatLayer:
+    """What a method sees of one tensor, element by element: ranges of it, in float64.
+
+    Buffers do not grow with the number of checkpoints, but for `updates`, whose ranges are as much
+    shorter. `weights`, which sum to 1, make `mean` a weighted one. `interrupt` is called before
+    each range, and may raise. What a method returns is gone when it is called again.
+    """
+
+    def __init__(
+        self,
+        tensor: str,
+        base: Checkpoint | None,
+        finetuned: Sequence[Checkpoint],
+        weights: Sequence[float] | None,
+        device: torch.device,
+        scratch: Scratch,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self.tensor, self.base, self.finetuned, self.weights = tensor, base, finetuned, weights
+        self.shape = finetuned[0].tensors[tensor].shape
+        self.size = math.prod(self.shape)
+        self.device = device
+        self.has_moved = False
+        self._scratch, self._interrupt = scratch, interrupt
+
+    def ranges(self, start: int = 0, stop: int | None = None, *, row: int = 1) -> Iterator[tuple[int, int]]:
+        """(start, stop) of ranges that fit the buffers, of whole rows of `row` elements."""
+        end = self.size if stop is None else stop
+        length = max(FLAT_ELEMENTS // row, 1) * row
+        for first in range(start, end, length):
+            self._interrupt()
+            yield first, min(first + length, end)
+
+    def mean(self, start: int, stop: int) -> torch.Tensor:
+        """The (weighted) mean of the fine-tuned checkpoints."""
+        total = self._read(self.finetuned[0], start, stop, "mean")
+        others = (self._read(other, start, stop, "other") for other in self.finetuned[1:])
+        return averaged(total, others, self.weights)
+
+    def pair(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """W0 and the mean of the fine-tuned checkpoints; `has_moved` says whether they differed yet."""
+        import torch
+
+        assert self.base is not None
+        base, mean = self._read(self.base, start, stop, "base"), self.mean(start, stop)
+        self.has_moved = self.has_moved or not torch.equal(base, mean)
+        return base, mean
+
+    def updates(self, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
+        """The update of every fine-tuned checkpoint, (checkpoints, elements) a range."""
+        import torch
+
+        assert self.base is not None
+        end, count = self.size if stop is None else stop, len(self.finetuned)
+        length = max(ROWS_ELEMENTS // count, 512)
+        for first in range(start, end, length):
+            self._interrupt()
+            last = min(first + length, end)
+            base = self._read(self.base, first, last, "base")
+            if self.device.type == "cpu":
+                rows = self._scratch.take("updates", "F64", count, last - first)
+            else:
+                rows = torch.empty(count, last - first, dtype=torch.float64, device=self.device)
+            for row, finetuned in zip(rows, self.finetuned, strict=True):
+                torch.sub(self._read(finetuned, first, last, "other"), base, out=row)
+            yield rows
+
+    def _read(self, checkpoint: Checkpoint, start: int, stop: int, purpose: str) -> torch.Tensor:
+        import torch
+
+        dtype = checkpoint.tensors[self.tensor].dtype
+        stored = self._scratch.take("stored", dtype, stop - start)
+        checkpoint.read_into(self.tensor, bytes_of(stored), start * BITS[dtype] // 8)
+        check_finite(stored, checkpoint.source, self.tensor)
+        if self.device.type != "cpu":
+            return stored.to(self.device).to(torch.float64)
+        return self._scratch.take(purpose, "F64", stop - start).copy_(stored)

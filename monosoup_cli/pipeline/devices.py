@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.checkpoints.header import BITS
 from monosoup_cli.errors import ResourceError, UsageError
-from monosoup_cli.pipeline.blocks import RESIDENT_BYTES, Cut, Scratch
+from monosoup_cli.pipeline.blocks import FLAT_BYTES, MEAN_BYTES, RESIDENT_BYTES, Cut, Scratch
 from monosoup_cli.pipeline.plan import Plan
 
 if TYPE_CHECKING:
@@ -110,20 +110,19 @@ def free_bytes(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
-def estimate_bytes(cut: Cut, itemsize: int, inputs: int, *, is_edited: bool) -> int:
+def estimate_bytes(cut: Cut, itemsize: int, *, is_mean: bool, variants: int) -> int:
     """Memory that one worker takes for one matrix: buffers, blocks, Gram matrix and eigenvectors."""
     block = cut.block_length * cut.side
     resident = min(cut.elements, max(block, RESIDENT_BYTES // itemsize)) * itemsize
-    buffers = (inputs + 1) * resident
-    blocks = 4 * 8 * block
-    if not is_edited:
-        return buffers + blocks
+    buffers = (2 + (variants if cut.is_wide else 1)) * resident
+    if is_mean:
+        buffers += 8 * min(cut.elements, max(block, MEAN_BYTES // 8))
     # the Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions
-    return buffers + blocks + 5 * 8 * cut.side**2
+    return buffers + 4 * 8 * block + 5 * 8 * cut.side**2
 
 
 def plan_workers(
-    plan: Plan, devices: Sequence[torch.device], asked: int | None, checkpoints: int
+    plan: Plan, devices: Sequence[torch.device], asked: int | None, *, is_mean: bool, variants: int
 ) -> tuple[int, int]:
     """(workers, memory in bytes that they may take): as many as pay and fit, or as asked.
 
@@ -133,9 +132,10 @@ def plan_workers(
 
     needs = sorted(
         (
-            estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, checkpoints, is_edited=tensor.is_edited)
+            FLAT_BYTES
+            if tensor.cut is None
+            else estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, is_mean=is_mean, variants=variants)
             for tensor in plan.tensors
-            if not tensor.is_copied
         ),
         reverse=True,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 from monosoup_cli import __version__
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
@@ -21,67 +20,65 @@ from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.errors import MismatchError, OutputError, UsageError
 from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
-from monosoup_cli.pipeline.plan import Plan, Selection, make_plan
-from monosoup_cli.pipeline.run import Method, Progress, Run, run
+from monosoup_cli.pipeline.options import RunOptions, parse_size
+from monosoup_cli.pipeline.plan import Plan, Selection, View, make_plan
+from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, run
 from monosoup_cli.report.records import SCHEMA_VERSION, summarise
 from monosoup_cli.report.words import plural
 
-__all__ = ["Job", "RunOptions", "parse_size", "prepare"]
+__all__ = ["Choice", "Job", "Recipe", "prepare"]
 
 REPORT_NAME = "monosoup_report.json"
+CARD_NAME = "README.md"
 STDOUT = "-"
 
 OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume"}
 """Arguments that do not change the bytes of a finished tensor: a resumed run may differ in them.
 (The model of the device does, and stands in the environment.)"""
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+@dataclass(frozen=True)
+class Choice:
+    """Which fine-tuned checkpoints are averaged, in this order, and what the report says of it."""
+
+    members: Sequence[int]
+    selection: Mapping[str, Any]
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes from "5GB" (10^9), "5GiB" (2^30) or a number. Raises UsageError."""
-    digits = str(text).strip()
-    number = digits.rstrip("KMGTIBkmgtib ")
-    unit = digits[len(number) :].strip().upper()
-    try:
-        nbytes = int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        nbytes = 0
-    if nbytes < 1:
-        raise UsageError("not a size", expected="a number and a unit, as 5GB", found=repr(text))
-    return nbytes
+Choose: TypeAlias = "Callable[[Job, PartialOutput | None, Progress], Choice]"
+"""Makes the choice before the work; with a `PartialOutput` to note in what need not be done again."""
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """The options that every writing command shares; docs/cli.md says what each does."""
+class Recipe:
+    """What sets a command apart from the others.
 
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    on_mismatch: Literal["error", "keep"] = "error"
-    on_nonfinite: Literal["error", "keep"] = "error"
-    device: str = "auto"
-    workers: int | None = None
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    max_shard_size: str | int | None = None
-    report: str | os.PathLike[str] | None = None
-    overwrite: bool = False
-    resume: bool = False
+    `method` edits a layer, seen as `view` says, and `verb` says what that is. `measured` names
+    what it measures; of that the summary averages `averaged` and sums `summed`. `card` makes the
+    model card of a variant. `details`: what the report has at its top for this command alone.
+    `needs_base`: layers are edited against the base; without it, a base serves `choose` alone.
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("include", "exclude"):
-            patterns = getattr(self, name)
-            object.__setattr__(self, name, [patterns] if isinstance(patterns, str) else list(patterns))
-        for name, allowed in (
-            ("on_mismatch", ("error", "keep")),
-            ("on_nonfinite", ("error", "keep")),
-            ("dtype", ("keep", "float32", "bfloat16", "float16")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"unknown {name}", expected=", ".join(allowed), found=getattr(self, name))
-        if self.workers is not None and self.workers < 1:
-            raise UsageError("workers is out of range", expected="at least 1", found=self.workers)
+    command: str
+    verb: str
+    arguments: Mapping[str, Any]
+    method: Method
+    card: Callable[[Variant, Choice], bytes]
+    view: View = "flat"
+    measured: Sequence[str] = ()
+    averaged: Sequence[str] = ()
+    summed: Sequence[str] = ()
+    stacked: Sequence[str] = ()
+    variants: Sequence[Variant] = (Variant(),)
+    needs_base: bool = True
+    weights: Sequence[float] | None = None
+    choose: Choose | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether OUT holds several checkpoints, each in a folder of its own."""
+        return bool(self.variants[0].folder)
 
 
 @dataclass
@@ -89,30 +86,24 @@ class Job:
     """One command on opened inputs; a context manager, because it holds their files.
 
     Making one reads headers and checks what they tell, and writes nothing; `run` does the work.
-    `measured` names what the method measures, `averaged` what the summary averages, and `card`
-    makes the model card of a folder.
     """
 
-    command: str
-    arguments: Mapping[str, Any]
-    base: Checkpoint
+    recipe: Recipe
+    base: Checkpoint | None
     finetuned: Sequence[Checkpoint]
     output: Path
     options: RunOptions
+    selection: Selection
     plan: Plan
     layout: OutputLayout
-    method: Method
-    measured: Sequence[str]
-    averaged: Sequence[str]
-    card: Callable[[], bytes]
-    wise: float | None = None
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.devices = find_devices(self.options.device)
         self.workers, self.memory_bytes = plan_workers(
-            self.plan, self.devices, self.options.workers, 1 + len(self.finetuned)
-        )
+            self.plan, self.devices, self.options.workers,
+            is_mean=len(self.finetuned) > 1, variants=len(self.recipe.variants),
+        )  # fmt: skip
         self.side_files: dict[str, Path] = {}
         folder = self.finetuned[0].folder
         if folder is not None and not self.layout.is_single_file:
@@ -129,7 +120,9 @@ class Job:
 
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
-        return [("base", self.base), *(("finetuned", checkpoint) for checkpoint in self.finetuned)]
+        """(role, checkpoint), in the order of the command line."""
+        base = [] if self.base is None else [("base", self.base)]
+        return [*base, *(("finetuned", checkpoint) for checkpoint in self.finetuned)]
 
     @property
     def report_path(self) -> Path | None:
@@ -145,6 +138,11 @@ class Job:
         return self.output / REPORT_NAME
 
     @property
+    def nbytes(self) -> int:
+        """Size of the output's checkpoint files."""
+        return self.layout.nbytes * len(self.recipe.variants)
+
+    @property
     def is_unfinished(self) -> bool:
         """Whether there is work of an interrupted run that `resume` can go on with."""
         return unfinished_run(self.output)
@@ -156,72 +154,118 @@ class Job:
         check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
         report = self.report_path
         if report is not None and report.parent == self.output:
-            if report.name in self.layout.names | self.side_files.keys() | {"README.md"}:
+            taken = {variant.folder for variant in self.recipe.variants}
+            if not self.recipe.is_sweep:
+                taken = self.layout.names | self.side_files.keys() | {CARD_NAME}
+            if report.name in taken:
                 raise OutputError("the report would replace another file of the output", path=report)
         elif report is not None:
             check_report_path(report, self.output, checkpoints, overwrite=overwrite or self.options.resume)
         if is_in_use(self.output):
             raise OutputError("another run is writing this output", path=self.output)
         refuse_unfinished(self.output, resume=self.options.resume, overwrite=overwrite)
-        check_space(self.output, self.layout.nbytes)
+        check_space(self.output, self.nbytes)
+
+    def choose(self, partial: PartialOutput | None, progress: Progress | None = None) -> Choice:
+        """The fine-tuned checkpoints that are averaged: all, unless the command makes a choice."""
+        if self.recipe.choose is None:
+            return Choice(range(len(self.finetuned)), {})
+        return self.recipe.choose(self, partial, progress or _ignore)
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Make the output; returns the report. On an error there is no OUT."""
+        """Make the output; returns the report, of a sweep the one of the whole. On an error there is
+        no OUT."""
         self.check_output()
         started = time.monotonic()
         environment = self._environment()
         partial = PartialOutput(
             self.output, self.layout, self._identity(environment),
+            folders=[variant.folder for variant in self.recipe.variants],
             resume=self.options.resume, overwrite=self.options.overwrite,
         )  # fmt: skip
         with partial:
+            choice = self.choose(partial, progress)
             work = Run(
-                self.plan, self.method, self.measured, self.base, self.finetuned, partial,
-                self.wise, self.options.on_nonfinite,
+                self.plan, self.recipe.method, self.recipe.measured,
+                self.base if self.recipe.needs_base else None,
+                [self.finetuned[number] for number in choice.members], self.finetuned[0],
+                self.recipe.weights, partial, self.recipe.variants, self.options.on_nonfinite,
             )  # fmt: skip
-            run(work, self.devices, self.workers, progress or (lambda tensor, is_done: None))
+            run(work, self.devices, self.workers, progress or _ignore)
             files = partial.seal()
-            layers = [partial.finished[tensor.name] for tensor in self.plan.tensors]
-            report: dict[str, Any] = {
+            head: dict[str, Any] = {
                 "schema_version": SCHEMA_VERSION,
                 "tool": {"name": "monosoup", "version": __version__},
-                "command": self.command,
+                "command": self.recipe.command,
                 "arguments": self._resolved_arguments(),
                 "environment": environment,
                 "inputs": [_describe(role, checkpoint) for role, checkpoint in self.inputs],
-                "output": {"path": str(self.output), "files": files},
                 "timing": {
                     "seconds": round(time.monotonic() - started, 3),
                     "bytes_read": sum(checkpoint.bytes_read for _, checkpoint in self.inputs),
                     "bytes_written": partial.bytes_written,
                 },
-                "summary": summarise(layers, self.averaged),
+                **self.recipe.details,
+                **({"selection": choice.selection} if choice.selection else {}),
                 "only_in_base": list(self.plan.only_in_base),
-                "layers": layers,
             }
-            text = json.dumps(report, indent=1, allow_nan=False)
-            self._publish(partial, text.encode() + b"\n")
-        return dict(json.loads(text))
+            reports = [
+                self._report(head, number, variant, partial, files[variant.folder])
+                for number, variant in enumerate(self.recipe.variants)
+            ]
+            whole = reports[0]
+            if self.recipe.is_sweep:
+                whole = {**head, "outputs": [{**r["output"], "summary": r["summary"]} for r in reports]}
+            self._publish(partial, choice, whole, reports)
+        return dict(json.loads(json.dumps(whole)))
+
+    def _report(
+        self,
+        head: Mapping[str, Any],
+        number: int,
+        variant: Variant,
+        partial: PartialOutput,
+        files: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        layers = [partial.finished[tensor.name][number] for tensor in self.plan.tensors]
+        return {
+            **head,
+            "arguments": {**head["arguments"], **variant.arguments},
+            "output": {"path": str(self.output / variant.folder), "files": files},
+            "summary": summarise(layers, self.recipe.averaged, self.recipe.summed),
+            "layers": layers,
+        }
 
     def _resolved_arguments(self) -> dict[str, Any]:
         return {
-            **self.arguments,
+            **self.recipe.arguments,
             **asdict(self.options),
             "device": ", ".join(str(device) for device in self.devices),
             "workers": self.workers,
             "report": STDOUT if self.report_path is None else str(self.report_path),
         }
 
-    def _publish(self, partial: PartialOutput, text: bytes) -> None:
-        inside: dict[str, Path | bytes] = dict(self.side_files)
+    def _publish(
+        self,
+        partial: PartialOutput,
+        choice: Choice,
+        whole: Mapping[str, Any],
+        reports: Sequence[Mapping[str, Any]],
+    ) -> None:
+        inside: dict[str, Path | bytes] = {}
         beside: dict[Path, bytes] = {}
+        for variant, report in zip(self.recipe.variants, reports, strict=True):
+            if not self.layout.is_single_file:
+                prefix = f"{variant.folder}/" if variant.folder else ""
+                inside |= {f"{prefix}{name}": path for name, path in self.side_files.items()}
+                inside[f"{prefix}{CARD_NAME}"] = self.recipe.card(variant, choice)
+                if self.recipe.is_sweep:
+                    inside[f"{prefix}{REPORT_NAME}"] = _as_text(report)
         path = self.report_path
         if path is not None and path.parent == self.output:
-            inside[path.name] = text
+            inside[path.name] = _as_text(whole)
         elif path is not None:
-            beside[path] = text
-        if not self.layout.is_single_file:
-            inside["README.md"] = self.card()
+            beside[path] = _as_text(whole)
         partial.publish(inside, beside)
 
     def _environment(self) -> dict[str, Any]:
@@ -248,7 +292,7 @@ class Job:
                 }
         return {
             "version": __version__,
-            "command": self.command,
+            "command": self.recipe.command,
             "arguments": {name: value for name, value in options.items() if name not in OPERATIONAL},
             "inputs": inputs,
             "environment": environment,
@@ -258,8 +302,16 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for checkpoint in (self.base, *self.finetuned):
+        for _role, checkpoint in self.inputs:
             checkpoint.close()
+
+
+def _ignore(tensor: object, is_done: bool) -> None:
+    pass
+
+
+def _as_text(report: Mapping[str, Any]) -> bytes:
+    return json.dumps(report, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -272,34 +324,43 @@ def _describe(role: str, checkpoint: Checkpoint) -> dict[str, Any]:
         {"name": shard.name, "bytes": shard.file.nbytes, "header_sha256": shard.header_sha256}
         for shard in checkpoint.shards
     ]
-    return {"role": role, "source": checkpoint.source, "revision": None, "files": files}
+    return {
+        "role": role,
+        "source": checkpoint.source,
+        "revision": None,
+        "files": files,
+        "bytes_read": checkpoint.bytes_read,
+    }
 
 
 def prepare(
-    command: str,
-    arguments: Mapping[str, Any],
-    base: str,
+    recipe: Callable[[Sequence[str]], Recipe] | Recipe,
+    base: str | None,
     finetuned: Sequence[str],
     output: str,
     options: RunOptions,
-    *,
-    stacked: Sequence[str] = (),
-    wise: float | None = None,
-    method: Method,
-    measured: Sequence[str],
-    averaged: Sequence[str],
-    card: Callable[[], bytes],
 ) -> Job:
-    """Open the inputs and plan the output; every refusal that needs no tensor's bytes is made here."""
+    """Open the inputs and plan the output; every refusal that needs no tensor's bytes is made here.
+
+    `recipe` may depend on the names of the fine-tuned checkpoint's tensors.
+    """
     with ExitStack() as opened:
-        checkpoints = [opened.enter_context(open_checkpoint(source)) for source in (base, *finetuned)]
-        first = checkpoints[1]
+        sources = finetuned if base is None else [base, *finetuned]
+        checkpoints = [opened.enter_context(open_checkpoint(source)) for source in sources]
+        base_checkpoint = None if base is None else checkpoints.pop(0)
+        first = checkpoints[0]
+        if not isinstance(recipe, Recipe):
+            recipe = recipe(list(first.tensors))
         selection = Selection(
-            tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch, options.dtype
-        )
-        headers = [checkpoint.tensors for checkpoint in checkpoints]
+            tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
+            options.on_mismatch, options.dtype,
+        )  # fmt: skip
+        base_headers = base_checkpoint.tensors if base_checkpoint and recipe.needs_base else None
         try:
-            plan = make_plan(headers[0], headers[1:], selection, wise=wise)
+            plan = make_plan(
+                base_headers, [checkpoint.tensors for checkpoint in checkpoints], selection,
+                view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
+            )  # fmt: skip
         except MismatchError as error:
             error.path = first.source
             raise
@@ -308,14 +369,13 @@ def prepare(
             raise OutputError("cannot be the output", path=output or "''")
         if path.suffix in OTHER_FORMATS:
             raise UsageError("only .safetensors files and folders are written", path=path)
+        if path.suffix == ".safetensors" and recipe.is_sweep:
+            raise UsageError("several values make several checkpoints, and need a folder", path=path)
         shard_bytes = None if options.max_shard_size is None else parse_size(options.max_shard_size)
         if shard_bytes is not None and path.suffix == ".safetensors":
             raise UsageError("max_shard_size needs a folder as output", found=path)
         layout = plan_layout(first, plan.dtypes, path.name, shard_bytes)
-        job = Job(
-            command, arguments, checkpoints[0], checkpoints[1:], path, options, plan, layout,
-            method, measured, averaged, card, wise,
-        )  # fmt: skip
+        job = Job(recipe, base_checkpoint, checkpoints, path, options, selection, plan, layout)
         job.check_output()
         opened.pop_all()
     return job

@@ -12,11 +12,14 @@ from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.pipeline.blocks import Cut
 
-__all__ = ["Plan", "PlannedTensor", "Reason", "Selection", "make_plan"]
+__all__ = ["Plan", "PlannedTensor", "Reason", "Selection", "View", "make_plan"]
 
 Reason = Literal[
     "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite"
 ]
+
+View = Literal["matrix", "flat"]
+"""How a method sees a layer: `MatrixLayer` or `FlatLayer`."""
 
 Headers = Mapping[str, TensorInfo]
 STORED = {torch_name: stored for stored, torch_name in FLOATING.items()}
@@ -35,14 +38,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output: edited as a matrix, or as a stack of them, or kept.
+    """One tensor of the output: edited (as a matrix, a stack of them, or element by element) or kept.
 
-    `cut` is the matrix's, `stack` the number of matrices along dim 0 (None: not stacked).
-
-    `dtype` is the fine-tuned checkpoint's and `stored_dtype` the output's, in the words of the
-    format. `sources`: how many fine-tuned checkpoints it is the mean of; `has_base`: whether the
-    base's tensor is read. `is_copied`: moved as bytes; a kept tensor that is not (a mean, another
-    dtype, `--wise`) is computed element by element.
+    `cut` is the matrix's (None: element by element), `stack` the number of matrices along dim 0
+    (None: not stacked). `dtype` is the fine-tuned checkpoint's and `stored_dtype` the output's, in
+    the words of the format. `is_shared`: all fine-tuned checkpoints have it alike, and their mean
+    is taken; `has_base`: the base's tensor is read.
     """
 
     name: str
@@ -51,10 +52,9 @@ class PlannedTensor:
     shape: tuple[int, ...]
     reason: Reason | None
     stack: int | None
-    cut: Cut
-    sources: int
+    cut: Cut | None
+    is_shared: bool
     has_base: bool
-    is_copied: bool
 
     @property
     def is_edited(self) -> bool:
@@ -65,9 +65,13 @@ class PlannedTensor:
         return 1 if self.stack is None else self.stack
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """In the fine-tuned checkpoint."""
-        return math.prod(self.shape) * BITS[self.dtype] // 8
+        return self.elements * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -90,62 +94,50 @@ class Plan:
 
 
 def make_plan(
-    base: Headers, finetuned: Sequence[Headers], selection: Selection, *, wise: float | None = None
+    base: Headers | None,
+    finetuned: Sequence[Headers],
+    selection: Selection,
+    *,
+    view: View = "matrix",
+    wise: bool = False,
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
-    A layer is floating, has two dimensions or more, and stands in every input with one shape.
-    Raises MismatchError where inputs do not belong together, UsageError for patterns that match
-    nothing.
+    A layer is floating and stands in every input with one shape; in the matrix view it has two
+    dimensions or more. `base`: None for methods without one. `wise`: kept tensors are interpolated
+    with the base. Raises MismatchError where inputs do not belong together, UsageError for
+    patterns that match nothing.
     """
     first, *others = finetuned
-    if first and not first.keys() & base.keys():
+    if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
             expected=f"a name like {next(iter(base), 'none')!r}", found=repr(next(iter(first))),
         )  # fmt: skip
     _check_patterns(finetuned, selection)
     _check_names(first, others, selection)
+    rest = others if base is None else [base, *others]
     if selection.on_mismatch == "error":
-        _check_shapes(first, base, others, selection)
-    tensors = tuple(_plan_tensor(tensor, base, others, selection, wise) for tensor in first.values())
-    return Plan(tensors, tuple(name for name in base if name not in first))
-
-
-def _plan_tensor(
-    tensor: TensorInfo,
-    base: Headers,
-    others: Sequence[Headers],
-    selection: Selection,
-    wise: float | None,
-) -> PlannedTensor:
-    name = tensor.name
-    is_floating = tensor.dtype in FLOATING
-    is_shared = all(_alike(tensor, headers) for headers in others)
-    has_base = is_floating and _alike(tensor, base)
-    reason = _reason(tensor, base, others, selection)
-    stored_dtype = tensor.dtype
-    if is_floating and selection.dtype != "keep":
-        stored_dtype = STORED[selection.dtype]
-    stack, cut = None, Cut(tensor.elements, 1)
-    if reason is None:
-        stack, cut = matrix_view(tensor, selection.stacked)
-    is_interpolated = wise is not None and has_base
-    is_averaged = bool(others) and is_floating and is_shared
-    return PlannedTensor(
-        name,
-        tensor.dtype,
-        stored_dtype,
-        tensor.shape,
-        reason,
-        stack,
-        cut,
-        sources=1 + len(others) if is_averaged else 1,
-        has_base=reason is None or is_interpolated,
-        is_copied=reason is not None
-        and not (is_averaged or is_interpolated)
-        and stored_dtype == tensor.dtype,
-    )
+        _check_shapes(first, rest, selection)
+    tensors = []
+    for tensor in first.values():
+        is_floating = tensor.dtype in FLOATING
+        has_twin = is_floating and base is not None and _alike(tensor, base)
+        reason = _reason(tensor, base, others, selection, view)
+        stored_dtype = tensor.dtype
+        if is_floating and selection.dtype != "keep":
+            stored_dtype = STORED[selection.dtype]
+        stack, cut = None, None
+        if reason is None and view == "matrix":
+            stack, cut = matrix_view(tensor, selection.stacked)
+        tensors.append(
+            PlannedTensor(
+                tensor.name, tensor.dtype, stored_dtype, tensor.shape, reason, stack, cut,
+                is_shared=is_floating and all(_alike(tensor, headers) for headers in others),
+                has_base=has_twin and (reason is None or wise),
+            )
+        )  # fmt: skip
+    return Plan(tuple(tensors), tuple(name for name in base or () if name not in first))
 
 
 def _alike(tensor: TensorInfo, headers: Headers) -> bool:
@@ -155,19 +147,19 @@ def _alike(tensor: TensorInfo, headers: Headers) -> bool:
 
 
 def _reason(
-    tensor: TensorInfo, base: Headers, others: Sequence[Headers], selection: Selection
+    tensor: TensorInfo, base: Headers | None, others: Sequence[Headers], selection: Selection, view: View
 ) -> Reason | None:
     name = tensor.name
-    namesakes = [headers[name] for headers in (base, *others) if name in headers]
+    namesakes = [headers[name] for headers in (base or {}, *others) if name in headers]
     if any(namesake.dtype not in FLOATING for namesake in (tensor, *namesakes)):
         return "not_floating"
     if _left_out(name, selection):
         return "excluded"
     if any(namesake.shape != tensor.shape for namesake in namesakes):
         return "shape_mismatch"
-    if name not in base:
+    if base is not None and name not in base:
         return "not_in_base"
-    return "vector" if len(tensor.shape) <= 1 else None
+    return "vector" if view == "matrix" and len(tensor.shape) <= 1 else None
 
 
 def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
@@ -183,12 +175,12 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
                 )
 
 
-def _check_shapes(first: Headers, base: Headers, others: Sequence[Headers], selection: Selection) -> None:
+def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection) -> None:
     """Raise MismatchError where a tensor has different shapes in the inputs."""
     wrong = [
         (tensor, headers[tensor.name])
         for tensor in first.values()
-        for headers in (base, *others)
+        for headers in rest
         if tensor.name in headers
         and headers[tensor.name].shape != tensor.shape
         and not _left_out(tensor.name, selection)

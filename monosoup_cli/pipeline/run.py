@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.checkpoints.header import BITS, FLOATING
 from monosoup_cli.errors import NonfiniteError, ResourceError
 from monosoup_cli.pipeline.blocks import (
+    Cut,
+    FlatLayer,
     InputMatrix,
-    Layer,
+    MatrixLayer,
+    MeanMatrix,
+    OutputFlat,
     OutputMatrix,
     Scratch,
     bytes_of,
@@ -20,6 +24,7 @@ from monosoup_cli.pipeline.blocks import (
     count_nonfinite,
 )
 from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
+from monosoup_cli.pipeline.options import Strictness
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 
@@ -29,17 +34,29 @@ if TYPE_CHECKING:
     from monosoup_cli.checkpoints.locate import Checkpoint
     from monosoup_cli.checkpoints.writer import PartialOutput
 
-__all__ = ["Apply", "Method", "Progress", "Run", "run"]
+__all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
 
-Apply = Callable[["torch.Tensor"], "torch.Tensor"]
-Method = Callable[[Layer], "tuple[Mapping[str, Any], Apply] | None"]
-"""What a command does to one matrix: what it measured, and the map from blocks of the update to
-blocks of the edited update. None: the matrix counts as unchanged and stays as fine-tuned."""
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a method makes of one layer.
+
+    `measures`: what it measured, for each variant of the output. `blocks`: (start, stop, the
+    result for each variant); a result is stored before the next one is made.
+    """
+
+    measures: Sequence[Mapping[str, Any]]
+    blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
+
+
+Method: TypeAlias = "Callable[[Any], Edit | None]"
+"""What a command does to one layer: a `MatrixLayer` or a `FlatLayer`, as the plan says. None: the
+layer counts as unchanged and stays as fine-tuned."""
 
 Progress = Callable[[PlannedTensor, bool], None]
 """Called from any thread when a tensor is begun (False) and when it is finished (True)."""
-
-CHUNK_BYTES = 8 << 20
 
 
 class Stopped(Exception):
@@ -47,179 +64,263 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Run:
-    """The whole job: the plan, how one matrix is edited, and where bytes come from and go to.
+class Variant:
+    """One checkpoint of the output.
 
-    `wise`: afterwards W0 + wise·(W − W0), on kept tensors too; None for not. `measured`: the
-    names of what `method` measures.
+    `folder`: where inside OUT; "" is OUT itself. `arguments`: those that are its own. `wise`: how
+    far from the base kept tensors are, too; None for where they were fine-tuned to.
+    """
+
+    folder: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    wise: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The whole job: the plan, how one layer is edited, and where bytes come from and go to.
+
+    `finetuned`: those that are averaged, evenly or with `weights` that sum to 1. `first`: the one
+    whose layout the output has. `measured`: the names of what `method` measures.
     """
 
     plan: Plan
     method: Method
     measured: Sequence[str]
-    base: Checkpoint
+    base: Checkpoint | None
     finetuned: Sequence[Checkpoint]
+    first: Checkpoint
+    weights: Sequence[float] | None
     output: PartialOutput
-    wise: float | None = None
-    on_nonfinite: Literal["error", "keep"] = "error"
+    variants: Sequence[Variant]
+    on_nonfinite: Strictness = "error"
+
+    def sources_of(self, tensor: PlannedTensor) -> Sequence[Checkpoint]:
+        """The fine-tuned checkpoints that a tensor is the mean of; where not all have it alike, the
+        one that it is taken from: the first that is averaged, or else the first of the layout."""
+        if tensor.is_shared:
+            return self.finetuned
+        stored = self.finetuned[0].tensors.get(tensor.name)
+        fits = stored is not None and (stored.dtype, stored.shape) == (tensor.dtype, tensor.shape)
+        return [self.finetuned[0] if fits else self.first]
+
+    def read_for(self, tensor: PlannedTensor) -> list[Checkpoint]:
+        """Every checkpoint whose tensor goes into the output's."""
+        base = [self.base] if self.base is not None and tensor.has_base else []
+        return [*base, *self.sources_of(tensor)]
 
 
 def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progress) -> None:
-    """Make every tensor of the plan that is not finished yet; records end in `job.output.finished`.
+    """Make every tensor of the plan that is not finished yet; records end in `job.output.finished`."""
 
-    After an error, or an interrupt of the calling thread, the workers leave the tensors in hand
-    and the exception goes on.
+    def make(tensor: PlannedTensor, worker: Worker) -> None:
+        records = _Maker(job, worker).make(tensor)
+        job.output.commit(tensor.name, [record.to_json(job.measured) for record in records])
+
+    in_parallel(job.plan.tensors, job.output.finished, make, job.read_for, devices, workers, progress)
+    for checkpoint in (job.base, job.first, *job.finetuned):
+        if checkpoint is not None:
+            checkpoint.check_unchanged()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a thread works with: a device, its buffers, and the sign to stop."""
+
+    device: torch.device
+    scratch: Scratch
+    stop: threading.Event
+
+    def interrupt(self) -> None:
+        """Raise where the work is to end."""
+        if self.stop.is_set():
+            raise Stopped
+
+
+def in_parallel(
+    tensors: Sequence[PlannedTensor],
+    finished: Container[str],
+    make: Callable[[PlannedTensor, Worker], None],
+    read_for: Callable[[PlannedTensor], Sequence[Checkpoint]],
+    devices: Sequence[torch.device],
+    workers: int,
+    progress: Progress,
+) -> None:
+    """`make` every tensor whose name is not in `finished`, several at once.
+
+    `read_for` names the checkpoints that `make` will read. After an error, or an interrupt of the
+    calling thread, the workers leave the tensors in hand and the exception goes on.
     """
     places, stop = WorkerPlaces(devices), threading.Event()
     waiting = []
-    for tensor in job.plan.tensors:
-        if tensor.name in job.output.finished:
+    for tensor in tensors:
+        if tensor.name in finished:
             progress(tensor, True)
         else:
             waiting.append(tensor)
 
-    def make(number: int) -> None:
+    def work(number: int) -> None:
         tensor = waiting[number]
         progress(tensor, False)
         if number + workers < len(waiting):
-            _prefetch(job, waiting[number + workers])
+            soon = waiting[number + workers]
+            for checkpoint in read_for(soon):
+                checkpoint.prefetch(soon.name)
         with places.mine() as (device, scratch):
-            record = _Worker(job, device, scratch, stop).make(tensor)
-        job.output.commit(tensor.name, record.to_json(job.measured))
+            _make(make, tensor, Worker(device, scratch, stop))
         progress(tensor, True)
 
     warm_up(devices)
     with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
         try:
-            futures = [pool.submit(make, number) for number in range(len(waiting))]
+            futures = [pool.submit(work, number) for number in range(len(waiting))]
             for future in as_completed(futures):
                 future.result()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    for checkpoint in (job.base, *job.finetuned):
-        checkpoint.check_unchanged()
 
 
-def _prefetch(job: Run, tensor: PlannedTensor) -> None:
-    if tensor.has_base:
-        job.base.prefetch(tensor.name)
-    for checkpoint in job.finetuned[: tensor.sources]:
-        checkpoint.prefetch(tensor.name)
+def _make(make: Callable[[PlannedTensor, Worker], None], tensor: PlannedTensor, worker: Worker) -> None:
+    import torch
+
+    try:
+        make(tensor, worker)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ResourceError(
+            "no memory left on the way",
+            tensor=tensor.name,
+            hint="--resume with --workers 1, or with --device cpu, needs less",
+        ) from None
 
 
-class _Worker:
-    """Makes one tensor: with a device, buffers, and the sign to stop."""
+class _Maker:
+    """Makes one tensor, in every variant of the output."""
 
-    def __init__(self, job: Run, device: torch.device, scratch: Scratch, stop: threading.Event) -> None:
-        self.job, self.device, self.scratch, self.stop = job, device, scratch, stop
+    def __init__(self, job: Run, worker: Worker) -> None:
+        self.job, self.worker, self.scratch = job, worker, worker.scratch
 
-    def make(self, tensor: PlannedTensor) -> LayerRecord:
-        import torch
-
+    def make(self, tensor: PlannedTensor) -> list[LayerRecord]:
+        """Write it; returns a record for each variant."""
         try:
             return self._make(tensor)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise ResourceError(
-                "no memory left on the way",
-                tensor=tensor.name,
-                hint="--resume with --workers 1, or with --device cpu, needs less",
-            ) from None
         except NonfiniteError:
             if self.job.on_nonfinite == "error":
                 raise
-            self._keep_as_finetuned(tensor, is_checked=False)
-            return self._record(tensor, "nonfinite")
+            self._copy(self.job.sources_of(tensor)[0], tensor, is_checked=False)
+            return self._kept(tensor, "nonfinite")
 
-    def _make(self, tensor: PlannedTensor) -> LayerRecord:
+    def _make(self, tensor: PlannedTensor) -> list[LayerRecord]:
         if not tensor.is_edited:
             self._check_unread(tensor)
-            if tensor.is_copied:
-                self._keep_as_finetuned(tensor)
-            else:
-                self._store_as_finetuned(tensor, 0)
-            return self._record(tensor, tensor.reason)
-        slices = []
+            self._keep(tensor, 0)
+            return self._kept(tensor, tensor.reason)
+        slices: list[list[SliceRecord]] = [[] for _ in self.job.variants]
         for index in range(tensor.matrices):
-            layer = self._layer(tensor, index, with_base=True)
-            edit = self._edit(tensor, layer)
-            if edit is not None:
-                self._store(tensor, index, layer, edit[1])
-            elif tensor.stack is None and self._is_plain(tensor):
-                self._keep_as_finetuned(tensor)
-            else:
-                self._store_as_finetuned(tensor, index)
-            slices.append(SliceRecord(index, edit and edit[0]))
-        if all(part.measures is None for part in slices):
-            return self._record(tensor, "unchanged")
+            measures = self._edit(tensor, index)
+            if measures is None:
+                self._keep(tensor, index)
+            for number, records in enumerate(slices):
+                records.append(SliceRecord(index, None if measures is None else measures[number]))
+        if all(part.measures is None for part in slices[0]):
+            return self._kept(tensor, "unchanged")
+        facts = (tensor.name, tensor.shape, tensor.dtype, None)
         if tensor.stack is not None:
-            return LayerRecord(tensor.name, tensor.shape, tensor.dtype, None, slices=tuple(slices))
-        return LayerRecord(tensor.name, tensor.shape, tensor.dtype, None, slices[0].measures)
+            return [LayerRecord(*facts, slices=tuple(records)) for records in slices]
+        return [LayerRecord(*facts, records[0].measures) for records in slices]
 
-    def _record(self, tensor: PlannedTensor, reason: str | None) -> LayerRecord:
-        return LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason)
+    def _kept(self, tensor: PlannedTensor, reason: str | None) -> list[LayerRecord]:
+        return [LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason) for _ in self.job.variants]
 
-    def _is_plain(self, tensor: PlannedTensor) -> bool:
-        """Whether "as fine-tuned" means the bytes of the fine-tuned checkpoint."""
-        return self.job.wise is None and tensor.sources == 1 and tensor.stored_dtype == tensor.dtype
-
-    def _edit(self, tensor: PlannedTensor, layer: Layer) -> tuple[Mapping[str, Any], Apply] | None:
-        if tensor.cut.elements == 0:
+    def _edit(self, tensor: PlannedTensor, index: int) -> Sequence[Mapping[str, Any]] | None:
+        """Write what the method makes of one layer; what it measured, None where it is unchanged."""
+        if tensor.elements == 0:
             return None
+        layer = self._flat(tensor) if tensor.cut is None else self._matrix(tensor, tensor.cut, index)
         try:
-            return self.job.method(layer)
+            edit = self.job.method(layer)
         except FloatingPointError:
             raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
+        if edit is None:
+            return None
+        outputs = [self._output(tensor, index, variant) for variant in self.job.variants]
+        for start, stop, results in edit.blocks:
+            for output, result in zip(outputs, results, strict=True):
+                output.put(start, stop, result)
+        return edit.measures if layer.has_moved else None
 
-    def _layer(self, tensor: PlannedTensor, index: int, *, with_base: bool) -> Layer:
-        def matrix(checkpoint: Checkpoint, purpose: str) -> InputMatrix:
-            return InputMatrix(checkpoint, tensor.name, tensor.cut, self.scratch, purpose, index)
+    def _matrix(self, tensor: PlannedTensor, cut: Cut, index: int) -> MatrixLayer:
+        def matrix(checkpoint: Checkpoint, purpose: str, *, is_held: bool = True) -> InputMatrix:
+            return InputMatrix(checkpoint, tensor.name, cut, self.scratch, purpose, index, is_held=is_held)
 
-        finetuned = [
-            matrix(checkpoint, f"finetuned {number}")
-            for number, checkpoint in enumerate(self.job.finetuned[: tensor.sources])
-        ]
-        base = matrix(self.job.base, "base") if with_base else None
-        return Layer(base, finetuned, self.device, self.scratch, self._interrupt)
+        sources = self.job.sources_of(tensor)
+        is_alone = len(sources) == 1
+        matrices = [matrix(checkpoint, "finetuned", is_held=is_alone) for checkpoint in sources]
+        finetuned = matrices[0] if is_alone else MeanMatrix(matrices, self.job.weights, self.scratch)
+        base = None if self.job.base is None else matrix(self.job.base, "base")
+        return MatrixLayer(base, finetuned, self.worker.device, self.scratch, self.worker.interrupt)
 
-    def _store_as_finetuned(self, tensor: PlannedTensor, index: int) -> None:
-        """Write the fine-tuned mean, interpolated with `wise`, in the dtype asked for."""
-        with_base = tensor.has_base and self.job.wise is not None
-        self._store(tensor, index, self._layer(tensor, index, with_base=with_base), None)
-
-    def _store(self, tensor: PlannedTensor, index: int, layer: Layer, apply: Apply | None) -> None:
-        """Write W0 + wise · apply(Δ) block by block; without a base, Δ is the mean itself."""
-        wise = 1.0 if self.job.wise is None else self.job.wise
-        result = OutputMatrix(
-            self.job.output, tensor.name, tensor.stored_dtype, tensor.cut, self.scratch, index
+    def _flat(self, tensor: PlannedTensor) -> FlatLayer:
+        sources = self.job.sources_of(tensor)
+        weights = self.job.weights if len(sources) > 1 else None
+        base = self.job.base if tensor.has_base else None
+        return FlatLayer(
+            tensor.name, base, sources, weights, self.worker.device, self.scratch, self.worker.interrupt
         )
-        for start, stop, base, update in layer.pairs():
-            edited = update if apply is None else apply(update)
-            result.put(start, stop, edited if base is None else base.add_(edited, alpha=wise))
 
-    def _keep_as_finetuned(self, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
-        """Move the (first) fine-tuned checkpoint's bytes, chunk by chunk; cast where asked to.
+    def _output(self, tensor: PlannedTensor, index: int, variant: Variant) -> OutputFlat | OutputMatrix:
+        place = (self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch)
+        return OutputFlat(*place) if tensor.cut is None else OutputMatrix(*place, tensor.cut, index)
+
+    def _keep(self, tensor: PlannedTensor, index: int) -> None:
+        """Write a matrix of the tensor, or all of one that is not edited, as fine-tuned: the mean,
+        interpolated with the variants' `wise`; or just the bytes."""
+        sources = self.job.sources_of(tensor)
+        wises = [variant.wise if tensor.has_base else None for variant in self.job.variants]
+        if tensor.stack is None and len(sources) == 1 and all(wise is None for wise in wises):
+            self._copy(sources[0], tensor)
+            return
+        import torch
+
+        layer, size = self._flat(tensor), tensor.elements // tensor.matrices
+        outputs = [
+            OutputFlat(self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch)
+            for variant in self.job.variants
+        ]
+        for start, stop in layer.ranges(index * size, (index + 1) * size):
+            if all(wise is None for wise in wises):
+                base = mean = layer.mean(start, stop)
+            else:
+                base, mean = layer.pair(start, stop)
+            for output, wise in zip(outputs, wises, strict=True):
+                output.put(start, stop, mean if wise is None else torch.lerp(base, mean, wise))
+
+    def _copy(self, source: Checkpoint, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
+        """Move a checkpoint's bytes, chunk by chunk; cast where another dtype is asked for.
 
         `is_checked`: NaN or Inf stops the run.
         """
-        source, written = self.job.finetuned[0], 0
+        written, dtype = 0, source.tensors[tensor.name].dtype
         for chunk in self._chunks(source, tensor.name):
-            if is_checked and tensor.dtype in FLOATING:
+            if is_checked and dtype in FLOATING:
                 check_finite(chunk, source.source, tensor.name)
-            if tensor.stored_dtype != tensor.dtype:
+            if tensor.stored_dtype != dtype:
                 nonfinite = count_nonfinite(chunk)
                 chunk = self.scratch.take("output", tensor.stored_dtype, len(chunk)).copy_(chunk)
                 if count_nonfinite(chunk) > nonfinite:
                     raise NonfiniteError(f"overflows {tensor.stored_dtype}", tensor=tensor.name)
-            self.job.output.write(tensor.name, bytes_of(chunk), written)
+            for variant in self.job.variants:
+                self.job.output.write(tensor.name, bytes_of(chunk), written, variant.folder)
             written += len(bytes_of(chunk))
 
     def _check_unread(self, tensor: PlannedTensor) -> None:
         """Raise NonfiniteError for NaN or Inf in a kept tensor's namesakes that are not used."""
-        for checkpoint in (self.job.base, *self.job.finetuned[tensor.sources :]):
-            namesake = checkpoint.tensors.get(tensor.name)
-            if namesake is not None and namesake.dtype in FLOATING:
+        used = self.job.read_for(tensor)
+        for checkpoint in (self.job.base, *self.job.finetuned):
+            if checkpoint is None or checkpoint in used or tensor.name not in checkpoint.tensors:
+                continue
+            if checkpoint.tensors[tensor.name].dtype in FLOATING:
                 for chunk in self._chunks(checkpoint, tensor.name):
                     check_finite(chunk, checkpoint.source, tensor.name)
 
@@ -228,12 +329,8 @@ class _Worker:
         stored = checkpoint.tensors[name]
         dtype = stored.dtype if stored.dtype in FLOATING else "U8"
         for offset in range(0, stored.nbytes, CHUNK_BYTES):
-            self._interrupt()
+            self.worker.interrupt()
             count = min(CHUNK_BYTES, stored.nbytes - offset) * 8 // BITS[dtype]
             chunk = self.scratch.take("kept", dtype, count)
             checkpoint.read_into(name, bytes_of(chunk), offset)
             yield chunk
-
-    def _interrupt(self) -> None:
-        if self.stop.is_set():
-            raise Stopped

@@ -67,14 +67,14 @@ class LayerRecord:
 def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The entries of the report that were measured: edited layers, and slices of stacked ones."""
     parts = [part for layer in layers for part in layer.get("slices", [layer])]
-    return [part for part in parts if part.get("k") is not None]
+    return [part for part in parts if part["reason"] is None]
 
 
-def summarise(layers: Sequence[Mapping[str, Any]], averaged: Sequence[str]) -> dict[str, Any]:
-    """The report's summary: counts, and mean and range of each measure over edited layers.
-
-    `averaged` names the measures; k_ratio stands for k/r.
-    """
+def summarise(
+    layers: Sequence[Mapping[str, Any]], averaged: Sequence[str] = (), summed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The report's summary: counts, and over edited layers the mean and range of the measures named
+    by `averaged` (k_ratio stands for k/r), and the sum of those named by `summed`."""
     edited = [layer for layer in layers if layer["action"] == "edited"]
     reasons = Counter(layer["reason"] for layer in layers if layer["action"] == "kept")
     summary: dict[str, Any] = {
@@ -87,11 +87,8 @@ def summarise(layers: Sequence[Mapping[str, Any]], averaged: Sequence[str]) -> d
     }
     parts = measures_of(edited)
     for name in averaged:
-        values = [
-            part["k"] / part["rank"] if name == "k_ratio" else part[name]
-            for part in parts
-            if name == "k_ratio" or part[name] is not None
-        ]
+        found = [part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts]
+        values = [value for value in found if value is not None]
         summary["means"][name] = sum(values) / len(values) if values else None
         summary["ranges"][name] = [min(values), max(values)] if values else None
-    return summary
+    return {**summary, **{name: sum(part[name] for part in parts) for name in summed}}

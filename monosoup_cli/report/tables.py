@@ -35,7 +35,7 @@ SYMBOLS = {
 def plan_to_json(job: Job) -> dict[str, Any]:
     """The plan of a dry run: what would be done to each tensor, and what it takes."""
     return {
-        "command": job.command,
+        "command": job.recipe.command,
         "output": {
             "path": str(job.output),
             "files": [{"name": file.name, "bytes": file.nbytes} for file in job.layout.files],
@@ -63,22 +63,22 @@ def plan_table(job: Job) -> RenderableType:
     """The plan of a dry run: a line a tensor, then the totals."""
     table = _grid("", "", "")
     for tensor in job.plan.tensors:
-        view = ""
-        if tensor.is_edited:
+        view = " × ".join(str(size) for size in tensor.shape)
+        if tensor.cut is not None:
             view = f"{tensor.cut.rows} × {tensor.cut.columns}"
             if tensor.stack is not None:
                 view = f"{tensor.stack} of {view}"
-        action = f"edit {view}" if tensor.is_edited else f"keep: {tensor.reason}"
+        action = f"{job.recipe.verb} {view}" if tensor.is_edited else f"keep: {tensor.reason}"
         table.add_row(Text(shown(tensor.name)), tensor.dtype, action)
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
     totals = _grid("", "")
     _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
-    totals.add_row("edit", plural(len(job.plan.edited), "tensor"))
+    totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
     totals.add_row("keep", _counts(reasons) or "none")
     if job.plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(job.plan.only_in_base), 'tensor')}, not written")
-    files = plural(len(job.layout.files), "file")
-    totals.add_row("write", Text(f"{size(job.layout.nbytes)} in {files} to {shown(job.output)}"))
+    files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
+    totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
     memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
     totals.add_row("memory", memory)
     return Group(table, Text(""), totals)

@@ -1,0 +1,95 @@
+"""What the commands have in common: how they run, what their model card says, what they are called with."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import PurePath
+from typing import Any, ParamSpec, TypeAlias
+
+from monosoup_cli.checkpoints.model_card import model_card
+from monosoup_cli.errors import UsageError
+from monosoup_cli.pipeline.job import Choice, Job
+from monosoup_cli.pipeline.options import RunOptions
+from monosoup_cli.pipeline.run import Variant
+
+__all__ = ["Paper", "StrPath", "card", "paths", "running"]
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+P = ParamSpec("P")
+
+
+def running(prepare: Callable[P, Job]) -> Callable[P, dict[str, Any]]:
+    """From a function that prepares a command's job, the one that runs it and returns the report."""
+
+    @wraps(prepare)
+    def command(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        progress: Any = kwargs.pop("progress", None)
+        with prepare(*args, **kwargs) as job:
+            return job.run(progress)
+
+    command.__name__ = command.__qualname__ = prepare.__name__.removeprefix("prepare_")
+    return command
+
+
+def paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list[str]:
+    """The fine-tuned checkpoints as strings; raises UsageError where there are too few."""
+    names = [os.fspath(s) for s in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+    if len(names) < at_least:
+        raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
+    return names
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a model card says of a method: a sentence or two, and what to cite."""
+
+    summary: str
+    citation: str
+
+
+def card(
+    prepare: Callable[..., Job], arguments: Mapping[str, Any], options: RunOptions, paper: Paper
+) -> Callable[[Variant, Choice], bytes]:
+    """The maker of a command's model cards, which name the options that are not the defaults."""
+    command = prepare.__name__.removeprefix("prepare_")
+    defaults = {name: each.default for name, each in inspect.signature(prepare).parameters.items()}
+    defaults |= asdict(RunOptions())
+
+    def make(variant: Variant, choice: Choice) -> bytes:
+        given = {**arguments, **asdict(options), **variant.arguments}
+        sources = [*([given["base"]] if "base" in given else []), *given["finetuned"]]
+        words = ["monosoup", command, *(PurePath(source).name for source in sources)]
+        for name, value in given.items():
+            if name not in SHOWN_OTHERWISE and value != defaults[name]:
+                words += _option(name, value)
+        output = PurePath(given["output"])
+        words += ["-o", output.name]
+        return model_card(
+            f"{output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
+            given.get("base"), [given["finetuned"][number] for number in choice.members], paper.citation,
+        )  # fmt: skip
+
+    return make
+
+
+SHOWN_OTHERWISE = {"base", "finetuned", "output", "device", "workers", "report", "overwrite", "resume",
+                   "max_shard_size"}  # fmt: skip
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{name}"]
+    if name in LISTED:
+        return [flag, ",".join(str(each) for each in value)]
+    if isinstance(value, Mapping):
+        return [flag, "…"]
+    return [word for each in (value if isinstance(value, list) else [value]) for word in (flag, str(each))]
+
+
+LISTED = {"weights"}
