@@ -1,0 +1,58 @@
+"""Model soups: average the weights of several fine-tuned checkpoints.
+
+Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time", ICML 2022 (arXiv 2203.05482).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from monosoup_cli.errors import UsageError
+
+__all__ = ["Trial", "best_first", "greedy", "normalised"]
+
+
+def normalised(weights: Sequence[float]) -> list[float]:
+    """Weights scaled to sum 1. Raises UsageError where they are not finite, or sum to nothing."""
+    total = math.fsum(weights)
+    if not math.isfinite(total) or total <= 0.0 or any(weight < 0.0 for weight in weights):
+        raise UsageError("weights must be at least 0, and not all 0", found=list(weights))
+    return [weight / total for weight in weights]
+
+
+def best_first(scores: Sequence[float]) -> list[int]:
+    """Indices by score, the highest first; ties in the order given."""
+    return sorted(range(len(scores)), key=lambda number: -scores[number])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step of the greedy soup: `score` is that of the mean of the members so far and the
+    candidate."""
+
+    candidate: int
+    score: float
+    joined: bool
+
+
+def greedy(
+    order: Sequence[int], score: Callable[[Sequence[int]], float], *, strict: bool = False
+) -> Iterator[Trial]:
+    """The trials of the greedy soup (Recipe 1 of the paper), each as soon as it is scored.
+
+    `score` rates the uniform mean of some checkpoints, in the order in which they joined; higher is
+    better. The first of `order` is a member; each other joins if the score with it is at least the
+    best so far (`strict`: above it).
+    """
+    members, best = [order[0]], score([order[0]])
+    yield Trial(order[0], best, True)
+    for candidate in order[1:]:
+        found = score([*members, candidate])
+        joined = found > best if strict else found >= best
+        if joined:
+            members.append(candidate)
+            best = found
+        yield Trial(candidate, found, joined)

@@ -1,0 +1,102 @@
+"""Similarity-filtered greedy soup: average the checkpoints whose updates point the same way.
+
+Section 3 of "Model soups need only one ingredient" (arXiv 2602.09689), called "the paper" here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+__all__ = [
+    "Decision",
+    "add_inner_products",
+    "cosines",
+    "decide",
+    "members_of",
+    "mirrored",
+    "similarity",
+    "thresholds",
+]
+
+Matrix = Sequence[Sequence[float]]
+
+
+def add_inner_products(gram: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add the inner products of rows (N, length) to a Gram matrix (N, N), both float64: on and below
+    its diagonal; `mirrored` completes it.
+
+    Three rows at a time: BLAS is several times slower on products of a few more long rows.
+    """
+    for first in range(0, len(rows), 3):
+        some, before = rows[first : first + 3], rows[: first + 3]
+        gram[first : first + 3, : first + 3].addmm_(some, before.T)
+
+
+def mirrored(gram: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix, from what is on and below its diagonal."""
+    return gram.tril() + gram.tril(-1).T
+
+
+def cosines(gram: torch.Tensor) -> torch.Tensor:
+    """Cosines between updates from their inner products, both (..., N, N) float64; 0 where one of
+    the two is zero. No epsilon."""
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    norms = (squares.unsqueeze(-1) * squares.unsqueeze(-2)).sqrt()
+    return torch.where(norms > 0.0, gram / torch.where(norms > 0.0, norms, 1.0), 0.0)
+
+
+def similarity(grams: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """C_ij, the mean over layers of the cosine of two updates, (N, N) float64; layers count alike.
+
+    `grams`: (N, N) float64 for each layer, N = `count`. A layer in which neither of two
+    checkpoints moved is left out of their mean; two that moved in no layer have similarity 0.
+    """
+    total, layers = (torch.zeros(count, count, dtype=torch.float64) for _ in range(2))
+    for gram in grams:
+        has_moved = gram.diagonal() > 0.0
+        total += cosines(gram)
+        layers += has_moved.unsqueeze(0) | has_moved.unsqueeze(1)
+    return total / layers.clamp(min=1.0)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate joined, and its mean similarity to those that had joined before."""
+
+    candidate: int
+    similarity: float
+    joined: bool
+
+
+def decide(matrix: Matrix, order: Sequence[int], threshold: float) -> list[Decision]:
+    """The first of `order` is a member; each other joins if its mean similarity to the members so
+    far is at least `threshold` (Section 3 of the paper)."""
+    members, decisions = [order[0]], []
+    for candidate in order[1:]:
+        mean = math.fsum(matrix[candidate][member] for member in members) / len(members)
+        decisions.append(Decision(candidate, mean, mean >= threshold))
+        if decisions[-1].joined:
+            members.append(candidate)
+    return decisions
+
+
+def members_of(order: Sequence[int], decisions: Sequence[Decision]) -> list[int]:
+    """The checkpoints that are averaged, in the order in which they joined."""
+    return [order[0], *(decision.candidate for decision in decisions if decision.joined)]
+
+
+def thresholds(matrix: Matrix, order: Sequence[int]) -> Iterator[tuple[float | None, list[int]]]:
+    """(highest threshold, members) of every choice that some threshold makes, from the strictest
+    down; each holds down to the next one's. The first has no highest threshold: None."""
+    highest: float | None = None
+    while True:
+        decisions = decide(matrix, order, math.inf if highest is None else highest)
+        yield highest, members_of(order, decisions)
+        rejected = [decision.similarity for decision in decisions if not decision.joined]
+        if not rejected:
+            return
+        highest = max(rejected)
