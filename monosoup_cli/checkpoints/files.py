@@ -25,8 +25,8 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02")
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from `offset` on; returns the bytes read, fewer only at the end of the file."""
-    done = 0
-    while done < len(buffer):
+    done = os.preadv(descriptor, [buffer], offset)
+    while 0 < done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:]], offset + done)
         if count == 0:
             break
@@ -84,11 +84,13 @@ class InputFile:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on."""
+        held = _held_open.take(self)
         try:
-            with _held_open.descriptor(self) as descriptor:
-                count = read_into(descriptor, buffer, offset)
+            count = read_into(held.number, buffer, offset)
         except OSError as error:
             raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from None
+        finally:
+            _held_open.give_back(held)
         if count != len(buffer):
             raise CheckpointError("the file became shorter while it was read", path=self.shown)
         with self._counting:
@@ -165,18 +167,25 @@ class _HeldOpen:
         held = self._held[file] = _Descriptor(descriptor)
         return held
 
-    @contextmanager
-    def descriptor(self, file: InputFile) -> Iterator[int]:
-        """The file's descriptor, which stays open while the context lasts."""
+    def take(self, file: InputFile) -> _Descriptor:
+        """The file's descriptor, which stays open until it is given back."""
         with self._lock:
             held = self._held.get(file) or self._add(file, file.reopen())
             self._held.move_to_end(file)
             held.users += 1
+        return held
+
+    def give_back(self, held: _Descriptor) -> None:
+        with self._lock:
+            held.users -= 1
+
+    @contextmanager
+    def descriptor(self, file: InputFile) -> Iterator[int]:
+        held = self.take(file)
         try:
             yield held.number
         finally:
-            with self._lock:
-                held.users -= 1
+            self.give_back(held)
 
     def close(self, file: InputFile) -> None:
         with self._lock:

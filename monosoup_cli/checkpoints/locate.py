@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -84,6 +84,12 @@ class Checkpoint:
         shard = self.shard_of[name]
         start = len(shard.header.raw) + self.tensors[name].start
         shard.file.read_into(buffer, start + offset)
+
+    def reader(self, name: str) -> Callable[[memoryview, int], None]:
+        """`read_into` for one tensor that is read piece by piece."""
+        shard = self.shard_of[name]
+        start, read_into = len(shard.header.raw) + self.tensors[name].start, shard.file.read_into
+        return lambda buffer, offset: read_into(buffer, start + offset)
 
     def prefetch(self, name: str) -> None:
         shard, tensor = self.shard_of[name], self.tensors[name]

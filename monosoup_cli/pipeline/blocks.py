@@ -14,6 +14,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from monosoup_cli.checkpoints.header import BITS, FLOATING
@@ -36,6 +37,7 @@ __all__ = [
     "OutputFlat",
     "OutputMatrix",
     "Scratch",
+    "stored_chunks",
 ]
 
 BLOCK_ELEMENTS = 1 << 20
@@ -44,14 +46,24 @@ BLOCK_ELEMENTS = 1 << 20
 MIN_BLOCK_LENGTH = 1024
 """Rows of a block where the side is large: thin blocks would starve the products."""
 
-FLAT_ELEMENTS = 1 << 16
-"""Elements of a range of a `FlatLayer`: a sum and a summand in float64 fit into a core's cache."""
+FLAT_ELEMENTS = 1 << 17
+"""Elements of a range of a `FlatLayer`: few enough for the caches, many enough for Python."""
 
-ROWS_ELEMENTS = 1 << 19
-"""Elements of several updates side by side: 4 MiB in float64, however many updates there are."""
+ROWS_ELEMENTS = 1 << 18
+MIN_ROW_ELEMENTS = 1 << 12
+"""Elements of several updates side by side, the fewer of each, the more there are; and the fewest."""
 
-FLAT_BYTES = 16 << 20
+MAX_EXACT = 16
+"""How many 16-bit tensors are summed in float32."""
+
+CHUNK_BYTES = 8 << 20
+"""Of a tensor that is moved as bytes."""
+
+FLAT_BYTES = 80 << 20
 """What a worker takes, at most, for a `FlatLayer` or to move bytes."""
+
+HELD_BYTES = 64 << 20
+"""What a `FlatLayer` keeps of a tensor between two passes; a larger one is read again."""
 
 RESIDENT_BYTES = 32 << 20
 """A stored matrix up to this size is read whole and once; a larger one block by block, again for
@@ -101,9 +113,14 @@ class Scratch:
     def __init__(self, *, pinned: bool = False) -> None:
         self._pinned = pinned
         self._buffers: dict[str, torch.Tensor] = {}
+        self._taken: dict[str, tuple[tuple[object, ...], torch.Tensor]] = {}
 
     def take(self, purpose: str, dtype: str, *shape: int) -> torch.Tensor:
         """An uninitialised tensor of a stored dtype; the same memory at the next call."""
+        wanted = (dtype, shape)
+        last, taken = self._taken.get(purpose, (None, None))
+        if taken is not None and last == wanted:  # as for the range before: no views are made
+            return taken
         import torch
 
         nbytes = math.prod(shape) * BITS[dtype] // 8
@@ -112,14 +129,19 @@ class Scratch:
             self._buffers.pop(purpose, None)
             buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned and nbytes > 0)
             self._buffers[purpose] = buffer
-        torch_dtype = getattr(torch, FLOATING.get(dtype, "uint8"))
-        return buffer[:nbytes].view(torch_dtype).view(shape)
+        taken = buffer[:nbytes].view(getattr(torch, FLOATING.get(dtype, "uint8"))).view(shape)
+        self._taken[purpose] = wanted, taken
+        return taken
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, to be read from or written to."""
-    nbytes = tensor.numel() * tensor.element_size()
-    return memoryview((ctypes.c_char * nbytes).from_address(tensor.data_ptr())).cast("B")
+    return _memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+@lru_cache(maxsize=256)
+def _memory(address: int, nbytes: int) -> memoryview:
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
 
 
 def count_nonfinite(tensor: torch.Tensor) -> int:
@@ -141,6 +163,20 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
             f"holds NaN or Inf ({count:,} or more elements)", path=path, tensor=name,
             hint="--on-nonfinite keep leaves such tensors as fine-tuned",
         )  # fmt: skip
+
+
+def stored_chunks(
+    checkpoint: Checkpoint, name: str, scratch: Scratch, interrupt: Callable[[], None]
+) -> Iterator[torch.Tensor]:
+    """A stored tensor piece by piece, flat: in its dtype where that is edited, else as bytes."""
+    stored = checkpoint.tensors[name]
+    dtype = stored.dtype if stored.dtype in FLOATING else "U8"
+    for offset in range(0, stored.nbytes, CHUNK_BYTES):
+        interrupt()
+        count = min(CHUNK_BYTES, stored.nbytes - offset) * 8 // BITS[dtype]
+        chunk = scratch.take("kept", dtype, count)
+        checkpoint.read_into(name, bytes_of(chunk), offset)
+        yield chunk
 
 
 class InputMatrix:
@@ -199,17 +235,12 @@ class InputMatrix:
 
 
 class MeanMatrix:
-    """The mean of several stored matrices, read by blocks; buffers do not grow with their number.
-
-    `weights`, which sum to 1, make it a weighted mean.
-    """
+    """The mean of several stored matrices, read by blocks; buffers do not grow with their number."""
 
     dtype = "F64"
 
-    def __init__(
-        self, matrices: Sequence[InputMatrix], weights: Sequence[float] | None, scratch: Scratch
-    ) -> None:
-        self._matrices, self._weights, self._scratch = matrices, weights, scratch
+    def __init__(self, matrices: Sequence[InputMatrix], scratch: Scratch) -> None:
+        self._matrices, self._scratch = matrices, scratch
         self.cut = matrices[0].cut
         self._whole: torch.Tensor | None = None
 
@@ -225,23 +256,9 @@ class MeanMatrix:
     def _mean(self, part: Callable[[InputMatrix], torch.Tensor]) -> torch.Tensor:
         first = part(self._matrices[0])
         total = self._scratch.take("mean", "F64", *first.shape).copy_(first)
-        return averaged(total, (part(matrix) for matrix in self._matrices[1:]), self._weights)
-
-
-def averaged(
-    total: torch.Tensor, others: Iterable[torch.Tensor], weights: Sequence[float] | None
-) -> torch.Tensor:
-    """The mean of `total` (float64, overwritten) and others of its shape; weights sum to 1."""
-    if weights is None:
-        count = 1
-        for other in others:
-            total += other
-            count += 1
-        return total if count == 1 else total.div_(count)
-    total *= weights[0]
-    for weight, other in zip(weights[1:], others, strict=True):
-        total.add_(other, alpha=weight)
-    return total
+        for matrix in self._matrices[1:]:
+            total += part(matrix)
+        return total.div_(len(self._matrices))
 
 
 class OutputMatrix:
@@ -387,11 +404,15 @@ class MatrixLayer:
 
 
 class FlatLayer:
-    """What a method sees of one tensor, element by element: ranges of it, in float64.
+    """What a method sees of one tensor, element by element: ranges of it.
 
-    Buffers do not grow with the number of checkpoints, but for `updates`, whose ranges are as much
-    shorter. `weights`, which sum to 1, make `mean` a weighted one. `interrupt` is called before
-    each range, and may raise. What a method returns is gone when it is called again.
+    Buffers do not grow with the number of checkpoints: ranges of `updates` are as much shorter.
+    `weights`, which sum to 1, make `mean` a weighted one. `interrupt` is called before each range,
+    and may raise. What a method returns is gone when it is called again. `has_moved`: a difference
+    to the base, if there is one, has been seen.
+
+    `sums`: the dtype of sums and differences, float64, or float32 for those of several 16-bit
+    tensors: it holds them exactly, unless they differ by more than its 24 bits, and is twice as fast.
     """
 
     def __init__(
@@ -404,11 +425,16 @@ class FlatLayer:
         scratch: Scratch,
         interrupt: Callable[[], None],
     ) -> None:
-        self.tensor, self.base, self.finetuned, self.weights = tensor, base, finetuned, weights
+        self.tensor = tensor
+        self.base = None if base is None else _Flat(base, tensor, device, scratch)
+        self.finetuned = [_Flat(checkpoint, tensor, device, scratch) for checkpoint in finetuned]
+        self.weights = weights
         self.shape = finetuned[0].tensors[tensor].shape
         self.size = math.prod(self.shape)
         self.device = device
-        self.has_moved = False
+        self.has_moved = base is None
+        is_short = all(BITS[each.dtype] == 16 for each in (*self.finetuned, self.base) if each is not None)
+        self.sums = "F32" if is_short and weights is None and 1 < len(finetuned) <= MAX_EXACT else "F64"
         self._scratch, self._interrupt = scratch, interrupt
 
     def ranges(self, start: int = 0, stop: int | None = None, *, row: int = 1) -> Iterator[tuple[int, int]]:
@@ -419,47 +445,133 @@ class FlatLayer:
             self._interrupt()
             yield first, min(first + length, end)
 
+    def row_ranges(self, row: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of one row of `row` elements, or of so many that `updates` has them in one."""
+        length = max(self._side_by_side // max(row, 1), 1) * row
+        for start in range(0, self.size, length):
+            yield start, min(start + length, self.size)
+
     def mean(self, start: int, stop: int) -> torch.Tensor:
-        """The (weighted) mean of the fine-tuned checkpoints."""
-        total = self._read(self.finetuned[0], start, stop, "mean")
-        others = (self._read(other, start, stop, "other") for other in self.finetuned[1:])
-        return averaged(total, others, self.weights)
+        """The (weighted) mean of the fine-tuned checkpoints, in the dtype of `sums` or float64."""
+        total = self.total(start, stop)
+        count = len(self.finetuned)
+        if self.weights is not None or count == 1:
+            return total
+        # the same for a power of two, and faster
+        return total.div_(count) if count & (count - 1) else total.mul_(1.0 / count)
+
+    def total(self, start: int, stop: int) -> torch.Tensor:
+        """The sum of the fine-tuned checkpoints; with weights their mean."""
+        total = self._total(start, stop, self.sums)
+        if not math.isfinite(total.sum()):  # one of them is not, or the sum overflows
+            for source in self.finetuned:
+                source.check(start, stop)
+            total = self._total(start, stop, "F64")
+        return total
+
+    def _total(self, start: int, stop: int, dtype: str) -> torch.Tensor:
+        total = self.finetuned[0].read(start, stop, "total", dtype)
+        if self.weights is not None:
+            total *= self.weights[0]
+        for number, finetuned in enumerate(self.finetuned[1:], start=1):
+            other = finetuned.read(start, stop, "other", dtype)
+            total.add_(other, alpha=1.0 if self.weights is None else self.weights[number])
+        return total
+
+    def from_base(self, start: int, stop: int) -> torch.Tensor:
+        """W0 in float64."""
+        assert self.base is not None
+        base = self.base.read(start, stop, "base", "F64")
+        if not math.isfinite(base.sum()):
+            self.base.check(start, stop)
+        return base
 
     def pair(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """W0 and the mean of the fine-tuned checkpoints; `has_moved` says whether they differed yet."""
+        """W0 and the mean of the fine-tuned checkpoints in float64."""
         import torch
 
-        assert self.base is not None
-        base, mean = self._read(self.base, start, stop, "base"), self.mean(start, stop)
+        base, mean = self.from_base(start, stop), self.upcast(self.mean(start, stop))
         self.has_moved = self.has_moved or not torch.equal(base, mean)
         return base, mean
 
-    def updates(self, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
-        """The update of every fine-tuned checkpoint, (checkpoints, elements) a range."""
-        import torch
+    def updates(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(start, stop, the update of every fine-tuned checkpoint), (checkpoints, elements) a range.
 
+        They are not looked through for NaN and Inf, which their inner products show: see `check`.
+        """
         assert self.base is not None
         end, count = self.size if stop is None else stop, len(self.finetuned)
-        length = max(ROWS_ELEMENTS // count, 512)
-        for first in range(start, end, length):
+        for first in range(start, end, self._side_by_side):
             self._interrupt()
-            last = min(first + length, end)
-            base = self._read(self.base, first, last, "base")
-            if self.device.type == "cpu":
-                rows = self._scratch.take("updates", "F64", count, last - first)
-            else:
-                rows = torch.empty(count, last - first, dtype=torch.float64, device=self.device)
+            last = min(first + self._side_by_side, end)
+            base = self.base.read(first, last, "base", self.sums)
+            rows = self.room("updates", count, last - first, dtype=self.sums)
             for row, finetuned in zip(rows, self.finetuned, strict=True):
-                torch.sub(self._read(finetuned, first, last, "other"), base, out=row)
-            yield rows
+                row.copy_(finetuned.stored(first, last)).sub_(base)
+            self.has_moved = self.has_moved or bool(rows.count_nonzero())
+            yield first, last, rows
 
-    def _read(self, checkpoint: Checkpoint, start: int, stop: int, purpose: str) -> torch.Tensor:
+    def check(self) -> None:
+        """Raise NonfiniteError where the tensor has NaN or Inf in one of the checkpoints."""
+        for start, stop in self.ranges():
+            for source in (self.base, *self.finetuned):
+                if source is not None:
+                    source.check(start, stop)
+
+    def held(self, size: int) -> torch.Tensor | None:
+        """Room for that many sums, to be kept from one pass to the next; None where it would be too
+        much."""
+        fits = size * BITS[self.sums] // 8 <= HELD_BYTES
+        return self.room("held", size, dtype=self.sums) if fits else None
+
+    def room(self, purpose: str, *shape: int, dtype: str = "F64") -> torch.Tensor:
+        """An uninitialised tensor on the device; on the CPU the same memory at the next call, which
+        costs far less than new memory does."""
         import torch
 
-        dtype = checkpoint.tensors[self.tensor].dtype
-        stored = self._scratch.take("stored", dtype, stop - start)
-        checkpoint.read_into(self.tensor, bytes_of(stored), start * BITS[dtype] // 8)
-        check_finite(stored, checkpoint.source, self.tensor)
-        if self.device.type != "cpu":
-            return stored.to(self.device).to(torch.float64)
-        return self._scratch.take(purpose, "F64", stop - start).copy_(stored)
+        if self.device.type == "cpu":
+            return self._scratch.take(purpose, dtype, *shape)
+        return torch.empty(shape, dtype=getattr(torch, FLOATING[dtype]), device=self.device)
+
+    def upcast(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums or differences in float64."""
+        import torch
+
+        if sums.dtype == torch.float64:
+            return sums
+        return self.room("float64", *sums.shape).copy_(sums)
+
+    @property
+    def _side_by_side(self) -> int:
+        """Elements in a range of `updates`."""
+        return max(ROWS_ELEMENTS // len(self.finetuned), MIN_ROW_ELEMENTS)
+
+
+class _Flat:
+    """One checkpoint's part in a `FlatLayer`."""
+
+    def __init__(self, checkpoint: Checkpoint, tensor: str, device: torch.device, scratch: Scratch) -> None:
+        self._checkpoint, self._tensor, self._scratch = checkpoint, tensor, scratch
+        self._device, self._is_cpu = device, device.type == "cpu"
+        self.dtype = checkpoint.tensors[tensor].dtype
+        self._item_bytes = BITS[self.dtype] // 8
+        self._read_into = checkpoint.reader(tensor)
+
+    def stored(self, start: int, stop: int) -> torch.Tensor:
+        """The elements start:stop in the stored dtype, on the CPU."""
+        stored = self._scratch.take("stored", self.dtype, stop - start)
+        self._read_into(bytes_of(stored), start * self._item_bytes)
+        return stored
+
+    def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:
+        """The same in another dtype, on the device."""
+        import torch
+
+        stored = self.stored(start, stop)
+        if not self._is_cpu:  # moved first: the card upcasts, not the CPU
+            return stored.to(self._device).to(getattr(torch, FLOATING[dtype]), copy=True)
+        return self._scratch.take(purpose, dtype, stop - start).copy_(stored)
+
+    def check(self, start: int, stop: int) -> None:
+        """Raise NonfiniteError for NaN or Inf among the elements."""
+        check_finite(self.stored(start, stop), self._checkpoint.source, self._tensor)

@@ -21,7 +21,7 @@ from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unf
 from monosoup_cli.errors import MismatchError, OutputError, UsageError
 from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
 from monosoup_cli.pipeline.options import RunOptions, parse_size
-from monosoup_cli.pipeline.plan import Plan, Selection, View, make_plan
+from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
 from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, run
 from monosoup_cli.report.records import SCHEMA_VERSION, summarise
 from monosoup_cli.report.words import plural
@@ -55,8 +55,10 @@ class Recipe:
 
     `method` edits a layer, seen as `view` says, and `verb` says what that is. `measured` names
     what it measures; of that the summary averages `averaged` and sums `summed`. `card` makes the
-    model card of a variant. `details`: what the report has at its top for this command alone.
+    model card of a variant. `details`: what the report has at its top for this command alone;
+    `foretold`: the measures that are known of a tensor beforehand, by its name.
     `needs_base`: layers are edited against the base; without it, a base serves `choose` alone.
+    `drafts`: how many more checkpoints of the output's size `choose` writes beside it at a time.
     """
 
     command: str
@@ -73,7 +75,9 @@ class Recipe:
     needs_base: bool = True
     weights: Sequence[float] | None = None
     choose: Choose | None = None
+    drafts: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+    foretold: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def is_sweep(self) -> bool:
@@ -138,6 +142,16 @@ class Job:
         return self.output / REPORT_NAME
 
     @property
+    def can_choose_dry(self) -> bool:
+        """Whether there is a choice to make that takes no writing."""
+        return self.recipe.choose is not None and not self.recipe.drafts
+
+    @property
+    def work(self) -> list[PlannedTensor]:
+        """What `run` will tell `progress` of: every tensor once, or twice where it is compared first."""
+        return [*self.plan.tensors] * (2 if self.can_choose_dry else 1)
+
+    @property
     def nbytes(self) -> int:
         """Size of the output's checkpoint files."""
         return self.layout.nbytes * len(self.recipe.variants)
@@ -164,7 +178,7 @@ class Job:
         if is_in_use(self.output):
             raise OutputError("another run is writing this output", path=self.output)
         refuse_unfinished(self.output, resume=self.options.resume, overwrite=overwrite)
-        check_space(self.output, self.nbytes)
+        check_space(self.output, self.nbytes + self.recipe.drafts * self.layout.nbytes)
 
     def choose(self, partial: PartialOutput | None, progress: Progress | None = None) -> Choice:
         """The fine-tuned checkpoints that are averaged: all, unless the command makes a choice."""
@@ -333,40 +347,33 @@ def _describe(role: str, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def prepare(
-    recipe: Callable[[Sequence[str]], Recipe] | Recipe,
-    base: str | None,
-    finetuned: Sequence[str],
-    output: str,
-    options: RunOptions,
-) -> Job:
+def prepare(recipe: Recipe, options: RunOptions) -> Job:
     """Open the inputs and plan the output; every refusal that needs no tensor's bytes is made here.
 
-    `recipe` may depend on the names of the fine-tuned checkpoint's tensors.
+    The recipe's arguments name them: `base` (or none), `finetuned` and `output`.
     """
+    arguments = recipe.arguments
+    sources = [*([arguments["base"]] if "base" in arguments else []), *arguments["finetuned"]]
     with ExitStack() as opened:
-        sources = finetuned if base is None else [base, *finetuned]
         checkpoints = [opened.enter_context(open_checkpoint(source)) for source in sources]
-        base_checkpoint = None if base is None else checkpoints.pop(0)
+        base = checkpoints.pop(0) if "base" in arguments else None
         first = checkpoints[0]
-        if not isinstance(recipe, Recipe):
-            recipe = recipe(list(first.tensors))
         selection = Selection(
             tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
             options.on_mismatch, options.dtype,
         )  # fmt: skip
-        base_headers = base_checkpoint.tensors if base_checkpoint and recipe.needs_base else None
         try:
             plan = make_plan(
-                base_headers, [checkpoint.tensors for checkpoint in checkpoints], selection,
+                base.tensors if base is not None and recipe.needs_base else None,
+                [checkpoint.tensors for checkpoint in checkpoints], selection,
                 view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
             )  # fmt: skip
         except MismatchError as error:
             error.path = first.source
             raise
-        path = Path(output)
+        path = Path(arguments["output"])
         if not path.name:
-            raise OutputError("cannot be the output", path=output or "''")
+            raise OutputError("cannot be the output", path=arguments["output"] or "''")
         if path.suffix in OTHER_FORMATS:
             raise UsageError("only .safetensors files and folders are written", path=path)
         if path.suffix == ".safetensors" and recipe.is_sweep:
@@ -375,7 +382,7 @@ def prepare(
         if shard_bytes is not None and path.suffix == ".safetensors":
             raise UsageError("max_shard_size needs a folder as output", found=path)
         layout = plan_layout(first, plan.dtypes, path.name, shard_bytes)
-        job = Job(recipe, base_checkpoint, checkpoints, path, options, selection, plan, layout)
+        job = Job(recipe, base, checkpoints, path, options, selection, plan, layout)
         job.check_output()
         opened.pop_all()
     return job

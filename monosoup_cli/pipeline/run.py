@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from monosoup_cli.checkpoints.header import BITS, FLOATING
+from monosoup_cli.checkpoints.header import FLOATING
 from monosoup_cli.errors import NonfiniteError, ResourceError
 from monosoup_cli.pipeline.blocks import (
     Cut,
@@ -22,6 +22,7 @@ from monosoup_cli.pipeline.blocks import (
     bytes_of,
     check_finite,
     count_nonfinite,
+    stored_chunks,
 )
 from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
 from monosoup_cli.pipeline.options import Strictness
@@ -36,15 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
 
-CHUNK_BYTES = 8 << 20
-
 
 @dataclass(frozen=True)
 class Edit:
     """What a method makes of one layer.
 
-    `measures`: what it measured, for each variant of the output. `blocks`: (start, stop, the
-    result for each variant); a result is stored before the next one is made.
+    `blocks`: (start, stop, the result for each variant of the output); a result is stored before
+    the next one is made. `measures`: what was measured, for each variant; read after the blocks.
     """
 
     measures: Sequence[Mapping[str, Any]]
@@ -240,14 +239,14 @@ class _Maker:
         layer = self._flat(tensor) if tensor.cut is None else self._matrix(tensor, tensor.cut, index)
         try:
             edit = self.job.method(layer)
+            if edit is None:
+                return None
+            outputs = [self._output(tensor, index, variant) for variant in self.job.variants]
+            for start, stop, results in edit.blocks:
+                for output, result in zip(outputs, results, strict=True):
+                    output.put(start, stop, result)
         except FloatingPointError:
             raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
-        if edit is None:
-            return None
-        outputs = [self._output(tensor, index, variant) for variant in self.job.variants]
-        for start, stop, results in edit.blocks:
-            for output, result in zip(outputs, results, strict=True):
-                output.put(start, stop, result)
         return edit.measures if layer.has_moved else None
 
     def _matrix(self, tensor: PlannedTensor, cut: Cut, index: int) -> MatrixLayer:
@@ -257,7 +256,7 @@ class _Maker:
         sources = self.job.sources_of(tensor)
         is_alone = len(sources) == 1
         matrices = [matrix(checkpoint, "finetuned", is_held=is_alone) for checkpoint in sources]
-        finetuned = matrices[0] if is_alone else MeanMatrix(matrices, self.job.weights, self.scratch)
+        finetuned = matrices[0] if is_alone else MeanMatrix(matrices, self.scratch)
         base = None if self.job.base is None else matrix(self.job.base, "base")
         return MatrixLayer(base, finetuned, self.worker.device, self.scratch, self.worker.interrupt)
 
@@ -294,7 +293,10 @@ class _Maker:
             else:
                 base, mean = layer.pair(start, stop)
             for output, wise in zip(outputs, wises, strict=True):
-                output.put(start, stop, mean if wise is None else torch.lerp(base, mean, wise))
+                result = mean
+                if wise is not None:
+                    result = torch.lerp(base, mean, wise, out=layer.room("result", stop - start))
+                output.put(start, stop, result)
 
     def _copy(self, source: Checkpoint, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
         """Move a checkpoint's bytes, chunk by chunk; cast where another dtype is asked for.
@@ -302,7 +304,7 @@ class _Maker:
         `is_checked`: NaN or Inf stops the run.
         """
         written, dtype = 0, source.tensors[tensor.name].dtype
-        for chunk in self._chunks(source, tensor.name):
+        for chunk in stored_chunks(source, tensor.name, self.scratch, self.worker.interrupt):
             if is_checked and dtype in FLOATING:
                 check_finite(chunk, source.source, tensor.name)
             if tensor.stored_dtype != dtype:
@@ -321,16 +323,5 @@ class _Maker:
             if checkpoint is None or checkpoint in used or tensor.name not in checkpoint.tensors:
                 continue
             if checkpoint.tensors[tensor.name].dtype in FLOATING:
-                for chunk in self._chunks(checkpoint, tensor.name):
+                for chunk in stored_chunks(checkpoint, tensor.name, self.scratch, self.worker.interrupt):
                     check_finite(chunk, checkpoint.source, tensor.name)
-
-    def _chunks(self, checkpoint: Checkpoint, name: str) -> Iterator[torch.Tensor]:
-        """A stored tensor piece by piece, flat: in its dtype where that is edited, else as bytes."""
-        stored = checkpoint.tensors[name]
-        dtype = stored.dtype if stored.dtype in FLOATING else "U8"
-        for offset in range(0, stored.nbytes, CHUNK_BYTES):
-            self.worker.interrupt()
-            count = min(CHUNK_BYTES, stored.nbytes - offset) * 8 // BITS[dtype]
-            chunk = self.scratch.take("kept", dtype, count)
-            checkpoint.read_into(name, bytes_of(chunk), offset)
-            yield chunk

@@ -1,0 +1,91 @@
+"""Inner products between updates, of every layer, from one reading of every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from monosoup_cli.checkpoints.header import FLOATING
+from monosoup_cli.errors import NonfiniteError
+from monosoup_cli.pipeline.blocks import FlatLayer, check_finite, stored_chunks
+from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.checkpoints.locate import Checkpoint
+    from monosoup_cli.checkpoints.writer import PartialOutput
+    from monosoup_cli.pipeline.options import Strictness
+    from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+
+__all__ = ["gram_matrices"]
+
+
+def gram_matrices(
+    plan: Plan,
+    base: Checkpoint,
+    finetuned: Sequence[Checkpoint],
+    partial: PartialOutput | None,
+    devices: Sequence[torch.device],
+    workers: int,
+    progress: Progress,
+    add_inner_products: Callable[[torch.Tensor, torch.Tensor], None],
+    on_nonfinite: Strictness = "error",
+) -> list[torch.Tensor]:
+    """⟨τ_i, τ_j⟩ of the updates of N checkpoints, (N, N) float64 on the CPU, for every layer that the
+    plan edits, in its order.
+
+    Tensors that are no layers are looked through for NaN and Inf. A layer that has any is left out,
+    or raises NonfiniteError. `partial` keeps what is done for a resumed run.
+    """
+    import torch
+
+    found: dict[str, list[list[float]] | None] = {}
+    if partial is not None:
+        found |= {name.removeprefix(NOTE): rows for name, rows in partial.notes.items() if NOTE in name}
+
+    def make(tensor: PlannedTensor, worker: Worker) -> None:
+        try:
+            found[tensor.name] = _gram(tensor, base, finetuned, worker, add_inner_products)
+        except NonfiniteError:
+            if on_nonfinite == "error":
+                raise
+            found[tensor.name] = None
+        if partial is not None:
+            partial.note(f"{NOTE}{tensor.name}", found[tensor.name])
+
+    def read_for(tensor: PlannedTensor) -> list[Checkpoint]:
+        return [each for each in (base, *finetuned) if tensor.name in each.tensors]
+
+    in_parallel(plan.tensors, found, make, read_for, devices, workers, progress)
+    rows = [found[tensor.name] for tensor in plan.edited]
+    return [torch.tensor(each, dtype=torch.float64) for each in rows if each is not None]
+
+
+NOTE = "gram of "
+
+
+def _gram(
+    tensor: PlannedTensor,
+    base: Checkpoint,
+    finetuned: Sequence[Checkpoint],
+    worker: Worker,
+    add_inner_products: Callable[[torch.Tensor, torch.Tensor], None],
+) -> list[list[float]] | None:
+    import torch
+
+    if not tensor.is_edited:
+        for checkpoint in (base, *finetuned):
+            stored = checkpoint.tensors.get(tensor.name)
+            if stored is not None and stored.dtype in FLOATING:
+                for chunk in stored_chunks(checkpoint, tensor.name, worker.scratch, worker.interrupt):
+                    check_finite(chunk, checkpoint.source, tensor.name)
+        return None
+    layer = FlatLayer(tensor.name, base, finetuned, None, worker.device, worker.scratch, worker.interrupt)
+    gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64, device=worker.device)
+    for _, _, updates in layer.updates():
+        add_inner_products(gram, layer.upcast(updates))
+    if not gram.isfinite().all():
+        layer.check()
+        raise NonfiniteError("the norm of an update overflows float64", tensor=tensor.name)
+    return list(gram.tolist())
