@@ -7,6 +7,7 @@
     ├── NonfiniteError    NaN or Inf, in an input or after the cast to the output's dtype
     ├── OutputError       OUT cannot be written, or must not be
     │   └── ResumeError   an interrupted run that these arguments do not continue
+    ├── ScoreError        the user's score command failed, or printed no number
     └── ResourceError     not enough memory or disk, known before the work starts
 
 Anything else that escapes is a bug. This module needs the standard library alone.
@@ -24,6 +25,7 @@ __all__ = [
     "OutputError",
     "ResourceError",
     "ResumeError",
+    "ScoreError",
     "UsageError",
     "cropped",
 ]
@@ -103,6 +105,16 @@ class OutputError(MonosoupError):
 
 class ResumeError(OutputError):
     """An interrupted run that these inputs, options or this machine do not continue."""
+
+
+class ScoreError(MonosoupError):
+    """The user's score command failed, or printed no number; `stderr` is what it said."""
+
+    def __init__(self, problem: str, command: str, stderr: str) -> None:
+        super().__init__(
+            f"{problem}: {cropped(command)}", hint="its trials are kept: mend it, and go on with --resume"
+        )
+        self.stderr = stderr
 
 
 class ResourceError(MonosoupError):

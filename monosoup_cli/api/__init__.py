@@ -3,5 +3,23 @@
 from __future__ import annotations
 
 from monosoup_cli.api.edit import edit, prepare_edit
+from monosoup_cli.api.lines import lines, prepare_lines
+from monosoup_cli.api.sfgs import prepare_sfgs, sfgs
+from monosoup_cli.api.soup import prepare_soup, soup
+from monosoup_cli.api.stock import prepare_stock, stock
+from monosoup_cli.api.wise import prepare_wise, wise
 
-__all__ = ["edit", "prepare_edit"]
+__all__ = [
+    "edit",
+    "lines",
+    "prepare_edit",
+    "prepare_lines",
+    "prepare_sfgs",
+    "prepare_soup",
+    "prepare_stock",
+    "prepare_wise",
+    "sfgs",
+    "soup",
+    "stock",
+    "wise",
+]

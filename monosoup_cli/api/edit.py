@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import Paper, StrPath, card, paths, running
 from monosoup_cli.api.sweep import Numbers, Sweep, combine
@@ -76,7 +76,7 @@ def prepare_edit(
     wises.check(0, 1)
     monosoup = MonoSoup(None, rank, rank_fraction, weighting)
     splits = [replace(monosoup, energy=float(value)) for value in energies.values] or [monosoup]
-    arguments = {
+    arguments: dict[str, Any] = {
         "base": os.fspath(base), "finetuned": paths(finetuned), "output": os.fspath(output),
         **asdict(monosoup), "energy": energies.given, "wise": wises.given, "min_update": min_update,
         "stacked": as_list(stacked),
@@ -97,7 +97,7 @@ def prepare_edit(
             for folder, own, (_, wise) in combine(energies, wises)
         ],
     )
-    return prepare(recipe, arguments["base"], arguments["finetuned"], arguments["output"], run_options)
+    return prepare(recipe, run_options)
 
 
 edit = running(prepare_edit)

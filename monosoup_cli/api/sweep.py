@@ -53,12 +53,12 @@ class Sweep:
         numbers = [float(value) for value in self.values]
         return numbers if self.is_several else next(iter(numbers), None)
 
-    def check(self, low: float, high: float) -> None:
+    def check(self, low: float, high: float, hint: str | None = None) -> None:
         """Raise UsageError for a value outside low..high."""
         for value in self.values:
             if not low <= value <= high:
                 expected = f"{low:g} <= value <= {high:g}"
-                raise UsageError(f"{self.option} is out of range", expected=expected, found=value)
+                raise UsageError(f"{self.option} is out of range", expected=expected, found=value, hint=hint)
 
 
 def _decimal(text: str | float) -> Decimal:

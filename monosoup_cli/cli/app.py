@@ -17,7 +17,12 @@ import typer
 from monosoup_cli import __version__
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.edit import edit
-from monosoup_cli.errors import MonosoupError
+from monosoup_cli.cli.lines import lines
+from monosoup_cli.cli.sfgs import sfgs
+from monosoup_cli.cli.soup import soup
+from monosoup_cli.cli.stock import stock
+from monosoup_cli.cli.wise import wise
+from monosoup_cli.errors import MonosoupError, ScoreError
 
 __all__ = ["app", "main"]
 
@@ -29,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-app.command()(edit)
+for command in (edit, stock, soup, sfgs, wise, lines):
+    app.command()(command)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -83,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("MONOSOUP_DEBUG") == "1":
             raise
         console.error(error)
+        if isinstance(error, ScoreError):
+            console.detail(error.stderr)
         return error.exit_code
     except Interrupted as error:
         console.error("interrupted")

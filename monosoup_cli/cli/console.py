@@ -9,16 +9,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from monosoup_cli.report.words import duration, shown, size
+from monosoup_cli.report.words import duration, plural, shown, size
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
+    from rich.live import Live
 
+    from monosoup_cli.methods.model_soup import Trial
     from monosoup_cli.pipeline.plan import PlannedTensor
     from monosoup_cli.pipeline.run import Progress
 
@@ -26,6 +28,7 @@ __all__ = ["Console"]
 
 SECONDS_BETWEEN_LINES = 10.0
 PIPE_WIDTH = 10_000
+MAX_DETAIL_LINES = 20
 
 
 class Console:
@@ -34,6 +37,7 @@ class Console:
     def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
         self.quiet = quiet
         self.is_live = live and not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._live: Live | None = None
 
     def error(self, message: object) -> None:
         print(f"error: {shown(message, 2000)}", file=sys.stderr)
@@ -41,6 +45,11 @@ class Console:
     def note(self, message: object) -> None:
         if not self.quiet:
             print(shown(message, 1000), file=sys.stderr)
+
+    def detail(self, text: str) -> None:
+        """What another program said, below an error: its last lines."""
+        for line in text.strip().splitlines()[-MAX_DETAIL_LINES:]:
+            print(f"  {shown(line, 1000)}", file=sys.stderr)
 
     def data(self, text: str) -> None:
         sys.stdout.write(text)
@@ -66,6 +75,42 @@ class Console:
         return RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
 
     @contextmanager
+    def trials(self) -> Iterator[Callable[[str, Trial | None, int], None]]:
+        """A callback for the greedy soup, which shows its trials: a live table, or a line for each."""
+        done: list[tuple[str, float, bool]] = []
+
+        def say(source: str, trial: Trial | None, count: int) -> None:
+            others = f" with {plural(count - 1, 'other')}" if count > 1 else ""
+            now = f"scoring {source}{others}" if trial is None else ""
+            if trial is not None:
+                done.append((source, trial.score, trial.joined))
+            if self.is_live:
+                from rich.live import Live
+
+                from monosoup_cli.report.tables import trials_table
+
+                if self._live is None:
+                    self._live = Live(console=self._rich(stderr=True))
+                    self._live.start()
+                self._live.update(trials_table(done, now), refresh=True)
+            elif trial is None:
+                self.note(now)
+            else:
+                joined = "joined" if trial.joined else "left out"
+                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {joined}")
+
+        try:
+            yield say
+        finally:
+            self._end_live()
+
+    def _end_live(self) -> None:
+        """Leave the live table as it stands: two live displays exclude each other."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @contextmanager
     def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
         """A callback for the pipeline that shows how far it is."""
         if self.is_live:
@@ -88,7 +133,7 @@ class Console:
 
         in_hand: dict[str, None] = {}
         lock, done = threading.Lock(), 0
-        with Progress(
+        bar = Progress(
             BarColumn(bar_width=14),
             DownloadColumn(),
             TextColumn("{task.fields[count]}", markup=False),
@@ -97,25 +142,31 @@ class Console:
             console=self._rich(stderr=True),
             transient=True,
             expand=True,
-        ) as bar:
-            task = bar.add_task("", total=sum(tensor.nbytes for tensor in tensors), count="", in_hand="")
+        )
+        task = bar.add_task("", total=sum(tensor.nbytes for tensor in tensors), count="", in_hand="")
 
-            def callback(tensor: PlannedTensor, is_done: bool) -> None:
-                nonlocal done
-                with lock:
-                    if is_done:
-                        done += 1
-                        in_hand.pop(tensor.name, None)
-                    else:
-                        in_hand[tensor.name] = None
-                    bar.update(
-                        task,
-                        advance=tensor.nbytes if is_done else 0,
-                        count=f"{done}/{len(tensors)}",
-                        in_hand=shown(next(iter(in_hand), ""), 80),
-                    )
+        def callback(tensor: PlannedTensor, is_done: bool) -> None:
+            nonlocal done
+            with lock:
+                if not bar.live.is_started:
+                    self._end_live()
+                    bar.start()
+                if is_done:
+                    done += 1
+                    in_hand.pop(tensor.name, None)
+                else:
+                    in_hand[tensor.name] = None
+                bar.update(
+                    task,
+                    advance=tensor.nbytes if is_done else 0,
+                    count=f"{done}/{len(tensors)}",
+                    in_hand=shown(next(iter(in_hand), ""), 80),
+                )
 
+        try:
             yield callback
+        finally:
+            bar.stop()
 
 
 class _Lines:
@@ -126,13 +177,15 @@ class _Lines:
         nbytes = [tensor.nbytes for tensor in tensors]
         self._total, self._count = sum(nbytes), len(nbytes)
         self._bytes = self._done = 0
-        self._started = self._spoke = time.monotonic()
+        self._started = self._spoke = 0.0
         self._lock = threading.Lock()
 
     def __call__(self, tensor: PlannedTensor, is_done: bool) -> None:
-        if not is_done:
-            return
         with self._lock:
+            if not self._started:
+                self._started = self._spoke = time.monotonic()
+            if not is_done:
+                return
             self._bytes += tensor.nbytes
             self._done += 1
             now = time.monotonic()

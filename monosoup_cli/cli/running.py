@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from monosoup_cli.report.tables import plan_table, plan_to_json, summary_table
+from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table, summary_table
 
 if TYPE_CHECKING:
     from monosoup_cli.cli.console import Console
@@ -18,21 +18,36 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     """Print the plan of a dry run; otherwise run the job, with progress, and print what it did."""
     for notice in job.notices:
         console.note(f"note: {notice}")
+    as_json = as_json or job.report_path is None
     if is_dry:
-        if as_json or job.report_path is None:
-            console.data(json.dumps(plan_to_json(job), indent=1) + "\n")
-        else:
-            console.table(plan_table(job), to_stdout=True)
+        _show_plan(job, console, as_json=as_json)
         return
     try:
-        with console.progress(job.plan.tensors) as progress:
+        with console.progress(job.work) as progress:
             report = job.run(progress)
     except SystemExit:  # a signal
         if job.is_unfinished:
             console.note("note: the same command with --resume goes on from here")
         raise
-    if as_json or job.report_path is None:
+    if as_json:
         console.data(json.dumps(report, indent=1) + "\n")
+    if "selection" in report:
+        console.table(selection_table(report["selection"]))
+        console.note("")
     console.table(summary_table(report, job.report_path))
-    if not report["summary"]["edited"]:
+    if not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
         console.note("note: nothing was edited; the report gives the reason for every tensor")
+
+
+def _show_plan(job: Job, console: Console, *, as_json: bool) -> None:
+    selection = None
+    if job.can_choose_dry:
+        with console.progress(job.plan.tensors) as progress:
+            selection = job.choose(None, progress).selection
+    if as_json:
+        console.data(json.dumps(plan_to_json(job, selection), indent=1) + "\n")
+        return
+    console.table(plan_table(job), to_stdout=True)
+    if selection is not None:
+        console.data("\n")
+        console.table(selection_table(selection), to_stdout=True)

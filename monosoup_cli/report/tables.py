@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from monosoup_cli.pipeline.job import Job
 
-__all__ = ["plan_table", "plan_to_json", "summary_table"]
+__all__ = ["plan_table", "plan_to_json", "selection_table", "summary_table", "trials_table"]
 
 SYMBOLS = {
     "k_ratio": "k/r",
@@ -29,18 +29,28 @@ SYMBOLS = {
     "equivalent_alpha": "equivalent α",
     "anisotropy": "anisotropy",
     "relative_update": "‖Δ‖/‖W0‖",
+    "cosine": "cosine",
+    "ratio": "ratio",
+    "scale": "scale",
 }
+SHADES = " ░▒▓█"
+MAX_NUMBERED = 10
+"""Checkpoints whose similarities fit into a terminal as numbers."""
 
 
-def plan_to_json(job: Job) -> dict[str, Any]:
+def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The plan of a dry run: what would be done to each tensor, and what it takes."""
+    folders = [variant.folder for variant in job.recipe.variants if variant.folder]
     return {
         "command": job.recipe.command,
         "output": {
             "path": str(job.output),
             "files": [{"name": file.name, "bytes": file.nbytes} for file in job.layout.files],
             "side_files": sorted(job.side_files),
+            **({"folders": folders} if folders else {}),
         },
+        **job.recipe.details,
+        **({} if selection is None else {"selection": selection}),
         "device": ", ".join(str(device) for device in job.devices),
         "workers": job.workers,
         "memory_bytes": job.memory_bytes,
@@ -53,6 +63,7 @@ def plan_to_json(job: Job) -> dict[str, Any]:
                 "action": "edited" if tensor.is_edited else "kept",
                 "reason": tensor.reason,
                 "matrices": tensor.matrices if tensor.is_edited else 0,
+                **(job.recipe.foretold.get(tensor.name, {}) if tensor.is_edited else {}),
             }
             for tensor in job.plan.tensors
         ],
@@ -68,11 +79,15 @@ def plan_table(job: Job) -> RenderableType:
             view = f"{tensor.cut.rows} × {tensor.cut.columns}"
             if tensor.stack is not None:
                 view = f"{tensor.stack} of {view}"
-        action = f"{job.recipe.verb} {view}" if tensor.is_edited else f"keep: {tensor.reason}"
-        table.add_row(Text(shown(tensor.name)), tensor.dtype, action)
+        action = f"{job.recipe.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
+        if tensor.is_edited and tensor.name in job.recipe.foretold:
+            action += _foretold(job.recipe.foretold[tensor.name])
+        table.add_row(Text(shown(tensor.name)), tensor.dtype, Text(action))
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
     totals = _grid("", "")
     _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
+    for stack in job.recipe.details.get("stacks", []):
+        totals.add_row("blocks", Text(f"{stack['length']} of {shown(stack['name'] or '(no prefix)')}"))
     totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
     totals.add_row("keep", _counts(reasons) or "none")
     if job.plan.only_in_base:
@@ -84,30 +99,103 @@ def plan_table(job: Job) -> RenderableType:
     return Group(table, Text(""), totals)
 
 
+def _foretold(measures: Mapping[str, Any]) -> str:
+    """Of LiNeS: the scale, and the block."""
+    where = "" if measures["block"] is None else f", block {measures['block']} of {shown(measures['stack'])}"
+    return f" by {measures['scale']:.4g}{where}"
+
+
 def summary_table(report: Mapping[str, Any], report_path: Path | None) -> RenderableType:
     """What a run did: counts, means and ranges over the edited layers, time, and the paths."""
-    summary, timing = report["summary"], report["timing"]
+    outputs = report.get("outputs") or [{**report["output"], "summary": report["summary"]}]
+    summary, timing = outputs[0]["summary"], report["timing"]
     counts = _grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
+    for stack in report.get("stacks", []):
+        counts.add_row("blocks", Text(f"{stack['length']} of {shown(stack['name'] or '(no prefix)')}"))
     counts.add_row(
         "edited", f"{plural(summary['edited'], 'tensor')}, {_count(summary['parameters_edited'])} parameters"
     )
+    if "clamped" in summary:
+        counts.add_row("clamped", f"{plural(summary['clamped'], 'ratio')} below 0")
     counts.add_row("kept", _counts(summary["kept"]) or "none")
-    if report["arguments"].get("wise") is not None:
+    if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
     seconds = max(timing["seconds"], 1e-9)
     moved = timing["bytes_read"] + timing["bytes_written"]
     counts.add_row("time", f"{duration(seconds)}, {size(moved / seconds)}/s read and written")
-    total = sum(file["bytes"] for file in report["output"]["files"])
-    counts.add_row("wrote", Text(f"{shown(report['output']['path'])} ({size(total)})"))
+    for output in outputs:
+        total = sum(file["bytes"] for file in output["files"])
+        counts.add_row("wrote", Text(f"{shown(output['path'])} ({size(total)})"))
     counts.add_row("report", Text("stdout" if report_path is None else shown(report_path)))
-    if not any(summary["ranges"].values()):
+    if len(outputs) > 1 or not any(summary["ranges"].values()):
         return counts
     means = _grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
         if bounds is not None:
             means.add_row(SYMBOLS[name], *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
+
+
+def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> RenderableType:
+    """The greedy soup's trials (candidate, score, whether it joined), and what is being scored."""
+    table = _grid("", "candidate", "score", "", show_header=True)
+    for number, (source, score, joined) in enumerate(trials, start=1):
+        table.add_row(str(number), Text(shown(source)), f"{score:.6g}", "joined" if joined else "left out")
+    return Group(table, Text(shown(now))) if now else table
+
+
+def selection_table(selection: Mapping[str, Any]) -> RenderableType:
+    """How soup --greedy or sfgs chose: the trials, or similarities and decisions; and the members."""
+    members = _grid("", "")
+    count = f"{len(selection['members'])} of {len(selection['order'])}"
+    members.add_row(
+        "members", Text(f"{count}: {', '.join(shown(source) for source in selection['members'])}")
+    )
+    if "trials" in selection:
+        trials = [(trial["candidate"], trial["score"], trial["joined"]) for trial in selection["trials"]]
+        return Group(trials_table(trials), Text(""), members)
+    decisions = _grid("", "similarity", "", show_header=True)
+    decisions.add_row(Text(shown(selection["order"][0])), "", "first")
+    for decision in selection["decisions"]:
+        joined = "joined" if decision["joined"] else "left out"
+        decisions.add_row(Text(shown(decision["candidate"])), f"{decision['similarity']:.4f}", joined)
+    return Group(
+        *_similarities(selection), Text(""), decisions, Text(""), _thresholds(selection), Text(""), members
+    )
+
+
+def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
+    """The matrix, shaded between its lowest and highest value off the diagonal; with numbers where
+    they fit."""
+    matrix = selection["similarity"]
+    off_diagonal = [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
+    low, high = min(off_diagonal), max(off_diagonal)
+
+    def shade(value: float) -> str:
+        share = (value - low) / (high - low) if high > low else 1.0
+        return SHADES[min(max(int(share * len(SHADES)), 0), len(SHADES) - 1)]
+
+    is_numbered = len(matrix) <= MAX_NUMBERED
+    lines = []
+    for number, row in enumerate(matrix, start=1):
+        cells = [f"{value:6.3f}{shade(value)}" if is_numbered else 2 * shade(value) for value in row]
+        lines.append(Text(f"{number:>3} {''.join(cells)}", no_wrap=True))
+    scale = f"cosine of updates, mean of {plural(selection['layers'], 'layer')}: {low:.3f} to {high:.3f}"
+    return [Text(f"{scale}, light to dark; rows and columns in the order given"), *lines]
+
+
+def _thresholds(selection: Mapping[str, Any]) -> Table:
+    """What every threshold would choose."""
+    table = _grid("threshold", "", "members", show_header=True)
+    table.columns[2].justify = "left"
+    for number, choice in enumerate(selection["thresholds"]):
+        after = selection["thresholds"][number + 1 : number + 2]
+        above = "" if not after else f"above {after[0]['highest']:.4f}"
+        up_to = "" if choice["highest"] is None else f"up to {choice['highest']:.4f}"
+        words = ", ".join(word for word in (above, up_to) if word) or "any"
+        table.add_row(words, str(len(choice["members"])), Text(", ".join(map(shown, choice["members"]))))
+    return table
 
 
 def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:

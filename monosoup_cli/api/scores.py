@@ -1,0 +1,93 @@
+"""Scores of checkpoints: from a file, or from a command that the user names."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from monosoup_cli.api.command import StrPath
+from monosoup_cli.checkpoints.files import read_json
+from monosoup_cli.errors import ScoreError, UsageError
+
+__all__ = ["check_template", "run_score_command", "scores_of"]
+
+
+def scores_of(scores: StrPath | Mapping[str, float], sources: Sequence[str]) -> dict[str, float]:
+    """The score of every source, from a mapping or a JSON file of one (path → number).
+
+    A path counts as written, or as the place it leads to. Raises UsageError where one is missing
+    or not a finite number.
+    """
+    where = None if isinstance(scores, Mapping) else os.fspath(scores)
+    given: Any = scores if isinstance(scores, Mapping) else read_json(Path(str(where)), "scores")
+    if not isinstance(given, Mapping):
+        raise UsageError("the scores must be an object that maps paths to numbers", path=where)
+    by_place = {os.path.realpath(path): score for path, score in given.items()}
+    found = {}
+    for source in sources:
+        score = given.get(source, by_place.get(os.path.realpath(source)))
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise UsageError(f"no score for {source}", path=where, expected="a number", found=score)
+        found[source] = float(score)
+    return found
+
+
+def check_template(template: str) -> None:
+    """Raise UsageError for a score command that has no place for the checkpoint."""
+    if "{}" not in template:
+        raise UsageError(
+            "the score command has no {}, where the checkpoint's path goes", found=repr(template)
+        )
+
+
+def run_score_command(template: str, path: StrPath) -> float:
+    """Run the command through the shell, `{}` replaced by the quoted path; the last line of what it
+    prints is the score.
+
+    Raises ScoreError, with the command's stderr, where it fails or prints no finite number. When
+    this is interrupted the command and its children are killed.
+    """
+    command = template.replace("{}", shlex.quote(os.fspath(path)))
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        printed, said = (_text(stream) for stream in (stdout, stderr))
+    if code:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise ScoreError(f"the score command failed with {how}", command, said)
+    lines = printed.strip().splitlines()
+    try:
+        score = float(lines[-1])
+    except (IndexError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        last = repr(lines[-1]) if lines else "nothing"
+        raise ScoreError(f"the score command printed no number: found {last}", command, said)
+    return score
+
+
+MAX_OUTPUT_BYTES = 1 << 20
+
+
+def _text(stream: Any) -> str:
+    """The end of what was written to a file."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(size - MAX_OUTPUT_BYTES, 0))
+    return str(stream.read().decode(errors="replace"))

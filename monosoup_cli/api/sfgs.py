@@ -1,0 +1,126 @@
+"""`sfgs`: the similarity-filtered greedy soup."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.api.command import Paper, StrPath, card, paths, running
+from monosoup_cli.api.edit import MONOSOUP
+from monosoup_cli.api.scores import scores_of
+from monosoup_cli.api.soup import average
+from monosoup_cli.checkpoints.writer import PartialOutput
+from monosoup_cli.errors import UsageError
+from monosoup_cli.pipeline.gram import gram_matrices
+from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
+from monosoup_cli.pipeline.options import RunKeywords, RunOptions
+from monosoup_cli.pipeline.plan import Plan, make_plan
+from monosoup_cli.pipeline.run import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["prepare_sfgs", "sfgs"]
+
+SFGS = Paper(
+    "The mean of those fine-tuned checkpoints whose updates point the same way: a similarity-filtered"
+    " greedy soup.",
+    MONOSOUP.citation,
+)
+
+
+def prepare_sfgs(
+    base: StrPath,
+    finetuned: Sequence[StrPath],
+    output: StrPath,
+    *,
+    threshold: float,
+    scores: StrPath | Mapping[str, float] | None = None,
+    include_vectors: bool = False,
+    **options: Unpack[RunKeywords],
+) -> Job:
+    """Similarity-filtered greedy soup: the mean of the checkpoints whose updates are similar.
+
+    The command `monosoup sfgs` (docs/cli.md). `threshold`: a candidate joins if the mean cosine of
+    its updates to the members' is at least this. `scores` (a mapping or a JSON file, path →
+    number) gives the order, best first; without, it is that of `finetuned`. `include_vectors`:
+    tensors of one dimension count among the layers. Returns the report; raises
+    `monosoup_cli.errors.MonosoupError`.
+    """
+    sources = paths(finetuned, at_least=2)
+    if not math.isfinite(threshold):
+        raise UsageError("threshold is not a number", found=threshold)
+    run_options = RunOptions.given(**options)
+    arguments: dict[str, Any] = {
+        "base": os.fspath(base), "finetuned": sources, "output": os.fspath(output), "threshold": threshold,
+        "scores": None if scores is None else scores_of(scores, sources), "include_vectors": include_vectors,
+    }  # fmt: skip
+
+    def choose(job: Job, partial: PartialOutput | None, progress: Progress) -> Choice:
+        from monosoup_cli.methods.model_soup import best_first
+        from monosoup_cli.methods.similarity import (
+            add_inner_products,
+            decide,
+            members_of,
+            mirrored,
+            similarity,
+            thresholds,
+        )
+
+        assert job.base is not None
+        grams = gram_matrices(
+            _layers(job, include_vectors=include_vectors), job.base, job.finetuned, partial, job.devices,
+            job.workers, progress, add_inner_products, job.options.on_nonfinite,
+        )  # fmt: skip
+        matrix = similarity([mirrored(gram) for gram in grams], len(sources)).tolist()
+        scores = arguments["scores"]
+        order = list(range(len(sources)))
+        if isinstance(scores, Mapping):
+            order = best_first([scores[source] for source in sources])
+        decisions = decide(matrix, order, threshold)
+        members = members_of(order, decisions)
+        selection = {
+            "layers": len(grams),
+            "similarity": matrix,
+            "order": [sources[number] for number in order],
+            "decisions": [
+                {"candidate": sources[each.candidate], "similarity": each.similarity, "joined": each.joined}
+                for each in decisions
+            ],
+            "thresholds": [
+                {"highest": highest, "members": [sources[number] for number in chosen]}
+                for highest, chosen in thresholds(matrix, order)
+            ],
+            "members": [sources[number] for number in members],
+        }
+        return Choice(members, selection)
+
+    recipe = Recipe(
+        command="sfgs",
+        verb="average",
+        arguments=arguments,
+        method=average,
+        card=card(prepare_sfgs, arguments, run_options, SFGS),
+        needs_base=False,
+        choose=choose,
+    )
+    job = prepare(recipe, run_options)
+    try:
+        if not _layers(job, include_vectors=include_vectors).edited:
+            raise UsageError("no layer is left to compare")
+    except BaseException:
+        job.__exit__()
+        raise
+    return job
+
+
+sfgs = running(prepare_sfgs)
+
+
+def _layers(job: Job, *, include_vectors: bool) -> Plan:
+    """The layers whose updates are compared: those of every input, in one shape."""
+    assert job.base is not None
+    finetuned = [checkpoint.tensors for checkpoint in job.finetuned]
+    return make_plan(job.base.tensors, finetuned, job.selection, view="flat" if include_vectors else "matrix")
