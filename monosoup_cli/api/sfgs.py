@@ -83,6 +83,7 @@ def prepare_sfgs(
         members = members_of(order, decisions)
         selection = {
             "layers": len(grams),
+            "candidates": sources,
             "similarity": matrix,
             "order": [sources[number] for number in order],
             "decisions": [

@@ -35,7 +35,9 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.table(selection_table(report["selection"]))
         console.note("")
     console.table(summary_table(report, job.report_path))
-    if not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
+    if len(report.get("selection", {}).get("members", ())) == 1:
+        console.note("note: one checkpoint is left, and the output is a copy of its tensors")
+    elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
         console.note("note: nothing was edited; the report gives the reason for every tensor")
 
 

@@ -26,7 +26,7 @@ class StockRatio(NamedTuple):
 
 
 def stock_ratio(gram: torch.Tensor, *, clamp: bool = True) -> StockRatio:
-    """The interpolation ratio t = N c / (1 + (N − 1) c), as in Eq. 5 of the paper for N = 2.
+    """The interpolation ratio t = N c / (1 + (N − 1) c).
 
     `gram`: (..., N, N) float64, the inner products of N >= 2 updates. c is the mean over pairs of
     their cosines, in which an update of zero counts as 0. t = 0 where the denominator is 0; below

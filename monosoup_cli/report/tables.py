@@ -140,6 +140,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None) -> Render
 def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> RenderableType:
     """The greedy soup's trials (candidate, score, whether it joined), and what is being scored."""
     table = _grid("", "candidate", "score", "", show_header=True)
+    table.columns[1].justify = table.columns[3].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
         table.add_row(str(number), Text(shown(source)), f"{score:.6g}", "joined" if joined else "left out")
     return Group(table, Text(shown(now))) if now else table
@@ -155,14 +156,18 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
     if "trials" in selection:
         trials = [(trial["candidate"], trial["score"], trial["joined"]) for trial in selection["trials"]]
         return Group(trials_table(trials), Text(""), members)
-    decisions = _grid("", "similarity", "", show_header=True)
-    decisions.add_row(Text(shown(selection["order"][0])), "", "first")
+    number_of = {source: number for number, source in enumerate(selection["candidates"], start=1)}
+    decisions = _grid("", "", "similarity", "", show_header=True)
+    decisions.columns[1].justify = decisions.columns[3].justify = "left"
+    first = selection["order"][0]
+    decisions.add_row(str(number_of[first]), Text(shown(first)), "", "first")
     for decision in selection["decisions"]:
-        joined = "joined" if decision["joined"] else "left out"
-        decisions.add_row(Text(shown(decision["candidate"])), f"{decision['similarity']:.4f}", joined)
-    return Group(
-        *_similarities(selection), Text(""), decisions, Text(""), _thresholds(selection), Text(""), members
-    )
+        source, joined = decision["candidate"], "joined" if decision["joined"] else "left out"
+        decisions.add_row(
+            str(number_of[source]), Text(shown(source)), f"{decision['similarity']:.4f}", joined
+        )
+    choices = _thresholds(selection["thresholds"], number_of)
+    return Group(*_similarities(selection), Text(""), decisions, Text(""), choices, Text(""), members)
 
 
 def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
@@ -182,19 +187,23 @@ def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
         cells = [f"{value:6.3f}{shade(value)}" if is_numbered else 2 * shade(value) for value in row]
         lines.append(Text(f"{number:>3} {''.join(cells)}", no_wrap=True))
     scale = f"cosine of updates, mean of {plural(selection['layers'], 'layer')}: {low:.3f} to {high:.3f}"
-    return [Text(f"{scale}, light to dark; rows and columns in the order given"), *lines]
+    return [Text(scale), *lines]
 
 
-def _thresholds(selection: Mapping[str, Any]) -> Table:
+def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, int]) -> Table:
     """What every threshold would choose."""
     table = _grid("threshold", "", "members", show_header=True)
     table.columns[2].justify = "left"
-    for number, choice in enumerate(selection["thresholds"]):
-        after = selection["thresholds"][number + 1 : number + 2]
+    for number, choice in enumerate(choices):
+        after = choices[number + 1 : number + 2]
         above = "" if not after else f"above {after[0]['highest']:.4f}"
         up_to = "" if choice["highest"] is None else f"up to {choice['highest']:.4f}"
         words = ", ".join(word for word in (above, up_to) if word) or "any"
-        table.add_row(words, str(len(choice["members"])), Text(", ".join(map(shown, choice["members"]))))
+        table.add_row(
+            words,
+            str(len(choice["members"])),
+            ", ".join(str(number_of[source]) for source in choice["members"]),
+        )
     return table
 
 
