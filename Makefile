@@ -42,8 +42,14 @@ docs-check: install  ## docs/cli.md is what the commands say
 
 check: lint types test docs-check  ## Everything that CI checks
 
-bench: install  ## Speed and memory against a named rival, for docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks
+$(VENV)-mergekit/installed: .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)-mergekit
+	$(VENV)-mergekit/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(grep '^torch==' .ci/constraints.txt)" mergekit==0.1.5
+	@touch $@
+
+bench: install $(VENV)-mergekit/installed  ## Speed and memory against named rivals, for docs/benchmarks.md
+	MERGEKIT="$(CURDIR)/$(VENV)-mergekit" $(BIN)/python -m tests.benchmarks
 
 fmt: install  ## Format the code
 	$(BIN)/ruff check --fix .
@@ -54,4 +60,4 @@ build: install  ## Source distribution and wheel in dist/
 	$(BIN)/python -m build
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-mergekit build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

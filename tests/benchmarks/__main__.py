@@ -1,6 +1,8 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
-Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean]    (all of them by default)
+Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [equal]    (all of them by default)
+
+`merge` and `equal` run mergekit, from the environment that MERGEKIT names (`make bench` makes it).
 
 This process stays small, and starts everything that is measured as a process of its own: peak
 memory and CPU time are the operating system's accounting of that process.
@@ -125,6 +127,104 @@ def lean(folder):
         row(name, f"{wall:.1f} s", f"{cpu:.1f} s", size(peak), size(peak - floor))
 
 
+def mergekit(folder, name, method, models, **parameters):
+    """The command that merges with mergekit, at the flags that were fastest here."""
+    lines = [f"merge_method: {method}", f"dtype: {parameters.pop('dtype')}", "models:"]
+    for model, weight in models.items():
+        lines += [f"  - model: {folder / model}", f"    parameters: {{weight: {weight}}}"]
+    lines += [f"{key}: {value}" for key, value in parameters.items()]
+    (folder / f"{name}.yaml").write_text("\n".join(lines))
+    tool = Path(os.environ["MERGEKIT"]) / "bin/mergekit-yaml"
+    return [tool, folder / f"{name}.yaml", folder / f"theirs-{name}", "--quiet", *MERGEKIT_FLAGS]
+
+
+MERGEKIT_FLAGS = ["--no-copy-tokenizer", "--no-write-model-card", "--lazy-unpickle", "--async-write"]
+
+
+def merges(folder, dtype):
+    """name → (our command, mergekit's, how many checkpoints both read)."""
+    ours, fts = [sys.executable, "-m", "monosoup_cli"], [f"ft{n}" for n in (1, 2, 3, 4)]
+    paths, base = [folder / ft for ft in fts], folder / "base"
+    end = ["--overwrite", "--quiet", "-o"]
+    return {
+        "soup": (
+            [*ours, "soup", *paths, *end, folder / "ours-soup"],
+            mergekit(folder, "soup", "linear", dict.fromkeys(fts, 1.0), dtype=dtype), 4,
+        ),
+        "stock": (
+            [*ours, "stock", base, *paths, "--no-clamp", *end, folder / "ours-stock"],
+            mergekit(folder, "stock", "model_stock", dict.fromkeys(fts, 1.0), base_model=base, dtype=dtype),
+            5,
+        ),
+        "wise": (
+            [*ours, "wise", base, paths[0], "--alpha", "0.3", *end, folder / "ours-wise"],
+            mergekit(folder, "wise", "linear", {"base": 0.7, "ft1": 0.3}, dtype=dtype), 2,
+        ),
+    }  # fmt: skip
+
+
+def merge(folder):
+    """soup and stock of four, and wise, on 1 GB each, against mergekit and against cat, cp and sync."""
+    generate(folder, "half_billion")
+    header(
+        "Merges of 988 MB checkpoints", "merge", "monosoup, wall", "mergekit, wall", "ratio", "cat, cp, sync",
+        "monosoup without import, to that", "monosoup, peak", "mergekit, peak",
+    )  # fmt: skip
+    for name, (ours, theirs, count) in merges(folder, "bfloat16").items():
+        files = [
+            folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")[-count:]
+        ]
+        if name == "wise":
+            files = [folder / "base/model.safetensors", folder / "ft1/model.safetensors"]
+        plain = f"cat {' '.join(map(str, files))} > /dev/null && cp {files[-1]} {folder}/copy && sync"
+        runs = {"ours": [], "theirs": [], "plain": [], "import": []}
+        for number in range(REPEATS + 1):
+            shutil.rmtree(folder / f"theirs-{name}", ignore_errors=True)
+            (folder / "copy").unlink(missing_ok=True)
+            os.sync()
+            for side, command in {
+                "ours": ours, "theirs": theirs, "plain": ["sh", "-c", plain],
+                "import": [sys.executable, "-c", "import torch"],
+            }.items():  # fmt: skip
+                result = measured(*command)
+                os.sync()
+                if number:
+                    runs[side].append(result)
+        walls = {side: [wall for wall, _, _ in results] for side, results in runs.items()}
+        peaks = {side: max(peak for _, _, peak in results) for side, results in runs.items()}
+        to_theirs = [a / b for a, b in zip(walls["ours"], walls["theirs"], strict=True)]
+        to_plain = [
+            (a - c) / b for a, b, c in zip(walls["ours"], walls["plain"], walls["import"], strict=True)
+        ]
+        row(
+            name, *(f"{statistics.median(walls[side]):.1f} s" for side in ("ours", "theirs")),
+            spread(to_theirs), f"{statistics.median(walls['plain']):.1f} s", spread(to_plain),
+            *(size(peaks[side]) for side in ("ours", "theirs")),
+        )  # fmt: skip
+
+
+def spread(ratios):
+    """Median, and from where to where."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+SIDES = ("ours", "theirs")
+
+
+def equal(folder):
+    """The largest difference to mergekit's outputs, relative to the largest weight, in float32."""
+    generate(folder, "small")
+    header("The same numbers as mergekit, float32", "merge", "largest relative difference")
+    for name, (ours, theirs, _) in merges(folder, "float32").items():
+        measured(*ours)
+        measured(*theirs)
+        found = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.compare", *(folder / f"{who}-{name}" for who in SIDES)],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        row(name, found.strip())
+
+
 def machine():
     processor = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -142,7 +242,9 @@ def machine():
 
 
 def main():
-    benchmarks = {"startup": startup, "kernel": kernel, "file": file, "lean": lean}
+    benchmarks = {
+        "startup": startup, "kernel": kernel, "file": file, "lean": lean, "merge": merge, "equal": equal,
+    }  # fmt: skip
     machine()
     for name in sys.argv[1:] or benchmarks:
         folder = Path(tempfile.mkdtemp(prefix="monosoup-bench-"))

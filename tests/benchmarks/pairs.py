@@ -3,6 +3,7 @@
 Updates have what fine-tuning leaves: some strong directions over full-rank noise.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +26,58 @@ def matrix_pair(shape, generator):
     return base, base + update
 
 
+def qwen2(hidden, intermediate, layers, vocabulary, key_value):
+    """The tensors of a Qwen2 by name."""
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    for number in range(layers):
+        prefix = f"model.layers.{number}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}.{norm}.weight", (hidden,)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, intermediate)
+        for name in ("gate_proj", "up_proj"):
+            yield f"{prefix}.mlp.{name}.weight", (intermediate, hidden)
+        for name, rows in {"q_proj": hidden, "k_proj": key_value, "v_proj": key_value}.items():
+            yield f"{prefix}.self_attn.{name}.weight", (rows, hidden)
+            yield f"{prefix}.self_attn.{name}.bias", (rows,)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, hidden)
+    yield "model.norm.weight", (hidden,)
+
+
+FAMILIES = {
+    "half_billion": ((896, 4864, 24, 151_936, 128), torch.bfloat16),
+    "small": ((64, 172, 4, 320, 32), torch.float32),
+}
+"""Sizes as in Qwen2 0.5B, 988 MB, and of a small model for comparing numbers."""
+
+
+def write_family(kind, folder):
+    """A base and four fine-tunes of it, folders that transformers and mergekit take for Qwen2."""
+    sizes, dtype = FAMILIES[kind]
+    hidden, intermediate, layers, vocabulary, key_value = sizes
+    config = {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": hidden,
+        "intermediate_size": intermediate, "num_hidden_layers": layers, "vocab_size": vocabulary,
+        "num_attention_heads": hidden // 64 or 1, "num_key_value_heads": key_value // 64 or 1,
+        "head_dim": hidden // (hidden // 64 or 1), "tie_word_embeddings": True,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    base = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in qwen2(*sizes)}
+    together = {name: torch.randn(weights.shape, generator=generator) for name, weights in base.items()}
+    for name in ("base", "ft1", "ft2", "ft3", "ft4"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+        tensors = {
+            key: weights if name == "base" else weights
+            + 1e-3 * (together[key] + torch.randn(weights.shape, generator=generator))
+            for key, weights in base.items()
+        }  # fmt: skip
+        save_file(
+            {key: weights.to(dtype) for key, weights in tensors.items()},
+            folder / name / "model.safetensors", {"format": "pt"},
+        )  # fmt: skip
+
+
 def shapes(kind):
     if kind == "embedding":
         return {"embed_tokens.weight": (150_000, 1024)}
@@ -35,6 +88,9 @@ def shapes(kind):
 
 def main():
     kind, folder = sys.argv[1], Path(sys.argv[2])
+    if kind in FAMILIES:
+        write_family(kind, folder)
+        return
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for name, shape in shapes(kind).items():
