@@ -112,7 +112,8 @@ class ScoreError(MonosoupError):
 
     def __init__(self, problem: str, command: str, stderr: str) -> None:
         super().__init__(
-            f"{problem}: {cropped(command)}", hint="its trials are kept: mend it, and go on with --resume"
+            f"{problem}: {cropped(command)}",
+            hint="the scores so far are kept: mend what it runs, and repeat the same command with --resume",
         )
         self.stderr = stderr
 

@@ -9,9 +9,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from monosoup_cli.cli.app import main
+
+
+settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("default")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -41,6 +41,9 @@ def paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list[st
     names = [os.fspath(s) for s in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if len(names) < at_least:
         raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise UsageError("a fine-tuned checkpoint is given twice", path=twice[0])
     return names
 
 
@@ -87,9 +90,11 @@ def _option(name: str, value: Any) -> list[str]:
         return [flag if value else f"--no-{name}"]
     if name in LISTED:
         return [flag, ",".join(str(each) for each in value)]
-    if isinstance(value, Mapping):
+    if name in PRIVATE:
         return [flag, "…"]
     return [word for each in (value if isinstance(value, list) else [value]) for word in (flag, str(each))]
 
 
 LISTED = {"weights"}
+PRIVATE = {"score_command", "scores"}
+"""What may name places, or hold secrets, that a published model card should not."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from monosoup_cli.api.command import StrPath
 from monosoup_cli.checkpoints.files import read_json
-from monosoup_cli.errors import ScoreError, UsageError
+from monosoup_cli.errors import ScoreError, UsageError, cropped
 
 __all__ = ["check_template", "run_score_command", "scores_of"]
 
@@ -27,17 +27,23 @@ def scores_of(scores: StrPath | Mapping[str, float], sources: Sequence[str]) -> 
     or not a finite number.
     """
     where = None if isinstance(scores, Mapping) else os.fspath(scores)
-    given: Any = scores if isinstance(scores, Mapping) else read_json(Path(str(where)), "scores")
+    given: Any = scores if isinstance(scores, Mapping) else read_json(Path(str(where)).resolve(), "scores")
     if not isinstance(given, Mapping):
         raise UsageError("the scores must be an object that maps paths to numbers", path=where)
-    by_place = {os.path.realpath(path): score for path, score in given.items()}
-    found = {}
-    for source in sources:
-        score = given.get(source, by_place.get(os.path.realpath(source)))
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise UsageError(f"no score for {source}", path=where, expected="a number", found=score)
-        found[source] = float(score)
-    return found
+    by_place = {os.path.realpath(path): score for path, score in given.items() if "\0" not in path}
+    return {
+        source: _finite(given.get(source, by_place.get(os.path.realpath(source))), source, where)
+        for source in sources
+    }
+
+
+def _finite(score: Any, source: str, where: str | None) -> float:
+    try:
+        if isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score):
+            return float(score)
+    except OverflowError:
+        pass
+    raise UsageError(f"no score for {source}", path=where, expected="a number", found=cropped(str(score)))
 
 
 def check_template(template: str) -> None:

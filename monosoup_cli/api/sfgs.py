@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import Paper, StrPath, card, paths, running
@@ -12,7 +13,7 @@ from monosoup_cli.api.edit import MONOSOUP
 from monosoup_cli.api.scores import scores_of
 from monosoup_cli.api.soup import average
 from monosoup_cli.checkpoints.writer import PartialOutput
-from monosoup_cli.errors import UsageError
+from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.pipeline.gram import gram_matrices
 from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
@@ -111,7 +112,9 @@ def prepare_sfgs(
     try:
         if not _layers(job, include_vectors=include_vectors).edited:
             raise UsageError("no layer is left to compare")
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, MismatchError):
+            error.path = sources[0]
         job.__exit__()
         raise
     return job
@@ -124,4 +127,6 @@ def _layers(job: Job, *, include_vectors: bool) -> Plan:
     """The layers whose updates are compared: those of every input, in one shape."""
     assert job.base is not None
     finetuned = [checkpoint.tensors for checkpoint in job.finetuned]
-    return make_plan(job.base.tensors, finetuned, job.selection, view="flat" if include_vectors else "matrix")
+    plan = make_plan(job.base.tensors, finetuned, job.selection, view="flat" if include_vectors else "matrix")
+    # a scalar is no vector: its cosine is 1 or -1
+    return Plan(tuple(each if each.shape else replace(each, reason="vector") for each in plan.tensors))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from monosoup_cli.api.command import Paper, StrPath, card, paths, running
@@ -110,7 +111,7 @@ def prepare_soup(
         card=card(prepare_soup, arguments, run_options, MODEL_SOUP),
         needs_base=False,
         weights=None if weights is None else normalised(weights),
-        choose=_Greedy(arguments, run_options, watch or _ignore) if greedy else None,
+        choose=_Greedy(arguments, watch or _ignore) if greedy else None,
         drafts=int(greedy),
     )
     return prepare(recipe, run_options)
@@ -126,12 +127,12 @@ def _ignore(source: str, trial: object, count: int) -> None:
 class _Greedy:
     """Chooses the members of the greedy soup; every score is noted as soon as it is known."""
 
-    def __init__(self, arguments: Mapping[str, Any], options: RunOptions, watch: Watch) -> None:
+    def __init__(self, arguments: Mapping[str, Any], watch: Watch) -> None:
         self.sources: list[str] = arguments["finetuned"]
         self.template: str = arguments["score_command"]
         self.given: Mapping[str, float] | None = arguments["scores"]
         self.is_strict = arguments["accept"] == "gt"
-        self.options, self.watch = options, watch
+        self.watch = watch
 
     def __call__(self, job: Job, partial: PartialOutput | None, progress: Progress) -> Choice:
         from monosoup_cli.methods.model_soup import best_first, greedy
@@ -164,17 +165,21 @@ class _Greedy:
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:
             self.watch(self.sources[members[-1]], None, len(members))
-            if len(members) == 1:
-                partial.note(name, run_score_command(self.template, self.sources[members[0]]))
-            else:
-                partial.note(name, self._score_draft(members, job, partial))
+            path: StrPath = self.sources[members[0]]
+            if len(members) > 1:
+                path = self._draft(members, job, partial)
+            partial.note(name, run_score_command(self.template, path))
         return float(partial.notes[name])
 
-    def _score_draft(self, members: Sequence[int], job: Job, partial: PartialOutput) -> float:
-        is_folder = job.finetuned[0].folder is not None
-        draft = partial.workplace / ("draft" if is_folder else "draft.safetensors")
-        options = {**asdict(self.options), "report": None, "overwrite": True, "resume": False}
-        if not is_folder:
-            options["max_shard_size"] = None
-        soup([self.sources[number] for number in members], draft, **options)
-        return run_score_command(self.template, draft)
+    def _draft(self, members: Sequence[int], job: Job, partial: PartialOutput) -> Path:
+        """The mean of some checkpoints, in the form in which they were given; only one at a time."""
+        for old in partial.workplace.glob("draft-*"):
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+        suffix = ".safetensors" if job.finetuned[0].folder is None else ""
+        # a name of its own: what a killed run left may still read the one before
+        draft = partial.workplace / f"draft-{len(partial.notes)}{suffix}"
+        job.draft(members, draft)
+        return draft

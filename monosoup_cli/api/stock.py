@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -125,6 +126,7 @@ def _pass_over(
     count = len(layer.finetuned)
     gram = torch.zeros(rows, count, count, dtype=torch.float64, device=layer.device)
     total = layer.held(last - first)
+    ones = None if total is None else total.new_ones(1, count)
     for start, stop, updates in layer.updates(first, last):
         exact = layer.upcast(updates)
         if rows == 1:
@@ -132,11 +134,9 @@ def _pass_over(
         else:  # all of them are in this range
             by_row = exact.view(count, rows, -1).transpose(0, 1)
             gram = by_row @ by_row.mT
-        if total is not None:
-            torch.mm(
-                updates.new_ones(1, count), updates, out=total[start - first : stop - first].unsqueeze(0)
-            )
-    if not gram.isfinite().all():
+        if total is not None and ones is not None:
+            torch.mm(ones, updates, out=total[start - first : stop - first].unsqueeze(0))
+    if not gram.isfinite().all() or not (total is None or math.isfinite(total.sum())):
         layer.check()
         if layer.sums == "F64":
             raise FloatingPointError("the norm of an update overflows float64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, DecimalException
@@ -16,6 +17,7 @@ Numbers: TypeAlias = "float | str | Sequence[float]"
 """One value; or several: a sequence, or text like "0.3,0.5" or "0:1:0.1" (start, stop, step)."""
 
 MAX_VALUES = 1000
+MAX_DIGITS = 60
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Sweep:
             raise UsageError(
                 f"{option} is not a number, a comma list or start:stop:step", found=repr(given)
             ) from None
+        if any(len(f"{value.normalize():f}") > MAX_DIGITS for value in values):
+            raise UsageError(f"{option} has too many digits for the name of a folder", found=repr(given))
         if not values or len(set(values)) < len(values):
             raise UsageError(f"{option} has a value twice, or none", found=repr(given))
         return cls(option, values, len(values) > 1 or not isinstance(given, str))
@@ -63,15 +67,17 @@ class Sweep:
 
 def _decimal(text: str | float) -> Decimal:
     value = Decimal(str(text).strip()) + 0  # no minus zero
-    if not value.is_finite():
+    if not math.isfinite(float(value)):
         raise ValueError(text)
     return value
 
 
 def _steps(text: str) -> list[Decimal]:
     start, stop, step = (_decimal(each) for each in text.split(":"))
-    if step <= 0 or stop < start or (stop - start) / step >= MAX_VALUES:
+    if step <= 0 or stop < start:
         raise ValueError(text)
+    if (stop - start) / step >= MAX_VALUES:
+        raise UsageError("too many values", expected=f"at most {MAX_VALUES:,}", found=repr(text))
     return [start + number * step for number in range(int((stop - start) / step) + 1)]
 
 

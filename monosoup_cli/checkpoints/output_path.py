@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,10 @@ from monosoup_cli.checkpoints.locate import Checkpoint
 from monosoup_cli.checkpoints.writer import partial_path
 from monosoup_cli.errors import OutputError, ResourceError
 
-__all__ = ["check_output_path", "check_report_path", "check_space"]
+__all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
+
+SPARE_FILES = 100
+"""For the inputs that are held open, and what else a process has."""
 
 
 def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool, resume: bool) -> None:
@@ -63,12 +67,30 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
         raise OutputError("will not replace a file by a folder, or a folder by a file", path=output)
     if output.is_dir():
         names = os.listdir(output)
-        is_checkpoint = any(name.endswith((".safetensors", "monosoup_report.json")) for name in names)
+        is_checkpoint = _holds_checkpoint(output) or any(map(_holds_checkpoint, output.iterdir()))
         if Path.cwd().is_relative_to(output.resolve()) or (names and not is_checkpoint):
             raise OutputError(
                 "will not replace a folder that is not a checkpoint", path=output,
                 hint="remove it yourself, or choose another output",
             )  # fmt: skip
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any(name.endswith((".safetensors", "monosoup_report.json")) for name in os.listdir(folder))
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files where `count` and some more would not fit; raises
+    ResourceError where the system does not allow that."""
+    needed = count + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (resource.RLIM_INFINITY, -1) or needed <= soft:
+        return
+    if hard not in (resource.RLIM_INFINITY, -1) and needed > hard:
+        raise ResourceError("too many files at once", expected=f"at most {hard - SPARE_FILES}", found=count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:

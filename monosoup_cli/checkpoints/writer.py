@@ -134,6 +134,7 @@ class PartialOutput:
             try:
                 self._open()
             except BaseException:
+                self._close_files()
                 if is_new:  # before the lock goes: afterwards the folder may be another run's
                     shutil.rmtree(self.workplace, ignore_errors=True)
                 self._close()
@@ -396,12 +397,16 @@ class PartialOutput:
         self._close()
 
     def _close(self) -> None:
+        self._close_files()
+        os.close(self._lock)
+
+    def _close_files(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
         if hasattr(self, "_journal"):
             os.close(self._journal)
-        os.close(self._lock)
+            del self._journal
 
     @contextmanager
     def _system_errors(self) -> Iterator[None]:

@@ -23,6 +23,8 @@ Head = Literal["last", "alpha", "ft"]
 
 HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
+MAX_COMPONENTS = 64
+"""Of a name; what comes after so many says nothing of depth, and would cost its square."""
 NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.DOTALL)
 
 Blocks = Mapping[int, Collection[str]]
@@ -227,7 +229,7 @@ def _block_in_stage(suffix: str, word: str, stage: int, stages: Blocks) -> int:
 
 def _readings(name: str) -> Iterator[tuple[str, int, str]]:
     """Each way to read a name as prefix, integer component, suffix; the outermost first."""
-    parts = name.split(".")
+    parts = name.split(".", MAX_COMPONENTS)
     for at, part in enumerate(parts):
         if INTEGER.fullmatch(part):
             yield ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])

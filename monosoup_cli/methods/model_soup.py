@@ -17,10 +17,10 @@ __all__ = ["Trial", "best_first", "greedy", "normalised"]
 
 def normalised(weights: Sequence[float]) -> list[float]:
     """Weights scaled to sum 1. Raises UsageError where they are not finite, or sum to nothing."""
-    total = math.fsum(weights)
-    if not math.isfinite(total) or total <= 0.0 or any(weight < 0.0 for weight in weights):
+    if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
         raise UsageError("weights must be at least 0, and not all 0", found=list(weights))
-    return [weight / total for weight in weights]
+    shares = [weight / max(weights) for weight in weights]
+    return [share / math.fsum(shares) for share in shares]
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

@@ -13,7 +13,7 @@ from monosoup_cli.methods.similarity import cosines
 
 __all__ = ["StockRatio", "stock_ratio"]
 
-ROUNDING = 2.0**-50
+ROUNDING = 2.0**-44
 
 
 class StockRatio(NamedTuple):
@@ -37,7 +37,7 @@ def stock_ratio(gram: torch.Tensor, *, clamp: bool = True) -> StockRatio:
     pairs = cosine.sum((-2, -1)) - cosine.diagonal(dim1=-2, dim2=-1).sum(-1)
     mean = pairs / (count * (count - 1))
     denominator = 1.0 + (count - 1) * mean
-    is_zero = denominator.abs() < ROUNDING * count
+    is_zero = denominator < ROUNDING * count  # never negative but by rounding: it is ‖Σ τ/‖τ‖‖²/N
     ratio = torch.where(is_zero, 0.0, count * mean / torch.where(is_zero, 1.0, denominator))
     is_clamped = (ratio < 0.0) & clamp
     return StockRatio(mean, torch.where(is_clamped, 0.0, ratio), is_clamped)

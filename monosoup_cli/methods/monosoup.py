@@ -157,20 +157,20 @@ def quantiles(ratios: torch.Tensor) -> tuple[float, ...]:
 
 
 def reweigh(
-    spectrum: Spectrum, layer: LayerSpectrum, *, is_last: bool = True
+    spectrum: Spectrum, layer: LayerSpectrum, *, is_only: bool = True
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map Δ → λ_high Δ_high + λ_low Δ_low (Eq. 5 of the paper), for any block of rows of Δ.
 
     Blocks are (any number of rows, side) float64. Only the smaller of the k high and the r − k
     low directions is multiplied out; the other part is what remains. A block is overwritten.
-    `is_last`: the other directions need not be kept in memory for another split.
+    `is_only`: no other split needs the other directions, and they go from memory.
     """
     k, r = layer.k, layer.rank
     if k <= r - k:
         directions, common, extra = spectrum.vectors[:, :k], layer.lambda_low, layer.lambda_high
     else:
         directions, common, extra = spectrum.vectors[:, k:], layer.lambda_high, layer.lambda_low
-    if is_last:
+    if is_only:
         directions = directions.clone()
 
     def apply(block: torch.Tensor) -> torch.Tensor:
@@ -198,7 +198,7 @@ def edit_update(
     layers = [measure(spectrum.singular_values, method) for method in methods]
     if not math.isfinite(layers[0].update_norm):
         raise FloatingPointError("the norm of the update overflows float64")
-    return [(layer, reweigh(spectrum, layer, is_last=len(layers) == 1)) for layer in layers]
+    return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
 
 
 def edit_matrix(

@@ -49,9 +49,12 @@ MIN_BLOCK_LENGTH = 1024
 FLAT_ELEMENTS = 1 << 17
 """Elements of a range of a `FlatLayer`: few enough for the caches, many enough for Python."""
 
-ROWS_ELEMENTS = 1 << 18
+ROWS_ELEMENTS = 1 << 17
 MIN_ROW_ELEMENTS = 1 << 12
 """Elements of several updates side by side, the fewer of each, the more there are; and the fewest."""
+
+READ_AHEAD = 8
+"""How many times as many are read at once."""
 
 MAX_EXACT = 16
 """How many 16-bit tensors are summed in float32."""
@@ -501,15 +504,42 @@ class FlatLayer:
         """
         assert self.base is not None
         end, count = self.size if stop is None else stop, len(self.finetuned)
-        for first in range(start, end, self._side_by_side):
+        ahead = READ_AHEAD * self._side_by_side
+        for first in range(start, end, ahead):
             self._interrupt()
-            last = min(first + self._side_by_side, end)
-            base = self.base.read(first, last, "base", self.sums)
-            rows = self.room("updates", count, last - first, dtype=self.sums)
+            stored, stored_base = self._read_all(first, min(first + ahead, end))
+            for inner in range(0, len(stored_base), self._side_by_side):
+                part = slice(inner, min(inner + self._side_by_side, len(stored_base)))
+                size = part.stop - part.start
+                rows = self.room("updates", count, size, dtype=self.sums)
+                if isinstance(stored, list):
+                    for row, each in zip(rows, stored, strict=True):
+                        row.copy_(each[part])
+                else:
+                    rows.copy_(stored[:, part])
+                rows.sub_(self.room("base", size, dtype=self.sums).copy_(stored_base[part]))
+                self.has_moved = self.has_moved or bool(rows.count_nonzero())
+                yield first + part.start, first + part.stop, rows
+
+    def _read_all(self, start: int, stop: int) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
+        """The fine-tuned checkpoints, as the rows of one tensor where they share a dtype, and the base,
+        as they are stored."""
+        assert self.base is not None
+        size, dtypes = stop - start, {finetuned.dtype for finetuned in self.finetuned}
+        base = self.base.stored(start, stop, self._scratch.take("stored base", self.base.dtype, size))
+        if len(dtypes) == 1:
+            rows = self._scratch.take("stored rows", dtypes.pop(), len(self.finetuned), size)
             for row, finetuned in zip(rows, self.finetuned, strict=True):
-                row.copy_(finetuned.stored(first, last)).sub_(base)
-            self.has_moved = self.has_moved or bool(rows.count_nonzero())
-            yield first, last, rows
+                finetuned.stored(start, stop, row)
+            return rows, base
+        buffers = [
+            self._scratch.take(f"stored {number}", finetuned.dtype, size)
+            for number, finetuned in enumerate(self.finetuned)
+        ]
+        return [
+            finetuned.stored(start, stop, buffer)
+            for finetuned, buffer in zip(self.finetuned, buffers, strict=True)
+        ], base
 
     def check(self) -> None:
         """Raise NonfiniteError where the tensor has NaN or Inf in one of the checkpoints."""
@@ -557,11 +587,12 @@ class _Flat:
         self._item_bytes = BITS[self.dtype] // 8
         self._read_into = checkpoint.reader(tensor)
 
-    def stored(self, start: int, stop: int) -> torch.Tensor:
+    def stored(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """The elements start:stop in the stored dtype, on the CPU."""
-        stored = self._scratch.take("stored", self.dtype, stop - start)
-        self._read_into(bytes_of(stored), start * self._item_bytes)
-        return stored
+        if out is None:
+            out = self._scratch.take("stored", self.dtype, stop - start)
+        self._read_into(bytes_of(out), start * self._item_bytes)
+        return out
 
     def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:
         """The same in another dtype, on the device."""

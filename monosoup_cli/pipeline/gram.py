@@ -82,10 +82,12 @@ def _gram(
                     check_finite(chunk, checkpoint.source, tensor.name)
         return None
     layer = FlatLayer(tensor.name, base, finetuned, None, worker.device, worker.scratch, worker.interrupt)
-    gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64, device=worker.device)
-    for _, _, updates in layer.updates():
-        add_inner_products(gram, layer.upcast(updates))
-    if not gram.isfinite().all():
+    for sums in dict.fromkeys((layer.sums, "F64")):
+        layer.sums = sums
+        gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64, device=worker.device)
+        for _, _, updates in layer.updates():
+            add_inner_products(gram, layer.upcast(updates))
+        if gram.isfinite().all():
+            return list(gram.tolist())
         layer.check()
-        raise NonfiniteError("the norm of an update overflows float64", tensor=tensor.name)
-    return list(gram.tolist())
+    raise NonfiniteError("the norm of an update overflows float64", tensor=tensor.name)

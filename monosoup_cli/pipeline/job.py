@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,12 +15,17 @@ from typing import Any, TypeAlias
 from monosoup_cli import __version__
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
 from monosoup_cli.checkpoints.locate import OTHER_FORMATS, Checkpoint, open_checkpoint
-from monosoup_cli.checkpoints.output_path import check_output_path, check_report_path, check_space
+from monosoup_cli.checkpoints.output_path import (
+    allow_open_files,
+    check_output_path,
+    check_report_path,
+    check_space,
+)
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.errors import MismatchError, OutputError, UsageError
 from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
-from monosoup_cli.pipeline.options import RunOptions, parse_size
+from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
 from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, run
 from monosoup_cli.report.records import SCHEMA_VERSION, summarise
@@ -174,10 +179,13 @@ class Job:
             if report.name in taken:
                 raise OutputError("the report would replace another file of the output", path=report)
         elif report is not None:
+            if report.resolve().is_relative_to(self.output.resolve()):
+                raise OutputError("the report would lie in a folder of the output", path=report)
             check_report_path(report, self.output, checkpoints, overwrite=overwrite or self.options.resume)
         if is_in_use(self.output):
             raise OutputError("another run is writing this output", path=self.output)
         refuse_unfinished(self.output, resume=self.options.resume, overwrite=overwrite)
+        allow_open_files(len(self.layout.files) * len(self.recipe.variants))
         check_space(self.output, self.nbytes + self.recipe.drafts * self.layout.nbytes)
 
     def choose(self, partial: PartialOutput | None, progress: Progress | None = None) -> Choice:
@@ -185,6 +193,14 @@ class Job:
         if self.recipe.choose is None:
             return Choice(range(len(self.finetuned)), {})
         return self.recipe.choose(self, partial, progress or _ignore)
+
+    def draft(self, members: Sequence[int], output: Path) -> None:
+        """Write the mean of some of the checkpoints elsewhere, as `run` would write it to the output."""
+        recipe = replace(self.recipe, choose=lambda *_: Choice(members, {}), drafts=0)
+        options = replace(self.options, report=None, overwrite=True, resume=False)
+        shards = None if output.suffix == ".safetensors" else options.shard_bytes
+        layout = plan_layout(self.finetuned[0], self.plan.dtypes, output.name, shards)
+        replace(self, recipe=recipe, output=output, options=options, layout=layout, notices=[]).run()
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Make the output; returns the report, of a sweep the one of the whole. On an error there is
@@ -206,6 +222,8 @@ class Job:
                 self.recipe.weights, partial, self.recipe.variants, self.options.on_nonfinite,
             )  # fmt: skip
             run(work, self.devices, self.workers, progress or _ignore)
+            for _role, checkpoint in self.inputs:
+                checkpoint.check_unchanged()
             files = partial.seal()
             head: dict[str, Any] = {
                 "schema_version": SCHEMA_VERSION,
@@ -371,6 +389,10 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
         except MismatchError as error:
             error.path = first.source
             raise
+        if base is not None and not recipe.needs_base:
+            plan = replace(
+                plan, only_in_base=tuple(name for name in base.tensors if name not in first.tensors)
+            )
         path = Path(arguments["output"])
         if not path.name:
             raise OutputError("cannot be the output", path=arguments["output"] or "''")
@@ -378,10 +400,9 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             raise UsageError("only .safetensors files and folders are written", path=path)
         if path.suffix == ".safetensors" and recipe.is_sweep:
             raise UsageError("several values make several checkpoints, and need a folder", path=path)
-        shard_bytes = None if options.max_shard_size is None else parse_size(options.max_shard_size)
-        if shard_bytes is not None and path.suffix == ".safetensors":
+        if options.shard_bytes is not None and path.suffix == ".safetensors":
             raise UsageError("max_shard_size needs a folder as output", found=path)
-        layout = plan_layout(first, plan.dtypes, path.name, shard_bytes)
+        layout = plan_layout(first, plan.dtypes, path.name, options.shard_bytes)
         job = Job(recipe, base, checkpoints, path, options, selection, plan, layout)
         job.check_output()
         opened.pop_all()

@@ -70,6 +70,10 @@ class RunOptions:
     overwrite: bool = False
     resume: bool = False
 
+    @property
+    def shard_bytes(self) -> int | None:
+        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+
     @classmethod
     def given(cls, **options: Unpack[RunKeywords]) -> RunOptions:
         """From a command's keywords, of which `progress` is no option."""

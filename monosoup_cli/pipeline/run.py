@@ -117,9 +117,6 @@ def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progr
         job.output.commit(tensor.name, [record.to_json(job.measured) for record in records])
 
     in_parallel(job.plan.tensors, job.output.finished, make, job.read_for, devices, workers, progress)
-    for checkpoint in (job.base, job.first, *job.finetuned):
-        if checkpoint is not None:
-            checkpoint.check_unchanged()
 
 
 @dataclass(frozen=True)
@@ -204,8 +201,9 @@ class _Maker:
         """Write it; returns a record for each variant."""
         try:
             return self._make(tensor)
-        except NonfiniteError:
-            if self.job.on_nonfinite == "error":
+        except NonfiniteError as error:
+            is_of_one_variant = error.path is None and len(self.job.variants) > 1
+            if self.job.on_nonfinite == "error" or is_of_one_variant:
                 raise
             self._copy(self.job.sources_of(tensor)[0], tensor, is_checked=False)
             return self._kept(tensor, "nonfinite")

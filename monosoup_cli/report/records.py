@@ -89,6 +89,6 @@ def summarise(
     for name in averaged:
         found = [part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts]
         values = [value for value in found if value is not None]
-        summary["means"][name] = sum(values) / len(values) if values else None
+        summary["means"][name] = sum(value / len(values) for value in values) if values else None
         summary["ranges"][name] = [min(values), max(values)] if values else None
     return {**summary, **{name: sum(part[name] for part in parts) for name in summed}}

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from monosoup_cli.errors import UsageError
@@ -179,7 +179,3 @@ def test_the_spectrum_is_summarised_by_its_quantiles():
 def test_the_example_in_the_docstring():
     assert doctest.testmod(monosoup).failed == 0
     assert doctest.testmod(monosoup).attempted > 0
-
-
-settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("default")
