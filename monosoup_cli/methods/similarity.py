@@ -44,9 +44,11 @@ def mirrored(gram: torch.Tensor) -> torch.Tensor:
 def cosines(gram: torch.Tensor) -> torch.Tensor:
     """Cosines between updates from their inner products, both (..., N, N) float64; 0 where one of
     the two is zero. No epsilon."""
-    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    inverse = torch.where(norms > 0.0, 1.0 / torch.where(norms > 0.0, norms, 1.0), 0.0)
-    return (gram * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)).clamp(-1.0, 1.0)
+    _, exponent = torch.frexp(gram.diagonal(dim1=-2, dim2=-1).amax(-1))
+    gram = gram * (2.0 ** -exponent.double())[..., None, None]  # so that products of norms keep in range
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    norms = (squares.unsqueeze(-1) * squares.unsqueeze(-2)).sqrt()
+    return torch.where(norms > 0.0, gram / torch.where(norms > 0.0, norms, 1.0), 0.0).clamp(-1.0, 1.0)
 
 
 def similarity(grams: Iterable[torch.Tensor], count: int) -> torch.Tensor:
