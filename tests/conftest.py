@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from monosoup_cli.cli.app import main
 
-
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
 

@@ -110,11 +110,17 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
         edits = edit_update(layer.updates, layer.side, splits)
         if edits is None:
             return None
-        relative = edits[0][0].update_norm / layer.base_norm if layer.base_norm else math.inf
-        if relative < min_update:
+        base_norm = layer.base_norm
+        if base_norm and edits[0][0].update_norm / base_norm < min_update:
             return None
-        finite = {"relative_update": relative if relative < math.inf else None}
-        measures = [{**asdict(spectrum), **finite} for spectrum, _ in edits for _ in wises]
+        measures = [
+            {
+                **asdict(spectrum),
+                "relative_update": _finite(spectrum.update_norm / base_norm) if base_norm else None,
+            }
+            for spectrum, _ in edits
+            for _ in wises
+        ]
         applies = [apply for _, apply in edits]
         return Edit(
             measures,
@@ -125,6 +131,10 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
         )
 
     return method
+
+
+def _finite(value: float) -> float | None:
+    return value if value < math.inf else None
 
 
 def _results(

@@ -14,7 +14,7 @@ from monosoup_cli.errors import OutputError, ResourceError
 
 __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
 
-SPARE_FILES = 100
+SPARE_FILES = 80
 """For the inputs that are held open, and what else a process has."""
 
 

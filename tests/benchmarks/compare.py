@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.compare OURS THEIRS`: how far apart two checkpoints are; exit 1 where too far."""
+"""`python -m tests.benchmarks.compare OURS THEIRS`: how far apart two checkpoints are."""
 
 import sys
 from pathlib import Path
