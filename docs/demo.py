@@ -9,7 +9,7 @@ Three more fine-tunes of the base are left beside it, for the commands that want
 
     make demo                          (or, with monosoup and scikit-learn installed:)
     python docs/demo.py --seed 3       another split, another network
-    python docs/demo.py --score FILE   accuracy of a checkpoint, mean of clean and shifted digits
+    python docs/demo.py --score PATH   accuracy of a checkpoint, mean of clean and shifted digits
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="MonoSoup on a small network, from training to score.")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the network and its training")
     parser.add_argument(
-        "--score", type=Path, metavar="FILE", help="score this checkpoint, and do nothing else"
+        "--score", type=Path, metavar="PATH", help="score this checkpoint, and do nothing else"
     )
     arguments = parser.parse_args()
     seed = arguments.seed
     if arguments.score is not None:
         torch.manual_seed(seed)
-        found = score({"": load_file(arguments.score)}, split_digits()[2])[""]
+        file = arguments.score / "model.safetensors" if arguments.score.is_dir() else arguments.score
+        found = score({"": load_file(file)}, split_digits()[2])[""]
         print(f"{(found.clean + found.shifted) / 2:.2f}")
         return 0
     if shutil.which("monosoup") is None:

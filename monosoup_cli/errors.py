@@ -113,7 +113,7 @@ class ScoreError(MonosoupError):
     def __init__(self, problem: str, command: str, stderr: str) -> None:
         super().__init__(
             f"{problem}: {cropped(command)}",
-            hint="the scores so far are kept: mend what it runs, and repeat the same command with --resume",
+            hint="mend what it runs, and repeat the same command with --resume: scores are kept",
         )
         self.stderr = stderr
 

@@ -71,7 +71,7 @@ def card(
             if name not in SHOWN_OTHERWISE and value != defaults[name]:
                 words += _option(name, value)
         output = PurePath(given["output"])
-        words += ["-o", output.name]
+        words += ["-o", f"{output.name}/{variant.folder}".rstrip("/")]
         return model_card(
             f"{output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
             given.get("base"), [given["finetuned"][number] for number in choice.members], paper.citation,

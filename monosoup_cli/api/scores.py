@@ -43,7 +43,9 @@ def _finite(score: Any, source: str, where: str | None) -> float:
             return float(score)
     except OverflowError:
         pass
-    raise UsageError(f"no score for {source}", path=where, expected="a number", found=cropped(str(score)))
+    raise UsageError(
+        f"no score for {source}", path=where, expected="a number under that path", found=cropped(str(score))
+    )
 
 
 def check_template(template: str) -> None:

@@ -47,8 +47,10 @@ class Sweep:
             ) from None
         if any(len(f"{value.normalize():f}") > MAX_DIGITS for value in values):
             raise UsageError(f"{option} has too many digits for the name of a folder", found=repr(given))
-        if not values or len(set(values)) < len(values):
-            raise UsageError(f"{option} has a value twice, or none", found=repr(given))
+        if not values:
+            raise UsageError(f"{option} has no value")
+        if len(set(values)) < len(values):
+            raise UsageError(f"{option} has a value twice", found=repr(given))
         return cls(option, values, len(values) > 1 or not isinstance(given, str))
 
     @property
@@ -75,7 +77,7 @@ def _decimal(text: str | float) -> Decimal:
 def _steps(text: str) -> list[Decimal]:
     start, stop, step = (_decimal(each) for each in text.split(":"))
     if step <= 0 or stop < start:
-        raise ValueError(text)
+        raise UsageError("start:stop:step must rise", found=repr(text))
     if (stop - start) / step >= MAX_VALUES:
         raise UsageError("too many values", expected=f"at most {MAX_VALUES:,}", found=repr(text))
     return [start + number * step for number in range(int((stop - start) / step) + 1)]

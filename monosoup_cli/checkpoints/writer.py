@@ -33,6 +33,7 @@ from monosoup_cli.checkpoints.layout import OutputFile, OutputLayout
 from monosoup_cli.errors import (
     CheckpointError,
     MismatchError,
+    MonosoupError,
     NonfiniteError,
     OutputError,
     ResumeError,
@@ -392,7 +393,9 @@ class PartialOutput:
             self._is_left = True
             self._news.notify_all()
         self._digesting.shutdown(cancel_futures=True)
-        if kind is not None and issubclass(kind, (CheckpointError, MismatchError, NonfiniteError)):
+        is_refused = kind is not None and issubclass(kind, MonosoupError)
+        is_at_fault = kind is not None and issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
+        if is_at_fault or (is_refused and not self.finished and not self.notes):  # nothing to resume
             shutil.rmtree(self.workplace, ignore_errors=True)
         self._close()
 

@@ -122,7 +122,10 @@ def _shared(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything that headers tell, print the plan, write nothing."),
+        typer.Option(
+            "--dry-run",
+            help="Check everything that headers tell, print the plan, write nothing. (sfgs reads the data.)",
+        ),
     ] = False,
     format: Annotated[
         Literal["table", "json"],

@@ -49,7 +49,7 @@ def _show_plan(job: Job, console: Console, *, as_json: bool) -> None:
     if as_json:
         console.data(json.dumps(plan_to_json(job, selection), indent=1) + "\n")
         return
-    console.table(plan_table(job), to_stdout=True)
+    console.table(plan_table(job, is_short=selection is not None), to_stdout=True)
     if selection is not None:
         console.data("\n")
         console.table(selection_table(selection), to_stdout=True)

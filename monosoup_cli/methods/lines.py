@@ -121,10 +121,10 @@ def _match(names: Iterable[str], pattern: str) -> Places:
     try:
         regex = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--block-pattern {pattern!r} is no regular expression: {error}") from None
+        raise UsageError(f"--block-pattern '{pattern}' is no regular expression: {error}") from None
     if not regex.groups:
         raise UsageError(
-            f"--block-pattern {pattern!r} has no group for the number of a block",
+            f"--block-pattern '{pattern}' has no group for the number of a block",
             expected=r"a pattern like 'layers\.(\d+)\.'",
         )
     places: Places = {}
@@ -132,12 +132,12 @@ def _match(names: Iterable[str], pattern: str) -> Places:
         if match := regex.search(name):
             if not all(re.fullmatch("[0-9]{1,9}", group or "") for group in match.groups()):
                 raise UsageError(
-                    f"a group of --block-pattern {pattern!r} captures no integer",
+                    f"a group of --block-pattern '{pattern}' captures no integer",
                     tensor=name, found=match.groups(),
                 )  # fmt: skip
             places[name] = name[: match.start(1)].rstrip("."), tuple(map(int, match.groups()))
     if not places:
-        raise UsageError(f"--block-pattern {pattern!r} matches no tensor")
+        raise UsageError(f"--block-pattern '{pattern}' matches no tensor")
     return places
 
 

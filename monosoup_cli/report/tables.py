@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
     }
 
 
-def plan_table(job: Job) -> RenderableType:
-    """The plan of a dry run: a line a tensor, then the totals."""
+def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
+    """The plan of a dry run: a line a tensor (not where `is_short`), then the totals."""
     table = _grid("", "", "")
     for tensor in job.plan.tensors:
         view = " × ".join(str(size) for size in tensor.shape)
@@ -81,7 +82,7 @@ def plan_table(job: Job) -> RenderableType:
                 view = f"{tensor.stack} of {view}"
         action = f"{job.recipe.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.is_edited and tensor.name in job.recipe.foretold:
-            action += _foretold(job.recipe.foretold[tensor.name])
+            action += _foretold(job.recipe.foretold[tensor.name], job.recipe.details["stacks"])
         table.add_row(Text(shown(tensor.name)), tensor.dtype, Text(action))
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
     totals = _grid("", "")
@@ -92,16 +93,23 @@ def plan_table(job: Job) -> RenderableType:
     totals.add_row("keep", _counts(reasons) or "none")
     if job.plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(job.plan.only_in_base), 'tensor')}, not written")
+    if job.recipe.drafts:
+        count = len(job.finetuned)
+        totals.add_row(
+            "score", f"at most {2 * count - 1} times, {size(job.layout.nbytes)} of drafts at a time"
+        )
     files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
     totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
     memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
     totals.add_row("memory", memory)
-    return Group(table, Text(""), totals)
+    return totals if is_short else Group(table, Text(""), totals)
 
 
-def _foretold(measures: Mapping[str, Any]) -> str:
-    """Of LiNeS: the scale, and the block."""
-    where = "" if measures["block"] is None else f", block {measures['block']} of {shown(measures['stack'])}"
+def _foretold(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:
+    """Of LiNeS: the scale, and the block; its stack where there are several."""
+    where = "" if measures["block"] is None else f", block {measures['block']}"
+    if where and len(stacks) > 1:
+        where += f" of {shown(measures['stack'])}"
     return f" by {measures['scale']:.4g}{where}"
 
 
@@ -167,27 +175,27 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
             str(number_of[source]), Text(shown(source)), f"{decision['similarity']:.4f}", joined
         )
     choices = _thresholds(selection["thresholds"], number_of)
-    return Group(*_similarities(selection), Text(""), decisions, Text(""), choices, Text(""), members)
+    return Group(decisions, Text(""), *_similarities(selection), Text(""), choices, Text(""), members)
 
 
 def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
-    """The matrix, shaded between its lowest and highest value off the diagonal; with numbers where
-    they fit."""
+    """The matrix, darker by a step of five from 0 to 1; with numbers where they fit."""
     matrix = selection["similarity"]
-    off_diagonal = [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
-    low, high = min(off_diagonal), max(off_diagonal)
 
     def shade(value: float) -> str:
-        share = (value - low) / (high - low) if high > low else 1.0
-        return SHADES[min(max(int(share * len(SHADES)), 0), len(SHADES) - 1)]
+        return SHADES[min(max(int(value * len(SHADES)), 0), len(SHADES) - 1)]
 
     is_numbered = len(matrix) <= MAX_NUMBERED
     lines = []
     for number, row in enumerate(matrix, start=1):
         cells = [f"{value:6.3f}{shade(value)}" if is_numbered else 2 * shade(value) for value in row]
         lines.append(Text(f"{number:>3} {''.join(cells)}", no_wrap=True))
-    scale = f"cosine of updates, mean of {plural(selection['layers'], 'layer')}: {low:.3f} to {high:.3f}"
-    return [Text(scale), *lines]
+    return [Text(f"cosine of updates, mean of {plural(selection['layers'], 'layer')}"), *lines]
+
+
+def _rounded_down(threshold: float) -> str:
+    """Four digits that, typed again, still choose what the threshold does."""
+    return f"{math.floor(threshold * 1e4) / 1e4:.4f}"
 
 
 def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, int]) -> Table:
@@ -196,8 +204,8 @@ def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, in
     table.columns[2].justify = "left"
     for number, choice in enumerate(choices):
         after = choices[number + 1 : number + 2]
-        above = "" if not after else f"above {after[0]['highest']:.4f}"
-        up_to = "" if choice["highest"] is None else f"up to {choice['highest']:.4f}"
+        above = "" if not after else f"above {_rounded_down(after[0]['highest'])}"
+        up_to = "" if choice["highest"] is None else f"up to {_rounded_down(choice['highest'])}"
         words = ", ".join(word for word in (above, up_to) if word) or "any"
         table.add_row(
             words,

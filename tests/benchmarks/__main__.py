@@ -178,7 +178,7 @@ def merge(folder):
             files = [folder / "base/model.safetensors", folder / "ft1/model.safetensors"]
         plain = f"cat {' '.join(map(str, files))} > /dev/null && cp {files[-1]} {folder}/copy && sync"
         runs = {"ours": [], "theirs": [], "plain": [], "import": []}
-        for number in range(REPEATS + 1):
+        for number in range(4):
             shutil.rmtree(folder / f"theirs-{name}", ignore_errors=True)
             (folder / "copy").unlink(missing_ok=True)
             os.sync()
