@@ -49,7 +49,7 @@ MIN_BLOCK_LENGTH = 1024
 FLAT_ELEMENTS = 1 << 17
 """Elements of a range of a `FlatLayer`: few enough for the caches, many enough for Python."""
 
-ROWS_ELEMENTS = 1 << 18
+ROWS_ELEMENTS = 1 << 19
 MIN_ROW_ELEMENTS = 1 << 12
 """Elements of several updates side by side, the fewer of each, the more there are; and the fewest."""
 

@@ -128,7 +128,7 @@ def lean(folder):
 
 
 def mergekit(folder, name, method, models, **parameters):
-    """The command that merges with mergekit, at the flags that were fastest here."""
+    """The command that merges with mergekit, with the flags that its help recommends for speed."""
     lines = [f"merge_method: {method}", f"dtype: {parameters.pop('dtype')}", "models:"]
     for model, weight in models.items():
         lines += [f"  - model: {folder / model}", f"    parameters: {{weight: {weight}}}"]
