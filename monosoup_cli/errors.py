@@ -16,6 +16,8 @@ Anything else that escapes is a bug. This module needs the standard library alon
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -28,6 +30,7 @@ __all__ = [
     "ScoreError",
     "UsageError",
     "cropped",
+    "mismatch_in",
 ]
 
 
@@ -93,6 +96,16 @@ class CheckpointError(MonosoupError):
 
 class MismatchError(MonosoupError):
     """Checkpoints that do not belong together: names, shapes or dtypes disagree."""
+
+
+@contextmanager
+def mismatch_in(path: str) -> Iterator[None]:
+    """Have a MismatchError that is raised inside name this file."""
+    try:
+        yield
+    except MismatchError as error:
+        error.path = path
+        raise
 
 
 class NonfiniteError(MonosoupError):

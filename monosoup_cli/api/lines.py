@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import Paper, StrPath, card, running
+from monosoup_cli.api.wise import interpolations
 from monosoup_cli.checkpoints.locate import open_checkpoint
-from monosoup_cli.errors import MismatchError
+from monosoup_cli.errors import mismatch_in
 from monosoup_cli.pipeline.job import Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
-from monosoup_cli.pipeline.run import Edit
 
 if TYPE_CHECKING:
-    import torch
     from typing_extensions import Unpack
 
     from monosoup_cli.methods.lines import Head, Scale
-    from monosoup_cli.pipeline.blocks import FlatLayer
 
 __all__ = ["lines", "prepare_lines"]
 
@@ -62,17 +60,15 @@ def prepare_lines(
         "alpha": alpha, "beta": beta, "head": head, "block_pattern": block_pattern,
     }  # fmt: skip
     run_options = RunOptions.given(**options)
-    with open_checkpoint(finetuned) as checkpoint:
-        try:
-            scale_of = scales(list(checkpoint.tensors), alpha, beta, head, block_pattern)
-        except MismatchError as error:
-            error.path = checkpoint.source
-            raise
+    with open_checkpoint(finetuned) as checkpoint, mismatch_in(checkpoint.source):
+        scale_of = scales(list(checkpoint.tensors), alpha, beta, head, block_pattern)
     recipe = Recipe(
         command="lines",
         verb="scale",
         arguments=arguments,
-        method=lambda layer: _edit(layer, scale_of[layer.tensor]),
+        method=lambda layer: interpolations(
+            layer, [scale_of[layer.tensor].value], [_measures(scale_of[layer.tensor])]
+        ),
         card=card(prepare_lines, arguments, run_options, LINES),
         measured=["stack", "block", "scale"],
         averaged=["scale"],
@@ -83,18 +79,6 @@ def prepare_lines(
 
 
 lines = running(prepare_lines)
-
-
-def _edit(layer: FlatLayer, scale: Scale) -> Edit:
-    from monosoup_cli.methods.wise_ft import interpolate
-
-    def blocks() -> Iterator[tuple[int, int, list[torch.Tensor]]]:
-        for start, stop in layer.ranges():
-            base, finetuned = layer.pair(start, stop)
-            out = layer.room("result", stop - start)
-            yield start, stop, [interpolate(base, finetuned, scale.value, out=out)]
-
-    return Edit([_measures(scale)], blocks())
 
 
 def _measures(scale: Scale) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from monosoup_cli.api.edit import MONOSOUP
 from monosoup_cli.api.scores import scores_of
 from monosoup_cli.api.soup import average
 from monosoup_cli.checkpoints.writer import PartialOutput
-from monosoup_cli.errors import MismatchError, UsageError
+from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.pipeline.gram import gram_matrices
 from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
@@ -72,8 +73,8 @@ def prepare_sfgs(
 
         assert job.base is not None
         grams = gram_matrices(
-            _layers(job, include_vectors=include_vectors), job.base, job.finetuned, partial, job.devices,
-            job.workers, progress, add_inner_products, job.options.on_nonfinite,
+            layers, job.base, job.finetuned, partial, job.devices, job.workers, progress,
+            add_inner_products, job.options.on_nonfinite,
         )  # fmt: skip
         matrix = similarity([mirrored(gram) for gram in grams], len(sources)).tolist()
         scores = arguments["scores"]
@@ -108,15 +109,13 @@ def prepare_sfgs(
         needs_base=False,
         choose=choose,
     )
-    job = prepare(recipe, run_options)
-    try:
-        if not _layers(job, include_vectors=include_vectors).edited:
+    with ExitStack() as opened:
+        job = opened.enter_context(prepare(recipe, run_options))
+        with mismatch_in(sources[0]):
+            layers = _layers(job, include_vectors=include_vectors)
+        if not layers.edited:
             raise UsageError("no layer is left to compare")
-    except BaseException as error:
-        if isinstance(error, MismatchError):
-            error.path = sources[0]
-        job.__exit__()
-        raise
+        opened.pop_all()
     return job
 
 

@@ -137,9 +137,6 @@ def _pass_over(
         if total is not None and ones is not None:
             torch.mm(ones, updates, out=total[start - first : stop - first].unsqueeze(0))
     if not gram.isfinite().all() or not (total is None or math.isfinite(total.sum())):
-        layer.check()
-        if layer.sums == "F64":
-            raise FloatingPointError("the norm of an update overflows float64")
-        layer.sums = "F64"
+        layer.widen()
         return _pass_over(layer, first, last, rows)
     return gram if rows > 1 else mirrored(gram[0]).unsqueeze(0), total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import Paper, StrPath, card, running
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from monosoup_cli.pipeline.blocks import FlatLayer
 
-__all__ = ["prepare_wise", "wise"]
+__all__ = ["interpolations", "prepare_wise", "wise"]
 
 WISE_FT = Paper(
     "The weights between base and fine-tuned checkpoint, (1 - alpha) base + alpha fine-tuned: WiSE-FT.",
@@ -63,22 +63,11 @@ def prepare_wise(
     }  # fmt: skip
     run_options = RunOptions.given(**options)
 
-    def method(layer: FlatLayer) -> Edit:
-        from monosoup_cli.methods.wise_ft import interpolate
-
-        def blocks() -> Iterator[tuple[int, int, Iterator[torch.Tensor]]]:
-            for start, stop in layer.ranges():
-                base, finetuned = layer.pair(start, stop)
-                out = layer.room("result", stop - start)
-                yield start, stop, (interpolate(base, finetuned, value, out=out) for value in values)
-
-        return Edit([{"alpha": value} for value in values], blocks())
-
     recipe = Recipe(
         command="wise",
         verb="interpolate",
         arguments=arguments,
-        method=method,
+        method=lambda layer: interpolations(layer, values, [{"alpha": value} for value in values]),
         card=card(prepare_wise, arguments, run_options, WISE_FT),
         measured=["alpha"],
         variants=[Variant(folder, own) for folder, own, _ in combine(alphas)],
@@ -87,3 +76,16 @@ def prepare_wise(
 
 
 wise = running(prepare_wise)
+
+
+def interpolations(layer: FlatLayer, alphas: Sequence[float], measures: Sequence[Mapping[str, Any]]) -> Edit:
+    """The layer between base and fine-tuned, a variant for each α."""
+    from monosoup_cli.methods.wise_ft import interpolate
+
+    def blocks() -> Iterator[tuple[int, int, Iterator[torch.Tensor]]]:
+        for start, stop in layer.ranges():
+            base, finetuned = layer.pair(start, stop)
+            out = layer.room("result", stop - start)
+            yield start, stop, (interpolate(base, finetuned, alpha, out=out) for alpha in alphas)
+
+    return Edit(measures, blocks())

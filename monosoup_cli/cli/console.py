@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from monosoup_cli.report.words import duration, plural, shown, size
+from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -96,8 +96,7 @@ class Console:
             elif trial is None:
                 self.note(now)
             else:
-                joined = "joined" if trial.joined else "left out"
-                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {joined}")
+                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {verdict(trial.joined)}")
 
         try:
             yield say

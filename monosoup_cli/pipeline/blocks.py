@@ -37,6 +37,7 @@ __all__ = [
     "OutputFlat",
     "OutputMatrix",
     "Scratch",
+    "check_stored",
     "stored_chunks",
 ]
 
@@ -52,9 +53,6 @@ FLAT_ELEMENTS = 1 << 17
 ROWS_ELEMENTS = 1 << 19
 MIN_ROW_ELEMENTS = 1 << 12
 """Elements of several updates side by side, the fewer of each, the more there are; and the fewest."""
-
-READ_AHEAD = 8
-"""How many times as many are read at once."""
 
 MAX_EXACT = 16
 """How many 16-bit tensors are summed in float32."""
@@ -182,6 +180,15 @@ def stored_chunks(
         yield chunk
 
 
+def check_stored(checkpoint: Checkpoint, name: str, scratch: Scratch, interrupt: Callable[[], None]) -> None:
+    """Raise NonfiniteError where a floating tensor of the checkpoint, if it has one of that name, has NaN
+    or Inf."""
+    stored = checkpoint.tensors.get(name)
+    if stored is not None and stored.dtype in FLOATING:
+        for chunk in stored_chunks(checkpoint, name, scratch, interrupt):
+            check_finite(chunk, checkpoint.source, name)
+
+
 class InputMatrix:
     """One matrix of a stored tensor, read by blocks; `index` counts the matrices of a stack.
 
@@ -239,8 +246,6 @@ class InputMatrix:
 
 class MeanMatrix:
     """The mean of several stored matrices, read by blocks; buffers do not grow with their number."""
-
-    dtype = "F64"
 
     def __init__(self, matrices: Sequence[InputMatrix], scratch: Scratch) -> None:
         self._matrices, self._scratch = matrices, scratch
@@ -504,42 +509,23 @@ class FlatLayer:
         """
         assert self.base is not None
         end, count = self.size if stop is None else stop, len(self.finetuned)
-        ahead = READ_AHEAD * self._side_by_side
-        for first in range(start, end, ahead):
+        for first in range(start, end, self._side_by_side):
             self._interrupt()
-            stored, stored_base = self._read_all(first, min(first + ahead, end))
-            for inner in range(0, len(stored_base), self._side_by_side):
-                part = slice(inner, min(inner + self._side_by_side, len(stored_base)))
-                size = part.stop - part.start
-                rows = self.room("updates", count, size, dtype=self.sums)
-                if isinstance(stored, list):
-                    for row, each in zip(rows, stored, strict=True):
-                        row.copy_(each[part])
-                else:
-                    rows.copy_(stored[:, part])
-                rows.sub_(self.room("base", size, dtype=self.sums).copy_(stored_base[part]))
-                self.has_moved = self.has_moved or bool(rows.count_nonzero())
-                yield first + part.start, first + part.stop, rows
-
-    def _read_all(self, start: int, stop: int) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
-        """The fine-tuned checkpoints, as the rows of one tensor where they share a dtype, and the base,
-        as they are stored."""
-        assert self.base is not None
-        size, dtypes = stop - start, {finetuned.dtype for finetuned in self.finetuned}
-        base = self.base.stored(start, stop, self._scratch.take("stored base", self.base.dtype, size))
-        if len(dtypes) == 1:
-            rows = self._scratch.take("stored rows", dtypes.pop(), len(self.finetuned), size)
+            last = min(first + self._side_by_side, end)
+            base = self.base.read(first, last, "base", self.sums)
+            rows = self.room("updates", count, last - first, dtype=self.sums)
             for row, finetuned in zip(rows, self.finetuned, strict=True):
-                finetuned.stored(start, stop, row)
-            return rows, base
-        buffers = [
-            self._scratch.take(f"stored {number}", finetuned.dtype, size)
-            for number, finetuned in enumerate(self.finetuned)
-        ]
-        return [
-            finetuned.stored(start, stop, buffer)
-            for finetuned, buffer in zip(self.finetuned, buffers, strict=True)
-        ], base
+                row.copy_(finetuned.stored(first, last)).sub_(base)
+            self.has_moved = self.has_moved or bool(rows.count_nonzero())
+            yield first, last, rows
+
+    def widen(self) -> None:
+        """Make sums in float64 from now on, where float32 overflowed. Raises NonfiniteError for NaN or
+        Inf in the tensor, FloatingPointError where float64 overflowed."""
+        self.check()
+        if self.sums == "F64":
+            raise FloatingPointError("the norm of an update overflows float64")
+        self.sums = "F64"
 
     def check(self) -> None:
         """Raise NonfiniteError where the tensor has NaN or Inf in one of the checkpoints."""
@@ -587,12 +573,11 @@ class _Flat:
         self._item_bytes = BITS[self.dtype] // 8
         self._read_into = checkpoint.reader(tensor)
 
-    def stored(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+    def stored(self, start: int, stop: int) -> torch.Tensor:
         """The elements start:stop in the stored dtype, on the CPU."""
-        if out is None:
-            out = self._scratch.take("stored", self.dtype, stop - start)
-        self._read_into(bytes_of(out), start * self._item_bytes)
-        return out
+        stored = self._scratch.take("stored", self.dtype, stop - start)
+        self._read_into(bytes_of(stored), start * self._item_bytes)
+        return stored
 
     def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:
         """The same in another dtype, on the device."""

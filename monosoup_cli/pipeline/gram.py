@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from monosoup_cli.checkpoints.header import FLOATING
 from monosoup_cli.errors import NonfiniteError
-from monosoup_cli.pipeline.blocks import FlatLayer, check_finite, stored_chunks
+from monosoup_cli.pipeline.blocks import FlatLayer, check_stored
 from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
 
 if TYPE_CHECKING:
@@ -76,18 +75,16 @@ def _gram(
 
     if not tensor.is_edited:
         for checkpoint in (base, *finetuned):
-            stored = checkpoint.tensors.get(tensor.name)
-            if stored is not None and stored.dtype in FLOATING:
-                for chunk in stored_chunks(checkpoint, tensor.name, worker.scratch, worker.interrupt):
-                    check_finite(chunk, checkpoint.source, tensor.name)
+            check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
         return None
     layer = FlatLayer(tensor.name, base, finetuned, None, worker.device, worker.scratch, worker.interrupt)
-    for sums in dict.fromkeys((layer.sums, "F64")):
-        layer.sums = sums
+    while True:
         gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64, device=worker.device)
         for _, _, updates in layer.updates():
             add_inner_products(gram, layer.upcast(updates))
         if gram.isfinite().all():
             return list(gram.tolist())
-        layer.check()
-    raise NonfiniteError("the norm of an update overflows float64", tensor=tensor.name)
+        try:
+            layer.widen()
+        except FloatingPointError as error:
+            raise NonfiniteError(str(error), tensor=tensor.name) from None

@@ -23,7 +23,7 @@ from monosoup_cli.checkpoints.output_path import (
 )
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
-from monosoup_cli.errors import MismatchError, OutputError, UsageError
+from monosoup_cli.errors import OutputError, UsageError, mismatch_in
 from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
@@ -380,15 +380,12 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
             options.on_mismatch, options.dtype,
         )  # fmt: skip
-        try:
+        with mismatch_in(first.source):
             plan = make_plan(
                 base.tensors if base is not None and recipe.needs_base else None,
                 [checkpoint.tensors for checkpoint in checkpoints], selection,
                 view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
             )  # fmt: skip
-        except MismatchError as error:
-            error.path = first.source
-            raise
         if base is not None and not recipe.needs_base:
             plan = replace(
                 plan, only_in_base=tuple(name for name in base.tensors if name not in first.tensors)

@@ -21,6 +21,7 @@ from monosoup_cli.pipeline.blocks import (
     Scratch,
     bytes_of,
     check_finite,
+    check_stored,
     count_nonfinite,
     stored_chunks,
 )
@@ -267,8 +268,14 @@ class _Maker:
         )
 
     def _output(self, tensor: PlannedTensor, index: int, variant: Variant) -> OutputFlat | OutputMatrix:
-        place = (self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch)
-        return OutputFlat(*place) if tensor.cut is None else OutputMatrix(*place, tensor.cut, index)
+        if tensor.cut is None:
+            return self._flat_output(tensor, variant)
+        return OutputMatrix(
+            self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch, tensor.cut, index
+        )
+
+    def _flat_output(self, tensor: PlannedTensor, variant: Variant) -> OutputFlat:
+        return OutputFlat(self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch)
 
     def _keep(self, tensor: PlannedTensor, index: int) -> None:
         """Write a matrix of the tensor, or all of one that is not edited, as fine-tuned: the mean,
@@ -281,10 +288,7 @@ class _Maker:
         import torch
 
         layer, size = self._flat(tensor), tensor.elements // tensor.matrices
-        outputs = [
-            OutputFlat(self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch)
-            for variant in self.job.variants
-        ]
+        outputs = [self._flat_output(tensor, variant) for variant in self.job.variants]
         for start, stop in layer.ranges(index * size, (index + 1) * size):
             if all(wise is None for wise in wises):
                 base = mean = layer.mean(start, stop)
@@ -318,8 +322,5 @@ class _Maker:
         """Raise NonfiniteError for NaN or Inf in a kept tensor's namesakes that are not used."""
         used = self.job.read_for(tensor)
         for checkpoint in (self.job.base, *self.job.finetuned):
-            if checkpoint is None or checkpoint in used or tensor.name not in checkpoint.tensors:
-                continue
-            if checkpoint.tensors[tensor.name].dtype in FLOATING:
-                for chunk in stored_chunks(checkpoint, tensor.name, self.scratch, self.worker.interrupt):
-                    check_finite(chunk, checkpoint.source, tensor.name)
+            if checkpoint is not None and checkpoint not in used:
+                check_stored(checkpoint, tensor.name, self.scratch, self.worker.interrupt)

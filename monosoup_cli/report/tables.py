@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.words import duration, plural, shown, size
+from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,8 +87,7 @@ def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
     totals = _grid("", "")
     _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
-    for stack in job.recipe.details.get("stacks", []):
-        totals.add_row("blocks", Text(f"{stack['length']} of {shown(stack['name'] or '(no prefix)')}"))
+    _add_stacks(totals, job.recipe.details.get("stacks", []))
     totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
     totals.add_row("keep", _counts(reasons) or "none")
     if job.plan.only_in_base:
@@ -119,8 +118,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None) -> Render
     summary, timing = outputs[0]["summary"], report["timing"]
     counts = _grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
-    for stack in report.get("stacks", []):
-        counts.add_row("blocks", Text(f"{stack['length']} of {shown(stack['name'] or '(no prefix)')}"))
+    _add_stacks(counts, report.get("stacks", []))
     counts.add_row(
         "edited", f"{plural(summary['edited'], 'tensor')}, {_count(summary['parameters_edited'])} parameters"
     )
@@ -150,7 +148,7 @@ def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> Re
     table = _grid("", "candidate", "score", "", show_header=True)
     table.columns[1].justify = table.columns[3].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
-        table.add_row(str(number), Text(shown(source)), f"{score:.6g}", "joined" if joined else "left out")
+        table.add_row(str(number), Text(shown(source)), f"{score:.6g}", verdict(joined))
     return Group(table, Text(shown(now))) if now else table
 
 
@@ -170,10 +168,8 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
     first = selection["order"][0]
     decisions.add_row(str(number_of[first]), Text(shown(first)), "", "first")
     for decision in selection["decisions"]:
-        source, joined = decision["candidate"], "joined" if decision["joined"] else "left out"
-        decisions.add_row(
-            str(number_of[source]), Text(shown(source)), f"{decision['similarity']:.4f}", joined
-        )
+        source, mean = decision["candidate"], f"{decision['similarity']:.4f}"
+        decisions.add_row(str(number_of[source]), Text(shown(source)), mean, verdict(decision["joined"]))
     choices = _thresholds(selection["thresholds"], number_of)
     return Group(decisions, Text(""), *_similarities(selection), Text(""), choices, Text(""), members)
 
@@ -213,6 +209,11 @@ def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, in
             ", ".join(str(number_of[source]) for source in choice["members"]),
         )
     return table
+
+
+def _add_stacks(table: Table, stacks: Sequence[Mapping[str, Any]]) -> None:
+    for stack in stacks:
+        table.add_row("blocks", Text(f"{stack['length']} of {shown(stack['name'] or '(no prefix)')}"))
 
 
 def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:

@@ -9,7 +9,7 @@ import unicodedata
 
 from monosoup_cli.errors import MAX_CROPPED, cropped
 
-__all__ = ["duration", "plural", "shown", "size"]
+__all__ = ["duration", "plural", "shown", "size", "verdict"]
 
 
 def shown(text: object, limit: int = MAX_CROPPED) -> str:
@@ -47,3 +47,8 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """1 tensor, 2 tensors."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def verdict(joined: bool) -> str:
+    """On a candidate of a soup."""
+    return "joined" if joined else "left out"
