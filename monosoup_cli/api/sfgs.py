@@ -62,21 +62,14 @@ def prepare_sfgs(
 
     def choose(job: Job, partial: PartialOutput | None, progress: Progress) -> Choice:
         from monosoup_cli.methods.model_soup import best_first
-        from monosoup_cli.methods.similarity import (
-            add_inner_products,
-            decide,
-            members_of,
-            mirrored,
-            similarity,
-            thresholds,
-        )
+        from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity, thresholds
 
         assert job.base is not None
         grams = gram_matrices(
             layers, job.base, job.finetuned, partial, job.devices, job.workers, progress,
-            add_inner_products, job.options.on_nonfinite,
+            gram_matrix, job.options.on_nonfinite,
         )  # fmt: skip
-        matrix = similarity([mirrored(gram) for gram in grams], len(sources)).tolist()
+        matrix = similarity(grams, len(sources)).tolist()
         scores = arguments["scores"]
         order = list(range(len(sources)))
         if isinstance(scores, Mapping):

@@ -121,22 +121,30 @@ def _pass_over(
     and the sum of the updates, where it is small enough to be held."""
     import torch
 
-    from monosoup_cli.methods.similarity import add_inner_products, mirrored
+    from monosoup_cli.methods.similarity import gram_matrix
 
     count = len(layer.finetuned)
-    gram = torch.zeros(rows, count, count, dtype=torch.float64, device=layer.device)
     total = layer.held(last - first)
     ones = None if total is None else total.new_ones(1, count)
-    for start, stop, updates in layer.updates(first, last):
-        exact = layer.upcast(updates)
-        if rows == 1:
-            add_inner_products(gram[0], exact)
-        else:  # all of them are in this range
-            by_row = exact.view(count, rows, -1).transpose(0, 1)
-            gram = by_row @ by_row.mT
-        if total is not None and ones is not None:
-            torch.mm(ones, updates, out=total[start - first : stop - first].unsqueeze(0))
-    if not gram.isfinite().all() or not (total is None or math.isfinite(total.sum())):
+
+    def exact() -> Iterator[torch.Tensor]:
+        for start, stop, updates in layer.updates(first, last):
+            if total is not None and ones is not None:
+                torch.mm(ones, updates, out=total[start - first : stop - first].unsqueeze(0))
+            yield layer.upcast(updates)
+
+    if rows == 1:
+        gram = gram_matrix(exact(), count).unsqueeze(0)
+    else:
+        (updates,) = exact()  # all of the rows are in one range
+        by_row = updates.view(count, rows, -1).transpose(0, 1)
+        gram = by_row @ by_row.mT
+    if not (gram < LARGEST_SQUARES[layer.sums]).all():
         layer.widen()
         return _pass_over(layer, first, last, rows)
-    return gram if rows > 1 else mirrored(gram[0]).unsqueeze(0), total
+    return gram, total
+
+
+LARGEST_SQUARES = {"F32": 2.0**246, "F64": math.inf}
+"""Squares of norms below which the sum of as many updates as are summed in float32 (16), or of any
+number in float64, does not overflow."""

@@ -20,6 +20,10 @@ __all__ = ["InputFile", "read_into", "read_json"]
 
 MAX_JSON_BYTES = 100_000_000
 MAX_HELD_OPEN = 64
+READ_AHEAD = 1 << 20
+"""Systems read about as much ahead for one request, and ignore the rest of a longer one."""
+
+MAX_PREFETCHED = 8 << 20
 PICKLES = (b"PK\x03\x04", b"\x80\x02")
 
 
@@ -32,6 +36,12 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
             break
         done += count
     return done
+
+
+def _request(descriptor: int, offset: int) -> None:
+    """Have the system read ahead from `offset` on."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def _open_regular(path: Path, shown: str) -> int:
@@ -83,9 +93,12 @@ class InputFile:
         return self.status.st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` with the bytes from `offset` on."""
+        """Fill `buffer` with the bytes from `offset` on; what follows is requested before it is asked for."""
+        window, end = offset // READ_AHEAD, (offset + len(buffer)) // READ_AHEAD
         held = _held_open.take(self)
         try:
+            if window < end:
+                _request(held.number, (end + 1) * READ_AHEAD)
             count = read_into(held.number, buffer, offset)
         except OSError as error:
             raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from None
@@ -102,10 +115,10 @@ class InputFile:
         return bytes(buffer)
 
     def prefetch(self, offset: int, nbytes: int) -> None:
-        """Ask the system to have these bytes at hand soon; does not wait."""
-        if hasattr(os, "posix_fadvise"):
-            with _held_open.descriptor(self) as descriptor:
-                os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+        """Ask the system to have (the first of) these bytes at hand soon; does not wait."""
+        with _held_open.descriptor(self) as descriptor:
+            for start in range(offset, offset + min(nbytes, MAX_PREFETCHED), READ_AHEAD):
+                _request(descriptor, start)
 
     def header(self) -> Header:
         """The safetensors header, validated against the size of the file."""

@@ -13,11 +13,10 @@ import torch
 
 __all__ = [
     "Decision",
-    "add_inner_products",
     "cosines",
     "decide",
+    "gram_matrix",
     "members_of",
-    "mirrored",
     "similarity",
     "thresholds",
 ]
@@ -25,19 +24,25 @@ __all__ = [
 Matrix = Sequence[Sequence[float]]
 
 
-def add_inner_products(gram: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add the inner products of rows (N, length) to a Gram matrix (N, N), both float64: on and below
-    its diagonal; `mirrored` completes it.
+def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """The inner products of N = `count` rows, (N, N) float64, from ranges of them: (N, any) float64.
 
-    Three rows at a time: BLAS is several times slower on products of a few more long rows.
+    Two or three rows at a time: BLAS is several times slower on products of a few more long rows, and
+    slower on those of one.
     """
-    for first in range(0, len(rows), 3):
-        some, before = rows[first : first + 3], rows[: first + 3]
-        gram[first : first + 3, : first + 3].addmm_(some, before.T)
-
-
-def mirrored(gram: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrix, from what is on and below its diagonal."""
+    gram, last = torch.zeros(count, count, dtype=torch.float64), None
+    products: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for rows in ranges:
+        if last is None:
+            gram = gram.to(rows.device)
+        if rows is not last:  # a buffer that is filled again has its views already
+            last, products, first = rows, [], 0
+            for some in rows.tensor_split(math.ceil(count / 3)):
+                stop = first + len(some)
+                products.append((gram[first:stop, :stop], some, rows[:stop].T))
+                first = stop
+        for part, some, before in products:
+            part.addmm_(some, before)
     return gram.tril() + gram.tril(-1).T
 
 

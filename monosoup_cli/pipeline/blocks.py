@@ -50,7 +50,7 @@ MIN_BLOCK_LENGTH = 1024
 FLAT_ELEMENTS = 1 << 17
 """Elements of a range of a `FlatLayer`: few enough for the caches, many enough for Python."""
 
-ROWS_ELEMENTS = 1 << 19
+ROWS_ELEMENTS = 1 << 18
 MIN_ROW_ELEMENTS = 1 << 12
 """Elements of several updates side by side, the fewer of each, the more there are; and the fewest."""
 
@@ -512,12 +512,26 @@ class FlatLayer:
         for first in range(start, end, self._side_by_side):
             self._interrupt()
             last = min(first + self._side_by_side, end)
-            base = self.base.read(first, last, "base", self.sums)
             rows = self.room("updates", count, last - first, dtype=self.sums)
-            for row, finetuned in zip(rows, self.finetuned, strict=True):
-                row.copy_(finetuned.stored(first, last)).sub_(base)
+            self._read_rows(first, last, rows)
+            rows.sub_(self.base.read(first, last, "base", self.sums))
             self.has_moved = self.has_moved or bool(rows.count_nonzero())
             yield first, last, rows
+
+    def _read_rows(self, start: int, stop: int, rows: torch.Tensor) -> None:
+        """Fill (checkpoints, elements) with the fine-tuned checkpoints; all are converted at once where they
+        share a dtype, since every step of several workers costs them a turn of Python's lock."""
+        dtypes = {finetuned.dtype for finetuned in self.finetuned}
+        if len(dtypes) > 1:
+            for row, finetuned in zip(rows, self.finetuned, strict=True):
+                row.copy_(finetuned.stored(start, stop).to(self.device))
+            return
+        stored = self._scratch.take("stored rows", dtypes.pop(), *rows.shape)
+        buffer = bytes_of(stored)
+        nbytes = len(buffer) // len(self.finetuned)
+        for number, finetuned in enumerate(self.finetuned):
+            finetuned.read_into(buffer[number * nbytes : (number + 1) * nbytes], start)
+        rows.copy_(stored.to(self.device))
 
     def widen(self) -> None:
         """Make sums in float64 from now on, where float32 overflowed. Raises NonfiniteError for NaN or
@@ -573,10 +587,14 @@ class _Flat:
         self._item_bytes = BITS[self.dtype] // 8
         self._read_into = checkpoint.reader(tensor)
 
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill `buffer` with elements from `start` on, as they are stored."""
+        self._read_into(buffer, start * self._item_bytes)
+
     def stored(self, start: int, stop: int) -> torch.Tensor:
         """The elements start:stop in the stored dtype, on the CPU."""
         stored = self._scratch.take("stored", self.dtype, stop - start)
-        self._read_into(bytes_of(stored), start * self._item_bytes)
+        self.read_into(bytes_of(stored), start)
         return stored
 
     def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:

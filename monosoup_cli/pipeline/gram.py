@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from monosoup_cli.errors import NonfiniteError
 from monosoup_cli.pipeline.blocks import FlatLayer, check_stored
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["gram_matrices"]
 
+GramMatrix: TypeAlias = "Callable[[Iterable[torch.Tensor], int], torch.Tensor]"
+"""The Gram matrix of so many rows, from ranges of them."""
+
 
 def gram_matrices(
     plan: Plan,
@@ -28,7 +31,7 @@ def gram_matrices(
     devices: Sequence[torch.device],
     workers: int,
     progress: Progress,
-    add_inner_products: Callable[[torch.Tensor, torch.Tensor], None],
+    gram_matrix: GramMatrix,
     on_nonfinite: Strictness = "error",
 ) -> list[torch.Tensor]:
     """⟨τ_i, τ_j⟩ of the updates of N checkpoints, (N, N) float64 on the CPU, for every layer that the
@@ -45,7 +48,7 @@ def gram_matrices(
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
         try:
-            found[tensor.name] = _gram(tensor, base, finetuned, worker, add_inner_products)
+            found[tensor.name] = _gram(tensor, base, finetuned, worker, gram_matrix)
         except NonfiniteError:
             if on_nonfinite == "error":
                 raise
@@ -69,19 +72,15 @@ def _gram(
     base: Checkpoint,
     finetuned: Sequence[Checkpoint],
     worker: Worker,
-    add_inner_products: Callable[[torch.Tensor, torch.Tensor], None],
+    gram_matrix: GramMatrix,
 ) -> list[list[float]] | None:
-    import torch
-
     if not tensor.is_edited:
         for checkpoint in (base, *finetuned):
             check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
         return None
     layer = FlatLayer(tensor.name, base, finetuned, None, worker.device, worker.scratch, worker.interrupt)
     while True:
-        gram = torch.zeros(len(finetuned), len(finetuned), dtype=torch.float64, device=worker.device)
-        for _, _, updates in layer.updates():
-            add_inner_products(gram, layer.upcast(updates))
+        gram = gram_matrix((layer.upcast(updates) for _, _, updates in layer.updates()), len(finetuned))
         if gram.isfinite().all():
             return list(gram.tolist())
         try:

@@ -156,17 +156,20 @@ def in_parallel(
         else:
             waiting.append(tensor)
 
+    def prefetch(tensors: Sequence[PlannedTensor]) -> None:
+        for tensor in tensors:
+            for checkpoint in read_for(tensor):
+                checkpoint.prefetch(tensor.name)
+
     def work(number: int) -> None:
         tensor = waiting[number]
         progress(tensor, False)
-        if number + workers < len(waiting):
-            soon = waiting[number + workers]
-            for checkpoint in read_for(soon):
-                checkpoint.prefetch(soon.name)
+        prefetch(waiting[number + workers : number + workers + 1])
         with places.mine() as (device, scratch):
             _make(make, tensor, Worker(device, scratch, stop))
         progress(tensor, True)
 
+    prefetch(waiting[:workers])
     warm_up(devices)
     with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
         try:
