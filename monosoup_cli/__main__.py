@@ -1,6 +1,6 @@
 """`python -m monosoup_cli` is `monosoup`."""
 
-from monosoup_cli.cli.app import main
+from monosoup_cli.cli.app import run
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

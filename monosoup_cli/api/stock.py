@@ -101,7 +101,7 @@ def _edit(layer: FlatLayer, granularity: Granularity, *, clamp: bool) -> Edit:
                 if total is None:
                     move = layer.upcast(layer.total(start, stop)).sub_(base, alpha=count)
                 else:
-                    move = layer.upcast(total[start - first : stop - first])
+                    move = layer.upcast(total[0, start - first : stop - first])
                 if rows == 1:
                     yield start, stop, [base.add_(move, alpha=float(ratio) / count)]
                 else:
@@ -130,7 +130,7 @@ def _pass_over(
     def exact() -> Iterator[torch.Tensor]:
         for start, stop, updates in layer.updates(first, last):
             if total is not None and ones is not None:
-                torch.mm(ones, updates, out=total[start - first : stop - first].unsqueeze(0))
+                torch.mm(ones, updates, out=total[:, start - first : stop - first])
             yield layer.upcast(updates)
 
     if rows == 1:

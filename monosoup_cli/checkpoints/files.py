@@ -184,7 +184,8 @@ class _HeldOpen:
         """The file's descriptor, which stays open until it is given back."""
         with self._lock:
             held = self._held.get(file) or self._add(file, file.reopen())
-            self._held.move_to_end(file)
+            if len(self._held) == self._limit:
+                self._held.move_to_end(file)
             held.users += 1
         return held
 

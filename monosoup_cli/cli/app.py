@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -102,4 +103,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The console script."""
+    gc.disable()  # imports make no garbage, and take a quarter less time if none is looked for
     sys.exit(main())

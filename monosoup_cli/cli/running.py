@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     for notice in job.notices:
         console.note(f"note: {notice}")
     as_json = as_json or job.report_path is None
+    _import_torch()
     if is_dry:
         _show_plan(job, console, as_json=as_json)
         return
@@ -39,6 +41,15 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.note("note: one checkpoint is left, and the output is a copy of its tensors")
     elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
         console.note("note: nothing was edited; the report gives the reason for every tensor")
+
+
+def _import_torch() -> None:
+    """Import torch; from here on garbage is collected again, see `app.run`."""
+    import torch  # noqa: F401
+
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _show_plan(job: Job, console: Console, *, as_json: bool) -> None:

@@ -149,12 +149,10 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     """How many elements are NaN or Inf; one cheap pass where there are none."""
     import torch
 
-    if tensor.numel() == 0:
+    is_half = tensor.dtype == torch.float16  # in which sums overflow
+    if math.isfinite(tensor.sum(dtype=torch.float32 if is_half else None)):
         return 0
-    low, high = torch.aminmax(tensor)
-    if math.isfinite(low) and math.isfinite(high):
-        return 0
-    return int((~torch.isfinite(tensor)).sum())
+    return int((~tensor.isfinite()).sum())
 
 
 def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
@@ -439,7 +437,7 @@ class FlatLayer:
         self.weights = weights
         self.shape = finetuned[0].tensors[tensor].shape
         self.size = math.prod(self.shape)
-        self.device = device
+        self.device, self._is_cpu = device, device.type == "cpu"
         self.has_moved = base is None
         is_short = all(BITS[each.dtype] == 16 for each in (*self.finetuned, self.base) if each is not None)
         self.sums = "F32" if is_short and weights is None and 1 < len(finetuned) <= MAX_EXACT else "F64"
@@ -487,18 +485,17 @@ class FlatLayer:
         return total
 
     def from_base(self, start: int, stop: int) -> torch.Tensor:
-        """W0 in float64."""
+        """W0 in float64; not looked through for NaN and Inf, see `updates`."""
         assert self.base is not None
-        base = self.base.read(start, stop, "base", "F64")
-        if not math.isfinite(base.sum()):
-            self.base.check(start, stop)
-        return base
+        return self.base.read(start, stop, "base", "F64")
 
     def pair(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """W0 and the mean of the fine-tuned checkpoints in float64."""
         import torch
 
         base, mean = self.from_base(start, stop), self.upcast(self.mean(start, stop))
+        if not math.isfinite(base.sum()):
+            self.check(start, stop)
         self.has_moved = self.has_moved or not torch.equal(base, mean)
         return base, mean
 
@@ -507,31 +504,36 @@ class FlatLayer:
 
         They are not looked through for NaN and Inf, which their inner products show: see `check`.
         """
-        assert self.base is not None
-        end, count = self.size if stop is None else stop, len(self.finetuned)
+        end, rows = self.size if stop is None else stop, None
         for first in range(start, end, self._side_by_side):
             self._interrupt()
             last = min(first + self._side_by_side, end)
-            rows = self.room("updates", count, last - first, dtype=self.sums)
-            self._read_rows(first, last, rows)
-            rows.sub_(self.base.read(first, last, "base", self.sums))
-            self.has_moved = self.has_moved or bool(rows.count_nonzero())
-            yield first, last, rows
+            if rows is None or rows.size != last - first:
+                rows = self._rows(last - first)
+            for source, buffer in rows.buffers:
+                source.read_into(buffer, first)
+            for stored, sums in rows.conversions:
+                sums.copy_(stored.to(self.device))
+            rows.updates.sub_(rows.base)
+            self.has_moved = self.has_moved or bool(rows.updates.count_nonzero())
+            yield first, last, rows.updates
 
-    def _read_rows(self, start: int, stop: int, rows: torch.Tensor) -> None:
-        """Fill (checkpoints, elements) with the fine-tuned checkpoints; all are converted at once where they
-        share a dtype, since every step of several workers costs them a turn of Python's lock."""
-        dtypes = {finetuned.dtype for finetuned in self.finetuned}
-        if len(dtypes) > 1:
-            for row, finetuned in zip(rows, self.finetuned, strict=True):
-                row.copy_(finetuned.stored(start, stop).to(self.device))
-            return
-        stored = self._scratch.take("stored rows", dtypes.pop(), *rows.shape)
-        buffer = bytes_of(stored)
-        nbytes = len(buffer) // len(self.finetuned)
-        for number, finetuned in enumerate(self.finetuned):
-            finetuned.read_into(buffer[number * nbytes : (number + 1) * nbytes], start)
-        rows.copy_(stored.to(self.device))
+    def _rows(self, size: int) -> _Rows:
+        assert self.base is not None
+        sources = [self.base, *self.finetuned]
+        sums = self.room("rows", len(sources), size, dtype=self.sums)
+        dtypes = {source.dtype for source in sources}
+        if len(dtypes) == 1:
+            together = self._scratch.take("stored rows", dtypes.pop(), len(sources), size)
+            stored, conversions = list(together), [(together, sums)]
+        else:
+            stored = [
+                self._scratch.take(f"stored row {number}", source.dtype, size)
+                for number, source in enumerate(sources)
+            ]
+            conversions = list(zip(stored, sums, strict=True))
+        buffers = [(source, bytes_of(row)) for source, row in zip(sources, stored, strict=True)]
+        return _Rows(size, buffers, conversions, sums[0], sums[1:])
 
     def widen(self) -> None:
         """Make sums in float64 from now on, where float32 overflowed. Raises NonfiniteError for NaN or
@@ -541,25 +543,25 @@ class FlatLayer:
             raise FloatingPointError("the norm of an update overflows float64")
         self.sums = "F64"
 
-    def check(self) -> None:
+    def check(self, start: int = 0, stop: int | None = None) -> None:
         """Raise NonfiniteError where the tensor has NaN or Inf in one of the checkpoints."""
-        for start, stop in self.ranges():
+        for first, last in self.ranges(start, stop):
             for source in (self.base, *self.finetuned):
                 if source is not None:
-                    source.check(start, stop)
+                    source.check(first, last)
 
     def held(self, size: int) -> torch.Tensor | None:
-        """Room for that many sums, to be kept from one pass to the next; None where it would be too
-        much."""
+        """Room for that many sums, (1, size), to be kept from one pass to the next; None where it would
+        be too much."""
         fits = size * BITS[self.sums] // 8 <= HELD_BYTES
-        return self.room("held", size, dtype=self.sums) if fits else None
+        return self.room("held", 1, size, dtype=self.sums) if fits else None
 
     def room(self, purpose: str, *shape: int, dtype: str = "F64") -> torch.Tensor:
         """An uninitialised tensor on the device; on the CPU the same memory at the next call, which
         costs far less than new memory does."""
         import torch
 
-        if self.device.type == "cpu":
+        if self._is_cpu:
             return self._scratch.take(purpose, dtype, *shape)
         return torch.empty(shape, dtype=getattr(torch, FLOATING[dtype]), device=self.device)
 
@@ -575,6 +577,18 @@ class FlatLayer:
     def _side_by_side(self) -> int:
         """Elements in a range of `updates`."""
         return max(ROWS_ELEMENTS // len(self.finetuned), MIN_ROW_ELEMENTS)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Buffers for a range of `updates`, and what to do to fill them. All is prepared, and rows of one dtype
+    are converted together: workers pay for every step with a turn of Python's lock."""
+
+    size: int
+    buffers: Sequence[tuple[_Flat, memoryview]]
+    conversions: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    base: torch.Tensor
+    updates: torch.Tensor
 
 
 class _Flat:

@@ -145,6 +145,27 @@ def test_importing_the_package_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_garbage_is_collected_again_once_torch_is_there(files, tmp_path):
+    arguments = ["edit", *files, "-o", str(tmp_path / "out"), "--quiet"]
+    code = f"""
+import gc, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            assert not gc.isenabled()
+
+sys.meta_path.insert(0, Watch())
+sys.argv[1:] = {arguments}
+from monosoup_cli.cli.app import run
+try:
+    run()
+finally:
+    assert "torch" in sys.modules and gc.isenabled() and gc.get_freeze_count()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_command_line_reference_is_current():
     command = [
         Path(sys.executable).with_name("typer"),
