@@ -9,7 +9,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ MAX_JSON_BYTES = 100_000_000
 MAX_HELD_OPEN = 64
 READ_AHEAD = 1 << 20
 """Systems read about as much ahead for one request, and ignore the rest of a longer one."""
-
-MAX_PREFETCHED = 8 << 20
 PICKLES = (b"PK\x03\x04", b"\x80\x02")
 
 
@@ -38,10 +36,11 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
-def _request(descriptor: int, offset: int) -> None:
-    """Have the system read ahead from `offset` on."""
+def _request(descriptor: int, offset: int, nbytes: int) -> None:
+    """Have the system read ahead, where it takes advice."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def _open_regular(path: Path, shown: str) -> int:
@@ -93,12 +92,13 @@ class InputFile:
         return self.status.st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` with the bytes from `offset` on; what follows is requested before it is asked for."""
+        """Fill `buffer` with the bytes from `offset` on. Whoever reads on in pieces finds what follows
+        requested."""
         window, end = offset // READ_AHEAD, (offset + len(buffer)) // READ_AHEAD
         held = _held_open.take(self)
         try:
-            if window < end:
-                _request(held.number, (end + 1) * READ_AHEAD)
+            if window < end and len(buffer) <= READ_AHEAD:
+                _request(held.number, (end + 1) * READ_AHEAD, READ_AHEAD)
             count = read_into(held.number, buffer, offset)
         except OSError as error:
             raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from None
@@ -115,10 +115,11 @@ class InputFile:
         return bytes(buffer)
 
     def prefetch(self, offset: int, nbytes: int) -> None:
-        """Ask the system to have (the first of) these bytes at hand soon; does not wait."""
+        """Ask the system to have these bytes at hand soon; does not wait."""
+        end = offset + nbytes
         with _held_open.descriptor(self) as descriptor:
-            for start in range(offset, offset + min(nbytes, MAX_PREFETCHED), READ_AHEAD):
-                _request(descriptor, start)
+            for start in range(offset, end, READ_AHEAD):
+                _request(descriptor, start, min(READ_AHEAD, end - start))
 
     def header(self) -> Header:
         """The safetensors header, validated against the size of the file."""
@@ -184,8 +185,7 @@ class _HeldOpen:
         """The file's descriptor, which stays open until it is given back."""
         with self._lock:
             held = self._held.get(file) or self._add(file, file.reopen())
-            if len(self._held) == self._limit:
-                self._held.move_to_end(file)
+            self._held.move_to_end(file)
             held.users += 1
         return held
 

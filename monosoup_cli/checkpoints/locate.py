@@ -91,9 +91,10 @@ class Checkpoint:
         start, read_into = len(shard.header.raw) + self.tensors[name].start, shard.file.read_into
         return lambda buffer, offset: read_into(buffer, start + offset)
 
-    def prefetch(self, name: str) -> None:
+    def prefetch(self, name: str, limit: int) -> None:
+        """Ask the system to have the tensor, or its first `limit` bytes, at hand soon."""
         shard, tensor = self.shard_of[name], self.tensors[name]
-        shard.file.prefetch(len(shard.header.raw) + tensor.start, tensor.nbytes)
+        shard.file.prefetch(len(shard.header.raw) + tensor.start, min(tensor.nbytes, limit))
 
     @property
     def bytes_read(self) -> int:

@@ -195,9 +195,9 @@ def edit_update(
     spectrum = decompose(updates, side, 1e-2) if has_low else decompose(updates, side)
     if float(spectrum.singular_values[0]) == 0.0:
         return None
+    if not math.isfinite(spectrum.singular_values.sum()):
+        raise FloatingPointError("the singular values of the update overflow float64")
     layers = [measure(spectrum.singular_values, method) for method in methods]
-    if not math.isfinite(layers[0].update_norm):
-        raise FloatingPointError("the norm of the update overflows float64")
     return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
 
 

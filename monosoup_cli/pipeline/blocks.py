@@ -149,8 +149,12 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     """How many elements are NaN or Inf; one cheap pass where there are none."""
     import torch
 
-    is_half = tensor.dtype == torch.float16  # in which sums overflow
-    if math.isfinite(tensor.sum(dtype=torch.float32 if is_half else None)):
+    if tensor.numel() == 0:
+        return 0
+    witnesses = (
+        torch.aminmax(tensor) if tensor.dtype == torch.float16 else [tensor.sum()]
+    )  # float16 overflows
+    if all(math.isfinite(witness) for witness in witnesses):
         return 0
     return int((~tensor.isfinite()).sum())
 
@@ -493,9 +497,10 @@ class FlatLayer:
         """W0 and the mean of the fine-tuned checkpoints in float64."""
         import torch
 
-        base, mean = self.from_base(start, stop), self.upcast(self.mean(start, stop))
+        base = self.from_base(start, stop)
         if not math.isfinite(base.sum()):
             self.check(start, stop)
+        mean = self.upcast(self.mean(start, stop))
         self.has_moved = self.has_moved or not torch.equal(base, mean)
         return base, mean
 

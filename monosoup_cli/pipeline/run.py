@@ -55,6 +55,9 @@ Method: TypeAlias = "Callable[[Any], Edit | None]"
 """What a command does to one layer: a `MatrixLayer` or a `FlatLayer`, as the plan says. None: the
 layer counts as unchanged and stays as fine-tuned."""
 
+PREFETCHED_BYTES = 16 << 20
+"""Of a tensor that comes next, from all checkpoints."""
+
 Progress = Callable[[PlannedTensor, bool], None]
 """Called from any thread when a tensor is begun (False) and when it is finished (True)."""
 
@@ -158,8 +161,9 @@ def in_parallel(
 
     def prefetch(tensors: Sequence[PlannedTensor]) -> None:
         for tensor in tensors:
-            for checkpoint in read_for(tensor):
-                checkpoint.prefetch(tensor.name)
+            sources = read_for(tensor)
+            for checkpoint in sources:
+                checkpoint.prefetch(tensor.name, PREFETCHED_BYTES // len(sources))
 
     def work(number: int) -> None:
         tensor = waiting[number]

@@ -176,14 +176,14 @@ def merge(folder):
         ]
         if name == "wise":
             files = [folder / "base/model.safetensors", folder / "ft1/model.safetensors"]
-        plain = f"cat {' '.join(map(str, files))} > /dev/null && cp {files[-1]} {folder}/copy && sync"
+        plain = cat_and_copy(files, folder / "copy")
         runs = {"ours": [], "theirs": [], "plain": [], "import": []}
         for number in range(4):
             shutil.rmtree(folder / f"theirs-{name}", ignore_errors=True)
             (folder / "copy").unlink(missing_ok=True)
             os.sync()
             for side, command in {
-                "ours": ours, "theirs": theirs, "plain": ["sh", "-c", plain],
+                "ours": ours, "theirs": theirs, "plain": plain,
                 "import": [sys.executable, "-c", "import torch"],
             }.items():  # fmt: skip
                 result = measured(*command)
@@ -201,6 +201,31 @@ def merge(folder):
             spread(to_theirs), f"{statistics.median(walls['plain']):.1f} s", spread(to_plain),
             *(size(peaks[side]) for side in ("ours", "theirs")),
         )  # fmt: skip
+
+
+def cat_and_copy(files, copy):
+    """The command that reads all files and writes as much as one of them."""
+    return ["sh", "-c", f"cat {' '.join(map(str, files))} > /dev/null && cp {files[-1]} {copy} && sync"]
+
+
+def bare(folder):
+    """How fast stock of four could be without anything around its arithmetic, on two cores."""
+    generate(folder, "half_billion")
+    files = [folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")]
+    header("Model Stock with nothing around it", "bare loop", "cat, cp, sync", "ratio")
+    loops, plains = [], []
+    for number in range(6):
+        for name in ("bare", "copy"):
+            (folder / name).unlink(missing_ok=True)
+        os.sync()
+        command = [sys.executable, "-m", "tests.benchmarks.bare", *files, folder / "bare"]
+        loop = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        plain, _, _ = measured(*cat_and_copy(files, folder / "copy"))
+        if number:
+            loops.append(loop)
+            plains.append(plain)
+    ratios = [loop / plain for loop, plain in zip(loops, plains, strict=True)]
+    row(f"{statistics.median(loops):.1f} s", f"{statistics.median(plains):.1f} s", spread(ratios))
 
 
 def spread(ratios):
@@ -243,7 +268,8 @@ def machine():
 
 def main():
     benchmarks = {
-        "startup": startup, "kernel": kernel, "file": file, "lean": lean, "merge": merge, "equal": equal,
+        "startup": startup, "kernel": kernel, "file": file, "lean": lean, "merge": merge, "bare": bare,
+        "equal": equal,
     }  # fmt: skip
     machine()
     for name in sys.argv[1:] or benchmarks:

@@ -427,9 +427,12 @@ def test_float64_at_its_limits(tmp_path, factor):
     assert layer["relative_update"] is None
 
 
-def test_an_update_beyond_float64_is_refused(tmp_path):
-    save_file({"w": torch.full((4, 4), -1.5e308, dtype=torch.float64)}, tmp_path / "base.safetensors")
-    save_file({"w": torch.full((4, 4), 1.5e308, dtype=torch.float64)}, tmp_path / "finetuned.safetensors")
+@pytest.mark.parametrize(("base", "finetuned"), [(-1.5e308, 1.5e308), (0.0, 1.6e307), (0.0, 1e307)])
+def test_an_update_beyond_float64_is_refused(tmp_path, base, finetuned):
+    """In its elements, its norm, or the sum of its singular values."""
+    signs = torch.ones(16, 16, dtype=torch.float64).triu()
+    save_file({"w": base * signs}, tmp_path / "base.safetensors")
+    save_file({"w": finetuned * signs}, tmp_path / "finetuned.safetensors")
     with pytest.raises(NonfiniteError, match="overflows float64"):
         monosoup_cli.edit(tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors", tmp_path / "out")
 
