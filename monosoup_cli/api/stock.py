@@ -125,11 +125,11 @@ def _pass_over(
 
     count = len(layer.finetuned)
     total = layer.held(last - first)
-    ones = None if total is None else total.new_ones(1, count)
+    ones = layer.room("ones", 1, count, dtype=layer.sums).fill_(1.0)
 
     def exact() -> Iterator[torch.Tensor]:
         for start, stop, updates in layer.updates(first, last):
-            if total is not None and ones is not None:
+            if total is not None:
                 torch.mm(ones, updates, out=total[:, start - first : stop - first])
             yield layer.upcast(updates)
 

@@ -393,10 +393,10 @@ class PartialOutput:
             self._is_left = True
             self._news.notify_all()
         self._digesting.shutdown(cancel_futures=True)
-        is_refused = kind is not None and issubclass(kind, MonosoupError)
-        is_at_fault = kind is not None and issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
-        if is_at_fault or (is_refused and not self.finished and not self.notes):  # nothing to resume
-            shutil.rmtree(self.workplace, ignore_errors=True)
+        if kind is not None and issubclass(kind, MonosoupError):
+            are_inputs_at_fault = issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
+            if are_inputs_at_fault or not (self.finished or self.notes):  # nothing to resume
+                shutil.rmtree(self.workplace, ignore_errors=True)
         self._close()
 
     def _close(self) -> None:

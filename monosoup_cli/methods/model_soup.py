@@ -19,8 +19,10 @@ def normalised(weights: Sequence[float]) -> list[float]:
     """Weights scaled to sum 1. Raises UsageError where they are not finite, or sum to nothing."""
     if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
         raise UsageError("weights must be at least 0, and not all 0", found=list(weights))
-    shares = [weight / max(weights) for weight in weights]
-    return [share / math.fsum(shares) for share in shares]
+    largest = max(weights)
+    shares = [weight / largest for weight in weights]
+    total = math.fsum(shares)
+    return [share / total for share in shares]
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

@@ -151,9 +151,8 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
 
     if tensor.numel() == 0:
         return 0
-    witnesses = (
-        torch.aminmax(tensor) if tensor.dtype == torch.float16 else [tensor.sum()]
-    )  # float16 overflows
+    overflows_in_sums = tensor.dtype == torch.float16
+    witnesses = torch.aminmax(tensor) if overflows_in_sums else (tensor.sum(),)
     if all(math.isfinite(witness) for witness in witnesses):
         return 0
     return int((~tensor.isfinite()).sum())

@@ -124,14 +124,20 @@ class Job:
         new = [tensor.name for tensor in self.plan.tensors if tensor.reason == "not_in_base"]
         if new:
             self.notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}")
-        if self.plan.only_in_base:
-            self.notices.append(f"only in the base, and not written: {_some(self.plan.only_in_base)}")
+        if self.only_in_base:
+            self.notices.append(f"only in the base, and not written: {_some(self.only_in_base)}")
 
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
         """(role, checkpoint), in the order of the command line."""
         base = [] if self.base is None else [("base", self.base)]
         return [*base, *(("finetuned", checkpoint) for checkpoint in self.finetuned)]
+
+    @property
+    def only_in_base(self) -> list[str]:
+        """Names that the fine-tuned checkpoint has not; they are not written."""
+        names = () if self.base is None else self.base.tensors
+        return [name for name in names if name not in self.finetuned[0].tensors]
 
     @property
     def report_path(self) -> Path | None:
@@ -239,7 +245,7 @@ class Job:
                 },
                 **self.recipe.details,
                 **({"selection": choice.selection} if choice.selection else {}),
-                "only_in_base": list(self.plan.only_in_base),
+                "only_in_base": self.only_in_base,
             }
             reports = [
                 self._report(head, number, variant, partial, files[variant.folder])
@@ -386,10 +392,6 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
                 [checkpoint.tensors for checkpoint in checkpoints], selection,
                 view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
             )  # fmt: skip
-        if base is not None and not recipe.needs_base:
-            plan = replace(
-                plan, only_in_base=tuple(name for name in base.tensors if name not in first.tensors)
-            )
         path = Path(arguments["output"])
         if not path.name:
             raise OutputError("cannot be the output", path=arguments["output"] or "''")

@@ -76,13 +76,9 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every tensor of the output in the fine-tuned checkpoint's order.
-
-    `only_in_base`: names that the fine-tuned checkpoint has not; they are not written.
-    """
+    """Every tensor of the output in the fine-tuned checkpoint's order."""
 
     tensors: tuple[PlannedTensor, ...]
-    only_in_base: tuple[str, ...] = ()
     dtypes: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,7 +133,7 @@ def make_plan(
                 has_base=has_twin and (reason is None or wise),
             )
         )  # fmt: skip
-    return Plan(tuple(tensors), tuple(name for name in base or () if name not in first))
+    return Plan(tuple(tensors))
 
 
 def _alike(tensor: TensorInfo, headers: Headers) -> bool:

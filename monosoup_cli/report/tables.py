@@ -55,7 +55,7 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
         "device": ", ".join(str(device) for device in job.devices),
         "workers": job.workers,
         "memory_bytes": job.memory_bytes,
-        "only_in_base": list(job.plan.only_in_base),
+        "only_in_base": job.only_in_base,
         "layers": [
             {
                 "name": tensor.name,
@@ -73,6 +73,27 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
 
 def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
     """The plan of a dry run: a line a tensor (not where `is_short`), then the totals."""
+    reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
+    totals = _grid("", "")
+    _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
+    _add_stacks(totals, job.recipe.details.get("stacks", []))
+    totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
+    totals.add_row("keep", _counts(reasons) or "none")
+    if job.only_in_base:
+        totals.add_row("only in base", f"{plural(len(job.only_in_base), 'tensor')}, not written")
+    if job.recipe.drafts:
+        count = len(job.finetuned)
+        totals.add_row(
+            "score", f"at most {2 * count - 1} times, {size(job.layout.nbytes)} of drafts at a time"
+        )
+    files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
+    totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
+    memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
+    totals.add_row("memory", memory)
+    return totals if is_short else Group(_tensors(job), Text(""), totals)
+
+
+def _tensors(job: Job) -> Table:
     table = _grid("", "", "")
     for tensor in job.plan.tensors:
         view = " × ".join(str(size) for size in tensor.shape)
@@ -84,24 +105,7 @@ def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
         if tensor.is_edited and tensor.name in job.recipe.foretold:
             action += _foretold(job.recipe.foretold[tensor.name], job.recipe.details["stacks"])
         table.add_row(Text(shown(tensor.name)), tensor.dtype, Text(action))
-    reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
-    totals = _grid("", "")
-    _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
-    _add_stacks(totals, job.recipe.details.get("stacks", []))
-    totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
-    totals.add_row("keep", _counts(reasons) or "none")
-    if job.plan.only_in_base:
-        totals.add_row("only in base", f"{plural(len(job.plan.only_in_base), 'tensor')}, not written")
-    if job.recipe.drafts:
-        count = len(job.finetuned)
-        totals.add_row(
-            "score", f"at most {2 * count - 1} times, {size(job.layout.nbytes)} of drafts at a time"
-        )
-    files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
-    totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
-    memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
-    totals.add_row("memory", memory)
-    return totals if is_short else Group(table, Text(""), totals)
+    return table
 
 
 def _foretold(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:

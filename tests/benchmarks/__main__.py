@@ -171,11 +171,7 @@ def merge(folder):
         "monosoup without import, to that", "monosoup, peak", "mergekit, peak",
     )  # fmt: skip
     for name, (ours, theirs, count) in merges(folder, "bfloat16").items():
-        files = [
-            folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")[-count:]
-        ]
-        if name == "wise":
-            files = [folder / "base/model.safetensors", folder / "ft1/model.safetensors"]
+        files = family(folder)[:2] if name == "wise" else family(folder)[-count:]
         plain = cat_and_copy(files, folder / "copy")
         runs = {"ours": [], "theirs": [], "plain": [], "import": []}
         for number in range(4):
@@ -203,6 +199,11 @@ def merge(folder):
         )  # fmt: skip
 
 
+def family(folder):
+    """The files of a base and its four fine-tunes."""
+    return [folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")]
+
+
 def cat_and_copy(files, copy):
     """The command that reads all files and writes as much as one of them."""
     return ["sh", "-c", f"cat {' '.join(map(str, files))} > /dev/null && cp {files[-1]} {copy} && sync"]
@@ -211,7 +212,7 @@ def cat_and_copy(files, copy):
 def bare(folder):
     """How fast stock of four could be without anything around its arithmetic, on two cores."""
     generate(folder, "half_billion")
-    files = [folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")]
+    files = family(folder)
     header("Model Stock with nothing around it", "bare loop", "cat, cp, sync", "ratio")
     loops, plains = [], []
     for number in range(6):

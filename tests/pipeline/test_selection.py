@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import monosoup_cli
+from monosoup_cli.checkpoints.writer import partial_path
 from monosoup_cli.cli.app import main
 from monosoup_cli.errors import ResumeError, UsageError
 from tests.conftest import everything_in
@@ -239,14 +240,10 @@ def start(*argv):
     )  # fmt: skip
 
 
-def partial_of(out):
-    return out.with_name(f"{out.name}.partial")
-
-
 def journal_of(out):
     """The whole lines of the journal, but for the first."""
     try:
-        text = (partial_of(out) / "journal").read_text()
+        text = (partial_path(out) / "journal").read_text()
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True)[1:] if line.endswith("\n")]
@@ -254,12 +251,12 @@ def journal_of(out):
 
 def is_draft(path, out, suffix):
     """Whether a path is that of a trial: inside the work that is not finished."""
-    return Path(path).parent == partial_of(out) and Path(path).suffix == suffix
+    return Path(path).parent == partial_path(out) and Path(path).suffix == suffix
 
 
 def lines_of(out, kind):
     """How many of the journal's lines begin so."""
-    journal = partial_of(out) / "journal"
+    journal = partial_path(out) / "journal"
     return journal.read_bytes().count(b"\n" + kind) if journal.exists() else 0
 
 
@@ -320,7 +317,7 @@ def test_greedy_is_a_plain_loop(family, whole):
     assert_is_mean(whole.out, expected["members"])
     last = [trial for trial in expected["trials"] if trial["joined"]][-1]
     assert family.score(load_file(whole.out)) == last["score"]
-    assert not partial_of(whole.out).exists()
+    assert not partial_path(whole.out).exists()
     (file,) = whole.report["output"]["files"]
     assert file["sha256"] == hashlib.sha256(whole.out.read_bytes()).hexdigest()
 
@@ -379,7 +376,7 @@ def assert_resumed(out, whole):
     found = json.loads(out.with_name("out.report.json").read_text())
     assert found["selection"] == whole.report["selection"]
     assert found["layers"] == whole.report["layers"]
-    assert not partial_of(out).exists()
+    assert not partial_path(out).exists()
 
 
 @pytest.mark.slow
@@ -454,14 +451,14 @@ def test_a_draft_that_a_kill_cut_off_is_made_anew(scorer, few, tmp_path):
     options = {"greedy": True, "score_command": scorer.command}
     with pytest.raises(Enough):
         monosoup_cli.soup(few.finetuned, out, workers=1, progress=stop, **options)
-    journal = partial_of(out) / "journal"
+    journal = partial_path(out) / "journal"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:4]))
     draft = Path(scorer.runs[3]["path"])
     assert is_draft(draft, out, ".safetensors")
     with pytest.raises(Enough):
         monosoup_cli.soup(few.finetuned[:2], draft, overwrite=True, workers=1, progress=stop)
-    assert partial_of(draft).exists()
+    assert partial_path(draft).exists()
     monosoup_cli.soup(few.finetuned, out, resume=True, **options)
     assert_resumed(out, few)
     assert scorer.scored == few.scored + few.scored[3:]

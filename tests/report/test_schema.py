@@ -92,15 +92,17 @@ def errors(report):
     return [error.message for error in VALIDATOR.iter_errors(report)]
 
 
+def normals():
+    """A function from a shape to normal values, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of a pair with a tensor for every action and reason, read back from its file."""
     folder = tmp_path_factory.mktemp("pair")
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator)
-
+    normal = normals()
     base = {
         "matrix": normal(80, 70).to(torch.bfloat16),
         "over_zeros": torch.zeros(6, 9),
@@ -142,11 +144,7 @@ def report(tmp_path_factory):
 def reports(tmp_path_factory):
     """The reports of RUNS and of their PARTS, by name, read back from their files."""
     folder = tmp_path_factory.mktemp("runs")
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator)
-
+    normal = normals()
     base = {
         "blocks.0.weight": normal(4, 3),
         "blocks.1.weight": normal(4, 3),
