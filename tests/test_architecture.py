@@ -10,10 +10,11 @@ import monosoup_cli
 PACKAGE = Path(monosoup_cli.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
+    "names": {"errors"},
     "spectral": {"errors"},
-    "methods": {"spectral", "errors"},
+    "methods": {"spectral", "names", "errors"},
     "checkpoints": {"errors"},
-    "report": {"errors"},
+    "report": {"names", "errors"},
     "pipeline": {"checkpoints", "report", "errors"},
     "api": {"pipeline", "methods", "checkpoints", "errors"},
     "cli": {"api", "pipeline", "report", "errors"},

@@ -1,0 +1,255 @@
+"""What the names of tensors tell: how deep a layer stands, what kind it is, whether it is a head's."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from monosoup_cli.errors import MismatchError, UsageError
+
+__all__ = ["KINDS", "Place", "Position", "find_blocks", "is_head", "places"]
+
+HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
+INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
+MAX_COMPONENTS = 64
+"""Of a name; what comes after so many says nothing of depth, and would cost its square."""
+NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.DOTALL)
+
+Blocks = Mapping[int, Collection[str]]
+"""The suffixes of the names in each block of a list, by the block's number."""
+Numbered = dict[str, tuple[str, tuple[int, ...]]]
+"""The stack of each name in a block, and the numbers that order the blocks of the stack."""
+
+
+KINDS = ("embedding", "attention", "mlp", "convolution", "head", "other")
+KIND_WORDS = {
+    "embedding": r"emb|wte|wpe|\bshared\b|position|relative_attention_bias",
+    "attention": r"^(?!.*\bff\b).*(att|query|\b[qkvo](_|\b)|qkv)",
+    "mlp": r"mlp|ffn?\d?\b|feed_?forward|\b(pre_)?fc\d?|expert|moe|intermediate|\b(w|wi|wo|lin|linear)_?\d?\b"
+    r"|dense|gate|(up|down)_proj|c_(fc|proj)",
+    "convolution": r"conv|downsample",
+}
+"""What the kinds of layers are called by, in names in lower case; the first that matches counts."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a tensor stands in depth: block `block` (from 0) of the `length` blocks of `stack`.
+
+    `stack` is the prefix of the blocks' numbers, "model.layers"; where two numbers count, the outer
+    one is a star, "stages.*.blocks" or "layer*". It is empty where names begin with the number.
+    """
+
+    stack: str
+    block: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a layer's name tells of it: its kind (of KINDS), its position in depth (None outside blocks),
+    and its part: what it is called in every block, "self_attn.q_proj"."""
+
+    kind: str
+    position: Position | None
+    part: str
+
+
+def places(shapes: Mapping[str, Sequence[int]]) -> dict[str, Place]:
+    """The place of every tensor, by name; from all names of a checkpoint, and the tensors' shapes.
+
+    >>> places({"h.0.attn.w": (4, 4), "h.1.attn.w": (4, 4), "wte.weight": (9, 4)})["h.1.attn.w"].part
+    'attn.w'
+    """
+    try:
+        positions = find_blocks(shapes)
+    except MismatchError:  # no blocks: all is outside
+        positions = {}
+    return {name: _place(name, shape, positions.get(name)) for name, shape in shapes.items()}
+
+
+def _place(name: str, shape: Sequence[int], position: Position | None) -> Place:
+    if position is None:
+        kind = "head" if is_head(name) else _kind(name, shape)
+        return Place(kind, None, name.removesuffix(".weight"))
+    starred = ".".join("*" if INTEGER.fullmatch(part) else part for part in name.split("."))
+    prefix = _join(position.stack, "*.")
+    part = starred.removeprefix(prefix) if starred.startswith(prefix) else starred.partition("*.")[2]
+    return Place(_kind(part, shape), position, part.removesuffix(".weight"))
+
+
+def _kind(name: str, shape: Sequence[int]) -> str:
+    for kind, words in KIND_WORDS.items():
+        if re.search(words, name.lower()):
+            return kind
+    return "convolution" if len(shape) > 3 else "other"
+
+
+def is_head(name: str) -> bool:
+    """Whether a component of the name is one that heads are called by; meant for names outside blocks."""
+    return not HEADS.isdisjoint(name.split("."))
+
+
+def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, Position]:
+    """The position of every name that lies in a block; names outside blocks are absent.
+
+    Each stack (encoder and decoder, vision and text) is counted on its own. `pattern`, a regular
+    expression searched in each name, replaces the detection: its groups are the numbers, outermost
+    first, and names alike up to the first of them are one stack. Raises UsageError for a pattern
+    that is none or finds nothing, MismatchError where the names hold no list of blocks.
+    """
+    places = _detect(names) if pattern is None else _match(names, pattern)
+    if not places:
+        raise MismatchError(
+            "the names of the tensors hold no list of blocks",
+            expected="names like 'layers.0.…', 'layers.1.…'",
+            hint="--block-pattern tells where the number of a block stands",
+        )
+    found = defaultdict(set)
+    for stack, numbers in places.values():
+        found[stack].add(numbers)
+    order = {stack: {n: block for block, n in enumerate(sorted(found[stack]))} for stack in found}
+    return {
+        name: Position(stack, order[stack][numbers], len(order[stack]))
+        for name, (stack, numbers) in places.items()
+    }
+
+
+def _match(names: Iterable[str], pattern: str) -> Numbered:
+    """The places of the names that `pattern` matches."""
+    try:
+        regex = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"--block-pattern '{pattern}' is no regular expression: {error}") from None
+    if not regex.groups:
+        raise UsageError(
+            f"--block-pattern '{pattern}' has no group for the number of a block",
+            expected=r"a pattern like 'layers\.(\d+)\.'",
+        )
+    places: Numbered = {}
+    for name in names:
+        if match := regex.search(name):
+            if not all(re.fullmatch("[0-9]{1,9}", group or "") for group in match.groups()):
+                raise UsageError(
+                    f"a group of --block-pattern '{pattern}' captures no integer",
+                    tensor=name, found=match.groups(),
+                )  # fmt: skip
+            places[name] = name[: match.start(1)].rstrip("."), tuple(map(int, match.groups()))
+    if not places:
+        raise UsageError(f"--block-pattern '{pattern}' matches no tensor")
+    return places
+
+
+def _detect(names: Iterable[str]) -> Numbered:
+    """The places of the names that lie in a list of blocks.
+
+    A list of blocks is contiguous from 0, has two blocks or more, and a suffix that stands in most of
+    them: a hybrid's blocks, or a dense one before sparse ones, need have no more in common. Lists of
+    single layers (`net.0.weight`, `net.1.weight`: an MLP, the embeddings of codebooks) count only
+    where there is no list of modules. Of nested lists the outermost counts; see `_inner_list` for
+    stages.
+    """
+    names = list(names)
+    lists: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in names:
+        for prefix, number, suffix in _readings(name):
+            lists[prefix][number].append(suffix)
+    frequent = {
+        prefix: _suffixes_of_most(blocks)
+        for prefix, blocks in lists.items()
+        if len(blocks) > 1 and _is_contiguous(blocks) and _suffixes_of_most(blocks)
+    }
+    of_modules = {prefix for prefix in frequent if any("." in suffix for suffix in frequent[prefix])}
+    candidates = of_modules or set(frequent)
+    outermost = {
+        prefix for prefix in candidates if not any(outer in candidates for outer, *_ in _readings(prefix))
+    }
+    # a middle block's resnets, a lone layer's experts: parts that other blocks have too, not depth
+    parts = {(_word(prefix), frequent[prefix]) for prefix in candidates - outermost}
+    stacks = {prefix for prefix in outermost if (_word(prefix), frequent[prefix]) not in parts}
+    inner = {prefix: _inner_list(prefix, lists) for prefix in stacks}
+    numbered = Counter(match[1] for prefix in stacks if (match := NUMBERED.fullmatch(prefix)))
+
+    places: Numbered = {}
+    for name in names:
+        for prefix, number, suffix in _readings(name):
+            if prefix in stacks:
+                numbers: tuple[int, ...] = (number,)
+                stack, word = prefix, inner[prefix]
+                if word is not None:
+                    stack = _join(prefix, "*", word)
+                    numbers = number, _block_in_stage(suffix, word, number, lists[prefix])
+                # layer1, layer2, … of a ResNet: stages of one stack as well
+                if (match := NUMBERED.fullmatch(prefix)) and numbered[match[1]] > 1:
+                    stack, numbers = match[1] + "*" + stack[len(prefix) :], (int(match[2]), *numbers)
+                places[name] = stack, numbers
+                break
+    return places
+
+
+def _inner_list(prefix: str, lists: Mapping[str, Blocks]) -> str | None:
+    """What names the blocks of stages: "blocks" in `stages.S.blocks.B`, "" in `block.S.B`.
+
+    None where the outer blocks are no stages. In every stage the inner list is contiguous from 0;
+    at least half of the suffixes of each block stand in all of them (not so the parts of a T5
+    layer); and the stage holds no more besides than one block does (not so a layer with experts, or
+    a block with both resnets and attentions).
+    """
+    stages = lists[prefix]
+
+    def are_blocks_of(stage: int, word: str) -> bool:
+        blocks = lists.get(_join(prefix, str(stage), word), {})
+        common = set.intersection(*map(set, blocks.values())) if blocks else set()
+        sizes = [len(block) for block in blocks.values()]
+        return (
+            _is_contiguous(blocks)
+            and all(2 * len(common) >= size for size in sizes)
+            and len(stages[stage]) - sum(sizes) <= max(sizes)
+        )
+
+    words = {word for suffix in stages[0] for word, *_ in islice(_readings(suffix), 1)}
+    return next((word for word in words if all(are_blocks_of(stage, word) for stage in stages)), None)
+
+
+def _block_in_stage(suffix: str, word: str, stage: int, stages: Blocks) -> int:
+    """The number of the block that a name of a stage counts with.
+
+    Outside the stage's blocks, what the last stage lacks (Swin's downsample) leads out of a stage
+    and counts with its last block; all else (ConvNeXt's downsample) leads in, and counts with the
+    first.
+    """
+    for inner, number, _ in _readings(suffix):
+        if inner == word:
+            return number
+    if suffix in stages[max(stages)]:
+        return 0
+    return max(number for other in stages[stage] for inner, number, _ in _readings(other) if inner == word)
+
+
+def _readings(name: str) -> Iterator[tuple[str, int, str]]:
+    """Each way to read a name as prefix, integer component, suffix; the outermost first."""
+    parts = name.split(".", MAX_COMPONENTS)
+    for at, part in enumerate(parts):
+        if INTEGER.fullmatch(part):
+            yield ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
+
+
+def _is_contiguous(blocks: Blocks) -> bool:
+    return bool(blocks) and max(blocks) == len(blocks) - 1
+
+
+def _suffixes_of_most(blocks: Blocks) -> frozenset[str]:
+    """The suffixes that stand in more than half of the blocks."""
+    count = Counter(suffix for suffixes in blocks.values() for suffix in suffixes)
+    return frozenset(suffix for suffix in count if 2 * count[suffix] > len(blocks))
+
+
+def _word(prefix: str) -> str:
+    return prefix.rpartition(".")[2]
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

@@ -1,0 +1,69 @@
+"""A report's layers as flat rows, one for each tensor or matrix of a stack: what tables, pictures and
+pages are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from monosoup_cli.names import places
+
+__all__ = ["LABELS", "Row", "rows_of"]
+
+Row: TypeAlias = "dict[str, Any]"
+"""A layer's entry in the report, of a slice with its tensor's name and index ("experts.w1[3]") and the
+shape of one matrix; and with `kind`, `stack`, `block` (null outside blocks), `part` and `k_ratio`."""
+
+LABELS = {
+    "rank": "r",
+    "effective_rank": "effective rank",
+    "k": "k",
+    "k_ratio": "k/r",
+    "energy_high": "energy kept",
+    "rho": "ρ",
+    "cos_alpha": "cos α",
+    "lambda_high": "λ_high",
+    "lambda_low": "λ_low",
+    "equivalent_alpha": "equivalent α",
+    "anisotropy": "anisotropy",
+    "sigma_max": "σ_1",
+    "update_norm": "‖Δ‖",
+    "relative_update": "‖Δ‖/‖W0‖",
+    "cosine": "cosine",
+    "ratio": "ratio",
+    "clamped": "clamped",
+    "alpha": "α",
+    "scale": "scale",
+}
+"""What people read for the report's measures, in the order in which they are shown."""
+
+
+def rows_of(report: Mapping[str, Any]) -> list[Row]:
+    """The rows of any command's report, in its order, the kept tensors among them."""
+    where = places({layer["name"]: layer["shape"] for layer in report["layers"]})
+    rows = []
+    for layer in report["layers"]:
+        place = where[layer["name"]]
+        position = place.position
+        found = {
+            "kind": place.kind,
+            "stack": None if position is None else position.stack,
+            "block": None if position is None else position.block,
+            "part": place.part,
+        }
+        slices = layer.get("slices", [])
+        whole = {name: value for name, value in layer.items() if name != "slices"}
+        for part in [{**whole, **each, **_one_of(layer, each)} for each in slices] or [whole]:
+            k, rank = part.get("k"), part.get("rank")
+            # what the report says of blocks itself, as that of LiNeS does, counts for more
+            own = {name: value for name, value in part.items() if value is not None or name not in found}
+            rows.append({**found, **own, "k_ratio": k / rank if k and rank else None})
+    return rows
+
+
+def _one_of(layer: Mapping[str, Any], part: Mapping[str, Any]) -> Row:
+    return {
+        "name": f"{layer['name']}[{part['index']}]",
+        "shape": layer["shape"][1:],
+        "action": "edited" if part["reason"] is None else "kept",
+    }
