@@ -15,9 +15,17 @@ from typing import Literal, get_args
 import torch
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.spectral.spectrum import Blocks, Spectrum, decompose
+from monosoup_cli.spectral.spectrum import Blocks, Spectrum, decompose, singular_values
 
-__all__ = ["LayerSpectrum", "MonoSoup", "Weighting", "edit_matrix", "edit_update", "measure"]
+__all__ = [
+    "LayerSpectrum",
+    "MonoSoup",
+    "Weighting",
+    "edit_matrix",
+    "edit_update",
+    "inspect_update",
+    "measure",
+]
 
 Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
 
@@ -193,12 +201,25 @@ def edit_update(
     # float64 relative to themselves, not to σ_1
     has_low = any(method.weighting == "low" for method in methods)
     spectrum = decompose(updates, side, 1e-2) if has_low else decompose(updates, side)
-    if float(spectrum.singular_values[0]) == 0.0:
+    if not _has_moved(spectrum.singular_values):
         return None
-    if not math.isfinite(spectrum.singular_values.sum()):
-        raise FloatingPointError("the singular values of the update overflow float64")
     layers = [measure(spectrum.singular_values, method) for method in methods]
     return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
+
+
+def inspect_update(
+    updates: Blocks, side: int, method: MonoSoup
+) -> tuple[LayerSpectrum, torch.Tensor] | None:
+    """What `edit_update` measures, in half of its time or less, and the singular values: (side,) float64
+    on the CPU. Arguments, None and errors as there."""
+    values = singular_values(updates, side)
+    return (measure(values, method), values) if _has_moved(values) else None
+
+
+def _has_moved(singular_values: torch.Tensor) -> bool:
+    if not math.isfinite(singular_values.sum()):
+        raise FloatingPointError("the singular values of the update overflow float64")
+    return float(singular_values[0]) > 0.0
 
 
 def edit_matrix(

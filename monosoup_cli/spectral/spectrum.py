@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Blocks", "Spectrum", "decompose", "gram"]
+__all__ = ["Blocks", "Spectrum", "decompose", "gram", "singular_values"]
 
 Blocks = Callable[[], Iterable[torch.Tensor]]
 """A matrix (rows, side) with rows >= side, as blocks (any number of rows, side) in float64.
@@ -73,23 +73,45 @@ def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum
 
     Raises FloatingPointError where the matrix holds NaN or Inf.
     """
+    blocks, matrix, exponent = _in_range(blocks, side)
+    if not matrix.any():
+        return Spectrum(torch.zeros(side, dtype=torch.float64), torch.eye(side).to(matrix))
+    values, vectors = _decompose(blocks, matrix, resolved)
+    return Spectrum(torch.ldexp(values, torch.tensor(exponent)), vectors)
+
+
+def singular_values(blocks: Blocks, side: int) -> torch.Tensor:
+    """The singular values of a matrix (rows, side), rows >= side: (side,) float64 on the CPU, largest first.
+
+    As right as `decompose` has them, in half of its time; where the Gram matrix does not resolve them
+    all, by way of `decompose`. Raises FloatingPointError where the matrix holds NaN or Inf.
+    """
+    blocks, matrix, exponent = _in_range(blocks, side)
+    if not matrix.any():
+        return torch.zeros(side, dtype=torch.float64)
+    squares = torch.linalg.eigvalsh(matrix, UPLO="U").cpu().flip(0)
+    if float(squares[-1]) > RESOLVED * float(squares[0]):
+        values = squares.sqrt()
+    else:
+        values, _ = _decompose(blocks, matrix, RESOLVED)
+    return torch.ldexp(values, torch.tensor(exponent))
+
+
+def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:
+    """The matrix, times 2^-exponent where its squares would over- or underflow; its Gram matrix; and the
+    exponent."""
     matrix = gram(blocks(), side)
-    trace = float(matrix.diagonal().sum())
-    if SAFE_SQUARES[0] < trace < SAFE_SQUARES[1]:
-        values, vectors = _decompose(blocks, matrix, resolved)
-        return Spectrum(values, vectors)
+    if SAFE_SQUARES[0] < float(matrix.diagonal().sum()) < SAFE_SQUARES[1]:
+        return blocks, matrix, 0
     peak = float(torch.stack([block.abs().max() for block in blocks()]).max())
     if not math.isfinite(peak):
         raise FloatingPointError("the matrix holds NaN or Inf")
-    if peak == 0.0:
-        return Spectrum(torch.zeros(side, dtype=torch.float64), torch.eye(side).to(matrix))
     exponent = max(math.frexp(peak)[1], -1000)  # 2^1024 is beyond float64
 
     def scaled() -> Iterable[torch.Tensor]:
         return (torch.ldexp(block, torch.tensor(-exponent).to(block)) for block in blocks())
 
-    values, vectors = _decompose(scaled, gram(scaled(), side), resolved)
-    return Spectrum(torch.ldexp(values, torch.tensor(exponent)), vectors)
+    return scaled, gram(scaled(), side), exponent
 
 
 def _decompose(

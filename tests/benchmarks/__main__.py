@@ -91,6 +91,10 @@ def kernel(folder):
             *(f"{f(ratios):.2f}" for f in (statistics.median, min, max)),
             *(f"{result[side]:.1e}" for side in ("our_error", "their_error")),
         )
+    header("Looking at them, `inspect-spectrum`", "matrix", "CPU", "to the edit")
+    for result in results:
+        ratios = [look / edit for look, edit in zip(result["looks"], result["ours"], strict=True)]
+        row(result["name"], f"{statistics.median(result['looks']):.2f} s", spread(ratios))
 
 
 def file(folder):

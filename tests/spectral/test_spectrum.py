@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from monosoup_cli.spectral.spectrum import decompose, gram
+from monosoup_cli.spectral.spectrum import decompose, gram, singular_values
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -47,12 +47,15 @@ def test_values_and_directions(name, rows, device):
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(80), atol=1e-13)
     lengths = np.linalg.norm(matrix.cpu().numpy() / scale @ vectors, axis=0)
     np.testing.assert_allclose(lengths, found / scale, atol=3e-12)
+    values = singular_values(lambda: matrix.split(rows), 80).numpy()
+    np.testing.assert_allclose(values / scale, reference, atol=3e-12)
 
 
 def test_noise_below_float64_does_not_enter_the_entropy():
     """Without deflation a thousand values of 1e-8 σ_1 would add 2e-4 to an effective rank of 8."""
-    sigma = decompose(lambda: [torch.from_numpy(with_spectrum(SPECTRA["low rank"]))], 80).singular_values
-    assert sigma[8:].max() < 1e-14
+    matrix = [torch.from_numpy(with_spectrum(SPECTRA["low rank"]))]
+    assert decompose(lambda: matrix, 80).singular_values[8:].max() < 1e-14
+    assert singular_values(lambda: matrix, 80)[8:].max() < 1e-14
 
 
 @pytest.mark.parametrize("side", [1, 5, 63, 64, 65, 257, 300])
@@ -63,7 +66,9 @@ def test_gram_fills_the_upper_triangle(side):
 
 
 def test_zeros():
-    spectrum = decompose(lambda: [torch.zeros(9, 4, dtype=torch.float64)], 4)
+    matrix = [torch.zeros(9, 4, dtype=torch.float64)]
+    assert torch.equal(singular_values(lambda: matrix, 4), torch.zeros(4, dtype=torch.float64))
+    spectrum = decompose(lambda: matrix, 4)
     assert not spectrum.singular_values.any()
     assert torch.equal(spectrum.vectors, torch.eye(4, dtype=torch.float64))
 
@@ -72,5 +77,6 @@ def test_zeros():
 def test_nonfinite(value):
     matrix = torch.ones(9, 4, dtype=torch.float64)
     matrix[3, 2] = value
-    with pytest.raises(FloatingPointError, match="NaN or Inf"):
-        decompose(lambda: [matrix], 4)
+    for function in (decompose, singular_values):
+        with pytest.raises(FloatingPointError, match="NaN or Inf"):
+            function(lambda: [matrix], 4)

@@ -1,0 +1,83 @@
+"""The largest singular value that storing a matrix in few bits makes, by rounding alone.
+
+Rounding to the nearest number of a format errs by up to half a unit in the last place, evenly: its
+variance is ulp²/12. A random matrix whose independent entries have variances s²_ij has no singular
+value much above sqrt(max_i Σ_j s²_ij) + sqrt(max_j Σ_i s²_ij) (Bandeira & van Handel, 2016,
+Theorem 3.1), which for equal variances is the familiar s (√m + √n).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["AboveRounding", "Rounding", "above_rounding"]
+
+EXPONENT_BITS = 0x7FF0000000000000
+"""Of a float64; what is left of a number is the power of two below it."""
+
+
+MARGIN = 1.5
+"""For the rounding of what was computed before it was stored: of a product that is merged, say."""
+
+
+class Rounding:
+    """Collects, block by block, what rounding to a format of this `finfo` may have added to an update.
+
+    `count`: of how many stored matrices, rounded independently, the update is the mean.
+    """
+
+    def __init__(self, finfo: torch.finfo, count: int = 1) -> None:
+        self._finfo, self._count = finfo, count
+        self._of_columns: torch.Tensor | None = None
+        self._of_rows: list[torch.Tensor] = []
+        self._buffer: torch.Tensor | None = None
+
+    def add(self, base: torch.Tensor, update: torch.Tensor) -> None:
+        """A block of the base and of the update, (rows, side) float64. Rows that did not move were not
+        rounded: they were copied."""
+        buffer = self._buffer
+        if buffer is None or buffer.shape != base.shape:
+            buffer = self._buffer = torch.empty_like(base)
+        torch.add(base, update, out=buffer).view(torch.int64).bitwise_and_(EXPONENT_BITS)
+        squares = buffer.clamp_(min=self._finfo.smallest_normal).square_()
+        # `update.any(dim=1)` takes four times as long
+        has_moved = (torch.linalg.vector_norm(update, dim=1) > 0.0).to(torch.float64)
+        self._of_rows.append((squares.sum(1) * has_moved).max())
+        columns = has_moved @ squares
+        self._of_columns = columns if self._of_columns is None else self._of_columns + columns
+
+    @property
+    def sigma(self) -> float:
+        """The largest singular value to be expected of the rounding, with a margin."""
+        if self._of_columns is None:
+            return 0.0
+        largest = torch.stack([torch.stack(self._of_rows).max(), self._of_columns.max()])
+        return MARGIN * float(largest.sqrt().sum()) * self._finfo.eps / math.sqrt(12.0 * self._count)
+
+
+@dataclass(frozen=True)
+class AboveRounding:
+    """How a spectrum stands to `rounding_sigma`, the largest singular value that rounding makes.
+
+    `rank_above_rounding` counts the singular values above it; `rounding_share` is the others' part of
+    Σσ; `gap_above_rounding` how many times the last above is the first below (None where either is
+    missing, or the latter is 0).
+    """
+
+    rounding_sigma: float
+    rank_above_rounding: int
+    rounding_share: float
+    gap_above_rounding: float | None
+
+
+def above_rounding(singular_values: torch.Tensor, sigma: float) -> AboveRounding:
+    """`singular_values`: (r,) float64, largest first, not all zero; `sigma`: `Rounding.sigma`."""
+    rank = int((singular_values > sigma).sum())
+    below = float((singular_values[rank:] / singular_values.sum()).sum())
+    gap = None
+    if 0 < rank < len(singular_values) and float(singular_values[rank]) > 0.0:
+        gap = float(singular_values[rank - 1] / singular_values[rank])
+    return AboveRounding(sigma, rank, below, gap if gap is None or gap < math.inf else None)
