@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-going -q
+OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
 .PHONY: help install demo test lint types docs docs-check check bench fmt build clean
@@ -12,7 +14,7 @@ install: $(VENV)/installed  ## An environment in .venv with everything for devel
 
 $(VENV)/installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[dev,docs]'
 	@touch $@
 
 $(VENV)/demo-installed: $(VENV)/installed
@@ -32,13 +34,17 @@ lint: install  ## Style and common mistakes
 types: install  ## Static types
 	$(BIN)/mypy
 
-docs: install  ## Write docs/cli.md anew from the commands
+docs: install  ## Write docs/cli.md anew from the commands, and build the site in docs/_build/html
 	$(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output docs/cli.md
+	$(SPHINX) -d docs/_build/doctrees docs docs/_build/html
+	@echo 'the site: docs/_build/html/index.html'
 
-docs-check: install  ## docs/cli.md is what the commands say
-	@draft=$$(mktemp) && trap 'rm -f "$$draft"' EXIT \
-		&& $(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output "$$draft" >/dev/null \
-		&& diff docs/cli.md "$$draft" || { echo 'docs/cli.md is out of date: run make docs'; exit 1; }
+docs-check: install  ## docs/cli.md is what the commands say, and the site has no broken link or outside part
+	@drafts=$$(mktemp -d) && trap 'rm -rf "$$drafts"' EXIT \
+		&& $(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output "$$drafts/cli.md" >/dev/null \
+		&& { diff docs/cli.md "$$drafts/cli.md" || { echo 'docs/cli.md is out of date: run make docs'; exit 1; }; } \
+		&& $(SPHINX) -d "$$drafts/doctrees" docs "$$drafts/html" \
+		&& ! grep -rnoE --include='*.html' --include='*.css' $(OUTSIDE) "$$drafts/html"
 
 check: lint types test docs-check  ## Everything that CI checks
 
@@ -60,4 +66,4 @@ build: install  ## Source distribution and wheel in dist/
 	$(BIN)/python -m build
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) $(VENV)-mergekit build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-mergekit docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
