@@ -18,6 +18,10 @@ SHARED = {  # parts that several fields have, each with a table of its own
 }
 
 
+OWN = ("summary", "layers", "selection", "similarity", "verdict")
+"""What may differ from command to command."""
+
+
 def fields_of_report(path: Path) -> str:
     """A section for every command, after one for what all of them have."""
     schema = json.loads(path.read_text(encoding="utf-8"))
@@ -36,7 +40,7 @@ def _own(schema: Schema, branch: Schema) -> Iterator[str]:
     """What a command's report has beyond the shared parts."""
     greedy = branch.get("then", {}).get("properties", {})
     for name, part in (*branch["properties"].items(), *greedy.items()):
-        if part is not False and name in ("summary", "layers", "selection"):
+        if part is not False and name in OWN:
             each = "[]" if "items" in part else ""
             yield from _rows(schema, part.get("items", part), f"{name}{each}.")
 

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monosoup_cli.api import edit, lines, sfgs, soup, stock, wise
+    from monosoup_cli.api import edit, inspect_spectrum, lines, sfgs, soup, stock, wise
 
-__all__ = ["__version__", "edit", "lines", "sfgs", "soup", "stock", "wise"]
+__all__ = ["__version__", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
 
 __version__ = "0.1.0"
 

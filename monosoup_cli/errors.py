@@ -8,6 +8,7 @@
     ├── OutputError       OUT cannot be written, or must not be
     │   └── ResumeError   an interrupted run that these arguments do not continue
     ├── ScoreError        the user's score command failed, or printed no number
+    ├── ReportError       a file that is no report, or one of a version that is not known
     └── ResourceError     not enough memory or disk, known before the work starts
 
 Anything else that escapes is a bug. This module needs the standard library alone.
@@ -25,6 +26,7 @@ __all__ = [
     "MonosoupError",
     "NonfiniteError",
     "OutputError",
+    "ReportError",
     "ResourceError",
     "ResumeError",
     "ScoreError",
@@ -129,6 +131,10 @@ class ScoreError(MonosoupError):
             hint="mend what it runs, and repeat the same command with --resume: scores are kept",
         )
         self.stderr = stderr
+
+
+class ReportError(MonosoupError):
+    """A file that is no report of monosoup's, or of a version that is not known."""
 
 
 class ResourceError(MonosoupError):

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "checkpoints": {"errors"},
     "report": {"names", "errors"},
     "pipeline": {"checkpoints", "report", "errors"},
-    "api": {"pipeline", "methods", "checkpoints", "errors"},
+    "api": {"pipeline", "methods", "spectral", "checkpoints", "report", "errors"},
     "cli": {"api", "pipeline", "report", "errors"},
 }
 

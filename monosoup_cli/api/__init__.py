@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from monosoup_cli.api.edit import edit, prepare_edit
+from monosoup_cli.api.inspect_spectrum import inspect_spectrum, prepare_inspect_spectrum
 from monosoup_cli.api.lines import lines, prepare_lines
 from monosoup_cli.api.sfgs import prepare_sfgs, sfgs
 from monosoup_cli.api.soup import prepare_soup, soup
@@ -11,8 +12,10 @@ from monosoup_cli.api.wise import prepare_wise, wise
 
 __all__ = [
     "edit",
+    "inspect_spectrum",
     "lines",
     "prepare_edit",
+    "prepare_inspect_spectrum",
     "prepare_lines",
     "prepare_sfgs",
     "prepare_soup",

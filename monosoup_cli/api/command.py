@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import PurePath
-from typing import Any, ParamSpec, TypeAlias
+from typing import Any, ParamSpec, Protocol, TypeAlias
 
 from monosoup_cli.checkpoints.model_card import model_card
 from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import Choice, Job
 from monosoup_cli.pipeline.options import RunOptions
-from monosoup_cli.pipeline.run import Variant
+from monosoup_cli.pipeline.run import Progress, Variant
 
 __all__ = ["Paper", "StrPath", "card", "paths", "running"]
 
@@ -23,8 +23,18 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 P = ParamSpec("P")
 
 
-def running(prepare: Callable[P, Job]) -> Callable[P, dict[str, Any]]:
-    """From a function that prepares a command's job, the one that runs it and returns the report."""
+class Prepared(Protocol):
+    """A command that only `run` is missing to; a context manager, because it holds files."""
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]: ...
+
+    def __enter__(self) -> Prepared: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def running(prepare: Callable[P, Prepared]) -> Callable[P, dict[str, Any]]:
+    """From a function that prepares a command, the one that runs it and returns the report."""
 
     @wraps(prepare)
     def command(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-    from monosoup_cli.methods.monosoup import MonoSoup, Weighting
+    from monosoup_cli.methods.monosoup import LayerSpectrum, MonoSoup, Weighting
     from monosoup_cli.pipeline.blocks import MatrixLayer
 
 __all__ = ["MONOSOUP", "edit", "prepare_edit"]
@@ -114,10 +114,7 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
         if base_norm and edits[0][0].update_norm / base_norm < min_update:
             return None
         measures = [
-            {
-                **asdict(spectrum),
-                "relative_update": _finite(spectrum.update_norm / base_norm) if base_norm else None,
-            }
+            {**asdict(spectrum), "relative_update": relative_update(spectrum, base_norm)}
             for spectrum, _ in edits
             for _ in wises
         ]
@@ -133,8 +130,10 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
     return method
 
 
-def _finite(value: float) -> float | None:
-    return value if value < math.inf else None
+def relative_update(spectrum: LayerSpectrum, base_norm: float) -> float | None:
+    """‖Δ‖/‖W0‖, None where it does not exist."""
+    relative = spectrum.update_norm / base_norm if base_norm else math.inf
+    return relative if relative < math.inf else None
 
 
 def _results(

@@ -52,8 +52,21 @@ class Console:
             print(f"  {shown(line, 1000)}", file=sys.stderr)
 
     def data(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with _reader():
+            sys.stdout.write(text)
+
+    def text(self, *lines: str) -> None:
+        """Paragraphs for people who asked to see something, on stdout; folded in a terminal."""
+        from rich.text import Text
+
+        for line in lines:
+            self.table(Text(shown(line, 1000)), to_stdout=True)
+
+    @property
+    def width(self) -> int | None:
+        """Characters in a line of stdout; None where it is no terminal, and lines have no end."""
+        console = self._rich(stderr=False)
+        return console.width if console.is_terminal else None
 
     def table(self, renderable: RenderableType, *, to_stdout: bool = False) -> None:
         """A rich renderable. In a terminal it is folded to its width; in a pipe a row is a line."""
@@ -66,8 +79,11 @@ class Console:
         console.width = PIPE_WIDTH
         with console.capture() as captured:
             console.print(renderable)
-        for line in captured.get().splitlines():
-            print(line.rstrip(), file=sys.stdout if to_stdout else sys.stderr)
+        text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+        if to_stdout:
+            self.data(text)
+        else:
+            sys.stderr.write(text)
 
     def _rich(self, *, stderr: bool) -> RichConsole:
         from rich.console import Console as RichConsole
@@ -166,6 +182,18 @@ class Console:
             yield callback
         finally:
             bar.stop()
+
+
+@contextmanager
+def _reader() -> Iterator[None]:
+    """A reader of stdout that has seen enough, as `head` does, ends the command, and not as a failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer must find a file when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
 
 
 class _Lines:

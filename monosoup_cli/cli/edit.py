@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -23,17 +23,9 @@ def edit(
             " as 0.5,0.8, make a checkpoint each: OUT/energy-0.5, …",
         ),
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Split after N singular values.")
-    ] = None,
-    rank_fraction: Annotated[
-        float | None,
-        typer.Option(metavar="F", help="Split after this share of the singular values (0 < F <= 1)."),
-    ] = None,
-    weighting: Annotated[
-        Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"],
-        typer.Option(help="How the two parts are weighed; the others are the paper's ablations."),
-    ] = "monosoup",
+    rank: opt.RankOpt = None,
+    rank_fraction: opt.RankFractionOpt = None,
+    weighting: opt.WeightingOpt = "monosoup",
     wise: Annotated[
         str | None,
         typer.Option(
@@ -48,13 +40,7 @@ def edit(
             metavar="X", min=0.0, help="Keep layers whose update, relative to the base, is smaller."
         ),
     ] = 0.0,
-    stacked: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Tensors that stack one matrix per index of dim 0; 3-d tensors named *experts* are known.",
-        ),
-    ] = None,
+    stacked: opt.StackedOpt = None,
 ) -> None:
     """Edit a fine-tuned checkpoint, or the mean of several: MonoSoup.
 

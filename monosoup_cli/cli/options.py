@@ -6,17 +6,37 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from monosoup_cli.pipeline.options import Dtype, Strictness
+from monosoup_cli.report.layers import Grouping, View
 
 if TYPE_CHECKING:
     from monosoup_cli.cli.console import Console
     from monosoup_cli.pipeline.job import Job
 
-__all__ = ["BaseArg", "FinetunedArg", "FinetunedOneArg", "OutputOpt", "ScoresOpt", "Shared", "writing"]
+__all__ = [
+    "BaseArg",
+    "DeviceOpt",
+    "FinetunedArg",
+    "FinetunedOneArg",
+    "Looking",
+    "MismatchOpt",
+    "NonfiniteOpt",
+    "OutputOpt",
+    "RankFractionOpt",
+    "RankOpt",
+    "ScoresOpt",
+    "Shared",
+    "StackedOpt",
+    "WeightingOpt",
+    "WorkersOpt",
+    "looking",
+    "writing",
+]
 
 BaseArg = Annotated[
     str,
@@ -43,6 +63,44 @@ OutputOpt = Annotated[
 ScoresOpt = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="JSON, path → score, higher is better: the order of the candidates."),
+]
+
+
+DeviceOpt = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N", help="Where to compute; auto takes every CUDA device, else the CPU."
+    ),
+]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Tensors computed at once; never changes the bytes. Default: what pays and fits.",
+    ),
+]
+MismatchOpt = Annotated[
+    Strictness, typer.Option(help="Tensors whose shapes differ: stop, or keep them as fine-tuned.")
+]
+NonfiniteOpt = Annotated[
+    Strictness, typer.Option(help="Tensors with NaN or Inf: stop, or keep them as fine-tuned.")
+]
+RankOpt = Annotated[int | None, typer.Option(metavar="N", min=1, help="Split after N singular values.")]
+RankFractionOpt = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="Split after this share of the singular values (0 < F <= 1)."),
+]
+WeightingOpt = Annotated[
+    Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"],
+    typer.Option(help="How the two parts are weighed; the others are the paper's ablations."),
+]
+StackedOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Tensors that stack one matrix per index of dim 0; 3-d tensors named *experts* are known.",
+    ),
 ]
 
 
@@ -77,12 +135,8 @@ def _shared(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Keep tensors with such names as fine-tuned; repeatable."),
     ] = None,
-    on_mismatch: Annotated[
-        Strictness, typer.Option(help="Tensors whose shapes differ: stop, or keep them as fine-tuned.")
-    ] = "error",
-    on_nonfinite: Annotated[
-        Strictness, typer.Option(help="Tensors with NaN or Inf: stop, or keep them as fine-tuned.")
-    ] = "error",
+    on_mismatch: MismatchOpt = "error",
+    on_nonfinite: NonfiniteOpt = "error",
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the written floating tensors.")] = "keep",
     max_shard_size: Annotated[
         str | None,
@@ -91,21 +145,8 @@ def _shared(
             help="Write shards of at most SIZE, as 5GB. Default: the fine-tuned checkpoint's own.",
         ),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda|cuda:N",
-            help="Where to compute; auto takes every CUDA device, else the CPU.",
-        ),
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Tensors computed at once; never changes the bytes. Default: what pays and fits.",
-        ),
-    ] = None,
+    device: DeviceOpt = "auto",
+    workers: WorkersOpt = None,
     report: Annotated[
         str | None,
         typer.Option(
@@ -139,19 +180,92 @@ def _shared(
 
 def writing(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options; it gets what was said as `Shared`, its first argument."""
+
+    def gather(said: dict[str, Any]) -> Shared:
+        options = {**said, **{name: said[name] or () for name in ("include", "exclude")}}
+        talk = {name: options.pop(name) for name in ("dry_run", "format", "quiet", "no_progress")}
+        console = _console(quiet=talk["quiet"], no_progress=talk["no_progress"])
+        return Shared(options, talk["dry_run"], talk["format"], console)
+
+    return _with_options(command, _shared, gather)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What was said with the options that the commands share that show layers."""
+
+    view: View
+    format: Literal["table", "json", "csv"]
+    html: Path | None
+    plot: Path | None
+    console: Console
+
+    def show(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Make the report, once it is known that it can be shown as asked for; and show it."""
+        from monosoup_cli.cli.showing import show
+
+        show(make, self)
+
+
+def _looking(
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only layers with such names; repeatable.")
+    ] = None,
+    group: Annotated[
+        Grouping | None, typer.Option(help="A row for each kind of layer or for each block, with means.")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="MEASURE", help="Largest first: by k_ratio, rho, lambda_low, …; or by name."),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Show N rows at most.")] = None,
+    format: Annotated[
+        Literal["table", "json", "csv"],
+        typer.Option("--format", help="json: the whole report, all layers. csv: the rows of the table."),
+    ] = "table",
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page that shows the report, for any browser."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write pictures, as .png, .svg or .pdf (needs matplotlib)."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and data only.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+) -> None:
+    """The signature alone: every command that shows layers has these options after its own."""
+
+
+def looking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options to look at layers; it gets what was said as `Looking`, its first
+    argument."""
+
+    def gather(said: dict[str, Any]) -> Looking:
+        view = View(said["layer"] or (), said["group"], said["sort"], said["reverse"], said["top"])
+        console = _console(quiet=said["quiet"], no_progress=said["no_progress"])
+        return Looking(view, said["format"], said["html"], said["plot"], console)
+
+    return _with_options(command, _looking, gather)
+
+
+def _console(*, quiet: bool, no_progress: bool) -> Console:
+    from monosoup_cli.cli.console import Console
+
+    return Console(quiet=quiet, live=not no_progress)
+
+
+def _with_options(
+    command: Callable[..., None], options: Callable[..., None], gather: Callable[[dict[str, Any]], Any]
+) -> Callable[..., None]:
+    """The command with the options of another signature after its own, gathered into its first argument."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    common = list(inspect.signature(_shared, eval_str=True).parameters.values())
-    talk = ("dry_run", "format", "quiet", "no_progress")
+    common = list(inspect.signature(options, eval_str=True).parameters.values())
 
     @wraps(command)
     def complete(**given: Any) -> None:
-        from monosoup_cli.cli.console import Console
-
-        options = {each.name: given.pop(each.name) for each in common}
-        said = {name: options.pop(name) for name in talk}
-        options |= {name: options[name] or () for name in ("include", "exclude")}
-        console = Console(quiet=said["quiet"], live=not said["no_progress"])
-        command(Shared(options, said["dry_run"], said["format"], console), **given)
+        command(gather({each.name: given.pop(each.name) for each in common}), **given)
 
     complete.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     complete.__annotations__ = {each.name: each.annotation for each in (*own, *common)}

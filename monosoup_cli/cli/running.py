@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table, summary_table
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from monosoup_cli.cli.console import Console
     from monosoup_cli.pipeline.job import Job
 
-__all__ = ["show_and_run"]
+__all__ = ["import_torch", "show_and_run"]
 
 
 def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> None:
@@ -20,7 +21,7 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     for notice in job.notices:
         console.note(f"note: {notice}")
     as_json = as_json or job.report_path is None
-    _import_torch()
+    import_torch()
     if is_dry:
         _show_plan(job, console, as_json=as_json)
         return
@@ -36,14 +37,14 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     if "selection" in report:
         console.table(selection_table(report["selection"]))
         console.note("")
-    console.table(summary_table(report, job.report_path))
+    console.table(summary_table(report, job.report_path or Path("stdout")))
     if len(report.get("selection", {}).get("members", ())) == 1:
         console.note("note: one checkpoint is left, and the output is a copy of its tensors")
     elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
         console.note("note: nothing was edited; the report gives the reason for every tensor")
 
 
-def _import_torch() -> None:
+def import_torch() -> None:
     """Import torch; from here on garbage is collected again, see `app.run`."""
     import torch  # noqa: F401
 

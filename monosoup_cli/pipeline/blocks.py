@@ -38,6 +38,7 @@ __all__ = [
     "OutputMatrix",
     "Scratch",
     "check_stored",
+    "matrix_layer",
     "stored_chunks",
 ]
 
@@ -249,7 +250,7 @@ class MeanMatrix:
     """The mean of several stored matrices, read by blocks; buffers do not grow with their number."""
 
     def __init__(self, matrices: Sequence[InputMatrix], scratch: Scratch) -> None:
-        self._matrices, self._scratch = matrices, scratch
+        self.matrices, self._scratch = matrices, scratch
         self.cut = matrices[0].cut
         self._whole: torch.Tensor | None = None
 
@@ -263,11 +264,11 @@ class MeanMatrix:
         return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
 
     def _mean(self, part: Callable[[InputMatrix], torch.Tensor]) -> torch.Tensor:
-        first = part(self._matrices[0])
+        first = part(self.matrices[0])
         total = self._scratch.take("mean", "F64", *first.shape).copy_(first)
-        for matrix in self._matrices[1:]:
+        for matrix in self.matrices[1:]:
             total += part(matrix)
-        return total.div_(len(self._matrices))
+        return total.div_(len(self.matrices))
 
 
 class OutputMatrix:
@@ -372,6 +373,12 @@ class MatrixLayer:
     def side(self) -> int:
         return self.cut.side
 
+    @property
+    def dtypes(self) -> list[str]:
+        """The stored dtypes that the update is made from, the base's first."""
+        finetuned = self.finetuned.matrices if isinstance(self.finetuned, MeanMatrix) else [self.finetuned]
+        return [matrix.dtype for matrix in (self.base, *finetuned) if matrix is not None]
+
     def pairs(self) -> Iterator[tuple[int, int, torch.Tensor | None, torch.Tensor]]:
         """(start, stop, W0, Δ) of every block, in float64; both may be written to, and are gone
         when the next ones come."""
@@ -384,8 +391,11 @@ class MatrixLayer:
                 update -= base
             yield start, stop, base, update
 
-    def updates(self) -> Iterable[torch.Tensor]:
-        """Δ by blocks (the `Blocks` of spectral.spectrum)."""
+    def updates(
+        self, watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    ) -> Iterable[torch.Tensor]:
+        """Δ by blocks (the `Blocks` of spectral.spectrum); `watch` is called with W0 and Δ in the first
+        pass."""
         import torch
 
         total: torch.Tensor | None = None
@@ -393,6 +403,8 @@ class MatrixLayer:
             if self._base_square is None and base is not None:
                 square = torch.linalg.vector_norm(base).square()
                 total = square if total is None else total + square
+                if watch is not None:
+                    watch(base, update)
             yield update
         if total is not None:
             self._base_square = total
@@ -410,6 +422,28 @@ class MatrixLayer:
         stored = block.T if self.cut.is_wide else block
         upcast = self._scratch.take(purpose, "F64", *stored.shape).copy_(stored)
         return upcast.T if self.cut.is_wide else upcast
+
+
+def matrix_layer(
+    tensor: str,
+    cut: Cut,
+    index: int,
+    base: Checkpoint | None,
+    finetuned: Sequence[Checkpoint],
+    device: torch.device,
+    scratch: Scratch,
+    interrupt: Callable[[], None],
+) -> MatrixLayer:
+    """One matrix of a tensor: of the fine-tuned checkpoint, or the mean of several; against the base."""
+    is_alone = len(finetuned) == 1
+    matrices = [
+        InputMatrix(checkpoint, tensor, cut, scratch, "finetuned", index, is_held=is_alone)
+        for checkpoint in finetuned
+    ]
+    return MatrixLayer(
+        None if base is None else InputMatrix(base, tensor, cut, scratch, "base", index),
+        matrices[0] if is_alone else MeanMatrix(matrices, scratch), device, scratch, interrupt,
+    )  # fmt: skip
 
 
 class FlatLayer:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.options import Strictness
     from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 
-__all__ = ["gram_matrices"]
+__all__ = ["gram_matrices", "gram_of"]
 
 GramMatrix: TypeAlias = "Callable[[Iterable[torch.Tensor], int], torch.Tensor]"
 """The Gram matrix of so many rows, from ranges of them."""
@@ -79,11 +79,17 @@ def _gram(
             check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
         return None
     layer = FlatLayer(tensor.name, base, finetuned, None, worker.device, worker.scratch, worker.interrupt)
+    return list(gram_of(layer, gram_matrix).tolist())
+
+
+def gram_of(layer: FlatLayer, gram_matrix: GramMatrix) -> torch.Tensor:
+    """⟨τ_i, τ_j⟩ of the updates of one tensor, (N, N) float64. Raises NonfiniteError."""
     while True:
-        gram = gram_matrix((layer.upcast(updates) for _, _, updates in layer.updates()), len(finetuned))
+        updates = (layer.upcast(updates) for _, _, updates in layer.updates())
+        gram = gram_matrix(updates, len(layer.finetuned))
         if gram.isfinite().all():
-            return list(gram.tolist())
+            return gram
         try:
             layer.widen()
         except FloatingPointError as error:
-            raise NonfiniteError(str(error), tensor=tensor.name) from None
+            raise NonfiniteError(str(error), tensor=layer.tensor) from None

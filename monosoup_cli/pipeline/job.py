@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,11 +22,12 @@ from monosoup_cli.checkpoints.output_path import (
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.errors import OutputError, UsageError, mismatch_in
-from monosoup_cli.pipeline.devices import describe_device, find_devices, plan_workers
+from monosoup_cli.pipeline.devices import find_devices, plan_workers
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
+from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, run
-from monosoup_cli.report.records import SCHEMA_VERSION, summarise
+from monosoup_cli.report.records import summarise
 from monosoup_cli.report.words import plural
 
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
@@ -130,14 +129,12 @@ class Job:
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
         """(role, checkpoint), in the order of the command line."""
-        base = [] if self.base is None else [("base", self.base)]
-        return [*base, *(("finetuned", checkpoint) for checkpoint in self.finetuned)]
+        return with_roles(self.base, self.finetuned)
 
     @property
     def only_in_base(self) -> list[str]:
         """Names that the fine-tuned checkpoint has not; they are not written."""
-        names = () if self.base is None else self.base.tensors
-        return [name for name in names if name not in self.finetuned[0].tensors]
+        return names_only_in_base(self.base, self.finetuned)
 
     @property
     def report_path(self) -> Path | None:
@@ -213,9 +210,9 @@ class Job:
         no OUT."""
         self.check_output()
         started = time.monotonic()
-        environment = self._environment()
+        machine = environment(self.devices)
         partial = PartialOutput(
-            self.output, self.layout, self._identity(environment),
+            self.output, self.layout, self._identity(machine),
             folders=[variant.folder for variant in self.recipe.variants],
             resume=self.options.resume, overwrite=self.options.overwrite,
         )  # fmt: skip
@@ -232,17 +229,14 @@ class Job:
                 checkpoint.check_unchanged()
             files = partial.seal()
             head: dict[str, Any] = {
-                "schema_version": SCHEMA_VERSION,
-                "tool": {"name": "monosoup", "version": __version__},
-                "command": self.recipe.command,
-                "arguments": self._resolved_arguments(),
-                "environment": environment,
-                "inputs": [_describe(role, checkpoint) for role, checkpoint in self.inputs],
-                "timing": {
-                    "seconds": round(time.monotonic() - started, 3),
-                    "bytes_read": sum(checkpoint.bytes_read for _, checkpoint in self.inputs),
-                    "bytes_written": partial.bytes_written,
-                },
+                **report_head(
+                    self.recipe.command,
+                    self._resolved_arguments(),
+                    machine,
+                    self.inputs,
+                    started,
+                    partial.bytes_written,
+                ),
                 **self.recipe.details,
                 **({"selection": choice.selection} if choice.selection else {}),
                 "only_in_base": self.only_in_base,
@@ -306,17 +300,6 @@ class Job:
             beside[path] = _as_text(whole)
         partial.publish(inside, beside)
 
-    def _environment(self) -> dict[str, Any]:
-        import torch
-
-        return {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "safetensors": version("safetensors"),
-            "device": ", ".join(sorted({describe_device(device) for device in self.devices})),
-            "cuda": torch.version.cuda if self.devices[0].type == "cuda" else None,
-        }
-
     def _identity(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the output's bytes depend on."""
         options = self._resolved_arguments()
@@ -355,20 +338,6 @@ def _as_text(report: Mapping[str, Any]) -> bytes:
 def _some(names: Sequence[str]) -> str:
     """How many, and the first of them."""
     return f"{plural(len(names), 'tensor')}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-
-
-def _describe(role: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    files = [
-        {"name": shard.name, "bytes": shard.file.nbytes, "header_sha256": shard.header_sha256}
-        for shard in checkpoint.shards
-    ]
-    return {
-        "role": role,
-        "source": checkpoint.source,
-        "revision": None,
-        "files": files,
-        "bytes_read": checkpoint.bytes_read,
-    }
 
 
 def prepare(recipe: Recipe, options: RunOptions) -> Job:

@@ -13,9 +13,7 @@ from monosoup_cli.errors import NonfiniteError, ResourceError
 from monosoup_cli.pipeline.blocks import (
     Cut,
     FlatLayer,
-    InputMatrix,
     MatrixLayer,
-    MeanMatrix,
     OutputFlat,
     OutputMatrix,
     Scratch,
@@ -23,6 +21,7 @@ from monosoup_cli.pipeline.blocks import (
     check_finite,
     check_stored,
     count_nonfinite,
+    matrix_layer,
     stored_chunks,
 )
 from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
@@ -256,15 +255,10 @@ class _Maker:
         return edit.measures if layer.has_moved else None
 
     def _matrix(self, tensor: PlannedTensor, cut: Cut, index: int) -> MatrixLayer:
-        def matrix(checkpoint: Checkpoint, purpose: str, *, is_held: bool = True) -> InputMatrix:
-            return InputMatrix(checkpoint, tensor.name, cut, self.scratch, purpose, index, is_held=is_held)
-
-        sources = self.job.sources_of(tensor)
-        is_alone = len(sources) == 1
-        matrices = [matrix(checkpoint, "finetuned", is_held=is_alone) for checkpoint in sources]
-        finetuned = matrices[0] if is_alone else MeanMatrix(matrices, self.scratch)
-        base = None if self.job.base is None else matrix(self.job.base, "base")
-        return MatrixLayer(base, finetuned, self.worker.device, self.scratch, self.worker.interrupt)
+        return matrix_layer(
+            tensor.name, cut, index, self.job.base, self.job.sources_of(tensor),
+            self.worker.device, self.scratch, self.worker.interrupt,
+        )  # fmt: skip
 
     def _flat(self, tensor: PlannedTensor) -> FlatLayer:
         sources = self.job.sources_of(tensor)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "summarise"]
+__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "spread", "summarise"]
 
 SCHEMA_VERSION = 1
 
@@ -26,7 +26,8 @@ class LayerRecord:
     """One tensor of the output: what was done with it and why, and what was measured.
 
     `measures` maps the report's names to numbers; None where nothing was measured. A stacked
-    tensor has `slices` instead. `dtype` is the fine-tuned checkpoint's, as the format names it.
+    tensor has `slices` instead. `together` is what several checkpoints show of the whole tensor,
+    stacked or not. `dtype` is the fine-tuned checkpoint's, as the format names it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerRecord:
     reason: str | None
     measures: Mapping[str, Any] | None = None
     slices: tuple[SliceRecord, ...] | None = None
+    together: Mapping[str, Any] | None = None
 
     @property
     def is_edited(self) -> bool:
@@ -49,6 +51,7 @@ class LayerRecord:
             "dtype": self.dtype,
             "action": "edited" if self.is_edited else "kept",
             "reason": self.reason,
+            **(self.together or {}),
         }
         if self.slices is None:
             return {**entry, **nothing, **(self.measures or {})}
@@ -87,8 +90,15 @@ def summarise(
     }
     parts = measures_of(edited)
     for name in averaged:
-        found = [part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts]
-        values = [value for value in found if value is not None]
-        summary["means"][name] = sum(value / len(values) for value in values) if values else None
-        summary["ranges"][name] = [min(values), max(values)] if values else None
+        found = spread([part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts])
+        summary["means"][name] = found and found["mean"]
+        summary["ranges"][name] = found and [found["min"], found["max"]]
     return {**summary, **{name: sum(part[name] for part in parts) for name in summed}}
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Mean, least and largest of the values that exist; None where none does."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    return {"mean": sum(value / len(found) for value in found), "min": min(found), "max": max(found)}

@@ -34,6 +34,7 @@ LABELS = {
     "clamped": "clamped",
     "alpha": "α",
     "scale": "scale",
+    "rank_above_rounding": "above rounding",
 }
 """What people read for the report's measures, in the order in which they are shown."""
 

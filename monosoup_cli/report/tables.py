@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from monosoup_cli.report.rows import LABELS
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
@@ -19,22 +20,17 @@ if TYPE_CHECKING:
 
     from monosoup_cli.pipeline.job import Job
 
-__all__ = ["plan_table", "plan_to_json", "selection_table", "summary_table", "trials_table"]
+__all__ = [
+    "plan_table",
+    "plan_to_json",
+    "selection_table",
+    "similarity_table",
+    "summary_table",
+    "trials_table",
+]
 
-SYMBOLS = {
-    "k_ratio": "k/r",
-    "rho": "ρ",
-    "cos_alpha": "cos α",
-    "lambda_high": "λ_high",
-    "lambda_low": "λ_low",
-    "equivalent_alpha": "equivalent α",
-    "anisotropy": "anisotropy",
-    "relative_update": "‖Δ‖/‖W0‖",
-    "cosine": "cosine",
-    "ratio": "ratio",
-    "scale": "scale",
-}
 SHADES = " ░▒▓█"
+BAR_WIDTH = 40
 MAX_NUMBERED = 10
 """Checkpoints whose similarities fit into a terminal as numbers."""
 
@@ -116,34 +112,37 @@ def _foretold(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) 
     return f" by {measures['scale']:.4g}{where}"
 
 
-def summary_table(report: Mapping[str, Any], report_path: Path | None) -> RenderableType:
-    """What a run did: counts, means and ranges over the edited layers, time, and the paths."""
-    outputs = report.get("outputs") or [{**report["output"], "summary": report["summary"]}]
-    summary, timing = outputs[0]["summary"], report["timing"]
+def summary_table(report: Mapping[str, Any], report_path: Path | None = None) -> RenderableType:
+    """What a run did: counts, means and ranges over the edited layers, time, and what it wrote."""
+    wrote = report.get("outputs") or ([report["output"]] if "output" in report else [])
+    summary, timing = wrote[0]["summary"] if "outputs" in report else report["summary"], report["timing"]
     counts = _grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
     _add_stacks(counts, report.get("stacks", []))
+    parameters = _count(summary["parameters_edited"])
     counts.add_row(
-        "edited", f"{plural(summary['edited'], 'tensor')}, {_count(summary['parameters_edited'])} parameters"
+        "edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {parameters} parameters"
     )
     if "clamped" in summary:
         counts.add_row("clamped", f"{plural(summary['clamped'], 'ratio')} below 0")
-    counts.add_row("kept", _counts(summary["kept"]) or "none")
+    counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
     seconds = max(timing["seconds"], 1e-9)
     moved = timing["bytes_read"] + timing["bytes_written"]
-    counts.add_row("time", f"{duration(seconds)}, {size(moved / seconds)}/s read and written")
-    for output in outputs:
+    done = "read and written" if wrote else "read"
+    counts.add_row("time", f"{duration(seconds)}, {size(moved / seconds)}/s {done}")
+    for output in wrote:
         total = sum(file["bytes"] for file in output["files"])
         counts.add_row("wrote", Text(f"{shown(output['path'])} ({size(total)})"))
-    counts.add_row("report", Text("stdout" if report_path is None else shown(report_path)))
-    if len(outputs) > 1 or not any(summary["ranges"].values()):
+    if report_path is not None:
+        counts.add_row("report", Text(shown(report_path)))
+    if len(wrote) > 1 or not any(summary["ranges"].values()):
         return counts
     means = _grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
         if bounds is not None:
-            means.add_row(SYMBOLS[name], *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
+            means.add_row(LABELS[name], *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
 
 
@@ -176,6 +175,34 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
         decisions.add_row(str(number_of[source]), Text(shown(source)), mean, verdict(decision["joined"]))
     choices = _thresholds(selection["thresholds"], number_of)
     return Group(decisions, Text(""), *_similarities(selection), Text(""), choices, Text(""), members)
+
+
+def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
+    """How alike the updates of several checkpoints are, layer by layer and in all; and what `sfgs` and
+    `stock` would make of it."""
+    number_of = {source: number for number, source in enumerate(similarity["candidates"], start=1)}
+    stock = similarity["stock"]
+    if not similarity["layers"]:
+        return Text("no layer to compare")
+    words = "{mean:.4g} ({min:.4g} to {max:.4g})"
+    made = _grid("", "")
+    made.add_row("stock", f"ratio {words.format(**stock['ratio'])}, {stock['clamped']:,} below 0")
+    made.add_row("sfgs", "by threshold:")
+    histogram = [Text(line, no_wrap=True) for line in _histogram(similarity["histogram"])]
+    heading = Text(f"cosine of updates in a layer, mean {words.format(**stock['cosine'])}")
+    return Group(
+        heading, *histogram, Text(""), *_similarities(similarity), Text(""), made,
+        _thresholds(similarity["thresholds"], number_of),
+    )  # fmt: skip
+
+
+def _histogram(histogram: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each bin that lies between the first and the last that are not empty."""
+    counts, edges = histogram["counts"], histogram["edges"]
+    filled = [number for number, count in enumerate(counts) if count]
+    for number in range(filled[0], filled[-1] + 1):
+        bar = "█" * math.ceil(BAR_WIDTH * counts[number] / max(counts))
+        yield f"{edges[number]:5.2f} to {edges[number + 1]:5.2f}  {counts[number]:6,}  {bar}".rstrip()
 
 
 def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:

@@ -76,7 +76,7 @@ class AboveRounding:
 def above_rounding(singular_values: torch.Tensor, sigma: float) -> AboveRounding:
     """`singular_values`: (r,) float64, largest first, not all zero; `sigma`: `Rounding.sigma`."""
     rank = int((singular_values > sigma).sum())
-    below = float((singular_values[rank:] / singular_values.sum()).sum())
+    below = float(singular_values[rank:].sum() / singular_values.sum())
     gap = None
     if 0 < rank < len(singular_values) and float(singular_values[rank]) > 0.0:
         gap = float(singular_values[rank - 1] / singular_values[rank])

@@ -64,6 +64,9 @@ RUNS = {
     "wise to a list of one": {"alpha": [0.25]},
     "lines": RAMP,
     "lines by pattern": {**RAMP, "head": "ft", "block_pattern": r"(\d)"},
+    "inspect-spectrum": {},
+    "inspect-spectrum of three": {"values": True},
+    "inspect-spectrum of some": {"layer": "blocks.*", "energy": 0.8},
 }  # fmt: skip
 """Options of every kind of run; the first word is the command."""
 
@@ -169,11 +172,15 @@ def reports(tmp_path_factory):
     found = {}
     for name, options in RUNS.items():
         command = name.split()[0]
-        given = sources if command in ("stock", "soup", "sfgs") else sources[0]
+        given = sources if command in ("stock", "soup", "sfgs") or "three" in name else sources[0]
         options = {**options, "device": "cpu"}
         if "scores" in options:
             options["scores"] = {str(folder / path): score for path, score in options["scores"].items()}
         inputs = [given] if command == "soup" else [folder / "base.safetensors", given]
+        if command == "inspect-spectrum":
+            returned = monosoup_cli.inspect_spectrum(*inputs, **options)
+            found[name] = json.loads(json.dumps(returned, allow_nan=False))
+            continue
         returned = getattr(monosoup_cli, command)(*inputs, folder / name, **options)
         found[name] = read_report(folder / name / "monosoup_report.json")
         assert returned == found[name]
@@ -185,7 +192,7 @@ def reports(tmp_path_factory):
 @pytest.fixture(
     scope="module",
     params=["edit", "edit to several", "stock", "soup", "soup greedy", "sfgs", "wise", "wise to several",
-            "lines"],
+            "lines", "inspect-spectrum", "inspect-spectrum of three"],
 )  # fmt: skip
 def small_report(request):
     """A report of each form, with one layer of each form, so that trying every change takes no minute."""
@@ -256,6 +263,12 @@ def test_what_a_command_says_is_there(reports):
     assert layers("lines")["temperature"]["block"] is None
     assert reports["lines"]["stacks"] == [{"name": "blocks", "length": 2}]
     assert {layer["alpha"] for layer in layers("wise beyond").values()} == {-0.5, None}
+    assert {
+        len(layer["cosines"]) for layer in layers("inspect-spectrum of three").values() if "cosines" in layer
+    } == {3}
+    assert layers("inspect-spectrum of three")["opposed"]["clamped"] == 1
+    assert len(layers("inspect-spectrum of three")["blocks.0.weight"]["singular_values"]) == 3
+    assert layers("inspect-spectrum")["blocks.0.weight"]["singular_values"] is None
     for name, choices in (("soup greedy", "trials"), ("sfgs", "decisions")):
         assert {each["joined"] for each in reports[name]["selection"][choices]} == {True, False}
         assert len(reports[name]["selection"]["members"]) == 2
@@ -265,9 +278,9 @@ def test_what_a_command_says_is_there(reports):
         assert reports[name]["summary"]["edited"] == 0
     for name in REPORTS:
         if "layers" in reports[name]:
-            is_soup = name.split()[0] in ("soup", "sfgs")
+            has_base = name.split()[0] not in ("soup", "sfgs") and "layer" not in RUNS.get(name, {})
             assert layers(name)["positions"]["reason"] == "not_floating"
-            assert (layers(name)["new"]["reason"] == "not_in_base") == (not is_soup)
+            assert (layers(name)["new"]["reason"] == "not_in_base") == has_base
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,188 @@
+"""`inspect_spectrum`: the spectra of the updates, and what the methods would make of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.api.command import StrPath, paths, running
+from monosoup_cli.api.edit import AVERAGED, relative_update
+from monosoup_cli.checkpoints.header import FLOATING
+from monosoup_cli.pipeline.gram import gram_of
+from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
+from monosoup_cli.pipeline.options import RunOptions, Strictness, as_list
+from monosoup_cli.pipeline.run import Progress
+from monosoup_cli.report.records import spread, summarise
+from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.verdict import verdict_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.methods.monosoup import MonoSoup, Weighting
+    from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer
+
+__all__ = ["Inspected", "inspect_spectrum", "prepare_inspect_spectrum"]
+
+
+class Inspected:
+    """An inspection that is ready to run; a context manager, because it holds the inputs' files."""
+
+    def __init__(self, inspection: Inspection, monosoup: MonoSoup, arguments: Mapping[str, Any]) -> None:
+        self.inspection, self._monosoup, self._arguments = inspection, monosoup, arguments
+
+    def run(self, progress: Progress | None = None) -> dict[str, Any]:
+        """The report."""
+        from monosoup_cli.methods.monosoup import LayerSpectrum
+        from monosoup_cli.spectral.rounding import AboveRounding
+
+        started = time.monotonic()
+        with_values = self._arguments["values"]
+        measured = [field.name for each in (LayerSpectrum, AboveRounding) for field in fields(each)]
+        measured += ["relative_update", "singular_values"]
+        sources, grams = self._arguments["finetuned"], dict[str, "torch.Tensor"]()
+        is_several = len(sources) > 1
+        layers = self.inspection.run(
+            _measure(self._monosoup, with_values=with_values), measured,
+            _compare(grams) if is_several else None, progress,
+        )  # fmt: skip
+        report = {
+            **self.inspection.head("inspect-spectrum", self._arguments, started),
+            **({"similarity": _similarity(sources, grams, layers)} if is_several else {}),
+            "summary": summarise(layers, AVERAGED),
+            "layers": layers,
+        }
+        return {**report, "verdict": verdict_of(rows_of(report))}
+
+    def __enter__(self) -> Inspected:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inspection.__exit__()
+
+
+def prepare_inspect_spectrum(
+    base: StrPath,
+    finetuned: StrPath | Sequence[StrPath],
+    *,
+    layer: str | Sequence[str] = (),
+    values: bool = False,
+    energy: float | None = None,
+    rank: int | None = None,
+    rank_fraction: float | None = None,
+    weighting: Weighting = "monosoup",
+    stacked: str | Sequence[str] = (),
+    on_mismatch: Strictness = "error",
+    on_nonfinite: Strictness = "error",
+    device: str = "auto",
+    workers: int | None = None,
+) -> Inspected:
+    """The spectrum of every layer's update, and what MonoSoup reads off it; writes nothing.
+
+    The command `monosoup inspect-spectrum` (docs/cli.md). `base`, `finetuned`: `.safetensors` files
+    or folders; of several the mean is looked at, as `edit` would edit it, and how alike their updates
+    are. `layer`: globs over names; only these are read. `values`: all singular values are in the
+    report. The other options are those of `edit`.
+
+    Returns the report (docs/report.schema.json) as a dict; its layers have the fields of `edit`'s.
+    Raises `monosoup_cli.errors.MonosoupError`.
+    """
+    from monosoup_cli.methods.monosoup import MonoSoup
+
+    monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
+    options = RunOptions(
+        include=as_list(layer), on_mismatch=on_mismatch, on_nonfinite=on_nonfinite, device=device,
+        workers=workers,
+    )  # fmt: skip
+    arguments = {
+        "base": os.fspath(base), "finetuned": paths(finetuned), "layer": as_list(layer), "values": values,
+        **asdict(monosoup), "stacked": as_list(stacked), "on_mismatch": on_mismatch,
+        "on_nonfinite": on_nonfinite,
+    }  # fmt: skip
+    inspection = Inspection.open(arguments["base"], arguments["finetuned"], options, arguments["stacked"])
+    return Inspected(inspection, monosoup, arguments)
+
+
+inspect_spectrum = running(prepare_inspect_spectrum)
+
+
+def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
+    import torch
+
+    from monosoup_cli.methods.monosoup import inspect_update
+    from monosoup_cli.spectral.rounding import Rounding, above_rounding
+
+    def measure(layer: MatrixLayer) -> dict[str, Any] | None:
+        base, *finetuned = (torch.finfo(getattr(torch, FLOATING[dtype])) for dtype in layer.dtypes)
+        coarsest = max(finetuned, key=lambda info: info.eps)
+        is_base = base.eps > coarsest.eps
+        rounding = Rounding(base if is_base else coarsest, 1 if is_base else len(finetuned))
+        found = inspect_update(lambda: layer.updates(rounding.add), layer.side, monosoup)
+        if found is None:
+            return None
+        spectrum, values = found
+        return {
+            **asdict(spectrum),
+            "relative_update": relative_update(spectrum, layer.base_norm),
+            **asdict(above_rounding(values, rounding.sigma)),
+            "singular_values": values.tolist() if with_values else None,
+        }
+
+    return measure
+
+
+def _compare(grams: dict[str, torch.Tensor]) -> Compare:
+    from monosoup_cli.methods.model_stock import stock_ratio
+    from monosoup_cli.methods.similarity import cosines, gram_matrix
+
+    def compare(layer: FlatLayer) -> dict[str, Any]:
+        gram = grams[layer.tensor] = gram_of(layer, gram_matrix).cpu()
+        rows = cosines(gram).tolist()
+        stock = stock_ratio(gram)
+        return {
+            "cosine": float(stock.cosine),
+            "ratio": float(stock.ratio),
+            "clamped": int(stock.is_clamped),
+            "cosines": [cosine for number, row in enumerate(rows) for cosine in row[number + 1 :]],
+        }
+
+    return compare
+
+
+def _similarity(
+    sources: Sequence[str], grams: Mapping[str, torch.Tensor], layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """How alike the updates are, and what `sfgs` and `stock` would make of it."""
+    from monosoup_cli.methods.similarity import similarity, thresholds
+
+    compared = [layer for layer in layers if layer["name"] in grams]
+    in_order = [grams[layer["name"]] for layer in compared]
+    matrix = similarity(in_order, len(sources)).tolist()
+    return {
+        "layers": len(compared),
+        "candidates": list(sources),
+        "similarity": matrix,
+        "thresholds": [
+            {"highest": highest, "members": [sources[number] for number in members]}
+            for highest, members in thresholds(matrix, range(len(sources)))
+        ],
+        "histogram": _histogram([cosine for layer in compared for cosine in layer["cosines"]]),
+        "stock": {
+            **{name: spread([layer[name] for layer in compared]) for name in ("cosine", "ratio")},
+            "clamped": sum(layer["clamped"] for layer in compared),
+        },
+    }
+
+
+BINS = 40
+
+
+def _histogram(cosines: Sequence[float]) -> dict[str, Any]:
+    """How many lie in each of `BINS` even parts of −1 to 1; the last holds 1, too."""
+    counts = [0] * BINS
+    for cosine in cosines:
+        counts[min(int((cosine + 1.0) / 2.0 * BINS), BINS - 1)] += 1
+    return {"edges": [round(2.0 * number / BINS - 1.0, 9) for number in range(BINS + 1)], "counts": counts}

@@ -1,0 +1,33 @@
+"""`monosoup compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="A report.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another report.")],
+    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Show N layers at most.")] = None,
+    format: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="json: all differences, on stdout.")
+    ] = "table",
+) -> None:
+    """Show two reports side by side: which layers changed, and by how much; most changed first.
+
+    Example: monosoup compare out-a/monosoup_report.json out-b/monosoup_report.json
+    """
+    from monosoup_cli.cli.console import Console
+    from monosoup_cli.report.comparison import compare_reports, comparison_table
+    from monosoup_cli.report.files import read_report
+
+    console = Console()
+    comparison = compare_reports(read_report(first), read_report(second))
+    if format == "json":
+        console.data(json.dumps(comparison, indent=1) + "\n")
+    else:
+        console.table(comparison_table(comparison, console.width, top), to_stdout=True)

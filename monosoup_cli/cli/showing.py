@@ -1,0 +1,56 @@
+"""What the commands that show layers do with a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.report.files import check_target, replace_file
+from monosoup_cli.report.layers import as_csv, layers_table, shown_of
+from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.tables import similarity_table, summary_table
+from monosoup_cli.report.verdict import sentences, verdict_of
+
+if TYPE_CHECKING:
+    from monosoup_cli.cli.options import Looking
+
+__all__ = ["show"]
+
+
+def show(make: Callable[[], dict[str, Any]], looking: Looking) -> None:
+    """Make a report and show it: the table, the summary and the verdict, or data; a page; pictures."""
+    if looking.html is not None:
+        check_target(looking.html, ".html")
+    if looking.plot is not None:
+        from monosoup_cli.report.plots import check_plot
+
+        check_plot(looking.plot)
+    report = make()
+    rows = rows_of(report)
+    chosen = looking.view.rows(rows)
+    said = sentences(verdict_of(rows))
+    console = looking.console
+    if looking.html is not None:
+        from monosoup_cli.report.page import page
+
+        text = page(report, said)
+        replace_file(looking.html, lambda path: path.write_text(text, encoding="utf-8"))
+        console.note(f"wrote {looking.html}")
+    if looking.plot is not None:
+        from monosoup_cli.report.plots import plot
+
+        plot(report, looking.plot)
+        console.note(f"wrote {looking.plot}")
+    if looking.format == "json":
+        console.data(json.dumps(report, indent=1) + "\n")
+    elif looking.format == "csv":
+        console.data(as_csv(chosen))
+    else:
+        console.table(layers_table(chosen, console.width), to_stdout=True)
+        console.text(*filter(None, [shown_of(len(chosen), rows, looking.view)]), "")
+        console.table(summary_table(report), to_stdout=True)
+        if "similarity" in report:
+            console.text("")
+            console.table(similarity_table(report["similarity"]), to_stdout=True)
+        console.text("", *said)

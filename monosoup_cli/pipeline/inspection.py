@@ -1,0 +1,137 @@
+"""Layers that are measured, and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from monosoup_cli.checkpoints.locate import Checkpoint, open_checkpoint
+from monosoup_cli.errors import NonfiniteError, mismatch_in
+from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
+from monosoup_cli.pipeline.devices import find_devices, plan_workers
+from monosoup_cli.pipeline.options import RunOptions
+from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
+from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
+from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
+from monosoup_cli.report.records import LayerRecord, SliceRecord
+
+__all__ = ["Compare", "Inspection", "Measure"]
+
+Measure: TypeAlias = "Callable[[MatrixLayer], Mapping[str, Any] | None]"
+"""What is measured of one matrix; None where it did not move."""
+
+Compare: TypeAlias = "Callable[[FlatLayer], Mapping[str, Any]]"
+"""What is measured of one tensor in several fine-tuned checkpoints."""
+
+
+@dataclass
+class Inspection:
+    """A base and its fine-tunes, opened; a context manager, because it holds their files.
+
+    The plan is that of `edit`: a layer is measured where `edit` would edit it. Of all other tensors
+    the headers alone are read.
+    """
+
+    base: Checkpoint
+    finetuned: Sequence[Checkpoint]
+    plan: Plan
+    options: RunOptions
+
+    def __post_init__(self) -> None:
+        self.devices = find_devices(self.options.device)
+        self.workers, _ = plan_workers(
+            self.plan, self.devices, self.options.workers, is_mean=len(self.finetuned) > 1, variants=1
+        )
+
+    @classmethod
+    def open(
+        cls, base: str, finetuned: Sequence[str], options: RunOptions, stacked: Sequence[str]
+    ) -> Inspection:
+        """Read the headers, and refuse what they tell; raises MonosoupError."""
+        with ExitStack() as opened:
+            first, *others = (opened.enter_context(open_checkpoint(each)) for each in (base, *finetuned))
+            selection = Selection(
+                tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch
+            )
+            with mismatch_in(finetuned[0]):
+                plan = make_plan(first.tensors, [each.tensors for each in others], selection)
+            inspection = cls(first, others, plan, options)
+            opened.pop_all()
+        return inspection
+
+    def run(
+        self,
+        measure: Measure,
+        measured: Sequence[str],
+        compare: Compare | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """The report's entries of all tensors, in the order of the (first) fine-tuned checkpoint."""
+        records = {
+            tensor.name: LayerRecord(tensor.name, tensor.shape, tensor.dtype, tensor.reason)
+            for tensor in self.plan.tensors
+        }
+
+        def make(tensor: PlannedTensor, worker: Worker) -> None:
+            try:
+                records[tensor.name] = self._inspect(tensor, worker, measure, compare)
+            except NonfiniteError:
+                if self.options.on_nonfinite == "error":
+                    raise
+                records[tensor.name] = LayerRecord(tensor.name, tensor.shape, tensor.dtype, "nonfinite")
+
+        in_parallel(
+            self.plan.edited, (), make, lambda tensor: [self.base, *self.finetuned],
+            self.devices, self.workers, progress or (lambda tensor, is_done: None),
+        )  # fmt: skip
+        for _, checkpoint in self.inputs:
+            checkpoint.check_unchanged()
+        return [record.to_json(measured) for record in records.values()]
+
+    def _inspect(
+        self, tensor: PlannedTensor, worker: Worker, measure: Measure, compare: Compare | None
+    ) -> LayerRecord:
+        facts = (tensor.name, tensor.shape, tensor.dtype)
+        if tensor.elements == 0 or tensor.cut is None:
+            return LayerRecord(*facts, "unchanged")
+        where = worker.device, worker.scratch, worker.interrupt
+        together = None
+        if compare is not None:
+            together = compare(FlatLayer(tensor.name, self.base, self.finetuned, None, *where))
+        parts = []
+        for index in range(tensor.matrices):
+            layer = matrix_layer(tensor.name, tensor.cut, index, self.base, self.finetuned, *where)
+            try:
+                parts.append(SliceRecord(index, measure(layer)))
+            except FloatingPointError:
+                raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
+        reason = "unchanged" if all(part.measures is None for part in parts) else None
+        if reason is None and tensor.stack is not None:
+            return LayerRecord(*facts, None, slices=tuple(parts), together=together)
+        return LayerRecord(*facts, reason, parts[0].measures, together=together)
+
+    @property
+    def inputs(self) -> list[tuple[str, Checkpoint]]:
+        """(role, checkpoint), in the order of the command line."""
+        return with_roles(self.base, self.finetuned)
+
+    def head(self, command: str, arguments: Mapping[str, Any], started: float) -> dict[str, Any]:
+        """How the report begins."""
+        resolved = {
+            **arguments,
+            "device": ", ".join(str(device) for device in self.devices),
+            "workers": self.workers,
+        }
+        return {
+            **report_head(command, resolved, environment(self.devices), self.inputs, started, 0),
+            "only_in_base": names_only_in_base(self.base, self.finetuned),
+        }
+
+    def __enter__(self) -> Inspection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _role, checkpoint in self.inputs:
+            checkpoint.close()

@@ -1,0 +1,113 @@
+"""Two reports side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.report.layers import measures_in, short
+from monosoup_cli.report.rows import LABELS, Row, rows_of
+from monosoup_cli.report.words import plural, shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["compare_reports", "comparison_table"]
+
+ROUNDING = 1e-6
+"""Relative: measures this close are the same, as those from another machine are."""
+
+SHOWN = ("k_ratio", "lambda_high", "lambda_low", "cosine", "ratio", "scale", "alpha", "rho", "cos_alpha",
+         "equivalent_alpha", "anisotropy", "relative_update")  # fmt: skip
+"""What the table shows of a change, in this order, as far as it fits."""
+
+
+WHERE = {"output", "report", "overwrite", "resume", "workers"}
+"""Arguments that change no layer."""
+
+
+def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs: `arguments`, and of the layers that both name `changed`, the most changed first, each
+    with the pairs of its measures that differ and its `change`, the largest difference among them,
+    relative to the larger of the two; how many are the `same`; and the names that only one has."""
+    rows, others = ({row["name"]: row for row in rows_of(report)} for report in (first, second))
+    both = [name for name in rows if name in others]
+    changes = [_change(rows[name], others[name]) for name in both]
+    changed = sorted((each for each in changes if each["measures"]), key=lambda each: -each["change"])
+    of_first, of_second = first["arguments"], second["arguments"]
+    return {
+        "commands": [first["command"], second["command"]],
+        "arguments": {
+            name: [of_first.get(name), of_second.get(name)]
+            for name in dict.fromkeys([*of_first, *of_second])
+            if of_first.get(name) != of_second.get(name) and name not in WHERE
+        },
+        "same": len(both) - len(changed),
+        "changed": changed,
+        "only_in_first": [name for name in rows if name not in others],
+        "only_in_second": [name for name in others if name not in rows],
+    }
+
+
+def _change(first: Row, second: Row) -> dict[str, Any]:
+    """Of one layer: the measures that differ, as pairs; `reason` among them, where one was kept."""
+    pairs = {name: [first.get(name), second.get(name)] for name in ("reason", *measures_in([first, second]))}
+    pairs = {name: pair for name, pair in pairs.items() if not _is_same(*pair)}
+    return {
+        "name": first["name"],
+        "change": max((_difference(*pair) for pair in pairs.values()), default=0.0),
+        "measures": pairs,
+    }
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    if isinstance(first, float) and isinstance(second, (int, float)):
+        return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    return bool(first == second)
+
+
+def _difference(first: Any, second: Any) -> float:
+    if not all(isinstance(each, (int, float)) for each in (first, second)):
+        return 1.0
+    return float(abs(first - second) / max(abs(first), abs(second)))
+
+
+def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int | None) -> RenderableType:
+    """`width` in characters, None for a pipe; `top`: no more than so many layers."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    changed = comparison["changed"][:top]
+    columns = {name: [_arrow(each["measures"].get(name)) for each in changed] for name in ("reason", *SHOWN)}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layer", overflow="fold", min_width=20)
+    taken = 20
+    kept: list[Sequence[str]] = []
+    for name, cells in columns.items():
+        label = LABELS.get(name, name)
+        taken += 2 + max(len(label), *map(len, cells), 1)
+        if any(cells) and (width is None or taken <= width):
+            table.add_column(label, justify="right", no_wrap=True)
+            kept.append(cells)
+    for number, each in enumerate(changed):
+        table.add_row(Text(shown(each["name"])), *(Text(cells[number]) for cells in kept))
+    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, pair in comparison["arguments"].items():
+        facts.add_row(name, Text(" → ".join(shown(value, 60) for value in pair), overflow="fold"))
+    some = f", of which {len(changed):,} shown" if len(changed) < len(comparison["changed"]) else ""
+    facts.add_row("changed", plural(len(comparison["changed"]), "layer") + some)
+    facts.add_row("the same", plural(comparison["same"], "tensor"))
+    for side in ("first", "second"):
+        if names := comparison[f"only_in_{side}"]:
+            first = ", ".join([*(shown(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
+            facts.add_row(f"only in the {side}", Text(f"{plural(len(names), 'tensor')}: {first}"))
+    return Group(table, Text(""), facts) if changed else facts
+
+
+def _arrow(pair: Sequence[Any] | None) -> str:
+    if pair is None:
+        return ""
+    first, second = (short(value) or "–" for value in pair)
+    return f"{first} → {second}"

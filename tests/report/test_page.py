@@ -1,0 +1,616 @@
+"""The page of a report, in a real browser: what it shows, what it lets one do, and what it must not do."""
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import sync_playwright
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.report.page import page
+from monosoup_cli.report.rows import LABELS, rows_of
+
+WORDS = ["Most of the update is in few directions.", "An <em>edit</em> would be a small step."]
+HOSTILE = {
+    "</script><script>alert(1)</script>": "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>": "<img src=x onerror=alert(2)>",
+    "<!--<script>": "<!--<script>",
+    "escape\x1b[31m": "escape\\x1b[31m",
+    "left\u202eright": "left\\u202eright",
+    "lines\u2028and\u2029paragraphs": "lines\\u2028and\\u2029paragraphs",
+    "&lt;b&gt;": "&lt;b&gt;",
+}
+"""Names of tensors, and how they are shown."""
+
+
+def normals(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+def tensors(base=None, seed=0, blocks=3):
+    """A small transformer with a stack of experts; or a fine-tune of it, with falling spectra."""
+    normal = normals(seed)
+    if base is None:
+        made = {"model.embed_tokens.weight": normal(24, 12), "lm_head.weight": normal(24, 12)}
+        for block in range(blocks):
+            name = f"model.layers.{block}"
+            made |= {f"{name}.self_attn.{part}_proj.weight": normal(12, 12) for part in "qkvo"}
+            made[f"{name}.mlp.experts.down_proj"] = normal(2, 12, 10)
+            made[f"{name}.input_layernorm.weight"] = normal(12)
+        return made | {"frozen": normal(4, 4)}
+    shared = normals(100)
+    made = {}
+    for depth, (name, tensor) in enumerate(base.items()):
+        common, own = shared(*tensor.shape), normal(*tensor.shape)
+        falls = torch.exp(-torch.arange(tensor.shape[-1]) * 0.1 * (depth % 7))
+        made[name] = tensor if name == "frozen" else tensor + 0.1 * (common + own) * falls
+    return made
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Real reports, by command; `several` is a sweep's, whose layers are in the folders of its parts."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = tensors()
+    save_file(base, folder / "base.safetensors")
+    finetuned = [folder / f"finetuned-{seed}.safetensors" for seed in (1, 2, 3)]
+    for seed, path in enumerate(finetuned, start=1):
+        save_file(tensors(base, seed), path)
+    base, options = folder / "base.safetensors", {"device": "cpu"}
+    return {
+        "edit": monosoup_cli.edit(base, finetuned[0], folder / "edit", **options),
+        "several": monosoup_cli.edit(base, finetuned[0], folder / "several", energy=[0.5, 0.8], **options),
+        "stock": monosoup_cli.stock(base, finetuned, folder / "stock", **options),
+        "soup": monosoup_cli.soup(finetuned, folder / "soup", **options),
+        "sfgs": monosoup_cli.sfgs(base, finetuned, folder / "sfgs", threshold=0.1, **options),
+        "wise": monosoup_cli.wise(base, finetuned[0], folder / "wise", alpha=0.5, **options),
+        "lines": monosoup_cli.lines(base, finetuned[0], folder / "lines", alpha=0.3, beta=0.7, **options),
+    }
+
+
+@pytest.fixture(scope="module")
+def inspected(reports):
+    """A report with what an inspection of several fine-tunes measures beside the measures of edit."""
+    report = json.loads(json.dumps(reports["edit"]))
+    report["command"] = "inspect-spectrum"
+    del report["output"]
+    for layer in report["layers"]:
+        for part in layer.get("slices", [layer]):
+            if part["reason"] is None:
+                values = [0.5 * ratio * part["sigma_max"] for ratio in part["spectrum"]]
+                part |= {"singular_values": values, "rounding_sigma": 0.3 * part["sigma_max"]}
+                part |= {"rank_above_rounding": 3, "cosine": 0.1, "ratio": 0.25, "clamped": False}
+                part["cosines"] = [0.0, 0.1, 0.2]
+    selection = reports["sfgs"]["selection"]
+    report["similarity"] = {
+        name: selection[name] for name in ("layers", "candidates", "similarity", "thresholds")
+    }
+    return report
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium")
+    if executable is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium on the PATH to open pages in")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                  "--disable-component-update", "--disable-sync", "--no-first-run"],
+        )  # fmt: skip
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A function that opens the page of a report. What went wrong on any page fails the test at its end."""
+    contexts, wrong = [], []
+
+    def opened(report, sentences=(), **options):
+        path = tmp_path / f"page-{len(contexts)}.html"
+        path.write_text(page(report, sentences), "utf-8")
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        contexts.append(context)
+        view = context.new_page()
+
+        def route(route):
+            if route.request.url == path.as_uri():
+                return route.continue_()
+            wrong.append(f"request {route.request.url}")
+            return route.abort()
+
+        view.route("**/*", route)
+        view.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
+        view.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        view.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        view.goto(path.as_uri())
+        settle(view)
+        return view
+
+    yield opened
+    for context in contexts:
+        settle(context.pages[0])
+        context.close()
+    assert wrong == []
+
+
+def settle(view):
+    """Wait until what follows a change has been drawn."""
+    view.evaluate("""() => new Promise(
+      done => requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(done))))""")
+
+
+def names(view):
+    """The rows in sight, by name."""
+    return view.locator("#box tbody tr:not([hidden]) > th").all_text_contents()
+
+
+def row(view, name):
+    return view.locator("#box tbody tr", has=view.get_by_text(name, exact=True))
+
+
+def pixels(view, selector="#panel canvas"):
+    return view.locator(selector).first.evaluate("canvas => canvas.toDataURL()")
+
+
+def figures(view):
+    return view.locator("#pictures h3").all_text_contents()
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("edit", ["λ_high and λ_low over depth", "k/r in model.layers"]),
+        ("several", []),
+        ("stock", ["Ratio over depth", "Cosines of the updates of two checkpoints"]),
+        ("soup", []),
+        ("sfgs", ["How alike the updates of the checkpoints are"]),
+        ("wise", []),
+        ("lines", ["Scale over depth"]),
+    ],
+)
+def test_every_report_has_its_page(opened, reports, name, pictures):
+    report = reports[name]
+    view = opened(report, WORDS)
+    assert view.title() == f"monosoup {report['command']}"
+    assert view.locator(".sentences li").all_text_contents() == WORDS
+    assert all(source["source"] in view.locator("#head").inner_text() for source in report["inputs"])
+    assert view.locator("#layers").is_visible() == ("layers" in report)
+    if "layers" in report:
+        assert names(view) == [entry["name"] for entry in rows_of(report)]
+        assert f"{report['summary']['edited']} tensors of" in view.locator("#head").inner_text()
+    else:
+        assert all(output["path"] in view.locator("#head").inner_text() for output in report["outputs"])
+    assert figures(view) == pictures
+    assert view.locator("#pictures").is_visible() == bool(pictures)
+    assert view.locator("#pictures canvas").count() == sum(
+        "over" in title or "Cos" in title for title in pictures
+    )
+    assert view.locator("#panel").is_visible() == (name == "edit")
+
+
+def test_numbers_are_those_of_the_report(opened, reports):
+    view = opened(reports["edit"])
+    titles = view.locator("#box thead th").all_inner_texts()
+    cells = row(view, "model.layers.1.self_attn.q_proj.weight").locator("th, td").all_text_contents()
+    shown = dict(zip(titles, cells, strict=True))
+    (layer,) = (each for each in rows_of(reports["edit"]) if each["name"] == shown["name"])
+    assert (shown["kind"], shown["block"], shown["shape"]) == ("attention", "1", "12 × 12")
+    for title, measure in {"k": "k", "k/r": "k_ratio", "λ_high": "lambda_high", "‖Δ‖": "update_norm"}.items():
+        assert float(shown[title]) == pytest.approx(layer[measure], rel=5e-4), title
+    kept = row(view, "frozen").locator("th, td").all_text_contents()
+    assert dict(zip(titles, kept, strict=True))["why kept"] == "unchanged"
+    assert dict(zip(titles, kept, strict=True))["λ_high"] == ""
+
+
+@pytest.mark.parametrize("measure", ["rho", "k_ratio", "update_norm"])
+def test_a_click_sorts_and_another_turns_the_order(opened, reports, measure):
+    view = opened(reports["edit"])
+    head = view.locator(f"th[data-column={measure}]")
+    rows = rows_of(reports["edit"])
+    known = [each for each in rows if each[measure] is not None]
+    unknown = [each["name"] for each in rows if each[measure] is None]
+    assert unknown
+    for direction in ("ascending", "descending"):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        ordered = sorted(known, key=lambda each: each[measure], reverse=direction == "descending")
+        assert names(view) == [*(each["name"] for each in ordered), *unknown]
+    assert view.locator("th[aria-sort]").count() == 1
+
+
+def test_the_keyboard_sorts_too(opened, reports):
+    view = opened(reports["edit"])
+    rows = [each for each in rows_of(reports["edit"]) if each["k"] is not None]
+    button = view.locator("th[data-column=sigma_max] button")
+    button.focus()
+    for key, is_reversed in (("Enter", False), ("Space", True)):
+        view.keyboard.press(key)
+        ordered = sorted(rows, key=lambda each: each["sigma_max"], reverse=is_reversed)
+        assert names(view)[: len(rows)] == [each["name"] for each in ordered]
+
+
+def test_names_sort_by_the_numbers_in_them(opened, reports):
+    layer = reports["soup"]["layers"][0]
+    layers = [{**layer, "name": f"layers.{block}.weight"} for block in (10, 9, *range(9))]
+    view = opened({**reports["soup"], "layers": layers})
+    view.locator("th[data-column=name] button").click()
+    assert names(view) == [f"layers.{block}.weight" for block in range(11)]
+
+
+def test_filters_by_name_kind_and_action(opened, reports):
+    view = opened(reports["edit"])
+    rows = rows_of(reports["edit"])
+
+    def chosen(condition):
+        found = [each["name"] for each in rows if condition(each)]
+        assert names(view) == found
+        assert view.locator("#count").inner_text() == f"showing {len(found)} of {len(rows)}"
+        assert 0 < len(found) < len(rows)
+
+    search = view.locator("#search")
+    search.fill("Q_proj")
+    chosen(lambda each: "q_proj" in each["name"])
+    search.fill("model.layers.?.self_attn.*")
+    chosen(lambda each: fnmatch.fnmatchcase(each["name"], "model.layers.?.self_attn.*"))
+    search.fill("layers.?.self_attn.*")  # a glob is for whole names
+    assert names(view) == []
+    search.fill("experts.down_proj[1]")
+    chosen(lambda each: each["name"].endswith("experts.down_proj[1]"))
+    search.fill("attention")
+    chosen(lambda each: each["kind"] == "attention")
+    search.fill("")
+    view.locator("#kind").select_option("mlp")
+    chosen(lambda each: each["kind"] == "mlp")
+    search.fill("layers.2")
+    chosen(lambda each: each["kind"] == "mlp" and "layers.2" in each["name"])
+    search.fill("")
+    view.locator("#kind").select_option("")
+    view.locator("#hide-kept").check()
+    chosen(lambda each: each["reason"] is None)
+    view.locator("#hide-kept").uncheck()
+    search.fill("[")
+    chosen(lambda each: "[" in each["name"])
+    search.fill("no such layer")
+    assert (names(view), view.locator("#count").inner_text()) == ([], f"showing 0 of {len(rows)}")
+
+
+def test_a_filter_stays_through_a_sort(opened, reports):
+    view = opened(reports["edit"])
+    view.locator("#search").fill("k_proj")
+    view.locator("th[data-column=rho] button").click()
+    found = [each for each in rows_of(reports["edit"]) if "k_proj" in each["name"]]
+    assert names(view) == [each["name"] for each in sorted(found, key=lambda each: each["rho"])]
+
+
+def in_hand(view):
+    """The panel's layer and its spectrum, after checking that the panel, the table and the title agree."""
+    data = view.locator("#panel").evaluate("panel => ({...panel.dataset})")
+    assert view.locator("#panel h3").inner_text() == data["layer"]
+    assert view.locator("tr[aria-selected=true] > th").all_text_contents() == [data["layer"]]
+    return data["layer"], [float(value) for value in data["spectrum"].split()]
+
+
+def test_the_spectrum_of_the_row_under_the_pointer(opened, reports):
+    view = opened(reports["edit"])
+    seen = {pixels(view)}
+    for name in ("model.layers.0.self_attn.o_proj.weight", "model.layers.1.mlp.experts.down_proj[1]"):
+        row(view, name).hover()
+        (layer,) = (each for each in rows_of(reports["edit"]) if each["name"] == name)
+        shown, spectrum = in_hand(view)
+        assert shown == name
+        assert spectrum == pytest.approx(layer["spectrum"], rel=1e-3)
+        assert f"k\n{layer['k']}\n" in view.locator("#panel").inner_text()
+        seen.add(pixels(view))
+    assert len(seen) == 3
+    row(view, "frozen").hover()
+    assert in_hand(view) == ("frozen", [])
+    assert view.locator("#panel canvas").count() == 0
+    assert "kept: unchanged" in view.locator("#panel").inner_text()
+
+
+def test_the_keyboard_walks_through_the_rows(opened, reports):
+    view = opened(reports["edit"])
+    order = names(view)
+    first = next(each["name"] for each in rows_of(reports["edit"]) if each["spectrum"])
+    assert in_hand(view)[0] == first
+    assert view.locator("#box tr[tabindex='0'] > th").all_text_contents() == [first]
+    view.locator("#box tr[tabindex='0']").focus()
+    seen, at = {pixels(view)}, order.index(first)
+    for key, to in [
+        ("ArrowDown", at + 1), ("j", at + 2), ("ArrowUp", at + 1), ("k", at), ("End", len(order) - 1),
+        ("ArrowDown", len(order) - 1), ("Home", 0), ("ArrowUp", 0),
+    ]:  # fmt: skip
+        view.keyboard.press(key)
+        assert in_hand(view)[0] == order[to], key
+        assert view.evaluate("document.activeElement.firstChild.textContent") == order[to]
+    view.locator("#search").fill("q_proj")
+    view.locator("th[data-column=name] button").click()
+    view.locator("th[data-column=name] button").click()
+    assert view.locator("#box tr[tabindex='0']:not([hidden])").count() == 1
+    view.locator("#box tr[tabindex='0']").focus()
+    view.keyboard.press("Home")
+    for block in (2, 1, 0):
+        assert in_hand(view)[0] == f"model.layers.{block}.self_attn.q_proj.weight"
+        seen.add(pixels(view))
+        view.keyboard.press("ArrowDown")
+    assert len(seen) >= 4
+
+
+def test_rows_far_down_are_filled_when_they_come_into_sight(opened, reports):
+    view = opened(many(reports["edit"], 300))
+    last = view.locator("#box tbody tr").last
+    last.scroll_into_view_if_needed()
+    settle(view)
+    assert last.locator("td").count() == view.locator("#box thead th").count() - 1
+
+
+def test_an_inspection_of_several(opened, inspected):
+    view = opened(inspected)
+    assert figures(view) == [
+        "λ_high and λ_low over depth", "Ratio over depth", "Cosines of the updates of two checkpoints",
+        "k/r in model.layers", "How alike the updates of the checkpoints are",
+    ]  # fmt: skip
+    label = LABELS.get("rank_above_rounding", "rank above rounding")
+    assert f"{label}\n3\n" in view.locator("#panel").inner_text()
+    _, spectrum = in_hand(view)
+    assert spectrum[0] == 1  # from singular values, which are in the units of the weights
+    matrix = view.locator(".map.listed tbody tr")
+    shown = [[float(text) for text in line.locator("td").all_text_contents()] for line in matrix.all()]
+    assert shown == [[round(value, 3) for value in line] for line in inspected["similarity"]["similarity"]]
+
+
+def changed(report, change):
+    """A copy of the report, with the change made to every layer that was measured."""
+    report = json.loads(json.dumps(report))
+    for layer in report["layers"]:
+        for part in layer.get("slices", [layer]):
+            if part["reason"] is None:
+                part.update(change)
+    return report
+
+
+def test_k_and_rounding_are_marked(opened, inspected):
+    changes = ({}, {"k": None}, {"rounding_sigma": None})
+    assert len({pixels(opened(changed(inspected, change))) for change in changes}) == 3
+
+
+def test_all_singular_values_are_thinned_evenly(reports):
+    report = json.loads(json.dumps(reports["edit"]))
+    layer = next(layer for layer in report["layers"] if layer["reason"] is None and "slices" not in layer)
+    layer["singular_values"] = [2 * 0.999**index for index in range(4001)]
+    text = page(report, [])
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    (found,) = (
+        dict(zip(data["columns"], row, strict=True))
+        for row in data["rows"]
+        if row[data["columns"].index("name")] == layer["name"]
+    )
+    expected = [0.999 ** round(4000 * point / 255) for point in range(256)]
+    assert found["spectrum"] == pytest.approx(expected, rel=1e-3)
+    assert "singular_values" not in found
+
+
+def with_spectrum(report, spectrum):
+    """The report with this spectrum in every layer that was measured."""
+    return changed(report, {"spectrum": spectrum, "rank": len(spectrum), "k": 1})
+
+
+def test_the_curve_follows_the_spectrum(opened, reports):
+    curves = [opened(with_spectrum(reports["edit"], [1.0, middle, 0.2])) for middle in (0.9, 0.9, 0.3)]
+    first, same, other = map(pixels, curves)
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    "spectrum", [[1.0, 0.5, 0.0, 0.0], [1.0, 0.0], [1.0], [1.0, 1.0, 1.0], [1.0, 1e-300, 0.0]]
+)
+def test_spectra_that_no_logarithm_likes(opened, reports, spectrum):
+    view = opened(with_spectrum(reports["edit"], spectrum))
+    assert in_hand(view)[1] == spectrum
+    shades = view.locator("#panel canvas").evaluate(
+        "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
+    )
+    assert shades > 1
+    assert "NaN" not in view.locator("#box").inner_html()
+
+
+def test_next_to_nothing_is_drawn_like_nothing(opened, reports):
+    tails = ([0.0, 0.0], [1e-30, 1e-40])
+    nothing, next_to_it = (opened(with_spectrum(reports["edit"], [1.0, 0.5, *tail])) for tail in tails)
+    assert pixels(nothing) == pixels(next_to_it)
+
+
+def test_the_map_holds_the_mean_of_each_block_and_part(opened, reports):
+    view = opened(reports["edit"])
+    parts = view.locator(".map thead th").all_inner_texts()[1:]
+    rows = [each for each in rows_of(reports["edit"]) if each["k_ratio"] is not None]
+    assert sorted(parts) == sorted({each["part"] for each in rows if each["block"] is not None})
+    for block, line in enumerate(view.locator(".map tbody tr").all()):
+        for part, text in zip(parts, line.locator("td").all_inner_texts(), strict=True):
+            found = [each["k_ratio"] for each in rows if (each["block"], each["part"]) == (block, part)]
+            assert len(found) == (2 if "experts" in part else 1)
+            assert float(text) == pytest.approx(sum(found) / len(found), abs=0.00501)
+    assert view.locator(".map td").first.get_attribute("title").startswith("block 0, ")
+
+
+def contrasts(view):
+    """The contrast of every text with what is behind it, by the definition of WCAG 2.2."""
+    colours = view.evaluate("""() => {
+      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+      const colour = (element, name) => getComputedStyle(element)[name];
+      while (walker.nextNode()) {
+        const text = walker.currentNode.data, element = walker.currentNode.parentElement;
+        if (!text.trim() || !element.checkVisibility() || element.closest("select")) continue;
+        let behind = element;
+        while (colour(behind, "backgroundColor") === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+        found.push([text, colour(element, "color"), colour(behind, "backgroundColor")]);
+      }
+      return found;
+    }""")
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for text, front, behind in colours:
+        darker, lighter = sorted((luminance(front), luminance(behind)))
+        yield text, (lighter + 0.05) / (darker + 0.05)
+
+
+def test_light_and_dark(opened, inspected):
+    view = opened(inspected, WORDS, color_scheme="light")
+    backgrounds, drawings = [], []
+    for scheme in ("light", "dark"):
+        view.emulate_media(color_scheme=scheme)
+        settle(view)
+        backgrounds.append(view.locator("body").evaluate("body => getComputedStyle(body).backgroundColor"))
+        drawings.append((pixels(view), pixels(view, "#pictures canvas")))
+        found = list(contrasts(view))
+        assert len(found) > 300
+        assert [(text, ratio) for text, ratio in found if ratio < 4.5] == []
+    assert backgrounds == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
+    assert all(light != dark for light, dark in zip(*drawings, strict=True))
+
+
+def test_paper_is_white_and_has_every_row(opened, reports):
+    view = opened(many(reports["edit"], 200), color_scheme="dark")
+    lines = view.locator("#box tbody tr")
+    empty = "lines => lines.filter(line => line.children.length === 1).length"
+    assert lines.evaluate_all(empty) > 100
+    view.pdf()
+    assert lines.evaluate_all(empty) == 0
+    view.set_viewport_size({"width": 1030, "height": 700})
+    view.emulate_media(media="print")
+    settle(view)
+    assert (
+        view.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
+    assert view.evaluate("document.documentElement.scrollWidth") == 1030
+    assert lines.evaluate_all("lines => lines.every(line => line.offsetHeight > 0)")
+    assert not view.locator("#panel").is_visible()
+    assert view.locator("#pictures canvas").is_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_the_page_does_not_scroll_sideways(opened, inspected, width):
+    view = opened(inspected, WORDS)
+    view.set_viewport_size({"width": width, "height": 900})
+    settle(view)
+    for details in view.locator("details").all():
+        details.locator("summary").first.click()
+    assert view.evaluate("document.documentElement.scrollWidth") == width
+    for canvas in view.locator("canvas").all():
+        assert (
+            canvas.evaluate("canvas => canvas.offsetWidth - canvas.closest('.uplot').parentNode.clientWidth")
+            == 0
+        )
+    box = view.locator("#box").evaluate(
+        "box => [box.scrollWidth > box.clientWidth, box.scrollHeight > box.clientHeight]"
+    )
+    assert box == [True, True]
+
+
+def test_the_head_of_the_table_stays(opened, reports):
+    view = opened(many(reports["edit"], 200))
+    top = view.locator("#box thead").bounding_box()["y"]
+    view.locator("#box").evaluate("box => { box.scrollTop = 3000; box.scrollLeft = 300; }")
+    assert view.locator("#box thead").bounding_box()["y"] == top
+    assert view.locator("#box").evaluate("box => [box.scrollTop, box.scrollLeft]") == [3000, 300]
+
+
+def test_details_hold_the_rest_of_the_report(opened, reports):
+    report = reports["sfgs"]
+    view = opened(report)
+    for details in view.locator("details").all():
+        details.locator("summary").first.click()
+    text = view.locator("#details").inner_text()
+    assert view.locator("details > summary").all_inner_texts() == [
+        "Options", "Environment", "Inputs", "Timing", "Output", "Selection",
+    ]  # fmt: skip
+    files = [file for source in (*report["inputs"], report["output"]) for file in source["files"]]
+    expected = [file.get("sha256") or file["header_sha256"] for file in files]
+    expected += [f"{file['bytes']:,}" for file in files]
+    expected += [report["environment"]["torch"], "threshold\n0.1\n", report["selection"]["members"][0]]
+    assert [each for each in expected if each not in text] == []
+
+
+def test_hostile_names_are_text(opened, tmp_path):
+    content = {name: torch.eye(3) for name in HOSTILE}
+    save_file(content, tmp_path / "base.safetensors")
+    normal = normals(0)
+    save_file({name: normal(3, 3) for name in HOSTILE}, tmp_path / "<img src=x onerror=alert(3)>.safetensors")
+    report = monosoup_cli.edit(
+        tmp_path / "base.safetensors", tmp_path / "<img src=x onerror=alert(3)>.safetensors", tmp_path / "out"
+    )
+    view = opened(report, ["<script>alert(4)</script>"])
+    assert sorted(names(view)) == sorted(HOSTILE.values())
+    for shown in HOSTILE.values():
+        row(view, shown).hover()
+        assert in_hand(view)[0] == shown
+    for details in view.locator("details").all():
+        details.locator("summary").first.click()
+    assert view.locator("body script").count() == 3
+    assert view.locator("img").count() == view.locator("em").count() == 0
+    assert "onerror=alert(3)" in view.locator("#head").inner_text()
+    assert not set("\x1b\u202e\u2028\u2029") & set(Path(view.url.removeprefix("file://")).read_text("utf-8"))
+
+
+def test_nothing_but_the_page_is_loaded(opened, reports):
+    view = opened(reports["edit"])
+    assert view.evaluate("performance.getEntriesByType('resource').length") == 0
+    policy = view.locator("meta[http-equiv=Content-Security-Policy]").get_attribute("content")
+    assert policy.startswith("default-src 'none';")
+    source = view.content()
+    assert "The MIT License (MIT)" in source
+    assert not re.search(r"<(link|iframe|object|embed|base)\b|@import|\bsrc=", source)
+
+
+def test_without_javascript_it_says_so(browser, reports, tmp_path):
+    (tmp_path / "page.html").write_text(page(reports["edit"], []), "utf-8")
+    with browser.new_context(java_script_enabled=False) as context:
+        view = context.new_page()
+        view.goto((tmp_path / "page.html").as_uri())
+        assert "JavaScript" in view.locator("noscript").inner_text()
+
+
+def many(report, count):
+    """The report with as many layers, each like one of its own."""
+    edited = [layer for layer in report["layers"] if layer["reason"] is None and "slices" not in layer]
+    layers = [
+        {
+            **edited[number % len(edited)],
+            "name": f"model.layers.{number // 8}.part_{number % 8}.weight",
+            "rho": number**2 % 997 / 997,
+        }
+        for number in range(count)
+    ]
+    return {**report, "layers": layers}
+
+
+def test_two_thousand_layers(opened, reports):
+    report = many(reports["edit"], 2000)
+    view = opened(report)
+    assert len(names(view)) == 2000
+    view.locator("th[data-column=rho] button").click()
+    assert names(view) == [
+        layer["name"] for layer in sorted(report["layers"], key=lambda layer: layer["rho"])
+    ]
+    view.locator("#search").fill("part_3")
+    assert view.locator("#count").inner_text() == "showing 250 of 2,000"
+    last = names(view)[-1]
+    view.locator("#box tr[tabindex='0']").focus()
+    view.keyboard.press("End")
+    assert in_hand(view)[0] == last
+    assert figures(view) == ["λ_high and λ_low over depth", "k/r in model.layers"]

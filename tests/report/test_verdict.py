@@ -1,0 +1,339 @@
+"""What a report says in words: for each kind of fine-tune the right thing, and nothing else.
+
+The thresholds were chosen on matrices of 256 × 256, 700 × 256 and 700 × 900 and the seeds 0 to 3; here
+are others.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from monosoup_cli.report import verdict
+from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.verdict import findings, sentences
+from monosoup_cli.spectral.rounding import MARGIN
+
+SEEDS = range(1000, 1006)
+SHAPES = [(64, 200), (160, 96), (333, 512), (384, 128), (240, 240), (1500, 80)]
+SHORT = {torch.float32: 1e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""How far apart the numbers of a dtype are, relatively."""
+
+
+class Model:
+    """Random weights, and what may become of them."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+        count = 4 + seed % 3
+        order = torch.randperm(len(SHAPES), generator=self.generator).tolist()
+        shapes = [SHAPES[order[number % len(SHAPES)]] for number in range(count)]
+        self.size = 0.01 + 0.05 * self.uniform()
+        self.base = {
+            f"layers.{number}.weight": self.size * self.normal(*shape) for number, shape in enumerate(shapes)
+        }
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self):
+        return float(torch.rand((), generator=self.generator))
+
+    def orthogonal(self, rows, columns):
+        return torch.linalg.qr(self.normal(rows, columns))[0]
+
+    def flat(self, shape, spread):
+        """Singular values between 1 - spread and 1."""
+        rank = min(shape)
+        sigma = 1 - spread * torch.rand(rank, generator=self.generator, dtype=torch.float64)
+        return (self.orthogonal(shape[0], rank) * sigma) @ self.orthogonal(shape[1], rank).T
+
+    def ordinary(self, shape):
+        """Some strong directions over a rest of full rank, as fine-tuning leaves."""
+        count = min(shape) // 4
+        strong = (self.normal(shape[0], count) * 0.9 ** torch.arange(count)) @ self.normal(count, shape[1])
+        return self.scaled(strong / 3 + self.normal(*shape), 0.02 + 0.05 * self.uniform())
+
+    def scaled(self, update, relative):
+        """As large, relative to the weights."""
+        return relative * self.size * math.sqrt(update.numel()) * update / torch.linalg.matrix_norm(update)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """The report of inspect-spectrum on such a pair."""
+
+    def told(base, finetuned, **options):
+        for content, name in ((base, "base"), (finetuned, "finetuned")):
+            path = tmp_path / f"{name}.safetensors"
+            save_file({key: tensor.contiguous() for key, tensor in content.items()}, path)
+        return monosoup_cli.inspect_spectrum(
+            tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors", **options
+        )
+
+    return told
+
+
+def only_finding(report):
+    """The one kind of finding there is, of all moved layers; with its figures and sentence."""
+    (found,) = report["verdict"]["findings"]
+    assert sentences(report["verdict"])[0] == found["sentence"]
+    return found
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_merged_lora(told, seed, dtype):
+    model = Model(seed)
+    rank, relative = (8, 4, 8, 16, 8, 2)[seed % 6], 0.01 * 30 ** model.uniform()
+    base = {name: weights.to(dtype) for name, weights in model.base.items()}
+    finetuned = {
+        name: (
+            weights.double()
+            + model.scaled(model.normal(len(weights), rank) @ model.normal(rank, weights.shape[1]), relative)
+        ).to(dtype)
+        for name, weights in base.items()
+    }
+    found = only_finding(told(base, finetuned))
+    assert (found["kind"], found["figures"]["rank"], len(found["layers"])) == ("lora", rank, len(base))
+    assert f"a merged LoRA of rank {rank}" in found["sentence"]
+
+
+def test_a_lora_stored_in_16_bits_does_not_look_like_its_rank(told):
+    """The figure that people stumble over: the effective rank of a rank-8 update, once it is rounded."""
+    model = Model(7)
+    base = {"w": (0.02 * model.normal(512, 512)).bfloat16()}
+    update = model.scaled(model.normal(512, 8) @ model.normal(8, 512), 0.01)
+    both = {"w": base["w"], "v": base["w"].clone()}
+    rounded = {name: (weights.double() + update).bfloat16() for name, weights in both.items()}
+    found = only_finding(told(both, rounded))
+    assert found["kind"] == "lora"
+    assert found["figures"]["effective_rank"] > 40
+    assert re.search(r"Rounding makes its effective rank \d+", found["sentence"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_copy_in_16_bits_with_noise(told, seed, dtype):
+    """Noise up to half of what rounding makes: base in 32 bits, its copy in 16."""
+    model = Model(seed)
+    noise = 0.5 * model.uniform() * SHORT[dtype] / math.sqrt(12) * model.size
+    base = {name: weights.float() for name, weights in model.base.items()}
+    copy = {
+        name: (weights + noise * model.normal(*weights.shape)).to(dtype) for name, weights in base.items()
+    }
+    found = only_finding(told(base, copy))
+    assert (found["kind"], len(found["layers"])) == ("rounding", len(base))
+    assert found["figures"]["rounding_share"] == [1.0, 1.0]
+    assert "100 % of Σσ lies at or below what rounding" in found["sentence"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_change_that_16_bits_hardly_show(told, seed):
+    """Both in bfloat16, and the change below the last place of most weights."""
+    model = Model(seed)
+    base = {name: weights.bfloat16() for name, weights in model.base.items()}
+    noise = 1e-3 * model.size
+    finetuned = {
+        name: (weights + noise * model.normal(*weights.shape)).bfloat16() for name, weights in base.items()
+    }
+    found = only_finding(told(base, finetuned))
+    assert (found["kind"], len(found["layers"])) == ("rounding", len(base))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_wrong_base(told, seed, dtype):
+    model = Model(seed)
+    size = model.size * (0.7 + 0.7 * model.uniform())
+    base = {name: weights.to(dtype) for name, weights in model.base.items()}
+    other = {name: (size * model.normal(*weights.shape)).to(dtype) for name, weights in base.items()}
+    found = only_finding(told(base, other))
+    assert (found["kind"], len(found["layers"])) == ("wrong_base", len(base))
+    assert "is BASE what was fine-tuned?" in found["sentence"]
+    low, high = found["figures"]["relative_update"]
+    ratios = [
+        float(torch.dist(other[name].double(), base[name].double()) / base[name].double().norm())
+        for name in base
+    ]
+    assert (low, high) == pytest.approx((min(ratios), max(ratios)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_frozen_layers(told, seed):
+    model = Model(seed)
+    base = {name: weights.float() for name, weights in model.base.items()}
+    frozen = sorted(base)[:: 2 + seed % 2]
+    finetuned = {
+        name: weights.clone() if name in frozen else (weights + model.ordinary(weights.shape)).float()
+        for name, weights in base.items()
+    }
+    found = only_finding(told(base, finetuned))
+    assert (found["kind"], sorted(found["layers"])) == ("frozen", frozen)
+    assert re.match(rf"{len(frozen)} layers? did not move", found["sentence"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_flat_update_is_left_alone(told, seed):
+    model = Model(seed)
+    base = {name: weights.float() for name, weights in model.base.items()}
+    finetuned = {
+        name: (weights + 0.1 * model.size * model.flat(weights.shape, 0.0)).float()
+        for name, weights in base.items()
+    }
+    found = only_finding(told(base, finetuned))
+    assert (found["kind"], len(found["layers"])) == ("whole", len(base))
+    assert "k = r" in found["sentence"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_nearly_flat_update_is_warned_of(told, seed):
+    """Wide enough that the effective rank stays below r; then λ_high falls to about 0.3."""
+    model = Model(seed)
+    sizes = [(740 + 10 * (seed % 9), 1000), (800, 760)]
+    base = {f"layers.{n}.weight": model.size * model.normal(*shape) for n, shape in enumerate(sizes)}
+    finetuned = {
+        name: weights + model.size * model.flat(weights.shape, 0.2) for name, weights in base.items()
+    }
+    found = only_finding(told(base, finetuned))
+    assert (found["kind"], len(found["layers"])) == ("weakened", len(base))
+    assert found["sentence"].startswith("Warning: in all 2 layers")
+    assert max(found["figures"]["lambda_high"]) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_an_ordinary_fine_tune_there_is_nothing_to_say(told, seed, dtype):
+    model = Model(seed)
+    base = {name: weights.to(dtype) for name, weights in model.base.items()}
+    finetuned = {
+        name: (weights.double() + 3 * model.ordinary(weights.shape)).to(dtype)
+        for name, weights in base.items()
+    }
+    report = told(base, finetuned)
+    assert report["verdict"]["findings"] == []
+    assert sentences(report["verdict"]) == [report["verdict"]["interpolation"]["sentence"]]
+
+
+def test_every_layer_tells_its_own_story(told):
+    model = Model(5)
+    base = {name: 0.02 * model.normal(160, 96) for name in ("fine", "also.fine", "new.head", "still", "flat")}
+    finetuned = {name: weights + model.ordinary(weights.shape) for name, weights in base.items()}
+    finetuned["new.head"] = 0.02 * model.normal(160, 96)
+    finetuned["still"] = base["still"].clone()
+    finetuned["flat"] = base["flat"] + 1e-3 * model.flat((160, 96), 0.0)
+    report = told(base, finetuned)
+    found = {each["kind"]: each for each in report["verdict"]["findings"]}
+    assert {kind: each["layers"] for kind, each in found.items()} == {
+        "wrong_base": ["new.head"], "whole": ["flat"], "frozen": ["still"],
+    }  # fmt: skip
+    assert found["wrong_base"]["sentence"].startswith(
+        "In 1 of 4 layers the update is as large as the weights"
+    )
+    assert "as a new head is" in found["wrong_base"]["sentence"]
+
+
+@pytest.mark.parametrize("relative", [0.5, 0.05])
+def test_one_low_rank_among_others_is_no_lora(told, relative):
+    model = Model(6)
+    base = {f"layers.{number}": 0.02 * model.normal(160, 160) for number in range(4)}
+    ranks = [4, 8, 12, 16]
+    finetuned = {
+        name: (w + model.scaled(model.normal(160, rank) @ model.normal(rank, 160), relative)).float()
+        for rank, (name, w) in zip(ranks, base.items(), strict=True)
+    }
+    assert told({n: w.float() for n, w in base.items()}, finetuned)["verdict"]["findings"] == []
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_the_distance_to_plain_interpolation_is_that_of_the_weights(told, tmp_path, seed):
+    """Against the weights that `edit` and `wise` write, and every other α."""
+    model = Model(seed)
+    base = {name: weights + 0.0 for name, weights in model.base.items()}
+    finetuned = {
+        name: weights + (number + 1) * model.ordinary(weights.shape)
+        for number, (name, weights) in enumerate(base.items())
+    }
+    found = told(base, finetuned)["verdict"]["interpolation"]
+    pair = tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"
+    monosoup_cli.edit(*pair, tmp_path / "edited.safetensors")
+    monosoup_cli.wise(*pair, tmp_path / "wise.safetensors", alpha=found["alpha"])
+    edited, wise, tuned, start = (
+        torch.cat([tensor.flatten() for _, tensor in sorted(content.items())])
+        for content in (*(load_file(tmp_path / f"{name}.safetensors") for name in ("edited", "wise")),
+                        finetuned, base)
+    )  # fmt: skip
+    norm = torch.dist(tuned, start)
+    assert found["distance"] == pytest.approx(float(torch.dist(edited, wise) / norm), rel=1e-9)
+    assert found["from_finetuned"] == pytest.approx(float(torch.dist(edited, tuned) / norm), rel=1e-9)
+    alphas = found["alpha"] + np.array([-1e-4, 1e-4])
+    others = [float(torch.dist(edited, torch.lerp(start, tuned, float(alpha))) / norm) for alpha in alphas]
+    assert min(others) > found["distance"]
+
+
+def row(**measures):
+    """A layer of a report that was edited."""
+    common = {"name": "w", "reason": None, "rank": 100, "k": 50, "relative_update": 0.1, "lambda_high": 0.9,
+              "update_norm": 1.0, "equivalent_alpha": 0.9, "anisotropy": 0.01}  # fmt: skip
+    return {**common, **measures}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row(equivalent_alpha=0.99, anisotropy=0.02)], "nearly as fine-tuned: it moves them by 2.2 %"),
+        ([row()], "WiSE-FT at 0.9 would give these layers nearly the same weights"),
+        ([row(anisotropy=0.1)], "10 % of ‖Δ‖ from the nearest plain interpolation, α = 0.9: no WiSE-FT"),
+        ([row(equivalent_alpha=0.8), row()], "5.1 % of ‖Δ‖ from the nearest plain interpolation, α = 0.85"),
+        ([row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)], "WiSE-FT at 0.9 would"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_interpolation(rows, words):
+    assert words in verdict.interpolation(rows)["sentence"]
+
+
+def test_nothing_edited_is_no_interpolation():
+    assert verdict.verdict_of([row(reason="unchanged", k=None, equivalent_alpha=None)]) == {
+        "findings": [
+            {
+                "kind": "frozen",
+                "layers": ["w"],
+                "figures": {},
+                "sentence": "1 layer did not move: frozen, or a copy of the base.",
+            }
+        ],
+        "interpolation": None,
+    }
+
+
+def test_the_report_of_edit_tells_what_it_can(told, tmp_path):
+    """It knows nothing of rounding, and all else alike."""
+    model = Model(9)
+    base = {name: weights.float() for name, weights in model.base.items()}
+    finetuned = {name: (weights + model.ordinary(weights.shape)).float() for name, weights in base.items()}
+    first = sorted(base)[0]
+    finetuned[first] = base[first]
+    inspected = told(base, finetuned)
+    edited = monosoup_cli.edit(
+        tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors", tmp_path / "out"
+    )
+    assert [each.kind for each in findings(rows_of(edited))] == ["frozen"]
+    assert verdict.verdict_of(rows_of(edited))["interpolation"]["alpha"] == pytest.approx(
+        inspected["verdict"]["interpolation"]["alpha"]
+    )
+
+
+@pytest.mark.parametrize(
+    "threshold",
+    ["AS_LARGE", "LORA_RANKS", "LORA_GAP", "LORA_LAYERS", "ROUNDED", "WEAKENED", "NEAR", "MARGIN"],
+)
+def test_the_thresholds_are_documented(threshold):
+    text = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text()
+    value = MARGIN if threshold == "MARGIN" else getattr(verdict, threshold)
+    line = next(line for line in text.splitlines() if f"`{threshold}`" in line)
+    assert f"| {value:g} |" in line
