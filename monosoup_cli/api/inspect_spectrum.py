@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import StrPath, paths, running
@@ -139,14 +140,21 @@ def _compare(grams: dict[str, torch.Tensor]) -> Compare:
     from monosoup_cli.methods.similarity import cosines, gram_matrix
 
     def compare(layer: FlatLayer) -> dict[str, Any]:
-        gram = grams[layer.tensor] = gram_of(layer, gram_matrix).cpu()
-        rows = cosines(gram).tolist()
+        gram = gram_of(layer, gram_matrix).cpu()
+        has_moved = gram.diagonal() > 0.0
+        if not has_moved.any():
+            return {}
+        grams[layer.tensor] = gram
         stock = stock_ratio(gram)
+        rows = cosines(gram).tolist()
         return {
             "cosine": float(stock.cosine),
             "ratio": float(stock.ratio),
             "clamped": int(stock.is_clamped),
-            "cosines": [cosine for number, row in enumerate(rows) for cosine in row[number + 1 :]],
+            "cosines": [
+                rows[one][other] if has_moved[one] or has_moved[other] else None
+                for one, other in combinations(range(len(rows)), 2)
+            ],
         }
 
     return compare
@@ -169,7 +177,9 @@ def _similarity(
             {"highest": highest, "members": [sources[number] for number in members]}
             for highest, members in thresholds(matrix, range(len(sources)))
         ],
-        "histogram": _histogram([cosine for layer in compared for cosine in layer["cosines"]]),
+        "histogram": _histogram(
+            [cosine for layer in compared for cosine in layer["cosines"] if cosine is not None]
+        ),
         "stock": {
             **{name: spread([layer[name] for layer in compared]) for name in ("cosine", "ratio")},
             "clamped": sum(layer["clamped"] for layer in compared),

@@ -207,9 +207,7 @@ def edit_update(
     return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
 
 
-def inspect_update(
-    updates: Blocks, side: int, method: MonoSoup
-) -> tuple[LayerSpectrum, torch.Tensor] | None:
+def inspect_update(updates: Blocks, side: int, method: MonoSoup) -> tuple[LayerSpectrum, torch.Tensor] | None:
     """What `edit_update` measures, in half of its time or less, and the singular values: (side,) float64
     on the CPU. Arguments, None and errors as there."""
     values = singular_values(updates, side)

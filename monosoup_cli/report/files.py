@@ -61,8 +61,9 @@ def _check(report: Mapping[str, Any]) -> None:
             for part in layer.get("slices", [layer]):
                 _are((str, type(None)), part["reason"])
                 _are((int, float, type(None)), *(part.get(name) for name in LABELS))
-                for name in ("spectrum", "singular_values", "cosines"):
+                for name in ("spectrum", "singular_values"):
                     _are((int, float), *(part.get(name) or ()))
+            _are((int, float, type(None)), *(layer.get("cosines") or ()))
 
 
 def _are(types: type | tuple[type, ...], *values: object) -> None:

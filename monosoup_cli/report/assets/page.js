@@ -147,7 +147,7 @@ function outputs(written) {
 
 function numeric(name, title = label(name)) {
   return {
-    name, title, isNumber: true, width: Math.max(title.length, 8), text: (row) => short(row[name]),
+    name, title, isNumber: true, width: Math.max(title.length, 7), text: (row) => short(row[name]),
     key: (row) => row[name],
   };
 }
@@ -194,7 +194,7 @@ function drawLayers() {
   grid.append(...rows.map((row) => row.line));
   const made = element("table", {}, element("thead", {}, head), grid);
   // the padding, and the arrow of the column that is sorted by
-  const widths = shownColumns.map(({ width }) => width + 3);
+  const widths = shownColumns.map(({ width }) => width + 2.5);
   made.style.setProperty("--columns", widths.map((width) => `minmax(${width}ch, ${width}fr)`).join(" "));
   made.style.setProperty("--width", `${widths.reduce((sum, width) => sum + width, 0)}ch`);
   made.setAttribute("role", "grid");
@@ -503,7 +503,7 @@ function overDepth(title, names, y, range) {
 
 function histogram() {
   const pairwise = rows.some((row) => row.cosines);
-  const found = rows.flatMap((row) => (pairwise ? row.cosines : row.cosine) ?? []);
+  const found = rows.flatMap((row) => (pairwise ? row.cosines : row.cosine) ?? []).filter((value) => value !== null);
   if (found.length < 2) return [];
   // as whole twentieths, since 0.05 is none of the machine's numbers
   const bin = (value) => Math.min(Math.floor(value * 20 + 1e-9), 19);
