@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from monosoup_cli.errors import OutputError
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Console:
             print(f"  {shown(line, 1000)}", file=sys.stderr)
 
     def data(self, text: str) -> None:
+        if sys.stdout is None:
+            raise OutputError("stdout is closed")
         with _reader():
             sys.stdout.write(text)
 
@@ -88,7 +91,10 @@ class Console:
     def _rich(self, *, stderr: bool) -> RichConsole:
         from rich.console import Console as RichConsole
 
-        return RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
+        system: Literal["auto"] | None = (
+            None if os.environ.get("NO_COLOR") else "auto"
+        )  # None: no bold either
+        return RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False, color_system=system)
 
     @contextmanager
     def trials(self) -> Iterator[Callable[[str, Trial | None, int], None]]:
@@ -190,10 +196,12 @@ def _reader() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # what is left in the buffer must find a file when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
 class _Lines:

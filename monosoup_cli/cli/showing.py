@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.report.files import check_target, replace_file
+from monosoup_cli.errors import ReportError
+from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
 from monosoup_cli.report.layers import as_csv, layers_table, shown_of
 from monosoup_cli.report.rows import rows_of
-from monosoup_cli.report.tables import similarity_table, summary_table
+from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 from monosoup_cli.report.verdict import sentences, verdict_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def show(make: Callable[[], dict[str, Any]], looking: Looking) -> None:
 
         check_plot(looking.plot)
     report = make()
+    if "layers" not in report and (looking.plot is not None or looking.format == "csv"):
+        raise ReportError("has no layers: it is of several checkpoints", hint=OF_SEVERAL)
     rows = rows_of(report)
     chosen = looking.view.rows(rows)
     said = sentences(verdict_of(rows))
@@ -47,10 +50,14 @@ def show(make: Callable[[], dict[str, Any]], looking: Looking) -> None:
     elif looking.format == "csv":
         console.data(as_csv(chosen))
     else:
-        console.table(layers_table(chosen, console.width), to_stdout=True)
-        console.text(*filter(None, [shown_of(len(chosen), rows, looking.view)]), "")
+        if "layers" in report:
+            console.data(layers_table(chosen, console.width))
+            console.text(*filter(None, [shown_of(len(chosen), rows, looking.view)]), "")
         console.table(summary_table(report), to_stdout=True)
+        if "selection" in report:
+            console.text("")
+            console.table(selection_table(report["selection"]), to_stdout=True)
         if "similarity" in report:
             console.text("")
             console.table(similarity_table(report["similarity"]), to_stdout=True)
-        console.text("", *said)
+        console.text(*(["", *said] if said else []))

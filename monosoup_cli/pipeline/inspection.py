@@ -53,8 +53,9 @@ class Inspection:
         with ExitStack() as opened:
             first, *others = (opened.enter_context(open_checkpoint(each)) for each in (base, *finetuned))
             selection = Selection(
-                tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch
-            )
+                tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch,
+                include_option="layer",
+            )  # fmt: skip
             with mismatch_in(finetuned[0]):
                 plan = make_plan(first.tensors, [each.tensors for each in others], selection)
             inspection = cls(first, others, plan, options)

@@ -27,13 +27,15 @@ STORED = {torch_name: stored for stored, torch_name in FLOATING.items()}
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user said about tensors; the options of the same names."""
+    """What the user said about tensors; the options of the same names (`include_option`: what that of
+    `include` is called)."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
     on_mismatch: Literal["error", "keep"] = "error"
     dtype: str = "keep"
+    include_option: str = "include"
 
 
 @dataclass(frozen=True)
@@ -218,4 +220,5 @@ def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
     for option in ("include", "exclude", "stacked"):
         for pattern in getattr(selection, option):
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise UsageError(f"--{option} {pattern!r} matches no tensor")
+                said = selection.include_option if option == "include" else option
+                raise UsageError(f"--{said} {pattern!r} matches no tensor")

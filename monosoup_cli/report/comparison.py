@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.errors import ReportError
+from monosoup_cli.report.files import OF_SEVERAL
 from monosoup_cli.report.layers import measures_in, short
 from monosoup_cli.report.rows import LABELS, Row, rows_of
 from monosoup_cli.report.words import plural, shown
@@ -30,10 +32,17 @@ WHERE = {"output", "report", "overwrite", "resume", "workers"}
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """What differs: `arguments`, and of the layers that both name `changed`, the most changed first, each
     with the pairs of its measures that differ and its `change`, the largest difference among them,
-    relative to the larger of the two; how many are the `same`; and the names that only one has."""
+    relative to the larger of the two; how many are the `same`; and the names that only one has.
+
+    Measures that only one of the commands takes are left out. Raises ReportError for a report without
+    layers."""
+    for report in (first, second):
+        if "layers" not in report:
+            raise ReportError("no layers to compare: the report is of several checkpoints", hint=OF_SEVERAL)
     rows, others = ({row["name"]: row for row in rows_of(report)} for report in (first, second))
+    measured = [name for name in measures_in(rows.values()) if name in measures_in(others.values())]
     both = [name for name in rows if name in others]
-    changes = [_change(rows[name], others[name]) for name in both]
+    changes = [_change(rows[name], others[name], ["reason", *measured]) for name in both]
     changed = sorted((each for each in changes if each["measures"]), key=lambda each: -each["change"])
     of_first, of_second = first["arguments"], second["arguments"]
     return {
@@ -50,9 +59,9 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     }
 
 
-def _change(first: Row, second: Row) -> dict[str, Any]:
+def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:
     """Of one layer: the measures that differ, as pairs; `reason` among them, where one was kept."""
-    pairs = {name: [first.get(name), second.get(name)] for name in ("reason", *measures_in([first, second]))}
+    pairs = {name: [first.get(name), second.get(name)] for name in measures}
     pairs = {name: pair for name, pair in pairs.items() if not _is_same(*pair)}
     return {
         "name": first["name"],
@@ -62,13 +71,14 @@ def _change(first: Row, second: Row) -> dict[str, Any]:
 
 
 def _is_same(first: Any, second: Any) -> bool:
-    if isinstance(first, float) and isinstance(second, (int, float)):
+    numbers = [each for each in (first, second) if isinstance(each, (int, float))]
+    if len(numbers) == 2 and any(isinstance(each, float) for each in numbers):
         return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=ROUNDING)
     return bool(first == second)
 
 
 def _difference(first: Any, second: Any) -> float:
-    if not all(isinstance(each, (int, float)) for each in (first, second)):
+    if not (isinstance(first, (int, float)) and isinstance(second, (int, float))):
         return 1.0
     return float(abs(first - second) / max(abs(first), abs(second)))
 
@@ -87,8 +97,9 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     kept: list[Sequence[str]] = []
     for name, cells in columns.items():
         label = LABELS.get(name, name)
-        taken += 2 + max(len(label), *map(len, cells), 1)
-        if any(cells) and (width is None or taken <= width):
+        needed = 2 + max(map(len, [label, *cells]))
+        if any(cells) and (width is None or taken + needed <= width):
+            taken += needed
             table.add_column(label, justify="right", no_wrap=True)
             kept.append(cells)
     for number, each in enumerate(changed):

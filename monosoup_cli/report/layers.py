@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from monosoup_cli.errors import UsageError, cropped
+from monosoup_cli.errors import UsageError
 from monosoup_cli.names import KINDS
 from monosoup_cli.report.records import spread
 from monosoup_cli.report.rows import LABELS, Row
 from monosoup_cli.report.words import plural, shown
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = ["Grouping", "View", "as_csv", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
 
@@ -28,9 +25,12 @@ GAP = 2
 
 DISPENSABLE = (
     "sigma_max", "update_norm", "rank_above_rounding", "kind", "clamped", "shape", "energy_high", "rank",
-    "anisotropy", "equivalent_alpha", "k", "effective_rank", "relative_update", "ratio", "cosine",
+    "anisotropy", "equivalent_alpha", "k", "effective_rank", "relative_update", "ratio", "cosine", "rho",
+    "cos_alpha",
 )  # fmt: skip
 """What a narrow table leaves out, in this order."""
+HARDLY = ("rho", "cos_alpha")
+"""What it leaves out for names of half that room alone."""
 
 
 OF_ONE_LAYER = {"rank", "effective_rank", "k", "sigma_max", "update_norm", "clamped", "rank_above_rounding"}
@@ -67,6 +67,9 @@ class View:
         if self.sort is not None:
             key = self.sort.replace("-", "_")
             there = [row for row in chosen if row.get(key) is not None]
+            if chosen and not there:
+                rows_are = "layers" if self.group is None else f"groups by {self.group}"
+                raise UsageError(f"the {rows_are} of this report have no {key}")
             is_rising = self.reverse != (key == "name")
             chosen = sorted(there, key=lambda row: row[key], reverse=not is_rising)
         elif self.reverse:
@@ -74,8 +77,11 @@ class View:
         return chosen[: self.top]
 
     def _matches(self, name: str) -> bool:
-        names = {name, name.rpartition("[")[0]}  # of a slice, and of its tensor
-        return not self.layer or any(fnmatchcase(each, glob) for each in names for glob in self.layer)
+        # a slice goes by its tensor's name, too; and its own, experts[3], would be a glob for experts3
+        names = [name, name.rpartition("[")[0]] if name.endswith("]") else [name]
+        return not self.layer or any(
+            each == glob or fnmatchcase(each, glob) for each in names for glob in self.layer
+        )
 
 
 def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
@@ -114,7 +120,8 @@ def _mean_spectrum(spectra: Sequence[Sequence[float]]) -> list[float]:
 
 def sparkline(spectrum: Sequence[float], width: int = MIN_SPARKLINE) -> str:
     """σ_i/σ_1 from the first to the last, a bar for each of `width` evenly spaced values."""
-    return "".join(BARS[min(int(value * len(BARS)), len(BARS) - 1)] for value in _sampled(spectrum, width))
+    heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in _sampled(spectrum, width))
+    return "".join(BARS[min(int(height), len(BARS) - 1)] for height in heights)
 
 
 def _sampled(values: Sequence[float], count: int) -> Iterator[float]:
@@ -129,48 +136,61 @@ def short(value: Any) -> str:
     return str(value) if isinstance(value, (int, str)) else f"{value:.3g}"
 
 
-def measures_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
     """The measures that some row has, in the order of LABELS."""
     return [name for name in LABELS if any(row.get(name) is not None for row in rows)]
 
 
-def layers_table(rows: Sequence[Row], width: int | None) -> Table:
-    """A line a layer; `width` in characters, None for a pipe: all columns, and names in full."""
-    from rich.table import Table
-    from rich.text import Text
+def layers_table(rows: Sequence[Row], width: int | None) -> str:
+    """A line a layer, below a line of names; `width` in cells of a terminal, None for a pipe: all columns,
+    and names in full."""
+    from rich.cells import cell_len
 
     names = [shown(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
     columns: dict[str, list[str]] = {"layers": [short(row.get("layers")) for row in rows]}
     columns["kind"] = [row.get("kind", "") for row in rows]
     columns["shape"] = [" × ".join(map(str, row.get("shape", ()))) for row in rows]
     columns |= {name: [short(row.get(name)) for row in rows] for name in measures_in(rows)}
-    columns = {name: cells for name, cells in columns.items() if any(cells)}
-    has_spectrum = any(row.get("spectrum") for row in rows)
-    wanted, bars = max(map(len, ["layer", *names])), MAX_SPARKLINE
+    widths = {name: max(map(len, [_label(name), *cells])) for name, cells in columns.items() if any(cells)}
+    spectra = [row.get("spectrum") or () for row in rows]
+    has_spectra = any(spectra)
+    widest = max(map(cell_len, ["layer", *names]))
+
+    def room(bars: int) -> int:
+        """For names, beside the other columns."""
+        assert width is not None
+        return width - sum(each + GAP for each in widths.values()) - has_spectra * (bars + GAP)
+
+    bars = MAX_SPARKLINE
     if width is not None:
-        bars = MIN_SPARKLINE
-
-        def room() -> int:
-            """For names, beside the other columns."""
-            widths = [max(map(len, [_label(name), *cells])) for name, cells in columns.items()]
-            return width - sum(each + GAP for each in widths) - (bars + GAP if has_spectrum else 0)
-
         for name in DISPENSABLE:
-            if room() < min(wanted, MIN_NAME):
-                columns.pop(name, None)
-        bars = min(MAX_SPARKLINE, bars + max(room() - wanted, 0))
-        names = [cropped(name, max(min(wanted, room()), 1)) for name in names]
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    table.add_column("layer", no_wrap=True)
-    for name in columns:
-        table.add_column(_label(name), justify="left" if name == "kind" else "right", no_wrap=True)
-    if has_spectrum:
-        table.add_column("spectrum", no_wrap=True)
-    for number, row in enumerate(rows):
-        cells = [names[number], *(column[number] for column in columns.values())]
-        cells += [sparkline(row.get("spectrum") or (), bars)] if has_spectrum else []
-        table.add_row(*map(Text, cells))
-    return table
+            if room(MIN_SPARKLINE) < min(widest, MIN_NAME if name not in HARDLY else MIN_NAME // 2):
+                widths.pop(name, None)
+        widest = max(min(widest, room(MIN_SPARKLINE)), len("layer"))
+        bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room(MIN_SPARKLINE) - widest, 0))
+        names = [_end_of(name, widest) for name in names]
+
+    def line(name: str, cells: Mapping[str, str], spectrum: str) -> str:
+        parts = [f"{name}{' ' * (widest - cell_len(name))}"]
+        parts += [f"{cells[each]:{'<' if each == 'kind' else '>'}{size}}" for each, size in widths.items()]
+        return (" " * GAP).join([*parts, spectrum]).rstrip()
+
+    lines = [line("layer", {name: _label(name) for name in widths}, "spectrum" if has_spectra else "")]
+    for number, name in enumerate(names):
+        cells = {each: columns[each][number] for each in widths}
+        lines.append(line(name, cells, sparkline(spectra[number], bars)))
+    return "".join(f"{each}\n" for each in lines)
+
+
+def _end_of(name: str, width: int) -> str:
+    """The last `width` cells: names of layers begin alike."""
+    from rich.cells import cell_len
+
+    if cell_len(name) <= width:
+        return name
+    while cell_len(name) >= width:
+        name = name[1:]
+    return f"…{name}"
 
 
 ABBREVIATED = {

@@ -40,25 +40,24 @@ LABELS = {
 
 
 def rows_of(report: Mapping[str, Any]) -> list[Row]:
-    """The rows of any command's report, in its order, the kept tensors among them."""
+    """The rows of any command's report, in its order, the kept tensors among them; none of a report on
+    several checkpoints, each of which has its own."""
+    if "layers" not in report:
+        return []
     where = places({layer["name"]: layer["shape"] for layer in report["layers"]})
     rows = []
     for layer in report["layers"]:
         place = where[layer["name"]]
         position = place.position
-        found = {
-            "kind": place.kind,
-            "stack": None if position is None else position.stack,
-            "block": None if position is None else position.block,
-            "part": place.part,
-        }
+        stack, block = (None, None) if position is None else (position.stack, position.block)
+        if layer.get("block") is not None:  # LiNeS has looked for itself
+            stack, block = layer["stack"], layer["block"]
         slices = layer.get("slices", [])
         whole = {name: value for name, value in layer.items() if name != "slices"}
         for part in [{**whole, **each, **_one_of(layer, each)} for each in slices] or [whole]:
             k, rank = part.get("k"), part.get("rank")
-            # what the report says of blocks itself, as that of LiNeS does, counts for more
-            own = {name: value for name, value in part.items() if value is not None or name not in found}
-            rows.append({**found, **own, "k_ratio": k / rank if k and rank else None})
+            told = {"kind": place.kind, "stack": stack, "block": block, "part": place.part}
+            rows.append({**part, **told, "k_ratio": k / rank if k and rank else None})
     return rows
 
 

@@ -142,7 +142,10 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     means = _grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
         if bounds is not None:
-            means.add_row(LABELS[name], *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
+            means.add_row(
+                LABELS.get(name, shown(name)),
+                *(f"{value:.4g}" for value in (summary["means"][name], *bounds)),
+            )
     return Group(counts, Text(""), means)
 
 

@@ -1,0 +1,187 @@
+"""Two real reports side by side: what differs, by how much, and how it is shown."""
+
+import copy
+import io
+import json
+import re
+
+import pytest
+import torch
+from rich.cells import cell_len
+from rich.console import Console
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.report.comparison import compare_reports, comparison_table
+from monosoup_cli.report.rows import rows_of
+
+QUERY = "model.layers.{}.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    normal = torch.Generator().manual_seed(0)
+    shapes = {QUERY.format(block): (16, 12) for block in range(12)}
+    shapes |= {"model.layers.0.mlp.experts.w": (2, 8, 6), "model.norm.weight": (12,)}
+    files = [folder / f"{name}.safetensors" for name in ("base", "finetuned", "with_head")]
+    for path in files:
+        tensors = {name: torch.randn(shape, generator=normal) for name, shape in shapes.items()}
+        save_file(tensors | ({"lm_head.weight": torch.ones(4, 4)} if path == files[2] else {}), path)
+    base, finetuned, with_head = files
+
+    def inspect(finetuned, **options):
+        return monosoup_cli.inspect_spectrum(base, finetuned, device="cpu", **options)
+
+    return {
+        "default": inspect(finetuned),
+        "energy": inspect(finetuned, energy=0.8),
+        "without 0": inspect(finetuned, layer=["*.1*", "*.2.*"]),
+        "head": inspect(with_head),
+        "lines": monosoup_cli.lines(base, finetuned, folder / "lines", alpha=0.1, beta=0.9, device="cpu"),
+    }
+
+
+def test_a_report_differs_in_nothing_from_itself(reports):
+    for report in reports.values():
+        found = compare_reports(report, json.loads(json.dumps(report)))
+        assert (found["changed"], found["arguments"]) == ([], {})
+        assert (found["only_in_first"], found["only_in_second"]) == ([], [])
+        assert found["same"] == len(rows_of(report))
+
+
+def test_another_split_changes_layers_most_changed_first(reports):
+    first, second = reports["default"], reports["energy"]
+    found = compare_reports(first, second)
+    assert found["commands"] == ["inspect-spectrum"] * 2
+    assert found["arguments"] == {"energy": [None, 0.8]}
+    assert found["same"] == 1  # the vector
+    rows, others = ({row["name"]: row for row in rows_of(report)} for report in (first, second))
+    assert {each["name"] for each in found["changed"]} == rows.keys() - {"model.norm.weight"}
+    for each in found["changed"]:
+        row, other = rows[each["name"]], others[each["name"]]
+        for measure in ("k", "k_ratio", "lambda_high", "lambda_low", "rho", "equivalent_alpha"):
+            assert each["measures"][measure] == [row[measure], other[measure]]
+        # the spectrum is the same, wherever it is split
+        assert not each["measures"].keys() & {"rank", "effective_rank", "sigma_max", "relative_update"}
+    changes = [each["change"] for each in found["changed"]]
+    assert changes == sorted(changes, reverse=True)
+
+
+def test_the_change_is_the_largest_relative_difference(reports):
+    second = copy.deepcopy(reports["default"])
+    layers = {layer["name"]: layer for layer in second["layers"]}
+    layers[QUERY.format(1)]["lambda_high"] *= 0.8
+    layers[QUERY.format(2)]["lambda_high"] *= 2
+    layers[QUERY.format(2)]["rho"] *= 0.9
+    layers["model.layers.0.mlp.experts.w"]["slices"][1]["sigma_max"] *= -1
+    found = compare_reports(reports["default"], second)["changed"]
+    assert [(each["name"], each["change"], list(each["measures"])) for each in found] == [
+        ("model.layers.0.mlp.experts.w[1]", pytest.approx(2), ["sigma_max"]),
+        (QUERY.format(2), pytest.approx(0.5), ["rho", "lambda_high"]),
+        (QUERY.format(1), pytest.approx(0.2), ["lambda_high"]),
+    ]
+
+
+@pytest.mark.parametrize(("relative", "is_same"), [(1e-9, True), (1e-4, False)])
+def test_rounding_is_no_difference(reports, relative, is_same):
+    second = copy.deepcopy(reports["default"])
+    for layer in second["layers"]:
+        for part in layer.get("slices", [layer]):
+            for name, value in part.items():
+                if isinstance(value, float):
+                    part[name] = value * (1 + relative)
+    for found in (compare_reports(reports["default"], second), compare_reports(second, reports["default"])):
+        assert (found["changed"] == []) == is_same
+
+
+def test_edited_against_kept(reports):
+    found = compare_reports(reports["default"], reports["without 0"])
+    changed = {each["name"]: each for each in found["changed"]}
+    assert QUERY.format(0) in changed
+    assert changed[QUERY.format(0)]["change"] == 1.0
+    assert changed[QUERY.format(0)]["measures"]["reason"] == [None, "excluded"]
+    (row,) = (row for row in rows_of(reports["default"]) if row["name"] == QUERY.format(0))
+    assert changed[QUERY.format(0)]["measures"]["lambda_high"] == [row["lambda_high"], None]
+    assert not changed.keys() & {QUERY.format(block) for block in (1, 2, 10, 11)}
+    # a stack that is kept is one tensor
+    assert found["only_in_second"] == ["model.layers.0.mlp.experts.w"]
+    assert len(found["only_in_first"]) == 2
+
+
+def test_layers_of_one_alone(reports):
+    found = compare_reports(reports["default"], reports["head"])
+    assert (found["only_in_first"], found["only_in_second"]) == ([], ["lm_head.weight"])
+    assert found["arguments"].keys() == {"finetuned"}
+    swapped = compare_reports(reports["head"], reports["default"])
+    assert (swapped["only_in_first"], swapped["only_in_second"]) == (["lm_head.weight"], [])
+    assert "only in the second  1 tensor: lm_head.weight" in "\n".join(drawn(found))
+
+
+def test_two_commands(reports):
+    found = compare_reports(reports["default"], reports["lines"])
+    assert found["commands"] == ["inspect-spectrum", "lines"]
+    assert found["arguments"]["alpha"] == [None, 0.1]
+    assert not found["arguments"].keys() & {"output", "report", "overwrite", "resume", "workers"}
+    changed = {each["name"]: each["measures"] for each in found["changed"]}
+    assert QUERY.format(0) not in changed  # no measure is taken by both
+    assert changed["model.norm.weight"]["reason"] == ["vector", None]
+
+
+def drawn(comparison, width=None, top=None):
+    console = Console(file=io.StringIO(), width=width or 10_000, markup=False, highlight=False)
+    console.print(comparison_table(comparison, width, top))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 120, 160, None])
+def test_the_table_fits_and_has_the_figures(reports, width):
+    found = compare_reports(reports["default"], reports["energy"])
+    lines = drawn(found, width)
+    assert width is None or max(map(cell_len, lines)) <= width
+    assert re.split(r"\s{2,}", lines[0])[:4] == ["layer", "k/r", "λ_high", "λ_low"]
+    names = re.sub(r"  .*", "", "\n".join(lines), flags=re.M).replace("\n", "")
+    for each in found["changed"]:
+        assert each["name"] in names  # folded, not cut
+    arrows = [re.findall(r"(\S+) → (\S+)", line) for line in lines[1:] if "→" in line]
+    for each, pairs in zip(found["changed"], arrows, strict=False):
+        for pair, measure in zip(pairs, ("k_ratio", "lambda_high", "lambda_low"), strict=False):
+            assert list(map(float, pair)) == pytest.approx(each["measures"][measure], rel=6e-3)
+    facts = [re.split(r"\s{2,}", line) for line in lines[-3:]]
+    assert facts == [["energy", "None → 0.8"], ["changed", "14 layers"], ["the same", "1 tensor"]]
+
+
+def test_no_more_layers_than_asked_for(reports):
+    found = compare_reports(reports["default"], reports["energy"])
+    lines = drawn(found, None, 3)
+    assert [line.split()[0] for line in lines[1:4]] == [each["name"] for each in found["changed"][:3]]
+    assert lines[4] == ""
+    assert "changed   14 layers, of which 3 shown" in lines
+
+
+def test_of_the_same_report_there_is_no_table(reports):
+    lines = drawn(compare_reports(reports["default"], reports["default"]), 80)
+    assert lines == ["changed   0 layers", "the same  15 tensors"]
+
+
+@pytest.fixture
+def files(reports, tmp_path):
+    paths = tmp_path / "a.json", tmp_path / "b.json"
+    for path, name in zip(paths, ("default", "energy"), strict=True):
+        path.write_text(json.dumps(reports[name]))
+    return paths
+
+
+def test_the_command_prints_the_comparison(run, reports, files):
+    expected = compare_reports(reports["default"], reports["energy"])
+    code, out, err = run("compare", *files, "--format", "json")
+    assert (code, json.loads(out), err) == (0, json.loads(json.dumps(expected)), "")
+    code, out, err = run("compare", *files, "--top", "3")
+    assert (code, out.splitlines(), err) == (0, drawn(expected, None, 3), "")
+
+
+def test_the_command_refuses_what_is_no_report(run, files, tmp_path):
+    for order in ([files[0], tmp_path / "absent"], [tmp_path / "absent", files[0]]):
+        assert run("compare", *order) == (1, "", f"error: {tmp_path / 'absent'}: no such file\n")
+    assert run("compare", files[0]).code == 2
+    assert run("compare", *files, "--top", "0").code == 2

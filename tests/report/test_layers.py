@@ -1,0 +1,282 @@
+"""The layers of a real report: chosen, sorted, grouped, drawn, and as comma-separated values."""
+
+import csv
+import io
+import re
+import statistics
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from rich.cells import cell_len
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.errors import UsageError
+from monosoup_cli.report.layers import View, as_csv, layers_table, shown_of, sparkline
+from monosoup_cli.report.rows import LABELS, rows_of
+from tests.cli.test_names import NAMES
+
+EXPERTS = "model.layers.1.mlp.experts.down_proj"
+BY_DEFAULT = ["layer", "k/r", "ρ", "cos α", "λ_high", "λ_low", "spectrum"]
+
+
+def write(path, seed, names=(), blocks=3):
+    normal = torch.Generator().manual_seed(seed)
+    shapes = {"lm_head.weight": (24, 12), "model.embed_tokens.weight": (24, 12), "model.norm.weight": (12,)}
+    for block in range(blocks):
+        shapes |= {f"model.layers.{block}.self_attn.{part}_proj.weight": (12, 12) for part in "qk"}
+        shapes[f"model.layers.{block}.mlp.experts.down_proj"] = (2, 12, 10)
+    if names:
+        shapes = dict.fromkeys(names, (6, 4))
+    save_file({name: torch.randn(shape, generator=normal) for name, shape in shapes.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inspect(tmp_path_factory):
+    """The rows of an inspection of so many fine-tunes, with all singular values."""
+
+    def inspect(count, names=(), blocks=3):
+        folder = tmp_path_factory.mktemp("files")
+        files = [write(folder / f"{seed}.safetensors", seed, names, blocks) for seed in range(count + 1)]
+        report = monosoup_cli.inspect_spectrum(files[0], files[1:], values=True, device="cpu")
+        return rows_of(report)
+
+    return inspect
+
+
+@pytest.fixture(scope="module")
+def rows(inspect):
+    return inspect(2)
+
+
+@pytest.fixture
+def edited(rows):
+    return [row for row in rows if row["action"] == "edited"]
+
+
+def names(rows):
+    return [row["name"] for row in rows]
+
+
+@pytest.mark.parametrize("measure", LABELS)
+def test_every_measure_sorts_largest_first(rows, edited, measure):
+    there = [row[measure] for row in edited if row.get(measure) is not None]
+    if measure in {"alpha", "scale"}:
+        with pytest.raises(UsageError, match=f"have no {measure}"):
+            View(sort=measure).rows(rows)
+        return
+    for word in {measure, measure.replace("_", "-")}:
+        found = View(sort=word).rows(rows)
+        assert [row[measure] for row in found] == sorted(there, reverse=True)
+        rising = View(sort=word, reverse=True).rows(rows)
+        assert [row[measure] for row in rising] == sorted(there)
+    assert there
+
+
+def test_groups_have_no_measures_of_one_layer(rows):
+    with pytest.raises(UsageError, match="the groups by kind of this report have no sigma_max"):
+        View(group="kind", sort="sigma_max").rows(rows)
+
+
+def test_layers_without_the_measure_are_left_out(rows, edited):
+    some = [row if number % 2 else {**row, "rho": None} for number, row in enumerate(rows)]
+    found = View(sort="rho").rows(some)
+    assert 0 < len(found) < len(edited)
+    assert None not in [row["rho"] for row in found]
+
+
+def test_names_sort_from_a_to_z(rows, edited):
+    assert names(View(sort="name").rows(rows)) == sorted(names(edited))
+    assert names(View(sort="name", reverse=True).rows(rows)) == sorted(names(edited), reverse=True)
+
+
+def test_unasked_rows_stand_as_in_the_file(rows, edited):
+    assert View().rows(rows) == edited
+    assert View(reverse=True).rows(rows) == edited[::-1]
+    assert View(top=3).rows(rows) == edited[:3]
+    assert View(sort="rho", top=2).rows(rows) == View(sort="rho").rows(rows)[:2]
+    assert "model.norm.weight" in names(rows)
+    assert "model.norm.weight" not in names(edited)  # kept
+
+
+@pytest.mark.parametrize("word", ["rhos", "", "kratio", "spectrum", "k_ratio ", "shape"])
+def test_an_unknown_measure_is_refused_with_those_that_are_known(word):
+    with pytest.raises(UsageError) as refused:
+        View(sort=word)
+    assert refused.value.exit_code == 2
+    assert str(refused.value).startswith("--sort ")
+    for known in ("name", "k_ratio", "rho", "lambda_low", "relative_update", repr(word)[1:-1]):
+        assert known in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("globs", "expected"),
+    [
+        (["lm_head.weight"], ["lm_head.weight"]),
+        (["*1*q_proj*"], ["model.layers.1.self_attn.q_proj.weight"]),
+        (["lm_*", "*.0.*k_*"], ["lm_head.weight", "model.layers.0.self_attn.k_proj.weight"]),
+        ([EXPERTS], [f"{EXPERTS}[0]", f"{EXPERTS}[1]"]),
+        ([f"{EXPERTS}?1]"], [f"{EXPERTS}[1]"]),
+        (["*.1.*[[]0]"], [f"{EXPERTS}[0]"]),
+    ],
+)
+def test_layers_are_chosen_by_globs_over_names(rows, globs, expected):
+    assert names(View(layer=globs, sort="name").rows(rows)) == expected
+
+
+@pytest.mark.parametrize("glob", ["q_proj", "LM_HEAD*", "model.norm.weight", "*[[]2]"])
+def test_globs_that_match_no_edited_layer_are_refused(rows, glob):
+    with pytest.raises(UsageError, match="matches no layer that was edited") as refused:
+        View(layer=[glob]).rows(rows)
+    assert glob in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("kind", {"embedding": ["*embed*"], "attention": ["*attn*"], "mlp": ["*mlp*"], "head": ["lm_head*"]}),
+        (
+            "depth",
+            {
+                "outside blocks": ["lm_head*", "*embed*"],
+                **{f"model.layers {block}": [f"*layers.{block}.*"] for block in range(3)},
+            },
+        ),
+    ],
+)
+def test_groups_have_the_means_of_their_members(rows, group, expected):
+    found = View(group=group).rows(rows)
+    assert names(found) == list(expected)  # in this order
+    for row in found:
+        members = View(layer=expected[row["name"]]).rows(rows)
+        assert row["layers"] == len(members)
+        for measure in ("k_ratio", "rho", "lambda_high", "relative_update", "cosine"):
+            assert row[measure] == pytest.approx(statistics.fmean(each[measure] for each in members))
+        assert not row.keys() & {"k", "rank", "sigma_max", "update_norm"}  # of sizes that differ
+        assert row["spectrum"][0] == 1.0
+
+
+def test_the_spectrum_of_a_group_is_the_mean(rows):
+    (attention,) = (row for row in View(group="kind").rows(rows) if row["name"] == "attention")
+    spectra = [row["spectrum"] for row in View(layer=["*attn*"]).rows(rows)]
+    places = np.linspace(0, len(spectra[0]) - 1, len(attention["spectrum"])).round().astype(int)
+    np.testing.assert_allclose(attention["spectrum"], np.mean(spectra, axis=0)[places], rtol=1e-12)
+
+
+def test_groups_are_chosen_and_sorted_like_layers(rows):
+    view = View(layer=["*attn*"], group="depth", sort="lambda-low", top=2)
+    found = view.rows(rows)
+    assert [row["layers"] for row in found] == [2, 2]
+    assert found[0]["lambda_low"] >= found[1]["lambda_low"]
+    assert shown_of(2, rows, view) == ""
+
+
+def test_a_sparkline_has_a_bar_for_every_height():
+    assert sparkline([(2 * step + 1) / 16 for step in range(8)], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1.0, 0.5, 0.0], 3) == "█▅▁"
+    assert sparkline([1.0, 0.0], 4) == "██▁▁"
+    assert sparkline([1.0], 5) == "█████"
+    assert sparkline([], 5) == ""
+    assert sparkline([1.0, 0.9, 0.2], 1) == "█"
+
+
+def test_what_is_not_shown_is_said(rows, edited):
+    assert shown_of(len(edited), rows, View()) == ""
+    assert shown_of(1, rows, View(top=1)) == f"1 of {len(edited)} layers shown"
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_comma_separated_values_are_the_reports_numbers(rows, edited):
+    found = read_csv(as_csv(edited))
+    assert names(found) == names(edited)
+    for line, row in zip(found, edited, strict=True):
+        assert [int(size) for size in line["shape"].split()] == row["shape"]
+        assert (line["kind"], line["dtype"]) == (row["kind"], row["dtype"])
+        assert line["block"] == ("" if row["block"] is None else str(row["block"]))
+        for measure in [*LABELS, "rounding_sigma", "rounding_share", "gap_above_rounding"]:
+            if row.get(measure) is None:
+                assert line.get(measure, "") == ""
+            else:
+                assert float(line[measure]) == row[measure]  # to the last bit
+        values = [float(value) for value in line["singular_values"].split()]
+        assert values == row["singular_values"]
+        assert len(values) == row["rank"]
+
+
+def test_groups_as_comma_separated_values(rows):
+    found = View(group="kind").rows(rows)
+    lines = read_csv(as_csv(found))
+    assert [(line["name"], int(line["layers"])) for line in lines] == [
+        (row["name"], row["layers"]) for row in found
+    ]
+    assert [float(line["rho"]) for line in lines] == [row["rho"] for row in found]
+
+
+def test_hostile_names_are_one_field_that_drives_no_terminal(inspect):
+    hostile = [*(name for name, _ in NAMES.values()), 'a,"b"\n=1+1', "'", ","]
+    rows = inspect(1, hostile)
+    text = as_csv(rows)
+    assert len(read_csv(text)) == text.count("\n") - 1 == len(hostile)
+    assert not [char for char in text if char != "\n" and unicodedata.category(char) in {"Cc", "Cf", "Zl"}]
+    found = set(names(read_csv(text)))
+    assert {"", ",", "blocks[attn].weight", "блок.重み", "long." * 2000} <= found  # in full
+
+
+def drawn(rows, width):
+    return layers_table(rows, width).splitlines()
+
+
+def columns(heading):
+    return re.split(r"\s{2,}", heading.strip())
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160, 240])
+def test_a_terminal_gets_what_fits(inspect, width):
+    rows = View().rows(inspect(1, blocks=10))
+    lines = drawn(rows, width)
+    assert len(lines) == len(rows) + 1
+    assert max(map(cell_len, lines)) <= width
+    assert columns(lines[0])[0] == "layer"
+    assert set(BY_DEFAULT) <= set(columns(lines[0]))
+    labels = {columns(line)[0] for line in lines}
+    assert len(labels) == len(lines)  # told apart, though shortened
+    if width >= 160:
+        wanted = {"shape", "r", "eff. rank", "k", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"}
+        assert wanted <= set(columns(lines[0]))
+        assert "model.layers.7.mlp.experts.down_proj[1]" in labels
+    for line in lines[1:]:  # names are shortened, never numbers
+        cells = dict(zip(columns(lines[0]), columns(line), strict=True))
+        assert all(float(cells[label]) >= 0 for label in BY_DEFAULT[1:-1])
+
+
+def test_a_pipe_gets_everything(inspect):
+    name = f"model.layers.0.{'very.' * 40}long.weight"
+    rows = inspect(1, [name, f"{name}.b"])
+    lines = drawn(rows, None)
+    assert lines[1].startswith(f"{name}  ")
+    labels = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}
+    measured = [labels.get(each, LABELS[each]) for each in LABELS if rows[0].get(each) is not None]
+    assert columns(lines[0]) == ["layer", "kind", "shape", *measured, "spectrum"]
+    assert len(re.search("[▁▂▃▄▅▆▇█]+$", lines[1])[0]) == 24
+
+
+def test_cells_are_the_reports_numbers(rows, edited):
+    lines = drawn(edited, None)
+    for line, row in zip(lines[1:], edited, strict=True):
+        cells = dict(zip(columns(lines[0]), columns(line), strict=True))
+        assert cells["layer"] == row["name"]
+        assert cells["k"] == str(row["k"])
+        assert cells["shape"].replace(" ", "") == "×".join(map(str, row["shape"]))
+        for label, measure in (("λ_high", "lambda_high"), ("ρ", "rho"), ("‖Δ‖/‖W0‖", "relative_update")):
+            assert float(cells[label]) == pytest.approx(row[measure], rel=6e-3)
+
+
+def test_a_table_of_nothing_and_one_without_spectra():
+    assert drawn([], 80) == ["layer"]
+    assert drawn([{"name": "a", "scale": 0.25}], 80)[1].split() == ["a", "0.25"]

@@ -1,0 +1,250 @@
+"""Reports that are read again, and files made of them: refused in a line, replaced as a whole."""
+
+import errno
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.errors import OutputError, ReportError
+from monosoup_cli.report.files import check_target, read_report, replace_file
+from tests.conftest import everything_in, small_tensors
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The paths of reports that commands wrote: of one checkpoint, and of a file beside it."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        experts = {"mlp.experts.w": torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(seed))}
+        save_file(small_tensors(seed) | experts, folder / f"{seed}.safetensors")
+    base, *finetuned = (folder / f"{seed}.safetensors" for seed in range(3))
+    options = {"device": "cpu"}
+    monosoup_cli.edit(base, finetuned[0], folder / "edit", **options)
+    monosoup_cli.edit(base, finetuned[0], folder / "one.safetensors", **options)
+    monosoup_cli.stock(base, finetuned, folder / "stock", **options)
+    monosoup_cli.soup(finetuned, folder / "soup", **options)
+    monosoup_cli.sfgs(base, finetuned, folder / "sfgs", threshold=0.1, **options)
+    monosoup_cli.wise(base, finetuned[0], folder / "wise", alpha=0.5, **options)
+    found = {path.parent.name: path for path in folder.glob("*/monosoup_report.json")}
+    return found | {"one file": folder / "one.report.json"}
+
+
+@pytest.fixture
+def report(written):
+    return json.loads(written["edit"].read_text())
+
+
+def test_what_commands_write_is_read(written):
+    assert len(written) == 6
+    for path in written.values():
+        assert read_report(path) == json.loads(path.read_text())
+
+
+def refused(run, path, *words, command="report"):
+    code, out, err = run(command, path, *([path] if command == "compare" else []))
+    assert (code, out, err.count("\n")) == (1, "", 1), err
+    assert err.startswith(f"error: {path}: ")
+    for word in words:
+        assert word in err
+
+
+CONTENTS = {
+    "empty": (b"", "is not JSON"),
+    "text": (b"Dear reader,", "is not JSON"),
+    "not UTF-8": (b'{"\xff\xfe": 1}', "is not JSON"),
+    "cut short": (b'{"schema_version": 1, "comm', "is not JSON"),
+    "deep": (b"[" * 100_000, "is not JSON"),
+    "deep and closed": (b"[" * 100_000 + b"]" * 100_000, "is not JSON"),
+    "NaN": (b'{"schema_version": NaN}', "is not JSON"),
+    "minus infinity": (b'{"schema_version": -Infinity}', "is not JSON"),
+    "digits": (b"1" * 10_000, "is not JSON"),
+    "list": (b"[]", "is no report of monosoup"),
+    "null": (b"null", "is no report of monosoup"),
+    "string": (b'"report"', "is no report of monosoup"),
+    "object": (b'{"weight_map": {}}', "is no report of monosoup"),
+    "version alone": (b'{"schema_version": 1}', "is no report of monosoup"),
+    "later version": (b'{"schema_version": 2}', "expected 1, found 2"),
+    "version in words": (b'{"schema_version": "\\u001b[2J"}', "expected 1, found \\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+@pytest.mark.parametrize(("content", "words"), CONTENTS.values(), ids=list(CONTENTS))
+def test_what_is_no_report_is_refused(run, tmp_path, command, content, words):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    refused(run, path, words, command=command)
+
+
+HOSTILE = [
+    ("command", 1), ("tool", None), ("tool.version", 2), ("inputs", 3), ("inputs.0", "base"),
+    ("inputs.0.source", ["a"]), ("arguments", []), ("environment", "x"), ("timing.seconds", "fast"),
+    ("timing", {}), ("summary", None), ("summary.edited", "4"), ("summary.parameters_edited", None),
+    ("summary.kept", 3), ("summary.ranges", []), ("layers", None), ("layers", 5), ("layers", ["x"]),
+    ("layers.0", None), ("layers.0.name", 7), ("layers.0.shape", "8x6"), ("layers.0.shape.0", "8"),
+    ("layers.0.dtype", None), ("layers.0.action", 1), ("layers.0.reason", 3), ("layers.0.k", "5"),
+    ("layers.0.rho", []), ("layers.0.lambda_high", {}), ("layers.0.spectrum", [None]),
+    ("layers.0.spectrum", ["1.0"]), ("layers.0.spectrum", 7), ("layers.0.cosine", "x"),
+    ("layers.0.update_norm", None), ("layers.0.anisotropy", None), ("inputs.0.role", 3), ("output", {}),
+    ("output.files", "x"), ("outputs", []), ("summary.kept.vector", "x"), ("summary.means.k_ratio", "x"),
+    ("summary.means.k_ratio", None), ("summary.ranges.k_ratio", 3), ("summary.ranges.rho", [1]),
+    ("arguments.deep", json.loads("[" * 100 + "]" * 100)), ("similarity", {}), ("selection", {"order": []}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "value"), HOSTILE, ids=lambda value: str(value)[:30])
+def test_values_of_another_type_are_refused(run, report, tmp_path, where, value):
+    *parents, last = (int(part) if part.isdigit() else part for part in where.split("."))
+    inner = report
+    report["layers"].sort(key=lambda layer: layer["action"] == "kept" or "slices" in layer)
+    for part in parents:
+        inner = inner[part]
+    inner[last] = value
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(report))
+    refused(run, path, "is no report of monosoup", "monosoup_report.json")
+
+
+@pytest.mark.parametrize("change", [{"cos_alpha": "x"}, {"index": None}, {"k": 3, "rank": None}], ids=str)
+def test_slices_are_looked_at_too(run, report, tmp_path, change):
+    (stack,) = (layer for layer in report["layers"] if "slices" in layer)
+    stack["slices"][1].update(change)
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    refused(run, tmp_path / "x.json", "is no report of monosoup")
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400])
+def test_numbers_that_no_float_holds_are_refused(run, report, tmp_path, number):
+    report["timing"]["seconds"] = "here"
+    (tmp_path / "x.json").write_text(json.dumps(report).replace('"here"', number))
+    refused(run, tmp_path / "x.json", "numbers that no report has")
+
+
+def test_members_are_among_the_candidates(run, written, tmp_path):
+    report = json.loads(written["sfgs"].read_text())
+    report["selection"]["members"] = ["another"]
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    refused(run, tmp_path / "x.json", "is no report of monosoup")
+
+
+@pytest.mark.parametrize("value", [-5, 1e308])
+def test_a_spectrum_out_of_its_range_is_drawn(run, report, tmp_path, value):
+    for layer in report["layers"]:
+        if layer.get("spectrum"):
+            layer["spectrum"][0] = value
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    for options in ([], ["--group", "kind"], ["--html", tmp_path / "x.html"]):
+        assert run("report", tmp_path / "x.json", *options).code == 0
+
+
+def test_paths_that_are_too_long_are_refused(run, written):
+    name = "a" * 300
+    refused(run, f"{name}.json", "File name too long")
+    result = run("report", written["edit"], "--html", f"{name}.html")
+    assert (result.code, result.out) == (1, "")
+    assert "File name too long" in result.err
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_what_is_no_file_is_refused(run, tmp_path, command):
+    refused(run, tmp_path / "absent.json", "no such file", command=command)
+    refused(run, tmp_path, "is no file", command=command)
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    refused(run, tmp_path / "loop.json", command=command)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo.json")
+    command = [sys.executable, "-m", "monosoup_cli", "report", tmp_path / "fifo.json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"error: {tmp_path / 'fifo.json'}: is no file\n"
+
+
+def test_the_name_of_a_file_is_shown_harmlessly(run, tmp_path):
+    path = tmp_path / "a\x1b[2J\nb.json"
+    path.write_text("no")
+    code, _, err = run("report", path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "a\\x1b[2J\\x0ab.json: is not JSON" in err
+
+
+@pytest.mark.parametrize("path", ["absent", "folder"])
+def test_the_target_is_looked_at_before_the_inputs(run, tmp_path, path):
+    """None of the inputs exists: what is said is said of the target."""
+    before = everything_in(tmp_path)
+    for command in (["report", tmp_path / path], ["inspect-spectrum", tmp_path / path, tmp_path / path]):
+        for name in ("page.txt", "page", "page.html.gz"):
+            code, out, err = run(*command, "--html", tmp_path / name)
+            assert (code, out) == (2, "")
+            expected = "the suffix says no known format: expected .html"
+            assert err == f"error: {tmp_path / name}: {expected}\n"
+        code, out, err = run(*command, "--html", tmp_path / "no folder" / "page.html")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "its folder does not exist" in err
+    assert everything_in(tmp_path) == before
+
+
+def test_a_folder_in_the_place_of_the_target(tmp_path):
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        check_target(tmp_path / "page.html", ".html")
+    check_target(tmp_path / "PAGE.HTML", [".htm", ".html"])
+
+
+def test_a_file_is_replaced_as_a_whole(run, written, tmp_path):
+    page, linked = tmp_path / "page.html", tmp_path / "linked"
+    page.write_text("old")
+    linked.hardlink_to(page)
+    code, _, err = run("report", written["edit"], "--html", page)
+    assert (code, err) == (0, f"wrote {page}\n")
+    assert "</html>" in page.read_text()
+    assert linked.read_text() == "old"  # not written over
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked", "page.html"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), KeyError()])
+def test_what_fails_on_the_way_leaves_nothing(tmp_path, error):
+    target = tmp_path / "page.html"
+    target.write_text("old")
+
+    def write(path):
+        assert (path.parent, path.suffix) == (tmp_path, ".html")
+        path.write_text("half")
+        raise error
+
+    expected = OutputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as raised:
+        replace_file(target, write)
+    if expected is OutputError:
+        assert str(raised.value) == f"{target}: cannot be written: No space left"
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(written, tmp_path):
+    """A limit on the size of files stands for the disk."""
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    command = [sys.executable, "-m", "monosoup_cli", "report", str(written["edit"]), "--html", str(page)]
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"error: {page}: cannot be written: File too large\n"
+    assert page.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_errors_name_the_file(tmp_path):
+    with pytest.raises(ReportError) as refused:
+        read_report(tmp_path / "absent.json")
+    assert (refused.value.path, refused.value.exit_code) == (str(tmp_path / "absent.json"), 1)
