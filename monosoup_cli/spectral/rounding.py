@@ -19,6 +19,9 @@ EXPONENT_BITS = 0x7FF0000000000000
 """Of a float64; what is left of a number is the power of two below it."""
 
 
+CACHED_ELEMENTS = 1 << 17
+"""Of a block, what is looked at together: all steps then find it in the cache."""
+
 MARGIN = 1.5
 """For the rounding of what was computed before it was stored: of a product that is merged, say."""
 
@@ -38,11 +41,15 @@ class Rounding:
     def add(self, base: torch.Tensor, update: torch.Tensor) -> None:
         """A block of the base and of the update, (rows, side) float64. Rows that did not move were not
         rounded: they were copied."""
-        buffer = self._buffer
-        if buffer is None or buffer.shape != base.shape:
-            buffer = self._buffer = torch.empty_like(base)
-        torch.add(base, update, out=buffer).view(torch.int64).bitwise_and_(EXPONENT_BITS)
-        squares = buffer.clamp_(min=self._finfo.smallest_normal).square_()
+        step = max(CACHED_ELEMENTS // max(base.shape[1], 1), 1)
+        for some in zip(base.split(step), update.split(step), strict=True):
+            self._add(*some)
+
+    def _add(self, base: torch.Tensor, update: torch.Tensor) -> None:
+        if self._buffer is None or self._buffer.shape != base.shape:
+            self._buffer = torch.empty_like(base)
+        torch.add(base, update, out=self._buffer).view(torch.int64).bitwise_and_(EXPONENT_BITS)
+        squares = self._buffer.clamp_(min=self._finfo.smallest_normal).square_()
         # `update.any(dim=1)` takes four times as long
         has_moved = (torch.linalg.vector_norm(update, dim=1) > 0.0).to(torch.float64)
         self._of_rows.append((squares.sum(1) * has_moved).max())
