@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from monosoup_cli.pipeline.options import Dtype, Strictness
-from monosoup_cli.report.layers import Grouping, View
+from monosoup_cli.report.view import Grouping, View
 
 if TYPE_CHECKING:
     from monosoup_cli.cli.console import Console

@@ -43,7 +43,8 @@ def show(make: Callable[[], dict[str, Any]], looking: Looking) -> None:
     if looking.plot is not None:
         from monosoup_cli.report.plots import plot
 
-        plot(report, looking.plot)
+        matches = looking.view.matches
+        plot({**report, "layers": [each for each in report["layers"] if matches(each["name"])]}, looking.plot)
         console.note(f"wrote {looking.plot}")
     if looking.format == "json":
         console.data(json.dumps(report, indent=1) + "\n")

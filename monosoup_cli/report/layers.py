@@ -1,23 +1,19 @@
-"""The layers of a report, chosen, grouped, and as a table or as comma-separated values."""
+"""The layers of a report: grouped, and as a table or as comma-separated values."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
-from monosoup_cli.errors import UsageError
 from monosoup_cli.names import KINDS
 from monosoup_cli.report.records import spread
 from monosoup_cli.report.rows import LABELS, Row
+from monosoup_cli.report.view import Grouping, View
 from monosoup_cli.report.words import plural, shown
 
-__all__ = ["Grouping", "View", "as_csv", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
-
-Grouping = Literal["kind", "depth"]
+__all__ = ["as_csv", "grouped", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
 MIN_NAME, MIN_SPARKLINE, MAX_SPARKLINE = 32, 8, 24
@@ -35,53 +31,6 @@ HARDLY = ("rho", "cos_alpha")
 
 OF_ONE_LAYER = {"rank", "effective_rank", "k", "sigma_max", "update_norm", "clamped", "rank_above_rounding"}
 """Measures whose mean over layers of different sizes says nothing."""
-
-
-@dataclass(frozen=True)
-class View:
-    """Which layers are shown, and in which order.
-
-    `layer`: globs over names. `group`: one row for each kind of layer, or for each block. `sort`: a
-    measure, the largest first, or a name; `reverse`: the smallest first. `top`: no more than so many
-    rows.
-    """
-
-    layer: Sequence[str] = ()
-    group: Grouping | None = None
-    sort: str | None = None
-    reverse: bool = False
-    top: int | None = None
-
-    def __post_init__(self) -> None:
-        known = ["name", *LABELS]
-        if self.sort is not None and self.sort.replace("-", "_") not in known:
-            raise UsageError("--sort knows no such measure", expected=", ".join(known), found=self.sort)
-
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of the edited layers, as asked for."""
-        chosen = [row for row in rows if row["action"] == "edited" and self._matches(row["name"])]
-        if self.layer and not chosen:
-            raise UsageError(f"--layer {' '.join(self.layer)!r} matches no layer that was edited")
-        if self.group is not None:
-            chosen = grouped(chosen, self.group)
-        if self.sort is not None:
-            key = self.sort.replace("-", "_")
-            there = [row for row in chosen if row.get(key) is not None]
-            if chosen and not there:
-                rows_are = "layers" if self.group is None else f"groups by {self.group}"
-                raise UsageError(f"the {rows_are} of this report have no {key}")
-            is_rising = self.reverse != (key == "name")
-            chosen = sorted(there, key=lambda row: row[key], reverse=not is_rising)
-        elif self.reverse:
-            chosen.reverse()
-        return chosen[: self.top]
-
-    def _matches(self, name: str) -> bool:
-        # a slice goes by its tensor's name, too; and its own, experts[3], would be a glob for experts3
-        names = [name, name.rpartition("[")[0]] if name.endswith("]") else [name]
-        return not self.layer or any(
-            each == glob or fnmatchcase(each, glob) for each in names for glob in self.layer
-        )
 
 
 def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:

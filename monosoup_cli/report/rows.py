@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from monosoup_cli.names import places
-
 __all__ = ["LABELS", "Row", "rows_of"]
 
 Row: TypeAlias = "dict[str, Any]"
@@ -44,6 +42,8 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
     several checkpoints, each of which has its own."""
     if "layers" not in report:
         return []
+    from monosoup_cli.names import places
+
     where = places({layer["name"]: layer["shape"] for layer in report["layers"]})
     rows = []
     for layer in report["layers"]:

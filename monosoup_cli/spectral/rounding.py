@@ -42,8 +42,8 @@ class Rounding:
         """A block of the base and of the update, (rows, side) float64. Rows that did not move were not
         rounded: they were copied."""
         step = max(CACHED_ELEMENTS // max(base.shape[1], 1), 1)
-        for some in zip(base.split(step), update.split(step), strict=True):
-            self._add(*some)
+        for start in range(0, len(base), step):
+            self._add(base[start : start + step], update[start : start + step])
 
     def _add(self, base: torch.Tensor, update: torch.Tensor) -> None:
         if self._buffer is None or self._buffer.shape != base.shape:
