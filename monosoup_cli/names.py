@@ -82,6 +82,8 @@ def _place(name: str, shape: Sequence[int], position: Position | None) -> Place:
 
 
 def _kind(name: str, shape: Sequence[int]) -> str:
+    if re.search(r"norm|\bln_", name.lower()):
+        return "other"
     for kind, words in KIND_WORDS.items():
         if re.search(words, name.lower()):
             return kind

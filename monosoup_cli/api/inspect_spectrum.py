@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from monosoup_cli.pipeline.gram import gram_of
 from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
 from monosoup_cli.pipeline.options import RunOptions, Strictness, as_list
 from monosoup_cli.pipeline.run import Progress
-from monosoup_cli.report.records import spread, summarise
+from monosoup_cli.report.records import histogram, spread, summarise
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import verdict_of
 
@@ -56,7 +57,7 @@ class Inspected:
             "summary": summarise(layers, AVERAGED),
             "layers": layers,
         }
-        return {**report, "verdict": verdict_of(rows_of(report))}
+        return {**report, "verdict": verdict_of(report, rows_of(report))}
 
     def __enter__(self) -> Inspected:
         return self
@@ -70,6 +71,7 @@ def prepare_inspect_spectrum(
     finetuned: StrPath | Sequence[StrPath],
     *,
     layer: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     values: bool = False,
     energy: float | None = None,
     rank: int | None = None,
@@ -85,8 +87,8 @@ def prepare_inspect_spectrum(
 
     The command `monosoup inspect-spectrum` (docs/cli.md). `base`, `finetuned`: `.safetensors` files
     or folders; of several the mean is looked at, as `edit` would edit it, and how alike their updates
-    are. `layer`: globs over names; only these are read. `values`: all singular values are in the
-    report. The other options are those of `edit`.
+    are. `layer`, `exclude`: globs over the names of what is read, or not. `values`: all singular
+    values are in the report. The other options are those of `edit`.
 
     Returns the report (docs/report.schema.json) as a dict; its layers have the fields of `edit`'s.
     Raises `monosoup_cli.errors.MonosoupError`.
@@ -95,13 +97,13 @@ def prepare_inspect_spectrum(
 
     monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
     options = RunOptions(
-        include=as_list(layer), on_mismatch=on_mismatch, on_nonfinite=on_nonfinite, device=device,
-        workers=workers,
+        include=as_list(layer), exclude=as_list(exclude), on_mismatch=on_mismatch,
+        on_nonfinite=on_nonfinite, device=device, workers=workers,
     )  # fmt: skip
     arguments = {
-        "base": os.fspath(base), "finetuned": paths(finetuned), "layer": as_list(layer), "values": values,
-        **asdict(monosoup), "stacked": as_list(stacked), "on_mismatch": on_mismatch,
-        "on_nonfinite": on_nonfinite,
+        "base": os.fspath(base), "finetuned": paths(finetuned), "layer": as_list(layer),
+        "exclude": as_list(exclude), "values": values, **asdict(monosoup), "stacked": as_list(stacked),
+        "on_mismatch": on_mismatch, "on_nonfinite": on_nonfinite,
     }  # fmt: skip
     inspection = Inspection.open(arguments["base"], arguments["finetuned"], options, arguments["stacked"])
     return Inspected(inspection, monosoup, arguments)
@@ -117,10 +119,8 @@ def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
     from monosoup_cli.spectral.rounding import Rounding, above_rounding
 
     def measure(layer: MatrixLayer) -> dict[str, Any] | None:
-        base, *finetuned = (torch.finfo(getattr(torch, FLOATING[dtype])) for dtype in layer.dtypes)
-        coarsest = max(finetuned, key=lambda info: info.eps)
-        is_base = base.eps > coarsest.eps
-        rounding = Rounding(base if is_base else coarsest, 1 if is_base else len(finetuned))
+        _, *finetuned = (torch.finfo(getattr(torch, FLOATING[dtype])) for dtype in layer.dtypes)
+        rounding = Rounding(max(finetuned, key=lambda info: info.eps), len(finetuned))
         found = inspect_update(lambda: layer.updates(rounding.add), layer.side, monosoup)
         if found is None:
             return None
@@ -128,7 +128,7 @@ def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
         return {
             **asdict(spectrum),
             "relative_update": relative_update(spectrum, layer.base_norm),
-            **asdict(above_rounding(values, rounding.sigma)),
+            **asdict(above_rounding(values, rounding.sigma(spectrum.update_norm))),
             "singular_values": values.tolist() if with_values else None,
         }
 
@@ -172,12 +172,13 @@ def _similarity(
     return {
         "layers": len(compared),
         "candidates": list(sources),
+        "relative_updates": _relative_updates(len(sources), grams, compared),
         "similarity": matrix,
         "thresholds": [
             {"highest": highest, "members": [sources[number] for number in members]}
             for highest, members in thresholds(matrix, range(len(sources)))
         ],
-        "histogram": _histogram(
+        "histogram": histogram(
             [cosine for layer in compared for cosine in layer["cosines"] if cosine is not None]
         ),
         "stock": {
@@ -187,12 +188,15 @@ def _similarity(
     }
 
 
-BINS = 40
-
-
-def _histogram(cosines: Sequence[float]) -> dict[str, Any]:
-    """How many lie in each of `BINS` even parts of −1 to 1; the last holds 1, too."""
-    counts = [0] * BINS
-    for cosine in cosines:
-        counts[min(int((cosine + 1.0) / 2.0 * BINS), BINS - 1)] += 1
-    return {"edges": [round(2.0 * number / BINS - 1.0, 9) for number in range(BINS + 1)], "counts": counts}
+def _relative_updates(
+    count: int, grams: Mapping[str, torch.Tensor], layers: Sequence[Mapping[str, Any]]
+) -> list[float | None]:
+    """‖τ_i‖/‖W0‖ of each checkpoint, over the layers whose base is known by the mean's update."""
+    squares, of_base = [0.0] * count, 0.0
+    for layer in layers:
+        parts = layer.get("slices", [layer])
+        if all(part["relative_update"] for part in parts):
+            of_base += sum((part["update_norm"] / part["relative_update"]) ** 2 for part in parts)
+            own = grams[layer["name"]].diagonal().tolist()
+            squares = [total + each for total, each in zip(squares, own, strict=True)]
+    return [math.sqrt(each / of_base) if 0.0 < of_base < math.inf else None for each in squares]

@@ -192,16 +192,15 @@ class Console:
 
 @contextmanager
 def _reader() -> Iterator[None]:
-    """A reader of stdout that has seen enough, as `head` does, ends the command, and not as a failure."""
+    """A reader of stdout that has seen enough, as `head` does, is no failure: the rest goes nowhere."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # what is left in the buffer must find a file when the interpreter ends
+        # what is left in the buffer must find a file, now and when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise SystemExit(0) from None
-        raise OutputError(f"stdout cannot be written: {error.strerror}") from None
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
 class _Lines:

@@ -15,6 +15,9 @@ def inspect_spectrum(
     base: opt.BaseArg,
     finetuned: opt.FinetunedArg,
     values: Annotated[bool, typer.Option("--values", help="All singular values, in json and csv.")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors with such names; repeatable.")
+    ] = None,
     energy: Annotated[
         float | None,
         typer.Option(metavar="R", help="Split where this share of the energy is reached (0 < R <= 1)."),
@@ -41,9 +44,9 @@ def inspect_spectrum(
 
     def make() -> dict[str, Any]:
         with prepare_inspect_spectrum(
-            base, finetuned, layer=looking.view.layer, values=values, energy=energy, rank=rank,
-            rank_fraction=rank_fraction, weighting=weighting, stacked=stacked or (), on_mismatch=on_mismatch,
-            on_nonfinite=on_nonfinite, device=device, workers=workers,
+            base, finetuned, layer=looking.view.layer, exclude=exclude or (), values=values, energy=energy,
+            rank=rank, rank_fraction=rank_fraction, weighting=weighting, stacked=stacked or (),
+            on_mismatch=on_mismatch, on_nonfinite=on_nonfinite, device=device, workers=workers,
         ) as inspected:  # fmt: skip
             import_torch()
             with looking.console.progress(inspected.inspection.plan.edited) as progress:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import ReportError
 from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
-from monosoup_cli.report.layers import as_csv, layers_table, shown_of
+from monosoup_cli.report.layers import as_csv, layers_table, measures_in, shown_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 from monosoup_cli.report.verdict import sentences, verdict_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from monosoup_cli.cli.options import Looking
+    from monosoup_cli.report.rows import Row
 
 __all__ = ["show"]
 
@@ -32,33 +35,43 @@ def show(make: Callable[[], dict[str, Any]], looking: Looking) -> None:
         raise ReportError("has no layers: it is of several checkpoints", hint=OF_SEVERAL)
     rows = rows_of(report)
     chosen = looking.view.rows(rows)
-    said = sentences(verdict_of(rows))
-    console = looking.console
+    said = sentences(report.get("verdict") or verdict_of(report, rows))
+    if looking.format == "json":
+        looking.console.data(json.dumps(report, indent=1) + "\n")
+    elif looking.format == "csv":
+        looking.console.data(as_csv(chosen))
+    else:
+        _show_table(report, rows, chosen, said, looking)
+    if looking.format != "json" and looking.view.lacks(chosen):
+        looking.console.note(f"note: nothing here has a {looking.view.sort}, to be sorted by")
     if looking.html is not None:
         from monosoup_cli.report.page import page
 
         text = page(report, said)
         replace_file(looking.html, lambda path: path.write_text(text, encoding="utf-8"))
-        console.note(f"wrote {looking.html}")
+        looking.console.note(f"wrote {looking.html}")
     if looking.plot is not None:
         from monosoup_cli.report.plots import plot
 
-        matches = looking.view.matches
-        plot({**report, "layers": [each for each in report["layers"] if matches(each["name"])]}, looking.plot)
-        console.note(f"wrote {looking.plot}")
-    if looking.format == "json":
-        console.data(json.dumps(report, indent=1) + "\n")
-    elif looking.format == "csv":
-        console.data(as_csv(chosen))
-    else:
-        if "layers" in report:
-            console.data(layers_table(chosen, console.width))
-            console.text(*filter(None, [shown_of(len(chosen), rows, looking.view)]), "")
-        console.table(summary_table(report), to_stdout=True)
-        if "selection" in report:
-            console.text("")
-            console.table(selection_table(report["selection"]), to_stdout=True)
-        if "similarity" in report:
-            console.text("")
-            console.table(similarity_table(report["similarity"]), to_stdout=True)
-        console.text(*(["", *said] if said else []))
+        plot(report, looking.plot, [row for row in rows if looking.view.matches(row["name"])])
+        looking.console.note(f"wrote {looking.plot}")
+
+
+def _show_table(
+    report: dict[str, Any], rows: Sequence[Row], chosen: Sequence[Row], said: Sequence[str], looking: Looking
+) -> None:
+    console = looking.console
+    if measures_in(chosen):
+        console.data(layers_table(chosen, console.width))
+    if measures_in(rows):
+        console.text(*filter(None, [shown_of(len(chosen), rows, looking.view)]), "")
+    console.table(summary_table(report), to_stdout=True)
+    if "layers" not in report:
+        console.text(OF_SEVERAL)
+    if "selection" in report:
+        console.text("")
+        console.table(selection_table(report["selection"]), to_stdout=True)
+    if "similarity" in report:
+        console.text("")
+        console.table(similarity_table(report["similarity"]), to_stdout=True)
+    console.text(*(["", *said] if said else []))

@@ -27,12 +27,12 @@ from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, run
+from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.report.records import summarise
 from monosoup_cli.report.words import plural
 
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
 
-REPORT_NAME = "monosoup_report.json"
 CARD_NAME = "README.md"
 STDOUT = "-"
 

@@ -221,4 +221,7 @@ def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
         for pattern in getattr(selection, option):
             if not any(fnmatchcase(name, pattern) for name in names):
                 said = selection.include_option if option == "include" else option
-                raise UsageError(f"--{said} {pattern!r} matches no tensor")
+                raise UsageError(
+                    f"--{said} {pattern!r} matches no tensor",
+                    hint="globs stand for whole names, as '*layers.3.*'",
+                )

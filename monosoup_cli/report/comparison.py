@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["compare_reports", "comparison_table"]
 
 ROUNDING = 1e-6
-"""Relative: measures this close are the same, as those from another machine are."""
+"""Measures this close are the same, as those from another machine are; and so are those without a unit
+that differ by less than `NOTHING`."""
+NOTHING = 1e-9
+WITH_UNIT = {"effective_rank", "k", "rank", "rank_above_rounding", "clamped", "sigma_max", "update_norm",
+             "relative_update"}  # fmt: skip
+"""Measures whose differences are taken relative to the larger of the two."""
 
 SHOWN = ("k_ratio", "lambda_high", "lambda_low", "cosine", "ratio", "scale", "alpha", "rho", "cos_alpha",
          "equivalent_alpha", "anisotropy", "relative_update")  # fmt: skip
@@ -31,8 +36,9 @@ WHERE = {"output", "report", "overwrite", "resume", "workers"}
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """What differs: `arguments`, and of the layers that both name `changed`, the most changed first, each
-    with the pairs of its measures that differ and its `change`, the largest difference among them,
-    relative to the larger of the two; how many are the `same`; and the names that only one has.
+    with the pairs of its measures that differ and its `change`, the largest difference among them (of
+    those with a unit, and of ranks, relative to the larger of the two); how many are the `same`; and
+    the names that only one has.
 
     Measures that only one of the commands takes are left out. Raises ReportError for a report without
     layers."""
@@ -48,9 +54,9 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     return {
         "commands": [first["command"], second["command"]],
         "arguments": {
-            name: [of_first.get(name), of_second.get(name)]
-            for name in dict.fromkeys([*of_first, *of_second])
-            if of_first.get(name) != of_second.get(name) and name not in WHERE
+            name: [of_first[name], of_second[name]]
+            for name in of_first
+            if name in of_second and of_first[name] != of_second[name] and name not in WHERE
         },
         "same": len(both) - len(changed),
         "changed": changed,
@@ -62,25 +68,25 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:
     """Of one layer: the measures that differ, as pairs; `reason` among them, where one was kept."""
     pairs = {name: [first.get(name), second.get(name)] for name in measures}
-    pairs = {name: pair for name, pair in pairs.items() if not _is_same(*pair)}
+    pairs = {name: pair for name, pair in pairs.items() if not _is_same(name, *pair)}
     return {
         "name": first["name"],
-        "change": max((_difference(*pair) for pair in pairs.values()), default=0.0),
+        "change": max((_difference(name, *pair) for name, pair in pairs.items()), default=0.0),
         "measures": pairs,
     }
 
 
-def _is_same(first: Any, second: Any) -> bool:
+def _is_same(name: str, first: Any, second: Any) -> bool:
     numbers = [each for each in (first, second) if isinstance(each, (int, float))]
     if len(numbers) == 2 and any(isinstance(each, float) for each in numbers):
-        return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=0.0 if name in WITH_UNIT else NOTHING)
     return bool(first == second)
 
 
-def _difference(first: Any, second: Any) -> float:
+def _difference(name: str, first: Any, second: Any) -> float:
     if not (isinstance(first, (int, float)) and isinstance(second, (int, float))):
         return 1.0
-    return float(abs(first - second) / max(abs(first), abs(second)))
+    return float(abs(first - second) / (max(abs(first), abs(second)) if name in WITH_UNIT else 1.0))
 
 
 def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int | None) -> RenderableType:
@@ -103,18 +109,28 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
             table.add_column(label, justify="right", no_wrap=True)
             kept.append(cells)
     for number, each in enumerate(changed):
-        table.add_row(Text(shown(each["name"])), *(Text(cells[number]) for cells in kept))
+        name = each["name"].removesuffix(".weight") if width else each["name"]
+        table.add_row(Text(shown(name)), *(Text(cells[number]) for cells in kept))
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    commands = comparison["commands"]
+    if commands[0] != commands[1]:
+        facts.add_row("commands", f"{' → '.join(commands)}: only what both measure is compared")
     for name, pair in comparison["arguments"].items():
-        facts.add_row(name, Text(" → ".join(shown(value, 60) for value in pair), overflow="fold"))
+        facts.add_row(name, Text(" → ".join(map(_said, pair)), overflow="fold"))
     some = f", of which {len(changed):,} shown" if len(changed) < len(comparison["changed"]) else ""
     facts.add_row("changed", plural(len(comparison["changed"]), "layer") + some)
-    facts.add_row("the same", plural(comparison["same"], "tensor"))
+    facts.add_row("no difference", plural(comparison["same"], "tensor"))
     for side in ("first", "second"):
         if names := comparison[f"only_in_{side}"]:
             first = ", ".join([*(shown(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
             facts.add_row(f"only in the {side}", Text(f"{plural(len(names), 'tensor')}: {first}"))
     return Group(table, Text(""), facts) if changed else facts
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(shown(each, 60) for each in value) or "none"
+    return "–" if value is None else shown(value, 60)
 
 
 def _arrow(pair: Sequence[Any] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,8 +15,9 @@ from monosoup_cli.errors import OutputError, ReportError, UsageError, cropped
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import is_report
 
-__all__ = ["OF_SEVERAL", "check_target", "read_report", "replace_file"]
+__all__ = ["OF_SEVERAL", "REPORT_NAME", "check_target", "read_report", "replace_file"]
 
+REPORT_NAME = "monosoup_report.json"
 OF_SEVERAL = "each checkpoint has a report of its own, in its folder"
 
 MAX_DIGITS = 18
@@ -23,8 +25,10 @@ MAX_DIGITS = 18
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that a command has written. Raises ReportError for what is none."""
+    """A report that a command has written; of a folder, the one in it. Raises ReportError."""
     try:
+        if path.is_dir():
+            path = path / REPORT_NAME
         if not path.is_file():
             raise ReportError("is no file" if path.exists() else "no such file", path=path)
         report = json.loads(
@@ -69,6 +73,8 @@ def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
             raise OutputError("its folder does not exist", path=path)
         if path.is_dir():
             raise OutputError("is a folder", path=path)
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError("its folder is not writable", path=path)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", path=path) from None
 

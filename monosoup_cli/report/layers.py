@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.names import KINDS
@@ -37,8 +37,7 @@ def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
     """One row for each kind of layer, or for each block, with the means of what was measured."""
     groups: dict[str, list[Row]] = {}
     order = {kind: number for number, kind in enumerate(KINDS)}
-    if group == "kind":
-        rows = sorted(rows, key=lambda row: order[row["kind"]])
+    rows = sorted(rows, key=by_depth if group == "depth" else lambda row: order[row["kind"]])
     for row in rows:
         groups.setdefault(row["kind"] if group == "kind" else _depth(row), []).append(row)
     return [
@@ -50,6 +49,11 @@ def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
         }
         for name, members in groups.items()
     ]
+
+
+def by_depth(row: Row) -> tuple[Any, ...]:
+    """Where a layer stands: outside blocks first, then block after block of each stack."""
+    return (0,) if row["block"] is None else (1, row["stack"], row["block"])
 
 
 def _depth(row: Row) -> str:
@@ -161,12 +165,12 @@ def shown_of(chosen: int, rows: Sequence[Row], view: View) -> str:
     return f"{chosen:,} of {plural(edited, 'layer')} shown"
 
 
-def as_csv(rows: Iterable[Row]) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """The rows as comma-separated values, with a line of names; all singular values in one field, if
     there are any."""
-    rows = list(rows)
     facts = ["name", "layers", "kind", "stack", "block", "part", "shape", "dtype"]
-    names = [name for name in facts if any(name in row for row in rows)] + measures_in(rows)
+    names = [name for name in facts if any(name in row for row in rows) or (not rows and name != "layers")]
+    names += measures_in(rows) if rows else list(LABELS)
     names += [name for name in FURTHER if any(row.get(name) is not None for row in rows)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from monosoup_cli.errors import UsageError, cropped
-from monosoup_cli.report.files import check_target, replace_file
+from monosoup_cli.errors import ReportError, UsageError, cropped
+from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
+from monosoup_cli.report.records import histogram
 from monosoup_cli.report.rows import LABELS, Row, rows_of
 from monosoup_cli.report.words import plural, shown
 
@@ -108,33 +109,31 @@ def check_plot(path: Path) -> None:
         raise UsageError("pictures need matplotlib", hint="pip install 'monosoup-cli[plot]'") from None
 
 
-def plot(report: Mapping[str, Any], path: Path) -> None:
+def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = None) -> None:
     """Draw `figure` to a .png (200 dpi), .svg or .pdf; the same report makes the same bytes.
 
-    A file in its place is replaced once the picture is complete. Raises UsageError as `check_plot` and
-    `figure` do, and OutputError.
+    A file in its place is replaced once the picture is complete. Raises what `check_plot` and `figure`
+    raise, and OutputError.
     """
     check_plot(path)
     suffix = path.suffix.lower()
     with _style():
-        drawn = figure(report)
+        drawn = figure(report, rows)
         replace_file(
             path, lambda draft: drawn.savefig(draft, format=suffix[1:], dpi=200, metadata=METADATA[suffix])
         )
 
 
-def figure(report: Mapping[str, Any]) -> Figure:
-    """The panels that any command's report has data for, one above the other.
+def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figure:
+    """The panels that any command's report has data for, one above the other; of some of its `rows`.
 
-    Raises UsageError where there is none, and ImportError without matplotlib.
+    Raises ReportError where there is none, and ImportError without matplotlib.
     """
     if "layers" not in report:
-        raise UsageError(
-            "this report has no layers to draw", hint="each of its checkpoints has a report in its own folder"
-        )
-    panels = list(_panels(_by_depth(rows_of(report))))
+        raise ReportError("no layers to draw: the report is of several checkpoints", hint=OF_SEVERAL)
+    panels = list(_panels(_by_depth(rows_of(report) if rows is None else rows)))
     if not panels:
-        raise UsageError(f"the report of this {report['command']} has nothing to draw")
+        raise ReportError(f"the report of this {report['command']} has nothing to draw")
     from matplotlib.figure import Figure
 
     heights = [panel.height for panel in panels]
@@ -393,10 +392,13 @@ def _draw_cosines(panel: SubFigure, rows: Sequence[Row]) -> None:
 
     axes = panel.subplots()
     cosines = [cosine for row in rows for cosine in _cosines(row)]
-    _, edges, _ = axes.hist(cosines, bins=40, color=SKY, edgecolor="black", linewidth=0.4)
+    found = histogram(cosines)
+    edges, counts = np.array(found["edges"]), found["counts"]
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=SKY, edgecolor="black", linewidth=0.4)
     mean = float(np.mean(cosines))
     axes.axvline(mean, color=VERMILLION, linestyle="--", label=f"mean {mean:.3f}")
-    axes.set_xlim(max(edges[0], -1), min(edges[-1], 1))
+    filled = np.flatnonzero(counts)
+    axes.set_xlim(edges[filled[0]], edges[filled[-1] + 1])
     pairs = plural(len(rows[0]["cosines"]), "pair")
     axes.set_title(f"Cosines of updates, {plural(len(rows), 'layer')} × {pairs}")
     axes.set_xlabel("cosine")

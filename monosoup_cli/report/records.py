@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "spread", "summarise"]
+__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "spread", "summarise"]
 
 SCHEMA_VERSION = 1
 
@@ -102,3 +102,15 @@ def spread(values: Iterable[float | None]) -> dict[str, float] | None:
     if not found:
         return None
     return {"mean": sum(value / len(found) for value in found), "min": min(found), "max": max(found)}
+
+
+BINS = 40
+
+
+def histogram(cosines: Iterable[float]) -> dict[str, Any]:
+    """How many lie in each of `BINS` even parts of −1 to 1: on an edge in the part above, 1 in the last."""
+    counts = [0] * BINS
+    for cosine in cosines:
+        # an edge may be a rounding below itself
+        counts[min(math.floor((cosine + 1.0) / 2.0 * BINS + 1e-9), BINS - 1)] += 1
+    return {"edges": [round(2.0 * number / BINS - 1.0, 9) for number in range(BINS + 1)], "counts": counts}

@@ -12,6 +12,8 @@ Row: TypeAlias = "dict[str, Any]"
 """A layer's entry in the report, of a slice with its tensor's name and index ("experts.w1[3]") and the
 shape of one matrix; and with `kind`, `stack`, `block` (null outside blocks), `part` and `k_ratio`."""
 
+OF_TENSORS = ("cosine", "ratio", "clamped", "cosines")
+
 LABELS = {
     "rank": "r",
     "effective_rank": "effective rank",
@@ -55,6 +57,8 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
         slices = layer.get("slices", [])
         whole = {name: value for name, value in layer.items() if name != "slices"}
         for part in [{**whole, **each, **_one_of(layer, each)} for each in slices] or [whole]:
+            if part.get("index"):  # what was measured of the tensor stands with its first matrix
+                part = {name: value for name, value in part.items() if name not in OF_TENSORS}
             k, rank = part.get("k"), part.get("rank")
             told = {"kind": place.kind, "stack": stack, "block": block, "part": place.part}
             rows.append({**part, **told, "k_ratio": k / rank if k and rank else None})

@@ -62,8 +62,10 @@ REPORT = {
         "decisions?": [{"candidate": str, "similarity": NUMBER, "joined": bool}],
         "trials?": [{"candidate": str, "score": NUMBER, "joined": bool}],
     },
+    "verdict?": {"findings": [{"sentence": str}], "interpolation": ({"sentence": str}, type(None))},
     "similarity?": {
-        "layers": int, "candidates": [str], "similarity": [[NUMBER]], "thresholds": [THRESHOLD],
+        "layers": int, "candidates": [str], "relative_updates": [NUMBER_OR_NONE],
+        "similarity": [[NUMBER]], "thresholds": [THRESHOLD],
         "histogram": {"edges": [NUMBER], "counts": [int]},
         "stock": {"cosine": SPREAD, "ratio": SPREAD, "clamped": int},
     },
@@ -105,7 +107,8 @@ def _is_consistent(choice: Mapping[str, Any]) -> bool:
     named = [name for names in chosen for name in names]
     named += [each["candidate"] for name in ("decisions", "trials") for each in choice.get(name, ())]
     matrix = choice.get("similarity")
-    is_square = matrix is None or {len(matrix), *map(len, matrix)} == {len(candidates)}
+    relative = choice.get("relative_updates", candidates)
+    is_square = matrix is None or {len(relative), len(matrix), *map(len, matrix)} == {len(candidates)}
     return bool(candidates) and set(named) <= set(candidates) and is_square
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monosoup_cli.report.rows import LABELS
+from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
@@ -189,14 +190,29 @@ def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
         return Text("no layer to compare")
     words = "{mean:.4g} ({min:.4g} to {max:.4g})"
     made = _grid("", "")
-    made.add_row("stock", f"ratio {words.format(**stock['ratio'])}, {stock['clamped']:,} below 0")
+    clamped = f"{stock['clamped']:,} of them clamped from below 0" if stock["clamped"] else "none below 0"
+    made.add_row("stock", f"ratio {words.format(**stock['ratio'])}, {clamped}")
     made.add_row("sfgs", "by threshold:")
+    checkpoints = _grid("", "", "‖Δ‖/‖W0‖", "", show_header=True)
+    checkpoints.columns[1].justify = checkpoints.columns[3].justify = "left"
+    for source, relative in zip(similarity["candidates"], similarity["relative_updates"], strict=True):
+        size = "" if relative is None else f"{relative:.4g}"
+        checkpoints.add_row(str(number_of[source]), Text(shown(source)), size, _judged(relative))
     histogram = [Text(line, no_wrap=True) for line in _histogram(similarity["histogram"])]
-    heading = Text(f"cosine of updates in a layer, mean {words.format(**stock['cosine'])}")
+    heading = Text(f"cosine of two updates in a layer; mean of a layer {words.format(**stock['cosine'])}")
     return Group(
-        heading, *histogram, Text(""), *_similarities(similarity), Text(""), made,
+        checkpoints, Text(""), heading, *histogram, Text(""), *_similarities(similarity), Text(""), made,
         _thresholds(similarity["thresholds"], number_of),
     )  # fmt: skip
+
+
+def _judged(relative: float | None) -> str:
+    """What is odd about a checkpoint among several."""
+    if relative == 0.0:
+        return "a copy of the base"
+    return (
+        "as large as the weights: of another base?" if relative is not None and relative >= AS_LARGE else ""
+    )
 
 
 def _histogram(histogram: Mapping[str, Any]) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.report.rows import LABELS, Row
@@ -32,29 +33,46 @@ class View:
 
     def __post_init__(self) -> None:
         known = ["name", *LABELS]
-        if self.sort is not None and self.sort.replace("-", "_") not in known:
+        for name, label in LABELS.items():
+            if self.sort == label:
+                object.__setattr__(self, "sort", name)
+        if self.sort is not None and self._key not in known:
             raise UsageError("--sort knows no such measure", expected=", ".join(known), found=self.sort)
 
+    @property
+    def _key(self) -> str:
+        return (self.sort or "").replace("-", "_")
+
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of the edited layers, as asked for."""
+        """The rows of the edited layers, as asked for; those that lack what is sorted by come last. Raises
+        UsageError where `layer` names none."""
+        if self.layer and rows and not any(self.matches(row["name"]) for row in rows):
+            raise UsageError(f"--layer {' '.join(self.layer)!r} matches no tensor of the report")
         chosen = [row for row in rows if row["action"] == "edited" and self.matches(row["name"])]
-        if self.layer and not chosen:
-            raise UsageError(f"--layer {' '.join(self.layer)!r} matches no layer that was edited")
         if self.group is not None:
             from monosoup_cli.report.layers import grouped
 
             chosen = grouped(chosen, self.group)
         if self.sort is not None:
-            key = self.sort.replace("-", "_")
-            there = [row for row in chosen if row.get(key) is not None]
-            if chosen and not there:
-                rows_are = "layers" if self.group is None else f"groups by {self.group}"
-                raise UsageError(f"the {rows_are} of this report have no {key}")
-            is_rising = self.reverse != (key == "name")
-            chosen = sorted(there, key=lambda row: row[key], reverse=not is_rising)
+            there = [row for row in chosen if row.get(self._key) is not None]
+            is_rising = self.reverse != (self._key == "name")
+            there.sort(key=self._rank, reverse=not is_rising)
+            chosen = [*there, *(row for row in chosen if row.get(self._key) is None)]
         elif self.reverse:
             chosen.reverse()
         return chosen[: self.top]
+
+    def lacks(self, chosen: Sequence[Row]) -> bool:
+        """Whether no row of those that `rows` chose has what is sorted by."""
+        return self.sort is not None and bool(chosen) and all(row.get(self._key) is None for row in chosen)
+
+    def _rank(self, row: Row) -> Any:
+        """What a row is sorted by; in names, numbers count as such: block 2 before block 10."""
+        if self._key != "name":
+            return row[self._key]
+        return [
+            (len(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", row["name"])
+        ]
 
     def matches(self, name: str) -> bool:
         """Whether a layer, or a matrix of a stack, is among those asked for."""

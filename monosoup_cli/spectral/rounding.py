@@ -29,7 +29,7 @@ MARGIN = 1.5
 class Rounding:
     """Collects, block by block, what rounding to a format of this `finfo` may have added to an update.
 
-    `count`: of how many stored matrices, rounded independently, the update is the mean.
+    `count`: of how many stored matrices the update is the mean.
     """
 
     def __init__(self, finfo: torch.finfo, count: int = 1) -> None:
@@ -37,10 +37,14 @@ class Rounding:
         self._of_columns: torch.Tensor | None = None
         self._of_rows: list[torch.Tensor] = []
         self._buffer: torch.Tensor | None = None
+        self._unit = 0.0
 
     def add(self, base: torch.Tensor, update: torch.Tensor) -> None:
         """A block of the base and of the update, (rows, side) float64. Rows that did not move were not
         rounded: they were copied."""
+        if not self._unit:  # about the weights' size, so that their squares neither over- nor underflow
+            peak = float(torch.maximum(base.abs().max(), update.abs().max()))
+            self._unit = 2.0 ** max(math.frexp(peak)[1] - 1, -1000)
         step = max(CACHED_ELEMENTS // max(base.shape[1], 1), 1)
         for start in range(0, len(base), step):
             self._add(base[start : start + step], update[start : start + step])
@@ -49,20 +53,26 @@ class Rounding:
         if self._buffer is None or self._buffer.shape != base.shape:
             self._buffer = torch.empty_like(base)
         torch.add(base, update, out=self._buffer).view(torch.int64).bitwise_and_(EXPONENT_BITS)
-        squares = self._buffer.clamp_(min=self._finfo.smallest_normal).square_()
-        # `update.any(dim=1)` takes four times as long
+        squares = self._buffer.clamp_(min=self._finfo.smallest_normal).mul_(1.0 / self._unit).square_()
+        # `update.any(dim=1)`, which would see norms below 1e-154 too, takes three times as long
         has_moved = (torch.linalg.vector_norm(update, dim=1) > 0.0).to(torch.float64)
         self._of_rows.append((squares.sum(1) * has_moved).max())
         columns = has_moved @ squares
         self._of_columns = columns if self._of_columns is None else self._of_columns + columns
 
-    @property
-    def sigma(self) -> float:
-        """The largest singular value to be expected of the rounding, with a margin."""
+    def sigma(self, update_norm: float) -> float:
+        """The largest singular value to be expected of the rounding, with a margin.
+
+        The mean of N has less of it by √N, if the roundings are independent: not where updates are so
+        small that all round the same base in the same way. `update_norm`: ‖Δ‖_F, which tells.
+        """
         if self._of_columns is None:
             return 0.0
-        largest = torch.stack([torch.stack(self._of_rows).max(), self._of_columns.max()])
-        return MARGIN * float(largest.sqrt().sum()) * self._finfo.eps / math.sqrt(12.0 * self._count)
+        last_place = self._finfo.eps * self._unit
+        largest = torch.stack([torch.stack(self._of_rows).max(), self._of_columns.max()]).sqrt().sum()
+        is_independent = update_norm > last_place * math.sqrt(float(self._of_columns.sum()))
+        count = self._count if is_independent else 1
+        return MARGIN * float(largest) * last_place / math.sqrt(12.0 * count)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class AboveRounding:
 
 
 def above_rounding(singular_values: torch.Tensor, sigma: float) -> AboveRounding:
-    """`singular_values`: (r,) float64, largest first, not all zero; `sigma`: `Rounding.sigma`."""
+    """`singular_values`: (r,) float64, largest first, not all zero; `sigma`: of `Rounding`."""
     rank = int((singular_values > sigma).sum())
     below = float(singular_values[rank:].sum() / singular_values.sum())
     gap = None

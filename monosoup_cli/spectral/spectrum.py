@@ -106,6 +106,8 @@ def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:
     peak = float(torch.stack([block.abs().max() for block in blocks()]).max())
     if not math.isfinite(peak):
         raise FloatingPointError("the matrix holds NaN or Inf")
+    if peak == 0.0:
+        return blocks, matrix, 0
     exponent = max(math.frexp(peak)[1], -1000)  # 2^1024 is beyond float64
 
     def scaled() -> Iterable[torch.Tensor]:

@@ -22,6 +22,7 @@ from rich.cells import cell_len
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.errors import OutputError
 from monosoup_cli.report.comparison import compare_reports
 from monosoup_cli.report.layers import as_csv
 from monosoup_cli.report.rows import rows_of
@@ -191,6 +192,8 @@ def test_the_report_of_several_checkpoints_is_shown(run, files, folder, tmp_path
     path = folder / "sweep" / "monosoup_report.json"
     code, out, err = run("report", path, "--html", tmp_path / "page.html")
     assert (code, out.count("wrote"), "energy-0.8" in out) == (0, 2, True), err
+    assert "each checkpoint has a report of its own, in its folder" in out.splitlines()
+    assert "shown" not in out
     assert "energy-0.8" in (tmp_path / "page.html").read_text()
     assert json.loads(run("report", path, "--format", "json").out) == json.loads(path.read_text())
     for command in (["report", path, "--format", "csv"], ["report", path, "--plot", tmp_path / "x.png"],
@@ -212,8 +215,78 @@ def test_an_inspection_and_its_edit_differ_in_nothing(run, reports):
 def test_layers_are_tensors_to_an_inspection(run, files):
     result = run("inspect-spectrum", *files[:2], "--layer", "*down_proj[[]1]")
     assert (result.code, "--layer '*down_proj[[]1]' matches no tensor" in result.err) == (2, True)
+    assert "whole names, as '*layers.3.*'" in result.err
     inspected = run("inspect-spectrum", *files[:2], "--layer", "*.1.*down_proj", "--format", "csv").out
     assert inspected.count("\n") == 3
+
+
+def test_tensors_are_left_out_of_an_inspection(run, files):
+    words = ["--exclude", "*.layers.*", "--exclude", "lm_*"]
+    code, out, err = run("inspect-spectrum", *files[:2], *words, "--format", "json", "--device", "cpu")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    jsonschema.validate(report, SCHEMA)
+    assert [row["name"] for row in rows_of(report) if row["action"] == "edited"] == [
+        "model.embed_tokens.weight"
+    ]
+    assert report["arguments"]["exclude"] == ["*.layers.*", "lm_*"]
+    made = monosoup_cli.inspect_spectrum(*files[:2], exclude=["*.layers.*", "lm_*"], device="cpu")
+    assert without_time(report) == json.loads(json.dumps(without_time(made)))
+
+
+def test_kept_tensors_alone_are_no_table(run, reports):
+    asked = ["report", reports["inspect"], "--layer", "model.norm*"]
+    code, out, err = run(*asked)
+    assert (code, err) == (0, "")
+    assert out.startswith("0 of 26 layers shown\n\nbase  ")
+    assert run(*asked, "--format", "csv").out == as_csv([])
+
+
+def test_what_cannot_be_shown_is_refused_before_any_output(run, reports):
+    for format in ("table", "json", "csv"):
+        code, out, err = run("report", reports["inspect"], "--layer", "nothing", "--format", format)
+        assert (code, out) == (2, "")
+        assert "matches no tensor of the report" in err
+
+
+def test_a_reader_that_stops_early_stops_no_page(large, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = shell(f"monosoup report {large} --format json --html {page} | head -1")
+    assert (code, out) == (0, "{\n"), err
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("options", [["--sort", "alpha"], ["--group", "kind", "--sort", "σ_1"]], ids=str)
+def test_what_nothing_can_be_sorted_by_is_said(run, reports, options):
+    measure = {"σ_1": "sigma_max"}.get(options[-1], options[-1])
+    code, out, err = run("report", reports["inspect"], *options)
+    assert (code, err) == (0, f"note: nothing here has a {measure}, to be sorted by\n")
+    assert out == run("report", reports["inspect"], *options[:-2]).out
+
+
+def test_a_verdict_is_shown_as_it_stands(run, reports, tmp_path):
+    report = json.loads(reports["inspect"].read_text())
+    computed = report["verdict"]["interpolation"]["sentence"]
+    report["verdict"]["interpolation"]["sentence"] = "Said before."
+    (tmp_path / "said.json").write_text(json.dumps(report))
+    out = run("report", tmp_path / "said.json").out
+    assert "Said before." in out.splitlines()
+    assert computed not in out
+    del report["verdict"]
+    (tmp_path / "unsaid.json").write_text(json.dumps(report))
+    assert computed in run("report", tmp_path / "unsaid.json").out.splitlines()
+
+
+def test_the_table_is_printed_before_files_are_written(monkeypatch, run, reports, tmp_path):
+    def fail(path, write):
+        raise OutputError("cannot be written", path=path)
+
+    monkeypatch.setattr("monosoup_cli.cli.showing.replace_file", fail)
+    for options in ([], ["--format", "csv"], ["--format", "json"]):
+        asked = ["report", reports["inspect"], *options]
+        code, out, err = run(*asked, "--html", tmp_path / "page.html")
+        assert (code, out) == (1, run(*asked).out)
+        assert err.startswith("error: ")
 
 
 def test_the_terminal_of_compare(reports):
@@ -247,7 +320,18 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
     out = run("inspect-spectrum", *files).out
     assert {"cosine", "ratio", "clamped"} <= set(table_of(out)[0])
     assert "cosine of updates, mean of 22 layers" in out
+    assert re.search(r"^cosine of two updates in a layer; mean of a layer \S+ \(\S+ to \S+\)$", out, re.M)
+    assert re.search(r"^stock +ratio \S+ \(\S+ to \S+\), none below 0$", out, re.M)
     assert "cosine of updates" not in run("report", reports["inspect"]).out
+
+
+def test_ratios_that_were_clamped_are_counted(run, tmp_path):
+    paths = [tmp_path / f"{name}.safetensors" for name in ("base", "first", "second")]
+    base, first, other = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    for path, update in zip(paths, (0 * first, first, other - first), strict=True):
+        save_file({"w": base + update}, path)
+    out = run("inspect-spectrum", *paths).out
+    assert re.search(r"^stock +ratio 0 \(0 to 0\), 1 of them clamped from below 0$", out, re.M)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +344,7 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
         (["--group", "kind"], ["embedding", "attention", "mlp", "head"]),
         (["--group", "depth", "--top", "3"], ["outside blocks", "model.layers 0", "model.layers 1"]),
         (["--sort", "name", "--top", "2"], ["lm_head.weight", "model.embed_tokens.weight"]),
+        (["--sort", "λ_low", "--layer", "lm_*"], ["lm_head.weight"]),
     ],
     ids=str,
 )  # fmt: skip
@@ -365,16 +450,19 @@ def test_a_report_is_shown_as_the_inspection_was(run, files, tmp_path):
     ("command", "labels", "count"),
     [
         ("edit", [*ALWAYS, "spectrum"], 26), ("stock", ["cosine", "ratio", "clamped"], 23),
-        ("soup", ["shape"], 23), ("sfgs", ["shape"], 23), ("wise", ["α"], 23), ("lines", ["scale"], 23),
+        ("soup", [], 0), ("sfgs", [], 0), ("wise", ["α"], 23), ("lines", ["scale"], 23),
         ("inspect several", [*ALWAYS, "cosine", "spectrum"], 26),
     ],
 )  # fmt: skip
 def test_the_report_of_every_command_is_shown(run, reports, command, labels, count):
     code, out, err = run("report", reports[command])
     assert (code, err) == (0, "")
-    heading, rows = table_of(out)
-    assert {"layer", *labels} <= set(heading)
-    assert len(rows) == count
+    if labels:
+        heading, rows = table_of(out)
+        assert {"layer", *labels} <= set(heading)
+        assert len(rows) == count
+    else:  # nothing is measured of a layer
+        assert not re.search(r"^(layer|model\.|lm_head)", out, re.M)
     assert re.search(r"^(edited|layers) +2[23] tensors, ", out, re.M)
     report = json.loads(reports[command].read_text())
     assert json.loads(run("report", reports[command], "--format", "json").out) == report

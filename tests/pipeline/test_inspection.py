@@ -1,7 +1,14 @@
 """`inspect_spectrum` against the report of `edit`, NumPy's singular values, `stock` and `sfgs`."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +177,46 @@ def test_cosines_of_every_layer_and_pair(family, cut):
     similarity = report["similarity"]
     counts, edges = np.histogram(cosines, bins=40, range=(-1, 1))
     assert similarity["histogram"] == {"edges": pytest.approx(edges), "counts": counts.tolist()}
+
+
+def test_each_checkpoint_is_as_far_from_the_base_as_it_is(family, run):
+    """Told apart: a copy of the base, and one of another base."""
+    base = load_file(family[0])
+    save_file(base, family[2])
+    save_file({name: torch.randn_like(tensor) for name, tensor in base.items()}, family[3])
+    found = monosoup_cli.inspect_spectrum(family[0], family[1:])["similarity"]["relative_updates"]
+    layers = [name for name in base if base[name].ndim > 1]
+    norm = sum((base[name].double() ** 2).sum() for name in layers)
+    for path, relative in zip(family[1:], found, strict=True):
+        other = load_file(path)
+        moved = sum(((other[name].double() - base[name].double()) ** 2).sum() for name in layers)
+        assert relative == pytest.approx(float((moved / norm) ** 0.5), rel=1e-9)
+    out = run("inspect-spectrum", *family).out
+    assert re.search(r"^2 .*2\.safetensors +0 +a copy of the base$", out, re.MULTILINE)
+    assert re.search(
+        r"^3 .*3\.safetensors +1\.\d+ +as large as the weights: of another base\?$", out, re.MULTILINE
+    )
+
+
+def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path):
+    for seed, path in enumerate(files(tmp_path)):
+        generator = torch.Generator().manual_seed(seed)
+        content = {f"layers.{n}.weight": torch.randn(1024, 1024, generator=generator) for n in range(60)}
+        save_file(content, path)
+    command = [sys.executable, "-m", "monosoup_cli", "inspect-spectrum", *files(tmp_path), "--workers", "1"]
+    process = subprocess.Popen(
+        [*command, "--html", tmp_path / "page.html"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    opened = Path(f"/proc/{process.pid}/fd")
+    while process.poll() is None and not any(
+        os.path.realpath(link) == str(files(tmp_path)[1]) for link in opened.iterdir()
+    ):
+        time.sleep(0.01)
+    time.sleep(0.5)  # headers read, layers at work
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"error: interrupted\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "finetuned.safetensors"]
 
 
 def test_what_stock_would_make_of_them(family, tmp_path):

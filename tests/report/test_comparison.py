@@ -68,19 +68,41 @@ def test_another_split_changes_layers_most_changed_first(reports):
     assert changes == sorted(changes, reverse=True)
 
 
-def test_the_change_is_the_largest_relative_difference(reports):
+def test_the_change_is_the_largest_difference(reports):
+    """Of measures with a unit, and of ranks, relative to the larger; of others as it is."""
     second = copy.deepcopy(reports["default"])
     layers = {layer["name"]: layer for layer in second["layers"]}
-    layers[QUERY.format(1)]["lambda_high"] *= 0.8
-    layers[QUERY.format(2)]["lambda_high"] *= 2
-    layers[QUERY.format(2)]["rho"] *= 0.9
+    layers[QUERY.format(1)]["lambda_high"] += 0.3
+    layers[QUERY.format(2)]["lambda_high"] += 0.1
+    layers[QUERY.format(2)]["rho"] += 0.4
+    layers[QUERY.format(3)]["update_norm"] *= 4
+    layers[QUERY.format(4)]["effective_rank"] /= 5
     layers["model.layers.0.mlp.experts.w"]["slices"][1]["sigma_max"] *= -1
-    found = compare_reports(reports["default"], second)["changed"]
-    assert [(each["name"], each["change"], list(each["measures"])) for each in found] == [
-        ("model.layers.0.mlp.experts.w[1]", pytest.approx(2), ["sigma_max"]),
-        (QUERY.format(2), pytest.approx(0.5), ["rho", "lambda_high"]),
-        (QUERY.format(1), pytest.approx(0.2), ["lambda_high"]),
-    ]
+    for first, other in ((reports["default"], second), (second, reports["default"])):
+        found = compare_reports(first, other)["changed"]
+        assert [(each["name"], each["change"], list(each["measures"])) for each in found] == [
+            ("model.layers.0.mlp.experts.w[1]", pytest.approx(2), ["sigma_max"]),
+            (QUERY.format(4), pytest.approx(0.8), ["effective_rank"]),
+            (QUERY.format(3), pytest.approx(0.75), ["update_norm"]),
+            (QUERY.format(2), pytest.approx(0.4), ["rho", "lambda_high"]),
+            (QUERY.format(1), pytest.approx(0.3), ["lambda_high"]),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "change"),
+    [
+        ("relative_update", (1e-7, 9e-7), 8 / 9), ("sigma_max", (1e-12, 2e-12), 0.5),
+        ("update_norm", (1.0, 1 + 1e-7), None), ("rho", (1e-10, 9e-10), None), ("rho", (1e-7, 9e-7), 8e-7),
+        ("lambda_high", (0.5, 0.5 + 1e-7), None), ("lambda_high", (0.5, 0.5 + 1e-5), 1e-5),
+    ],
+)  # fmt: skip
+def test_how_small_a_difference_counts(reports, measure, values, change):
+    pair = [copy.deepcopy(reports["default"]) for _ in values]
+    for report, value in zip(pair, values, strict=True):
+        {layer["name"]: layer for layer in report["layers"]}[QUERY.format(1)][measure] = value
+    changes = [each["change"] for each in compare_reports(*pair)["changed"]]
+    assert changes == ([] if change is None else [pytest.approx(change)])
 
 
 @pytest.mark.parametrize(("relative", "is_same"), [(1e-9, True), (1e-4, False)])
@@ -121,8 +143,14 @@ def test_layers_of_one_alone(reports):
 def test_two_commands(reports):
     found = compare_reports(reports["default"], reports["lines"])
     assert found["commands"] == ["inspect-spectrum", "lines"]
-    assert found["arguments"]["alpha"] == [None, 0.1]
-    assert not found["arguments"].keys() & {"output", "report", "overwrite", "resume", "workers"}
+    assert found["arguments"] == {}  # "alpha" and others only one has; those of both are alike
+    lines = drawn(found)
+    assert "inspect-spectrum → lines: only what both measure is compared" in "\n".join(lines)
+    edited = {**reports["default"], "command": "lines", "arguments": reports["lines"]["arguments"]}
+    other = {**edited, "arguments": {**edited["arguments"], "alpha": 0.2, "output": "elsewhere"}}
+    found_too = compare_reports(edited, other)
+    assert found_too["arguments"] == {"alpha": [0.1, 0.2]}
+    assert "only what both measure" not in "\n".join(drawn(found_too))
     changed = {each["name"]: each["measures"] for each in found["changed"]}
     assert QUERY.format(0) not in changed  # no measure is taken by both
     assert changed["model.norm.weight"]["reason"] == ["vector", None]
@@ -142,13 +170,14 @@ def test_the_table_fits_and_has_the_figures(reports, width):
     assert re.split(r"\s{2,}", lines[0])[:4] == ["layer", "k/r", "λ_high", "λ_low"]
     names = re.sub(r"  .*", "", "\n".join(lines), flags=re.M).replace("\n", "")
     for each in found["changed"]:
-        assert each["name"] in names  # folded, not cut
+        assert each["name"].removesuffix(".weight" if width else "") in names  # folded, not cut
+    assert (".weight" in names) == (width is None)
     arrows = [re.findall(r"(\S+) → (\S+)", line) for line in lines[1:] if "→" in line]
     for each, pairs in zip(found["changed"], arrows, strict=False):
         for pair, measure in zip(pairs, ("k_ratio", "lambda_high", "lambda_low"), strict=False):
             assert list(map(float, pair)) == pytest.approx(each["measures"][measure], rel=6e-3)
     facts = [re.split(r"\s{2,}", line) for line in lines[-3:]]
-    assert facts == [["energy", "None → 0.8"], ["changed", "14 layers"], ["the same", "1 tensor"]]
+    assert facts == [["energy", "– → 0.8"], ["changed", "14 layers"], ["no difference", "1 tensor"]]
 
 
 def test_no_more_layers_than_asked_for(reports):
@@ -156,12 +185,18 @@ def test_no_more_layers_than_asked_for(reports):
     lines = drawn(found, None, 3)
     assert [line.split()[0] for line in lines[1:4]] == [each["name"] for each in found["changed"][:3]]
     assert lines[4] == ""
-    assert "changed   14 layers, of which 3 shown" in lines
+    assert "changed        14 layers, of which 3 shown" in lines
 
 
 def test_of_the_same_report_there_is_no_table(reports):
     lines = drawn(compare_reports(reports["default"], reports["default"]), 80)
-    assert lines == ["changed   0 layers", "the same  15 tensors"]
+    assert lines == ["changed        0 layers", "no difference  15 tensors"]
+
+
+def test_lists_among_the_arguments_are_joined(reports):
+    found = compare_reports(reports["default"], reports["without 0"])
+    assert found["arguments"] == {"layer": [[], ["*.1*", "*.2.*"]]}
+    assert ["layer", "none → *.1*, *.2.*"] in [re.split(r"\s{2,}", line) for line in drawn(found)]
 
 
 @pytest.fixture

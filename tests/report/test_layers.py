@@ -65,33 +65,42 @@ def names(rows):
 @pytest.mark.parametrize("measure", LABELS)
 def test_every_measure_sorts_largest_first(rows, edited, measure):
     there = [row[measure] for row in edited if row.get(measure) is not None]
-    if measure in {"alpha", "scale"}:
-        with pytest.raises(UsageError, match=f"have no {measure}"):
-            View(sort=measure).rows(rows)
-        return
-    for word in {measure, measure.replace("_", "-")}:
-        found = View(sort=word).rows(rows)
-        assert [row[measure] for row in found] == sorted(there, reverse=True)
-        rising = View(sort=word, reverse=True).rows(rows)
-        assert [row[measure] for row in rising] == sorted(there)
-    assert there
+    lacking = names(row for row in edited if row.get(measure) is None)
+    assert bool(there) == (measure not in {"alpha", "scale"})
+    for word in {measure, measure.replace("_", "-"), LABELS[measure]}:
+        for is_rising in (False, True):
+            view = View(sort=word, reverse=is_rising)
+            found = view.rows(rows)
+            assert [row[measure] for row in found[: len(there)]] == sorted(there, reverse=not is_rising)
+            assert names(found[len(there) :]) == lacking  # last, as in the file
+            assert view.lacks(found) == (not there)
 
 
 def test_groups_have_no_measures_of_one_layer(rows):
-    with pytest.raises(UsageError, match="the groups by kind of this report have no sigma_max"):
-        View(group="kind", sort="sigma_max").rows(rows)
+    view = View(group="kind", sort="sigma_max")
+    assert names(view.rows(rows)) == names(View(group="kind").rows(rows))
+    assert view.lacks(view.rows(rows))
+    assert not View(group="kind").lacks(rows)
+    assert not View(sort="rho").lacks([])  # nothing is shown at all
 
 
-def test_layers_without_the_measure_are_left_out(rows, edited):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_layers_without_the_measure_come_last(rows, edited, reverse):
     some = [row if number % 2 else {**row, "rho": None} for number, row in enumerate(rows)]
-    found = View(sort="rho").rows(some)
-    assert 0 < len(found) < len(edited)
-    assert None not in [row["rho"] for row in found]
+    view = View(sort="rho", reverse=reverse)
+    found = view.rows(some)
+    assert sorted(names(found)) == sorted(names(edited))
+    there = [row["rho"] is not None for row in found]
+    assert there == sorted(there, reverse=True)
+    assert len(set(there)) == 2
+    assert not view.lacks(found)
 
 
-def test_names_sort_from_a_to_z(rows, edited):
-    assert names(View(sort="name").rows(rows)) == sorted(names(edited))
-    assert names(View(sort="name", reverse=True).rows(rows)) == sorted(names(edited), reverse=True)
+def test_names_sort_from_a_to_z_and_their_numbers_as_numbers(inspect):
+    rows = inspect(1, [f"layers.{block}.{part}" for block in (10, 1, 2, 21) for part in "ba"])
+    expected = [f"layers.{block}.{part}" for block in (1, 2, 10, 21) for part in "ab"]
+    assert names(View(sort="name").rows(rows)) == expected
+    assert names(View(sort="name", reverse=True).rows(rows)) == expected[::-1]
 
 
 def test_unasked_rows_stand_as_in_the_file(rows, edited):
@@ -128,11 +137,17 @@ def test_layers_are_chosen_by_globs_over_names(rows, globs, expected):
     assert names(View(layer=globs, sort="name").rows(rows)) == expected
 
 
-@pytest.mark.parametrize("glob", ["q_proj", "LM_HEAD*", "model.norm.weight", "*[[]2]"])
-def test_globs_that_match_no_edited_layer_are_refused(rows, glob):
-    with pytest.raises(UsageError, match="matches no layer that was edited") as refused:
+@pytest.mark.parametrize("glob", ["q_proj", "LM_HEAD*", "*[[]2]"])
+def test_globs_that_match_no_row_are_refused(rows, glob):
+    with pytest.raises(UsageError, match="matches no tensor of the report") as refused:
         View(layer=[glob]).rows(rows)
     assert glob in str(refused.value)
+
+
+def test_of_kept_tensors_alone_no_row_is_shown(rows, edited):
+    view = View(layer=["model.norm.weight"])
+    assert view.rows(rows) == []
+    assert shown_of(0, rows, view) == f"0 of {len(edited)} layers shown"
 
 
 @pytest.mark.parametrize(
@@ -155,9 +170,15 @@ def test_groups_have_the_means_of_their_members(rows, group, expected):
         members = View(layer=expected[row["name"]]).rows(rows)
         assert row["layers"] == len(members)
         for measure in ("k_ratio", "rho", "lambda_high", "relative_update", "cosine"):
-            assert row[measure] == pytest.approx(statistics.fmean(each[measure] for each in members))
+            there = [each[measure] for each in members if each.get(measure) is not None]
+            assert row[measure] == pytest.approx(statistics.fmean(there))
         assert not row.keys() & {"k", "rank", "sigma_max", "update_norm"}  # of sizes that differ
         assert row["spectrum"][0] == 1.0
+
+
+def test_blocks_stand_in_the_order_of_their_numbers(inspect):
+    found = names(View(group="depth").rows(inspect(1, blocks=12)[::-1]))
+    assert found == ["outside blocks", *(f"model.layers {block}" for block in range(12))]
 
 
 def test_the_spectrum_of_a_group_is_the_mean(rows):
@@ -208,6 +229,11 @@ def test_comma_separated_values_are_the_reports_numbers(rows, edited):
         values = [float(value) for value in line["singular_values"].split()]
         assert values == row["singular_values"]
         assert len(values) == row["rank"]
+
+
+def test_no_rows_are_a_line_of_names():
+    facts = ["name", "kind", "stack", "block", "part", "shape", "dtype"]
+    assert as_csv([]) == ",".join([*facts, *LABELS]) + "\n"
 
 
 def test_groups_as_comma_separated_values(rows):
@@ -267,7 +293,8 @@ def test_a_pipe_gets_everything(inspect):
     assert len(re.search("[▁▂▃▄▅▆▇█]+$", lines[1])[0]) == 24
 
 
-def test_cells_are_the_reports_numbers(rows, edited):
+def test_cells_are_the_reports_numbers(inspect):
+    edited = View().rows(inspect(1))  # of one fine-tune: no cell is empty
     lines = drawn(edited, None)
     for line, row in zip(lines[1:], edited, strict=True):
         cells = dict(zip(columns(lines[0]), columns(line), strict=True))

@@ -206,7 +206,7 @@ def test_numbers_are_those_of_the_report(opened, reports):
     (layer,) = (each for each in rows_of(reports["edit"]) if each["name"] == shown["name"])
     assert (shown["kind"], shown["block"], shown["shape"]) == ("attention", "1", "12 × 12")
     for title, measure in {"k": "k", "k/r": "k_ratio", "λ_high": "lambda_high", "‖Δ‖": "update_norm"}.items():
-        assert float(shown[title]) == pytest.approx(layer[measure], rel=5e-4), title
+        assert float(shown[title]) == pytest.approx(layer[measure], rel=5e-3), title
     kept = row(view, "frozen").locator("th, td").all_text_contents()
     assert dict(zip(titles, kept, strict=True))["why kept"] == "unchanged"
     assert dict(zip(titles, kept, strict=True))["λ_high"] == ""

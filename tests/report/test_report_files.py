@@ -45,6 +45,8 @@ def test_what_commands_write_is_read(written):
     assert len(written) == 6
     for path in written.values():
         assert read_report(path) == json.loads(path.read_text())
+        if path.name == "monosoup_report.json":
+            assert read_report(path.parent) == read_report(path)
 
 
 def refused(run, path, *words, command="report"):
@@ -155,7 +157,8 @@ def test_paths_that_are_too_long_are_refused(run, written):
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_what_is_no_file_is_refused(run, tmp_path, command):
     refused(run, tmp_path / "absent.json", "no such file", command=command)
-    refused(run, tmp_path, "is no file", command=command)
+    code, out, err = run(command, *[tmp_path] * (1 + (command == "compare")))
+    assert (code, out, err) == (1, "", f"error: {tmp_path / 'monosoup_report.json'}: no such file\n")
     (tmp_path / "loop.json").symlink_to("loop.json")
     refused(run, tmp_path / "loop.json", command=command)
 
@@ -199,6 +202,12 @@ def test_a_folder_in_the_place_of_the_target(tmp_path):
     check_target(tmp_path / "PAGE.HTML", [".htm", ".html"])
 
 
+def test_a_folder_that_is_not_writable_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(OutputError, match="its folder is not writable"):
+        check_target(tmp_path / "page.html", ".html")
+
+
 def test_a_file_is_replaced_as_a_whole(run, written, tmp_path):
     page, linked = tmp_path / "page.html", tmp_path / "linked"
     page.write_text("old")
@@ -229,8 +238,8 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path, error):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_disk_that_is_full_leaves_the_old_file(written, tmp_path):
-    """A limit on the size of files stands for the disk."""
+def test_a_disk_that_is_full_leaves_the_old_file(run, written, tmp_path):
+    """A limit on the size of files stands for the disk; the table was printed before."""
     page = tmp_path / "page.html"
     page.write_text("old")
     command = [sys.executable, "-m", "monosoup_cli", "report", str(written["edit"]), "--html", str(page)]
@@ -238,7 +247,7 @@ def test_a_disk_that_is_full_leaves_the_old_file(written, tmp_path):
         ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"], capture_output=True, text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
     )  # fmt: skip
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (1, run("report", written["edit"]).out)
     assert result.stderr == f"error: {page}: cannot be written: File too large\n"
     assert page.read_text() == "old"
     assert list(tmp_path.iterdir()) == [page]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.report.rows import rows_of
@@ -55,6 +55,24 @@ def test_a_stack_becomes_a_row_for_each_matrix(edited):
         assert "slices" not in row
     assert [row["action"] for row in rows] == ["edited", "edited", "kept"]
     assert [row["reason"] for row in rows] == [None, None, "unchanged"]
+
+
+def test_what_is_measured_of_a_whole_stack_stands_with_its_first_matrix(pair, tmp_path):
+    third = tmp_path / "third.safetensors"
+    normal = torch.Generator().manual_seed(1)
+    tensors = load_file(pair[1])
+    save_file({name: torch.randn(each.shape, generator=normal) for name, each in tensors.items()}, third)
+    report = monosoup_cli.inspect_spectrum(pair[0], [pair[1], third], device="cpu")
+    stacks = [layer for layer in report["layers"] if "slices" in layer]
+    rows = by_name(rows_of(report))
+    for stack in stacks:
+        measured = {name: stack[name] for name in ("cosine", "ratio", "clamped", "cosines")}
+        assert None not in measured.values()
+        first, *others = (rows[f"{stack['name']}[{index}]"] for index in range(3))
+        assert measured.items() <= first.items()
+        assert not any(row.keys() & measured.keys() for row in others)
+        assert all(row["rho"] == part["rho"] for row, part in zip(others, stack["slices"][1:], strict=True))
+    assert len(stacks) == 2
 
 
 @pytest.mark.parametrize(

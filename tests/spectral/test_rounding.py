@@ -16,7 +16,7 @@ def expected(base, finetuned, dtype, count=1):
     rounding = Rounding(torch.finfo(dtype), count)
     for rows in zip(base.split(100), finetuned.split(100), strict=True):
         rounding.add(rows[0], rows[1] - rows[0])
-    return rounding.sigma / MARGIN
+    return rounding.sigma(float(torch.dist(finetuned, base))) / MARGIN
 
 
 def largest(update):
@@ -70,4 +70,26 @@ def test_denormal_numbers_have_the_last_place_of_the_smallest_normal_one():
 
 
 def test_nothing_seen_is_nothing_expected():
-    assert Rounding(torch.finfo(torch.bfloat16)).sigma == 0.0
+    assert Rounding(torch.finfo(torch.bfloat16)).sigma(1.0) == 0.0
+
+
+@pytest.mark.parametrize("count", [2, 8, 16])
+def test_updates_below_the_last_place_are_rounded_alike(count):
+    """All round the same base in the same way: their mean has as much of it as one."""
+    generator = torch.Generator().manual_seed(0)
+    base = 0.02 * torch.randn(256, 256, dtype=torch.float64, generator=generator)
+    updates = [1e-6 * torch.randn(256, 256, dtype=torch.float64, generator=generator) for _ in range(count)]
+    mean = sum((base + update).bfloat16().double() for update in updates) / count
+    sigma = expected(base, mean, torch.bfloat16, count)
+    assert 0.7 * sigma < largest(mean - base) < sigma
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e160, 1e300])
+def test_weights_of_any_size(size):
+    exact = torch.randn(64, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros_like(exact)
+    finfo = torch.finfo(torch.float64)
+    rounding, scaled = Rounding(finfo), Rounding(finfo)
+    rounding.add(zero, exact)
+    scaled.add(zero, exact * 2.0 ** math.floor(math.log2(size)))
+    assert scaled.sigma(1.0) == rounding.sigma(1.0) * 2.0 ** math.floor(math.log2(size))

@@ -44,14 +44,14 @@ function label(name) {
   return labels[name] ?? name.replaceAll("_", " ");
 }
 
-/* Four significant digits. */
-function short(value) {
+/* Significant digits, as many as asked for. */
+function short(value, digits = 4) {
   if (value === null || value === undefined) return "";
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (Number.isInteger(value)) return String(value);
   const size = Math.abs(value);
-  if (size < 1e-4) return value.toExponential(3);
-  return size < 1e4 ? value.toPrecision(4) : value.toFixed(0);
+  if (size < 1e-4) return value.toExponential(digits - 1);
+  return size < 1e4 ? value.toPrecision(digits) : value.toFixed(0);
 }
 
 function dimensions(shape) {
@@ -110,8 +110,8 @@ function counted(summary) {
   const kept = Object.entries(summary.kept).map(([reason, times]) => `${reason} ${grouped(times)}`);
   const edited = `${count(summary.edited, "tensor")} of ${grouped(summary.tensors)}`;
   return [
-    ["edited", `${edited}, ${count(summary.parameters_edited, "parameter")}`],
-    ["kept", kept.join(", ") || "none"],
+    [report.command === "inspect-spectrum" ? "layers" : "edited", `${edited}, ${count(summary.parameters_edited, "parameter")}`],
+    [report.command === "inspect-spectrum" ? "others" : "kept", kept.join(", ") || "none"],
     ...(summary.clamped === undefined ? [] : [["clamped", `${count(summary.clamped, "ratio")} below 0`]]),
   ];
 }
@@ -147,7 +147,7 @@ function outputs(written) {
 
 function numeric(name, title = label(name)) {
   return {
-    name, title, isNumber: true, width: Math.max(title.length, 7), text: (row) => short(row[name]),
+    name, title, isNumber: true, width: Math.max(title.length, 7), text: (row) => short(row[name], 3),
     key: (row) => row[name],
   };
 }
@@ -345,7 +345,9 @@ function drawSpectrum(host, row) {
   const last = spectrum.length - 1;
   const index = spectrum.map((_, point) => 1 + Math.round((point * (rank - 1)) / Math.max(last, 1)));
   const rounding = row.rounding_sigma && row.sigma_max ? row.rounding_sigma / row.sigma_max : null;
-  const positive = [...spectrum, rounding].filter((value) => value > LEAST);
+  const found = spectrum.filter((value) => value > LEAST);
+  // far below the spectrum it would squeeze the curve
+  const positive = rounding > Math.min(...found) / 100 ? [...found, rounding] : found;
   const range = [10 ** Math.floor(Math.log10(Math.min(...positive) * 0.9)), Math.max(...positive) * 1.4];
   const margin = Math.max(rank * 0.02, 0.5);
   const marks = (plot) => {
@@ -506,10 +508,11 @@ function histogram() {
   const found = rows.flatMap((row) => (pairwise ? row.cosines : row.cosine) ?? []).filter((value) => value !== null);
   if (found.length < 2) return [];
   // as whole twentieths, since 0.05 is none of the machine's numbers
-  const bin = (value) => Math.min(Math.floor(value * 20 + 1e-9), 19);
-  const first = Math.min(...found.map(bin)), last = Math.max(...found.map(bin));
-  const times = Array(last - first + 1).fill(0);
-  for (const value of found) times[bin(value) - first] += 1;
+  const counts = Array(40).fill(0);
+  for (const value of found) counts[Math.min(Math.floor(value * 20 + 20 + 1e-9), 39)] += 1;
+  const isFilled = (times) => times > 0;
+  const first = counts.findIndex(isFilled) - 20, last = counts.findLastIndex(isFilled) - 20;
+  const times = counts.slice(first + 20, last + 21);
   const edges = times.map((_, at) => (first + at) / 20);
   const next = (edge) => Math.round(edge * 20 + 1) / 20;
   const draw = (host) => new uPlot({
@@ -592,7 +595,6 @@ function rankMap(inside, by) {
   }
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const means = new Map([...groups].map(([place, values]) => [place, mean(values)]));
-  const low = Math.min(...means.values()), high = Math.max(...means.values());
   const colours = ramp();
   const body = blocks.map((block) => [
     element("th", { scope: "row" }, String(block)),
@@ -601,11 +603,11 @@ function rankMap(inside, by) {
       if (!groups.has(place)) return element("td");
       const value = means.get(place), times = groups.get(place).length;
       const title = `block ${block}, ${name}: k/r ${short(value)}${times > 1 ? `, mean of ${times}` : ""}`;
-      return cell(value.toFixed(2), title, colours((value - low) / (high - low || 1)));
+      return cell(value.toFixed(2), title, colours(value));
     }),
   ]);
   const head = [heading("block"), ...columns.map((name) => heading(element("span", {}, name)))];
-  return [key(colours, low, high), map(head, body)];
+  return [key(colours, 0, 1), map(head, body)];
 }
 
 function similarityMap() {
