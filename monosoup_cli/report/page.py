@@ -20,6 +20,7 @@ ASSETS = {
     "uplot_js": "uPlot.iife.min.js",
     "uplot_licence": "uPlot.LICENSE",
 }
+MAX_SENTENCE = 2000
 MAX_POINTS = 256
 """Of a spectrum, where the report holds all of it; no screen shows more."""
 
@@ -34,13 +35,13 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     data = {
         "report": {name: value for name, value in report.items() if name != "layers"},
-        "sentences": list(sentences),
         "labels": LABELS,
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
     }
+    harmless = {**_harmless(data), "sentences": [shown(sentence, MAX_SENTENCE) for sentence in sentences]}
     texts = {name: _asset(file) for name, file in ASSETS.items()}
-    return Template(_asset("page.html")).substitute(texts, data=_script_json(_harmless(data)))
+    return Template(_asset("page.html")).substitute(texts, data=_script_json(harmless))
 
 
 def _thinned(row: Row) -> Row:

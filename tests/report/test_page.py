@@ -16,7 +16,11 @@ import monosoup_cli
 from monosoup_cli.report.page import page
 from monosoup_cli.report.rows import LABELS, rows_of
 
-WORDS = ["Most of the update is in few directions.", "An <em>edit</em> would be a small step."]
+WORDS = [
+    "Most of the update is in few directions.",
+    "An <em>edit</em> would be a small step.",
+    f"Long ones are shown in full: {'word ' * 100}.",
+]
 HOSTILE = {
     "</script><script>alert(1)</script>": "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(2)>": "<img src=x onerror=alert(2)>",
