@@ -42,10 +42,10 @@ class Rounding:
     def add(self, base: torch.Tensor, update: torch.Tensor) -> None:
         """A block of the base and of the update, (rows, side) float64. Rows that did not move were not
         rounded: they were copied."""
-        if not self._unit:  # about the weights' size, so that their squares neither over- nor underflow
-            peak = float(torch.maximum(base.abs().max(), update.abs().max()))
-            self._unit = 2.0 ** max(math.frexp(peak)[1] - 1, -1000)
         step = max(CACHED_ELEMENTS // max(base.shape[1], 1), 1)
+        if not self._unit:  # about the weights' size, so that their squares neither over- nor underflow
+            peak = float(torch.maximum(base[:step].abs().max(), update[:step].abs().max()))
+            self._unit = 2.0 ** max(math.frexp(peak)[1] - 1, -1000)
         for start in range(0, len(base), step):
             self._add(base[start : start + step], update[start : start + step])
 
