@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.checkpoints.header import FLOATING
@@ -172,17 +175,49 @@ def in_parallel(
             _make(make, tensor, Worker(device, scratch, stop))
         progress(tensor, True)
 
+    numbers, lock = iter(range(len(waiting))), threading.Lock()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def drain() -> None:
+        try:
+            while not stop.is_set():
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    break
+                work(number)
+        except BaseException as error:
+            ended.put(error)
+            stop.set()
+        else:
+            ended.put(None)
+
     prefetch(waiting[:workers])
     warm_up(devices)
     with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
         try:
-            futures = [pool.submit(work, number) for number in range(len(waiting))]
-            for future in as_completed(futures):
-                future.result()
+            # a signal raises in this thread, wherever it is: not within the pool, whose locks it might leave
+            # taken for ever, but in this queue, which is proof against it
+            with _signals_held():
+                for _ in range(workers):
+                    pool.submit(drain)
+            for _ in range(workers):
+                error = ended.get()
+                if error is not None:
+                    raise error
         except BaseException:
             stop.set()
-            pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that arrive in this thread wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _make(make: Callable[[PlannedTensor, Worker], None], tensor: PlannedTensor, worker: Worker) -> None:
