@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import StrPath, paths, running
 from monosoup_cli.api.edit import AVERAGED, relative_update
+from monosoup_cli.api.sfgs import choices
 from monosoup_cli.checkpoints.header import FLOATING
 from monosoup_cli.pipeline.gram import gram_of
 from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
@@ -164,7 +165,7 @@ def _similarity(
     sources: Sequence[str], grams: Mapping[str, torch.Tensor], layers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """How alike the updates are, and what `sfgs` and `stock` would make of it."""
-    from monosoup_cli.methods.similarity import similarity, thresholds
+    from monosoup_cli.methods.similarity import similarity
 
     compared = [layer for layer in layers if layer["name"] in grams]
     in_order = [grams[layer["name"]] for layer in compared]
@@ -174,10 +175,7 @@ def _similarity(
         "candidates": list(sources),
         "relative_updates": _relative_updates(len(sources), grams, compared),
         "similarity": matrix,
-        "thresholds": [
-            {"highest": highest, "members": [sources[number] for number in members]}
-            for highest, members in thresholds(matrix, range(len(sources)))
-        ],
+        "thresholds": choices(matrix, range(len(sources)), sources),
         "histogram": histogram(
             [cosine for layer in compared for cosine in layer["cosines"] if cosine is not None]
         ),

@@ -24,7 +24,7 @@ from monosoup_cli.pipeline.run import Progress
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["prepare_sfgs", "sfgs"]
+__all__ = ["choices", "prepare_sfgs", "sfgs"]
 
 SFGS = Paper(
     "The mean of those fine-tuned checkpoints whose updates point the same way: a similarity-filtered"
@@ -62,7 +62,7 @@ def prepare_sfgs(
 
     def choose(job: Job, partial: PartialOutput | None, progress: Progress) -> Choice:
         from monosoup_cli.methods.model_soup import best_first
-        from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity, thresholds
+        from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity
 
         assert job.base is not None
         grams = gram_matrices(
@@ -85,10 +85,7 @@ def prepare_sfgs(
                 {"candidate": sources[each.candidate], "similarity": each.similarity, "joined": each.joined}
                 for each in decisions
             ],
-            "thresholds": [
-                {"highest": highest, "members": [sources[number] for number in chosen]}
-                for highest, chosen in thresholds(matrix, order)
-            ],
+            "thresholds": choices(matrix, order, sources),
             "members": [sources[number] for number in members],
         }
         return Choice(members, selection)
@@ -113,6 +110,18 @@ def prepare_sfgs(
 
 
 sfgs = running(prepare_sfgs)
+
+
+def choices(
+    matrix: Sequence[Sequence[float]], order: Sequence[int], sources: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What every threshold would choose, as the report has it, from the strictest down."""
+    from monosoup_cli.methods.similarity import thresholds
+
+    return [
+        {"highest": highest, "members": [sources[number] for number in members]}
+        for highest, members in thresholds(matrix, order)
+    ]
 
 
 def _layers(job: Job, *, include_vectors: bool) -> Plan:

@@ -10,6 +10,7 @@ from monosoup_cli.errors import ReportError
 from monosoup_cli.report.files import OF_SEVERAL
 from monosoup_cli.report.layers import measures_in, short
 from monosoup_cli.report.rows import LABELS, Row, rows_of
+from monosoup_cli.report.tables import grid
 from monosoup_cli.report.words import plural, shown
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ WITH_UNIT = {"effective_rank", "k", "rank", "rank_above_rounding", "clamped", "s
 SHOWN = ("k_ratio", "lambda_high", "lambda_low", "cosine", "ratio", "scale", "alpha", "rho", "cos_alpha",
          "equivalent_alpha", "anisotropy", "relative_update")  # fmt: skip
 """What the table shows of a change, in this order, as far as it fits."""
-
 
 WHERE = {"output", "report", "overwrite", "resume", "workers"}
 """Arguments that change no layer."""
@@ -111,7 +111,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     for number, each in enumerate(changed):
         name = each["name"].removesuffix(".weight") if width else each["name"]
         table.add_row(Text(shown(name)), *(Text(cells[number]) for cells in kept))
-    facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    facts = grid("", "")
     commands = comparison["commands"]
     if commands[0] != commands[1]:
         facts.add_row("commands", f"{' → '.join(commands)}: only what both measure is compared")

@@ -28,7 +28,6 @@ DISPENSABLE = (
 HARDLY = ("rho", "cos_alpha")
 """What it leaves out for names of half that room alone."""
 
-
 OF_ONE_LAYER = {"rank", "effective_rank", "k", "sigma_max", "update_norm", "clamped", "rank_above_rounding"}
 """Measures whose mean over layers of different sizes says nothing."""
 
@@ -109,18 +108,18 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     has_spectra = any(spectra)
     widest = max(map(cell_len, ["layer", *names]))
 
-    def room(bars: int) -> int:
-        """For names, beside the other columns."""
+    def room() -> int:
+        """For names, beside the other columns and the shortest sparkline."""
         assert width is not None
-        return width - sum(each + GAP for each in widths.values()) - has_spectra * (bars + GAP)
+        return width - sum(each + GAP for each in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
 
     bars = MAX_SPARKLINE
     if width is not None:
         for name in DISPENSABLE:
-            if room(MIN_SPARKLINE) < min(widest, MIN_NAME if name not in HARDLY else MIN_NAME // 2):
+            if room() < min(widest, MIN_NAME if name not in HARDLY else MIN_NAME // 2):
                 widths.pop(name, None)
-        widest = max(min(widest, room(MIN_SPARKLINE)), len("layer"))
-        bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room(MIN_SPARKLINE) - widest, 0))
+        widest = max(min(widest, room()), len("layer"))
+        bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
         names = [_end_of(name, widest) for name in names]
 
     def line(name: str, cells: Mapping[str, str], spectrum: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.job import Job
 
 __all__ = [
+    "grid",
     "plan_table",
     "plan_to_json",
     "selection_table",
@@ -71,7 +72,7 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
 def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
     """The plan of a dry run: a line a tensor (not where `is_short`), then the totals."""
     reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
-    totals = _grid("", "")
+    totals = grid("", "")
     _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
     _add_stacks(totals, job.recipe.details.get("stacks", []))
     totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
@@ -91,7 +92,7 @@ def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
 
 
 def _tensors(job: Job) -> Table:
-    table = _grid("", "", "")
+    table = grid("", "", "")
     for tensor in job.plan.tensors:
         view = " × ".join(str(size) for size in tensor.shape)
         if tensor.cut is not None:
@@ -117,7 +118,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     """What a run did: counts, means and ranges over the edited layers, time, and what it wrote."""
     wrote = report.get("outputs") or ([report["output"]] if "output" in report else [])
     summary, timing = wrote[0]["summary"] if "outputs" in report else report["summary"], report["timing"]
-    counts = _grid("", "")
+    counts = grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
     _add_stacks(counts, report.get("stacks", []))
     parameters = _count(summary["parameters_edited"])
@@ -140,7 +141,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         counts.add_row("report", Text(shown(report_path)))
     if len(wrote) > 1 or not any(summary["ranges"].values()):
         return counts
-    means = _grid("", "mean", "min", "max", show_header=True)
+    means = grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
         if bounds is not None:
             means.add_row(
@@ -152,7 +153,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
 
 def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> RenderableType:
     """The greedy soup's trials (candidate, score, whether it joined), and what is being scored."""
-    table = _grid("", "candidate", "score", "", show_header=True)
+    table = grid("", "candidate", "score", "", show_header=True)
     table.columns[1].justify = table.columns[3].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
         table.add_row(str(number), Text(shown(source)), f"{score:.6g}", verdict(joined))
@@ -161,7 +162,7 @@ def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> Re
 
 def selection_table(selection: Mapping[str, Any]) -> RenderableType:
     """How soup --greedy or sfgs chose: the trials, or similarities and decisions; and the members."""
-    members = _grid("", "")
+    members = grid("", "")
     count = f"{len(selection['members'])} of {len(selection['order'])}"
     members.add_row(
         "members", Text(f"{count}: {', '.join(shown(source) for source in selection['members'])}")
@@ -170,7 +171,7 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
         trials = [(trial["candidate"], trial["score"], trial["joined"]) for trial in selection["trials"]]
         return Group(trials_table(trials), Text(""), members)
     number_of = {source: number for number, source in enumerate(selection["candidates"], start=1)}
-    decisions = _grid("", "", "similarity", "", show_header=True)
+    decisions = grid("", "", "similarity", "", show_header=True)
     decisions.columns[1].justify = decisions.columns[3].justify = "left"
     first = selection["order"][0]
     decisions.add_row(str(number_of[first]), Text(shown(first)), "", "first")
@@ -189,11 +190,11 @@ def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
     if not similarity["layers"]:
         return Text("no layer to compare")
     words = "{mean:.4g} ({min:.4g} to {max:.4g})"
-    made = _grid("", "")
+    made = grid("", "")
     clamped = f"{stock['clamped']:,} of them clamped from below 0" if stock["clamped"] else "none below 0"
     made.add_row("stock", f"ratio {words.format(**stock['ratio'])}, {clamped}")
     made.add_row("sfgs", "by threshold:")
-    checkpoints = _grid("", "", "‖Δ‖/‖W0‖", "", show_header=True)
+    checkpoints = grid("", "", "‖Δ‖/‖W0‖", "", show_header=True)
     checkpoints.columns[1].justify = checkpoints.columns[3].justify = "left"
     for source, relative in zip(similarity["candidates"], similarity["relative_updates"], strict=True):
         size = "" if relative is None else f"{relative:.4g}"
@@ -246,7 +247,7 @@ def _rounded_down(threshold: float) -> str:
 
 def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, int]) -> Table:
     """What every threshold would choose."""
-    table = _grid("threshold", "", "members", show_header=True)
+    table = grid("threshold", "", "members", show_header=True)
     table.columns[2].justify = "left"
     for number, choice in enumerate(choices):
         after = choices[number + 1 : number + 2]
@@ -271,7 +272,8 @@ def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
         table.add_row("fine-tuned" if role == "finetuned" else role, Text(shown(source)))
 
 
-def _grid(first: str, *others: str, show_header: bool = False) -> Table:
+def grid(first: str, *others: str, show_header: bool = False) -> Table:
+    """A table without lines, whose columns have these headings."""
     table = Table(box=None, show_header=show_header, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first, overflow="fold")
     for name in others:
