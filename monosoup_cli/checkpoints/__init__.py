@@ -1,1 +1,1 @@
-"""Names, headers and bytes of checkpoints: no mathematics, and no torch."""
+"""Names, headers and bytes of checkpoints: no mathematics; torch only to parse state dicts."""
