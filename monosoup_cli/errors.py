@@ -17,6 +17,7 @@ Anything else that escapes is a bug. This module needs the standard library alon
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,7 @@ __all__ = [
     "UsageError",
     "cropped",
     "mismatch_in",
+    "without_tokens",
 ]
 
 
@@ -42,6 +44,15 @@ MAX_CROPPED = 300
 def cropped(text: str, limit: int = MAX_CROPPED) -> str:
     """`text`, its middle cut out where it is longer than `limit`."""
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
+
+
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.~-]{20,})")
+SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@")
+
+
+def without_tokens(text: str) -> str:
+    """`text` with `hf_…` in place of what looks like a token of the Hub, or a password in an address."""
+    return SECRET_IN_URL.sub("hf_…@", TOKEN.sub("hf_…", text))
 
 
 class MonosoupError(Exception):

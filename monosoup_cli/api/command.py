@@ -11,7 +11,8 @@ from functools import wraps
 from pathlib import PurePath
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
-from monosoup_cli.checkpoints.model_card import model_card
+from monosoup_cli.checkpoints.checkpoint import Checkpoint
+from monosoup_cli.checkpoints.model_card import Parent, library_of, model_card, read_card_metadata
 from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import Choice, Job
 from monosoup_cli.pipeline.options import RunOptions
@@ -67,31 +68,58 @@ class Paper:
 
 def card(
     prepare: Callable[..., Job], arguments: Mapping[str, Any], options: RunOptions, paper: Paper
-) -> Callable[[Variant, Choice], bytes]:
+) -> Callable[[Job, Variant, Choice], bytes]:
     """The maker of a command's model cards, which name the options that are not the defaults."""
     command = prepare.__name__.removeprefix("prepare_")
     defaults = {name: each.default for name, each in inspect.signature(prepare).parameters.items()}
     defaults |= asdict(RunOptions())
 
-    def make(variant: Variant, choice: Choice) -> bytes:
+    def make(job: Job, variant: Variant, choice: Choice) -> bytes:
         given = {**arguments, **asdict(options), **variant.arguments}
-        sources = [*([given["base"]] if "base" in given else []), *given["finetuned"]]
-        words = ["monosoup", command, *(PurePath(source).name for source in sources)]
+        words = ["monosoup", command, *(_pinned(checkpoint) for _, checkpoint in job.inputs)]
         for name, value in given.items():
             if name not in SHOWN_OTHERWISE and value != defaults[name]:
                 words += _option(name, value)
         output = PurePath(given["output"])
         words += ["-o", f"{output.name}/{variant.folder}".rstrip("/")]
+        used = [*([("base", job.base)] if job.base else [])]
+        used += [("fine-tuned", job.finetuned[number]) for number in choice.members]
+        first = job.finetuned[0]
         return model_card(
             f"{output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
-            given.get("base"), [given["finetuned"][number] for number in choice.members], paper.citation,
+            [Parent(role, each.source, each.repository, each.revision) for role, each in used],
+            paper.citation, inherited=_own_card(first),
+            library=library_of(first.config, [] if first.folder is None else first.folder.names()),
         )  # fmt: skip
 
     return make
 
 
+def _pinned(checkpoint: Checkpoint) -> str:
+    """What to call a checkpoint in a command that others repeat: on the Hub by its commit, on a disk by the
+    last component of its path."""
+    if checkpoint.repository is None or checkpoint.inner:
+        return PurePath(checkpoint.source).name
+    return f"{checkpoint.repository}@{checkpoint.revision}"
+
+
+def _own_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the checkpoint's own model card hands on."""
+    folder = checkpoint.folder
+    if folder is None or MODEL_CARD not in folder.names():
+        return {}
+    file = folder.open(MODEL_CARD)
+    try:
+        return read_card_metadata(file.read(min(file.nbytes, MAX_CARD_BYTES)).decode(errors="replace"))
+    finally:
+        file.close()
+
+
+MODEL_CARD = "README.md"
+MAX_CARD_BYTES = 1 << 20
+
 SHOWN_OTHERWISE = {"base", "finetuned", "output", "device", "workers", "report", "overwrite", "resume",
-                   "max_shard_size"}  # fmt: skip
+                   "max_shard_size", "push", "public"}  # fmt: skip
 
 
 def _option(name: str, value: Any) -> list[str]:

@@ -16,7 +16,7 @@ from monosoup_cli.api.sfgs import choices
 from monosoup_cli.checkpoints.header import FLOATING
 from monosoup_cli.pipeline.gram import gram_of
 from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
-from monosoup_cli.pipeline.options import RunOptions, Strictness, as_list
+from monosoup_cli.pipeline.options import Mismatch, RunOptions, Strictness, as_list
 from monosoup_cli.pipeline.run import Progress
 from monosoup_cli.report.records import histogram, spread, summarise
 from monosoup_cli.report.rows import rows_of
@@ -79,7 +79,8 @@ def prepare_inspect_spectrum(
     rank_fraction: float | None = None,
     weighting: Weighting = "monosoup",
     stacked: str | Sequence[str] = (),
-    on_mismatch: Strictness = "error",
+    rename: str | Sequence[str] = (),
+    on_mismatch: Mismatch = "error",
     on_nonfinite: Strictness = "error",
     device: str = "auto",
     workers: int | None = None,
@@ -98,13 +99,13 @@ def prepare_inspect_spectrum(
 
     monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
     options = RunOptions(
-        include=as_list(layer), exclude=as_list(exclude), on_mismatch=on_mismatch,
+        include=as_list(layer), exclude=as_list(exclude), rename=as_list(rename), on_mismatch=on_mismatch,
         on_nonfinite=on_nonfinite, device=device, workers=workers,
     )  # fmt: skip
     arguments = {
         "base": os.fspath(base), "finetuned": paths(finetuned), "layer": as_list(layer),
         "exclude": as_list(exclude), "values": values, **asdict(monosoup), "stacked": as_list(stacked),
-        "on_mismatch": on_mismatch, "on_nonfinite": on_nonfinite,
+        "rename": as_list(rename), "on_mismatch": on_mismatch, "on_nonfinite": on_nonfinite,
     }  # fmt: skip
     inspection = Inspection.open(arguments["base"], arguments["finetuned"], options, arguments["stacked"])
     return Inspected(inspection, monosoup, arguments)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.command import Paper, StrPath, card, running
 from monosoup_cli.api.wise import interpolations
-from monosoup_cli.checkpoints.locate import open_checkpoint
-from monosoup_cli.errors import mismatch_in
 from monosoup_cli.pipeline.job import Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
 
@@ -60,8 +58,15 @@ def prepare_lines(
         "alpha": alpha, "beta": beta, "head": head, "block_pattern": block_pattern,
     }  # fmt: skip
     run_options = RunOptions.given(**options)
-    with open_checkpoint(finetuned) as checkpoint, mismatch_in(checkpoint.source):
-        scale_of = scales(list(checkpoint.tensors), alpha, beta, head, block_pattern)
+    scale_of: dict[str, Scale] = {}
+
+    def of_names(names: Sequence[str]) -> dict[str, Any]:
+        scale_of.update(scales(names, alpha, beta, head, block_pattern))
+        return {
+            "details": {"stacks": _stacks(list(scale_of.values()))},
+            "foretold": {name: _measures(scale) for name, scale in scale_of.items()},
+        }
+
     recipe = Recipe(
         command="lines",
         verb="scale",
@@ -72,8 +77,7 @@ def prepare_lines(
         card=card(prepare_lines, arguments, run_options, LINES),
         measured=["stack", "block", "scale"],
         averaged=["scale"],
-        details={"stacks": _stacks(list(scale_of.values()))},
-        foretold={name: _measures(scale) for name, scale in scale_of.items()},
+        of_names=of_names,
     )
     return prepare(recipe, run_options)
 

@@ -165,7 +165,7 @@ class _Greedy:
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:
             self.watch(self.sources[members[-1]], None, len(members))
-            path: StrPath = self.sources[members[0]]
+            path: StrPath = job.finetuned[members[0]].place
             if len(members) > 1:
                 path = self._draft(members, job, partial)
             partial.note(name, run_score_command(self.template, path))

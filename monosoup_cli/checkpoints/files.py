@@ -8,21 +8,82 @@ import stat
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from monosoup_cli.checkpoints.header import MAX_HEADER_BYTES, Header, parse_header, parse_json
 from monosoup_cli.errors import CheckpointError
 
-__all__ = ["InputFile", "read_into", "read_json"]
+__all__ = [
+    "Advance",
+    "CheckpointFile",
+    "Download",
+    "InputFile",
+    "read_header",
+    "read_into",
+    "read_json",
+    "read_json_file",
+]
 
 MAX_JSON_BYTES = 100_000_000
 MAX_HELD_OPEN = 64
 READ_AHEAD = 1 << 20
 """Systems read about as much ahead for one request, and ignore the rest of a longer one."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02")
+LFS_POINTER = b"version https://git-lfs"
+
+
+Advance = Callable[[int], None]
+"""Told of bytes that have arrived; from any thread."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Something to be brought to this machine: its size, and how."""
+
+    nbytes: int
+    run: Callable[[Advance], None]
+
+
+class CheckpointFile(Protocol):
+    """A file of a checkpoint, wherever it lies; safe to read from several threads at once.
+
+    `shown`: what to call it. `path`: where it lies on this machine, None where it does not.
+    `version`: tells this content from an earlier one of the same size. `bytes_read`: so far.
+    `is_remote`: on the Hub, though it may have been downloaded.
+    """
+
+    shown: str
+    is_remote: bool
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def path(self) -> Path | None: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def version(self) -> dict[str, Any]: ...
+
+    def read_into(self, buffer: memoryview, offset: int) -> None: ...
+
+    def read(self, nbytes: int, offset: int = 0) -> bytes: ...
+
+    def prefetch(self, offset: int, nbytes: int) -> None: ...
+
+    def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
+        """What has to be downloaded to have the bytes start:stop of `parts`, or all of them, at hand."""
+        ...
+
+    def check_unchanged(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
@@ -63,14 +124,20 @@ class InputFile:
     there are, few are held open at a time.
     """
 
+    is_remote = False
+
     def __init__(self, path: Path, shown: str | None = None) -> None:
-        self.path = path
+        self._path = path
         self.bytes_read = 0
         self._counting = threading.Lock()
         self.shown = shown or str(path)
         descriptor = _open_regular(path, self.shown)
         self.status = os.fstat(descriptor)
         _held_open.add(self, descriptor)
+
+    @property
+    def path(self) -> Path:
+        return self._path
 
     def reopen(self) -> int:
         """Another descriptor; raises CheckpointError where the path leads to another file by now."""
@@ -90,6 +157,10 @@ class InputFile:
     @property
     def nbytes(self) -> int:
         return self.status.st_size
+
+    @property
+    def version(self) -> dict[str, Any]:
+        return {"mtime_ns": self.status.st_mtime_ns}
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on. Whoever reads on in pieces finds what follows
@@ -121,31 +192,8 @@ class InputFile:
             for start in range(offset, end, READ_AHEAD):
                 _request(descriptor, start, min(READ_AHEAD, end - start))
 
-    def header(self) -> Header:
-        """The safetensors header, validated against the size of the file."""
-        start = self.read(min(self.nbytes, 64))
-        if start.startswith(b"version https://git-lfs"):
-            raise CheckpointError(
-                "a git-lfs pointer, not the file itself", path=self.shown, hint="run `git lfs pull`"
-            )
-        if len(start) < 8:
-            raise CheckpointError(
-                "not a safetensors file: too short", path=self.shown, found=f"{self.nbytes} bytes"
-            )
-        (header_bytes,) = struct.unpack("<Q", start[:8])
-        if header_bytes > min(MAX_HEADER_BYTES, self.nbytes - 8):
-            if start.startswith(PICKLES):
-                raise CheckpointError(
-                    "a PyTorch pickle, not a safetensors file", path=self.shown,
-                    hint="convert it to safetensors",
-                )  # fmt: skip
-            raise CheckpointError(
-                "not a safetensors file, or truncated: its header length is impossible",
-                path=self.shown, expected=f"at most {min(MAX_HEADER_BYTES, self.nbytes - 8):,}",
-                found=f"{header_bytes:,}",
-            )  # fmt: skip
-        rest = self.read(max(8 + header_bytes - len(start), 0), len(start))
-        return parse_header((start + rest)[: 8 + header_bytes], self.nbytes, self.shown)
+    def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
+        return []
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the file was written to since it was opened."""
@@ -211,12 +259,43 @@ class _HeldOpen:
 _held_open = _HeldOpen(MAX_HELD_OPEN)
 
 
-def read_json(path: Path, what: str) -> Any:
-    """The content of a small JSON file, parsed strictly."""
-    file = InputFile(path)
+def read_header(file: CheckpointFile) -> Header:
+    """The header of a safetensors file, validated against the size of the file."""
+    start = file.read(min(file.nbytes, 64))
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(
+            "a git-lfs pointer, not the file itself", path=file.shown, hint="run `git lfs pull`"
+        )
+    if len(start) < 8:
+        raise CheckpointError(
+            "not a safetensors file: too short", path=file.shown, found=f"{file.nbytes} bytes"
+        )
+    (header_bytes,) = struct.unpack("<Q", start[:8])
+    if header_bytes > min(MAX_HEADER_BYTES, file.nbytes - 8):
+        if start.startswith(PICKLES):
+            raise CheckpointError(
+                "a PyTorch pickle, not a safetensors file", path=file.shown,
+                hint="if it is a state dict, call it .pt",
+            )  # fmt: skip
+        raise CheckpointError(
+            "not a safetensors file, or truncated: its header length is impossible",
+            path=file.shown, expected=f"at most {min(MAX_HEADER_BYTES, file.nbytes - 8):,}",
+            found=f"{header_bytes:,}",
+        )  # fmt: skip
+    rest = file.read(max(8 + header_bytes - len(start), 0), len(start))
+    return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
+
+
+def read_json_file(file: CheckpointFile, what: str) -> Any:
+    """The content of a small JSON file, parsed strictly; closes it."""
     try:
         if file.nbytes > MAX_JSON_BYTES:
-            raise CheckpointError(f"the {what} is too large", path=path, found=f"{file.nbytes:,} bytes")
-        return parse_json(file.read(file.nbytes), str(path), what)
+            raise CheckpointError(f"the {what} is too large", path=file.shown, found=f"{file.nbytes:,} bytes")
+        return parse_json(file.read(file.nbytes), file.shown, what)
     finally:
         file.close()
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The content of a small JSON file on the disk."""
+    return read_json_file(InputFile(path), what)

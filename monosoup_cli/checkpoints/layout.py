@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from monosoup_cli.checkpoints.checkpoint import Checkpoint, Shard
 from monosoup_cli.checkpoints.header import BITS, Header, TensorInfo, build_header
-from monosoup_cli.checkpoints.locate import INDEX_SUFFIX, Checkpoint
 
 __all__ = ["OutputFile", "OutputLayout", "plan_layout"]
 
@@ -62,9 +62,9 @@ def plan_layout(
     """
     if output_name.endswith(".safetensors"):
         return OutputLayout((_one_file(finetuned, dtypes, output_name),), None, True)
+    stem = _stem(finetuned)
     if max_shard_bytes is not None:
         groups = _groups(finetuned, dtypes, max_shard_bytes)
-        stem = _stem(finetuned)
         names = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
         if len(groups) > 1:
             metadata = finetuned.shards[0].header.metadata
@@ -72,36 +72,50 @@ def plan_layout(
                 OutputFile(name, build_header(_aligned(group), metadata))
                 for name, group in zip(names, groups, strict=True)
             )
-            return OutputLayout(files, _index(finetuned, f"{stem}{INDEX_SUFFIX}", files), False)
+            return OutputLayout(files, _index(finetuned, stem, files), False)
     if finetuned.index_name is None or max_shard_bytes is not None:
-        name = f"{_stem(finetuned)}.safetensors"
-        return OutputLayout((_one_file(finetuned, dtypes, name),), None, False)
-    files = tuple(_copy_of(shard.name, shard.header, dtypes) for shard in finetuned.shards)
-    return OutputLayout(files, _index(finetuned, finetuned.index_name, files), False)
+        return OutputLayout((_one_file(finetuned, dtypes, f"{stem}.safetensors"),), None, False)
+    files = tuple(_copy_of(_as_safetensors(shard.name), shard, dtypes) for shard in finetuned.shards)
+    return OutputLayout(files, _index(finetuned, stem, files), False)
 
 
 def _stem(finetuned: Checkpoint) -> str:
-    """What the folder's loader looks for; "model" for a single file, which may be called anything."""
+    """What the folder's loader looks for, in its part of the folder; "model" for a single file, which may
+    be called anything."""
     if finetuned.index_name is not None:
-        return finetuned.index_name.removesuffix(INDEX_SUFFIX)
-    if finetuned.folder is not None:
-        return finetuned.shards[0].name.removesuffix(".safetensors")
-    return "model"
+        return _as_safetensors(finetuned.index_name.removesuffix(".index.json")).removesuffix(".safetensors")
+    if finetuned.folder is None:
+        return "model"
+    shard = finetuned.shards[0]
+    stem = _as_safetensors(shard.name).removesuffix(".safetensors")
+    is_known = not shard.is_state_dict or stem.endswith("model")
+    return stem if is_known else f"{finetuned.inner}model"
+
+
+def _as_safetensors(name: str) -> str:
+    """The name of a file of weights, as libraries look for it in safetensors."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.rpartition(".")
+    if suffix == "safetensors":
+        return name
+    if stem == "pytorch_model" or stem.startswith("pytorch_model-"):
+        stem = stem.removeprefix("pytorch_")
+    return f"{folder}{slash}{stem}.safetensors"
 
 
 def _one_file(finetuned: Checkpoint, dtypes: Mapping[str, str], name: str) -> OutputFile:
     if len(finetuned.shards) == 1:
-        return _copy_of(name, finetuned.shards[0].header, dtypes)
+        return _copy_of(name, finetuned.shards[0], dtypes)
     tensors = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in finetuned.tensors.values()]
     return OutputFile(name, build_header(_aligned(tensors), finetuned.shards[0].header.metadata))
 
 
-def _copy_of(name: str, header: Header, dtypes: Mapping[str, str]) -> OutputFile:
-    tensors = sorted(header.tensors.values(), key=lambda tensor: tensor.start)
-    if all(tensor.dtype == dtypes[tensor.name] for tensor in tensors):
-        return OutputFile(name, header)
+def _copy_of(name: str, shard: Shard, dtypes: Mapping[str, str]) -> OutputFile:
+    tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
+    if not shard.is_state_dict and all(tensor.dtype == dtypes[tensor.name] for tensor in tensors):
+        return OutputFile(name, shard.header)
     changed = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in tensors]
-    return OutputFile(name, build_header(_aligned(changed), header.metadata))
+    return OutputFile(name, build_header(_aligned(changed), shard.header.metadata))
 
 
 Entries = Sequence[tuple[str, str, tuple[int, ...]]]
@@ -128,12 +142,15 @@ def _groups(
     return groups
 
 
-def _index(finetuned: Checkpoint, name: str, files: Sequence[OutputFile]) -> tuple[str, bytes]:
+def _index(finetuned: Checkpoint, stem: str, files: Sequence[OutputFile]) -> tuple[str, bytes]:
     old: Mapping[str, Any] = finetuned.index or {}
-    weight_map = {tensor: file.name for file in files for tensor in file.header.tensors}
+    weight_map = {
+        tensor: file.name.removeprefix(finetuned.inner) for file in files for tensor in file.header.tensors
+    }
     if old.get("weight_map") == weight_map:
         weight_map = old["weight_map"]  # in the order in which it stood
     total_bytes = sum(file.header.data_bytes for file in files)
     metadata = {**old.get("metadata", {}), "total_size": total_bytes}
     content = {**old, "metadata": metadata, "weight_map": weight_map}
-    return name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return f"{stem}.safetensors.index.json", text

@@ -5,119 +5,49 @@ Everything here is decided from names and headers; no byte of a tensor is read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from monosoup_cli.checkpoints.files import InputFile, read_json
-from monosoup_cli.checkpoints.header import Header, TensorInfo
+from monosoup_cli.checkpoints.checkpoint import Checkpoint, Shard
+from monosoup_cli.checkpoints.files import CheckpointFile, InputFile, read_header
+from monosoup_cli.checkpoints.folders import Folder, LocalFolder, read_config
+from monosoup_cli.checkpoints.header import Header
 from monosoup_cli.errors import CheckpointError, UsageError
 
-__all__ = ["INDEX_SUFFIX", "OTHER_FORMATS", "Checkpoint", "Shard", "open_checkpoint", "resolve_inside"]
+__all__ = ["STATE_DICTS", "WEIGHTS", "open_checkpoint", "parts_of"]
 
-INDEX_SUFFIX = ".safetensors.index.json"
-STEMS = ("model", "diffusion_pytorch_model")
-SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.safetensors$")
-OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+INDEX_SUFFIX = ".index.json"
+STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS = (".safetensors", *STATE_DICTS)
+STEMS = {
+    ".safetensors": ("model", "diffusion_pytorch_model"),
+    ".bin": ("pytorch_model", "diffusion_pytorch_model"),
+}
+"""What libraries call the weights of a model, with the suffix of each format."""
+SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
+TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
 ADAPTER_CONFIG = "adapter_config.json"
+PIPELINE = "model_index.json"
+MODULES = "modules.json"
+DENOISERS = ("transformer", "unet")
+"""The parts of a diffusers pipeline that are fine-tuned."""
+AT_ONCE = 8
+"""Shards whose headers are read."""
 
 QUANTISED = re.compile(
-    r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|weight_scale|weight_scale_inv|weight_packed)$"
+    r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|scale_weight|scaled_fp8"
+    r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
 )
-"""The last components of names that GPTQ, AWQ, bitsandbytes, fp8 and compressed-tensors write."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file of a checkpoint, open for reading."""
-
-    name: str
-    file: InputFile
-    header: Header
-
-    @property
-    def header_sha256(self) -> str:
-        return hashlib.sha256(self.header.raw).hexdigest()
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of one file, or of a folder's file or shards.
-
-    `tensors` is in the order of the files, and in each of the bytes; `index` is the folder's
-    parsed index, None without one. Use as a context manager: it holds open files.
-    """
-
-    source: str
-    shards: tuple[Shard, ...]
-    folder: Path | None = None
-    index: Mapping[str, Any] | None = None
-    index_name: str | None = None
-    tensors: Mapping[str, TensorInfo] = field(init=False)
-    shard_of: Mapping[str, Shard] = field(init=False)
-
-    def __post_init__(self) -> None:
-        placed: dict[str, tuple[TensorInfo, Shard]] = {}
-        for shard in self.shards:
-            for tensor in sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start):
-                if tensor.name in placed:
-                    raise CheckpointError(
-                        "stands in two shards", path=self.source, tensor=tensor.name,
-                        found=f"{placed[tensor.name][1].name} and {shard.name}",
-                    )  # fmt: skip
-                placed[tensor.name] = (tensor, shard)
-        object.__setattr__(self, "tensors", {name: tensor for name, (tensor, _) in placed.items()})
-        object.__setattr__(self, "shard_of", {name: shard for name, (_, shard) in placed.items()})
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    def read_into(self, name: str, buffer: memoryview, offset: int = 0) -> None:
-        """Fill `buffer` with the tensor's bytes from `offset` on."""
-        shard = self.shard_of[name]
-        start = len(shard.header.raw) + self.tensors[name].start
-        shard.file.read_into(buffer, start + offset)
-
-    def reader(self, name: str) -> Callable[[memoryview, int], None]:
-        """`read_into` for one tensor that is read piece by piece."""
-        shard = self.shard_of[name]
-        start, read_into = len(shard.header.raw) + self.tensors[name].start, shard.file.read_into
-        return lambda buffer, offset: read_into(buffer, start + offset)
-
-    def prefetch(self, name: str, limit: int) -> None:
-        """Ask the system to have the tensor, or its first `limit` bytes, at hand soon."""
-        shard, tensor = self.shard_of[name], self.tensors[name]
-        shard.file.prefetch(len(shard.header.raw) + tensor.start, min(tensor.nbytes, limit))
-
-    @property
-    def bytes_read(self) -> int:
-        """Headers included, from all files, so far."""
-        return sum(shard.file.bytes_read for shard in self.shards)
-
-    def check_unchanged(self) -> None:
-        for shard in self.shards:
-            shard.file.check_unchanged()
-
-    def close(self) -> None:
-        for shard in self.shards:
-            shard.file.close()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+"""The last components of names that GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors and mxfp4 write."""
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
-    """Open a `.safetensors` file, or a folder with one such file or with an index and shards.
+    """Open a file of weights, a folder with one or with an index and shards, or a repository on the Hub.
 
     Every header is read and validated. Raises CheckpointError.
     """
@@ -129,101 +59,154 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         mode = path.stat().st_mode if path.exists() else 0
     except OSError as error:
         raise CheckpointError(f"cannot open: {error.strerror}", path=source) from None
+    if source.startswith("hf://") or not os.path.lexists(path):
+        return _open_afar(source, path)
     if stat.S_ISDIR(mode):
-        return _open_folder(source, path)
-    if not os.path.lexists(path):
-        is_hub_id = source.startswith("hf://") or (HUB_ID.fullmatch(source) and not path.suffix)
-        raise CheckpointError(
-            "no such file or folder",
-            path=source,
-            hint="ids on the Hub are not read yet: download it first" if is_hub_id else None,
-        )
+        return _open_folder(LocalFolder(path, source), "")
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="name its folder")
-    if path.suffix in OTHER_FORMATS:
-        raise CheckpointError("not a safetensors file", path=source, hint="convert it to safetensors")
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a link that leads nowhere", path=source) from None
-    return _single(source, _open_shard(path.name, resolved, source))
+    return _checked(Checkpoint(source, (_open_shard(path.name, InputFile(resolved, source)),)))
 
 
-def _open_folder(source: str, folder: Path) -> Checkpoint:
+def _open_afar(source: str, path: Path) -> Checkpoint:
+    """What is not on the disk: a repository on the Hub, one of its folders or files."""
+    from monosoup_cli.checkpoints.hub import HubId, open_repository
+
+    where = HubId.parse(source)
+    is_typed_as_path = not source.startswith("hf://") and source.endswith((*WEIGHTS, ".json"))
+    if where is None or is_typed_as_path:
+        raise CheckpointError("no such file or folder", path=source)
     try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise CheckpointError(f"cannot list: {error.strerror}", path=source) from None
-    weights = [name for name in names if name.endswith(".safetensors")]
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+        folder = open_repository(source, where)
+    except CheckpointError as error:
+        if path.parent.is_dir() and not source.startswith("hf://"):
+            error.problem = f"no such file or folder; and on the Hub: {error.problem}"
+        raise
+    if where.inner.endswith(WEIGHTS):
+        return _checked(Checkpoint(source, (_open_shard(where.inner, folder.open(where.inner)),)))
+    if where.inner and not folder.is_folder(where.inner):
+        raise CheckpointError("no such folder in the repository", path=source)
+    return _open_folder(folder, f"{where.inner}/" if where.inner else "")
+
+
+def _open_folder(folder: Folder, inner: str) -> Checkpoint:
+    names = folder.names(inner.rstrip("/"))
     if ADAPTER_CONFIG in names:
         raise CheckpointError(
-            "a LoRA adapter, which this version does not read", path=source,
+            "a LoRA adapter, which this version does not read", path=folder.source,
             hint="merge it into its base first",
         )  # fmt: skip
-    _refuse_quantisation_config(folder, names)
-    standard_indexes = [f"{stem}{INDEX_SUFFIX}" for stem in STEMS if f"{stem}{INDEX_SUFFIX}" in indexes]
-    standard_files = [f"{stem}.safetensors" for stem in STEMS if f"{stem}.safetensors" in weights]
-    candidates = [*standard_indexes, *standard_files] or indexes or weights
+    config = read_config(folder, f"{inner}config.json")
+    config = config if isinstance(config, dict) else None
+    _refuse_quantisation_config(config, folder.shown(f"{inner}config.json"))
+    candidates = _candidates(names)
     if not candidates:
-        other = next((name for name in names if name.endswith((*OTHER_FORMATS, ".gguf"))), None)
+        part = "" if inner else _part_with_weights(folder, names)
+        if part:
+            return _open_folder(folder, f"{part}/")
+        other = next((name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))), None)
         found = f", only {other}" if other else ""
-        raise CheckpointError(f"no safetensors file in this folder{found}", path=source)
+        raise CheckpointError(f"no weights in this folder{found}", path=folder.source)
     if len(candidates) > 1:
         raise CheckpointError(
             "more than one checkpoint in this folder, and loaders disagree which to take",
-            path=source, found=", ".join(candidates[:4]), hint="name one file, or remove the others",
+            path=folder.source, found=", ".join(candidates[:4]), hint="name one file, or remove the others",
         )  # fmt: skip
-    if candidates[0] in indexes:
-        return _open_sharded(source, folder, candidates[0], weights)
-    file = resolve_inside(folder, candidates[0])
-    return _single(source, _open_shard(candidates[0], file), folder)
+    if candidates[0].endswith(INDEX_SUFFIX):
+        return _open_sharded(folder, inner, candidates[0], names, config)
+    name = f"{inner}{candidates[0]}"
+    return _checked(
+        Checkpoint(folder.source, (_open_shard(name, folder.open(name)),), folder, inner, config=config)
+    )
 
 
-def _single(source: str, shard: Shard, folder: Path | None = None) -> Checkpoint:
-    checkpoint = Checkpoint(source, (shard,), folder)
-    try:
-        _refuse_quantised(checkpoint)
-    except BaseException:
-        checkpoint.close()
-        raise
-    return checkpoint
+def _candidates(names: Sequence[str]) -> list[str]:
+    """The files that may be what the folder's model is loaded from: of safetensors, or else of pickles; by
+    the names that libraries look for, or else whatever there is."""
+    for suffix in WEIGHTS:
+        weights = [name for name in names if name.endswith(suffix) and not TRAINING_STATE.fullmatch(name)]
+        indexes = [name for name in names if name.endswith(f"{suffix}{INDEX_SUFFIX}")]
+        stems = STEMS.get(suffix, ())
+        standard = [name for stem in stems if (name := f"{stem}{suffix}{INDEX_SUFFIX}") in indexes]
+        standard += [name for stem in stems if (name := f"{stem}{suffix}") in weights]
+        if candidates := standard or indexes or weights:
+            return candidates
+    return []
 
 
-def _open_sharded(source: str, folder: Path, index_name: str, weights: list[str]) -> Checkpoint:
-    index_path = folder / index_name
-    index = read_json(resolve_inside(folder, index_name), "index")
+def parts_of(folder: Folder) -> list[str]:
+    """The sub-folders that a pipeline of diffusers or sentence-transformers is made of, in its order; ""
+    for the folder itself. None where it is no pipeline."""
+    names = folder.names()
+    parts: list[str] = []
+    if PIPELINE in names:
+        pipeline = read_config(folder, PIPELINE)
+        if isinstance(pipeline, dict):
+            parts = [name for name, what in pipeline.items() if isinstance(what, list)]
+    elif MODULES in names:
+        modules = read_config(folder, MODULES)
+        if isinstance(modules, list):
+            paths = [module.get("path") for module in modules if isinstance(module, dict)]
+            parts = [path for path in paths if isinstance(path, str)]
+    return [part for part in parts if part == "" or (part in names and folder.is_folder(part))]
+
+
+def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
+    """Of a pipeline without weights of its own, the part that is edited."""
+    parts = parts_of(folder)
+    if PIPELINE in names:
+        parts = [part for part in DENOISERS if part in parts]
+        if not parts:
+            raise CheckpointError(
+                "a pipeline without a part called transformer or unet", path=folder.source,
+                hint="name the folder of the part that was fine-tuned",
+            )  # fmt: skip
+    return parts[0] if parts else ""
+
+
+def _open_sharded(
+    folder: Folder, inner: str, index_name: str, names: Sequence[str], config: Mapping[str, Any] | None
+) -> Checkpoint:
+    index_path = folder.shown(f"{inner}{index_name}")
+    index = read_config(folder, f"{inner}{index_name}")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("the index has no weight_map", path=index_path)
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError("the index's metadata must be an object", path=index_path)
+    file_name = index_name.removesuffix(INDEX_SUFFIX)
+    suffix = f".{file_name.rpartition('.')[2]}" if file_name.endswith(WEIGHTS) else ".safetensors"
     for name, shard_name in weight_map.items():
-        if not _is_plain_name(shard_name) or not shard_name.endswith(".safetensors"):
+        if not _is_plain_name(shard_name) or not shard_name.endswith(suffix):
             raise CheckpointError(
-                "the index must name safetensors files in its own folder", path=index_path,
+                f"the index must name {suffix[1:]} files in its own folder", path=index_path,
                 tensor=name, found=repr(shard_name)[:200],
             )  # fmt: skip
     shard_names = sorted(set(weight_map.values()))
     for shard_name in shard_names:
-        if shard_name not in weights:
-            raise CheckpointError("a shard that the index names is missing", path=folder / shard_name)
-    stem = index_name.removesuffix(INDEX_SUFFIX)
-    for name in weights:
-        if name.startswith(f"{stem}-") and SHARD_NAME.search(name) and name not in shard_names:
+        if shard_name not in names:
             raise CheckpointError(
-                "a shard that the index does not name", path=folder / name,
+                "a shard that the index names is missing", path=folder.shown(f"{inner}{shard_name}")
+            )  # fmt: skip
+    stem = file_name.removesuffix(suffix)
+    for name in names:
+        is_shard = name.startswith(f"{stem}-") and name.endswith(suffix) and SHARD_NAME.search(name)
+        if is_shard and name not in shard_names:
+            raise CheckpointError(
+                "a shard that the index does not name", path=folder.shown(f"{inner}{name}"),
                 hint="it belongs to another checkpoint, or the index is stale",
             )  # fmt: skip
-    shards: list[Shard] = []
+    shards = _open_shards(folder, [f"{inner}{name}" for name in shard_names])
     try:
-        for shard_name in shard_names:
-            shards.append(
-                _open_shard(shard_name, resolve_inside(folder, shard_name), str(folder / shard_name))
-            )
-        checkpoint = Checkpoint(source, tuple(shards), folder, index, index_name)
+        checkpoint = Checkpoint(
+            folder.source, shards, folder, inner, index, f"{inner}{index_name}", config=config
+        )  # fmt: skip
         for name, shard in checkpoint.shard_of.items():
-            if weight_map.get(name) != shard.name:
+            if weight_map.get(name) != shard.name.removeprefix(inner):
                 raise CheckpointError(
                     "index and shards disagree on where it is", path=index_path, tensor=name,
                     expected=shard.name, found=weight_map.get(name, "nothing"),
@@ -234,18 +217,36 @@ def _open_sharded(source: str, folder: Path, index_name: str, weights: list[str]
                     "the index names a tensor that its shard has not", path=index_path, tensor=name,
                     found=weight_map[name],
                 )  # fmt: skip
-        _refuse_quantised(checkpoint)
     except BaseException:
         for shard in shards:
             shard.file.close()
         raise
-    return checkpoint
+    return _checked(checkpoint)
 
 
-def _open_shard(name: str, path: Path, shown: str | None = None) -> Shard:
-    file = InputFile(path, shown)
+def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
+    """All of them, or none; several at once, since they may be far away."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = [pool.submit(lambda name: _open_shard(name, folder.open(name)), name) for name in names]
+    failures = [failure for future in futures if (failure := future.exception()) is not None]
+    if failures:
+        for future in futures:
+            if future.exception() is None:
+                future.result().file.close()
+        raise failures[0]
+    return tuple(future.result() for future in futures)
+
+
+def _open_shard(name: str, file: CheckpointFile) -> Shard:
     try:
-        return Shard(name, file, file.header())
+        if not name.endswith(STATE_DICTS):
+            header = read_header(file)
+            return Shard(name, file, header, len(header.raw))
+        from monosoup_cli.checkpoints.state_dict import read_state_dict
+
+        found = read_state_dict(file)
+        header = Header(found.pickle, found.tensors, {"format": "pt"})
+        return Shard(name, file, header, 0, True, found.strided, found.tied, found.left_out)
     except BaseException:
         file.close()
         raise
@@ -261,40 +262,27 @@ def _is_plain_name(name: object) -> bool:
     )
 
 
-def resolve_inside(folder: Path, name: str) -> Path:
-    """The real path of a file in `folder`; a link may lead to the folder itself or, from a
-    snapshot in the Hub's cache, to that cache's blobs, and nowhere else. Raises CheckpointError."""
-    root = folder.resolve()
-    allowed = [root]
-    for each in (root, *root.parents):
-        if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
-            repository, cache = each.parents[1], each.parents[2]
-            allowed += [each, repository / "blobs", cache / "blobs"]
-            break
-    try:
-        resolved = (folder / name).resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise CheckpointError("a link that leads nowhere", path=folder / name) from None
-    if not any(resolved.is_relative_to(place) for place in allowed):
-        raise CheckpointError("a link that leads out of the folder", path=folder / name)
-    return resolved
-
-
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, unless it is quantised."""
     for name in checkpoint.tensors:
         if QUANTISED.search(name):
+            checkpoint.close()
             raise CheckpointError(
                 "the checkpoint is quantised: differences between codes mean nothing",
-                path=checkpoint.source, tensor=name, hint="use the unquantised checkpoint",
+                path=checkpoint.source, tensor=name, hint=UNQUANTISED,
             )  # fmt: skip
+    return checkpoint
 
 
-def _refuse_quantisation_config(folder: Path, names: list[str]) -> None:
-    if "config.json" not in names:
+UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
+
+
+def _refuse_quantisation_config(config: Mapping[str, Any] | None, path: str) -> None:
+    quantisation = None if config is None else config.get("quantization_config")
+    if not quantisation:
         return
-    config = read_json(resolve_inside(folder, "config.json"), "config")
-    if isinstance(config, dict) and config.get("quantization_config"):
-        raise CheckpointError(
-            "the checkpoint is quantised (config.json has quantization_config): differences between"
-            " codes mean nothing", path=folder / "config.json", hint="use the unquantised checkpoint",
-        )  # fmt: skip
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    raise CheckpointError(
+        f"the checkpoint is quantised{f' by {method}' if isinstance(method, str) else ''} (config.json has"
+        " quantization_config): differences between codes mean nothing", path=path, hint=UNQUANTISED,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from monosoup_cli.checkpoints.locate import Checkpoint
+from monosoup_cli.checkpoints.checkpoint import Checkpoint
 from monosoup_cli.checkpoints.writer import partial_path
 from monosoup_cli.errors import OutputError, ResourceError
 
@@ -45,8 +45,9 @@ def _check_parent(output: Path) -> None:
 
 
 def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
-    roots = [checkpoint.folder] if checkpoint.folder else []
-    roots += [shard.file.path for shard in checkpoint.shards]
+    folder = None if checkpoint.folder is None else checkpoint.folder.root
+    paths = [folder, *(shard.file.path for shard in checkpoint.shards)]
+    roots = [path for path in paths if path is not None]
     real_output = output.resolve()
     for root in roots:
         real_root = root.resolve()
@@ -109,9 +110,10 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], 
     except OSError as error:
         raise OutputError(f"cannot be the report: {error.strerror}", path=report) from None
     for checkpoint in inputs:
-        folder = checkpoint.folder
+        folder = None if checkpoint.folder is None else checkpoint.folder.root
         inside = folder is not None and report.resolve().is_relative_to(folder.resolve())
-        if inside or any(report.samefile(shard.file.path) for shard in checkpoint.shards):
+        files = [shard.file.path for shard in checkpoint.shards]
+        if inside or any(report.samefile(path) for path in files if path is not None):
             raise OutputError("the report would replace an input", path=report)
     if report.is_dir() or not overwrite:
         raise OutputError("the report exists", path=report, hint="choose another, or pass --overwrite")

@@ -1,55 +1,55 @@
-"""What a checkpoint's folder holds besides weights: configuration, tokenizer, licence."""
+"""What a checkpoint's folder holds besides the weights that are edited: configuration, tokenizer, licence,
+and the other parts of a pipeline."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from monosoup_cli.checkpoints.locate import resolve_inside
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.checkpoints.folders import Folder
+from monosoup_cli.checkpoints.locate import WEIGHTS, parts_of
 
 __all__ = ["side_files"]
 
-WEIGHT_SUFFIXES = (
-    ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx",
-    ".onnx_data", ".gguf", ".ot", ".tflite", ".npz", ".pkl", ".pickle", ".nemo",
+OTHER_FORMATS = (
+    ".index.json", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".npz", ".pkl",
+    ".pickle", ".nemo",
 )  # fmt: skip
 LEFT_BEHIND = {"README.md", "monosoup_report.json", "trainer_state.json"}
 MAX_SIDE_FILE_BYTES = 256 << 20
 
 
-def side_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name inside the folder, real path) of every file that belongs beside new weights.
+def side_files(folder: Folder, inner: str) -> Iterator[str]:
+    """The name of every file that belongs beside new weights in `inner` ("" or "unet/").
 
     Left behind: other weights, training state, hidden files and folders, `checkpoint-*` and
-    `original`, files over 256 MiB, and the model card, which the output writes anew. Raises
-    CheckpointError for links that lead out of the folder.
+    `original`, files over 256 MiB, and the model card, which the output writes anew. The other
+    parts of a pipeline are carried with their weights, in one format. Raises CheckpointError for
+    links that lead out of the folder.
     """
-    yield from _walk(folder, "", frozenset())
+    parts = set(parts_of(folder)) - {"", inner.rstrip("/")}
+    yield from _walk(folder, "", parts, is_part=False)
 
 
-def _walk(root: Path, inner: str, seen: frozenset[Path]) -> Iterator[tuple[str, Path]]:
-    real_folder = resolve_inside(root, inner or ".")
-    if real_folder in seen:
-        return
-    try:
-        names = sorted(os.listdir(real_folder))
-    except OSError as error:
-        raise CheckpointError(f"cannot list: {error.strerror}", path=root / inner) from None
+def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iterator[str]:
+    names = folder.names(inner)
+    carried = _weights(names) if is_part else ()
     for name in names:
         relative = f"{inner}/{name}" if inner else name
         if name.startswith((".", "events.out.")) or name in LEFT_BEHIND:
             continue
-        if name.endswith(WEIGHT_SUFFIXES):
+        if name.endswith((*WEIGHTS, *OTHER_FORMATS)) and name not in carried:
             continue
-        path = resolve_inside(root, relative)
-        if path.is_dir():
+        if folder.is_folder(relative):
             if name != "original" and not name.startswith("checkpoint-"):
-                yield from _walk(root, relative, seen | {real_folder})
-        elif not os.access(path, os.R_OK):
-            raise CheckpointError("cannot be read", path=root / relative)
-        elif not path.is_file():
-            raise CheckpointError("not a regular file", path=root / relative)
-        elif path.stat().st_size <= MAX_SIDE_FILE_BYTES:
-            yield relative, path
+                yield from _walk(folder, relative, parts, is_part=is_part or relative in parts)
+        elif folder.nbytes(relative) <= MAX_SIDE_FILE_BYTES or name in carried:
+            yield relative
+
+
+def _weights(names: Sequence[str]) -> list[str]:
+    """The weights of one format, safetensors where they exist, and their index."""
+    for suffix in WEIGHTS:
+        found = [name for name in names if name.endswith((suffix, f"{suffix}.index.json"))]
+        if found:
+            return found
+    return []

@@ -167,7 +167,7 @@ class PartialOutput:
             journal.unlink(missing_ok=True)
         self._files.mkdir(exist_ok=True)
         for inner, file in product(self.folders, self.layout.files):
-            (self._files / inner).mkdir(exist_ok=True)
+            (self._files / inner / file.name).parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self._files / inner / file.name, flags, 0o666)
             self._descriptors[_inside(inner, file.name)] = descriptor

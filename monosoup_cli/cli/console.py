@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from monosoup_cli.errors import OutputError
+from monosoup_cli.errors import OutputError, without_tokens
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+    from monosoup_cli.checkpoints.files import Advance, Download
     from monosoup_cli.methods.model_soup import Trial
     from monosoup_cli.pipeline.plan import PlannedTensor
     from monosoup_cli.pipeline.run import Progress
@@ -56,7 +57,7 @@ class Console:
         if sys.stdout is None:
             raise OutputError("stdout is closed")
         with _reader():
-            sys.stdout.write(text)
+            sys.stdout.write(without_tokens(text))
 
     def text(self, *lines: str) -> None:
         """Paragraphs for people who asked to see something, on stdout; folded in a terminal."""
@@ -132,6 +133,32 @@ class Console:
             self._live = None
 
     @contextmanager
+    def downloading(self, downloads: Sequence[Download]) -> Iterator[Advance]:
+        """A callback for downloads that shows how far they are."""
+        total = sum(download.nbytes for download in downloads)
+        if not total or self.quiet:
+            yield lambda nbytes: None
+        elif not self.is_live:
+            yield _DownloadLines(self, total)
+        else:
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )  # fmt: skip
+
+            bar = Progress(
+                TextColumn("downloading"), BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn(),
+                TimeRemainingColumn(compact=True), console=self._rich(stderr=True), transient=True,
+            )  # fmt: skip
+            with bar:
+                task = bar.add_task("", total=total)
+                yield lambda nbytes: bar.update(task, advance=nbytes)
+
+    @contextmanager
     def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
         """A callback for the pipeline that shows how far it is."""
         if self.is_live:
@@ -201,6 +228,26 @@ def _reader() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"stdout cannot be written: {error.strerror}") from None
+
+
+class _DownloadLines:
+    """The progress of downloads for logs: a plain line at first, then now and then."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total, self._bytes = console, total, 0
+        self._lock = threading.Lock()
+        self._spoke = time.monotonic()
+        console.note(f"downloading {size(total)}")
+
+    def __call__(self, nbytes: int) -> None:
+        with self._lock:
+            self._bytes += nbytes
+            now = time.monotonic()
+            if now - self._spoke < SECONDS_BETWEEN_LINES:
+                return
+            self._spoke = now
+            share = self._bytes / self._total
+            self._console.note(f"{share:4.0%}  {size(self._bytes)} of {size(self._total)} downloaded")
 
 
 class _Lines:

@@ -26,6 +26,7 @@ def inspect_spectrum(
     rank_fraction: opt.RankFractionOpt = None,
     weighting: opt.WeightingOpt = "monosoup",
     stacked: opt.StackedOpt = None,
+    rename: opt.RenameOpt = None,
     on_mismatch: opt.MismatchOpt = "error",
     on_nonfinite: opt.NonfiniteOpt = "error",
     device: opt.DeviceOpt = "auto",
@@ -46,9 +47,14 @@ def inspect_spectrum(
         with prepare_inspect_spectrum(
             base, finetuned, layer=looking.view.layer, exclude=exclude or (), values=values, energy=energy,
             rank=rank, rank_fraction=rank_fraction, weighting=weighting, stacked=stacked or (),
-            on_mismatch=on_mismatch, on_nonfinite=on_nonfinite, device=device, workers=workers,
+            rename=rename or (), on_mismatch=on_mismatch, on_nonfinite=on_nonfinite, device=device,
+            workers=workers,
         ) as inspected:  # fmt: skip
+            with looking.console.downloading(inspected.inspection.downloads) as advance:
+                inspected.inspection.fetch(advance)
             import_torch()
+            for notice in inspected.inspection.notices:
+                looking.console.note(f"note: {notice}")
             with looking.console.progress(inspected.inspection.plan.edited) as progress:
                 return inspected.run(progress)
 

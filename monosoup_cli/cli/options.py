@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from monosoup_cli.pipeline.options import Dtype, Strictness
+from monosoup_cli.pipeline.options import Dtype, Mismatch, Strictness
 from monosoup_cli.report.view import Grouping, View
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "OutputOpt",
     "RankFractionOpt",
     "RankOpt",
+    "RenameOpt",
     "ScoresOpt",
     "Shared",
     "StackedOpt",
@@ -41,16 +42,17 @@ __all__ = [
 BaseArg = Annotated[
     str,
     typer.Argument(
-        metavar="BASE", help="The checkpoint that was fine-tuned: a .safetensors file or a folder."
+        metavar="BASE",
+        help="The checkpoint that was fine-tuned: a file of weights, a folder, or an id on the Hub.",
     ),
 ]
 FinetunedArg = Annotated[
     list[str],
-    typer.Argument(metavar="FINETUNED", help="Fine-tuned checkpoints: .safetensors files or folders."),
+    typer.Argument(metavar="FINETUNED", help="Fine-tuned checkpoints: files, folders or ids on the Hub."),
 ]
 FinetunedOneArg = Annotated[
     str,
-    typer.Argument(metavar="FINETUNED", help="The fine-tuned checkpoint: a .safetensors file or a folder."),
+    typer.Argument(metavar="FINETUNED", help="The fine-tuned checkpoint: a file, folder or id on the Hub."),
 ]
 OutputOpt = Annotated[
     str,
@@ -81,7 +83,19 @@ WorkersOpt = Annotated[
     ),
 ]
 MismatchOpt = Annotated[
-    Strictness, typer.Option(help="Tensors whose shapes differ: stop, or keep them as fine-tuned.")
+    Mismatch,
+    typer.Option(
+        help="Tensors whose shapes differ: stop, keep them as fine-tuned, or, where only the numbers of"
+        " rows differ, edit the rows that all inputs have."
+    ),
+]
+RenameOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OLD=NEW",
+        help="Where names differ: what is called OLD in BASE (and in further FINETUNED) is NEW in the"
+        " (first) FINETUNED, as transformer.h=model.layers or bert=; repeatable.",
+    ),
 ]
 NonfiniteOpt = Annotated[
     Strictness, typer.Option(help="Tensors with NaN or Inf: stop, or keep them as fine-tuned.")
@@ -135,6 +149,7 @@ def _shared(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Keep tensors with such names as fine-tuned; repeatable."),
     ] = None,
+    rename: RenameOpt = None,
     on_mismatch: MismatchOpt = "error",
     on_nonfinite: NonfiniteOpt = "error",
     dtype: Annotated[Dtype, typer.Option(help="The dtype of the written floating tensors.")] = "keep",
@@ -161,6 +176,15 @@ def _shared(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from an interrupted run of the same command.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Upload the finished folder to this repository on the Hub, which is made, private, if there"
+            " is none. --overwrite replaces what it holds.",
+        ),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -182,7 +206,7 @@ def writing(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options; it gets what was said as `Shared`, its first argument."""
 
     def gather(said: dict[str, Any]) -> Shared:
-        options = {**said, **{name: said[name] or () for name in ("include", "exclude")}}
+        options = {**said, **{name: said[name] or () for name in ("include", "exclude", "rename")}}
         talk = {name: options.pop(name) for name in ("dry_run", "format", "quiet", "no_progress")}
         console = _console(quiet=talk["quiet"], no_progress=talk["no_progress"])
         return Shared(options, talk["dry_run"], talk["format"], console)

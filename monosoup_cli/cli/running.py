@@ -21,10 +21,15 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     for notice in job.notices:
         console.note(f"note: {notice}")
     as_json = as_json or job.report_path is None
+    if not is_dry or job.can_choose_dry:
+        with console.downloading(job.downloads) as advance:
+            job.fetch(advance)
     import_torch()
     if is_dry:
         _show_plan(job, console, as_json=as_json)
         return
+    for doubt in () if console.quiet else job.doubts():
+        console.note(f"note: {doubt}")
     try:
         with console.progress(job.work) as progress:
             report = job.run(progress)
@@ -38,6 +43,8 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.table(selection_table(report["selection"]))
         console.note("")
     console.table(summary_table(report, job.report_path or Path("stdout")))
+    if job.pushed_to is not None:
+        console.note(f"pushed to {job.pushed_to}")
     if len(report.get("selection", {}).get("members", ())) == 1:
         console.note("note: one checkpoint is left, and the output is a copy of its tensors")
     elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):

@@ -23,7 +23,7 @@ from monosoup_cli.errors import NonfiniteError
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.locate import Checkpoint
+    from monosoup_cli.checkpoints.checkpoint import Checkpoint
     from monosoup_cli.checkpoints.writer import PartialOutput
 
 __all__ = [
@@ -169,14 +169,21 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
 
 
 def stored_chunks(
-    checkpoint: Checkpoint, name: str, scratch: Scratch, interrupt: Callable[[], None]
+    checkpoint: Checkpoint,
+    name: str,
+    scratch: Scratch,
+    interrupt: Callable[[], None],
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[torch.Tensor]:
-    """A stored tensor piece by piece, flat: in its dtype where that is edited, else as bytes."""
+    """A stored tensor, or its elements start:stop, piece by piece, flat: in its dtype where that is
+    edited, else as bytes."""
     stored = checkpoint.tensors[name]
     dtype = stored.dtype if stored.dtype in FLOATING else "U8"
-    for offset in range(0, stored.nbytes, CHUNK_BYTES):
+    end = stored.nbytes if stop is None else stop * BITS[stored.dtype] // 8
+    for offset in range(start * BITS[stored.dtype] // 8, end, CHUNK_BYTES):
         interrupt()
-        count = min(CHUNK_BYTES, stored.nbytes - offset) * 8 // BITS[dtype]
+        count = min(CHUNK_BYTES, end - offset) * 8 // BITS[dtype]
         chunk = scratch.take("kept", dtype, count)
         checkpoint.read_into(name, bytes_of(chunk), offset)
         yield chunk
@@ -450,9 +457,10 @@ class FlatLayer:
     """What a method sees of one tensor, element by element: ranges of it.
 
     Buffers do not grow with the number of checkpoints: ranges of `updates` are as much shorter.
-    `weights`, which sum to 1, make `mean` a weighted one. `interrupt` is called before each range,
-    and may raise. What a method returns is gone when it is called again. `has_moved`: a difference
-    to the base, if there is one, has been seen.
+    `shape`: of the leading rows that every checkpoint has; others are not seen. `weights`, which sum
+    to 1, make `mean` a weighted one. `interrupt` is called before each range, and may raise. What a
+    method returns is gone when it is called again. `has_moved`: a difference to the base, if there
+    is one, has been seen.
 
     `sums`: the dtype of sums and differences, float64, or float32 for those of several 16-bit
     tensors: it holds them exactly, unless they differ by more than its 24 bits, and is twice as fast.
@@ -461,6 +469,7 @@ class FlatLayer:
     def __init__(
         self,
         tensor: str,
+        shape: tuple[int, ...],
         base: Checkpoint | None,
         finetuned: Sequence[Checkpoint],
         weights: Sequence[float] | None,
@@ -472,8 +481,7 @@ class FlatLayer:
         self.base = None if base is None else _Flat(base, tensor, device, scratch)
         self.finetuned = [_Flat(checkpoint, tensor, device, scratch) for checkpoint in finetuned]
         self.weights = weights
-        self.shape = finetuned[0].tensors[tensor].shape
-        self.size = math.prod(self.shape)
+        self.shape, self.size = shape, math.prod(shape)
         self.device, self._is_cpu = device, device.type == "cpu"
         self.has_moved = base is None
         is_short = all(BITS[each.dtype] == 16 for each in (*self.finetuned, self.base) if each is not None)

@@ -12,7 +12,7 @@ from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.locate import Checkpoint
+    from monosoup_cli.checkpoints.checkpoint import Checkpoint
     from monosoup_cli.checkpoints.writer import PartialOutput
     from monosoup_cli.pipeline.options import Strictness
     from monosoup_cli.pipeline.plan import Plan, PlannedTensor
@@ -78,7 +78,10 @@ def _gram(
         for checkpoint in (base, *finetuned):
             check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
         return None
-    layer = FlatLayer(tensor.name, base, finetuned, None, worker.device, worker.scratch, worker.interrupt)
+    layer = FlatLayer(
+        tensor.name, tensor.shared_shape, base, finetuned, None,
+        worker.device, worker.scratch, worker.interrupt,
+    )  # fmt: skip
     return list(gram_of(layer, gram_matrix).tolist())
 
 

@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from monosoup_cli.checkpoints.locate import Checkpoint, open_checkpoint
+from monosoup_cli.checkpoints.checkpoint import Checkpoint
+from monosoup_cli.checkpoints.files import Advance
+from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.errors import NonfiniteError, mismatch_in
 from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import find_devices, plan_workers
+from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
@@ -34,12 +37,16 @@ class Inspection:
     the headers alone are read.
     """
 
-    base: Checkpoint
-    finetuned: Sequence[Checkpoint]
+    opened: Inputs
     plan: Plan
     options: RunOptions
 
     def __post_init__(self) -> None:
+        assert self.opened.base is not None
+        self.base: Checkpoint = self.opened.base
+        self.finetuned: Sequence[Checkpoint] = self.opened.finetuned
+        measured = [tensor.name for tensor in self.plan.edited]
+        self.downloads = [each for source in self.opened.all for each in source.select(measured)]
         self.devices = find_devices(self.options.device)
         self.workers, _ = plan_workers(
             self.plan, self.devices, self.options.workers, is_mean=len(self.finetuned) > 1, variants=1
@@ -51,16 +58,27 @@ class Inspection:
     ) -> Inspection:
         """Read the headers, and refuse what they tell; raises MonosoupError."""
         with ExitStack() as opened:
-            first, *others = (opened.enter_context(open_checkpoint(each)) for each in (base, *finetuned))
+            inputs = opened.enter_context(open_inputs(base, finetuned, options.rename))
             selection = Selection(
                 tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch,
                 include_option="layer",
             )  # fmt: skip
+            assert inputs.base is not None
             with mismatch_in(finetuned[0]):
-                plan = make_plan(first.tensors, [each.tensors for each in others], selection)
-            inspection = cls(first, others, plan, options)
+                headers = [each.tensors for each in inputs.finetuned]
+                plan = make_plan(inputs.base.tensors, headers, selection, hint=inputs.hint)
+            inspection = cls(inputs, plan, options)
             opened.pop_all()
         return inspection
+
+    @property
+    def notices(self) -> list[str]:
+        """What people should know of the inputs."""
+        return self.opened.notices
+
+    def fetch(self, advance: Advance | None = None) -> None:
+        """Download what is measured and is not here; `advance` is told of bytes as they arrive."""
+        fetch(self.downloads, advance)
 
     def run(
         self,
@@ -70,6 +88,7 @@ class Inspection:
         progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
         """The report's entries of all tensors, in the order of the (first) fine-tuned checkpoint."""
+        self.fetch()
         records = {
             tensor.name: LayerRecord(tensor.name, tensor.shape, tensor.dtype, tensor.reason)
             for tensor in self.plan.tensors
@@ -100,7 +119,9 @@ class Inspection:
         where = worker.device, worker.scratch, worker.interrupt
         together = None
         if compare is not None:
-            together = compare(FlatLayer(tensor.name, self.base, self.finetuned, None, *where))
+            together = compare(
+                FlatLayer(tensor.name, tensor.shared_shape, self.base, self.finetuned, None, *where)
+            )
         parts = []
         for index in range(tensor.matrices):
             layer = matrix_layer(tensor.name, tensor.cut, index, self.base, self.finetuned, *where)
@@ -109,9 +130,10 @@ class Inspection:
             except FloatingPointError:
                 raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
         reason = "unchanged" if all(part.measures is None for part in parts) else None
+        measures, slices = parts[0].measures, None
         if reason is None and tensor.stack is not None:
-            return LayerRecord(*facts, None, slices=tuple(parts), together=together)
-        return LayerRecord(*facts, reason, parts[0].measures, together=together)
+            measures, slices = None, tuple(parts)
+        return LayerRecord(*facts, reason, measures, slices, together, tensor.shared_rows)
 
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
@@ -134,5 +156,4 @@ class Inspection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _role, checkpoint in self.inputs:
-            checkpoint.close()
+        self.opened.__exit__()

@@ -11,18 +11,24 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from monosoup_cli import __version__
+from monosoup_cli.checkpoints.checkpoint import Checkpoint
+from monosoup_cli.checkpoints.files import Advance, Download
+from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
-from monosoup_cli.checkpoints.locate import OTHER_FORMATS, Checkpoint, open_checkpoint
+from monosoup_cli.checkpoints.locate import STATE_DICTS
 from monosoup_cli.checkpoints.output_path import (
     allow_open_files,
     check_output_path,
     check_report_path,
     check_space,
 )
+from monosoup_cli.checkpoints.push import check_push, push
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
-from monosoup_cli.errors import OutputError, UsageError, mismatch_in
+from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
 from monosoup_cli.pipeline.devices import find_devices, plan_workers
+from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
@@ -36,7 +42,7 @@ __all__ = ["Choice", "Job", "Recipe", "prepare"]
 CARD_NAME = "README.md"
 STDOUT = "-"
 
-OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume"}
+OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume", "push", "public"}
 """Arguments that do not change the bytes of a finished tensor: a resumed run may differ in them.
 (The model of the device does, and stands in the environment.)"""
 
@@ -63,13 +69,14 @@ class Recipe:
     `foretold`: the measures that are known of a tensor beforehand, by its name.
     `needs_base`: layers are edited against the base; without it, a base serves `choose` alone.
     `drafts`: how many more checkpoints of the output's size `choose` writes beside it at a time.
+    `of_names`: makes the fields that depend on the names of the (first) fine-tuned checkpoint.
     """
 
     command: str
     verb: str
     arguments: Mapping[str, Any]
     method: Method
-    card: Callable[[Variant, Choice], bytes]
+    card: Callable[[Job, Variant, Choice], bytes]
     view: View = "flat"
     measured: Sequence[str] = ()
     averaged: Sequence[str] = ()
@@ -82,6 +89,7 @@ class Recipe:
     drafts: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
     foretold: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    of_names: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
 
     @property
     def is_sweep(self) -> bool:
@@ -97,8 +105,7 @@ class Job:
     """
 
     recipe: Recipe
-    base: Checkpoint | None
-    finetuned: Sequence[Checkpoint]
+    opened: Inputs
     output: Path
     options: RunOptions
     selection: Selection
@@ -107,24 +114,55 @@ class Job:
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.base, self.finetuned = self.opened.base, self.opened.finetuned
+        self.pushed_to: str | None = None
         self.devices = find_devices(self.options.device)
         self.workers, self.memory_bytes = plan_workers(
             self.plan, self.devices, self.options.workers,
             is_mean=len(self.finetuned) > 1, variants=len(self.recipe.variants),
         )  # fmt: skip
-        self.side_files: dict[str, Path] = {}
-        folder = self.finetuned[0].folder
-        if folder is not None and not self.layout.is_single_file:
+        self.side_files: list[str] = []
+        first = self.finetuned[0]
+        if first.folder is not None and not self.layout.is_single_file:
             taken = self.layout.names
-            self.side_files = {name: path for name, path in side_files(folder) if name not in taken}
+            self.side_files = [name for name in side_files(first.folder, first.inner) if name not in taken]
+        self.downloads = self._select()
+        self.notices += self.opened.notices
+        if self.base is not None and self.recipe.needs_base:
+            self.notices += doubts_of_names(self.plan)
         code = [name for name in self.side_files if name.endswith(".py")]
         if code:
             self.notices.append(f"custom code is copied along, not run: {', '.join(code)}")
         new = [tensor.name for tensor in self.plan.tensors if tensor.reason == "not_in_base"]
         if new:
-            self.notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}")
+            hint = f"; {self.opened.hint} would find more in it" if self.opened.hint else ""
+            self.notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
         if self.only_in_base:
             self.notices.append(f"only in the base, and not written: {_some(self.only_in_base)}")
+
+    def _select(self) -> list[Download]:
+        """What has to be downloaded before the work: of the base, no more than is compared with."""
+        downloads = []
+        for role, checkpoint in self.inputs:
+            is_edited_against = role == "base" and self.recipe.needs_base
+            used = [tensor.name for tensor in self.plan.tensors if tensor.has_base]
+            downloads += checkpoint.select(used if is_edited_against else None)
+            if checkpoint.folder is not None and role != "base":
+                is_scored = bool(self.recipe.drafts)  # by a program that wants the whole folder
+                names = list(side_files(checkpoint.folder, checkpoint.inner)) if is_scored else []
+                if checkpoint is self.finetuned[0]:
+                    own_card = [CARD_NAME] if CARD_NAME in checkpoint.folder.names() else []
+                    names = [*self.side_files, *own_card]
+                downloads += checkpoint.folder.select(names)
+        return downloads
+
+    def fetch(self, advance: Advance | None = None) -> None:
+        """Download what is needed and is not here; `advance` is told of bytes as they arrive."""
+        fetch(self.downloads, advance)
+
+    def doubts(self) -> list[str]:
+        """Why base and fine-tuned may not be parent and child, from a sample of their values."""
+        return doubts_of_values(self.base, self.finetuned[0], self.plan) if self.base is not None else []
 
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
@@ -178,7 +216,7 @@ class Job:
         if report is not None and report.parent == self.output:
             taken = {variant.folder for variant in self.recipe.variants}
             if not self.recipe.is_sweep:
-                taken = self.layout.names | self.side_files.keys() | {CARD_NAME}
+                taken = self.layout.names | {*self.side_files, CARD_NAME}
             if report.name in taken:
                 raise OutputError("the report would replace another file of the output", path=report)
         elif report is not None:
@@ -200,7 +238,9 @@ class Job:
     def draft(self, members: Sequence[int], output: Path) -> None:
         """Write the mean of some of the checkpoints elsewhere, as `run` would write it to the output."""
         recipe = replace(self.recipe, choose=lambda *_: Choice(members, {}), drafts=0)
-        options = replace(self.options, report=None, overwrite=True, resume=False)
+        options = replace(
+            self.options, report=None, overwrite=True, resume=False, push=None, public=False
+        )  # fmt: skip
         shards = None if output.suffix == ".safetensors" else options.shard_bytes
         layout = plan_layout(self.finetuned[0], self.plan.dtypes, output.name, shards)
         replace(self, recipe=recipe, output=output, options=options, layout=layout, notices=[]).run()
@@ -209,6 +249,7 @@ class Job:
         """Make the output; returns the report, of a sweep the one of the whole. On an error there is
         no OUT."""
         self.check_output()
+        self.fetch()
         started = time.monotonic()
         machine = environment(self.devices)
         partial = PartialOutput(
@@ -249,7 +290,12 @@ class Job:
             if self.recipe.is_sweep:
                 whole = {**head, "outputs": [{**r["output"], "summary": r["summary"]} for r in reports]}
             self._publish(partial, choice, whole, reports)
-        return dict(json.loads(json.dumps(whole)))
+        if self.options.push is not None:
+            self.pushed_to = push(
+                self.output, self.options.push, public=self.options.public,
+                overwrite=self.options.overwrite, summary=f"monosoup {self.recipe.command}",
+            )  # fmt: skip
+        return dict(json.loads(_as_text(whole)))
 
     def _report(
         self,
@@ -289,8 +335,10 @@ class Job:
         for variant, report in zip(self.recipe.variants, reports, strict=True):
             if not self.layout.is_single_file:
                 prefix = f"{variant.folder}/" if variant.folder else ""
-                inside |= {f"{prefix}{name}": path for name, path in self.side_files.items()}
-                inside[f"{prefix}{CARD_NAME}"] = self.recipe.card(variant, choice)
+                folder = self.finetuned[0].folder
+                if folder is not None:
+                    inside |= {f"{prefix}{name}": folder.path(name) for name in self.side_files}
+                inside[f"{prefix}{CARD_NAME}"] = self.recipe.card(self, variant, choice)
                 if self.recipe.is_sweep:
                     inside[f"{prefix}{REPORT_NAME}"] = _as_text(report)
         path = self.report_path
@@ -308,7 +356,7 @@ class Job:
             for shard in checkpoint.shards:
                 inputs[f"{role} {number} {shard.name}"] = {
                     "bytes": shard.file.nbytes,
-                    "mtime_ns": shard.file.status.st_mtime_ns,
+                    **shard.file.version,
                     "header": shard.header_sha256,
                 }
         return {
@@ -323,8 +371,7 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _role, checkpoint in self.inputs:
-            checkpoint.close()
+        self.opened.__exit__()
 
 
 def _ignore(tensor: object, is_done: bool) -> None:
@@ -332,7 +379,7 @@ def _ignore(tensor: object, is_done: bool) -> None:
 
 
 def _as_text(report: Mapping[str, Any]) -> bytes:
-    return json.dumps(report, indent=1, allow_nan=False).encode() + b"\n"
+    return without_tokens(json.dumps(report, indent=1, allow_nan=False)).encode() + b"\n"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -346,32 +393,46 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
     The recipe's arguments name them: `base` (or none), `finetuned` and `output`.
     """
     arguments = recipe.arguments
-    sources = [*([arguments["base"]] if "base" in arguments else []), *arguments["finetuned"]]
+    path = _output_path(recipe, options)
     with ExitStack() as opened:
-        checkpoints = [opened.enter_context(open_checkpoint(source)) for source in sources]
-        base = checkpoints.pop(0) if "base" in arguments else None
-        first = checkpoints[0]
+        inputs = opened.enter_context(
+            open_inputs(arguments.get("base"), arguments["finetuned"], options.rename)
+        )
+        base, first = inputs.base, inputs.finetuned[0]
         selection = Selection(
             tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
             options.on_mismatch, options.dtype,
         )  # fmt: skip
         with mismatch_in(first.source):
+            if recipe.of_names is not None:
+                recipe = replace(recipe, **recipe.of_names(list(first.tensors)))
             plan = make_plan(
                 base.tensors if base is not None and recipe.needs_base else None,
-                [checkpoint.tensors for checkpoint in checkpoints], selection,
+                [checkpoint.tensors for checkpoint in inputs.finetuned], selection,
                 view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
+                hint=inputs.hint,
             )  # fmt: skip
-        path = Path(arguments["output"])
-        if not path.name:
-            raise OutputError("cannot be the output", path=arguments["output"] or "''")
-        if path.suffix in OTHER_FORMATS:
-            raise UsageError("only .safetensors files and folders are written", path=path)
-        if path.suffix == ".safetensors" and recipe.is_sweep:
-            raise UsageError("several values make several checkpoints, and need a folder", path=path)
-        if options.shard_bytes is not None and path.suffix == ".safetensors":
-            raise UsageError("max_shard_size needs a folder as output", found=path)
         layout = plan_layout(first, plan.dtypes, path.name, options.shard_bytes)
-        job = Job(recipe, base, checkpoints, path, options, selection, plan, layout)
+        job = Job(recipe, inputs, path, options, selection, plan, layout)
         job.check_output()
+        if options.push is not None:
+            check_push(options.push, overwrite=options.overwrite)
         opened.pop_all()
     return job
+
+
+def _output_path(recipe: Recipe, options: RunOptions) -> Path:
+    """Where the output goes; raises for what can be no output, whatever the inputs."""
+    given = recipe.arguments["output"]
+    path = Path(given)
+    if not path.name:
+        raise OutputError("cannot be the output", path=given or "''")
+    if path.suffix in STATE_DICTS:
+        raise UsageError("only .safetensors files and folders are written", path=path)
+    if path.suffix == ".safetensors" and recipe.is_sweep:
+        raise UsageError("several values make several checkpoints, and need a folder", path=path)
+    if path.suffix == ".safetensors" and options.shard_bytes is not None:
+        raise UsageError("max_shard_size needs a folder as output", found=path)
+    if path.suffix == ".safetensors" and options.push is not None:
+        raise UsageError("push needs a folder as output", found=path)
+    return path

@@ -12,10 +12,11 @@ from monosoup_cli.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Dtype", "RunKeywords", "RunOptions", "Strictness", "as_list", "parse_size"]
+__all__ = ["Dtype", "Mismatch", "RunKeywords", "RunOptions", "Strictness", "as_list", "parse_size"]
 
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
 Strictness = Literal["error", "keep"]
+Mismatch = Literal["error", "keep", "overlap"]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
@@ -43,7 +44,8 @@ class RunKeywords(TypedDict, total=False):
 
     include: Sequence[str]
     exclude: Sequence[str]
-    on_mismatch: Strictness
+    rename: Sequence[str]
+    on_mismatch: Mismatch
     on_nonfinite: Strictness
     device: str
     workers: int | None
@@ -52,6 +54,8 @@ class RunKeywords(TypedDict, total=False):
     report: str | os.PathLike[str] | None
     overwrite: bool
     resume: bool
+    push: str | None
+    public: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class RunOptions:
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    on_mismatch: Strictness = "error"
+    rename: Sequence[str] = ()
+    on_mismatch: Mismatch = "error"
     on_nonfinite: Strictness = "error"
     dtype: Dtype = "keep"
     max_shard_size: str | int | None = None
@@ -69,6 +74,8 @@ class RunOptions:
     report: str | os.PathLike[str] | None = None
     overwrite: bool = False
     resume: bool = False
+    push: str | None = None
+    public: bool = False
 
     @property
     def shard_bytes(self) -> int | None:
@@ -81,12 +88,14 @@ class RunOptions:
         return cls(**options)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "rename"):
             object.__setattr__(self, name, as_list(getattr(self, name)))
-        for name, allowed in (("on_mismatch", Strictness), ("on_nonfinite", Strictness), ("dtype", Dtype)):
+        for name, allowed in (("on_mismatch", Mismatch), ("on_nonfinite", Strictness), ("dtype", Dtype)):
             words = get_args(allowed)
             if getattr(self, name) not in words:
                 raise UsageError(f"unknown {name}", expected=", ".join(words), found=getattr(self, name))
+        if self.public and self.push is None:
+            raise UsageError("--public is for --push")
         if self.workers is not None and self.workers < 1:
             raise UsageError("workers is out of range", expected="at least 1", found=self.workers)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.pipeline.blocks import Cut
+from monosoup_cli.pipeline.options import Mismatch
 
 __all__ = ["Plan", "PlannedTensor", "Reason", "Selection", "View", "make_plan"]
 
@@ -33,7 +34,7 @@ class Selection:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
-    on_mismatch: Literal["error", "keep"] = "error"
+    on_mismatch: Mismatch = "error"
     dtype: str = "keep"
     include_option: str = "include"
 
@@ -45,7 +46,9 @@ class PlannedTensor:
     `cut` is the matrix's (None: element by element), `stack` the number of matrices along dim 0
     (None: not stacked). `dtype` is the fine-tuned checkpoint's and `stored_dtype` the output's, in
     the words of the format. `is_shared`: all fine-tuned checkpoints have it alike, and their mean
-    is taken; `has_base`: the base's tensor is read.
+    is taken; `has_base`: the base's tensor is read. `shared_rows`: of the leading rows only so many,
+    which all inputs have, are edited, averaged or interpolated, and the others are as fine-tuned
+    (None: all rows).
     """
 
     name: str
@@ -57,6 +60,7 @@ class PlannedTensor:
     cut: Cut | None
     is_shared: bool
     has_base: bool
+    shared_rows: int | None = None
 
     @property
     def is_edited(self) -> bool:
@@ -67,13 +71,19 @@ class PlannedTensor:
         return 1 if self.stack is None else self.stack
 
     @property
+    def shared_shape(self) -> tuple[int, ...]:
+        """Of the rows that all inputs have."""
+        return self.shape if self.shared_rows is None else (self.shared_rows, *self.shape[1:])
+
+    @property
     def elements(self) -> int:
-        return math.prod(self.shape)
+        """In the rows that all inputs have."""
+        return math.prod(self.shared_shape)
 
     @property
     def nbytes(self) -> int:
         """In the fine-tuned checkpoint."""
-        return self.elements * BITS[self.dtype] // 8
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -98,27 +108,32 @@ def make_plan(
     *,
     view: View = "matrix",
     wise: bool = False,
+    hint: str | None = None,
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
     A layer is floating and stands in every input with one shape; in the matrix view it has two
-    dimensions or more. `base`: None for methods without one. `wise`: kept tensors are interpolated
-    with the base. Raises MismatchError where inputs do not belong together, UsageError for
-    patterns that match nothing.
+    dimensions or more. Where inputs may overlap, its shape is that of the rows that all of them have.
+    `base`: None for methods without one. `wise`: kept tensors are interpolated with the base. `hint`:
+    what to try where no name matches. Raises MismatchError where inputs do not belong together,
+    UsageError for patterns that match nothing.
     """
     first, *others = finetuned
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
             expected=f"a name like {next(iter(base), 'none')!r}", found=repr(next(iter(first))),
+            hint=hint and f"try {hint}",
         )  # fmt: skip
     _check_patterns(finetuned, selection)
     _check_names(first, others, selection)
     rest = others if base is None else [base, *others]
-    if selection.on_mismatch == "error":
-        _check_shapes(first, rest, selection)
+    _check_shapes(first, rest, selection)
+    rows = _shared_rows(first, rest, selection)
+    base = None if base is None else _cropped(base, rows)
+    others = [_cropped(headers, rows) for headers in others]
     tensors = []
-    for tensor in first.values():
+    for tensor in _cropped(first, rows).values():
         is_floating = tensor.dtype in FLOATING
         has_twin = is_floating and base is not None and _alike(tensor, base)
         reason = _reason(tensor, base, others, selection, view)
@@ -130,9 +145,9 @@ def make_plan(
             stack, cut = matrix_view(tensor, selection.stacked)
         tensors.append(
             PlannedTensor(
-                tensor.name, tensor.dtype, stored_dtype, tensor.shape, reason, stack, cut,
+                tensor.name, tensor.dtype, stored_dtype, first[tensor.name].shape, reason, stack, cut,
                 is_shared=is_floating and all(_alike(tensor, headers) for headers in others),
-                has_base=has_twin and (reason is None or wise),
+                has_base=has_twin and (reason is None or wise), shared_rows=rows.get(tensor.name),
             )
         )  # fmt: skip
     return Plan(tuple(tensors))
@@ -174,26 +189,64 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
 
 
 def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection) -> None:
-    """Raise MismatchError where a tensor has different shapes in the inputs."""
+    """Raise MismatchError where a tensor has shapes in the inputs that may not differ as they do."""
+    if selection.on_mismatch == "keep":
+        return
+    may_overlap = selection.on_mismatch == "overlap"
     wrong = [
         (tensor, headers[tensor.name])
         for tensor in first.values()
         for headers in rest
         if tensor.name in headers
         and headers[tensor.name].shape != tensor.shape
+        and not (may_overlap and _overlap(tensor, headers[tensor.name]))
         and not _left_out(tensor.name, selection)
     ]
     if not wrong:
         return
     tensor, namesake = wrong[0]
     more = ", ".join(dict.fromkeys(repr(tensor.name) for tensor, _ in wrong[1:4]))
+    hint = "--on-mismatch keep leaves such tensors as fine-tuned"
+    if may_overlap:
+        hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
+    elif all(_overlap(*pair) for pair in wrong):
+        hint += ", overlap edits the rows that all inputs have"
     raise MismatchError(
         "the shapes differ" + (f" (also of {more}{', …' if len(wrong) > 4 else ''})" if more else ""),
         tensor=tensor.name,
         expected=list(namesake.shape),
         found=list(tensor.shape),
-        hint="--on-mismatch keep leaves such tensors as fine-tuned",
+        hint=hint,
     )
+
+
+def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors of different shapes differ only in the number of rows."""
+    return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+
+
+def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) -> dict[str, int]:
+    """How many rows all inputs have of the tensors in whose number of rows they differ."""
+    found: dict[str, int] = {}
+    if selection.on_mismatch != "overlap":
+        return found
+    for name, tensor in first.items():
+        namesakes = [tensor, *(headers[name] for headers in rest if name in headers)]
+        shapes = {namesake.shape for namesake in namesakes}
+        are_floating = all(namesake.dtype in FLOATING for namesake in namesakes)
+        if len(shapes) > 1 and are_floating and not _left_out(name, selection):
+            found[name] = min(shapes)[0]
+    return found
+
+
+def _cropped(headers: Headers, rows: Mapping[str, int]) -> Headers:
+    """As if the tensors named had only so many rows."""
+    if not rows:
+        return headers
+    return {
+        name: replace(tensor, shape=(rows[name], *tensor.shape[1:])) if name in rows else tensor
+        for name, tensor in headers.items()
+    }
 
 
 def _left_out(name: str, selection: Selection) -> bool:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli import __version__
-from monosoup_cli.checkpoints.locate import Checkpoint
+from monosoup_cli.checkpoints.checkpoint import Checkpoint
 from monosoup_cli.pipeline.devices import describe_device
 from monosoup_cli.report.records import SCHEMA_VERSION
 
@@ -75,7 +75,8 @@ def _describe(role: str, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "role": role,
         "source": checkpoint.source,
-        "revision": None,
+        "revision": checkpoint.revision,
+        **({"read_as": list(checkpoint.read_as)} if checkpoint.read_as else {}),
         "files": files,
         "bytes_read": checkpoint.bytes_read,
     }

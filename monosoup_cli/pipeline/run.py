@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from monosoup_cli.checkpoints.header import FLOATING
+from monosoup_cli.checkpoints.header import BITS, FLOATING
 from monosoup_cli.errors import NonfiniteError, ResourceError
 from monosoup_cli.pipeline.blocks import (
     Cut,
@@ -35,7 +35,7 @@ from monosoup_cli.report.records import LayerRecord, SliceRecord
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.locate import Checkpoint
+    from monosoup_cli.checkpoints.checkpoint import Checkpoint
     from monosoup_cli.checkpoints.writer import PartialOutput
 
 __all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
@@ -101,13 +101,17 @@ class Run:
     on_nonfinite: Strictness = "error"
 
     def sources_of(self, tensor: PlannedTensor) -> Sequence[Checkpoint]:
-        """The fine-tuned checkpoints that a tensor is the mean of; where not all have it alike, the
-        one that it is taken from: the first that is averaged, or else the first of the layout."""
-        if tensor.is_shared:
-            return self.finetuned
+        """The fine-tuned checkpoints that a tensor is the mean of."""
+        return self.finetuned if tensor.is_shared else [self.copied_from(tensor)]
+
+    def copied_from(self, tensor: PlannedTensor) -> Checkpoint:
+        """Where a tensor, or the rows that not all inputs have, are taken from as they are: the first
+        checkpoint that is averaged, or else the first of the layout."""
         stored = self.finetuned[0].tensors.get(tensor.name)
-        fits = stored is not None and (stored.dtype, stored.shape) == (tensor.dtype, tensor.shape)
-        return [self.finetuned[0] if fits else self.first]
+        if stored is None or stored.shape != tensor.shape:
+            return self.first
+        is_cast = tensor.is_shared  # as their mean is
+        return self.finetuned[0] if is_cast or stored.dtype == tensor.dtype else self.first
 
     def read_for(self, tensor: PlannedTensor) -> list[Checkpoint]:
         """Every checkpoint whose tensor goes into the output's."""
@@ -247,13 +251,14 @@ class _Maker:
             is_of_one_variant = error.path is None and len(self.job.variants) > 1
             if self.job.on_nonfinite == "error" or is_of_one_variant:
                 raise
-            self._copy(self.job.sources_of(tensor)[0], tensor, is_checked=False)
+            self._copy(self.job.copied_from(tensor), tensor, is_checked=False)
             return self._kept(tensor, "nonfinite")
 
     def _make(self, tensor: PlannedTensor) -> list[LayerRecord]:
         if not tensor.is_edited:
             self._check_unread(tensor)
             self._keep(tensor, 0)
+            self._copy_others(tensor)
             return self._kept(tensor, tensor.reason)
         slices: list[list[SliceRecord]] = [[] for _ in self.job.variants]
         for index in range(tensor.matrices):
@@ -262,12 +267,13 @@ class _Maker:
                 self._keep(tensor, index)
             for number, records in enumerate(slices):
                 records.append(SliceRecord(index, None if measures is None else measures[number]))
+        self._copy_others(tensor)
         if all(part.measures is None for part in slices[0]):
             return self._kept(tensor, "unchanged")
-        facts = (tensor.name, tensor.shape, tensor.dtype, None)
+        facts, rows = (tensor.name, tensor.shape, tensor.dtype, None), tensor.shared_rows
         if tensor.stack is not None:
-            return [LayerRecord(*facts, slices=tuple(records)) for records in slices]
-        return [LayerRecord(*facts, records[0].measures) for records in slices]
+            return [LayerRecord(*facts, slices=tuple(records), shared_rows=rows) for records in slices]
+        return [LayerRecord(*facts, records[0].measures, shared_rows=rows) for records in slices]
 
     def _kept(self, tensor: PlannedTensor, reason: str | None) -> list[LayerRecord]:
         return [LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason) for _ in self.job.variants]
@@ -300,8 +306,9 @@ class _Maker:
         weights = self.job.weights if len(sources) > 1 else None
         base = self.job.base if tensor.has_base else None
         return FlatLayer(
-            tensor.name, base, sources, weights, self.worker.device, self.scratch, self.worker.interrupt
-        )
+            tensor.name, tensor.shared_shape, base, sources, weights,
+            self.worker.device, self.scratch, self.worker.interrupt,
+        )  # fmt: skip
 
     def _output(self, tensor: PlannedTensor, index: int, variant: Variant) -> OutputFlat | OutputMatrix:
         if tensor.cut is None:
@@ -315,11 +322,11 @@ class _Maker:
 
     def _keep(self, tensor: PlannedTensor, index: int) -> None:
         """Write a matrix of the tensor, or all of one that is not edited, as fine-tuned: the mean,
-        interpolated with the variants' `wise`; or just the bytes."""
+        interpolated with the variants' `wise`; or just the bytes. Of the rows that all inputs have."""
         sources = self.job.sources_of(tensor)
         wises = [variant.wise if tensor.has_base else None for variant in self.job.variants]
         if tensor.stack is None and len(sources) == 1 and all(wise is None for wise in wises):
-            self._copy(sources[0], tensor)
+            self._copy(sources[0], tensor, 0, None if tensor.shared_rows is None else tensor.elements)
             return
         import torch
 
@@ -336,13 +343,27 @@ class _Maker:
                     result = torch.lerp(base, mean, wise, out=layer.room("result", stop - start))
                 output.put(start, stop, result)
 
-    def _copy(self, source: Checkpoint, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
-        """Move a checkpoint's bytes, chunk by chunk; cast where another dtype is asked for.
+    def _copy_others(self, tensor: PlannedTensor) -> None:
+        """Write the rows that not all inputs have."""
+        if tensor.shared_rows is not None:
+            self._copy(self.job.copied_from(tensor), tensor, tensor.elements)
+
+    def _copy(
+        self,
+        source: Checkpoint,
+        tensor: PlannedTensor,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        is_checked: bool = True,
+    ) -> None:
+        """Move the bytes of a checkpoint's tensor, or of its elements start:stop, chunk by chunk; cast
+        where another dtype is asked for.
 
         `is_checked`: NaN or Inf stops the run.
         """
-        written, dtype = 0, source.tensors[tensor.name].dtype
-        for chunk in stored_chunks(source, tensor.name, self.scratch, self.worker.interrupt):
+        written, dtype = start * BITS[tensor.stored_dtype] // 8, source.tensors[tensor.name].dtype
+        for chunk in stored_chunks(source, tensor.name, self.scratch, self.worker.interrupt, start, stop):
             if is_checked and dtype in FLOATING:
                 check_finite(chunk, source.source, tensor.name)
             if tensor.stored_dtype != dtype:
@@ -358,5 +379,5 @@ class _Maker:
         """Raise NonfiniteError for NaN or Inf in a kept tensor's namesakes that are not used."""
         used = self.job.read_for(tensor)
         for checkpoint in (self.job.base, *self.job.finetuned):
-            if checkpoint is not None and checkpoint not in used:
+            if checkpoint is not None and checkpoint not in used and checkpoint.is_at_hand(tensor.name):
                 check_stored(checkpoint, tensor.name, self.scratch, self.worker.interrupt)

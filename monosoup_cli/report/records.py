@@ -27,7 +27,8 @@ class LayerRecord:
 
     `measures` maps the report's names to numbers; None where nothing was measured. A stacked
     tensor has `slices` instead. `together` is what several checkpoints show of the whole tensor,
-    stacked or not. `dtype` is the fine-tuned checkpoint's, as the format names it.
+    stacked or not. `dtype` is the fine-tuned checkpoint's, as the format names it. `shared_rows`: how
+    many rows are edited, where the inputs differ in their number.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerRecord:
     measures: Mapping[str, Any] | None = None
     slices: tuple[SliceRecord, ...] | None = None
     together: Mapping[str, Any] | None = None
+    shared_rows: int | None = None
 
     @property
     def is_edited(self) -> bool:
@@ -48,6 +50,7 @@ class LayerRecord:
         entry: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
+            **({"shared_rows": self.shared_rows} if self.is_edited and self.shared_rows is not None else {}),
             "dtype": self.dtype,
             "action": "edited" if self.is_edited else "kept",
             "reason": self.reason,

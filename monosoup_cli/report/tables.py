@@ -51,6 +51,7 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
         **job.recipe.details,
         **({} if selection is None else {"selection": selection}),
         "device": ", ".join(str(device) for device in job.devices),
+        "download_bytes": sum(download.nbytes for download in job.downloads),
         "workers": job.workers,
         "memory_bytes": job.memory_bytes,
         "only_in_base": job.only_in_base,
@@ -58,6 +59,7 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
             {
                 "name": tensor.name,
                 "shape": list(tensor.shape),
+                **({"shared_rows": tensor.shared_rows} if tensor.is_edited and tensor.shared_rows else {}),
                 "dtype": tensor.dtype,
                 "action": "edited" if tensor.is_edited else "kept",
                 "reason": tensor.reason,
@@ -84,6 +86,8 @@ def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
         totals.add_row(
             "score", f"at most {2 * count - 1} times, {size(job.layout.nbytes)} of drafts at a time"
         )
+    if job.downloads:
+        totals.add_row("download", size(sum(download.nbytes for download in job.downloads)))
     files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
     totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
     memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
@@ -94,11 +98,14 @@ def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
 def _tensors(job: Job) -> Table:
     table = grid("", "", "")
     for tensor in job.plan.tensors:
-        view = " × ".join(str(size) for size in tensor.shape)
+        sizes = [str(size) for size in tensor.shared_shape]
+        if tensor.shape != tensor.shared_shape:
+            sizes[0] += f" of {tensor.shape[0]} rows"
+        view = " × ".join(sizes)
         if tensor.cut is not None:
-            view = f"{tensor.cut.rows} × {tensor.cut.columns}"
+            view = f"{sizes[0]} × {tensor.cut.columns}"
             if tensor.stack is not None:
-                view = f"{tensor.stack} of {view}"
+                view = f"{sizes[0]} of {tensor.cut.rows} × {tensor.cut.columns}"
         action = f"{job.recipe.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.is_edited and tensor.name in job.recipe.foretold:
             action += _foretold(job.recipe.foretold[tensor.name], job.recipe.details["stacks"])

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import unicodedata
 
-from monosoup_cli.errors import MAX_CROPPED, cropped
+from monosoup_cli.errors import MAX_CROPPED, cropped, without_tokens
 
 __all__ = ["duration", "plural", "shown", "size", "verdict"]
 
 
 def shown(text: object, limit: int = MAX_CROPPED) -> str:
-    """`text` on one line: control, format and surrogate characters as escapes, the middle cut out."""
-    unescaped = cropped(str(text), 2 * limit)
+    """`text` on one line: control, format and surrogate characters as escapes, the middle cut out, and no
+    token of the Hub in it."""
+    unescaped = cropped(without_tokens(str(text)), 2 * limit)
     return cropped("".join(_escape(char) if _is_unsafe(char) else char for char in unescaped), limit)
 
 

@@ -11,7 +11,7 @@ import time
 import torch
 from safetensors import safe_open
 
-from monosoup_cli.checkpoints.files import InputFile
+from monosoup_cli.checkpoints.files import InputFile, read_header
 from monosoup_cli.pipeline.blocks import bytes_of
 
 LENGTH = 1 << 16
@@ -64,7 +64,7 @@ def main():
     *paths, target = sys.argv[1:]
     torch.set_num_threads(1)
     started = time.perf_counter()
-    header = InputFile(paths[0]).header()
+    header = read_header(InputFile(paths[0]))
     places = [(len(header.raw) + each.start, each.nbytes // 2) for each in header.tensors.values()]
     shares, loads = ([], []), [0, 0]
     for place, elements in sorted(places, key=lambda place: -place[1]):

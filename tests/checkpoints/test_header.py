@@ -13,7 +13,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monosoup_cli.checkpoints.files import InputFile
+from monosoup_cli.checkpoints.files import InputFile, read_header
 from monosoup_cli.checkpoints.header import BITS, Header, build_header
 from monosoup_cli.errors import CheckpointError
 
@@ -32,7 +32,7 @@ def parse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], Header]
         path.write_bytes(content)
         file = InputFile(path)
         try:
-            return file.header()
+            return read_header(file)
         finally:
             file.close()
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from monosoup_cli.checkpoints.files import InputFile
-from monosoup_cli.checkpoints.locate import open_checkpoint, resolve_inside
+from monosoup_cli.checkpoints.folders import resolve_inside
+from monosoup_cli.checkpoints.locate import open_checkpoint
 from monosoup_cli.errors import CheckpointError, MonosoupError
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -54,7 +55,7 @@ def test_a_folder_of_one_file(tmp_path, name):
     folder = fill(tmp_path / "in", {name: ["a", "b"], "config.json": {}, "notes.txt": b""})
     assert read(folder) == read(folder / name) == {"a": 0.0, "b": 1.0}
     with open_checkpoint(folder) as checkpoint:
-        assert (checkpoint.folder, checkpoint.index) == (folder, None)
+        assert (checkpoint.folder.root, checkpoint.index) == (folder, None)
         assert [shard.name for shard in checkpoint.shards] == [name]
 
 
@@ -94,11 +95,17 @@ def test_a_standard_name_is_taken_before_others(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
-def test_other_formats_are_not_read(tmp_path, name):
+def test_a_format_is_told_by_name_and_content(tmp_path, name):
     fill(tmp_path, {name: ["a"]})
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
-        open_checkpoint(tmp_path / name)
-    with pytest.raises(CheckpointError, match=f"only {name}"):
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(CheckpointError, match="a safetensors file"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "tf_model.h5"])
+def test_other_formats_are_not_read(tmp_path, name):
+    fill(tmp_path, {name: b"x"})
+    with pytest.raises(CheckpointError, match=f"no weights in this folder, only {name}"):
         open_checkpoint(tmp_path)
 
 
@@ -265,7 +272,6 @@ def test_what_people_type_by_mistake(tmp_path):
         open_checkpoint("")
     with pytest.raises(CheckpointError, match="name its folder"):
         open_checkpoint(tmp_path / "folder" / "model.safetensors.index.json")
-    with pytest.raises(CheckpointError, match="ids on the Hub"):
-        open_checkpoint("org/name")
-    with pytest.raises(CheckpointError, match=r"no such file or folder$"):
-        open_checkpoint("org/model.safetensors")
+    for path in ("org/model.safetensors", "org/model.bin", "./org/name", "name", "a/b/c", "/org/name"):
+        with pytest.raises(CheckpointError, match=r"no such file or folder$"):
+            open_checkpoint(path)

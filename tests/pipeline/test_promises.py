@@ -255,7 +255,7 @@ def assert_read_once(report, sources):
 def test_eleven_interpolations_from_one_reading(run, inputs, tmp_path):
     base, finetuned = inputs[:2]
     out = tmp_path / "out"
-    assert run("wise", base, finetuned, "-o", out, "--alpha", "0:1:0.1").code == 0
+    assert run("wise", base, finetuned, "-o", out, "--alpha", "0:1:0.1", "--quiet").code == 0
     alphas = ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [f"alpha-{a}" for a in alphas]
     report = json.loads((out / "monosoup_report.json").read_text())
@@ -292,7 +292,7 @@ def test_folders_are_named_by_the_shortest_decimal(run, inputs, tmp_path):
 def test_edit_sweeps_are_single_edits_from_one_reading(run, inputs, tmp_path, sweeps, count):
     sources = inputs[: 1 + count]
     options = [word for name, values in sweeps.items() for word in (f"--{name}", ",".join(values))]
-    assert run("edit", *sources, "-o", tmp_path / "out", *options).code == 0
+    assert run("edit", *sources, "-o", tmp_path / "out", *options, "--quiet").code == 0
     report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
     assert_read_once(report, sources)
     combinations = [[]]

@@ -1,0 +1,202 @@
+"""What goes wrong between here and the Hub, in one line that tells what to do next.
+
+The library's own texts are not repeated: they hold addresses, which may hold tokens, and pages of HTML.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+from monosoup_cli.errors import CheckpointError, MonosoupError, cropped, without_tokens
+
+__all__ = ["hub_errors", "quiet_hub"]
+
+FILE_IN_URL = re.compile(r"/resolve/[^/]+/([^?#]+)")
+MAX_SERVER_TEXT = 200
+
+LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "requests", "hf_xet"}
+
+LOG_IN = "`hf auth login` (or HF_TOKEN)"
+LATER = "try again later: finished files are kept"
+AGAIN = "run it again: finished files are kept"
+OFFLINE = "HF_HUB_OFFLINE=1 uses what is in the cache"
+ANOTHER = "another revision may have it: NAME@REVISION"
+ONLINE = "run it once without HF_HUB_OFFLINE"
+UNREACHABLE = "cannot reach the Hub"
+CUT = "the transfer was cut short"
+
+# By name, for which of them there are, and whose they are, depends on the library's version.
+TOLD = {
+    "GatedRepoError": ("gated on the Hub", f"accept the conditions on its page, then {LOG_IN}"),
+    "DisabledRepoError": ("disabled on the Hub", None),
+    "RepositoryNotFoundError": ("not on the Hub, or private", f"check the name; if it is private, {LOG_IN}"),
+    "RevisionNotFoundError": (
+        "no such revision on the Hub", "after @ comes a branch, a tag or a whole commit hash",
+    ),
+    "HFValidationError": ("not a name on the Hub", "names are ORG/NAME or ORG/NAME@REVISION"),
+    "HfUriError": ("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),
+    "LocalTokenNotFoundError": ("there is no token for the Hub", LOG_IN),
+    "ProxyError": (f"{UNREACHABLE}: the proxy fails", f"check HTTPS_PROXY and NO_PROXY; {OFFLINE}"),
+    "UnsupportedProtocol": (f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
+    "InvalidURL": (f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
+    "TooManyRedirects": (f"{UNREACHABLE}: redirected in a circle", "check HF_ENDPOINT"),
+    "RemoteProtocolError": (CUT, AGAIN),
+    "ReadError": (CUT, AGAIN),
+    "WriteError": (CUT, AGAIN),
+    "ChunkedEncodingError": (CUT, AGAIN),
+    "XetDownloadError": (CUT, AGAIN),
+    "TimeoutException": (f"{UNREACHABLE}: no answer in time", OFFLINE),
+    "Timeout": (f"{UNREACHABLE}: no answer in time", OFFLINE),
+    "TimeoutError": (f"{UNREACHABLE}: no answer in time", OFFLINE),
+}  # fmt: skip
+
+
+@contextmanager
+def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
+    """Have what the Hub, its library or the connection raise be a CheckpointError.
+
+    `repository` is named as the user typed it; `action` is what is done to it: "read", "write to".
+    Other errors pass.
+    """
+    try:
+        yield
+    except MonosoupError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) or _passed_a_library(error)):
+            raise
+        problem, hint = _told(error, action)
+        raise CheckpointError(problem, path=repository, hint=hint) from None
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the library's progress bars, warnings and log lines, in which addresses stand."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    log = logging.getLogger("huggingface_hub")
+    level, had_bars = log.level, not are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        if had_bars:
+            disable_progress_bars()
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            if had_bars:
+                enable_progress_bars()
+
+
+def _passed_a_library(error: BaseException) -> bool:
+    """Whether it was raised in the Hub's library or below: an answer that is not the Hub's, such as
+    the page of a captive portal, fails there as ValueError, KeyError or worse."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _told(error: BaseException, action: str) -> tuple[str, str | None]:
+    """What happened, and what to do."""
+    causes = list(_causes(error))
+    kinds = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes]
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "no room left for the Hub's cache", f"make room, or move it with HF_HOME; {AGAIN}"
+    if any("OfflineModeIsEnabled" in names for names in kinds):
+        return f"offline, and {_extent(kinds)} in the cache", ONLINE
+    for cause, names in zip(causes, kinds, strict=True):
+        if "RemoteEntryNotFoundError" in names:
+            return f"no file {_file_of(cause)} on the Hub", ANOTHER
+        told = next((TOLD[name] for name in names if name in TOLD), None)
+        if told is not None:
+            return told
+        if getattr(cause, "response", None) is not None:
+            return _told_by_status(cause, action)
+        if "HTTPError" in names or "RequestException" in names:
+            return _unreachable(causes), OFFLINE
+        if "LocalEntryNotFoundError" not in names and isinstance(cause, ConnectionError):
+            return _unreachable(causes), OFFLINE
+    if any("LocalEntryNotFoundError" in names or "RevisionResolutionError" in names for names in kinds):
+        return f"{_extent(kinds)} in the cache", ONLINE
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot use the Hub's cache: {error.strerror}", "HF_HOME tells where it is"
+    if isinstance(error, FileNotFoundError):
+        return "a file that it should have is not on the Hub", ANOTHER
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return CUT, AGAIN
+    return f"cannot {action} it: the Hub's answer makes no sense", "check HF_ENDPOINT and the proxy"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it, from the outside in: the library wraps a failed request into an
+    error that says no more than that the file is not in the cache either."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _extent(kinds: list[list[str]]) -> str:
+    partly = any("IncompleteSnapshotError" in names for names in kinds)
+    return "only a part of it is" if partly else "it is not"
+
+
+def _unreachable(causes: list[BaseException]) -> str:
+    reason = next((c.strerror for c in reversed(causes) if isinstance(c, OSError) and c.strerror), None)
+    return UNREACHABLE if reason is None else f"{UNREACHABLE}: {_one_line(reason)}"
+
+
+def _told_by_status(error: Any, action: str) -> tuple[str, str | None]:
+    status = error.response.status_code
+    if status == 401:
+        return "the Hub does not accept the token", f"renew it with {LOG_IN}"
+    if status == 403:
+        return f"the token may not {action} it", f"use one that may: {LOG_IN}"
+    if status == 412:
+        return "somebody else has changed it meanwhile", None
+    if status == 429:
+        wait = _wait(error.response.headers)
+        when = "later" if wait is None else f"in {wait} s"
+        return "too many requests to the Hub", f"try again {when}: finished files are kept"
+    if status >= 500:
+        return f"the Hub has trouble of its own (status {status})", LATER
+    said = _one_line(getattr(error, "server_message", None) or "")
+    return f"the Hub refuses (status {status}){': ' if said else ''}{said}", None
+
+
+def _wait(headers: Any) -> int | None:
+    """Seconds that a server asks to wait, where it does."""
+    for name, pattern in (("retry-after", r"\s*(\d{1,9})\s*"), ("ratelimit", r".*\bt\s*=\s*(\d{1,9})\b.*")):
+        if match := re.fullmatch(pattern, headers.get(name, "")):
+            return int(match[1])
+    return None
+
+
+def _file_of(error: Any) -> str:
+    """The name in the address that was asked for."""
+    match = FILE_IN_URL.search(str(error.response.request.url))
+    return cropped(repr(without_tokens(unquote(match[1]))), MAX_SERVER_TEXT) if match else "of this name"
+
+
+def _one_line(text: str) -> str:
+    """What a server says, cropped; nothing of a page of HTML."""
+    said = "".join(char if char.isprintable() else " " for char in text)
+    return "" if "<" in said else cropped(without_tokens(" ".join(said.split())), MAX_SERVER_TEXT)

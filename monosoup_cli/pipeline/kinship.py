@@ -1,0 +1,111 @@
+"""Whether BASE and FINETUNED are parent and child: what speaks against it, said before the work starts.
+
+These are doubts, never refusals: only who trained the model knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from monosoup_cli.checkpoints.header import BITS, FLOATING
+from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+from monosoup_cli.report.words import plural
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.checkpoints.checkpoint import Checkpoint
+
+__all__ = ["doubts", "doubts_of_names", "doubts_of_values"]
+
+FEW = 1 / 2
+"""Of the parameters: a base in which fewer stand is hardly the base."""
+LARGE = 1.0
+"""‖W1 − W0‖ / ‖W0‖ of an update as large as the weights; √2 where they have nothing in common."""
+LAYERS = 8
+PIECES = 8
+PIECE_ELEMENTS = 1 << 13
+"""What the sample is made of: layers, pieces of each, elements of a piece."""
+
+
+def doubts(base: Checkpoint, finetuned: Checkpoint, plan: Plan) -> list[str]:
+    """Sentences for people; none where BASE may well be what FINETUNED was trained from."""
+    return [*doubts_of_names(plan), *doubts_of_values(base, finetuned, plan)]
+
+
+def doubts_of_names(plan: Plan) -> list[str]:
+    """Whether most of the fine-tuned checkpoint stands in the base, from headers alone."""
+    matrices = [
+        tensor
+        for tensor in plan.tensors
+        if len(tensor.shape) > 1 and tensor.reason not in ("excluded", "not_floating")
+    ]
+    shared = [tensor for tensor in matrices if tensor.reason != "not_in_base"]
+    total = sum(tensor.elements for tensor in matrices)
+    found = sum(tensor.elements for tensor in shared)
+    if found >= FEW * total:
+        return []
+    return [
+        f"only {len(shared):,} of {len(matrices):,} matrices, with {found / total:.0%} of the parameters,"
+        " stand in the base under these names: is it what this model was fine-tuned from?"
+    ]
+
+
+def doubts_of_values(base: Checkpoint, finetuned: Checkpoint, plan: Plan) -> list[str]:
+    """Whether the updates are small beside the weights, from a sample of the planned layers: some MB read.
+
+    Says nothing where the sample of the base is zero, or holds NaN or Inf, which the run itself refuses.
+    """
+    layers = _sample(plan)
+    weights = updates = 0.0
+    for layer in layers:
+        for start, stop in _pieces(layer.elements):
+            before, after = (_read(each, layer.name, start, stop) for each in (base, finetuned))
+            weights += float(before.square().sum())
+            updates += float((after - before).square().sum())
+    if weights == 0 or not math.isfinite(weights) or not math.isfinite(updates):
+        return []
+    ratio = math.sqrt(updates / weights)
+    if ratio < LARGE:
+        return []
+    return [
+        f"the updates are as large as the weights: ‖W1 − W0‖ / ‖W0‖ is {ratio:.2f} in a sample of"
+        f" {plural(len(layers), 'layer')}, and about 1.41 for unrelated models: is the base what this model"
+        " was fine-tuned from?"
+    ]
+
+
+def _sample(plan: Plan) -> list[PlannedTensor]:
+    """The largest of the edited matrices in each of some stretches of the plan."""
+    matrices = [
+        tensor
+        for tensor in plan.edited
+        if tensor.has_base and len(tensor.shape) > 1 and tensor.elements
+    ]  # fmt: skip
+    count = min(LAYERS, len(matrices))
+    ends = [len(matrices) * number // count for number in range(count + 1)] if count else []
+    return [max(matrices[i:j], key=lambda tensor: tensor.elements) for i, j in pairwise(ends)]
+
+
+def _pieces(elements: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of pieces spread over so many elements; all of them, where they are few."""
+    if elements <= PIECES * PIECE_ELEMENTS:
+        yield 0, elements
+        return
+    for number in range(PIECES):
+        start = (elements - PIECE_ELEMENTS) * number // (PIECES - 1)
+        yield start, start + PIECE_ELEMENTS
+
+
+def _read(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.Tensor:
+    """The elements start:stop of a tensor in float64."""
+    import torch
+
+    dtype = checkpoint.tensors[name].dtype
+    item_bytes = BITS[dtype] // 8
+    buffer = bytearray((stop - start) * item_bytes)
+    checkpoint.read_into(name, memoryview(buffer), start * item_bytes)
+    return torch.frombuffer(buffer, dtype=getattr(torch, FLOATING[dtype])).double()

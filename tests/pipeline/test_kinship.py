@@ -1,0 +1,178 @@
+"""Doubts about a base: of real tiny models, none for what was trained from it, one for what was not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from monosoup_cli.checkpoints.locate import open_checkpoint
+from monosoup_cli.pipeline.kinship import doubts, doubts_of_names, doubts_of_values
+from monosoup_cli.pipeline.plan import Selection, make_plan
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 5,
+    "vocab_size": 4000,
+}  # fmt: skip
+
+
+def model(kind, seed):
+    torch.manual_seed(seed)
+    kind = getattr(transformers, kind)
+    if kind is transformers.GPT2LMHeadModel:
+        made = kind(transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=3, n_head=2))
+    else:
+        made = kind(kind.config_class(**SMALL))
+    return {name: tensor.contiguous().clone() for name, tensor in made.state_dict().items()}
+
+
+def moved(tensors, step):
+    """Every matrix by an update of `step` times its norm."""
+    noise = torch.Generator().manual_seed(1)
+    return {
+        name: W if W.ndim < 2 else W + step * torch.randn(W.shape, generator=noise) * W.square().mean().sqrt()
+        for name, W in tensors.items()
+    }
+
+
+def low_rank(tensors, scale):
+    """Every matrix with B·A of rank 2 added, as a merged LoRA adapter leaves it."""
+    noise = torch.Generator().manual_seed(1)
+    found = dict(tensors)
+    for name, W in tensors.items():
+        if W.ndim > 1:
+            B, A = (torch.randn(shape, generator=noise) for shape in ((len(W), 2), (2, W.shape[1])))
+            found[name] = W + scale * W.norm() * (B @ A) / (B @ A).norm()
+    return found
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Doubts about a pair of checkpoints of these tensors."""
+
+    def asked(base, finetuned, view="matrix", ask=doubts, **selection):
+        paths = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
+        for path, tensors in zip(paths, (base, finetuned), strict=True):
+            save_file(tensors, path)
+        with open_checkpoint(str(paths[0])) as one, open_checkpoint(str(paths[1])) as two:
+            plan = make_plan(one.tensors, [two.tensors], Selection(**selection), view=view)
+            return doubts_of_names(plan) if ask is doubts_of_names else ask(one, two, plan)
+
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM"])
+@pytest.mark.parametrize("view", ["matrix", "flat"])
+def test_a_child_is_not_doubted_and_a_stranger_is(asked, kind, view):
+    base, stranger = model(kind, 0), model(kind, 1)
+    for child in (base, moved(base, 0.01), moved(base, 0.3), low_rank(base, 0.3)):
+        assert asked(base, child, view) == []
+    [doubt] = asked(base, stranger, view)
+    assert "the updates are as large as the weights" in doubt
+    assert float(re.search(r"is ([\d.]+) in a sample of 8 layers", doubt)[1]) == pytest.approx(1.41, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_ratio_is_that_of_the_whole_where_tensors_are_small(asked, dtype):
+    generator = torch.Generator().manual_seed(2)
+    base = {f"{n}.weight": 500 * torch.randn(40, 30 + n, generator=generator).to(dtype) for n in range(6)}
+    finetuned = {
+        name: (W - 1500 * torch.randn(W.shape, generator=generator)).float() for name, W in base.items()
+    }
+    flat = [torch.cat([T.double().flatten() for T in tensors.values()]) for tensors in (base, finetuned)]
+    ratio = float((flat[1] - flat[0]).norm() / flat[0].norm())
+    [doubt] = asked(base, finetuned, ask=doubts_of_values)
+    assert f"is {ratio:.2f} in a sample of 6 layers" in doubt
+
+
+@pytest.mark.parametrize(("step", "count"), [(0.98, 0), (1.02, 1)])
+def test_updates_are_doubted_from_the_size_of_the_weights_on(asked, step, count):
+    base = {"a.weight": torch.ones(300, 300), "b.weight": 2 * torch.ones(4, 4)}
+    finetuned = {name: (1 + step) * W for name, W in base.items()}
+    assert len(asked(base, finetuned)) == count
+
+
+def test_the_sample_reaches_the_ends_of_large_tensors_and_of_the_plan(asked):
+    base = {f"{n:02}.weight": torch.ones(600, 501 if n == 19 else 500) for n in range(20)}
+    for name in (f"{n:02}.weight" for n in (0, 19)):
+        for at in (0, -1):
+            finetuned = {name: W.clone() for name, W in base.items()}
+            # so far off that a few elements of a sample outweigh all others
+            finetuned[name].view(-1)[at] = 1e6
+            assert len(asked(base, finetuned)) == 1
+
+
+def test_the_sample_takes_the_larger_tensors_and_little_of_each(asked):
+    base = {
+        f"{n:02}.{part}": torch.ones(size, size) for n in range(9) for part, size in (("a", 8), ("b", 400))
+    }
+    finetuned = {name: W if name.endswith("b") else 9 * W for name, W in base.items()}
+    assert asked(base, finetuned) == []
+
+    def read(one, two, plan):
+        before = one.bytes_read, two.bytes_read
+        doubts_of_values(one, two, plan)
+        return [each.bytes_read - start for each, start in zip((one, two), before, strict=True)]
+
+    assert asked(base, finetuned, ask=read) == [4 * 8 * 65536] * 2
+
+
+def test_few_names_in_common_are_doubted(asked):
+    base, finetuned = model("LlamaForCausalLM", 0), model("LlamaForCausalLM", 1)
+    norms = {name: W for name, W in base.items() if W.ndim < 2}
+    one = "model.layers.0.mlp.up_proj.weight"
+    matrices = [name for name, W in finetuned.items() if W.ndim > 1]
+    share = finetuned[one].numel() / sum(finetuned[name].numel() for name in matrices)
+    assert asked(norms | {one: base[one]}, finetuned, ask=doubts_of_names) == [
+        f"only 1 of {len(matrices)} matrices, with {share:.0%} of the parameters, stand in the base under"
+        " these names: is it what this model was fine-tuned from?"
+    ]
+    assert asked(norms | {one: base[one]}, finetuned, ask=doubts_of_names, include=(one,)) == []
+
+
+def test_tensors_that_are_left_out_do_not_count(asked):
+    base = {"a": torch.ones(3, 2)}
+    finetuned = {"a": torch.ones(3, 2), "b": torch.ones(30, 20), "c": torch.ones(60, 20)}
+    [doubt] = asked(base, finetuned, exclude=("c",))
+    assert doubt.startswith("only 1 of 2 matrices, with 1% of the parameters, ")
+
+
+def test_a_new_head_or_a_resized_vocabulary_is_no_reason_to_doubt(asked):
+    base = {"a.weight": torch.ones(30, 20), "embedding": torch.ones(40, 20)}
+    finetuned = {"a.weight": torch.ones(30, 20), "embedding": torch.ones(44, 20), "head": torch.ones(50, 20)}
+    assert asked(base, finetuned, on_mismatch="keep") == []
+    grown = finetuned | {"head": torch.ones(80, 20)}
+    assert len(asked(base, grown, on_mismatch="keep")) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_the_run_refuses_is_not_doubted(asked, value, place):
+    pair = [{"a": torch.ones(30, 20)}, {"a": 9 * torch.ones(30, 20)}]
+    pair[place]["a"][3, 3] = value
+    assert asked(*pair) == []
+
+
+def test_a_base_of_zeros_or_of_vectors_says_nothing(asked):
+    ones = {"a": torch.ones(30, 20), "b": torch.ones(9)}
+    assert asked({"a": torch.zeros(30, 20), "b": torch.ones(9)}, ones) == []
+    assert asked(ones, {"a": torch.ones(30, 20), "b": 9 * torch.ones(9)}, "flat") == []
+    assert asked({"b": torch.ones(9)}, {"b": 9 * torch.ones(9)}, "flat") == []
+    assert asked({"a": torch.ones(0, 20)}, {"a": torch.ones(0, 20)}) == []
+
+
+def test_rows_that_both_have_are_compared(asked):
+    base = {"a": torch.ones(30, 20)}
+    finetuned = {"a": torch.cat([torch.ones(30, 20), 9 * torch.ones(5, 20)])}
+    assert asked(base, finetuned, on_mismatch="overlap") == []
+    assert len(asked(base, {"a": 9 * finetuned["a"]}, on_mismatch="overlap")) == 1
+
+
+def test_methods_without_a_base_have_no_doubts(asked):
+    def ask(one, two, plan):
+        return doubts(one, two, make_plan(None, [two.tensors], Selection()))
+
+    assert asked({"a": torch.ones(3, 2)}, {"a": 9 * torch.ones(3, 2)}, ask=ask) == []
