@@ -98,7 +98,9 @@ def card(
 def _pinned(checkpoint: Checkpoint) -> str:
     """What to call a checkpoint in a command that others repeat: on the Hub by its commit, on a disk by the
     last component of its path."""
-    if checkpoint.repository is None or checkpoint.inner:
+    if checkpoint.source.startswith("hf://"):
+        return checkpoint.source
+    if checkpoint.repository is None:
         return PurePath(checkpoint.source).name
     return f"{checkpoint.repository}@{checkpoint.revision}"
 

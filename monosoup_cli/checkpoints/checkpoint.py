@@ -51,9 +51,10 @@ class Checkpoint:
     """The tensors of one file, or of a folder's file or shards.
 
     `tensors` is in the order of the files, and in each of the bytes. `folder` is None for a single
-    file; `inner` is the part of it that holds the weights ("" or "unet/"), and `index` the parsed
-    index, None without one. `names`: how tensors are called here → as they stand in the files,
-    where the two differ; `read_as` says so to people. Use as a context manager: it holds open files.
+    file, whose folder on the Hub is its `origin`; `inner` is the part of the folder that holds the
+    weights ("" or "unet/"), and `index` the parsed index, None without one. `names`: how tensors are
+    called here → as they stand in the files, where the two differ; `read_as` says so to people. Use as
+    a context manager: it holds open files.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Checkpoint:
     config: Mapping[str, Any] | None = None
     names: Mapping[str, str] | None = None
     read_as: tuple[str, ...] = ()
+    origin: Folder | None = None
     tensors: Mapping[str, TensorInfo] = field(init=False)
     shard_of: Mapping[str, Shard] = field(init=False)
     _left: set[str] = field(init=False, default_factory=set)
@@ -96,12 +98,14 @@ class Checkpoint:
     @property
     def revision(self) -> str | None:
         """The commit, of a checkpoint from the Hub."""
-        return None if self.folder is None else self.folder.revision
+        place = self.folder or self.origin
+        return None if place is None else place.revision
 
     @property
     def repository(self) -> str | None:
         """Its id on the Hub, where it is from there."""
-        return None if self.folder is None else self.folder.repository
+        place = self.folder or self.origin
+        return None if place is None else place.repository
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -69,27 +69,36 @@ class HubId:
 
 
 def open_repository(source: str, where: HubId) -> Folder:
-    """The files of a repository at the commit that its revision means now.
+    """The files of a repository, or of a folder in it, at the commit that its revision means now.
 
     In the library's offline mode these are the files in its cache. Raises CheckpointError.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    api = HfApi(library_name="monosoup")
+    api, inner = HfApi(library_name="monosoup"), where.inner.split("/") if where.inner else []
+    if not all(map(_is_plain, inner)):
+        raise CheckpointError("no folder of a repository", path=source)
     with hub_errors(source), quiet_hub():
         revision = api.resolve_revision(where.repository, revision=where.revision)
         if HF_HUB_OFFLINE:  # nothing is asked for, so nothing can be missing
             snapshot = snapshot_download(
                 where.repository, revision=revision, local_files_only=True, ignore_patterns=["*"]
             )
-            return LocalFolder(Path(snapshot), source, where.repository, revision.resolved)
+            place = Path(snapshot, *inner)
+            if not place.is_dir():
+                raise CheckpointError("no such folder in the cache", path=source)
+            return LocalFolder(place, source, where.repository, revision.resolved)
         tree = api.list_repo_tree(where.repository, revision=revision.resolved, recursive=True)
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
     for name in sizes:
         if not all(map(_is_plain, name.split("/"))):
             raise CheckpointError("lists a file that would lie outside", path=source, found=repr(name)[:200])
-    return HubFolder(source, where.repository, revision.resolved, sizes)
+    prefix = f"{where.inner}/" if inner else ""
+    sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
+    if inner and not sizes:
+        raise CheckpointError("no such folder in the repository", path=source)
+    return HubFolder(source, where.repository, revision.resolved, sizes, prefix)
 
 
 def _is_plain(name: str) -> bool:
@@ -97,11 +106,14 @@ def _is_plain(name: str) -> bool:
 
 
 class HubFolder:
-    """The files of a repository at one commit; `sizes` in bytes, by name."""
+    """The files of a repository at one commit, or those in the folder `prefix` of it ("" or "unet/");
+    `sizes` in bytes, by their names there."""
 
-    def __init__(self, source: str, repository: str, revision: str, sizes: dict[str, int]) -> None:
+    def __init__(
+        self, source: str, repository: str, revision: str, sizes: dict[str, int], prefix: str = ""
+    ) -> None:
         self.source, self.repository, self.revision = source, repository, revision
-        self._sizes = sizes
+        self._sizes, self._prefix = sizes, prefix
         self._children: dict[str, set[str]] = {"": set()}
         for name in sizes:
             for path in (PurePosixPath(name), *PurePosixPath(name).parents):
@@ -135,7 +147,7 @@ class HubFolder:
         """Where the file lies if it has been downloaded before."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.repository, name, revision=self.revision)
+        found = try_to_load_from_cache(self.repository, self._prefix + name, revision=self.revision)
         return self._place(name, found) if isinstance(found, str) else None
 
     def path(self, name: str) -> Path:
@@ -154,7 +166,7 @@ class HubFolder:
 
         with hub_errors(self.source):
             found = hf_hub_download(
-                self.repository, name, revision=self.revision, tqdm_class=_bar(advance),
+                self.repository, self._prefix + name, revision=self.revision, tqdm_class=_bar(advance),
                 library_name="monosoup",
             )  # fmt: skip
         return self._place(name, found)
@@ -177,7 +189,7 @@ class HubFolder:
             http_stream_backoff,
         )  # fmt: skip
 
-        url = hf_hub_url(self.repository, name, revision=self.revision)
+        url = hf_hub_url(self.repository, self._prefix + name, revision=self.revision)
         headers = build_hf_headers(library_name="monosoup")
         headers |= {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
         left = stop - start
@@ -200,7 +212,8 @@ class RemoteFile:
     def __init__(self, folder: HubFolder, name: str, nbytes: int, cached: Path | None) -> None:
         self.folder, self.name = folder, name
         self.shown = folder.shown(name)
-        self._nbytes, self._requested = nbytes, 0
+        self._nbytes, self._arrived = nbytes, 0
+        self._counting = threading.Lock()
         self._local = None if cached is None else InputFile(cached, self.shown)
         self._head = b""
         self._parts: _Parts | None = None
@@ -225,14 +238,14 @@ class RemoteFile:
 
     @property
     def bytes_read(self) -> int:
-        return self._requested + (0 if self._local is None else self._local.bytes_read)
+        return self._arrived + (0 if self._local is None else self._local.bytes_read)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         if self._local is not None:
             self._local.read_into(buffer, offset)
         elif self._parts is not None and self._parts.holds(offset, offset + len(buffer)):
             read_into(self._parts.descriptor, buffer, offset)
-            self._requested += len(buffer)
+            self._count(len(buffer))
         else:
             done = 0
             for piece in self._from_afar(offset, offset + len(buffer)):
@@ -242,12 +255,16 @@ class RemoteFile:
     def _from_afar(self, start: int, stop: int) -> Iterable[bytes]:
         if not self._head and self._nbytes:
             self._head = b"".join(self.folder.read_range(self.name, 0, min(HEAD_BYTES, self._nbytes)))
-            self._requested += len(self._head)
+            self._count(len(self._head))
         known = self._head[start:stop]
         yield known
         for first in range(start + len(known), stop, PART_BYTES):
             yield from self.folder.read_range(self.name, first, min(first + PART_BYTES, stop))
-        self._requested += stop - start - len(known)
+        self._count(stop - start - len(known))
+
+    def _count(self, nbytes: int) -> None:
+        with self._counting:
+            self._arrived += nbytes
 
     def read(self, nbytes: int, offset: int = 0) -> bytes:
         buffer = bytearray(nbytes)

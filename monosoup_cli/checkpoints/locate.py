@@ -10,7 +10,8 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PureWindowsPath
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from monosoup_cli.checkpoints.checkpoint import Checkpoint, Shard
@@ -80,17 +81,16 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
     is_typed_as_path = not source.startswith("hf://") and source.endswith((*WEIGHTS, ".json"))
     if where is None or is_typed_as_path:
         raise CheckpointError("no such file or folder", path=source)
+    file = PurePosixPath(where.inner).name if where.inner.endswith(WEIGHTS) else ""
     try:
-        folder = open_repository(source, where)
+        folder = open_repository(source, replace(where, inner=where.inner.removesuffix(file).rstrip("/")))
     except CheckpointError as error:
         if path.parent.is_dir() and not source.startswith("hf://"):
             error.problem = f"no such file or folder; and on the Hub: {error.problem}"
         raise
-    if where.inner.endswith(WEIGHTS):
-        return _checked(Checkpoint(source, (_open_shard(where.inner, folder.open(where.inner)),)))
-    if where.inner and not folder.is_folder(where.inner):
-        raise CheckpointError("no such folder in the repository", path=source)
-    return _open_folder(folder, f"{where.inner}/" if where.inner else "")
+    if not file:
+        return _open_folder(folder, "")
+    return _checked(Checkpoint(source, (_open_shard(file, folder.open(file)),), origin=folder))
 
 
 def _open_folder(folder: Folder, inner: str) -> Checkpoint:

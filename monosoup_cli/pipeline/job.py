@@ -351,6 +351,10 @@ class Job:
     def _identity(self, environment: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the output's bytes depend on."""
         options = self._resolved_arguments()
+        # on the Hub a commit goes by many names; which it is stands with the files
+        options["finetuned"] = [each.repository or each.source for each in self.finetuned]
+        if self.base is not None:
+            options["base"] = self.base.repository or self.base.source
         inputs = {}
         for number, (role, checkpoint) in enumerate(self.inputs):
             for shard in checkpoint.shards:

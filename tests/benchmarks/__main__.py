@@ -1,6 +1,8 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
-Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [equal]    (all of them by default)
+Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [hub]
+
+All of them by default.
 
 `merge` and `equal` run mergekit, from the environment that MERGEKIT names (`make bench` makes it).
 
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 
 from monosoup_cli.report.words import size
+from tests.hub import Hub
 
 REPEATS = 5
 
@@ -233,6 +236,34 @@ def bare(folder):
     row(f"{statistics.median(loops):.1f} s", f"{statistics.median(plains):.1f} s", spread(ratios))
 
 
+def hub(folder):
+    """Two ids on a Hub on loopback against the same two local folders, 988 MB each."""
+    generate(folder, "half_billion")
+    ours, end = [sys.executable, "-m", "monosoup_cli"], ["--quiet", "-o"]
+    local, ids = [folder / "base", folder / "ft1"], ["org/base", "org/ft1"]
+    with Hub(folder / "hub") as served:
+        for path, name in zip(local, ids, strict=True):
+            served.add(name, path)
+        total, environment = (
+            sum(file.stat().st_size for file in family(folder)[:2]),
+            served.env(folder / "home"),
+        )
+        layer = ["--layer", "*layers.3.mlp.up_proj*"]
+        header("Ids on the Hub", "command", "wall", "CPU", "peak", "transferred", "of the pair")
+        for name, words in {
+            "`edit`, local folders": ["edit", *local, *end, folder / "local"],
+            "`inspect-spectrum`, one layer": ["inspect-spectrum", *ids, *layer, "--quiet"],
+            "`edit --dry-run`": ["edit", *ids, *end, folder / "dry", "--dry-run"],
+            "`edit`, first time": ["edit", *ids, *end, folder / "first"],
+            "`edit`, again": ["edit", *ids, *end, folder / "again"],
+        }.items():
+            served.clear()
+            wall, cpu, peak = measured(*ours, *words, environment=environment)
+            sent = served.bytes_sent()
+            row(name, f"{wall:.1f} s", f"{cpu:.1f} s", size(peak), size(sent), f"{sent / total:.2%}")
+            shutil.rmtree(words[-1], ignore_errors=True)
+
+
 def spread(ratios):
     """Median, and from where to where."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -274,7 +305,7 @@ def machine():
 def main():
     benchmarks = {
         "startup": startup, "kernel": kernel, "file": file, "lean": lean, "merge": merge, "bare": bare,
-        "equal": equal,
+        "equal": equal, "hub": hub,
     }  # fmt: skip
     machine()
     for name in sys.argv[1:] or benchmarks:

@@ -19,6 +19,7 @@ from tests.hub import Hub
 LAYERS = 8
 LARGE = 200_000_000  # bytes
 FOUND = {"model_type": "llama"}
+REPORT = "monosoup_report.json"
 
 
 def tensors(seed: int, layers: int = LAYERS, side: int = 96) -> dict[str, torch.Tensor]:
@@ -207,8 +208,15 @@ def test_parts_of_a_repository_are_named_after_its_id(hub, edit, tmp_path):
         )
     edit("hf://org/parts-base/unet", "hf://org/parts-ft@main/unet", output="part")
     edit("hf://org/parts-base/b.safetensors", "hf://org/parts-ft@main/b.safetensors", output="file")
-    written = [tmp_path / "part" / "unet" / "a.safetensors", tmp_path / "file" / "model.safetensors"]
+    written = [tmp_path / "part" / "a.safetensors", tmp_path / "file" / "model.safetensors"]
     assert written[0].read_bytes() == written[1].read_bytes()
+    assert sorted(os.listdir(tmp_path / "part")) == ["README.md", "a.safetensors", "config.json", REPORT]
+    for output in ("part", "file"):
+        report = json.loads((tmp_path / output / REPORT).read_text())
+        commits = [hub.repositories[f"org/parts-{name}"].revisions["main"] for name in ("base", "ft")]
+        assert [entry["revision"] for entry in report["inputs"]] == commits
+        assert f"org/parts-ft@{commits[1]}" in (tmp_path / output / "README.md").read_text()
+    assert "no such folder" in edit("hf://org/parts-base/vae", "org/parts-ft", output="x", code=1)
     assert "more than one checkpoint" in edit("org/parts-base", "org/parts-ft", output="x", code=1)
 
 
@@ -419,6 +427,30 @@ def test_an_interrupted_download_ends_at_once(large, tmp_path):
     assert process.returncode == 130
     assert "interrupted" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_from_the_same_commit_alone(large, tmp_path):
+    hub, place = large
+    repository, home = hub.repositories["org/ft"], tmp_path / "home"
+    old = repository.revisions["main"]
+    words = ["edit", "org/base", "org/ft", "-o", tmp_path / "out"]
+    process = subprocess.Popen([sys.executable, "-m", "monosoup_cli", *map(str, words)], env=hub.env(home))
+    journal = tmp_path / "out.partial" / "journal"
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    try:
+        hub.add("org/ft", place / "base")
+        moved = hub.monosoup(*words, "--resume", home=home)
+        words[2] = f"org/ft@{old}"
+        resumed = hub.monosoup(*words, "--resume", home=home)
+    finally:
+        repository.revisions["main"] = old
+    assert moved.returncode == 1
+    assert "differs in inputs.finetuned 1 model.safetensors.commit" in moved.stderr
+    assert resumed.returncode == 0, resumed
 
 
 # -- push --------------------------------------------------------------------------------------------
