@@ -12,7 +12,14 @@ from pathlib import PurePath
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
-from monosoup_cli.checkpoints.model_card import Parent, library_of, model_card, read_card_metadata
+from monosoup_cli.checkpoints.hub import HubId
+from monosoup_cli.checkpoints.model_card import (
+    MAX_CARD_BYTES,
+    Parent,
+    library_of,
+    model_card,
+    read_card_metadata,
+)
 from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import Choice, Job
 from monosoup_cli.pipeline.options import RunOptions
@@ -41,7 +48,10 @@ def running(prepare: Callable[P, Prepared]) -> Callable[P, dict[str, Any]]:
     def command(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         progress: Any = kwargs.pop("progress", None)
         with prepare(*args, **kwargs) as job:
-            return job.run(progress)
+            report = job.run(progress)
+            if isinstance(job, Job) and job.options.push is not None:
+                job.push()
+            return report
 
     command.__name__ = command.__qualname__ = prepare.__name__.removeprefix("prepare_")
     return command
@@ -86,7 +96,7 @@ def card(
         used += [("fine-tuned", job.finetuned[number]) for number in choice.members]
         first = job.finetuned[0]
         return model_card(
-            f"{output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
+            f"{options.push or output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
             [Parent(role, each.source, each.repository, each.revision) for role, each in used],
             paper.citation, inherited=_own_card(first),
             library=library_of(first.config, [] if first.folder is None else first.folder.names()),
@@ -98,11 +108,11 @@ def card(
 def _pinned(checkpoint: Checkpoint) -> str:
     """What to call a checkpoint in a command that others repeat: on the Hub by its commit, on a disk by the
     last component of its path."""
-    if checkpoint.source.startswith("hf://"):
-        return checkpoint.source
     if checkpoint.repository is None:
         return PurePath(checkpoint.source).name
-    return f"{checkpoint.repository}@{checkpoint.revision}"
+    where = HubId.parse(checkpoint.source)
+    pinned = f"{checkpoint.repository}@{checkpoint.revision}"
+    return pinned if where is None or not where.inner else f"hf://{pinned}/{where.inner}"
 
 
 def _own_card(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -110,15 +120,16 @@ def _own_card(checkpoint: Checkpoint) -> dict[str, Any]:
     folder = checkpoint.folder
     if folder is None or MODEL_CARD not in folder.names():
         return {}
+    if folder.nbytes(MODEL_CARD) > MAX_CARD_BYTES:
+        return {}
     file = folder.open(MODEL_CARD)
     try:
-        return read_card_metadata(file.read(min(file.nbytes, MAX_CARD_BYTES)).decode(errors="replace"))
+        return read_card_metadata(file.read(file.nbytes).decode(errors="replace"))
     finally:
         file.close()
 
 
 MODEL_CARD = "README.md"
-MAX_CARD_BYTES = 1 << 20
 
 SHOWN_OTHERWISE = {"base", "finetuned", "output", "device", "workers", "report", "overwrite", "resume",
                    "max_shard_size", "push", "public"}  # fmt: skip

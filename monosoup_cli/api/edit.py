@@ -61,7 +61,7 @@ def prepare_edit(
     """MonoSoup: edit a fine-tuned checkpoint, or the mean of several, and write the result.
 
     The command `monosoup edit`, whose options have the same names and meaning (docs/cli.md).
-    `base`, `finetuned`: `.safetensors` files or folders. `output`: a folder, or a path that ends
+    `base`, `finetuned`: files, folders or ids on the Hub. `output`: a folder, or a path that ends
     in `.safetensors`; it appears when it is complete. Several values of `energy` or `wise` make a
     checkpoint each, in folders of `output`. `progress` is called from worker threads.
 

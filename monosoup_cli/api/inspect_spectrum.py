@@ -87,8 +87,8 @@ def prepare_inspect_spectrum(
 ) -> Inspected:
     """The spectrum of every layer's update, and what MonoSoup reads off it; writes nothing.
 
-    The command `monosoup inspect-spectrum` (docs/cli.md). `base`, `finetuned`: `.safetensors` files
-    or folders; of several the mean is looked at, as `edit` would edit it, and how alike their updates
+    The command `monosoup inspect-spectrum` (docs/cli.md). `base`, `finetuned`: files, folders
+    or ids on the Hub; of several the mean is looked at, as `edit` would edit it, and how alike their updates
     are. `layer`, `exclude`: globs over the names of what is read, or not. `values`: all singular
     values are in the report. The other options are those of `edit`.
 

@@ -87,11 +87,16 @@ class Alignment:
 def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) -> Alignment:
     """Read the names of `other`, the checkpoint at `path`, as `first` would have them.
 
-    Renames come first, in their order. Names that match then are left alone, and of the others the
-    wrappers are recognised. Raises MismatchError where a rename makes one name of two.
+    Renames come first, in their order, unless more names match without them. Names that match then are
+    left alone, and of the others the wrappers are recognised. Raises MismatchError where a rename makes
+    one name of two.
     """
     names, said, unused = list(other), [], []
+    renamed = names
     for rename in renames:
+        renamed = rename.apply(renamed)
+    is_wanted = sum(name in first for name in renamed) >= sum(name in first for name in names)
+    for rename in renames if is_wanted else ():
         before, names = names, rename.apply(names)
         count = sum(name != old for name, old in zip(names, before, strict=True))
         if count:
@@ -110,14 +115,14 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
     return Alignment(
         {unwrapped.get(name, name): old for name, old in stored.items()},
         (*said, *recognised),
-        tuple(unused),
+        tuple(unused) if is_wanted else tuple(renames),
     )
 
 
 def _reading(old: str, new: str) -> str:
     if not new:
         return f"without '{old}.'"
-    return f"'{old}' read as '{new}'" if old else f"with '{new}.' before"
+    return f"with '{new}' for '{old}'" if old else f"with '{new}.' before"
 
 
 def _tensors(count: int) -> str:

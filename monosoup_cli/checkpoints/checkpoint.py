@@ -131,7 +131,7 @@ class Checkpoint:
         last = self._in_order
         if getattr(last, "tensor", None) is not tensor:
             last.data = None  # before the next one is made
-            last.data = memoryview(contiguous(shard.file, tensor, shard.strided[tensor.name]))
+            last.data = contiguous(shard.file, tensor, shard.strided[tensor.name])
             last.tensor = tensor
         buffer[:] = last.data[offset : offset + len(buffer)]
 
@@ -145,7 +145,8 @@ class Checkpoint:
         for shard in self.shards:
             tensors = wanted[shard.name]
             is_little = sum(tensor.nbytes for tensor in tensors) < LITTLE * shard.file.nbytes
-            if names is None or not is_little or (tensors and shard.is_state_dict):
+            is_whole = any(tensor.name in shard.strided for tensor in tensors)
+            if names is None or not is_little or is_whole:
                 downloads += shard.file.select(None)
                 continue
             start = shard.data_start
@@ -163,7 +164,26 @@ class Checkpoint:
         """What other programs open: the folder or the file on this machine."""
         if os.path.lexists(self.source):
             return self.source
-        return str(self.shards[0].file.path if self.folder is None else self.folder.root)
+        place = self.folder or self.origin
+        assert place is not None
+        assert place.root is not None
+        return str(place.root if self.folder else place.root / self.shards[0].name)
+
+    @property
+    def kept_in_order(self) -> int:
+        """Bytes that a thread may hold of tensors whose elements do not lie in order."""
+        return max(
+            (
+                shard.header.tensors[name].nbytes + strided.span
+                for shard in self.shards
+                for name, strided in shard.strided.items()
+            ),
+            default=0,
+        )
+
+    def forget(self) -> None:
+        """Drop what the calling thread holds of them."""
+        self._in_order.__dict__.clear()
 
     def prefetch(self, name: str, limit: int) -> None:
         """Ask the system to have the tensor, or its first `limit` bytes, at hand soon."""

@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointFile",
     "Download",
     "InputFile",
+    "check_json_size",
     "read_header",
     "read_into",
     "read_json",
@@ -119,15 +120,15 @@ def _open_regular(path: Path, shown: str) -> int:
 class InputFile:
     """A regular file, for reading only. Safe to read from several threads at once.
 
-    Links are resolved by the caller; a FIFO or a device is refused instead of waited for.
-    Reading past the end, or a file that changed meanwhile, raises CheckpointError. However many
-    there are, few are held open at a time.
+    `commit`: of a file in the Hub's cache. Links are resolved by the caller; a FIFO or a device is
+    refused instead of waited for. Reading past the end, or a file that changed meanwhile, raises
+    CheckpointError. However many there are, few are held open at a time.
     """
 
     is_remote = False
 
-    def __init__(self, path: Path, shown: str | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path, shown: str | None = None, *, commit: str | None = None) -> None:
+        self._path, self._commit = path, commit
         self.bytes_read = 0
         self._counting = threading.Lock()
         self.shown = shown or str(path)
@@ -160,7 +161,7 @@ class InputFile:
 
     @property
     def version(self) -> dict[str, Any]:
-        return {"mtime_ns": self.status.st_mtime_ns}
+        return {"mtime_ns": self.status.st_mtime_ns} if self._commit is None else {"commit": self._commit}
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on. Whoever reads on in pieces finds what follows
@@ -289,11 +290,16 @@ def read_header(file: CheckpointFile) -> Header:
 def read_json_file(file: CheckpointFile, what: str) -> Any:
     """The content of a small JSON file, parsed strictly; closes it."""
     try:
-        if file.nbytes > MAX_JSON_BYTES:
-            raise CheckpointError(f"the {what} is too large", path=file.shown, found=f"{file.nbytes:,} bytes")
+        check_json_size(file.nbytes, file.shown, what)
         return parse_json(file.read(file.nbytes), file.shown, what)
     finally:
         file.close()
+
+
+def check_json_size(nbytes: int, shown: str, what: str) -> None:
+    """Raise CheckpointError for more than is parsed."""
+    if nbytes > MAX_JSON_BYTES:
+        raise CheckpointError(f"the {what} is too large", path=shown, found=f"{nbytes:,} bytes")
 
 
 def read_json(path: Path, what: str) -> Any:

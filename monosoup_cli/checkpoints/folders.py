@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from monosoup_cli.checkpoints.files import CheckpointFile, Download, InputFile, read_json_file
+from monosoup_cli.checkpoints.files import (
+    CheckpointFile,
+    Download,
+    InputFile,
+    check_json_size,
+    read_json_file,
+)
 from monosoup_cli.errors import CheckpointError
 
-__all__ = ["Folder", "LocalFolder", "read_config", "resolve_inside"]
+__all__ = [
+    "STATE_DICTS",
+    "WEIGHTS",
+    "Folder",
+    "LocalFolder",
+    "is_plain_name",
+    "read_config",
+    "resolve_inside",
+]
+
+STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS = (".safetensors", *STATE_DICTS)
+"""The ends of the names of files of weights."""
 
 
 class Folder(Protocol):
@@ -86,7 +104,7 @@ class LocalFolder:
         return path.stat().st_size
 
     def open(self, name: str) -> InputFile:
-        return InputFile(self.path(name), self.shown(name))
+        return InputFile(self.path(name), self.shown(name), commit=self.revision)
 
     def path(self, name: str) -> Path:
         return resolve_inside(self.root, name)
@@ -103,7 +121,19 @@ def read_config(folder: Folder, name: str) -> Any:
     inner, _, last = name.rpartition("/")
     if last not in folder.names(inner):
         return None
-    return read_json_file(folder.open(name), "index" if last.endswith(".index.json") else last)
+    what = "index" if last.endswith(".index.json") else last
+    check_json_size(folder.nbytes(name), folder.shown(name), what)  # before it is downloaded
+    return read_json_file(folder.open(name), what)
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether it is the name of a file and nothing more, on every system."""
+    return (
+        isinstance(name, str)
+        and name not in {"", ".", ".."}
+        and "\0" not in name
+        and name == PureWindowsPath(name).name
+    )
 
 
 def _in_cache(path: Path) -> tuple[str | None, str | None]:

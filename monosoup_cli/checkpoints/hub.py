@@ -16,28 +16,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import Any
 
 from monosoup_cli.checkpoints.files import Advance, CheckpointFile, Download, InputFile, read_into
-from monosoup_cli.checkpoints.folders import Folder, LocalFolder
+from monosoup_cli.checkpoints.folders import WEIGHTS, Folder, LocalFolder, is_plain_name
 from monosoup_cli.checkpoints.hub_errors import hub_errors, quiet_hub
 from monosoup_cli.errors import CheckpointError
 
 __all__ = ["HubFolder", "HubId", "RemoteFile", "fetch", "open_repository"]
 
 SCHEME = "hf://"
+OTHER_KINDS = ("datasets/", "spaces/", "kernels/")
 ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 URI_WITH_REVISION = re.compile(r"([\w./-]+)@(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.+))?")
-STREAMED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""Files that are read from afar; others, which are small, are downloaded when they are opened."""
-
 HEAD_BYTES = 1 << 16
 """What is asked for first: it holds most headers."""
 
-PART_BYTES = 8 << 20
+PART_BYTES = 4 << 20
 """Of one range request."""
+
+ATTEMPTS = 3
+"""To read a part, where the connection drops meanwhile."""
 
 READ_BYTES = 1 << 18
 """Of a download, held at once."""
@@ -56,16 +57,21 @@ class HubId:
 
     @classmethod
     def parse(cls, source: str) -> HubId | None:
-        """None for what is no id on the Hub."""
+        """None for what is no id of a model on the Hub."""
         rest = source.removeprefix(SCHEME).rstrip("/")
-        if rest == source:
+        if not source.startswith(SCHEME):
             found = ID.fullmatch(source)
-            return None if found is None else cls(found[1], found[2])
-        if found := URI_WITH_REVISION.fullmatch(rest):
-            return cls(found[1], found[2], found[3] or "")
-        organisation, _, name = rest.partition("/")
-        name, _, inner = name.partition("/")
-        return cls(f"{organisation}/{name}".rstrip("/"), None, inner)
+            where = None if found is None else cls(found[1], found[2])
+        elif found := URI_WITH_REVISION.fullmatch(rest):
+            where = cls(found[1], found[2], found[3] or "")
+        else:
+            organisation, _, name = rest.partition("/")
+            name, _, inner = name.partition("/")
+            where = cls(f"{organisation}/{name}".rstrip("/"), None, inner)
+        if where is None or where.repository.startswith(OTHER_KINDS):
+            return None
+        parts = [*where.repository.split("/"), *(where.revision or "main").split("/")]
+        return None if {".", ".."}.intersection(parts) else where
 
 
 def open_repository(source: str, where: HubId) -> Folder:
@@ -77,9 +83,9 @@ def open_repository(source: str, where: HubId) -> Folder:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     api, inner = HfApi(library_name="monosoup"), where.inner.split("/") if where.inner else []
-    if not all(map(_is_plain, inner)):
+    if not all(map(is_plain_name, inner)):
         raise CheckpointError("no folder of a repository", path=source)
-    with hub_errors(source), quiet_hub():
+    with hub_errors(source):
         revision = api.resolve_revision(where.repository, revision=where.revision)
         if HF_HUB_OFFLINE:  # nothing is asked for, so nothing can be missing
             snapshot = snapshot_download(
@@ -92,17 +98,15 @@ def open_repository(source: str, where: HubId) -> Folder:
         tree = api.list_repo_tree(where.repository, revision=revision.resolved, recursive=True)
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
     for name in sizes:
-        if not all(map(_is_plain, name.split("/"))):
+        if name.startswith("/") or {"", ".", ".."}.intersection(name.replace("\\", "/").split("/")):
             raise CheckpointError("lists a file that would lie outside", path=source, found=repr(name)[:200])
+    # what is no name of a file on every system is not of any use here, and left alone
+    sizes = {name: size for name, size in sizes.items() if all(map(is_plain_name, name.split("/")))}
     prefix = f"{where.inner}/" if inner else ""
     sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
     if inner and not sizes:
         raise CheckpointError("no such folder in the repository", path=source)
     return HubFolder(source, where.repository, revision.resolved, sizes, prefix)
-
-
-def _is_plain(name: str) -> bool:
-    return name not in {"", ".", ".."} and name == PureWindowsPath(name).name
 
 
 class HubFolder:
@@ -139,8 +143,9 @@ class HubFolder:
 
     def open(self, name: str) -> CheckpointFile:
         nbytes, cached = self.nbytes(name), self.cached(name)
-        if name.endswith(STREAMED):
+        if name.endswith(WEIGHTS):
             return RemoteFile(self, name, nbytes, cached)
+        # others are small, and downloaded
         return InputFile(cached or self.path(name), self.shown(name))
 
     def cached(self, name: str) -> Path | None:
@@ -180,28 +185,43 @@ class HubFolder:
     def shown(self, name: str) -> str:
         return f"{self.source}/{name}".rstrip("/")
 
-    def read_range(self, name: str, start: int, stop: int) -> Iterable[bytes]:
-        """The bytes start:stop of a file, in pieces as they arrive."""
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes start:stop of a file; where the connection drops, they are asked for again."""
+        for attempt in range(ATTEMPTS):
+            with hub_errors(self.source):
+                part, failure = self._read_range(name, start, stop)
+                if failure is not None and attempt == ATTEMPTS - 1:
+                    raise failure
+            if failure is None:
+                break
+        if len(part) != stop - start:
+            raise CheckpointError("the server sent another part than was asked for", path=self.shown(name))
+        return part
+
+    def _read_range(self, name: str, start: int, stop: int) -> tuple[bytes, Exception | None]:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
             hf_raise_for_status,
             http_stream_backoff,
-        )  # fmt: skip
+        )
 
         url = hf_hub_url(self.repository, self._prefix + name, revision=self.revision)
         headers = build_hf_headers(library_name="monosoup")
         headers |= {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
-        left = stop - start
-        with hub_errors(self.source), http_stream_backoff("GET", url, headers=headers) as response:
+        pieces: list[bytes] = []
+        with http_stream_backoff("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:
                 raise CheckpointError("the server does not send parts of files", path=self.shown(name))
-            for piece in response.iter_bytes():
-                left -= len(piece)
-                yield piece
-        if left:
-            raise CheckpointError("the server sent another part than was asked for", path=self.shown(name))
+            try:
+                for piece in response.iter_bytes():
+                    pieces.append(piece)
+                    if sum(map(len, pieces)) > stop - start:
+                        break
+            except Exception as failure:  # in here, the library would take it for one of its own
+                return b"", failure
+        return b"".join(pieces), None
 
 
 class RemoteFile:
@@ -247,20 +267,17 @@ class RemoteFile:
             read_into(self._parts.descriptor, buffer, offset)
             self._count(len(buffer))
         else:
-            done = 0
-            for piece in self._from_afar(offset, offset + len(buffer)):
-                buffer[done : done + len(piece)] = piece
-                done += len(piece)
+            buffer[:] = self._from_afar(offset, offset + len(buffer))
 
-    def _from_afar(self, start: int, stop: int) -> Iterable[bytes]:
+    def _from_afar(self, start: int, stop: int) -> bytes:
         if not self._head and self._nbytes:
-            self._head = b"".join(self.folder.read_range(self.name, 0, min(HEAD_BYTES, self._nbytes)))
+            self._head = self.folder.read_range(self.name, 0, min(HEAD_BYTES, self._nbytes))
             self._count(len(self._head))
-        known = self._head[start:stop]
-        yield known
-        for first in range(start + len(known), stop, PART_BYTES):
-            yield from self.folder.read_range(self.name, first, min(first + PART_BYTES, stop))
-        self._count(stop - start - len(known))
+        found = [self._head[start:stop]]
+        for first in range(start + len(found[0]), stop, PART_BYTES):
+            found.append(self.folder.read_range(self.name, first, min(first + PART_BYTES, stop)))
+            self._count(len(found[-1]))
+        return b"".join(found)
 
     def _count(self, nbytes: int) -> None:
         with self._counting:
@@ -280,7 +297,7 @@ class RemoteFile:
             return []
         if parts is None:
             return [Download(self.nbytes, self._fetch)]
-        self._parts = self._parts or _Parts(self.nbytes)
+        self._parts = self._parts or _Parts(self.nbytes, self.shown)
         wanted = [
             (first, min(first + PART_BYTES, stop))
             for start, stop in sorted(set(parts))
@@ -295,12 +312,9 @@ class RemoteFile:
 
     def _fetch_part(self, start: int, stop: int, advance: Advance) -> None:
         assert self._parts is not None
-        done = start
-        for piece in self.folder.read_range(self.name, start, stop):
-            self._parts.write(piece, done)
-            done += len(piece)
-            advance(len(piece))
-        self._parts.add(start, stop)
+        part = self.folder.read_range(self.name, start, stop)
+        self._parts.add(part, start)
+        advance(len(part))
 
     def check_unchanged(self) -> None:
         if self._local is not None:
@@ -317,28 +331,39 @@ class RemoteFile:
 class _Parts:
     """Parts of a file that is far away, in a temporary file with holes, each at its own place."""
 
-    def __init__(self, nbytes: int) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self.descriptor = self._file.fileno()
-        os.ftruncate(self.descriptor, nbytes)
-        self._lock = threading.Lock()
+    def __init__(self, nbytes: int, shown: str) -> None:
+        self._shown, self._lock = shown, threading.Lock()
         self._held: list[tuple[int, int]] = []
+        with self._system_errors():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+            self.descriptor = self._file.fileno()
+            os.ftruncate(self.descriptor, nbytes)
 
-    def write(self, data: bytes, offset: int) -> None:
-        while data:
-            count = os.pwrite(self.descriptor, data, offset)
-            data, offset = data[count:], offset + count
-
-    def add(self, start: int, stop: int) -> None:
-        """Count the bytes start:stop as here."""
+    def add(self, part: bytes, start: int) -> None:
+        """Keep the bytes from `start` on."""
+        offset, left = start, part
+        with self._system_errors():
+            while left:
+                count = os.pwrite(self.descriptor, left, offset)
+                left, offset = left[count:], offset + count
         with self._lock:
             merged: list[tuple[int, int]] = []
-            for first, last in sorted([*self._held, (start, stop)]):
+            for first, last in sorted([*self._held, (start, start + len(part))]):
                 if merged and first <= merged[-1][1]:
                     merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
                 else:
                     merged.append((first, last))
             self._held = merged
+
+    @contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"no place for parts of it in the temporary folder: {error.strerror}", path=self._shown,
+                hint="make room there, or name another with TMPDIR",
+            ) from None  # fmt: skip
 
     def holds(self, start: int, stop: int) -> bool:
         held = self._held

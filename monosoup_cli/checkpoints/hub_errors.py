@@ -80,6 +80,7 @@ def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
 @contextmanager
 def quiet_hub() -> Iterator[None]:
     """Without the library's progress bars, warnings and log lines, in which addresses stand."""
+    import huggingface_hub.hf_api  # noqa: F401  (sets the level of the log, so first)
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
         disable_progress_bars,

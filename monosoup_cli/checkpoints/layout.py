@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from monosoup_cli.checkpoints.checkpoint import Checkpoint, Shard
 from monosoup_cli.checkpoints.header import BITS, Header, TensorInfo, build_header
 
 __all__ = ["OutputFile", "OutputLayout", "plan_layout"]
+
+STEM = re.compile(r"^(open_clip_)?pytorch_model(?=-|$)")
+"""Of state dicts, in transformers and open_clip; diffusers has the same for both formats."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,7 @@ def _as_safetensors(name: str) -> str:
     stem, _, suffix = last.rpartition(".")
     if suffix == "safetensors":
         return name
-    if stem == "pytorch_model" or stem.startswith("pytorch_model-"):
-        stem = stem.removeprefix("pytorch_")
+    stem = STEM.sub(r"\1model", stem)
     return f"{folder}{slash}{stem}.safetensors"
 
 

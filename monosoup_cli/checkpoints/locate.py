@@ -11,20 +11,25 @@ import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monosoup_cli.checkpoints.checkpoint import Checkpoint, Shard
 from monosoup_cli.checkpoints.files import CheckpointFile, InputFile, read_header
-from monosoup_cli.checkpoints.folders import Folder, LocalFolder, read_config
+from monosoup_cli.checkpoints.folders import (
+    STATE_DICTS,
+    WEIGHTS,
+    Folder,
+    LocalFolder,
+    is_plain_name,
+    read_config,
+)
 from monosoup_cli.checkpoints.header import Header
 from monosoup_cli.errors import CheckpointError, UsageError
 
-__all__ = ["STATE_DICTS", "WEIGHTS", "open_checkpoint", "parts_of"]
+__all__ = ["open_checkpoint", "parts_of"]
 
 INDEX_SUFFIX = ".index.json"
-STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHTS = (".safetensors", *STATE_DICTS)
 STEMS = {
     ".safetensors": ("model", "diffusion_pytorch_model"),
     ".bin": ("pytorch_model", "diffusion_pytorch_model"),
@@ -32,11 +37,13 @@ STEMS = {
 """What libraries call the weights of a model, with the suffix of each format."""
 SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
 TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are fine-tuned."""
+WORDS = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 AT_ONCE = 8
 """Shards whose headers are read."""
 
@@ -45,6 +52,7 @@ QUANTISED = re.compile(
     r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
 )
 """The last components of names that GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors and mxfp4 write."""
+UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
@@ -76,21 +84,34 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
 def _open_afar(source: str, path: Path) -> Checkpoint:
     """What is not on the disk: a repository on the Hub, one of its folders or files."""
     from monosoup_cli.checkpoints.hub import HubId, open_repository
+    from monosoup_cli.checkpoints.hub_errors import quiet_hub
 
-    where = HubId.parse(source)
-    is_typed_as_path = not source.startswith("hf://") and source.endswith((*WEIGHTS, ".json"))
+    where, is_told = HubId.parse(source), source.startswith("hf://")
+    is_typed_as_path = not is_told and source.endswith((*WEIGHTS, ".json"))
     if where is None or is_typed_as_path:
-        raise CheckpointError("no such file or folder", path=source)
+        raise CheckpointError("no such file or folder", path=source, hint=_meant(source))
     file = PurePosixPath(where.inner).name if where.inner.endswith(WEIGHTS) else ""
-    try:
-        folder = open_repository(source, replace(where, inner=where.inner.removesuffix(file).rstrip("/")))
-    except CheckpointError as error:
-        if path.parent.is_dir() and not source.startswith("hf://"):
-            error.problem = f"no such file or folder; and on the Hub: {error.problem}"
-        raise
-    if not file:
-        return _open_folder(folder, "")
-    return _checked(Checkpoint(source, (_open_shard(file, folder.open(file)),), origin=folder))
+    source = source.removesuffix(file).rstrip("/")
+    with quiet_hub():
+        try:
+            folder = open_repository(source, replace(where, inner=where.inner.removesuffix(file).rstrip("/")))
+        except CheckpointError as error:
+            if not is_told:
+                error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
+            raise
+        if not file:
+            return _open_folder(folder, "")
+        shard = _open_shard(file, folder.open(file))
+        return _checked(Checkpoint(f"{source}/{file}", (shard,), origin=folder))
+
+
+def _meant(source: str) -> str | None:
+    """What may have been meant by something that is neither a path nor an id on the Hub."""
+    if source.startswith(("http://", "https://")):
+        return "an id on the Hub is written org/name"
+    if WORDS.fullmatch(source) and not source.endswith(WEIGHTS):
+        return f"if it is on the Hub: hf://{source}"
+    return None
 
 
 def _open_folder(folder: Folder, inner: str) -> Checkpoint:
@@ -108,9 +129,7 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
         part = "" if inner else _part_with_weights(folder, names)
         if part:
             return _open_folder(folder, f"{part}/")
-        other = next((name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))), None)
-        found = f", only {other}" if other else ""
-        raise CheckpointError(f"no weights in this folder{found}", path=folder.source)
+        raise _without_weights(folder, inner, names)
     if len(candidates) > 1:
         raise CheckpointError(
             "more than one checkpoint in this folder, and loaders disagree which to take",
@@ -122,6 +141,24 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     return _checked(
         Checkpoint(folder.source, (_open_shard(name, folder.open(name)),), folder, inner, config=config)
     )
+
+
+def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> CheckpointError:
+    if isinstance(folder, LocalFolder) and not os.path.lexists(folder.source):  # offline
+        return CheckpointError(
+            "offline, and its weights are not in the cache", path=folder.source,
+            hint="run it once without HF_HUB_OFFLINE",
+        )  # fmt: skip
+    other = next((name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))), None)
+    parts = [name for name in names if not name.startswith(".") and folder.is_folder(f"{inner}{name}")]
+    parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
+    hint = None
+    if parts:
+        hint = f"there are some in {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}: name one"
+    elif HUB_ID.fullmatch(folder.source):
+        hint = f"for the repository on the Hub: hf://{folder.source}"
+    found = f", only {other}" if other else ""
+    return CheckpointError(f"no weights in this folder{found}", path=folder.source, hint=hint)
 
 
 def _candidates(names: Sequence[str]) -> list[str]:
@@ -181,7 +218,7 @@ def _open_sharded(
     file_name = index_name.removesuffix(INDEX_SUFFIX)
     suffix = f".{file_name.rpartition('.')[2]}" if file_name.endswith(WEIGHTS) else ".safetensors"
     for name, shard_name in weight_map.items():
-        if not _is_plain_name(shard_name) or not shard_name.endswith(suffix):
+        if not is_plain_name(shard_name) or not shard_name.endswith(suffix):
             raise CheckpointError(
                 f"the index must name {suffix[1:]} files in its own folder", path=index_path,
                 tensor=name, found=repr(shard_name)[:200],
@@ -252,16 +289,6 @@ def _open_shard(name: str, file: CheckpointFile) -> Shard:
         raise
 
 
-def _is_plain_name(name: object) -> bool:
-    """A file name and nothing more, on every system."""
-    return (
-        isinstance(name, str)
-        and name not in {"", ".", ".."}
-        and "\0" not in name
-        and name == PureWindowsPath(name).name
-    )
-
-
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint, unless it is quantised."""
     for name in checkpoint.tensors:
@@ -272,9 +299,6 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
                 path=checkpoint.source, tensor=name, hint=UNQUANTISED,
             )  # fmt: skip
     return checkpoint
-
-
-UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
 def _refuse_quantisation_config(config: Mapping[str, Any] | None, path: str) -> None:

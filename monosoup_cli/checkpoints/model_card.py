@@ -9,13 +9,14 @@ from pathlib import PurePath
 from typing import Any
 
 from monosoup_cli import __version__
+from monosoup_cli.errors import without_tokens
 
-__all__ = ["Parent", "library_of", "model_card", "read_card_metadata"]
+__all__ = ["MAX_CARD_BYTES", "Parent", "library_of", "model_card", "read_card_metadata"]
 
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """What stays true of edited weights; results and tags are of the model that was measured."""
 
-MAX_CARD = 1 << 20
+MAX_CARD_BYTES = 1 << 20
 MAX_METADATA = 1 << 13  # of the inherited fields; hundreds of languages need a third of it
 MAX_TEXT = 500
 MARKDOWN = re.compile(r"([\\`*_\[\]<>&#|~$])")
@@ -92,7 +93,7 @@ def read_card_metadata(text: str) -> dict[str, Any]:
     """
     import yaml  # type: ignore[import-untyped]
 
-    fields = "\n".join(_inherited_lines(text[:MAX_CARD]))
+    fields = "\n".join(_inherited_lines(text[:MAX_CARD_BYTES]))
     if len(fields) > MAX_METADATA:
         return {}
     try:
@@ -163,5 +164,8 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """On one line, with escapes for what does not print: file names may hold anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """On one line, without tokens, with escapes for what does not print: names may hold anything."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in without_tokens(text)
+    )

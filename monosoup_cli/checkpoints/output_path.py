@@ -23,6 +23,7 @@ def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: 
     cannot be written. An existing folder is replaced only where it looks like a checkpoint."""
     try:
         _check_parent(output)
+        _check_not_cached(output)
         for checkpoint in inputs:
             _check_apart(output, checkpoint)
         if output.is_symlink():
@@ -42,6 +43,14 @@ def _check_parent(output: Path) -> None:
         raise OutputError("its folder does not exist", path=output, hint=f"create {parent} first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError("its folder is not writable", path=output)
+
+
+def _check_not_cached(path: Path) -> None:
+    """Raise OutputError for a place in the Hub's cache, whose files are many checkpoints'."""
+    # by the path as it is written, too: files of the cache are links
+    for each in (*path.absolute().parents, *path.resolve().parents):
+        if each.name.startswith("models--") and (each / "snapshots").is_dir():
+            raise OutputError("lies in the Hub's cache", path=path, hint="choose another place")
 
 
 def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
@@ -99,6 +108,7 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], 
     `overwrite`) any file."""
     if report.resolve() == output.resolve():
         raise OutputError("the report would replace the output", path=report)
+    _check_not_cached(report)
     if not report.parent.is_dir():
         raise OutputError("the report's folder does not exist", path=report)
     try:

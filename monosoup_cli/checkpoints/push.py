@@ -15,7 +15,7 @@ from monosoup_cli.errors import CheckpointError, OutputError, UsageError, croppe
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["check_push", "push"]
+__all__ = ["check_push", "push", "upload_command"]
 
 REPOSITORY = re.compile(r"[^/]+/[^/]+")
 FREE_TO_REPLACE = {".gitattributes", "README.md"}
@@ -59,9 +59,8 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    later = ["hf", "upload", repository, str(folder)]
-    later += [*([] if public else ["--private"]), *(["--delete", "*"] if overwrite else [])]
-    hint = f"the folder is complete: `{shlex.join(later)}` sends it"
+    later = upload_command(folder, repository, public=public, overwrite=overwrite)
+    hint = f"the folder is complete: `{later}` sends it"
     with _refusing(repository, hint), quiet_hub():
         api = HfApi(token=get_token())
         api.create_repo(repository, private=not public, exist_ok=True)
@@ -81,6 +80,12 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
         return str(commit.repo_url)
 
 
+def upload_command(folder: Path, repository: str, *, public: bool, overwrite: bool) -> str:
+    """The line for the shell that does what `push` does."""
+    words = ["hf", "upload", repository, str(folder)]
+    return shlex.join([*words, *([] if public else ["--private"]), *(["--delete", "*"] if overwrite else [])])
+
+
 @contextmanager
 def _refusing(repository: str, hint: str | None) -> Iterator[None]:
     try:
@@ -90,7 +95,9 @@ def _refusing(repository: str, hint: str | None) -> Iterator[None]:
         error.hint = error.hint if hint is None else hint
         raise
     except CheckpointError as error:
-        raise OutputError(error.problem, path=repository, hint=hint or error.hint) from None
+        hints = [error.hint] if hint is None or "token" in error.problem else []
+        said = "; ".join(each for each in (*hints, hint) if each is not None)
+        raise OutputError(error.problem, path=repository, hint=said or None) from None
 
 
 def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, set[str]]:

@@ -3,19 +3,23 @@ and the other parts of a pipeline."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
-from monosoup_cli.checkpoints.folders import Folder
-from monosoup_cli.checkpoints.locate import WEIGHTS, parts_of
+from monosoup_cli.checkpoints.folders import WEIGHTS, Folder
+from monosoup_cli.checkpoints.locate import parts_of
+from monosoup_cli.errors import CheckpointError
 
 __all__ = ["side_files"]
 
+INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 OTHER_FORMATS = (
-    ".index.json", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".npz", ".pkl",
+    ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".npz", ".pkl",
     ".pickle", ".nemo",
 )  # fmt: skip
 LEFT_BEHIND = {"README.md", "monosoup_report.json", "trainer_state.json"}
 MAX_SIDE_FILE_BYTES = 256 << 20
+MAX_ENTRIES = 100_000
 
 
 def side_files(folder: Folder, inner: str) -> Iterator[str]:
@@ -27,17 +31,24 @@ def side_files(folder: Folder, inner: str) -> Iterator[str]:
     links that lead out of the folder.
     """
     parts = set(parts_of(folder)) - {"", inner.rstrip("/")}
-    yield from _walk(folder, "", parts, is_part=False)
+    for number, name in enumerate(_walk(folder, "", parts, is_part=False)):
+        if number >= MAX_ENTRIES:  # links among folders can make few files look like many
+            raise CheckpointError("holds too many files", path=folder.source)
+        if name is not None:
+            yield name
 
 
-def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iterator[str]:
+def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iterator[str | None]:
+    """The names, and None for what is left behind."""
     names = folder.names(inner)
     carried = _weights(names) if is_part else ()
     for name in names:
+        yield None
         relative = f"{inner}/{name}" if inner else name
         if name.startswith((".", "events.out.")) or name in LEFT_BEHIND:
             continue
-        if name.endswith((*WEIGHTS, *OTHER_FORMATS)) and name not in carried:
+        is_of_weights = name.endswith((*WEIGHTS, *OTHER_FORMATS)) or INDEX.search(name)
+        if is_of_weights and name not in carried:
             continue
         if folder.is_folder(relative):
             if name != "original" and not name.startswith("checkpoint-"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickletools
 import re
 import struct
@@ -63,9 +64,8 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 STORAGE = re.compile(r"data/([0-9]{1,9})")
 
-RESAVE = "save it again with a current torch: torch.save(torch.load(PATH, weights_only=True), PATH)"
+RESAVE = "save it again with a current torch: torch.save(torch.load(OLD, weights_only=True), NEW)"
 SAVE_ALONE = "save the state dict alone: torch.save(model.state_dict(), PATH)"
-
 REBUILT = {
     "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3",
     "torch._utils _rebuild_parameter", "collections OrderedDict", "collections Counter",
@@ -177,14 +177,20 @@ def _starts(file: Bytes, keys: Mapping[int, _Record], tensors: Iterable[torch.Te
         return dict(zip(used, pool.map(lambda key: _start(file, keys[key]), used), strict=True))
 
 
-def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> bytearray:
+def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> memoryview:
     """The elements in row-major order. At most twice their bytes, or a piece, are held beside them."""
     import torch
 
-    elements = bytearray(tensor.nbytes)
+    elements = _room(tensor.nbytes)
     dtype = getattr(torch, INTEGERS[BITS[tensor.dtype]])
     _gather(file, torch.frombuffer(elements, dtype=dtype).view(tensor.shape), tensor.start, strided.strides)
     return elements
+
+
+def _room(nbytes: int) -> memoryview:
+    """Memory that goes back to the system when it is not used any more: a freed block of this size would
+    have the allocator keep others."""
+    return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
 
 
 def _gather(file: Bytes, into: torch.Tensor, start: int, strides: tuple[int, ...]) -> None:
@@ -193,8 +199,8 @@ def _gather(file: Bytes, into: torch.Tensor, start: int, strides: tuple[int, ...
     reach = [(size - 1) * stride for size, stride in zip(into.shape, strides, strict=True)]
     span = (sum(reach) + 1) * into.element_size()
     if span <= max(2 * into.numel() * into.element_size(), PIECE):
-        buffer = bytearray(span)
-        file.read_into(memoryview(buffer), start)
+        buffer = _room(span)
+        file.read_into(buffer, start)
         into.copy_(torch.frombuffer(buffer, dtype=into.dtype).as_strided(into.shape, strides))
         return
     widest = reach.index(max(reach))
@@ -404,7 +410,7 @@ def _screen(pickle: bytes, shown: str) -> None:
                 left -= sum(key.weight for key in items[::2])
             elif name == "GLOBAL":
                 if argument not in allowed:
-                    raise refuse(_foreign(argument))
+                    raise refuse(*_foreign(argument))
                 stack.parts.append(_Part(rebuilds=argument in REBUILT))
             elif name == "REDUCE":
                 function, arguments = stack.pop(2)
@@ -443,11 +449,12 @@ def _allowed() -> set[str]:
     } | {"torch.storage UntypedStorage", "torch.storage TypedStorage"}  # fmt: skip
 
 
-def _foreign(named: str) -> str:
+def _foreign(named: str) -> tuple[str, str]:
+    """What is refused that a pickle names, and what to do."""
     module, _, name = named.rpartition(" ")
     if name in NOT_DENSE:
-        return f"holds {NOT_DENSE[name]}"
-    return f"holds an object that is not a tensor: {_quoted(f'{module}.{name}')}"
+        return f"holds {NOT_DENSE[name]}", SAVE_ALONE
+    return f"holds an object that is not a tensor: {_quoted(f'{module}.{name}')}", SAVE_ALONE
 
 
 def _parse(pickle: bytes, records: Mapping[str, _Record], shown: str) -> tuple[Any, dict[int, _Record]]:
@@ -515,6 +522,13 @@ def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple
         if len(inner) > 1:
             raise refuse(f"holds several state dicts: {', '.join(inner)}", hint=SAVE_ALONE)
         if not inner or wrapped == MAX_WRAPPED:
+            under = [name for name, value in content.items() if _holds_tensors(value)]
+            if under:
+                inside = cropped("".join(f"[{key!r}]" for key in [*within.split(".")[:-1], under[0]]))
+                raise refuse(
+                    f"its tensors stand under {cropped(', '.join(map(repr, under[:4])))}",
+                    hint=f"save them alone: torch.save(torch.load(OLD, weights_only=True){inside}, NEW)",
+                )  # fmt: skip
             raise refuse(
                 f"{_quoted(within + others[0])} is not a tensor",
                 found=f"a {type(content[others[0]]).__name__}", hint=SAVE_ALONE,
@@ -522,6 +536,12 @@ def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple
         left_out += [within + name for name in content if name != inner[0]]
         content, within = content[inner[0]], f"{within}{inner[0]}."
     raise AssertionError
+
+
+def _holds_tensors(value: object) -> bool:
+    import torch
+
+    return isinstance(value, dict) and any(isinstance(each, torch.Tensor) for each in value.values())
 
 
 def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table, summary_table
+from monosoup_cli.report.words import size
 
 if TYPE_CHECKING:
     from monosoup_cli.cli.console import Console
@@ -43,12 +44,23 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.table(selection_table(report["selection"]))
         console.note("")
     console.table(summary_table(report, job.report_path or Path("stdout")))
-    if job.pushed_to is not None:
-        console.note(f"pushed to {job.pushed_to}")
     if len(report.get("selection", {}).get("members", ())) == 1:
         console.note("note: one checkpoint is left, and the output is a copy of its tensors")
     elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
         console.note("note: nothing was edited; the report gives the reason for every tensor")
+    if job.options.push is not None:
+        _push(job, console)
+
+
+def _push(job: Job, console: Console) -> None:
+    nbytes = sum(path.stat().st_size for path in job.output.rglob("*"))
+    console.note(f"uploading {size(nbytes)} to {job.options.push}")
+    try:
+        address = job.push()
+    except SystemExit:  # a signal
+        console.note(f"note: {job.output} is complete: `{job.upload_command}` sends it")
+        raise
+    console.note(f"pushed to {address}")
 
 
 def import_torch() -> None:

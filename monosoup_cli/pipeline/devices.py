@@ -122,9 +122,16 @@ def estimate_bytes(cut: Cut, itemsize: int, *, is_mean: bool, variants: int) -> 
 
 
 def plan_workers(
-    plan: Plan, devices: Sequence[torch.device], asked: int | None, *, is_mean: bool, variants: int
+    plan: Plan,
+    devices: Sequence[torch.device],
+    asked: int | None,
+    *,
+    is_mean: bool,
+    variants: int,
+    kept_in_order: int,
 ) -> tuple[int, int]:
-    """(workers, memory in bytes that they may take): as many as pay and fit, or as asked.
+    """(workers, memory in bytes that they may take): as many as pay and fit, or as asked. Each may hold
+    `kept_in_order` bytes beside what its tensor takes.
 
     Raises ResourceError where not even one worker's tensor fits into memory.
     """
@@ -132,9 +139,10 @@ def plan_workers(
 
     needs = sorted(
         (
-            FLAT_BYTES
+            kept_in_order + FLAT_BYTES
             if tensor.cut is None
-            else estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, is_mean=is_mean, variants=variants)
+            else kept_in_order
+            + estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, is_mean=is_mean, variants=variants)
             for tensor in plan.tensors
         ),
         reverse=True,

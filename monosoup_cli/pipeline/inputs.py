@@ -27,6 +27,11 @@ class Inputs:
     def all(self) -> list[Checkpoint]:
         return [*([] if self.base is None else [self.base]), *self.finetuned]
 
+    @property
+    def kept_in_order(self) -> int:
+        """Bytes that a worker may hold of tensors whose elements do not lie in order."""
+        return sum(checkpoint.kept_in_order for checkpoint in self.all)
+
     def __enter__(self) -> Inputs:
         return self
 
@@ -75,6 +80,10 @@ def _aligned(
     matched nothing."""
     alignment = align(other.tensors, first.tensors, renames, other.source)
     names, said = dict(alignment.stored), list(alignment.said)
+    for copy, holder in ((one, two) for shard in other.shards for one, two in shard.tied.items()):
+        if copy in names and copy not in first.tensors and holder in first.tensors:
+            del names[copy]  # which the first leaves out
+            said.append(f"without {copy!r}, which is tied to {holder!r}")
     for missing, holder in _ties(other, first, names).items():
         shape = other.tensors[names[holder]].shape
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:

@@ -49,8 +49,9 @@ class Inspection:
         self.downloads = [each for source in self.opened.all for each in source.select(measured)]
         self.devices = find_devices(self.options.device)
         self.workers, _ = plan_workers(
-            self.plan, self.devices, self.options.workers, is_mean=len(self.finetuned) > 1, variants=1
-        )
+            self.plan, self.devices, self.options.workers, is_mean=len(self.finetuned) > 1, variants=1,
+            kept_in_order=self.opened.kept_in_order,
+        )  # fmt: skip
 
     @classmethod
     def open(

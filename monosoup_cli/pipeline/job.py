@@ -13,16 +13,17 @@ from typing import Any, TypeAlias
 from monosoup_cli import __version__
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
 from monosoup_cli.checkpoints.files import Advance, Download
+from monosoup_cli.checkpoints.folders import STATE_DICTS, WEIGHTS
 from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
-from monosoup_cli.checkpoints.locate import STATE_DICTS
+from monosoup_cli.checkpoints.model_card import MAX_CARD_BYTES
 from monosoup_cli.checkpoints.output_path import (
     allow_open_files,
     check_output_path,
     check_report_path,
     check_space,
 )
-from monosoup_cli.checkpoints.push import check_push, push
+from monosoup_cli.checkpoints.push import check_push, push, upload_command
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
@@ -115,11 +116,11 @@ class Job:
 
     def __post_init__(self) -> None:
         self.base, self.finetuned = self.opened.base, self.opened.finetuned
-        self.pushed_to: str | None = None
         self.devices = find_devices(self.options.device)
         self.workers, self.memory_bytes = plan_workers(
             self.plan, self.devices, self.options.workers,
             is_mean=len(self.finetuned) > 1, variants=len(self.recipe.variants),
+            kept_in_order=self.opened.kept_in_order,
         )  # fmt: skip
         self.side_files: list[str] = []
         first = self.finetuned[0]
@@ -137,23 +138,31 @@ class Job:
         if new:
             hint = f"; {self.opened.hint} would find more in it" if self.opened.hint else ""
             self.notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
+        carried = [name for name in self.side_files if name.endswith(WEIGHTS)]
+        if carried:
+            self.notices.append(f"not edited, and carried over as fine-tuned: {', '.join(carried)}")
         if self.only_in_base:
             self.notices.append(f"only in the base, and not written: {_some(self.only_in_base)}")
 
     def _select(self) -> list[Download]:
         """What has to be downloaded before the work: of the base, no more than is compared with."""
+        compared = [tensor.name for tensor in self.plan.tensors if tensor.has_base]
         downloads = []
-        for role, checkpoint in self.inputs:
-            is_edited_against = role == "base" and self.recipe.needs_base
-            used = [tensor.name for tensor in self.plan.tensors if tensor.has_base]
-            downloads += checkpoint.select(used if is_edited_against else None)
-            if checkpoint.folder is not None and role != "base":
-                is_scored = bool(self.recipe.drafts)  # by a program that wants the whole folder
-                names = list(side_files(checkpoint.folder, checkpoint.inner)) if is_scored else []
-                if checkpoint is self.finetuned[0]:
-                    own_card = [CARD_NAME] if CARD_NAME in checkpoint.folder.names() else []
-                    names = [*self.side_files, *own_card]
-                downloads += checkpoint.folder.select(names)
+        if self.base is not None:
+            downloads += self.base.select(compared if self.recipe.needs_base else None)
+        for number, checkpoint in enumerate(self.finetuned):
+            downloads += checkpoint.select(None)
+            folder = checkpoint.folder
+            if folder is None:
+                continue
+            names: set[str] = set()
+            if self.recipe.drafts:  # scored by a program that wants the whole folder
+                names.update(side_files(folder, checkpoint.inner))
+            if number == 0:
+                names.update(self.side_files)
+                if CARD_NAME in folder.names() and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES:
+                    names.add(CARD_NAME)
+            downloads += folder.select(sorted(names))
         return downloads
 
     def fetch(self, advance: Advance | None = None) -> None:
@@ -162,7 +171,12 @@ class Job:
 
     def doubts(self) -> list[str]:
         """Why base and fine-tuned may not be parent and child, from a sample of their values."""
-        return doubts_of_values(self.base, self.finetuned[0], self.plan) if self.base is not None else []
+        if self.base is None:
+            return []
+        found = doubts_of_values(self.base, self.finetuned[0], self.plan)
+        for checkpoint in (self.base, self.finetuned[0]):
+            checkpoint.forget()
+        return found
 
     @property
     def inputs(self) -> list[tuple[str, Checkpoint]]:
@@ -211,7 +225,12 @@ class Job:
         """Raise OutputError or ResourceError for an OUT that `run` would refuse."""
         checkpoints = [checkpoint for _, checkpoint in self.inputs]
         overwrite = self.options.overwrite
-        check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
+        try:
+            check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
+        except OutputError as error:
+            if self.options.push is not None and self.output.is_dir():
+                error.hint = f"what is there is sent by `{self.upload_command}`"
+            raise
         report = self.report_path
         if report is not None and report.parent == self.output:
             taken = {variant.folder for variant in self.recipe.variants}
@@ -227,7 +246,10 @@ class Job:
             raise OutputError("another run is writing this output", path=self.output)
         refuse_unfinished(self.output, resume=self.options.resume, overwrite=overwrite)
         allow_open_files(len(self.layout.files) * len(self.recipe.variants))
-        check_space(self.output, self.nbytes + self.recipe.drafts * self.layout.nbytes)
+        folder = self.finetuned[0].folder
+        beside = sum(folder.nbytes(name) for name in self.side_files) if folder is not None else 0
+        nbytes = self.nbytes + self.recipe.drafts * self.layout.nbytes
+        check_space(self.output, nbytes + len(self.recipe.variants) * beside)
 
     def choose(self, partial: PartialOutput | None, progress: Progress | None = None) -> Choice:
         """The fine-tuned checkpoints that are averaged: all, unless the command makes a choice."""
@@ -290,12 +312,22 @@ class Job:
             if self.recipe.is_sweep:
                 whole = {**head, "outputs": [{**r["output"], "summary": r["summary"]} for r in reports]}
             self._publish(partial, choice, whole, reports)
-        if self.options.push is not None:
-            self.pushed_to = push(
-                self.output, self.options.push, public=self.options.public,
-                overwrite=self.options.overwrite, summary=f"monosoup {self.recipe.command}",
-            )  # fmt: skip
         return dict(json.loads(_as_text(whole)))
+
+    def push(self) -> str:
+        """Upload the finished output to where `push` says; returns the address."""
+        assert self.options.push is not None
+        return push(
+            self.output, self.options.push, public=self.options.public, overwrite=self.options.overwrite,
+            summary=f"monosoup {self.recipe.command}",
+        )  # fmt: skip
+
+    @property
+    def upload_command(self) -> str:
+        """What does the same from the shell."""
+        return upload_command(
+            self.output, str(self.options.push), public=self.options.public, overwrite=self.options.overwrite
+        )
 
     def _report(
         self,
@@ -420,6 +452,8 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
         job = Job(recipe, inputs, path, options, selection, plan, layout)
         job.check_output()
         if options.push is not None:
+            if any(options.push == checkpoint.repository for checkpoint in inputs.all):
+                raise OutputError("cannot push to an input", path=options.push)
             check_push(options.push, overwrite=options.overwrite)
         opened.pop_all()
     return job

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from monosoup_cli.checkpoints.checkpoint import Checkpoint
 
-__all__ = ["doubts", "doubts_of_names", "doubts_of_values"]
+__all__ = ["doubts_of_names", "doubts_of_values"]
 
 FEW = 1 / 2
 """Of the parameters: a base in which fewer stand is hardly the base."""
@@ -29,11 +29,6 @@ LAYERS = 8
 PIECES = 8
 PIECE_ELEMENTS = 1 << 13
 """What the sample is made of: layers, pieces of each, elements of a piece."""
-
-
-def doubts(base: Checkpoint, finetuned: Checkpoint, plan: Plan) -> list[str]:
-    """Sentences for people; none where BASE may well be what FINETUNED was trained from."""
-    return [*doubts_of_names(plan), *doubts_of_values(base, finetuned, plan)]
 
 
 def doubts_of_names(plan: Plan) -> list[str]:

@@ -90,6 +90,8 @@ def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
         totals.add_row("download", size(sum(download.nbytes for download in job.downloads)))
     files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
     totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
+    if job.options.push is not None:
+        totals.add_row("push", Text(f"to {shown(job.options.push)}"))
     memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
     totals.add_row("memory", memory)
     return totals if is_short else Group(_tensors(job), Text(""), totals)
@@ -132,6 +134,9 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     counts.add_row(
         "edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {parameters} parameters"
     )
+    overlapping = sum("shared_rows" in layer for layer in report.get("layers", ()))
+    if overlapping:
+        counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
     if "clamped" in summary:
         counts.add_row("clamped", f"{plural(summary['clamped'], 'ratio')} below 0")
     counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")

@@ -121,7 +121,7 @@ def test_renames_are_told_with_how_often_and_whether_they_were_used():
     other = headers({"a.x": (2,), "a.y": (2,), "z": (2,)})
     renames = [Rename.parse(text) for text in ("q=r", "a=b", "z=", "b=", "=c")]
     found = align(headers({"a.x": (2,), "a.y": (2,), "z.z": (2,)}), {}, renames[:2], "base")
-    assert found.said == ("'a' read as 'b' (2 tensors)",)
+    assert found.said == ("with 'b' for 'a' (2 tensors)",)
     assert found.unused == (renames[0],)
     found = align(other, {}, renames[3:], "base")
     assert found.said == ("with 'c.' before (3 tensors)",)
@@ -161,7 +161,7 @@ def test_one_wrapper_is_read_as_another():
     ours, theirs = (wrapped("CLIPModel", in_front(prefix)) for prefix in ("model.", "module."))
     names, said = aligned(ours, theirs)
     assert names == {f"module.{name}": f"model.{name}" for name in model_headers("CLIPModel")}
-    assert said == (f"'model' read as 'module' ({len(ours)} tensors)",)
+    assert said == (f"with 'module' for 'model' ({len(ours)} tensors)",)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_renames_come_before_what_is_recognised():
     names, said = aligned(other, plain, "h=layers")
     assert set(names) == set(plain)
     layers = sum("layers" in name for name in plain)
-    assert said == (f"'h' read as 'layers' ({layers} tensors)", f"without 'module.' ({len(plain)} tensors)")
+    assert said == (f"with 'layers' for 'h' ({layers} tensors)", f"without 'module.' ({len(plain)} tensors)")
 
 
 @pytest.mark.parametrize(

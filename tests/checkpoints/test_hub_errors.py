@@ -34,28 +34,6 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture
-def client(monkeypatch, tmp_path):
-    """The Hub's client, pointed to an address; it reads its environment at import, so by its constants."""
-
-    def point(url):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        _http.close_session()
-
-    for name in list(os.environ):
-        if name.startswith("HF_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # the library retries for half a minute
-    yield point
-    _http.close_session()
-
-
-@pytest.fixture
 def hub(served, client):
     served.clear()
     client(served.url)

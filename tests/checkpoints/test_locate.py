@@ -273,5 +273,5 @@ def test_what_people_type_by_mistake(tmp_path):
     with pytest.raises(CheckpointError, match="name its folder"):
         open_checkpoint(tmp_path / "folder" / "model.safetensors.index.json")
     for path in ("org/model.safetensors", "org/model.bin", "./org/name", "name", "a/b/c", "/org/name"):
-        with pytest.raises(CheckpointError, match=r"no such file or folder$"):
+        with pytest.raises(CheckpointError, match=r"no such file or folder"):
             open_checkpoint(path)

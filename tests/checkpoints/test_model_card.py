@@ -43,6 +43,15 @@ def test_the_card_names_what_the_weights_are_made_of():
     assert "://" not in card
 
 
+def test_no_token_stands_in_a_card():
+    token = "hf_" + "Ab1" * 11
+    text = made(title=f"out-{token}", command=f"monosoup edit -o out-{token}")
+    assert token not in text
+    assert token[:12] not in text.replace("\\", "")
+    assert "# out-hf\\_…" in text
+    assert "-o out-hf_…" in text
+
+
 def test_a_repository_without_a_known_commit_is_named_alone():
     assert "- base: `org/base`\n" in made(parents=[Parent("base", "org/base", "org/base")])
 

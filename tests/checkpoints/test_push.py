@@ -1,9 +1,8 @@
 import json
-import os
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import _http, are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from monosoup_cli.checkpoints.push import check_push, push
 from monosoup_cli.errors import OutputError, UsageError
@@ -14,26 +13,12 @@ WEIGHTS = b"\x08" + bytes(3000)
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that its client is pointed to, with the owner's token; the client reads its environment at
-    import, so by its constants."""
+def hub(monkeypatch, tmp_path, client):
+    """A Hub, with the owner's token."""
     with Hub(tmp_path / "hub") as hub:
-        for name in list(os.environ):
-            if name.startswith("HF_") or name.lower().endswith("_proxy"):
-                monkeypatch.delenv(name)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        client(hub.url)
         monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(
-            _http.time, "sleep", lambda seconds: None
-        )  # the library retries for half a minute
-        _http.close_session()
         yield hub
-        _http.close_session()
 
 
 @pytest.fixture
@@ -200,7 +185,8 @@ def test_what_fails_leaves_the_folder_and_tells_how_to_send_it(hub, folder, monk
     before = visible(folder)
     line = refused(pushed, folder, **options)
     command = f"hf upload {NEW} {folder}{flags}"
-    assert line == f"the token may not write to it; the folder is complete: `{command}` sends it"
+    cure = "use one that may: `hf auth login` (or HF_TOKEN)"
+    assert line == f"the token may not write to it; {cure}; the folder is complete: `{command}` sends it"
     assert visible(folder) == before
     assert NEW not in hub.repositories
 

@@ -261,7 +261,12 @@ def test_a_wrapper_s_name_that_is_no_wrapper(path, read):
         ({("a",) * 9: torch.zeros(2)}, "a name in the state dict is not text: found tuple"),
         ({"a": torch.zeros(2), "b": 3}, "'b' is not a tensor: found a int"),
         ({"model": {"a": [torch.zeros(2)]}}, "'model.a' is not a tensor: found a list"),
-        ({"model": {"model": {"model": {"a": torch.zeros(2)}}}}, "'model.model.model' is not a tensor"),
+        ({"model": {"model": {"model": {"a": torch.zeros(2)}}}}, "its tensors stand under 'model'; "),
+        (
+            {"net": {"a": torch.zeros(2)}, "epoch": 3},
+            "its tensors stand under 'net'; save them alone:"
+            " torch.save(torch.load(OLD, weights_only=True)['net'], NEW)",
+        ),
         ({"model": {"a": torch.zeros(2)}, "module": {}}, "holds several state dicts: model, module"),
         ({"": torch.zeros(2)}, "tensor '': a name that safetensors does not allow"),
         ({"__metadata__": torch.zeros(2)}, "tensor '__metadata__': a name that safetensors does not allow"),
@@ -301,7 +306,7 @@ def test_files_of_other_formats_are_refused_with_the_cure(path, refused, recwarn
     torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
     line = refused()
     assert line.startswith("in torch's legacy format")
-    assert line.endswith("torch.save(torch.load(PATH, weights_only=True), PATH)")
+    assert line.endswith("torch.save(torch.load(OLD, weights_only=True), NEW)")
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("pickle"))
     assert refused().startswith("a tar archive")

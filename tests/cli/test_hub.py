@@ -355,6 +355,10 @@ def cut(hub):
     hub.cut("org/ft/model.safetensors")
 
 
+def cut_config(hub):
+    hub.cut("org/ft/config.json")
+
+
 def climbing(hub):
     hub.hostile_tree("org/ft", ["../evil.safetensors"])
 
@@ -367,6 +371,7 @@ def climbing(hub):
         (gated, ["gated on the Hub", "accept the conditions"]),
         (limited, ["too many requests", "in 7 s"]),
         (cut, ["cut short", "run it again"]),
+        (cut_config, ["cut short", "run it again"]),
         (climbing, ["lists a file that would lie outside"]),
     ],
 )  # fmt: skip
@@ -445,12 +450,34 @@ def test_a_killed_run_goes_on_from_the_same_commit_alone(large, tmp_path):
         hub.add("org/ft", place / "base")
         moved = hub.monosoup(*words, "--resume", home=home)
         words[2] = f"org/ft@{old}"
-        resumed = hub.monosoup(*words, "--resume", home=home)
+        resumed = hub.monosoup(*words, "--resume", home=home, HF_HUB_OFFLINE="1")
     finally:
         repository.revisions["main"] = old
     assert moved.returncode == 1
     assert "differs in inputs.finetuned 1 model.safetensors.commit" in moved.stderr
     assert resumed.returncode == 0, resumed
+
+
+def test_after_a_dry_run_the_weights_are_missed_offline(hub, edit):
+    edit("org/base", "org/ft", "--dry-run")
+    error = edit("org/base", "org/ft", code=1, HF_HUB_OFFLINE="1")
+    assert "org/base: offline, and its weights are not in the cache; run it once without" in error
+
+
+@pytest.mark.parametrize("words", [["--report", "{}/config.json", "--overwrite"], ["-o", "{}/out"]])
+def test_the_cache_is_no_place_to_write_to(hub, edit, tmp_path, words):
+    edit("org/base", "org/ft")
+    cache = tmp_path / "home" / "hub" / "models--org--ft"
+    (snapshot,) = (cache / "snapshots").iterdir()
+    for place in (snapshot, cache / "blobs"):
+        before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+        result = hub.monosoup(
+            "edit", "org/base", "org/ft", "-o", tmp_path / "again", *(word.format(place) for word in words),
+            home=tmp_path / "home",
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert "lies in the Hub's cache" in result.stderr
+        assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
 
 
 # -- push --------------------------------------------------------------------------------------------
@@ -469,11 +496,13 @@ def test_a_finished_output_is_pushed(hub, edit, tmp_path, public):
 
 
 def test_a_push_that_cannot_be_is_refused_before_the_work(hub, edit):
+    words = ["--push", "org/ft", "--overwrite"]
+    assert "cannot push to an input" in edit("org/base", "org/ft", *words, code=1, HF_TOKEN=hub.token)
     assert "without a token" in edit("org/base", "org/ft", "--push", "owner/edited", code=1)
     assert "holds files already" in edit(
         "org/base", "org/ft", "--push", "org/sharded", code=1, HF_TOKEN=hub.token
     )
-    assert sent(hub, "*.safetensors") < 300_000
+    assert sent(hub, "*.safetensors") < 400_000  # three times two heads
 
 
 def test_a_failed_push_leaves_the_output(hub, tmp_path):

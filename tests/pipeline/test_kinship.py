@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import save_file
 
 from monosoup_cli.checkpoints.locate import open_checkpoint
-from monosoup_cli.pipeline.kinship import doubts, doubts_of_names, doubts_of_values
+from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.plan import Selection, make_plan
 
 SMALL = {
@@ -52,6 +52,9 @@ def low_rank(tensors, scale):
 @pytest.fixture
 def asked(tmp_path):
     """Doubts about a pair of checkpoints of these tensors."""
+
+    def doubts(base, finetuned, plan):
+        return [*doubts_of_names(plan), *doubts_of_values(base, finetuned, plan)]
 
     def asked(base, finetuned, view="matrix", ask=doubts, **selection):
         paths = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
@@ -173,6 +176,7 @@ def test_rows_that_both_have_are_compared(asked):
 
 def test_methods_without_a_base_have_no_doubts(asked):
     def ask(one, two, plan):
-        return doubts(one, two, make_plan(None, [two.tensors], Selection()))
+        plan = make_plan(None, [two.tensors], Selection())
+        return [*doubts_of_names(plan), *doubts_of_values(one, two, plan)]
 
     assert asked({"a": torch.ones(3, 2)}, {"a": 9 * torch.ones(3, 2)}, ask=ask) == []
