@@ -450,4 +450,11 @@ def _bar(advance: Advance) -> type[Any]:
             advance(int(n or 0))
             return None
 
+        # with these two there is one bar, not one for what arrives and one for what is put together of it
+        def update_transfer(self, n: float) -> None:
+            pass
+
+        def set_transfer_postfix_str(self, text: str, refresh: bool = True) -> None:
+            pass
+
     return Bar

@@ -657,3 +657,27 @@ def test_only_files_of_the_output_are_fetched(hub, tmp_path):
     hub.clear()
     monosoup_cli.edit("org/base", "org/name", again)
     assert not [r for r in hub.requests if r.route == "file"]
+
+
+def test_bytes_that_come_in_chunks_of_their_own_storage_count_once():
+    """The library has two bars for such a file: for what arrives, and for what is put together of it."""
+    from types import SimpleNamespace
+
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    told: list[int] = []
+    reporter = XetDownloadProgressReporter(
+        reconstruction_desc="", total=100, log_level=30, tqdm_class=hub_module._bar(told.append)
+    )
+    facts = {
+        "total_bytes": 100,
+        "total_bytes_completion_rate": 1.0,
+        "total_transfer_bytes_completion_rate": 1.0,
+    }
+    with reporter:
+        for arrived, done in ((40, 10), (90, 60), (90, 100)):
+            group = SimpleNamespace(
+                total_bytes_completed=done, total_transfer_bytes_completed=arrived, **facts
+            )
+            reporter.update_progress(group)
+    assert told == [10, 50, 40]
