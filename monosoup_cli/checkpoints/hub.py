@@ -71,7 +71,7 @@ class HubId:
         if where is None or where.repository.startswith(OTHER_KINDS):
             return None
         parts = [*where.repository.split("/"), *(where.revision or "main").split("/")]
-        return None if {".", ".."}.intersection(parts) else where
+        return None if {"", ".", ".."}.intersection(parts) else where
 
 
 def open_repository(source: str, where: HubId) -> Folder:
@@ -93,7 +93,10 @@ def open_repository(source: str, where: HubId) -> Folder:
             )
             place = Path(snapshot, *inner)
             if not place.is_dir():
-                raise CheckpointError("no such folder in the cache", path=source)
+                raise CheckpointError(
+                    "offline, and there is no such folder in the cache", path=source,
+                    hint="run it once without HF_HUB_OFFLINE",
+                )  # fmt: skip
             return LocalFolder(place, source, where.repository, revision.resolved)
         tree = api.list_repo_tree(where.repository, revision=revision.resolved, recursive=True)
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}

@@ -91,7 +91,8 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
     if where is None or is_typed_as_path:
         raise CheckpointError("no such file or folder", path=source, hint=_meant(source))
     file = PurePosixPath(where.inner).name if where.inner.endswith(WEIGHTS) else ""
-    source = source.removesuffix(file).rstrip("/")
+    if file:
+        source = source.rstrip("/").removesuffix(file).rstrip("/")
     with quiet_hub():
         try:
             folder = open_repository(source, replace(where, inner=where.inner.removesuffix(file).rstrip("/")))
@@ -101,17 +102,20 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
             raise
         if not file:
             return _open_folder(folder, "")
+        if file not in folder.names() and _is_offline(folder):
+            raise _not_cached(f"{source}/{file}")
         shard = _open_shard(file, folder.open(file))
         return _checked(Checkpoint(f"{source}/{file}", (shard,), origin=folder))
 
 
 def _meant(source: str) -> str | None:
     """What may have been meant by something that is neither a path nor an id on the Hub."""
+    from monosoup_cli.checkpoints.hub import HubId
+
     if source.startswith(("http://", "https://")):
         return "an id on the Hub is written org/name"
-    if WORDS.fullmatch(source) and not source.endswith(WEIGHTS):
-        return f"if it is on the Hub: hf://{source}"
-    return None
+    is_likely = WORDS.fullmatch(source) and not source.endswith(WEIGHTS)
+    return f"if it is on the Hub: hf://{source}" if is_likely and HubId.parse(f"hf://{source}") else None
 
 
 def _open_folder(folder: Folder, inner: str) -> Checkpoint:
@@ -143,12 +147,21 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     )
 
 
+def _is_offline(folder: Folder) -> bool:
+    """Whether these are no more than the files that the Hub's cache has of a repository."""
+    return isinstance(folder, LocalFolder) and not os.path.lexists(folder.source)
+
+
+def _not_cached(source: str) -> CheckpointError:
+    return CheckpointError(
+        "offline, and its weights are not in the cache", path=source,
+        hint="run it once without HF_HUB_OFFLINE",
+    )  # fmt: skip
+
+
 def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> CheckpointError:
-    if isinstance(folder, LocalFolder) and not os.path.lexists(folder.source):  # offline
-        return CheckpointError(
-            "offline, and its weights are not in the cache", path=folder.source,
-            hint="run it once without HF_HUB_OFFLINE",
-        )  # fmt: skip
+    if _is_offline(folder):
+        return _not_cached(folder.source)
     other = next((name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))), None)
     parts = [name for name in names if not name.startswith(".") and folder.is_folder(f"{inner}{name}")]
     parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
@@ -225,6 +238,8 @@ def _open_sharded(
             )  # fmt: skip
     shard_names = sorted(set(weight_map.values()))
     for shard_name in shard_names:
+        if shard_name not in names and _is_offline(folder):
+            raise _not_cached(folder.source)
         if shard_name not in names:
             raise CheckpointError(
                 "a shard that the index names is missing", path=folder.shown(f"{inner}{shard_name}")

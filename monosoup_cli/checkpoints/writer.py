@@ -37,6 +37,7 @@ from monosoup_cli.errors import (
     NonfiniteError,
     OutputError,
     ResumeError,
+    cropped,
 )
 
 __all__ = ["PartialOutput", "is_in_use", "partial_path", "refuse_unfinished", "unfinished_run"]
@@ -214,9 +215,12 @@ class PartialOutput:
             ) from None
         changed = _differences(identity, self._identity)
         if changed:
+            then = "repeat its arguments"
+            if moved := _moved(identity, self._identity):
+                then = f"a branch on the Hub has moved, which was at @{moved}: name that commit"
             raise ResumeError(
-                f"the interrupted run differs in {', '.join(changed)}", path=self.workplace,
-                hint="repeat its arguments, or start over with --overwrite",
+                f"the interrupted run differs in {cropped(', '.join(changed))}", path=self.workplace,
+                hint=f"{then}, or start over with --overwrite",
             )  # fmt: skip
         return lines
 
@@ -460,6 +464,16 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _moved(before: Any, now: Any) -> str | None:
+    """The commit that an input of the identity `before` had, where it has another one now."""
+    inputs = now.get("inputs", {})
+    for name, facts in before.get("inputs", {}).items() if isinstance(before, dict) else ():
+        commit = facts.get("commit")
+        if commit is not None and commit != inputs.get(name, {}).get("commit"):
+            return str(commit)
+    return None
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:

@@ -56,7 +56,9 @@ def open_inputs(base: str | None, finetuned: Sequence[str], renames: Sequence[st
         others = [_aligned(each, first, parsed) for each in checkpoints if each is not first]
         unused = set(parsed).intersection(*(unused for _, unused in others)) if others else set(parsed)
         if unused:
-            raise UsageError(f"--rename {next(each for each in parsed if each in unused)} matches no name")
+            raise UsageError(
+                f"--rename {next(each for each in parsed if each in unused)} makes no more names match"
+            )
         checkpoints = [each for each, _ in others]
         checkpoints.insert(place, first)
         inputs = Inputs(None if base is None else checkpoints.pop(0), checkpoints)
@@ -80,16 +82,29 @@ def _aligned(
     matched nothing."""
     alignment = align(other.tensors, first.tensors, renames, other.source)
     names, said = dict(alignment.stored), list(alignment.said)
-    for copy, holder in ((one, two) for shard in other.shards for one, two in shard.tied.items()):
-        if copy in names and copy not in first.tensors and holder in first.tensors:
-            del names[copy]  # which the first leaves out
-            said.append(f"without {copy!r}, which is tied to {holder!r}")
+    for copy, kept in _copies(other, first, names):
+        del names[copy]
+        said.append(f"without {copy!r}, which is tied to {kept!r}")
     for missing, holder in _ties(other, first, names).items():
         shape = other.tensors[names[holder]].shape
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
             said.append(f"with {holder!r} for {missing!r}, which is tied to it")
     return (other.renamed(names, tuple(said)) if said else other), alignment.unused
+
+
+def _copies(other: Checkpoint, first: Checkpoint, names: dict[str, str]) -> list[tuple[str, str]]:
+    """(a name that the first leaves out, the one it has) of tensors that share their elements in `other`."""
+    read_as = {stored: name for name, stored in names.items()}
+    found = []
+    for shard in other.shards:
+        for holder in dict.fromkeys(shard.tied.values()):
+            twins = [holder, *(copy for copy, kept in shard.tied.items() if kept == holder)]
+            group = [read_as[each] for each in twins]
+            kept = next((name for name in group if name in first.tensors), None)
+            if kept is not None:
+                found += [(name, kept) for name in group if name not in first.tensors]
+    return found
 
 
 def _ties(other: Checkpoint, first: Checkpoint, names: dict[str, str]) -> dict[str, str]:

@@ -228,7 +228,8 @@ class Job:
         try:
             check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
         except OutputError as error:
-            if self.options.push is not None and self.output.is_dir():
+            is_in_the_way = "the output exists" in error.problem or "the output is complete" in error.problem
+            if self.options.push is not None and is_in_the_way and (self.output / REPORT_NAME).is_file():
                 error.hint = f"what is there is sent by `{self.upload_command}`"
             raise
         report = self.report_path
@@ -452,7 +453,7 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
         job = Job(recipe, inputs, path, options, selection, plan, layout)
         job.check_output()
         if options.push is not None:
-            if any(options.push == checkpoint.repository for checkpoint in inputs.all):
+            if any(options.push.lower() == (each.repository or "").lower() for each in inputs.all):
                 raise OutputError("cannot push to an input", path=options.push)
             check_push(options.push, overwrite=options.overwrite)
         opened.pop_all()

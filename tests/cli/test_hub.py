@@ -455,6 +455,7 @@ def test_a_killed_run_goes_on_from_the_same_commit_alone(large, tmp_path):
         repository.revisions["main"] = old
     assert moved.returncode == 1
     assert "differs in inputs.finetuned 1 model.safetensors.commit" in moved.stderr
+    assert f"was at @{old}" in moved.stderr
     assert resumed.returncode == 0, resumed
 
 
@@ -462,6 +463,11 @@ def test_after_a_dry_run_the_weights_are_missed_offline(hub, edit):
     edit("org/base", "org/ft", "--dry-run")
     error = edit("org/base", "org/ft", code=1, HF_HUB_OFFLINE="1")
     assert "org/base: offline, and its weights are not in the cache; run it once without" in error
+    error = edit("hf://org/base/model.safetensors", "org/ft", code=1, HF_HUB_OFFLINE="1")
+    assert "hf://org/base/model.safetensors: offline, and its weights are not in the cache" in error
+    edit("org/sharded", "org/base", "--dry-run")
+    error = edit("org/sharded", "org/base", code=1, HF_HUB_OFFLINE="1")
+    assert "org/sharded: offline, and its weights are not in the cache" in error
 
 
 @pytest.mark.parametrize("words", [["--report", "{}/config.json", "--overwrite"], ["-o", "{}/out"]])
@@ -503,6 +509,20 @@ def test_a_push_that_cannot_be_is_refused_before_the_work(hub, edit):
         "org/base", "org/ft", "--push", "org/sharded", code=1, HF_TOKEN=hub.token
     )
     assert sent(hub, "*.safetensors") < 400_000  # three times two heads
+
+
+def test_the_way_to_send_a_folder_is_told_only_of_a_result(hub, edit, tmp_path):
+    words = ["edit", "org/base", "org/ft", "--push", "owner/edited", "-o", tmp_path / "out"]
+    run = {"home": tmp_path / "home", "HF_TOKEN": hub.token}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert "hf upload" not in hub.monosoup(*words, **run).stderr
+    assert "hf upload" not in hub.monosoup(*words, "--overwrite", **run).stderr
+    edit("org/base", "org/ft", output="done")
+    words[-1] = tmp_path / "done"
+    assert f"`hf upload owner/edited {tmp_path / 'done'} --private`" in hub.monosoup(*words, **run).stderr
+    resumed = hub.monosoup(*words, "--resume", **run).stderr
+    assert f"`hf upload owner/edited {tmp_path / 'done'} --private`" in resumed
 
 
 def test_a_failed_push_leaves_the_output(hub, tmp_path):

@@ -153,6 +153,13 @@ def test_a_copy_of_tied_weights_that_the_first_leaves_out_is_not_read(folder):
         assert f"without '{HEAD}', which is tied to '{EMBEDDING}'" in inputs.notices[0]
 
 
+def test_which_of_tied_tensors_comes_first_does_not_matter_nor_what_stands_before_it(tmp_path, folder):
+    weights = torch.zeros(10, 4)
+    torch.save({f"module.{HEAD}": weights, f"module.{EMBEDDING}": weights}, tmp_path / "second.pt")
+    with open_inputs(None, [folder("first", ONE), str(tmp_path / "second.pt")], []) as inputs:
+        assert list(inputs.finetuned[1].tensors) == [EMBEDDING]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_rename_that_one_input_needs_is_used(folder, count):
     """`count`: by how many of the two others the rename is used."""
@@ -163,18 +170,18 @@ def test_a_rename_that_one_input_needs_is_used(folder, count):
         with open_inputs(base, sources, ["old=new"]):
             pass
     else:
-        with pytest.raises(UsageError, match="--rename old=new matches no name"):
+        with pytest.raises(UsageError, match="--rename old=new makes no more names match"):
             open_inputs(base, sources, ["old=new"])
 
 
 def test_the_first_rename_that_is_not_used_is_named(folder):
     base, finetuned = folder("base", {"old.a": (4, 4)}), folder("finetuned", {"new.a": (4, 4)})
-    with pytest.raises(UsageError, match="--rename x=y matches no name"):
+    with pytest.raises(UsageError, match="--rename x=y makes no more names match"):
         open_inputs(base, [finetuned], ["old=new", "x=y", "z=w"])
 
 
 def test_with_one_input_no_rename_is_used(folder):
-    with pytest.raises(UsageError, match="--rename old=new matches no name"):
+    with pytest.raises(UsageError, match="--rename old=new makes no more names match"):
         open_inputs(None, [folder("first", {"old.a": (4, 4)})], ["old=new"])
 
 
