@@ -321,7 +321,7 @@ def test_two_ids_take_the_memory_of_two_files(large, tmp_path):
             "subprocess.run([sys.executable, '-m', 'monosoup_cli', *sys.argv[1:]], check=True);"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
         )
-        words = ["edit", str(base), str(finetuned), "-o", str(tmp_path / output), "--quiet", "--workers", "1"]
+        words = ["wise", str(base), str(finetuned), "-o", str(tmp_path / output), "--quiet", "--alpha", "0.5"]
         result = subprocess.run(
             [sys.executable, "-c", code, *words], env=hub.env(tmp_path / "home"), capture_output=True,
             text=True, check=True,
