@@ -14,8 +14,9 @@ from typing import Any, ParamSpec, Protocol, TypeAlias
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
 from monosoup_cli.checkpoints.hub import HubId
 from monosoup_cli.checkpoints.model_card import (
-    MAX_CARD_BYTES,
+    CARD_NAME,
     Parent,
+    has_card,
     library_of,
     model_card,
     read_card_metadata,
@@ -118,18 +119,14 @@ def _pinned(checkpoint: Checkpoint) -> str:
 def _own_card(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the checkpoint's own model card hands on."""
     folder = checkpoint.folder
-    if folder is None or MODEL_CARD not in folder.names():
+    if folder is None or not has_card(folder):
         return {}
-    if folder.nbytes(MODEL_CARD) > MAX_CARD_BYTES:
-        return {}
-    file = folder.open(MODEL_CARD)
+    file = folder.open(CARD_NAME)
     try:
         return read_card_metadata(file.read(file.nbytes).decode(errors="replace"))
     finally:
         file.close()
 
-
-MODEL_CARD = "README.md"
 
 SHOWN_OTHERWISE = {"base", "finetuned", "output", "device", "workers", "report", "overwrite", "resume",
                    "max_shard_size", "push", "public"}  # fmt: skip

@@ -190,7 +190,7 @@ def _candidates(names: Sequence[str]) -> list[str]:
 
 def parts_of(folder: Folder) -> list[str]:
     """The sub-folders that a pipeline of diffusers or sentence-transformers is made of, in its order; ""
-    for the folder itself. None where it is no pipeline."""
+    for the folder itself; empty where it is no pipeline."""
     names = folder.names()
     parts: list[str] = []
     if PIPELINE in names:

@@ -9,17 +9,24 @@ from pathlib import PurePath
 from typing import Any
 
 from monosoup_cli import __version__
+from monosoup_cli.checkpoints.folders import Folder
 from monosoup_cli.errors import without_tokens
 
-__all__ = ["MAX_CARD_BYTES", "Parent", "library_of", "model_card", "read_card_metadata"]
+__all__ = ["CARD_NAME", "Parent", "has_card", "library_of", "model_card", "read_card_metadata"]
 
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """What stays true of edited weights; results and tags are of the model that was measured."""
 
+CARD_NAME = "README.md"
 MAX_CARD_BYTES = 1 << 20
 MAX_METADATA = 1 << 13  # of the inherited fields; hundreds of languages need a third of it
 MAX_TEXT = 500
 MARKDOWN = re.compile(r"([\\`*_\[\]<>&#|~$])")
+
+
+def has_card(folder: Folder) -> bool:
+    """Whether the folder has a model card of its own, and not one too long to be read."""
+    return CARD_NAME in folder.names() and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from monosoup_cli.checkpoints.files import Advance, Download
 from monosoup_cli.checkpoints.folders import STATE_DICTS, WEIGHTS
 from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
-from monosoup_cli.checkpoints.model_card import MAX_CARD_BYTES
+from monosoup_cli.checkpoints.model_card import CARD_NAME, has_card
 from monosoup_cli.checkpoints.output_path import (
     allow_open_files,
     check_output_path,
@@ -40,7 +40,6 @@ from monosoup_cli.report.words import plural
 
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
 
-CARD_NAME = "README.md"
 STDOUT = "-"
 
 OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume", "push", "public"}
@@ -160,7 +159,7 @@ class Job:
                 names.update(side_files(folder, checkpoint.inner))
             if number == 0:
                 names.update(self.side_files)
-                if CARD_NAME in folder.names() and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES:
+                if has_card(folder):
                     names.add(CARD_NAME)
             downloads += folder.select(sorted(names))
         return downloads
