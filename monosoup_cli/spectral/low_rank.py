@@ -1,0 +1,54 @@
+"""Singular values and vectors of a product of two thin matrices, without the product.
+
+With B = Q_B R_B and Aᵀ = Q_A R_A the product is B A = Q_B (R_B R_Aᵀ) Q_Aᵀ: its singular values are those
+of the small core in the middle, and its singular vectors are Q_B and Q_A times the core's. So an update of
+rank r takes a decomposition of an r × r matrix, whatever the size of the layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["LowRankSpectrum", "decompose_product"]
+
+
+@dataclass(frozen=True)
+class LowRankSpectrum:
+    """The singular value decomposition of an (m, n) matrix of low rank, left · diag(σ) · right.
+
+    `singular_values`: (min(m, n),) float64 on the CPU, largest first, zero from the rank of the factors
+    on. `left` (m, r) and `right` (r, n): the vectors of the first r of them, float64 on the factors' device.
+    """
+
+    singular_values: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def decompose_product(left: torch.Tensor, right: torch.Tensor) -> LowRankSpectrum:
+    """The spectrum of left @ right, of factors (m, r) and (r, n) in float64.
+
+    Singular values are right to about 1e-15 of the product of the factors' norms. Raises
+    FloatingPointError where a factor holds NaN or Inf.
+    """
+    left, left_exponent = _in_range(left)
+    right, right_exponent = _in_range(right)
+    q_left, r_left = torch.linalg.qr(left)
+    q_right, r_right = torch.linalg.qr(right.T)
+    u, values, vt = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    padded = torch.zeros(min(left.shape[0], right.shape[1]), dtype=torch.float64)
+    padded[: len(values)] = values.cpu()
+    exponent = torch.tensor(left_exponent + right_exponent)
+    return LowRankSpectrum(torch.ldexp(padded, exponent), q_left @ u, vt @ q_right.T)
+
+
+def _in_range(factor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The factor with its largest element between 1/2 and 1, and the exponent of 2 that is missing."""
+    peak = float(factor.abs().max()) if factor.numel() else 0.0
+    if not math.isfinite(peak):
+        raise FloatingPointError("a factor holds NaN or Inf")
+    exponent = max(math.frexp(peak)[1], -1000)
+    return torch.ldexp(factor, torch.tensor(-exponent).to(factor)), exponent
