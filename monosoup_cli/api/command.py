@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias
 
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
 from monosoup_cli.checkpoints.hub import HubId
+from monosoup_cli.checkpoints.merged import MergedCheckpoint
 from monosoup_cli.checkpoints.model_card import (
     CARD_NAME,
     Parent,
@@ -87,7 +88,7 @@ def card(
 
     def make(job: Job, variant: Variant, choice: Choice) -> bytes:
         given = {**arguments, **asdict(options), **variant.arguments}
-        words = ["monosoup", command, *(_pinned(checkpoint) for _, checkpoint in job.inputs)]
+        words = ["monosoup", command, *_inputs(job)]
         for name, value in given.items():
             if name not in SHOWN_OTHERWISE and value != defaults[name]:
                 words += _option(name, value)
@@ -95,15 +96,36 @@ def card(
         words += ["-o", f"{output.name}/{variant.folder}".rstrip("/")]
         used = [*([("base", job.base)] if job.base else [])]
         used += [("fine-tuned", job.finetuned[number]) for number in choice.members]
-        first = job.finetuned[0]
+        parents = [Parent(role, each.source, each.repository, each.revision) for role, each in used]
+        parents[:0] = [] if job.base else _named_base(job.finetuned[0])
+        first = job.model
+        names = [] if first.folder is None else first.folder.names()
+        library = "peft" if job.adapter is not None else library_of(first.config, names)
         return model_card(
             f"{options.push or output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
-            [Parent(role, each.source, each.repository, each.revision) for role, each in used],
-            paper.citation, inherited=_own_card(first),
-            library=library_of(first.config, [] if first.folder is None else first.folder.names()),
+            parents, paper.citation, inherited=_own_card(first), library=library,
         )  # fmt: skip
 
     return make
+
+
+def _named_base(finetuned: Checkpoint) -> list[Parent]:
+    """The base of an adapter that is read without one, where it names one on the Hub."""
+    config = finetuned.adapter.config if isinstance(finetuned, MergedCheckpoint) else {}
+    name = config.get("base_model_name_or_path")
+    where = HubId.parse(name) if isinstance(name, str) else None
+    return [Parent("base", where.repository, where.repository, None)] if where else []
+
+
+def _inputs(job: Job) -> list[str]:
+    """The checkpoints, as they stand on a command line."""
+    finetuned = [_pinned(checkpoint) for checkpoint in job.finetuned]
+    if "base" not in job.recipe.arguments:
+        return finetuned
+    base = "-" if job.base is None else _pinned(job.base)
+    if job.recipe.base_is_option:
+        return finetuned if job.base is None else ["--base", base, *finetuned]
+    return [base, *finetuned]
 
 
 def _pinned(checkpoint: Checkpoint) -> str:

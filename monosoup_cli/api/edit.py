@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.api.command import Paper, StrPath, card, paths, running
 from monosoup_cli.api.sweep import Numbers, Sweep, combine
 from monosoup_cli.errors import UsageError
-from monosoup_cli.pipeline.job import Job, Recipe, prepare
+from monosoup_cli.pipeline.job import AsAdapter, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions, as_list
 from monosoup_cli.pipeline.run import Edit, Method, Variant
 
@@ -44,6 +44,10 @@ AVERAGED = ("k_ratio", "rho", "cos_alpha", "lambda_high", "lambda_low", "equival
 """What the summary gives the mean and the range of."""
 
 
+ALONE = "-"
+"""In the place of the base, where there is none."""
+
+
 def prepare_edit(
     base: StrPath,
     finetuned: StrPath | Sequence[StrPath],
@@ -56,6 +60,9 @@ def prepare_edit(
     wise: Numbers | None = None,
     min_update: float = 0.0,
     stacked: Sequence[str] = (),
+    as_adapter: bool = False,
+    adapter_rank: int | None = None,
+    adapter_energy: float | None = None,
     **options: Unpack[RunKeywords],
 ) -> Job:
     """MonoSoup: edit a fine-tuned checkpoint, or the mean of several, and write the result.
@@ -63,7 +70,10 @@ def prepare_edit(
     The command `monosoup edit`, whose options have the same names and meaning (docs/cli.md).
     `base`, `finetuned`: files, folders or ids on the Hub. `output`: a folder, or a path that ends
     in `.safetensors`; it appears when it is complete. Several values of `energy` or `wise` make a
-    checkpoint each, in folders of `output`. `progress` is called from worker threads.
+    checkpoint each, in folders of `output`. `as_adapter`: write the edited update as a LoRA adapter: that
+    of an adapter, which needs no base ("-"), with its own ranks; that of a whole checkpoint with
+    `adapter_rank`, or with the ranks that hold `adapter_energy` of it. `progress` is called from worker
+    threads.
 
     Returns the report (docs/report.schema.json) as a dict; the same is written as JSON.
     Raises `monosoup_cli.errors.MonosoupError`.
@@ -79,9 +89,25 @@ def prepare_edit(
     arguments: dict[str, Any] = {
         "base": os.fspath(base), "finetuned": paths(finetuned), "output": os.fspath(output),
         **asdict(monosoup), "energy": energies.given, "wise": wises.given, "min_update": min_update,
-        "stacked": as_list(stacked),
+        "stacked": as_list(stacked), "as_adapter": as_adapter, "adapter_rank": adapter_rank,
+        "adapter_energy": adapter_energy,
     }  # fmt: skip
     run_options = RunOptions.given(**options)
+    if as_adapter:
+        if run_options.max_shard_size is not None:
+            raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
+        if adapter_rank is not None and adapter_energy is not None:
+            raise UsageError("adapter_rank and adapter_energy exclude each other")
+        if adapter_rank is not None and adapter_rank < 1:
+            raise UsageError("adapter_rank is out of range", expected="at least 1", found=adapter_rank)
+        if adapter_energy is not None and not 0.0 < adapter_energy <= 1.0:
+            raise UsageError(
+                "adapter_energy is out of range", expected="0 < value <= 1", found=adapter_energy
+            )
+    elif adapter_rank is not None or adapter_energy is not None:
+        raise UsageError("--adapter-rank and --adapter-energy are for --as-adapter")
+    elif arguments["base"] == ALONE:
+        raise UsageError("- stands for no base, which --as-adapter alone can do without")
     recipe = Recipe(
         command="edit",
         verb="edit",
@@ -89,13 +115,18 @@ def prepare_edit(
         method=_method(splits, [float(value) for value in wises.values] or [1.0], min_update),
         card=card(prepare_edit, arguments, run_options, MONOSOUP),
         view="matrix",
-        measured=[*(field.name for field in fields(LayerSpectrum)), "relative_update"],
+        measured=[
+            *(field.name for field in fields(LayerSpectrum)),
+            "relative_update",
+            *([] if adapter_rank is None and adapter_energy is None else ["adapter_error"]),
+        ],
         averaged=AVERAGED,
         stacked=arguments["stacked"],
         variants=[
             Variant(folder, own, None if wise in (None, 1.0) else wise)
             for folder, own, (_, wise) in combine(energies, wises)
         ],
+        as_adapter=_as_adapter(splits, adapter_rank, adapter_energy) if as_adapter else None,
     )
     return prepare(recipe, run_options)
 
@@ -103,31 +134,85 @@ def prepare_edit(
 edit = running(prepare_edit)
 
 
-def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: float) -> Method:
-    from monosoup_cli.methods.monosoup import edit_update
+def _as_adapter(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AsAdapter:
+    from monosoup_cli.methods.monosoup import rank_for
 
-    def method(layer: MatrixLayer) -> Edit | None:
-        edits = edit_update(layer.updates, layer.side, splits)
-        if edits is None:
+    def rank_of(layer: MatrixLayer) -> int:
+        return rank_for(layer.updates, layer.side, splits, energy or 1.0)
+
+    return AsAdapter(rank, None if energy is None else rank_of)
+
+
+def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: float) -> Method:
+    from monosoup_cli.methods.monosoup import edit_product, edit_update, truncate_update
+
+    def measures(spectra: Sequence[LayerSpectrum], base_norm: float) -> list[dict[str, Any]] | None:
+        """For every split and every `wise`; None where the update is smaller than wanted."""
+        if base_norm and spectra[0].update_norm / base_norm < min_update:
             return None
-        base_norm = layer.base_norm
-        if base_norm and edits[0][0].update_norm / base_norm < min_update:
-            return None
-        measures = [
+        return [
             {**asdict(spectrum), "relative_update": relative_update(spectrum, base_norm)}
-            for spectrum, _ in edits
+            for spectrum in spectra
             for _ in wises
         ]
+
+    def method(layer: MatrixLayer) -> Edit | None:
+        if layer.factors is not None:
+            return of_low_rank(layer, *layer.factors)
+        if layer.rank is not None:
+            return approximated(layer, layer.rank)
+        edits = edit_update(layer.updates, layer.side, splits)
+        measured = measures([spectrum for spectrum, _ in edits], layer.base_norm) if edits else None
+        if not edits or measured is None:
+            return None
         applies = [apply for _, apply in edits]
+        blocks = (
+            (start, stop, _results(base, update, applies, wises))
+            for start, stop, base, update in layer.pairs()
+        )
+        return Edit(measured, blocks)
+
+    def of_low_rank(layer: MatrixLayer, left: torch.Tensor, right: torch.Tensor) -> Edit | None:
+        layer.measure_base()
+        edits = edit_product(left, right, splits)
+        measured = measures([spectrum for spectrum, _ in edits], layer.base_norm) if edits else None
+        if not edits or measured is None:
+            return None
+        factors = [each for _, each in edits]
+        if layer.is_factored:
+            return Edit(
+                measured, iter(()), [(left * wise, right) for left, right in factors for wise in wises]
+            )
         return Edit(
-            measures,
+            measured,
             (
-                (start, stop, _results(base, update, applies, wises))
-                for start, stop, base, update in layer.pairs()
+                (start, stop, _sums(base, [(left[start:stop], right) for left, right in factors], wises))
+                for start, stop, base in layer.bases()
             ),
         )
 
+    def approximated(layer: MatrixLayer, rank: int) -> Edit | None:
+        edits = truncate_update(layer.updates, layer.side, splits, rank)
+        measured = measures([each.layer for each in edits], layer.base_norm) if edits else None
+        if not edits or measured is None:
+            return None
+        errors = [each.error for each in edits for _ in wises]
+        return Edit(
+            [{**each, "adapter_error": error} for each, error in zip(measured, errors, strict=True)],
+            iter(()),
+            [(each.left * wise, each.right) for each in edits for wise in wises],
+        )
+
     return method
+
+
+def _sums(
+    base: torch.Tensor, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], wises: Sequence[float]
+) -> Iterator[torch.Tensor]:
+    """W0 + wise · left @ right, for the factors of every split and every `wise`."""
+    for left, right in factors:
+        for wise in wises:
+            yield base.addmm(left, right, alpha=wise)
 
 
 def relative_update(spectrum: LayerSpectrum, base_norm: float) -> float | None:

@@ -117,13 +117,17 @@ inspect_spectrum = running(prepare_inspect_spectrum)
 def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
     import torch
 
-    from monosoup_cli.methods.monosoup import inspect_update
+    from monosoup_cli.methods.monosoup import inspect_product, inspect_update
     from monosoup_cli.spectral.rounding import Rounding, above_rounding
 
     def measure(layer: MatrixLayer) -> dict[str, Any] | None:
         _, *finetuned = (torch.finfo(getattr(torch, FLOATING[dtype])) for dtype in layer.dtypes)
         rounding = Rounding(max(finetuned, key=lambda info: info.eps), len(finetuned))
-        found = inspect_update(lambda: layer.updates(rounding.add), layer.side, monosoup)
+        if layer.factors is None:
+            found = inspect_update(lambda: layer.updates(rounding.add), layer.side, monosoup)
+        else:
+            layer.measure_base()
+            found = inspect_product(*layer.factors, monosoup)
         if found is None:
             return None
         spectrum, values = found

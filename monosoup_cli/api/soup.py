@@ -63,6 +63,7 @@ def prepare_soup(
     finetuned: Sequence[StrPath],
     output: StrPath,
     *,
+    base: StrPath | None = None,
     weights: Sequence[float] | None = None,
     greedy: bool = False,
     score_command: str | None = None,
@@ -73,12 +74,12 @@ def prepare_soup(
 ) -> Job:
     """A model soup: the uniform mean, a weighted mean, or the greedy soup.
 
-    The command `monosoup soup` (docs/cli.md). `weights`: one for each checkpoint, scaled to sum 1.
-    `greedy`: candidates are added, best first, while the score of the mean does not fall;
-    `score_command` is run through the shell with {} replaced by a checkpoint's path, and the last
-    line it prints is the score, higher is better. `scores` (a mapping or a JSON file, path →
-    number) gives the order, which else takes a run of the command for each. `accept`: "gt" wants
-    the score to rise. `watch` is told of every trial. Returns the report; raises
+    The command `monosoup soup` (docs/cli.md). `base`: of LoRA adapters. `weights`: one for each
+    checkpoint, scaled to sum 1. `greedy`: candidates are added, best first, while the score of the mean
+    does not fall; `score_command` is run through the shell with {} replaced by a checkpoint's path, and
+    the last line it prints is the score, higher is better. `scores` (a mapping or a JSON file, path →
+    number) gives the order, which else takes a run of the command for each. `accept`: "gt" wants the score
+    to rise. `watch` is told of every trial. Returns the report; raises
     `monosoup_cli.errors.MonosoupError`.
     """
     from monosoup_cli.methods.model_soup import normalised
@@ -98,7 +99,8 @@ def prepare_soup(
         raise UsageError("--score-command, --scores and --accept are for --greedy")
     run_options = RunOptions.given(**options)
     arguments: dict[str, Any] = {
-        "finetuned": sources, "output": os.fspath(output),
+        "base": None if base is None else os.fspath(base), "finetuned": sources,
+        "output": os.fspath(output),
         "weights": None if weights is None else list(weights), "greedy": greedy,
         "score_command": score_command, "scores": None if scores is None else scores_of(scores, sources),
         "accept": accept,
@@ -110,6 +112,7 @@ def prepare_soup(
         method=average,
         card=card(prepare_soup, arguments, run_options, MODEL_SOUP),
         needs_base=False,
+        base_is_option=True,
         weights=None if weights is None else normalised(weights),
         choose=_Greedy(arguments, watch or _ignore) if greedy else None,
         drafts=int(greedy),
@@ -165,9 +168,9 @@ class _Greedy:
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:
             self.watch(self.sources[members[-1]], None, len(members))
-            path: StrPath = job.finetuned[members[0]].place
-            if len(members) > 1:
-                path = self._draft(members, job, partial)
+            first = job.finetuned[members[0]]
+            is_whole = len(members) == 1 and first.model is first  # an adapter is scored merged
+            path: StrPath = first.place if is_whole else self._draft(members, job, partial)
             partial.note(name, run_score_command(self.template, path))
         return float(partial.notes[name])
 
@@ -178,7 +181,7 @@ class _Greedy:
                 shutil.rmtree(old)
             else:
                 old.unlink()
-        suffix = ".safetensors" if job.finetuned[0].folder is None else ""
+        suffix = ".safetensors" if job.model.folder is None else ""
         # a name of its own: what a killed run left may still read the one before
         draft = partial.workplace / f"draft-{len(partial.notes)}{suffix}"
         job.draft(members, draft)

@@ -15,6 +15,8 @@ from monosoup_cli.checkpoints.header import Header, TensorInfo
 from monosoup_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
+
     from monosoup_cli.checkpoints.state_dict import Strided
 
 __all__ = ["Checkpoint", "Shard"]
@@ -53,7 +55,8 @@ class Checkpoint:
     `tensors` is in the order of the files, and in each of the bytes. `folder` is None for a single
     file, whose folder on the Hub is its `origin`; `inner` is the part of the folder that holds the
     weights ("" or "unet/"), and `index` the parsed index, None without one. `names`: how tensors are
-    called here → as they stand in the files, where the two differ; `read_as` says so to people. Use as
+    called here → as they stand in the files, where the two differ; `read_as` says so to people.
+    `adapter_config`: of a LoRA adapter, which is no checkpoint until it is merged into a base. Use as
     a context manager: it holds open files.
     """
 
@@ -67,6 +70,7 @@ class Checkpoint:
     names: Mapping[str, str] | None = None
     read_as: tuple[str, ...] = ()
     origin: Folder | None = None
+    adapter_config: Mapping[str, Any] | None = None
     tensors: Mapping[str, TensorInfo] = field(init=False)
     shard_of: Mapping[str, Shard] = field(init=False)
     _left: set[str] = field(init=False, default_factory=set)
@@ -94,6 +98,28 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def model(self) -> Checkpoint:
+        """The checkpoint whose layout, configuration and other files an output takes over."""
+        return self
+
+    def changes(self, name: str) -> bool:
+        """Whether the tensor may differ from the base's, as far as headers tell."""
+        return True
+
+    def read_dtype(self, name: str) -> str:
+        """The dtype in which the bytes of a tensor are read."""
+        return self.tensors[name].dtype
+
+    def factors(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The update of one matrix of a tensor as left (m, rank) times right (rank, n), in float64; None
+        where it is not known to be of low rank."""
+        return None
+
+    def update_of(self, name: str) -> dict[str, Any]:
+        """What the report says of the update of one tensor, beside what is measured."""
+        return {}
 
     @property
     def revision(self) -> str | None:

@@ -25,6 +25,7 @@ from monosoup_cli.checkpoints.folders import (
     read_config,
 )
 from monosoup_cli.checkpoints.header import Header
+from monosoup_cli.checkpoints.lora_file import is_lora_file
 from monosoup_cli.errors import CheckpointError, UsageError
 
 __all__ = ["open_checkpoint", "parts_of"]
@@ -39,6 +40,7 @@ SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
 TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DENOISERS = ("transformer", "unet")
@@ -121,10 +123,7 @@ def _meant(source: str) -> str | None:
 def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     names = folder.names(inner.rstrip("/"))
     if ADAPTER_CONFIG in names:
-        raise CheckpointError(
-            "a LoRA adapter, which this version does not read", path=folder.source,
-            hint="merge it into its base first",
-        )  # fmt: skip
+        return _open_adapter(folder, inner, names)
     config = read_config(folder, f"{inner}config.json")
     config = config if isinstance(config, dict) else None
     _refuse_quantisation_config(config, folder.shown(f"{inner}config.json"))
@@ -144,6 +143,23 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     name = f"{inner}{candidates[0]}"
     return _checked(
         Checkpoint(folder.source, (_open_shard(name, folder.open(name)),), folder, inner, config=config)
+    )
+
+
+def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoint:
+    """An adapter of peft: its own file and its configuration; what it changes is for `read_adapter`."""
+    config = read_config(folder, f"{inner}{ADAPTER_CONFIG}")
+    if not isinstance(config, dict) or not config:
+        raise CheckpointError("is no adapter's", path=folder.shown(f"{inner}{ADAPTER_CONFIG}"))
+    name = next((f"{inner}{name}" for name in ADAPTER_WEIGHTS if name in names), None)
+    if name is None:
+        if _is_offline(folder):
+            raise _not_cached(folder.source)
+        raise CheckpointError(
+            "an adapter without weights", path=folder.source, expected=" or ".join(ADAPTER_WEIGHTS)
+        )
+    return Checkpoint(
+        folder.source, (_open_shard(name, folder.open(name)),), folder, inner, adapter_config=config
     )
 
 
@@ -305,7 +321,9 @@ def _open_shard(name: str, file: CheckpointFile) -> Shard:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, unless it is quantised."""
+    """The checkpoint, unless it is quantised; one that is a LoRA file is said to be an adapter."""
+    if len(checkpoint.shards) == 1 and is_lora_file(checkpoint.tensors):
+        return replace(checkpoint, adapter_config={})
     for name in checkpoint.tensors:
         if QUANTISED.search(name):
             checkpoint.close()

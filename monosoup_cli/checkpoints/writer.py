@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from monosoup_cli.checkpoints.files import read_into
+from monosoup_cli.checkpoints.header import TensorInfo
 from monosoup_cli.checkpoints.layout import OutputFile, OutputLayout
 from monosoup_cli.errors import (
     CheckpointError,
@@ -85,6 +86,8 @@ class PartialOutput:
     """An output in the making; a context manager that holds its lock and its open files.
 
     `folders`: the checkpoints inside OUT, all of one layout; "" where OUT itself is the only one.
+    `parts`: what is finished at once under one name → the layout's tensors that it is made of; what it
+    does not name is one tensor.
     `identity` says what the result depends on (inputs, options, versions, device): `resume` goes
     on only from a journal with the same one (ResumeError). Leaving the context before `publish`
     keeps what a resumed run needs, unless the inputs themselves were at fault. All methods but
@@ -99,6 +102,7 @@ class PartialOutput:
         identity: Mapping[str, Any],
         *,
         folders: Sequence[str] = ("",),
+        parts: Mapping[str, Sequence[str]] | None = None,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -114,6 +118,8 @@ class PartialOutput:
         self.workplace = partial_path(output)
         self._files = self.workplace / "files"
         self._places = layout.places()
+        self._parts = parts or {}
+        self._whole_of = {part: name for name, parts in self._parts.items() for part in parts}
         self._descriptors: dict[str, int] = {}
         self._checksums: dict[tuple[str, str], tuple[int, int]] = {}
         self._done: queue.SimpleQueue[tuple[str, list[int], list[dict[str, Any]]] | None] = (
@@ -230,8 +236,12 @@ class PartialOutput:
             entry = json.loads(line)
             if "note" in entry:
                 self.notes[entry["note"]] = entry["content"]
-            elif [self._checksum(folder, entry["tensor"]) for folder in self.folders] == entry["checksums"]:
+            elif self._checksums_of(entry["tensor"]) == entry["checksums"]:
                 self.finished[entry["tensor"]] = entry["records"]
+
+    def place(self, tensor: str) -> TensorInfo:
+        """Shape and dtype of a tensor of the layout, and where it lies in its file."""
+        return self._places[tensor][1]
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -267,12 +277,18 @@ class PartialOutput:
                 value = zlib.crc32(chunk, value)
         return value
 
+    def _parts_of(self, name: str) -> Sequence[str]:
+        return self._parts.get(name, (name,))
+
+    def _checksums_of(self, name: str) -> list[int]:
+        return [self._checksum(folder, part) for folder in self.folders for part in self._parts_of(name)]
+
     def commit(self, tensor: str, records: list[dict[str, Any]]) -> None:
         """Count a tensor that is written, with a record for each folder, as finished; it is synced
         and journalled behind the scenes."""
         if self._failure is not None:
             raise self._failure
-        self._done.put((tensor, [self._checksum(folder, tensor) for folder in self.folders], records))
+        self._done.put((tensor, self._checksums_of(tensor), records))
         with self._news:
             self.finished[tensor] = records
             self._news.notify_all()
@@ -301,7 +317,8 @@ class PartialOutput:
                 ended = None in batch
                 entries = [entry for entry in batch if entry is not None]
                 with self._system_errors():
-                    for name in {self._places[tensor][0].name for tensor, _, _ in entries}:
+                    parts = {part for tensor, _, _ in entries for part in self._parts_of(tensor)}
+                    for name in {self._places[part][0].name for part in parts}:
                         for folder in self.folders:
                             _sync_data(self._descriptors[_inside(folder, name)])
                     self._journal_lines(
@@ -341,7 +358,8 @@ class PartialOutput:
         digests = {folder: hashlib.sha256(file.header.raw) for folder in self.folders}
         for tensor in sorted(file.header.tensors.values(), key=lambda tensor: tensor.start):
             with self._news:
-                while tensor.name not in self.finished and not self._is_left:
+                whole = self._whole_of.get(tensor.name, tensor.name)
+                while whole not in self.finished and not self._is_left:
                     self._news.wait()
             if self._is_left:
                 return []

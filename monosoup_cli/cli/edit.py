@@ -41,6 +41,29 @@ def edit(
         ),
     ] = 0.0,
     stacked: opt.StackedOpt = None,
+    as_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--as-adapter",
+            help="Write the edited update as a LoRA adapter: of an adapter, with its modules and ranks, and"
+            " without a BASE (-); of a whole checkpoint with --adapter-rank or --adapter-energy.",
+        ),
+    ] = False,
+    adapter_rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            min=1,
+            help="With --as-adapter: the rank that approximates a whole checkpoint's updates.",
+        ),
+    ] = None,
+    adapter_energy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="The same by the smallest ranks that hold this share of its energy (0 < E <= 1).",
+        ),
+    ] = None,
 ) -> None:
     """Edit a fine-tuned checkpoint, or the mean of several: MonoSoup.
 
@@ -54,6 +77,7 @@ def edit(
 
     with prepare_edit(
         base, finetuned, output, energy=energy, rank=rank, rank_fraction=rank_fraction,
-        weighting=weighting, wise=wise, min_update=min_update, stacked=stacked or (), **shared.options,
+        weighting=weighting, wise=wise, min_update=min_update, stacked=stacked or (),
+        as_adapter=as_adapter, adapter_rank=adapter_rank, adapter_energy=adapter_energy, **shared.options,
     ) as job:  # fmt: skip
         shared.run(job)

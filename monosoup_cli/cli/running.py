@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monosoup_cli.pipeline.adapter_output import factored
 from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table, summary_table
 from monosoup_cli.report.words import size
 
@@ -22,10 +23,13 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     for notice in job.notices:
         console.note(f"note: {notice}")
     as_json = as_json or job.report_path is None
-    if not is_dry or job.can_choose_dry:
+    if not is_dry or job.can_choose_dry or job.unsettled is not None:
         with console.downloading(job.downloads) as advance:
             job.fetch(advance)
     import_torch()
+    if job.unsettled is not None:
+        with console.progress(factored(job.unsettled)) as progress:
+            job.settle(progress)
     if is_dry:
         _show_plan(job, console, as_json=as_json)
         return

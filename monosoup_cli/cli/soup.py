@@ -14,6 +14,10 @@ def soup(
     shared: opt.Shared,
     finetuned: opt.FinetunedArg,
     output: opt.OutputOpt,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="BASE", help="What LoRA adapters are merged into, where they are averaged."),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(metavar="W1,W2,…", help="A weight for each checkpoint; scaled to sum 1."),
@@ -53,8 +57,8 @@ def soup(
     with (
         shared.console.trials() as watch,
         prepare_soup(
-            finetuned, output, weights=numbers, greedy=greedy, score_command=score_command, scores=scores,
-            accept=accept, watch=watch, **shared.options,
+            finetuned, output, base=base, weights=numbers, greedy=greedy, score_command=score_command,
+            scores=scores, accept=accept, watch=watch, **shared.options,
         ) as job,
     ):  # fmt: skip
         shared.run(job)

@@ -15,16 +15,22 @@ from typing import Literal, get_args
 import torch
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.spectral.low_rank import decompose_product
 from monosoup_cli.spectral.spectrum import Blocks, Spectrum, decompose, singular_values
 
 __all__ = [
     "LayerSpectrum",
     "MonoSoup",
+    "Truncated",
     "Weighting",
     "edit_matrix",
+    "edit_product",
     "edit_update",
+    "inspect_product",
     "inspect_update",
     "measure",
+    "rank_for",
+    "truncate_update",
 ]
 
 Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
@@ -205,6 +211,97 @@ def edit_update(
         return None
     layers = [measure(spectrum.singular_values, method) for method in methods]
     return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
+
+
+def edit_product(
+    left: torch.Tensor, right: torch.Tensor, methods: Sequence[MonoSoup]
+) -> list[tuple[LayerSpectrum, tuple[torch.Tensor, torch.Tensor]]] | None:
+    """`edit_update` for an update left @ right of low rank: what is measured, and the factors of the edited
+    update, each with half of its singular values.
+
+    `left` (m, r), `right` (r, n): float64; the factors that come back are (m, s) and (s, n) with
+    s = min(m, n, r). Nothing of size m × n is made. None and errors as there.
+    """
+    spectrum = decompose_product(left, right)
+    if not _has_moved(spectrum.singular_values):
+        return None
+    values = spectrum.singular_values[: spectrum.left.shape[1]]
+    edits = []
+    for method in methods:
+        layer = measure(spectrum.singular_values, method)
+        weighed = values * layer.lambda_low
+        weighed[: layer.k] = values[: layer.k] * layer.lambda_high
+        half = weighed.clamp(min=0.0).sqrt().to(left)
+        edits.append((layer, (spectrum.left * half, half[:, None] * spectrum.right)))
+    return edits
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The best approximation of low rank of an edited update, left (rows, rank) @ right (rank, side).
+
+    `error`: ‖edited − left @ right‖_F / ‖edited‖_F, 0 for an edited update of zeros.
+    """
+
+    layer: LayerSpectrum
+    left: torch.Tensor
+    right: torch.Tensor
+    error: float
+
+
+def truncate_update(
+    updates: Blocks, side: int, methods: Sequence[MonoSoup], rank: int
+) -> list[Truncated] | None:
+    """`edit_update` for an adapter: the largest `rank` parts of each edited update (Eckart and Young, 1936),
+    from the decomposition that the edit itself takes, and one more pass. Arguments, None and errors as
+    there."""
+    spectrum = decompose(updates, side)
+    values = spectrum.singular_values
+    if not _has_moved(values):
+        return None
+    layers, chosen, weighed = [measure(values, method) for method in methods], [], []
+    for layer in layers:
+        weights = torch.full_like(values, layer.lambda_low)
+        weights[: layer.k] = layer.lambda_high
+        weighed.append(weights.clamp_(min=0.0) * values)
+        chosen.append(weighed[-1].argsort(descending=True, stable=True)[:rank])
+    vectors = [spectrum.vectors[:, kept.to(spectrum.vectors.device)] for kept in chosen]
+    parts: list[list[torch.Tensor]] = [[] for _ in layers]
+    for block in updates():
+        for part, columns in zip(parts, vectors, strict=True):
+            part.append(block @ columns)
+    found = []
+    for layer, part, kept, edited, columns in zip(layers, parts, chosen, weighed, vectors, strict=True):
+        ratios = edited / values[0]
+        # Δ v is σ u: half of the weighed σ goes to each side
+        share = torch.where(values[kept] > 0.0, (edited[kept].sqrt() / values[kept]), 0.0).to(columns)
+        half = edited[kept].sqrt().to(columns)
+        lost, total = ratios.square().clone(), float(ratios.square().sum())
+        lost[kept] = 0.0
+        error = math.sqrt(float(lost.sum()) / total) if total else 0.0
+        found.append(Truncated(layer, torch.cat(part) * share, half[:, None] * columns.T, error))
+    return found
+
+
+def rank_for(updates: Blocks, side: int, methods: Sequence[MonoSoup], energy: float) -> int:
+    """The smallest rank whose best approximation has that share of ‖edited‖_F², in (0, 1], of every method's
+    edited update; 0 for an update of zeros. Other arguments and errors as of `edit_update`."""
+    values, ranks = singular_values(updates, side), [0]
+    for method in methods if _has_moved(values) else ():
+        layer = measure(values, method)
+        edited = (values / values[0]) * layer.lambda_low
+        edited[: layer.k] = values[: layer.k] / values[0] * layer.lambda_high
+        held = edited.sort(descending=True).values.square().cumsum(0)
+        ranks.append(min(1 + int((held < energy * (1.0 - ROUNDING) * held[-1]).sum()), len(values)))
+    return max(ranks)
+
+
+def inspect_product(
+    left: torch.Tensor, right: torch.Tensor, method: MonoSoup
+) -> tuple[LayerSpectrum, torch.Tensor] | None:
+    """`inspect_update` for an update left @ right of low rank."""
+    values = decompose_product(left, right).singular_values
+    return (measure(values, method), values) if _has_moved(values) else None
 
 
 def inspect_update(updates: Blocks, side: int, method: MonoSoup) -> tuple[LayerSpectrum, torch.Tensor] | None:

@@ -178,10 +178,11 @@ def stored_chunks(
 ) -> Iterator[torch.Tensor]:
     """A stored tensor, or its elements start:stop, piece by piece, flat: in its dtype where that is
     edited, else as bytes."""
-    stored = checkpoint.tensors[name]
-    dtype = stored.dtype if stored.dtype in FLOATING else "U8"
-    end = stored.nbytes if stop is None else stop * BITS[stored.dtype] // 8
-    for offset in range(start * BITS[stored.dtype] // 8, end, CHUNK_BYTES):
+    read_dtype = checkpoint.read_dtype(name)
+    dtype = read_dtype if read_dtype in FLOATING else "U8"
+    last = checkpoint.tensors[name].elements if stop is None else stop
+    end = last * BITS[read_dtype] // 8
+    for offset in range(start * BITS[read_dtype] // 8, end, CHUNK_BYTES):
         interrupt()
         count = min(CHUNK_BYTES, end - offset) * 8 // BITS[dtype]
         chunk = scratch.take("kept", dtype, count)
@@ -217,7 +218,7 @@ class InputMatrix:
         is_held: bool = True,
     ) -> None:
         self.checkpoint, self.tensor, self.cut = checkpoint, tensor, cut
-        self.dtype = checkpoint.tensors[tensor].dtype
+        self.dtype = checkpoint.read_dtype(tensor)
         self._scratch, self._purpose = scratch, purpose
         self._item_bytes = BITS[self.dtype] // 8
         self._offset = index * cut.elements * self._item_bytes
@@ -356,11 +357,15 @@ def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
 class MatrixLayer:
     """What a method sees of one matrix: its update by blocks.
 
-    `base` may be None; the "update" is then the fine-tuned matrix itself. `device` is where
-    blocks are computed. `interrupt` is called before each block, and may raise.
+    `base` may be None; the "update" is then the fine-tuned matrix itself. `factors`: of an update that is
+    known to be of low rank, (length, rank) and (rank, side) float64 on `device`, whose product it is.
+    `is_factored`: the result is wanted as factors, and where the update has none, of that `rank`.
+    `device` is where blocks are computed. `interrupt` is called before each block, and may raise.
     """
 
     has_moved = True
+    is_factored = False
+    rank: int | None = None
 
     def __init__(
         self,
@@ -369,8 +374,10 @@ class MatrixLayer:
         device: torch.device,
         scratch: Scratch,
         interrupt: Callable[[], None],
+        factors: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self.base, self.finetuned, self.device = base, finetuned, device
+        self.factors = factors
         self._scratch = scratch
         self.cut = finetuned.cut
         self._interrupt = interrupt
@@ -416,9 +423,24 @@ class MatrixLayer:
         if total is not None:
             self._base_square = total
 
+    def bases(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(start, stop, W0) of every block, in float64, as `pairs` has them; no update is read."""
+        assert self.base is not None
+        for start, stop in self.cut.ranges():
+            self._interrupt()
+            yield start, stop, self._upcast(self.base.block(start, stop), "float64 base")
+
+    def measure_base(self) -> None:
+        """A pass over the base alone, for `base_norm`."""
+        import torch
+
+        if self.base is not None:
+            squares = [torch.linalg.vector_norm(base).square() for _, _, base in self.bases()]
+            self._base_square = torch.stack(squares).sum() if squares else None
+
     @property
     def base_norm(self) -> float:
-        """‖W0‖_F, known after the first pass over `updates`."""
+        """‖W0‖_F, known after the first pass over `updates`, or `measure_base`."""
         return 0.0 if self._base_square is None else math.sqrt(float(self._base_square))
 
     def _upcast(self, block: torch.Tensor, purpose: str) -> torch.Tensor:
@@ -443,6 +465,7 @@ def matrix_layer(
 ) -> MatrixLayer:
     """One matrix of a tensor: of the fine-tuned checkpoint, or the mean of several; against the base."""
     is_alone = len(finetuned) == 1
+    factors = [checkpoint.factors(tensor, index) for checkpoint in finetuned]
     matrices = [
         InputMatrix(checkpoint, tensor, cut, scratch, "finetuned", index, is_held=is_alone)
         for checkpoint in finetuned
@@ -450,7 +473,21 @@ def matrix_layer(
     return MatrixLayer(
         None if base is None else InputMatrix(base, tensor, cut, scratch, "base", index),
         matrices[0] if is_alone else MeanMatrix(matrices, scratch), device, scratch, interrupt,
+        _mean_of_products([each for each in factors if each is not None], cut, device)
+        if None not in factors
+        else None,
     )  # fmt: skip
+
+
+def _mean_of_products(
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]], cut: Cut, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the mean of several products, side by side, as blocks see it."""
+    import torch
+
+    left = torch.cat([left for left, _ in factors], dim=1).to(device).div_(len(factors))
+    right = torch.cat([right for _, right in factors]).to(device)
+    return (right.T, left.T) if cut.is_wide else (left, right)
 
 
 class FlatLayer:
@@ -643,7 +680,7 @@ class _Flat:
     def __init__(self, checkpoint: Checkpoint, tensor: str, device: torch.device, scratch: Scratch) -> None:
         self._checkpoint, self._tensor, self._scratch = checkpoint, tensor, scratch
         self._device, self._is_cpu = device, device.type == "cpu"
-        self.dtype = checkpoint.tensors[tensor].dtype
+        self.dtype = checkpoint.read_dtype(tensor)
         self._item_bytes = BITS[self.dtype] // 8
         self._read_into = checkpoint.reader(tensor)
 

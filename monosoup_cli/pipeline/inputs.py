@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
+from monosoup_cli.checkpoints.adapter import Adapter, read_adapter
 from monosoup_cli.checkpoints.alignment import Rename, align, suggestion, tied_names
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
+from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.checkpoints.locate import open_checkpoint
-from monosoup_cli.errors import UsageError
+from monosoup_cli.checkpoints.lora_file import read_lora_file
+from monosoup_cli.checkpoints.merged import MergedCheckpoint
+from monosoup_cli.errors import CheckpointError, UsageError
 
-__all__ = ["Inputs", "open_inputs"]
+__all__ = ["Inputs", "open_inputs", "update_of"]
 
 
 @dataclass
@@ -32,6 +37,14 @@ class Inputs:
         """Bytes that a worker may hold of tensors whose elements do not lie in order."""
         return sum(checkpoint.kept_in_order for checkpoint in self.all)
 
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """Names that no fine-tuned checkpoint changes, as far as headers tell: those that adapters leave."""
+        return frozenset(
+            name for name in self.finetuned[0].tensors
+            if not any(checkpoint.changes(name) for checkpoint in self.finetuned)
+        )  # fmt: skip
+
     def __enter__(self) -> Inputs:
         return self
 
@@ -40,10 +53,25 @@ class Inputs:
             checkpoint.close()
 
 
-def open_inputs(base: str | None, finetuned: Sequence[str], renames: Sequence[str]) -> Inputs:
+def update_of(finetuned: Sequence[Checkpoint], name: str) -> dict[str, Any]:
+    """What the report says of the update of a tensor beside what is measured: where adapters make it, its
+    rank, which in a mean is the sum of theirs, and the scale, where it is one."""
+    found = [checkpoint.update_of(name) for checkpoint in finetuned]
+    if not all(found):
+        return {}
+    scales = {each["adapter_scale"] for each in found}
+    return {
+        "adapter_rank": sum(each["adapter_rank"] for each in found),
+        "adapter_scale": scales.pop() if len(scales) == 1 else None,
+    }
+
+
+def open_inputs(
+    base: str | None, finetuned: Sequence[str], renames: Sequence[str], *, alone: bool = False
+) -> Inputs:
     """Read the headers, and align the names of all others with those of the first fine-tuned checkpoint.
 
-    `renames`: what `--rename` said. Raises MonosoupError.
+    `renames`: what `--rename` said. `alone`: an adapter does without its base. Raises MonosoupError.
     """
     parsed = [Rename.parse(each) for each in renames]
     with ExitStack() as opened:
@@ -52,15 +80,27 @@ def open_inputs(base: str | None, finetuned: Sequence[str], renames: Sequence[st
             for each in (*([] if base is None else [base]), *finetuned)
         ]
         place = 0 if base is None else 1
-        first = checkpoints[place]
-        others = [_aligned(each, first, parsed) for each in checkpoints if each is not first]
-        unused = set(parsed).intersection(*(unused for _, unused in others)) if others else set(parsed)
-        if unused:
+        if place and checkpoints[0].adapter_config is not None:
+            raise CheckpointError("a LoRA adapter, which can be no base", path=checkpoints[0].source)
+        unused_by: list[Sequence[Rename]] = []
+        if checkpoints[place].adapter_config is not None:
+            over = checkpoints[0] if place else None
+            checkpoints[place], unused = _merged(over, checkpoints[place], parsed, alone=alone)
+            unused_by.append(unused)
+        first, aligned = checkpoints[place], dict[int, Checkpoint]()
+        for number, each in enumerate(checkpoints):
+            if each is not first:
+                if each.adapter_config is None:
+                    aligned[number], unused = _aligned(each, first, parsed)
+                else:  # the base, which comes before it, has the names of the first by now
+                    aligned[number], unused = _merged(aligned.get(0) if place else None, each, parsed)
+                unused_by.append(unused)
+        matchless = set(parsed).intersection(*unused_by)
+        if matchless:
             raise UsageError(
-                f"--rename {next(each for each in parsed if each in unused)} makes no more names match"
+                f"--rename {next(each for each in parsed if each in matchless)} makes no more names match"
             )
-        checkpoints = [each for each, _ in others]
-        checkpoints.insert(place, first)
+        checkpoints = [aligned.get(number, each) for number, each in enumerate(checkpoints)]
         inputs = Inputs(None if base is None else checkpoints.pop(0), checkpoints)
         inputs.notices = [
             f"{each.source}: names are read {said}" for each in inputs.all for said in each.read_as
@@ -73,6 +113,54 @@ def open_inputs(base: str | None, finetuned: Sequence[str], renames: Sequence[st
             inputs.hint = suggestion(inputs.base.tensors, first.tensors)
         opened.pop_all()
     return inputs
+
+
+def _merged(
+    base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], *, alone: bool = False
+) -> tuple[Checkpoint, Sequence[Rename]]:
+    """An adapter over its base, as the one checkpoint that merging them would make; and the renames that
+    matched nothing."""
+    if base is None and not alone:
+        raise CheckpointError(
+            "a LoRA adapter, which needs its base", path=own.source,
+            hint=f"--base names it{_named_base(own)}",
+        )  # fmt: skip
+    assert own.adapter_config is not None
+    if own.adapter_config:
+        adapter = read_adapter(own, own.adapter_config, None if base is None else base.tensors, renames)
+    elif base is None:
+        raise CheckpointError(
+            "a LoRA file of its own, which says by the base's names alone what it changes", path=own.source,
+            hint="name the base",
+        )  # fmt: skip
+    else:
+        fetch(own.select(None))  # its scales are among the tensors, and it is small
+        adapter = read_lora_file(own, base.tensors, renames)
+    if base is not None:
+        _check_ties(base, adapter)
+    return MergedCheckpoint.of(base, adapter), adapter.unused
+
+
+def _check_ties(base: Checkpoint, adapter: Adapter) -> None:
+    """Raise CheckpointError where the adapter replaces weights that the base uses twice, for one use alone: a
+    checkpoint with the base's names and configuration cannot say so."""
+    noted = {name: kept for shard in base.shards for name, kept in shard.tied.items()}
+    ties = tied_names(base.tensors, base.config, base.metadata, noted)
+    for missing, holder in ties.items():
+        own = adapter.replaced.get(holder)
+        is_matrix = own is not None and len(adapter.own.tensors[own].shape) > 1
+        if is_matrix and holder not in adapter.twins:
+            raise CheckpointError(
+                f"replaces weights to which the base ties {missing!r}, and would leave that one as it was",
+                path=adapter.own.source, tensor=own,
+                hint="save the base with the two apart (tie_word_embeddings: false) first",
+            )  # fmt: skip
+
+
+def _named_base(own: Checkpoint) -> str:
+    """What the adapter says of its base, for people; it is never opened unasked."""
+    name = (own.adapter_config or {}).get("base_model_name_or_path")
+    return f" ({name})" if isinstance(name, str) and name and name.isprintable() else ""
 
 
 def _aligned(

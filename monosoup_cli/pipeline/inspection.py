@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
@@ -13,7 +13,7 @@ from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.errors import NonfiniteError, mismatch_in
 from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import find_devices, plan_workers
-from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.inputs import Inputs, open_inputs, update_of
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
@@ -67,7 +67,9 @@ class Inspection:
             assert inputs.base is not None
             with mismatch_in(finetuned[0]):
                 headers = [each.tensors for each in inputs.finetuned]
-                plan = make_plan(inputs.base.tensors, headers, selection, hint=inputs.hint)
+                plan = make_plan(
+                    inputs.base.tensors, headers, selection, hint=inputs.hint, unchanged=inputs.unchanged
+                )
             inspection = cls(inputs, plan, options)
             opened.pop_all()
         return inspection
@@ -102,6 +104,9 @@ class Inspection:
                 if self.options.on_nonfinite == "error":
                     raise
                 records[tensor.name] = LayerRecord(tensor.name, tensor.shape, tensor.dtype, "nonfinite")
+            records[tensor.name] = replace(
+                records[tensor.name], update_of=update_of(self.finetuned, tensor.name)
+            )
 
         in_parallel(
             self.plan.edited, (), make, lambda tensor: [self.base, *self.finetuned],

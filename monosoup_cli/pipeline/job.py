@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from monosoup_cli import __version__
+from monosoup_cli.checkpoints.adapter import ADAPTER_CONFIG
 from monosoup_cli.checkpoints.checkpoint import Checkpoint
 from monosoup_cli.checkpoints.files import Advance, Download
 from monosoup_cli.checkpoints.folders import STATE_DICTS, WEIGHTS
 from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
+from monosoup_cli.checkpoints.merged import MergedCheckpoint
 from monosoup_cli.checkpoints.model_card import CARD_NAME, has_card
 from monosoup_cli.checkpoints.output_path import (
     allow_open_files,
@@ -26,14 +28,16 @@ from monosoup_cli.checkpoints.output_path import (
 from monosoup_cli.checkpoints.push import check_push, push, upload_command
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
-from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
+from monosoup_cli.errors import NonfiniteError, OutputError, UsageError, mismatch_in, without_tokens
+from monosoup_cli.pipeline.adapter_output import AdapterOutput, again, extracted, factored, headers_of
+from monosoup_cli.pipeline.blocks import MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import find_devices, plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.options import RunOptions
-from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan
+from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan, stored_dtype
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, run
+from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, Worker, in_parallel, run
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.report.records import summarise
 from monosoup_cli.report.words import plural
@@ -41,6 +45,7 @@ from monosoup_cli.report.words import plural
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
 
 STDOUT = "-"
+"""As a report; as a base, none."""
 
 OPERATIONAL = {"output", "report", "workers", "device", "overwrite", "resume", "push", "public"}
 """Arguments that do not change the bytes of a finished tensor: a resumed run may differ in them.
@@ -60,6 +65,20 @@ Choose: TypeAlias = "Callable[[Job, PartialOutput | None, Progress], Choice]"
 
 
 @dataclass(frozen=True)
+class AsAdapter:
+    """What the user said of an adapter to be written. `rank`: of the factors that a whole fine-tuned
+    checkpoint's updates get; or `rank_of` finds that of each layer, 0 where it has not moved. Neither is
+    for an adapter, which has ranks of its own."""
+
+    rank: int | None = None
+    rank_of: Callable[[MatrixLayer], int] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return self.rank is not None or self.rank_of is not None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What sets a command apart from the others.
 
@@ -70,6 +89,7 @@ class Recipe:
     `needs_base`: layers are edited against the base; without it, a base serves `choose` alone.
     `drafts`: how many more checkpoints of the output's size `choose` writes beside it at a time.
     `of_names`: makes the fields that depend on the names of the (first) fine-tuned checkpoint.
+    `as_adapter`: the output is a LoRA adapter. `base_is_option`: on the command line, `--base` names it.
     """
 
     command: str
@@ -90,6 +110,8 @@ class Recipe:
     details: Mapping[str, Any] = field(default_factory=dict)
     foretold: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     of_names: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
+    as_adapter: AsAdapter | None = None
+    base_is_option: bool = False
 
     @property
     def is_sweep(self) -> bool:
@@ -102,6 +124,7 @@ class Job:
     """One command on opened inputs; a context manager, because it holds their files.
 
     Making one reads headers and checks what they tell, and writes nothing; `run` does the work.
+    `unsettled`: the plan of all tensors, where the layout still depends on what `settle` will find.
     """
 
     recipe: Recipe
@@ -111,6 +134,8 @@ class Job:
     selection: Selection
     plan: Plan
     layout: OutputLayout
+    adapter: AdapterOutput | None = None
+    unsettled: Plan | None = None
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,9 +148,14 @@ class Job:
         )  # fmt: skip
         self.side_files: list[str] = []
         first = self.finetuned[0]
-        if first.folder is not None and not self.layout.is_single_file:
+        self.model = first.model
+        if self.adapter is not None and isinstance(first, MergedCheckpoint):
+            self.model = first.adapter.own
+        is_bare = self.adapter is not None and self.adapter.source is None
+        if not is_bare and self.model.folder is not None and not self.layout.is_single_file:
             taken = self.layout.names
-            self.side_files = [name for name in side_files(first.folder, first.inner) if name not in taken]
+            found = side_files(self.model.folder, self.model.inner)
+            self.side_files = [name for name in found if name not in taken]
         self.downloads = self._select()
         self.notices += self.opened.notices
         if self.base is not None and self.recipe.needs_base:
@@ -140,6 +170,8 @@ class Job:
         carried = [name for name in self.side_files if name.endswith(WEIGHTS)]
         if carried:
             self.notices.append(f"not edited, and carried over as fine-tuned: {', '.join(carried)}")
+        if self.adapter is not None and self.adapter.left:
+            self.notices.append(f"no adapter can hold, and left out: {_some(self.adapter.left)}")
         if self.only_in_base:
             self.notices.append(f"only in the base, and not written: {_some(self.only_in_base)}")
 
@@ -148,25 +180,54 @@ class Job:
         compared = [tensor.name for tensor in self.plan.tensors if tensor.has_base]
         downloads = []
         if self.base is not None:
-            downloads += self.base.select(compared if self.recipe.needs_base else None)
-        for number, checkpoint in enumerate(self.finetuned):
+            is_merged = any(each.model is not each for each in self.finetuned) and self.adapter is None
+            is_little = self.recipe.needs_base and not is_merged
+            downloads += self.base.select(compared if is_little else None)
+        for checkpoint in self.finetuned:
             downloads += checkpoint.select(None)
-            folder = checkpoint.folder
-            if folder is None:
-                continue
-            names: set[str] = set()
-            if self.recipe.drafts:  # scored by a program that wants the whole folder
-                names.update(side_files(folder, checkpoint.inner))
-            if number == 0:
-                names.update(self.side_files)
-                if has_card(folder):
-                    names.add(CARD_NAME)
+            # scored by a program that wants the whole folder
+            if self.recipe.drafts and checkpoint.folder is not None and checkpoint is not self.model:
+                downloads += checkpoint.folder.select(sorted(side_files(checkpoint.folder, checkpoint.inner)))
+        folder = self.model.folder
+        if folder is not None:
+            names = {*self.side_files, *([CARD_NAME] if has_card(folder) else [])}
+            if self.recipe.drafts:
+                names.update(side_files(folder, self.model.inner))
             downloads += folder.select(sorted(names))
         return downloads
 
     def fetch(self, advance: Advance | None = None) -> None:
         """Download what is needed and is not here; `advance` is told of bytes as they arrive."""
         fetch(self.downloads, advance)
+
+    def settle(self, progress: Progress | None = None) -> None:
+        """Find the ranks that the layout depends on, where the data tells; a pass over all layers, once."""
+        whole, wanted = self.unsettled, self.recipe.as_adapter
+        if whole is None or wanted is None or wanted.rank_of is None or self.base is None:
+            return
+        base, rank_of, ranks = self.base, wanted.rank_of, dict[str, int]()
+
+        def make(tensor: PlannedTensor, worker: Worker) -> None:
+            assert tensor.cut is not None
+            layer = matrix_layer(
+                tensor.name, tensor.cut, 0, base, self.finetuned, worker.device, worker.scratch,
+                worker.interrupt,
+            )  # fmt: skip
+            try:
+                ranks[tensor.name] = rank_of(layer)
+            except NonfiniteError:
+                if self.options.on_nonfinite == "error":
+                    raise
+                ranks[tensor.name] = 0
+
+        in_parallel(
+            factored(whole), (), make, lambda tensor: [base, *self.finetuned], self.devices, self.workers,
+            progress or _ignore,
+        )  # fmt: skip
+        self.plan, self.adapter = extracted(
+            base, self.finetuned, whole, lambda tensor: ranks[tensor.name]
+        )  # fmt: skip
+        self.layout, self.unsettled = self.adapter.layout, None
 
     def doubts(self) -> list[str]:
         """Why base and fine-tuned may not be parent and child, from a sample of their values."""
@@ -246,7 +307,7 @@ class Job:
             raise OutputError("another run is writing this output", path=self.output)
         refuse_unfinished(self.output, resume=self.options.resume, overwrite=overwrite)
         allow_open_files(len(self.layout.files) * len(self.recipe.variants))
-        folder = self.finetuned[0].folder
+        folder = self.model.folder
         beside = sum(folder.nbytes(name) for name in self.side_files) if folder is not None else 0
         nbytes = self.nbytes + self.recipe.drafts * self.layout.nbytes
         check_space(self.output, nbytes + len(self.recipe.variants) * beside)
@@ -264,7 +325,7 @@ class Job:
             self.options, report=None, overwrite=True, resume=False, push=None, public=False
         )  # fmt: skip
         shards = None if output.suffix == ".safetensors" else options.shard_bytes
-        layout = plan_layout(self.finetuned[0], self.plan.dtypes, output.name, shards)
+        layout = plan_layout(self.finetuned[0].model, self.plan.dtypes, output.name, shards)
         replace(self, recipe=recipe, output=output, options=options, layout=layout, notices=[]).run()
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
@@ -272,11 +333,13 @@ class Job:
         no OUT."""
         self.check_output()
         self.fetch()
+        self.settle(progress)
         started = time.monotonic()
         machine = environment(self.devices)
         partial = PartialOutput(
             self.output, self.layout, self._identity(machine),
             folders=[variant.folder for variant in self.recipe.variants],
+            parts=None if self.adapter is None else self.adapter.stored,
             resume=self.options.resume, overwrite=self.options.overwrite,
         )  # fmt: skip
         with partial:
@@ -286,6 +349,7 @@ class Job:
                 self.base if self.recipe.needs_base else None,
                 [self.finetuned[number] for number in choice.members], self.finetuned[0],
                 self.recipe.weights, partial, self.recipe.variants, self.options.on_nonfinite,
+                self.adapter,
             )  # fmt: skip
             run(work, self.devices, self.workers, progress or _ignore)
             for _role, checkpoint in self.inputs:
@@ -367,9 +431,11 @@ class Job:
         for variant, report in zip(self.recipe.variants, reports, strict=True):
             if not self.layout.is_single_file:
                 prefix = f"{variant.folder}/" if variant.folder else ""
-                folder = self.finetuned[0].folder
+                folder = self.model.folder
                 if folder is not None:
                     inside |= {f"{prefix}{name}": folder.path(name) for name in self.side_files}
+                if self.adapter is not None and self.adapter.config is not None:
+                    inside[f"{prefix}{ADAPTER_CONFIG}"] = _as_text(self.adapter.config)
                 inside[f"{prefix}{CARD_NAME}"] = self.recipe.card(self, variant, choice)
                 if self.recipe.is_sweep:
                     inside[f"{prefix}{REPORT_NAME}"] = _as_text(report)
@@ -432,24 +498,46 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
     path = _output_path(recipe, options)
     with ExitStack() as opened:
         inputs = opened.enter_context(
-            open_inputs(arguments.get("base"), arguments["finetuned"], options.rename)
-        )
+            open_inputs(
+                _base_of(recipe), arguments["finetuned"], options.rename, alone=recipe.as_adapter is not None
+            )
+        )  # fmt: skip
         base, first = inputs.base, inputs.finetuned[0]
         selection = Selection(
             tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
             options.on_mismatch, options.dtype,
         )  # fmt: skip
+        adapter, whole = None, None
+        if isinstance(first, MergedCheckpoint) and recipe.as_adapter is not None:
+            adapter = _again(first, inputs, recipe.as_adapter, path, options.dtype)
         with mismatch_in(first.source):
             if recipe.of_names is not None:
                 recipe = replace(recipe, **recipe.of_names(list(first.tensors)))
+            of_base = base.tensors if base is not None and recipe.needs_base else None
+            headers = [checkpoint.tensors for checkpoint in inputs.finetuned]
+            if adapter is not None and isinstance(first, MergedCheckpoint):
+                of_base, headers[0] = headers_of(first, adapter)
             plan = make_plan(
-                base.tensors if base is not None and recipe.needs_base else None,
-                [checkpoint.tensors for checkpoint in inputs.finetuned], selection,
+                of_base, headers, selection,
                 view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
-                hint=inputs.hint,
+                hint=inputs.hint, unchanged=inputs.unchanged,
             )  # fmt: skip
-        layout = plan_layout(first, plan.dtypes, path.name, options.shard_bytes)
-        job = Job(recipe, inputs, path, options, selection, plan, layout)
+        if recipe.as_adapter is not None and adapter is None:
+            if not recipe.as_adapter.is_given or base is None:
+                raise UsageError(
+                    "--as-adapter of a whole checkpoint needs a base, and --adapter-rank or --adapter-energy"
+                )
+            if path.suffix == ".safetensors":
+                raise UsageError("an adapter needs a folder", path=path)
+            rank, whole = recipe.as_adapter.rank or 1, plan
+            plan, adapter = extracted(base, inputs.finetuned, plan, lambda tensor: rank)
+        if adapter is None:
+            layout = plan_layout(first.model, plan.dtypes, path.name, options.shard_bytes)
+        else:
+            layout = adapter.layout
+        job = Job(recipe, inputs, path, options, selection, plan, layout, adapter)
+        if recipe.as_adapter is not None and recipe.as_adapter.rank_of is not None:
+            job.unsettled = whole
         job.check_output()
         if options.push is not None:
             if any(options.push.lower() == (each.repository or "").lower() for each in inputs.all):
@@ -457,6 +545,31 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             check_push(options.push, overwrite=options.overwrite)
         opened.pop_all()
     return job
+
+
+def _base_of(recipe: Recipe) -> str | None:
+    """The base as it was typed; None where there is none."""
+    base = recipe.arguments.get("base")
+    return None if base == STDOUT and recipe.as_adapter is not None else base
+
+
+def _again(
+    merged: MergedCheckpoint, inputs: Inputs, wanted: AsAdapter, output: Path, dtype: str
+) -> AdapterOutput:
+    """The output that an adapter is written to as one again; raises where it cannot be."""
+    if len(inputs.finetuned) > 1:
+        raise UsageError("--as-adapter takes one adapter: a mean of several has more ranks than each")
+    if wanted.is_given:
+        raise UsageError(
+            "--adapter-rank and --adapter-energy are for whole checkpoints: an adapter keeps its ranks"
+        )
+    own = merged.adapter.own
+    dtypes = {name: stored_dtype(tensor.dtype, dtype) for name, tensor in own.tensors.items()}
+    layout = plan_layout(own, dtypes, output.name, None)
+    if layout.is_single_file != (own.folder is None):
+        kind = "a file that ends in .safetensors" if own.folder is None else "a folder"
+        raise UsageError("an adapter is written as it was given", path=output, expected=kind)
+    return again(merged, layout)
 
 
 def _output_path(recipe: Recipe, options: RunOptions) -> Path:

@@ -99,7 +99,7 @@ def _read(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.Ten
     """The elements start:stop of a tensor in float64."""
     import torch
 
-    dtype = checkpoint.tensors[name].dtype
+    dtype = checkpoint.read_dtype(name)
     item_bytes = BITS[dtype] // 8
     buffer = bytearray((stop - start) * item_bytes)
     checkpoint.read_into(name, memoryview(buffer), start * item_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -13,7 +13,7 @@ from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.pipeline.blocks import Cut
 from monosoup_cli.pipeline.options import Mismatch
 
-__all__ = ["Plan", "PlannedTensor", "Reason", "Selection", "View", "make_plan"]
+__all__ = ["Plan", "PlannedTensor", "Reason", "Selection", "View", "make_plan", "stored_dtype"]
 
 Reason = Literal[
     "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite"
@@ -109,14 +109,15 @@ def make_plan(
     view: View = "matrix",
     wise: bool = False,
     hint: str | None = None,
+    unchanged: Container[str] = (),
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
     A layer is floating and stands in every input with one shape; in the matrix view it has two
     dimensions or more. Where inputs may overlap, its shape is that of the rows that all of them have.
     `base`: None for methods without one. `wise`: kept tensors are interpolated with the base. `hint`:
-    what to try where no name matches. Raises MismatchError where inputs do not belong together,
-    UsageError for patterns that match nothing.
+    what to try where no name matches. `unchanged`: names whose tensors are known to be the base's.
+    Raises MismatchError where inputs do not belong together, UsageError for patterns that match nothing.
     """
     first, *others = finetuned
     if base is not None and first and not first.keys() & base.keys():
@@ -136,21 +137,28 @@ def make_plan(
     for tensor in _cropped(first, rows).values():
         is_floating = tensor.dtype in FLOATING
         has_twin = is_floating and base is not None and _alike(tensor, base)
+        is_unchanged = tensor.name in unchanged
         reason = _reason(tensor, base, others, selection, view)
-        stored_dtype = tensor.dtype
-        if is_floating and selection.dtype != "keep":
-            stored_dtype = STORED[selection.dtype]
+        if reason is None and is_unchanged:
+            reason = "unchanged"
         stack, cut = None, None
         if reason is None and view == "matrix":
             stack, cut = matrix_view(tensor, selection.stacked)
         tensors.append(
             PlannedTensor(
-                tensor.name, tensor.dtype, stored_dtype, first[tensor.name].shape, reason, stack, cut,
-                is_shared=is_floating and all(_alike(tensor, headers) for headers in others),
-                has_base=has_twin and (reason is None or wise), shared_rows=rows.get(tensor.name),
+                tensor.name, tensor.dtype, stored_dtype(tensor.dtype, selection.dtype),
+                first[tensor.name].shape, reason, stack, cut,
+                is_shared=is_floating and not is_unchanged and all(_alike(tensor, each) for each in others),
+                has_base=has_twin and not is_unchanged and (reason is None or wise),
+                shared_rows=rows.get(tensor.name),
             )
         )  # fmt: skip
     return Plan(tuple(tensors))
+
+
+def stored_dtype(dtype: str, wanted: str) -> str:
+    """How a tensor is stored where `--dtype` is `wanted`."""
+    return dtype if wanted == "keep" or dtype not in FLOATING else STORED[wanted]
 
 
 def _alike(tensor: TensorInfo, headers: Headers) -> bool:

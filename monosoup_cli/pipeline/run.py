@@ -8,11 +8,13 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.checkpoints.header import BITS, FLOATING
 from monosoup_cli.errors import NonfiniteError, ResourceError
+from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput
 from monosoup_cli.pipeline.blocks import (
     Cut,
     FlatLayer,
@@ -28,6 +30,7 @@ from monosoup_cli.pipeline.blocks import (
     stored_chunks,
 )
 from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
+from monosoup_cli.pipeline.inputs import update_of
 from monosoup_cli.pipeline.options import Strictness
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.report.records import LayerRecord, SliceRecord
@@ -47,10 +50,13 @@ class Edit:
 
     `blocks`: (start, stop, the result for each variant of the output); a result is stored before
     the next one is made. `measures`: what was measured, for each variant; read after the blocks.
+    `factors`: where an adapter is written, the edited update of each variant instead, as blocks see it:
+    (length, rank) and (rank, side).
     """
 
     measures: Sequence[Mapping[str, Any]]
     blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
 Method: TypeAlias = "Callable[[Any], Edit | None]"
@@ -86,7 +92,8 @@ class Run:
     """The whole job: the plan, how one layer is edited, and where bytes come from and go to.
 
     `finetuned`: those that are averaged, evenly or with `weights` that sum to 1. `first`: the one
-    whose layout the output has. `measured`: the names of what `method` measures.
+    whose layout the output has. `measured`: the names of what `method` measures. `adapter`: how tensors are
+    stored, where the output is an adapter.
     """
 
     plan: Plan
@@ -99,6 +106,11 @@ class Run:
     output: PartialOutput
     variants: Sequence[Variant]
     on_nonfinite: Strictness = "error"
+    adapter: AdapterOutput | None = None
+
+    def stored_as(self, tensor: PlannedTensor) -> str:
+        """What a tensor that is written whole is called in the output."""
+        return tensor.name if self.adapter is None else self.adapter.stored[tensor.name][0]
 
     def sources_of(self, tensor: PlannedTensor) -> Sequence[Checkpoint]:
         """The fine-tuned checkpoints that a tensor is the mean of."""
@@ -242,6 +254,7 @@ class _Maker:
 
     def __init__(self, job: Run, worker: Worker) -> None:
         self.job, self.worker, self.scratch = job, worker, worker.scratch
+        self._factors: list[FactorsOutput] = []
 
     def make(self, tensor: PlannedTensor) -> list[LayerRecord]:
         """Write it; returns a record for each variant."""
@@ -251,29 +264,49 @@ class _Maker:
             is_of_one_variant = error.path is None and len(self.job.variants) > 1
             if self.job.on_nonfinite == "error" or is_of_one_variant:
                 raise
-            self._copy(self.job.copied_from(tensor), tensor, is_checked=False)
+            if self.job.adapter is None:
+                self._copy(self.job.copied_from(tensor), tensor, is_checked=False)
+            else:
+                self._copy_stored(self.job.adapter, tensor, is_checked=False)
             return self._kept(tensor, "nonfinite")
 
     def _make(self, tensor: PlannedTensor) -> list[LayerRecord]:
+        if self.job.adapter is not None and not tensor.is_edited:
+            self._copy_stored(self.job.adapter, tensor)
+            return self._kept(tensor, tensor.reason)
         if not tensor.is_edited:
             self._check_unread(tensor)
             self._keep(tensor, 0)
             self._copy_others(tensor)
             return self._kept(tensor, tensor.reason)
+        if self.job.adapter is not None:
+            self._factors = self._factors_outputs(self.job.adapter, tensor)
         slices: list[list[SliceRecord]] = [[] for _ in self.job.variants]
         for index in range(tensor.matrices):
             measures = self._edit(tensor, index)
-            if measures is None:
+            if measures is None and self.job.adapter is None:
                 self._keep(tensor, index)
             for number, records in enumerate(slices):
                 records.append(SliceRecord(index, None if measures is None else measures[number]))
         self._copy_others(tensor)
         if all(part.measures is None for part in slices[0]):
+            if self.job.adapter is not None:
+                self._copy_stored(self.job.adapter, tensor)
             return self._kept(tensor, "unchanged")
+        for factors in self._factors:
+            factors.finish()
+        if self.job.adapter is not None and not self._factors:
+            self._copy_to_twins(*self.job.adapter.stored[tensor.name])
         facts, rows = (tensor.name, tensor.shape, tensor.dtype, None), tensor.shared_rows
+        known = update_of(self.job.sources_of(tensor), tensor.name)
         if tensor.stack is not None:
-            return [LayerRecord(*facts, slices=tuple(records), shared_rows=rows) for records in slices]
-        return [LayerRecord(*facts, records[0].measures, shared_rows=rows) for records in slices]
+            return [
+                LayerRecord(*facts, slices=tuple(records), shared_rows=rows, update_of=known)
+                for records in slices
+            ]
+        return [
+            LayerRecord(*facts, records[0].measures, shared_rows=rows, update_of=known) for records in slices
+        ]
 
     def _kept(self, tensor: PlannedTensor, reason: str | None) -> list[LayerRecord]:
         return [LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason) for _ in self.job.variants]
@@ -283,10 +316,20 @@ class _Maker:
         if tensor.elements == 0:
             return None
         layer = self._flat(tensor) if tensor.cut is None else self._matrix(tensor, tensor.cut, index)
+        if isinstance(layer, MatrixLayer):
+            layer.is_factored = bool(self._factors)
+            if layer.is_factored and self.job.adapter is not None and layer.factors is None:
+                layer.rank = self.job.adapter.pairs[tensor.name].rank
         try:
             edit = self.job.method(layer)
             if edit is None:
                 return None
+            if self._factors:
+                for factors, (left, right) in zip(self._factors, edit.factors, strict=True):
+                    if tensor.cut is not None and tensor.cut.is_wide:
+                        left, right = right.T, left.T
+                    factors.put(index, left, right)
+                return edit.measures
             outputs = [self._output(tensor, index, variant) for variant in self.job.variants]
             for start, stop, results in edit.blocks:
                 for output, result in zip(outputs, results, strict=True):
@@ -314,11 +357,13 @@ class _Maker:
         if tensor.cut is None:
             return self._flat_output(tensor, variant)
         return OutputMatrix(
-            self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch, tensor.cut, index
-        )
+            self.job.output, variant.folder, self.job.stored_as(tensor), tensor.stored_dtype, self.scratch,
+            tensor.cut, index,
+        )  # fmt: skip
 
     def _flat_output(self, tensor: PlannedTensor, variant: Variant) -> OutputFlat:
-        return OutputFlat(self.job.output, variant.folder, tensor.name, tensor.stored_dtype, self.scratch)
+        name = self.job.stored_as(tensor)
+        return OutputFlat(self.job.output, variant.folder, name, tensor.stored_dtype, self.scratch)
 
     def _keep(self, tensor: PlannedTensor, index: int) -> None:
         """Write a matrix of the tensor, or all of one that is not edited, as fine-tuned: the mean,
@@ -343,6 +388,32 @@ class _Maker:
                     result = torch.lerp(base, mean, wise, out=layer.room("result", stop - start))
                 output.put(start, stop, result)
 
+    def _factors_outputs(self, adapter: AdapterOutput, tensor: PlannedTensor) -> list[FactorsOutput]:
+        """Where the factors of a tensor go, in every variant; none of one that is stored whole."""
+        pair = adapter.pairs.get(tensor.name)
+        if pair is None:
+            return []
+        infos = [self.job.output.place(name) for name in (pair.a, pair.b)]
+        return [FactorsOutput(self.job.output, each.folder, pair, *infos) for each in self.job.variants]
+
+    def _copy_stored(self, adapter: AdapterOutput, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
+        """Write what an adapter has of a tensor that is not edited: as it stands in the one that is read; or
+        whole. The factors of a new adapter are zero already."""
+        if adapter.source is not None:
+            for name in adapter.stored[tensor.name]:
+                dtype = self.job.output.place(name).dtype
+                self._move(adapter.source, name, name, dtype, is_checked=is_checked)
+        elif tensor.name not in adapter.pairs and adapter.stored[tensor.name]:
+            self._keep(tensor, 0)
+
+    def _copy_to_twins(self, written: str, *twins: str) -> None:
+        """Write what is written of a tensor again, under the other names by which an adapter has it."""
+        for folder, twin in product([variant.folder for variant in self.job.variants], twins):
+            offset = 0
+            for chunk in self.job.output.read(folder, written):
+                self.job.output.write(twin, chunk, offset, folder)
+                offset += len(chunk)
+
     def _copy_others(self, tensor: PlannedTensor) -> None:
         """Write the rows that not all inputs have."""
         if tensor.shared_rows is not None:
@@ -357,22 +428,37 @@ class _Maker:
         *,
         is_checked: bool = True,
     ) -> None:
-        """Move the bytes of a checkpoint's tensor, or of its elements start:stop, chunk by chunk; cast
-        where another dtype is asked for.
+        """Move a checkpoint's tensor, or its elements start:stop, to where it stands in the output."""
+        stored = self.job.stored_as(tensor), tensor.stored_dtype
+        self._move(source, tensor.name, *stored, start, stop, is_checked=is_checked)
+
+    def _move(
+        self,
+        source: Checkpoint,
+        name: str,
+        stored_name: str,
+        stored_dtype: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        is_checked: bool = True,
+    ) -> None:
+        """Write the bytes of a tensor, or of its elements start:stop, chunk by chunk; cast where another
+        dtype is asked for.
 
         `is_checked`: NaN or Inf stops the run.
         """
-        written, dtype = start * BITS[tensor.stored_dtype] // 8, source.tensors[tensor.name].dtype
-        for chunk in stored_chunks(source, tensor.name, self.scratch, self.worker.interrupt, start, stop):
+        written, dtype = start * BITS[stored_dtype] // 8, source.read_dtype(name)
+        for chunk in stored_chunks(source, name, self.scratch, self.worker.interrupt, start, stop):
             if is_checked and dtype in FLOATING:
-                check_finite(chunk, source.source, tensor.name)
-            if tensor.stored_dtype != dtype:
+                check_finite(chunk, source.source, name)
+            if stored_dtype != dtype:
                 nonfinite = count_nonfinite(chunk)
-                chunk = self.scratch.take("output", tensor.stored_dtype, len(chunk)).copy_(chunk)
+                chunk = self.scratch.take("output", stored_dtype, len(chunk)).copy_(chunk)
                 if count_nonfinite(chunk) > nonfinite:
-                    raise NonfiniteError(f"overflows {tensor.stored_dtype}", tensor=tensor.name)
+                    raise NonfiniteError(f"overflows {stored_dtype}", tensor=name)
             for variant in self.job.variants:
-                self.job.output.write(tensor.name, bytes_of(chunk), written, variant.folder)
+                self.job.output.write(stored_name, bytes_of(chunk), written, variant.folder)
             written += len(bytes_of(chunk))
 
     def _check_unread(self, tensor: PlannedTensor) -> None:

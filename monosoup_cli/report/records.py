@@ -28,7 +28,8 @@ class LayerRecord:
     `measures` maps the report's names to numbers; None where nothing was measured. A stacked
     tensor has `slices` instead. `together` is what several checkpoints show of the whole tensor,
     stacked or not. `dtype` is the fine-tuned checkpoint's, as the format names it. `shared_rows`: how
-    many rows are edited, where the inputs differ in their number.
+    many rows are edited, where the inputs differ in their number. `update_of`: what is known of the update
+    of an edited one, its rank and scale where adapters make it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerRecord:
     slices: tuple[SliceRecord, ...] | None = None
     together: Mapping[str, Any] | None = None
     shared_rows: int | None = None
+    update_of: Mapping[str, Any] | None = None
 
     @property
     def is_edited(self) -> bool:
@@ -54,6 +56,7 @@ class LayerRecord:
             "dtype": self.dtype,
             "action": "edited" if self.is_edited else "kept",
             "reason": self.reason,
+            **(self.update_of or {} if self.is_edited else {}),
             **(self.together or {}),
         }
         if self.slices is None:

@@ -100,7 +100,7 @@ def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:
 def _story(row: Row, *, is_lora: bool, is_default: bool) -> str | None:
     if _is_as_large(row):
         return "wrong_base"
-    if is_lora and _is_low(row):
+    if is_lora and _is_low(row) and "adapter_rank" not in row:  # which needs no guess
         return "lora"
     if (row.get("rounding_share") or 0.0) >= ROUNDED:
         return "rounding"

@@ -1,0 +1,187 @@
+"""An output that is a LoRA adapter: which of its tensors hold a layer, and factors written into them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.checkpoints.adapter import LoraPair
+from monosoup_cli.checkpoints.adapter_layout import factor_shapes, lay_out_adapter
+from monosoup_cli.checkpoints.checkpoint import Checkpoint
+from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo, build_header
+from monosoup_cli.checkpoints.layout import OutputFile, OutputLayout
+from monosoup_cli.checkpoints.merged import MergedCheckpoint, read_float64
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.pipeline.blocks import bytes_of, check_overflow
+from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.checkpoints.writer import PartialOutput
+
+__all__ = ["AdapterOutput", "FactorsOutput", "again", "extracted", "factored", "headers_of"]
+
+
+@dataclass(frozen=True)
+class AdapterOutput:
+    """How the tensors of a plan stand in an adapter.
+
+    `pairs`: those that are stored as factors. `stored`: every planned tensor → the output's that hold it,
+    none where the adapter leaves it out; of those that are no factors, each holds all of it. `source`: the
+    adapter whose tensors are kept where a layer does not change, None where the output is the first of its
+    kind; `config` is then what its adapter_config.json says, and `left` names what changed and is not in it.
+    """
+
+    pairs: Mapping[str, LoraPair]
+    stored: Mapping[str, tuple[str, ...]]
+    layout: OutputLayout
+    source: Checkpoint | None = None
+    config: Mapping[str, Any] | None = None
+    left: tuple[str, ...] = ()
+
+
+def again(merged: MergedCheckpoint, layout: OutputLayout) -> AdapterOutput:
+    """The output that has the tensors of the adapter itself. Raises CheckpointError where its updates,
+    edited, would not be such an adapter any more."""
+    adapter = merged.adapter
+    dora = next((pair for pair in adapter.pairs.values() if pair.magnitude is not None), None)
+    if dora is not None or adapter.rows:
+        what = "DoRA" if dora is not None else "trained rows of an embedding"
+        raise CheckpointError(
+            f"an adapter with {what}, whose edited update is none of its kind", path=merged.source,
+            tensor=next(iter(adapter.rows)) if dora is None else dora.name,
+            hint="without --as-adapter it is merged into the base",
+        )  # fmt: skip
+    stored: dict[str, tuple[str, ...]] = {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
+    stored |= {name: (own,) for name, own in adapter.replaced.items()}
+    for name, own in adapter.twins.items():
+        stored[name] = (*stored[name], own)
+    for name, (own, _) in adapter.biases.items():
+        stored[name] = (*stored.get(name, ()), own)
+    held = {own for names in stored.values() for own in names}
+    stored |= {own: (own,) for own in adapter.own.tensors if own not in held}
+    return AdapterOutput(adapter.pairs, stored, layout, adapter.own)
+
+
+def factored(plan: Plan) -> list[PlannedTensor]:
+    """The layers whose updates factors can approximate."""
+    return [
+        tensor
+        for tensor in plan.edited
+        if tensor.cut is not None and tensor.stack is None and tensor.shared_rows is None
+    ]
+
+
+def extracted(
+    base: Checkpoint, finetuned: Sequence[Checkpoint], plan: Plan, rank_of: Callable[[PlannedTensor], int]
+) -> tuple[Plan, AdapterOutput]:
+    """The output that holds the updates of whole checkpoints in factors of some ranks, and the plan without
+    what no adapter holds. Of other tensors it holds, as far as it can, those that moved."""
+    ranks = {tensor.name: min(rank_of(tensor), tensor.cut.side) for tensor in factored(plan) if tensor.cut}
+    others = [
+        tensor.name
+        for tensor in plan.tensors
+        if tensor.name not in ranks and (tensor.is_edited or _has_moved(tensor.name, base, finetuned))
+    ]
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    first = finetuned[0]
+    found = lay_out_adapter(shapes, ranks, others, first.config, base.repository or base.source)
+    if not found.pairs:
+        raise CheckpointError("no layer of it can be a LoRA layer of peft", path=first.source)
+    tensors: list[tuple[str, str, tuple[int, ...]]] = []
+    for pair in found.pairs.values():
+        tensors += [
+            (name, "F32", shape) for name, shape in zip((pair.a, pair.b), factor_shapes(pair), strict=True)
+        ]
+    tensors += [(stored, plan.dtypes[name], shapes[name]) for name, stored in found.carried.items()]
+    file = OutputFile(
+        "adapter_model.safetensors", build_header(sorted(tensors, key=_widest), {"format": "pt"})
+    )
+    held: dict[str, tuple[str, ...]] = {name: (pair.a, pair.b) for name, pair in found.pairs.items()}
+    stored: dict[str, tuple[str, ...]] = {name: held.get(name, ()) for name in shapes}
+    stored |= {name: (own,) for name, own in found.carried.items()}
+    left = [
+        replace(tensor, reason="excluded", cut=None, stack=None)
+        if tensor.is_edited and not stored[tensor.name]
+        else tensor
+        for tensor in plan.tensors
+    ]
+    layout = OutputLayout((file,), None, False)
+    return Plan(tuple(left)), AdapterOutput(found.pairs, stored, layout, None, found.config, found.left)
+
+
+def _widest(tensor: tuple[str, str, tuple[int, ...]]) -> int:
+    return -BITS[tensor[1]]
+
+
+def _has_moved(name: str, base: Checkpoint, finetuned: Sequence[Checkpoint]) -> bool:
+    """Whether a small tensor differs from the base's; of what is not on this machine yet, that it may."""
+    sources = [base, *finetuned]
+    if any(name not in each.tensors or each.tensors[name].dtype not in FLOATING for each in sources):
+        return any(name not in each.tensors for each in sources)
+    if any(each.shard_of[name].file.path is None for each in sources):
+        return True
+    before, *after = [read_float64(each, name) for each in sources]
+    return any(before.shape != each.shape or not before.equal(each) for each in after)
+
+
+def headers_of(
+    merged: MergedCheckpoint, output: AdapterOutput
+) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
+    """What an adapter holds, as headers: of the base's tensors that it has an update of (where the base
+    itself is known, of all that it changes), and of its own, under the same names."""
+    own, adapter = merged.adapter.own, merged.adapter
+    of_base, of_own = {}, {}
+    for name, names in output.stored.items():
+        stored = own.tensors[names[0]]
+        shape = adapter.pairs[name].shape if name in adapter.pairs else stored.shape
+        of_own[name] = info = TensorInfo(
+            name, stored.dtype, shape, 0, math.prod(shape) * BITS[stored.dtype] // 8
+        )
+        if name in adapter.pairs or len(shape) <= 1:
+            of_base[name] = info
+        elif merged.base is not None and name in merged.base.tensors:
+            of_base[name] = merged.base.tensors[name]
+    return of_base, of_own
+
+
+class FactorsOutput:
+    """The factors of one tensor's update, written when they are complete; an update of zeros for matrices
+    that are not put.
+
+    A factor that is finite in float64 and not in its stored dtype raises NonfiniteError.
+    """
+
+    def __init__(
+        self, output: PartialOutput, folder: str, pair: LoraPair, a: TensorInfo, b: TensorInfo
+    ) -> None:
+        import torch
+
+        self._output, self._folder, self._pair, self._infos = output, folder, pair, (a, b)
+        self._a, self._b = (torch.zeros(info.shape, dtype=torch.float64) for info in (a, b))
+
+    def put(self, index: int, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Take left (m, s) and right (s, n), s <= rank, as the update of a matrix."""
+        pair = self._pair
+        half = math.sqrt(abs(pair.scale))
+        left, right = left.cpu() * math.copysign(1.0 / half, pair.scale), right.cpu() / half
+        b, a = (right.T, left.T) if pair.layout.startswith("transposed") else (left, right)
+        if pair.layout.endswith("experts"):
+            experts = pair.shape[0]
+            self._a.view(experts, pair.rank, -1)[index, : len(a)] = a
+            self._b.view(len(b), pair.rank, experts)[:, : b.shape[1], index] = b
+        else:
+            self._a.view(pair.rank, -1)[: len(a)] = a
+            self._b.view(len(b), -1)[:, : b.shape[1]] = b
+
+    def finish(self) -> None:
+        """Write them."""
+        import torch
+
+        for factor, info in zip((self._a, self._b), self._infos, strict=True):
+            part = factor.to(getattr(torch, FLOATING[info.dtype])).contiguous()
+            check_overflow(part, info.dtype, self._pair.name)
+            self._output.write(info.name, bytes_of(part), 0, self._folder)

@@ -1,0 +1,425 @@
+"""Adapters that are written: from whole fine-tunes, and with the promises that hold for every output."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from diffusers.utils import convert_state_dict_to_kohya
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from tests import oracle
+from tests.adapters import tensors_in
+from tests.conftest import everything_in
+from tests.hub import Hub
+from tests.models import MODELS, build, unet_pipeline
+
+RANK = 6
+LAYERS = 400
+
+
+@pytest.fixture(scope="module")
+def tuned_of(tmp_path_factory):
+    """The folders of a tiny model and of a fine-tune, all of whose tensors have moved."""
+    made = {}
+
+    def tuned_of(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("tuned")
+            model, noise = build(*MODELS[kind]), torch.Generator().manual_seed(3)
+            model.save_pretrained(folder / "base", save_original_format=False)
+            with torch.no_grad():
+                for weights in model.parameters():
+                    weights += 0.05 * torch.randn(weights.shape, generator=noise)
+            model.save_pretrained(folder / "tuned", save_original_format=False)
+            made[kind] = folder / "base", folder / "tuned"
+        return made[kind]
+
+    return tuned_of
+
+
+def merged_by_peft(base, adapter, folder):
+    """What peft makes of an adapter over its base; warnings of tensors that are missing are errors."""
+    config = json.loads((base / "config.json").read_text())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+        model = getattr(transformers, config["architectures"][0]).from_pretrained(base)
+        merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(folder, save_original_format=False)
+    return tensors_in(folder)
+
+
+def done(result):
+    assert result.code == 0, result.err
+    return result
+
+
+def report_of(folder):
+    return json.loads((folder / "monosoup_report.json").read_text())
+
+
+def as_matrix(tensor):
+    return tensor.double().flatten(1).numpy()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "clip", "whisper", "convnext", "qwen3-moe"])
+def test_a_whole_fine_tune_as_an_adapter(run, tmp_path, tuned_of, kind):
+    """Factors have the error of the truncated float64 decomposition; vectors that moved are carried, or
+    named in a note."""
+    base, tuned = tuned_of(kind)
+    out = tmp_path / "out"
+    result = done(run("edit", base, tuned, "-o", out, "--as-adapter", "--adapter-rank", RANK))
+    merged, before = merged_by_peft(base, out, tmp_path / "m"), tensors_in(base)
+    done(run("edit", base, tuned, "-o", tmp_path / "whole"))
+    after, whole = tensors_in(tuned), tensors_in(tmp_path / "whole")
+    edited, carried = 0, 0
+    for layer in report_of(out)["layers"]:
+        name = layer["name"]
+        if layer["action"] == "edited" and layer["adapter_error"] is not None:
+            edited += 1
+            weights, measures = oracle.edit(as_matrix(before[name]), as_matrix(after[name]))
+            update = weights - as_matrix(before[name])
+            oracle.assert_measures_equal(layer, measures)
+            sigma = np.linalg.svd(update, compute_uv=False)
+            least = np.linalg.norm(sigma[RANK:])
+            assert abs(layer["adapter_error"] - least / np.linalg.norm(sigma)) <= 1e-9
+            error = np.linalg.norm(as_matrix(merged[name]) - weights)
+            # a float32 rounding of each weight beside it
+            assert error <= math.hypot(least * (1 + 1e-5), 1e-7 * np.linalg.norm(weights))
+        elif torch.equal(merged[name], whole[name]):
+            carried += 1
+        else:  # what no adapter can hold is the base's
+            assert torch.equal(merged[name], before[name]), name
+            assert "no adapter can hold" in result.err
+    assert edited >= 8
+    assert carried >= 2
+
+
+def test_a_whole_fine_tune_at_an_energy(run, tmp_path, tuned_of):
+    base, tuned = tuned_of("llama")
+    out = tmp_path / "out"
+    done(run("edit", base, tuned, "-o", out, "--as-adapter", "--adapter-energy", "0.8"))
+    merged, before, after = merged_by_peft(base, out, tmp_path / "m"), tensors_in(base), tensors_in(tuned)
+    factors = load_file(out / "adapter_model.safetensors")
+    ranks = set()
+    for layer in report_of(out)["layers"]:
+        if layer["action"] == "edited":
+            weights, _ = oracle.edit(as_matrix(before[layer["name"]]), as_matrix(after[layer["name"]]))
+            sigma = np.linalg.svd(weights - as_matrix(before[layer["name"]]), compute_uv=False)
+            share = np.cumsum(sigma**2) / (sigma**2).sum()
+            rank = int(np.argmax(share >= 0.8)) + 1
+            module = f"base_model.model.{layer['name'].removesuffix('.weight')}"
+            key = f"{module}.lora_A.weight"
+            assert len(factors[key if key in factors else f"{module}.lora_embedding_A"]) == rank
+            assert abs(layer["adapter_error"] - math.sqrt(1 - share[rank - 1])) <= 1e-7
+            error = np.linalg.norm(as_matrix(merged[layer["name"]]) - weights)
+            assert error <= np.linalg.norm(sigma[rank:]) * (1 + 1e-5)
+            ranks.add(rank)
+    assert len(ranks) > 2
+
+
+def test_a_dry_run_at_an_energy_tells_what_is_written(run, tmp_path, tuned_of):
+    words = [*tuned_of("llama"), "-o", tmp_path / "out", "--as-adapter", "--adapter-energy", "0.8"]
+    plan = json.loads(done(run("edit", *words, "--dry-run", "--format", "json")).out)
+    assert list(tmp_path.iterdir()) == []
+    done(run("edit", *words))
+    written = report_of(tmp_path / "out")["output"]["files"]
+    assert [(file["name"], file["bytes"]) for file in plan["output"]["files"]] == [
+        (file["name"], file["bytes"]) for file in written
+    ]
+
+
+def test_a_fine_tune_of_a_few_layers(run, tmp_path, tuned_of):
+    """What did not move takes nothing: factors of zeros, and no vectors."""
+    base, _ = tuned_of("llama")
+    tensors = tensors_in(base)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name] + 0.1
+    save_file(tensors, tmp_path / "tuned.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    done(
+        run("edit", base, tmp_path / "tuned.safetensors", "-o", out, "--as-adapter", "--adapter-energy", "1")
+    )
+    factors = load_file(out / "adapter_model.safetensors")
+    assert sorted(factors) == [
+        "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight",
+        "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight",
+    ]
+    merged = merged_by_peft(base, out, tmp_path / "m")
+    for each, weights in tensors.items():
+        assert (merged[each] - weights).abs().max() <= (1e-6 if each == name else 0)
+
+
+def test_the_mean_of_several_and_sweeps(run, tmp_path, tuned_of):
+    base, tuned = tuned_of("llama")
+    words = ["edit", base, tuned, base, "--as-adapter", "--adapter-rank", "32", "--wise", "0.5,1"]
+    done(run(*words, "-o", tmp_path / "out"))
+    done(
+        run(
+            *[w for w in words if w not in ("--as-adapter", "--adapter-rank", "32")], "-o", tmp_path / "whole"
+        )
+    )
+    for folder in ("wise-0.5", "wise-1"):
+        merged = merged_by_peft(base, tmp_path / "out" / folder, tmp_path / folder)
+        for name, weights in tensors_in(tmp_path / "whole" / folder).items():
+            assert (merged[name] - weights).abs().max() <= 2e-6 * weights.abs().max(), name
+
+
+# -- the promises ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """An adapter, and a base and a fine-tune, of so many layers that there is time to be killed in."""
+    folder, noise = tmp_path_factory.mktemp("many"), torch.Generator().manual_seed(0)
+    names = [f"layers.{number}.proj" for number in range(LAYERS)]
+    base = {f"{name}.weight": torch.randn(24, 16, generator=noise) for name in names}
+    tuned = {name: each + torch.randn(each.shape, generator=noise) for name, each in base.items()}
+    save_file(base, folder / "base.safetensors", {"format": "pt"})
+    save_file(tuned, folder / "tuned.safetensors", {"format": "pt"})
+    factors = {}
+    for name in names:
+        factors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(4, 16, generator=noise)
+        factors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(24, 4, generator=noise)
+    (folder / "adapter").mkdir()
+    save_file(factors, folder / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["proj"]}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+KINDS = {
+    "merged": ["base.safetensors", "adapter"],
+    "an adapter again": ["-", "adapter", "--as-adapter"],
+    "of a whole fine-tune": ["base.safetensors", "tuned.safetensors", "--as-adapter", "--adapter-rank", "3"],
+    "at an energy": ["base.safetensors", "tuned.safetensors", "--as-adapter", "--adapter-energy", "0.5"],
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def words_of(folder, kind, out, *options):
+    words = [str(folder / word) if (folder / word).exists() else word for word in KINDS[kind]]
+    return ["edit", *words, "-o", str(out), *options]
+
+
+def weights_in(out):
+    return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+
+
+@every_kind
+def test_the_number_of_workers_does_not_change_the_bytes(run, many, tmp_path, kind):
+    for workers in ("1", "3"):
+        done(run(*words_of(many, kind, tmp_path / workers, "--workers", workers)))
+    assert weights_in(tmp_path / "1") == weights_in(tmp_path / "3")
+
+
+@every_kind
+@pytest.mark.slow
+def test_killed_and_resumed(run, many, tmp_path, kind):
+    out = tmp_path / "out"
+    journal = tmp_path / "out.partial" / "journal"
+
+    def finished():
+        return journal.read_bytes().count(b'\n{"tensor"') if journal.exists() else 0
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "monosoup_cli", *words_of(many, kind, out, "--workers", "2")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while finished() < 20 and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    count = finished()
+    assert 20 <= count < LAYERS
+    done(run(*words_of(many, kind, out, "--resume")))
+    done(run(*words_of(many, kind, tmp_path / "whole")))
+    assert weights_in(out) == weights_in(tmp_path / "whole")
+    resumed, whole = report_of(out), report_of(tmp_path / "whole")
+    assert resumed["layers"] == whole["layers"]
+    share = (LAYERS - count) / LAYERS
+    assert resumed["timing"]["bytes_written"] <= share * whole["timing"]["bytes_written"] * 1.01
+
+
+# -- refusals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["-", "adapter"], 2, "--as-adapter"),
+        (["-", "tuned.safetensors", "--as-adapter", "--adapter-rank", "4"], 2, "needs a base"),
+        (["base.safetensors", "tuned.safetensors", "--as-adapter"], 2, "--adapter-rank"),
+        (["base.safetensors", "tuned.safetensors", "--adapter-rank", "4"], 2, "--as-adapter"),
+        (["base.safetensors", "adapter", "--as-adapter", "--adapter-rank", "4"], 2, "keeps its ranks"),
+        (["adapter", "tuned.safetensors"], 1, "can be no base"),
+        (["base.safetensors", "tuned.safetensors", "--as-adapter", "--adapter-energy", "1.5"], 2, "energy"),
+        (["-", "adapter", "--as-adapter", "--max-shard-size", "1GB"], 2, "--max-shard-size"),
+    ],
+)
+def test_what_makes_no_adapter_is_refused(run, many, tmp_path, words, code, said):
+    words = [many / word if (many / word).exists() else word for word in words]
+    result = run("edit", *words, "-o", tmp_path / "out")
+    assert result.code == code, result.err
+    assert said in result.err
+    assert everything_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize("options", [["--as-adapter"], ["--as-adapter", "--adapter-rank", "4"]])
+def test_an_adapter_is_written_to_a_folder(run, many, tmp_path, options):
+    source = many / ("tuned.safetensors" if len(options) > 1 else "adapter")
+    result = run("edit", many / "base.safetensors", source, "-o", tmp_path / "out.safetensors", *options)
+    assert result.code == 2
+    assert "a folder" in result.err
+    assert everything_in(tmp_path) == {}
+
+
+def test_a_soup_of_adapters_asks_for_their_base(run, many, tmp_path):
+    result = run("soup", many / "adapter", many / "tuned.safetensors", "-o", tmp_path / "out")
+    assert result.code == 1
+    assert "--base" in result.err
+    done(
+        run(
+            "soup", many / "adapter", many / "tuned.safetensors", "-o", tmp_path / "out", "--base",
+            many / "base.safetensors",
+        )
+    )  # fmt: skip
+    assert "--base base.safetensors" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_adapter_with_nan_is_refused_or_kept(run, many, tmp_path):
+    """The tensor's name, and with --on-nonfinite keep the factors as they are."""
+    factors = load_file(many / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.layers.3.proj.lora_B.weight"
+    factors[name][2, 1] = math.nan
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    save_file(factors, broken / "adapter_model.safetensors", {"format": "pt"})
+    (broken / "adapter_config.json").write_bytes((many / "adapter" / "adapter_config.json").read_bytes())
+    result = run("edit", "-", broken, "-o", tmp_path / "out", "--as-adapter")
+    assert result.code == 1
+    assert f"tensor '{name}': holds NaN or Inf" in result.err
+    done(
+        run(
+            "edit",
+            "-",
+            broken,
+            "-o",
+            tmp_path / "out",
+            "--as-adapter",
+            "--on-nonfinite",
+            "keep",
+            "--overwrite",
+        )
+    )
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert torch.equal(written[name].isnan(), factors[name].isnan())
+    assert report_of(tmp_path / "out")["summary"]["kept"] == {"nonfinite": 1}
+
+
+# -- ids, single files and ties ----------------------------------------------------------------------
+
+
+def test_ids_of_adapters_and_a_push(run, many, tmp_path):
+    """The base is asked for only where it is needed, never because the adapter names it."""
+    with Hub(tmp_path / "hub") as hub:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "model.safetensors").write_bytes((many / "base.safetensors").read_bytes())
+        hub.add("org/base", tmp_path / "base")
+        named = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base"}
+        config = json.dumps({**named, "target_modules": ["proj"]}).encode()
+        weights = many / "adapter" / "adapter_model.safetensors"
+        hub.add("org/adapter", {"adapter_config.json": config, "adapter_model.safetensors": weights})
+        words = [
+            "edit",
+            "-",
+            "org/adapter",
+            "-o",
+            tmp_path / "again",
+            "--as-adapter",
+            "--push",
+            "owner/again",
+        ]
+        result = hub.monosoup(*words, home=tmp_path / "home", HF_TOKEN=hub.token)
+        assert result.returncode == 0, result.stderr
+        assert not any("org/base" in request.path for request in hub.requests)
+        pushed = {name: path.read_bytes() for name, path in hub.files("owner/again").items()}
+        assert pushed["adapter_config.json"] == config
+        assert b"\n- org/base\n" in pushed["README.md"]
+        result = hub.monosoup(
+            "edit", "org/base", "org/adapter", "-o", tmp_path / "merged", home=tmp_path / "home"
+        )
+        assert result.returncode == 0, result.stderr
+    done(run(*words_of(many, "an adapter again", tmp_path / "local")))
+    assert weights_in(tmp_path / "again") == weights_in(tmp_path / "local")
+    assert pushed["adapter_model.safetensors"] == weights_in(tmp_path / "local")["adapter_model.safetensors"]
+    done(run(*words_of(many, "merged", tmp_path / "whole")))
+    assert weights_in(tmp_path / "merged") == weights_in(tmp_path / "whole")
+
+
+def test_a_file_of_kohya_is_merged_edited_and_written_again(run, tmp_path):
+    """`lora_unet_….lora_down.weight` over a UNet's folder; as an adapter it keeps its other tensors."""
+    pipeline = unet_pipeline()
+    torch.manual_seed(1)
+    pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=["to_q"]))
+    layers = {f"unet.{name}": each for name, each in get_peft_model_state_dict(pipeline.unet).items()}
+    kohya = convert_state_dict_to_kohya(layers)
+    for name in kohya:
+        if name.endswith(".alpha"):
+            kohya[name] = torch.tensor(6.0)
+        if name.endswith("lora_down.weight"):
+            kohya[name] = kohya[name] * 0.4 ** torch.arange(4)[:, None]
+    file = tmp_path / "lora.safetensors"
+    save_file({name: each.contiguous() for name, each in kohya.items()}, file)
+    base = tmp_path / "unet"
+    unet_pipeline().unet.save_pretrained(base)
+    before, updates = tensors_in(base), {}
+    for name in before:
+        key = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        if f"{key}.lora_up.weight" in kohya:
+            up, down = (kohya[f"{key}.lora_{which}.weight"].double() for which in ("up", "down"))
+            updates[name] = (6 / 4 * up @ down).numpy()
+    assert len(updates) == len(layers) / 2
+    done(run("wise", base, file, "-o", tmp_path / "merged", "--alpha", "1"))
+    done(run("edit", base, file, "-o", tmp_path / "edited"))
+    done(run("edit", base, file, "-o", tmp_path / "again.safetensors", "--as-adapter"))
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == kohya.keys()
+    assert all(torch.equal(again[name], kohya[name]) for name in kohya if name.endswith(".alpha"))
+    done(run("wise", base, tmp_path / "again.safetensors", "-o", tmp_path / "again", "--alpha", "1"))
+    merged, edited, twice = (tensors_in(tmp_path / name) for name in ("merged", "edited", "again"))
+    for name, weights in before.items():
+        if name not in updates:
+            assert torch.equal(merged[name], weights)
+            assert torch.equal(edited[name], weights)
+            continue
+        first = as_matrix(weights)
+        oracle.assert_weights_equal(merged[name], first + updates[name])
+        expected, measures = oracle.edit(first, first + updates[name])
+        assert measures["k"] < 4
+        oracle.assert_weights_equal(edited[name], expected)
+        oracle.assert_weights_equal(twice[name], expected)
+
+
+def test_a_tied_embedding_replaced_for_one_use_is_refused(run, tmp_path):
+    model = build(*MODELS["llama, tied"])
+    model.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    result = run("edit", tmp_path / "base", tmp_path / "adapter", "-o", tmp_path / "out")
+    assert result.code == 1
+    assert "ties 'lm_head.weight'" in result.err
+    assert not (tmp_path / "out").exists()
