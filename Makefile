@@ -25,7 +25,7 @@ demo: $(VENV)/demo-installed  ## Train a small network, fine-tune it, edit it, a
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/demo.py
 
 test: install  ## All tests
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest  # NumPy's threads would spin beside the workers
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # NumPy's threads would spin beside
 
 lint: install  ## Style and common mistakes
 	$(BIN)/ruff check .

@@ -115,11 +115,7 @@ def prepare_edit(
         method=_method(splits, [float(value) for value in wises.values] or [1.0], min_update),
         card=card(prepare_edit, arguments, run_options, MONOSOUP),
         view="matrix",
-        measured=[
-            *(field.name for field in fields(LayerSpectrum)),
-            "relative_update",
-            *([] if adapter_rank is None and adapter_energy is None else ["adapter_error"]),
-        ],
+        measured=[*(field.name for field in fields(LayerSpectrum)), "relative_update"],
         averaged=AVERAGED,
         stacked=arguments["stacked"],
         variants=[

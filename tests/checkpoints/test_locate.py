@@ -109,9 +109,23 @@ def test_other_formats_are_not_read(tmp_path, name):
         open_checkpoint(tmp_path)
 
 
-def test_an_adapter_is_not_a_checkpoint(tmp_path):
-    folder = fill(tmp_path, {"adapter_model.safetensors": ["a"], "adapter_config.json": {}})
-    with pytest.raises(CheckpointError, match="LoRA"):
+def test_an_adapter_comes_with_its_configuration(tmp_path):
+    """Its own file alone, even beside a whole model."""
+    files = {"adapter_model.safetensors": ["a"], "adapter_config.json": {"r": 4}, "model.safetensors": ["b"]}
+    with open_checkpoint(fill(tmp_path, files)) as opened:
+        assert (opened.adapter_config, list(opened.tensors)) == ({"r": 4}, ["a"])
+
+
+@pytest.mark.parametrize("config", [{}, []])
+def test_an_adapter_without_a_configuration_is_refused(tmp_path, config):
+    folder = fill(tmp_path, {"adapter_model.safetensors": ["a"], "adapter_config.json": config})
+    with pytest.raises(CheckpointError, match="adapter"):
+        open_checkpoint(folder)
+
+
+def test_an_adapter_without_weights_is_refused(tmp_path):
+    folder = fill(tmp_path, {"model.safetensors": ["a"], "adapter_config.json": {"r": 4}})
+    with pytest.raises(CheckpointError, match="without weights.*adapter_model.safetensors"):
         open_checkpoint(folder)
 
 

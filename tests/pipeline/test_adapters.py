@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests import oracle
 from tests.adapters import CASES, MODELS, Folders, make, merge, tensors_in
 from tests.models import build
+from tests.schema import assert_valid
 
 EXACT = ("k", "rank")
 TO_1E_6 = ("rho", "cos_alpha", "lambda_high", "lambda_low", "energy_high", "equivalent_alpha", "anisotropy")
@@ -72,7 +73,9 @@ def done(result):
 
 
 def report_of(out):
-    return json.loads((out / "monosoup_report.json").read_text("utf-8"))
+    report = json.loads((out / "monosoup_report.json").read_text("utf-8"))
+    assert_valid(report)
+    return report
 
 
 def matrices_of(name, *tensors):

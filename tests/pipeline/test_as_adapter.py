@@ -23,6 +23,7 @@ from tests.adapters import tensors_in
 from tests.conftest import everything_in
 from tests.hub import Hub
 from tests.models import MODELS, build, unet_pipeline
+from tests.schema import assert_valid
 
 RANK = 6
 LAYERS = 400
@@ -65,7 +66,9 @@ def done(result):
 
 
 def report_of(folder):
-    return json.loads((folder / "monosoup_report.json").read_text())
+    report = json.loads((folder / "monosoup_report.json").read_text())
+    assert_valid(report)
+    return report
 
 
 def as_matrix(tensor):
@@ -85,7 +88,7 @@ def test_a_whole_fine_tune_as_an_adapter(run, tmp_path, tuned_of, kind):
     edited, carried = 0, 0
     for layer in report_of(out)["layers"]:
         name = layer["name"]
-        if layer["action"] == "edited" and layer["adapter_error"] is not None:
+        if "adapter_error" in layer:
             edited += 1
             weights, measures = oracle.edit(as_matrix(before[name]), as_matrix(after[name]))
             update = weights - as_matrix(before[name])

@@ -9,16 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests import oracle, references
+from tests.schema import VALIDATOR
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text("utf-8"))
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 BF16, F32 = torch.bfloat16, torch.float32
 INTEGERS = {2: torch.int16, 4: torch.int32}
 OVERLAP = ("--on-mismatch", "overlap")

@@ -15,9 +15,7 @@ from safetensors.torch import save_file
 import monosoup_cli
 from monosoup_cli.checkpoints.header import BITS
 from monosoup_cli.report.records import measures_of
-
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text("utf-8"))
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+from tests.schema import SCHEMA, VALIDATOR, errors_of
 
 EXPECTED = {
     "matrix": ("edited", None),
@@ -89,10 +87,6 @@ def no_constant(name):
 
 def read_report(path):
     return json.loads(path.read_text("utf-8"), parse_constant=no_constant)
-
-
-def errors(report):
-    return [error.message for error in VALIDATOR.iter_errors(report)]
 
 
 def normals():
@@ -204,7 +198,7 @@ def small_report(request):
     if "layers" in small:
         small = {**small, "layers": [layer for layer in small["layers"] if layer["name"] in names]}
         assert len(small["layers"]) == 3
-    assert errors(small) == []
+    assert errors_of(small) == []
     return small
 
 
@@ -236,12 +230,12 @@ def test_the_schema_is_a_schema():
 
 
 def test_the_report_is_valid(report):
-    assert errors(report) == []
+    assert errors_of(report) == []
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_reports_of_every_command_are_valid(reports, name):
-    assert errors(reports[name]) == []
+    assert errors_of(reports[name]) == []
     assert reports[name]["command"] == name.split()[0]
 
 
@@ -317,7 +311,7 @@ def test_the_report_of_several_is_that_of_its_parts(reports, name):
 def test_a_report_is_not_that_of_another_command(reports, name):
     for command in SCHEMA["properties"]["command"]["enum"]:
         if command != reports[name]["command"]:
-            assert errors({**reports[name], "command": command}), command
+            assert errors_of({**reports[name], "command": command}), command
 
 
 @pytest.mark.parametrize(
@@ -365,7 +359,7 @@ def test_a_report_is_not_that_of_another_command(reports, name):
     ],
 )
 def test_what_belongs_to_another_report_is_an_error(reports, name, field, other):
-    assert errors({**reports[name], field: reports[other][field]})
+    assert errors_of({**reports[name], field: reports[other][field]})
 
 
 @pytest.mark.parametrize(
@@ -374,11 +368,11 @@ def test_what_belongs_to_another_report_is_an_error(reports, name, field, other)
 def test_too_few_inputs_or_wrong_roles_are_an_error(reports, name, least):
     inputs = reports[name]["inputs"]
     base, finetuned = reports["stock"]["inputs"][:2]
-    assert errors({**reports[name], "inputs": inputs[:least]}) == []
+    assert errors_of({**reports[name], "inputs": inputs[:least]}) == []
     for wrong in (inputs[: least - 1], [*inputs[:-1], base], [*inputs, base]):
-        assert errors({**reports[name], "inputs": wrong})
+        assert errors_of({**reports[name], "inputs": wrong})
     if name != "soup":
-        assert errors({**reports[name], "inputs": [finetuned, *inputs[1:]]})
+        assert errors_of({**reports[name], "inputs": [finetuned, *inputs[1:]]})
 
 
 @pytest.mark.parametrize("name", ["edit", "stock", "soup", "sfgs", "wise", "lines"])
@@ -387,7 +381,7 @@ def test_only_edit_and_wise_make_several(reports, name):
     summary = report.pop("summary")
     del report["layers"]
     report["outputs"] = [{**report.pop("output"), "summary": summary}]
-    assert (errors(report) == []) == (name in ("edit", "wise"))
+    assert (errors_of(report) == []) == (name in ("edit", "wise"))
 
 
 @pytest.mark.parametrize(
@@ -471,7 +465,7 @@ def test_only_edit_and_wise_make_several(reports, name):
 def test_a_report_that_contradicts_itself_is_an_error(reports, name, path, changes):
     broken, inner = changed(reports[name], path)
     inner.update(changes)
-    assert errors(broken)
+    assert errors_of(broken)
 
 
 def test_every_action_and_reason_is_in_the_report(report):
@@ -546,7 +540,7 @@ def test_an_unknown_key_is_an_error(small_report):
 def test_arguments_are_open(report):
     broken, arguments = changed(report, ("arguments",))
     arguments["later"] = {"anything": [1, None]}
-    assert errors(broken) == []
+    assert errors_of(broken) == []
 
 
 def test_a_value_of_another_kind_is_an_error(small_report):
@@ -594,7 +588,7 @@ def test_a_value_of_another_kind_is_an_error(small_report):
 def test_a_layer_that_contradicts_itself_is_an_error(report, name, changes):
     broken, layer = changed(report, ("layers", name))
     layer.update(changes)
-    assert errors(broken)
+    assert errors_of(broken)
 
 
 @pytest.mark.parametrize(
@@ -618,7 +612,7 @@ def test_a_layer_that_contradicts_itself_is_an_error(report, name, changes):
 def test_a_wrong_value_is_an_error(report, path, key, value):
     broken, inner = changed(report, path)
     inner[key] = value
-    assert errors(broken)
+    assert errors_of(broken)
 
 
 def test_a_null_where_a_value_may_not_exist_is_valid(report):
@@ -700,7 +694,7 @@ def test_a_run_that_edits_nothing_has_no_means(tmp_path):
         tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors", tmp_path / "out.safetensors"
     )
     report = read_report(tmp_path / "out.report.json")
-    assert errors(report) == []
+    assert errors_of(report) == []
     assert report["summary"]["edited"] == report["summary"]["parameters_edited"] == 0
     assert set(report["summary"]["means"].values()) == {None}
     assert set(report["summary"]["ranges"].values()) == {None}
@@ -726,4 +720,4 @@ def test_reports_of_other_options_are_valid(tmp_path, options):
         save_file(content, tmp_path / f"{name}.safetensors")
     finetuned = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
     monosoup_cli.edit(tmp_path / "base.safetensors", finetuned, tmp_path / "out", **options)
-    assert errors(read_report(tmp_path / "out" / "monosoup_report.json")) == []
+    assert errors_of(read_report(tmp_path / "out" / "monosoup_report.json")) == []
