@@ -1,6 +1,6 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
-Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [hub]
+Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [hub] [adapter]
 
 All of them by default.
 
@@ -264,6 +264,27 @@ def hub(folder):
             shutil.rmtree(words[-1], ignore_errors=True)
 
 
+def adapter(folder):
+    """A LoRA adapter edited as an adapter, and one of its layers against a whole decomposition."""
+    subprocess.run([sys.executable, "-m", "tests.benchmarks.adapter", folder / "adapter"], check=True)
+    words = ["edit", "-", folder / "adapter", "--as-adapter", "--quiet", "-o"]
+    header("LoRA adapters", "rank 16, 64 layers of 4096 × 4096", "wall", "CPU", "peak")
+    walls, cpus, peaks = zip(
+        *(measured(sys.executable, "-m", "monosoup_cli", *words, folder / f"out-{n}") for n in range(3)),
+        strict=True,
+    )
+    median = statistics.median
+    row("`edit - adapter --as-adapter`", f"{median(walls):.1f} s", f"{median(cpus):.1f} s", size(max(peaks)))
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.adapter"], check=True, capture_output=True, text=True
+        ).stdout
+    )
+    header("One of these layers", "in the core", "SVD of the update, float32", "ratio")
+    ratio = found["core"] / found["whole"]
+    row(f"{1000 * found['core']:.1f} ms", f"{found['whole']:.1f} s", f"{ratio:.3%}")
+
+
 def spread(ratios):
     """Median, and from where to where."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -305,7 +326,7 @@ def machine():
 def main():
     benchmarks = {
         "startup": startup, "kernel": kernel, "file": file, "lean": lean, "merge": merge, "bare": bare,
-        "equal": equal, "hub": hub,
+        "equal": equal, "hub": hub, "adapter": adapter,
     }  # fmt: skip
     machine()
     for name in sys.argv[1:] or benchmarks:

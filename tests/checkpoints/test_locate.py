@@ -125,7 +125,7 @@ def test_an_adapter_without_a_configuration_is_refused(tmp_path, config):
 
 def test_an_adapter_without_weights_is_refused(tmp_path):
     folder = fill(tmp_path, {"model.safetensors": ["a"], "adapter_config.json": {"r": 4}})
-    with pytest.raises(CheckpointError, match="without weights.*adapter_model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"without weights.*adapter_model\.safetensors"):
         open_checkpoint(folder)
 
 
