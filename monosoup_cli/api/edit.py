@@ -96,6 +96,11 @@ def prepare_edit(
     if as_adapter:
         if run_options.max_shard_size is not None:
             raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
+        if adapter_rank is None and adapter_energy is None:
+            if wises.values:
+                raise UsageError("--wise goes towards a base, which an adapter's kept tensors do not have")
+        elif min_update or run_options.on_nonfinite == "keep":
+            raise UsageError("what --min-update or --on-nonfinite keeps would be lost with --adapter-rank")
         if adapter_rank is not None and adapter_energy is not None:
             raise UsageError("adapter_rank and adapter_energy exclude each other")
         if adapter_rank is not None and adapter_rank < 1:

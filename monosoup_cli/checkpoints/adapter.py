@@ -190,6 +190,11 @@ def read_adapter(
         """name in the base → key, of tensors of its shape, or of a number of its rows."""
         for name, key in kind.items():
             shape, wanted = own.tensors[key].shape, None if base is None else base[read_as[name]].shape
+            if base is not None and base[read_as[name]].dtype not in FLOATING:
+                raise CheckpointError(
+                    "changes a tensor of the base that is no floating one", path=path, tensor=key,
+                    expected=" or ".join(FLOATING), found=base[read_as[name]].dtype,
+                )  # fmt: skip
             if wanted is not None and (shape if is_whole else shape[1:]) != wanted[0 if is_whole else 1 :]:
                 raise CheckpointError(
                     "does not fit the base", path=path, tensor=key, expected=list(wanted), found=list(shape),
@@ -655,8 +660,9 @@ class _Settings:
         self._rank = self._number(config.get("r", 8), "r")
         self._alpha = self._number(config.get("lora_alpha", 8), "lora_alpha")
         longest = max(map(len, modules), default=0)
+        components = 10 + max((module.count(".") for module in modules), default=0)
         work = sum(
-            10 if len(steps) == 1 else sum(step.work for step in steps) * longest
+            components if len(steps) == 1 else sum(step.work for step in steps) * longest
             for table in (self._ranks, self._alphas)
             for branches, _ in table
             for _, steps in branches

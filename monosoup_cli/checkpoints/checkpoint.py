@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.checkpoints.files import CheckpointFile, Download
 from monosoup_cli.checkpoints.folders import Folder
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from monosoup_cli.checkpoints.state_dict import Strided
 
-__all__ = ["Checkpoint", "Shard"]
+__all__ = ["Checkpoint", "Factors", "Shard"]
+
+Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 LITTLE = 0.5
 """Of a file on the Hub: a smaller share is fetched in parts, which are not kept for the next run."""
@@ -112,9 +114,14 @@ class Checkpoint:
         """The dtype in which the bytes of a tensor are read."""
         return self.tensors[name].dtype
 
-    def factors(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The update of one matrix of a tensor as left (m, rank) times right (rank, n), in float64; None
-        where it is not known to be of low rank."""
+    def factors(self, name: str, index: int, rows: int, columns: int) -> Factors | None:
+        """The update of one (rows, columns) matrix of a tensor as left (rows, rank) times right
+        (rank, columns), in float64; None where it is not known to be of low rank."""
+        return None
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """What its tensors mean, beside their bytes; None where they speak for themselves."""
         return None
 
     def update_of(self, name: str) -> dict[str, Any]:

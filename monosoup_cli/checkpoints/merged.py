@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.checkpoints.adapter import Adapter, LoraPair
-from monosoup_cli.checkpoints.checkpoint import Checkpoint
+from monosoup_cli.checkpoints.adapter import ADAPTER_CONFIG, Adapter, LoraPair
+from monosoup_cli.checkpoints.checkpoint import Checkpoint, Factors
 from monosoup_cli.checkpoints.files import Download
+from monosoup_cli.checkpoints.folders import read_config
 from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo
-from monosoup_cli.errors import NonfiniteError
+from monosoup_cli.errors import CheckpointError, NonfiniteError
 
 if TYPE_CHECKING:
     import torch
@@ -86,13 +87,27 @@ class MergedCheckpoint(Checkpoint):
         merged: _Merged = self._last.tensor
         return merged.read_into
 
-    def factors(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The update of one matrix of a tensor as left (m, rank) times right (rank, n), in float64; None
-        where it is not of low rank."""
+    def factors(self, name: str, index: int, rows: int, columns: int) -> Factors | None:
         pair = self.adapter.pairs.get(name)
         if pair is None or pair.magnitude is not None:
             return None
-        return factors_of(self.adapter.own, pair)[index]
+        if getattr(self._last, "factored", None) != name:  # of a stack, those of all its matrices
+            self._last.factors, self._last.factored = None, None
+            self._last.factors, self._last.factored = factors_of(self.adapter.own, pair), name
+        found: list[Factors] = self._last.factors
+        left, right = found[index] if index < len(found) else (found[0][0][:0], found[0][1])
+        is_this = (left.shape[0], right.shape[1]) == (rows, columns)  # unless it is cut in another way
+        return (left, right) if is_this else None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.adapter.config
+
+    def check_unchanged(self) -> None:
+        super().check_unchanged()
+        folder, name = self.folder, f"{self.inner}{ADAPTER_CONFIG}"
+        if folder is not None and read_config(folder, name) != self.adapter.config:
+            raise CheckpointError("the file changed while it was read", path=folder.shown(name))
 
     def update_of(self, name: str) -> dict[str, Any]:
         """What the report says of the update of one tensor: rank and scale, where it is of low rank."""
@@ -112,7 +127,10 @@ class MergedCheckpoint(Checkpoint):
 
 
 class _Merged:
-    """One tensor that an adapter changes, as rows of (shape[0], −1); of experts, of (experts · rows, −1)."""
+    """One tensor that an adapter changes, as rows of (shape[0], −1); of experts, of (experts · rows, −1).
+
+    NaN and Inf go through: whoever reads looks for them.
+    """
 
     def __init__(self, merged: MergedCheckpoint, name: str) -> None:
         adapter, own = merged.adapter, merged.adapter.own
@@ -123,22 +141,22 @@ class _Merged:
         self._factors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
         self._is_stack = False
         if self._pair is not None:
-            self._factors = factors_of(own, self._pair)
+            self._factors = factors_of(own, self._pair, is_checked=False)
             self._is_stack = self._pair.layout.endswith("experts")
         self._rows = shape[0] * (shape[1] if self._is_stack else 1)
         self._columns = math.prod(shape) // max(self._rows, 1)
         self._replaced: dict[int, torch.Tensor] = {}
         if name in adapter.rows:
             stored, numbers = adapter.rows[name]
-            self._replaced = dict(zip(numbers, read_float64(own, stored), strict=True))
+            self._replaced = dict(zip(numbers, read_float64(own, stored, is_checked=False), strict=True))
         self._added: torch.Tensor | None = None
         if name in adapter.biases:
             stored, scale = adapter.biases[name]
-            self._added = read_float64(own, stored).mul_(scale).view(self._rows, -1)
+            self._added = read_float64(own, stored, is_checked=False).mul_(scale).view(self._rows, -1)
         self._by_row: torch.Tensor | None = None
         self._by_column: torch.Tensor | None = None
         if self._pair is not None and self._pair.magnitude is not None:
-            self._scale_to(read_float64(own, self._pair.magnitude).flatten())
+            self._scale_to(read_float64(own, self._pair.magnitude, is_checked=False).flatten())
 
     def _scale_to(self, magnitude: torch.Tensor) -> None:
         """Prepare the factors that DoRA scales the sum of base and update by, one pass over it."""
@@ -162,7 +180,8 @@ class _Merged:
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows start:stop, (rows, columns) float64."""
-        block = read_float64(self._base, self._name, start * self._columns, stop * self._columns)
+        elements = start * self._columns, stop * self._columns
+        block = read_float64(self._base, self._name, *elements, is_checked=False)
         block = block.view(stop - start, self._columns)
         size = self._rows // max(len(self._factors), 1)
         for index, (left, right) in enumerate(self._factors):
@@ -197,8 +216,11 @@ class _Merged:
             start, done = start + len(part), done + len(part)
 
 
-def read_float64(checkpoint: Checkpoint, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-    """A floating tensor, or its elements start:stop, flat, in float64. Raises NonfiniteError."""
+def read_float64(
+    checkpoint: Checkpoint, name: str, start: int = 0, stop: int | None = None, *, is_checked: bool = True
+) -> torch.Tensor:
+    """A floating tensor, or its elements start:stop, flat, in float64. `is_checked`: raise NonfiniteError for
+    NaN or Inf."""
     import torch
 
     tensor, dtype = checkpoint.tensors[name], checkpoint.read_dtype(name)
@@ -208,7 +230,7 @@ def read_float64(checkpoint: Checkpoint, name: str, start: int = 0, stop: int | 
     if stored.numel():
         checkpoint.read_into(name, stored.numpy().data, start * item_bytes)
     found = stored.view(getattr(torch, FLOATING[dtype])).to(torch.float64)
-    if not math.isfinite(found.sum()) and not found.isfinite().all():
+    if is_checked and not math.isfinite(found.sum()) and not found.isfinite().all():
         raise NonfiniteError(
             f"holds NaN or Inf ({int((~found.isfinite()).sum()):,} or more elements)", path=checkpoint.source,
             tensor=name, hint="--on-nonfinite keep leaves such tensors as fine-tuned",
@@ -216,10 +238,10 @@ def read_float64(checkpoint: Checkpoint, name: str, start: int = 0, stop: int | 
     return found if stop is not None else found.view(tensor.shape)
 
 
-def factors_of(own: Checkpoint, pair: LoraPair) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def factors_of(own: Checkpoint, pair: LoraPair, *, is_checked: bool = True) -> list[Factors]:
     """The update as left (m, rank) times right (rank, n), the scale in left, in float64: of a matrix, or of
     every expert's."""
-    a, b = read_float64(own, pair.a), read_float64(own, pair.b)
+    a, b = (read_float64(own, name, is_checked=is_checked) for name in (pair.a, pair.b))
     if pair.layout in ("linear", "transposed"):
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         pairs = [(b, a)]

@@ -23,11 +23,11 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
     for notice in job.notices:
         console.note(f"note: {notice}")
     as_json = as_json or job.report_path is None
-    if not is_dry or job.can_choose_dry or job.unsettled is not None:
+    if not is_dry or job.can_choose_dry or job.is_unranked:
         with console.downloading(job.downloads) as advance:
             job.fetch(advance)
     import_torch()
-    if job.unsettled is not None:
+    if job.is_unranked and job.unsettled is not None:
         with console.progress(factored(job.unsettled)) as progress:
             job.settle(progress)
     if is_dry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.checkpoints.adapter import LoraPair
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
 
     from monosoup_cli.checkpoints.writer import PartialOutput
 
-__all__ = ["AdapterOutput", "FactorsOutput", "again", "extracted", "factored", "headers_of"]
+__all__ = [
+    "AdapterOutput",
+    "FactorsOutput",
+    "again",
+    "check_matrices",
+    "extracted",
+    "factored",
+    "has_moved",
+    "headers_of",
+]
+
+COMPARED_ELEMENTS = 1 << 20
+"""Of a tensor that is no layer, at a time."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,17 @@ def again(merged: MergedCheckpoint, layout: OutputLayout) -> AdapterOutput:
     return AdapterOutput(adapter.pairs, stored, layout, adapter.own)
 
 
+def check_matrices(plan: Plan, output: AdapterOutput, path: str) -> None:
+    """Raise CheckpointError where a tensor would be edited as other matrices than its factors make."""
+    for tensor in plan.edited:
+        pair = output.pairs.get(tensor.name)
+        if pair is not None and (tensor.stack is not None) != pair.layout.endswith("experts"):
+            raise CheckpointError(
+                "is one matrix to the adapter, and would be edited as a stack", path=path, tensor=tensor.name,
+                hint="--exclude leaves it as it is",
+            )  # fmt: skip
+
+
 def factored(plan: Plan) -> list[PlannedTensor]:
     """The layers whose updates factors can approximate."""
     return [
@@ -76,25 +100,32 @@ def factored(plan: Plan) -> list[PlannedTensor]:
 
 
 def extracted(
-    base: Checkpoint, finetuned: Sequence[Checkpoint], plan: Plan, rank_of: Callable[[PlannedTensor], int]
+    base: Checkpoint,
+    finetuned: Sequence[Checkpoint],
+    plan: Plan,
+    rank_of: Callable[[PlannedTensor], int],
+    dtype: str,
+    has_moved: Callable[[str], bool],
 ) -> tuple[Plan, AdapterOutput]:
-    """The output that holds the updates of whole checkpoints in factors of some ranks, and the plan without
-    what no adapter holds. Of other tensors it holds, as far as it can, those that moved."""
+    """The output that holds the updates of whole checkpoints in factors of some ranks and of this dtype, and
+    the plan without what no adapter holds. Of other tensors it holds, as far as it can, those that moved."""
     ranks = {tensor.name: min(rank_of(tensor), tensor.cut.side) for tensor in factored(plan) if tensor.cut}
     others = [
         tensor.name
         for tensor in plan.tensors
-        if tensor.name not in ranks and (tensor.is_edited or _has_moved(tensor.name, base, finetuned))
+        if tensor.name not in ranks and (tensor.is_edited or has_moved(tensor.name))
     ]
     shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
     first = finetuned[0]
-    found = lay_out_adapter(shapes, ranks, others, first.config, base.repository or base.source)
+    found = lay_out_adapter(
+        shapes, ranks, others, first.config, base.repository or PurePath(base.source).name
+    )
     if not found.pairs:
         raise CheckpointError("no layer of it can be a LoRA layer of peft", path=first.source)
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     for pair in found.pairs.values():
         tensors += [
-            (name, "F32", shape) for name, shape in zip((pair.a, pair.b), factor_shapes(pair), strict=True)
+            (name, dtype, shape) for name, shape in zip((pair.a, pair.b), factor_shapes(pair), strict=True)
         ]
     tensors += [(stored, plan.dtypes[name], shapes[name]) for name, stored in found.carried.items()]
     file = OutputFile(
@@ -104,7 +135,9 @@ def extracted(
     stored: dict[str, tuple[str, ...]] = {name: held.get(name, ()) for name in shapes}
     stored |= {name: (own,) for name, own in found.carried.items()}
     left = [
-        replace(tensor, reason="excluded", cut=None, stack=None)
+        replace(
+            tensor, reason="unchanged" if ranks.get(tensor.name) == 0 else "excluded", cut=None, stack=None
+        )
         if tensor.is_edited and not stored[tensor.name]
         else tensor
         for tensor in plan.tensors
@@ -117,15 +150,21 @@ def _widest(tensor: tuple[str, str, tuple[int, ...]]) -> int:
     return -BITS[tensor[1]]
 
 
-def _has_moved(name: str, base: Checkpoint, finetuned: Sequence[Checkpoint]) -> bool:
-    """Whether a small tensor differs from the base's; of what is not on this machine yet, that it may."""
+def has_moved(name: str, base: Checkpoint, finetuned: Sequence[Checkpoint]) -> bool:
+    """Whether a tensor differs from the base's, in one of the checkpoints."""
     sources = [base, *finetuned]
     if any(name not in each.tensors or each.tensors[name].dtype not in FLOATING for each in sources):
         return any(name not in each.tensors for each in sources)
-    if any(each.shard_of[name].file.path is None for each in sources):
+    shapes = {each.tensors[name].shape for each in sources}
+    if len(shapes) > 1:
         return True
-    before, *after = [read_float64(each, name) for each in sources]
-    return any(before.shape != each.shape or not before.equal(each) for each in after)
+    size = math.prod(shapes.pop())
+    for start in range(0, size, COMPARED_ELEMENTS):
+        stop = min(start + COMPARED_ELEMENTS, size)
+        before, *after = (read_float64(each, name, start, stop, is_checked=False) for each in sources)
+        if not all(before.equal(each) for each in after):
+            return True
+    return False
 
 
 def headers_of(

@@ -465,7 +465,7 @@ def matrix_layer(
 ) -> MatrixLayer:
     """One matrix of a tensor: of the fine-tuned checkpoint, or the mean of several; against the base."""
     is_alone = len(finetuned) == 1
-    factors = [checkpoint.factors(tensor, index) for checkpoint in finetuned]
+    factors = [checkpoint.factors(tensor, index, cut.rows, cut.columns) for checkpoint in finetuned]
     matrices = [
         InputMatrix(checkpoint, tensor, cut, scratch, "finetuned", index, is_held=is_alone)
         for checkpoint in finetuned

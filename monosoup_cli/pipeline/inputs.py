@@ -38,6 +38,10 @@ class Inputs:
         return sum(checkpoint.kept_in_order for checkpoint in self.all)
 
     @property
+    def has_adapters(self) -> bool:
+        return any(isinstance(checkpoint, MergedCheckpoint) for checkpoint in self.finetuned)
+
+    @property
     def unchanged(self) -> frozenset[str]:
         """Names that no fine-tuned checkpoint changes, as far as headers tell: those that adapters leave."""
         return frozenset(
@@ -74,6 +78,8 @@ def open_inputs(
     `renames`: what `--rename` said. `alone`: an adapter does without its base. Raises MonosoupError.
     """
     parsed = [Rename.parse(each) for each in renames]
+    if alone and base is None and len(finetuned) > 1:
+        raise UsageError("without a base, --as-adapter takes one adapter")
     with ExitStack() as opened:
         checkpoints = [
             opened.enter_context(open_checkpoint(each))

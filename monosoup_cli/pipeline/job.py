@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,8 +29,16 @@ from monosoup_cli.checkpoints.output_path import (
 from monosoup_cli.checkpoints.push import check_push, push, upload_command
 from monosoup_cli.checkpoints.side_files import side_files
 from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
-from monosoup_cli.errors import NonfiniteError, OutputError, UsageError, mismatch_in, without_tokens
-from monosoup_cli.pipeline.adapter_output import AdapterOutput, again, extracted, factored, headers_of
+from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
+from monosoup_cli.pipeline.adapter_output import (
+    AdapterOutput,
+    again,
+    check_matrices,
+    extracted,
+    factored,
+    has_moved,
+    headers_of,
+)
 from monosoup_cli.pipeline.blocks import MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import find_devices, plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
@@ -180,7 +189,7 @@ class Job:
         compared = [tensor.name for tensor in self.plan.tensors if tensor.has_base]
         downloads = []
         if self.base is not None:
-            is_merged = any(each.model is not each for each in self.finetuned) and self.adapter is None
+            is_merged = self.opened.has_adapters and self.adapter is None
             is_little = self.recipe.needs_base and not is_merged
             downloads += self.base.select(compared if is_little else None)
         for checkpoint in self.finetuned:
@@ -201,33 +210,34 @@ class Job:
         fetch(self.downloads, advance)
 
     def settle(self, progress: Progress | None = None) -> None:
-        """Find the ranks that the layout depends on, where the data tells; a pass over all layers, once."""
+        """Find what the layout depends on and the data tells: which tensors have moved, and the ranks, where
+        they follow from an energy, in a pass over all layers. Done once."""
         whole, wanted = self.unsettled, self.recipe.as_adapter
-        if whole is None or wanted is None or wanted.rank_of is None or self.base is None:
+        if whole is None or wanted is None or self.base is None:
             return
-        base, rank_of, ranks = self.base, wanted.rank_of, dict[str, int]()
+        base, ranks = self.base, dict[str, int]()
 
         def make(tensor: PlannedTensor, worker: Worker) -> None:
             assert tensor.cut is not None
+            assert rank_of is not None
             layer = matrix_layer(
                 tensor.name, tensor.cut, 0, base, self.finetuned, worker.device, worker.scratch,
                 worker.interrupt,
             )  # fmt: skip
-            try:
-                ranks[tensor.name] = rank_of(layer)
-            except NonfiniteError:
-                if self.options.on_nonfinite == "error":
-                    raise
-                ranks[tensor.name] = 0
+            ranks[tensor.name] = rank_of(layer)
 
-        in_parallel(
-            factored(whole), (), make, lambda tensor: [base, *self.finetuned], self.devices, self.workers,
-            progress or _ignore,
-        )  # fmt: skip
+        rank_of = wanted.rank_of
+        if rank_of is not None:
+            in_parallel(
+                factored(whole), (), make, lambda tensor: [base, *self.finetuned], self.devices, self.workers,
+                progress or _ignore,
+            )  # fmt: skip
         self.plan, self.adapter = extracted(
-            base, self.finetuned, whole, lambda tensor: ranks[tensor.name]
+            base, self.finetuned, whole, lambda tensor: ranks.get(tensor.name, wanted.rank or 1),
+            stored_dtype("F32", self.options.dtype), lambda name: has_moved(name, base, self.finetuned),
         )  # fmt: skip
-        self.layout, self.unsettled = self.adapter.layout, None
+        self.layout = self.adapter.layout
+        self.unsettled = None
 
     def doubts(self) -> list[str]:
         """Why base and fine-tuned may not be parent and child, from a sample of their values."""
@@ -265,6 +275,12 @@ class Job:
     def can_choose_dry(self) -> bool:
         """Whether there is a choice to make that takes no writing."""
         return self.recipe.choose is not None and not self.recipe.drafts
+
+    @property
+    def is_unranked(self) -> bool:
+        """Whether `settle` takes a pass over all layers."""
+        wanted = self.recipe.as_adapter
+        return self.unsettled is not None and wanted is not None and wanted.rank_of is not None
 
     @property
     def work(self) -> list[PlannedTensor]:
@@ -461,8 +477,14 @@ class Job:
                     **shard.file.version,
                     "header": shard.header_sha256,
                 }
+        settings = {
+            f"{role} {number}": checkpoint.settings
+            for number, (role, checkpoint) in enumerate(self.inputs)
+            if checkpoint.settings is not None
+        }
         return {
             "version": __version__,
+            **({"settings": settings} if settings else {}),
             "command": self.recipe.command,
             "arguments": {name: value for name, value in options.items() if name not in OPERATIONAL},
             "inputs": inputs,
@@ -503,6 +525,8 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             )
         )  # fmt: skip
         base, first = inputs.base, inputs.finetuned[0]
+        if recipe.base_is_option and base is not None and not inputs.has_adapters:
+            raise UsageError("--base is for LoRA adapters, and none is given", found=base.source)
         selection = Selection(
             tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
             options.on_mismatch, options.dtype,
@@ -510,6 +534,8 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
         adapter, whole = None, None
         if isinstance(first, MergedCheckpoint) and recipe.as_adapter is not None:
             adapter = _again(first, inputs, recipe.as_adapter, path, options.dtype)
+            stacks = [n for n, pair in adapter.pairs.items() if pair.layout.endswith("experts")]
+            selection = replace(selection, stacked=(*selection.stacked, *map(escape, stacks)))
         with mismatch_in(first.source):
             if recipe.of_names is not None:
                 recipe = replace(recipe, **recipe.of_names(list(first.tensors)))
@@ -522,7 +548,9 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
                 view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
                 hint=inputs.hint, unchanged=inputs.unchanged,
             )  # fmt: skip
-        if recipe.as_adapter is not None and adapter is None:
+        if adapter is not None:
+            check_matrices(plan, adapter, first.source)
+        elif recipe.as_adapter is not None:
             if not recipe.as_adapter.is_given or base is None:
                 raise UsageError(
                     "--as-adapter of a whole checkpoint needs a base, and --adapter-rank or --adapter-energy"
@@ -530,14 +558,16 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             if path.suffix == ".safetensors":
                 raise UsageError("an adapter needs a folder", path=path)
             rank, whole = recipe.as_adapter.rank or 1, plan
-            plan, adapter = extracted(base, inputs.finetuned, plan, lambda tensor: rank)
+            dtype = stored_dtype("F32", options.dtype)
+            plan, adapter = extracted(
+                base, inputs.finetuned, plan, lambda tensor: rank, dtype, lambda name: True
+            )  # fmt: skip
         if adapter is None:
             layout = plan_layout(first.model, plan.dtypes, path.name, options.shard_bytes)
         else:
             layout = adapter.layout
         job = Job(recipe, inputs, path, options, selection, plan, layout, adapter)
-        if recipe.as_adapter is not None and recipe.as_adapter.rank_of is not None:
-            job.unsettled = whole
+        job.unsettled = whole
         job.check_output()
         if options.push is not None:
             if any(options.push.lower() == (each.repository or "").lower() for each in inputs.all):

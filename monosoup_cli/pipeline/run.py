@@ -38,7 +38,7 @@ from monosoup_cli.report.records import LayerRecord, SliceRecord
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.checkpoint import Checkpoint
+    from monosoup_cli.checkpoints.checkpoint import Checkpoint, Factors
     from monosoup_cli.checkpoints.writer import PartialOutput
 
 __all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
@@ -323,12 +323,11 @@ class _Maker:
         try:
             edit = self.job.method(layer)
             if edit is None:
+                if isinstance(layer, MatrixLayer) and layer.factors is not None:
+                    self._put(index, tensor, [layer.factors] * len(self._factors))
                 return None
             if self._factors:
-                for factors, (left, right) in zip(self._factors, edit.factors, strict=True):
-                    if tensor.cut is not None and tensor.cut.is_wide:
-                        left, right = right.T, left.T
-                    factors.put(index, left, right)
+                self._put(index, tensor, edit.factors)
                 return edit.measures
             outputs = [self._output(tensor, index, variant) for variant in self.job.variants]
             for start, stop, results in edit.blocks:
@@ -395,6 +394,12 @@ class _Maker:
             return []
         infos = [self.job.output.place(name) for name in (pair.a, pair.b)]
         return [FactorsOutput(self.job.output, each.folder, pair, *infos) for each in self.job.variants]
+
+    def _put(self, index: int, tensor: PlannedTensor, updates: Sequence[Factors]) -> None:
+        """Hand the updates of one matrix, as blocks see it, to where each variant's factors go."""
+        for output, (left, right) in zip(self._factors, updates, strict=True):
+            is_wide = tensor.cut is not None and tensor.cut.is_wide
+            output.put(index, *((right.T, left.T) if is_wide else (left, right)))
 
     def _copy_stored(self, adapter: AdapterOutput, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
         """Write what an adapter has of a tensor that is not edited: as it stands in the one that is read; or
@@ -464,6 +469,8 @@ class _Maker:
     def _check_unread(self, tensor: PlannedTensor) -> None:
         """Raise NonfiniteError for NaN or Inf in a kept tensor's namesakes that are not used."""
         used = self.job.read_for(tensor)
+        if not all(checkpoint.changes(tensor.name) for checkpoint in used):
+            return  # the base's own bytes, which are read
         for checkpoint in (self.job.base, *self.job.finetuned):
             if checkpoint is not None and checkpoint not in used and checkpoint.is_at_hand(tensor.name):
                 check_stored(checkpoint, tensor.name, self.scratch, self.worker.interrupt)

@@ -269,6 +269,21 @@ def test_killed_and_resumed(run, many, tmp_path, kind):
         (["adapter", "tuned.safetensors"], 1, "can be no base"),
         (["base.safetensors", "tuned.safetensors", "--as-adapter", "--adapter-energy", "1.5"], 2, "energy"),
         (["-", "adapter", "--as-adapter", "--max-shard-size", "1GB"], 2, "--max-shard-size"),
+        (["-", "adapter", "--as-adapter", "--wise", "0.5"], 2, "--wise"),
+        (["-", "adapter", "tuned.safetensors", "--as-adapter"], 2, "one adapter"),
+        (
+            [
+                "base.safetensors",
+                "tuned.safetensors",
+                "--as-adapter",
+                "--adapter-rank",
+                "4",
+                "--min-update",
+                "1",
+            ],
+            2,
+            "--min-update",
+        ),
     ],
 )
 def test_what_makes_no_adapter_is_refused(run, many, tmp_path, words, code, said):
@@ -426,3 +441,108 @@ def test_a_tied_embedding_replaced_for_one_use_is_refused(run, tmp_path):
     assert result.code == 1
     assert "ties 'lm_head.weight'" in result.err
     assert not (tmp_path / "out").exists()
+
+
+# -- what an adapter is beside its tensors -----------------------------------------------------------
+
+
+def copy_of(folder, adapter):
+    """The same adapter, to be changed."""
+    adapter.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (adapter / name).write_bytes((folder / "adapter" / name).read_bytes())
+    return adapter
+
+
+def test_a_resumed_run_wants_the_same_scale(run, many, tmp_path):
+    """The configuration is no tensor, and the bytes depend on it."""
+    adapter, out = copy_of(many, tmp_path / "adapter"), tmp_path / "out"
+    journal = tmp_path / "out.partial" / "journal"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "monosoup_cli", "edit", "-", str(adapter), "--as-adapter", "-o", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (journal.exists() and journal.read_bytes().count(b"\n{") > 5) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 80}))
+    result = run("edit", "-", adapter, "--as-adapter", "-o", out, "--resume")
+    assert result.code == 1
+    assert "lora_alpha" in result.err
+    assert not out.exists()
+
+
+def test_experts_are_told_by_their_factors_not_by_their_name(run, tmp_path):
+    """A stack that is not called experts: merged it goes the ordinary way, and again as what it is."""
+    noise = torch.Generator().manual_seed(0)
+    base = {"m.moe.w1": torch.randn(3, 8, 6, generator=noise)}
+    save_file(base, tmp_path / "base.safetensors", {"format": "pt"})
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    a, b = torch.randn(3 * 2, 6, generator=noise), torch.randn(8, 2 * 3, generator=noise)
+    a = a * torch.tensor([1.0, 0.3]).repeat(3)[:, None]
+    factors = {"base_model.model.m.moe.lora_A.weight": a, "base_model.model.m.moe.lora_B.weight": b}
+    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_parameters": ["moe.w1"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    update = torch.einsum("ore,eri->eoi", b.double().view(8, 2, 3), a.double().view(3, 2, 6))
+    exact = base["m.moe.w1"].double() + update
+    done(run("edit", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "flat"))
+    flat, _ = oracle.edit(as_matrix(base["m.moe.w1"]), as_matrix(exact))
+    oracle.assert_weights_equal(tensors_in(tmp_path / "flat")["m.moe.w1"].flatten(1), flat)
+    words = [tmp_path / "base.safetensors", adapter, "--as-adapter"]
+    done(run("edit", *words, "-o", tmp_path / "again"))
+    done(run("edit", "-", adapter, "--as-adapter", "-o", tmp_path / "alone"))
+    assert weights_in(tmp_path / "again") == weights_in(tmp_path / "alone")
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    a, b = (again[f"base_model.model.m.moe.lora_{which}.weight"].double() for which in "AB")
+    found = torch.einsum("ore,eri->eoi", b.view(8, 2, 3), a.view(3, 2, 6))
+    for index in range(3):
+        first = base["m.moe.w1"][index].double().numpy()
+        expected, measures = oracle.edit(first, exact[index].numpy())
+        assert np.abs(first + found[index].numpy() - expected).max() <= 1e-6 * np.abs(expected).max()
+        assert report_of(tmp_path / "again")["layers"][0]["slices"][index]["k"] == measures["k"]
+
+
+def test_nan_in_a_factor_is_kept_where_it_is_told_to_be(run, many, tmp_path):
+    adapter = copy_of(many, tmp_path / "adapter")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    factors["base_model.model.layers.3.proj.lora_B.weight"][2, 1] = math.nan
+    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    words = ["edit", many / "base.safetensors", adapter, "-o", tmp_path / "out"]
+    assert "holds NaN or Inf" in run(*words).err
+    done(run(*words, "--on-nonfinite", "keep", "--overwrite"))
+    kept = tensors_in(tmp_path / "out")["layers.3.proj.weight"]
+    assert kept[2].isnan().all()
+    assert not kept[3:].isnan().any()
+    done(run(*words, "--on-nonfinite", "keep", "--as-adapter", "--overwrite"))
+    assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == factors.keys()
+
+
+def test_an_unread_base_is_not_asked_for_twice(run, many, tmp_path):
+    """What no adapter changes is read once, however many there are."""
+    adapter = copy_of(many, tmp_path / "adapter")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    factors = {name: each for name, each in factors.items() if ".layers.3." in name}
+    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    words = [many / "base.safetensors", adapter, copy_of(tmp_path, tmp_path / "other")]
+    done(run("edit", *words, "-o", tmp_path / "out", "--quiet"))
+    report = report_of(tmp_path / "out")
+    assert report["summary"]["kept"] == {"unchanged": LAYERS - 1}
+    base = (many / "base.safetensors").stat().st_size
+    assert report["inputs"][0]["bytes_read"] <= 1.1 * base
+
+
+def test_factors_in_the_dtype_that_is_asked_for(run, many, tmp_path):
+    words = [many / "base.safetensors", many / "tuned.safetensors", "--as-adapter", "--adapter-rank", "2"]
+    done(run("edit", *words, "--dtype", "bfloat16", "-o", tmp_path / "out"))
+    assert {each.dtype for each in tensors_in(tmp_path / "out").values()} == {torch.bfloat16}
+
+
+def test_a_base_for_a_soup_of_whole_checkpoints_is_refused(run, many, tmp_path):
+    words = ["soup", many / "tuned.safetensors", many / "base.safetensors", "-o", tmp_path / "out"]
+    result = run(*words, "--base", many / "base.safetensors")
+    assert result.code == 2
+    assert "none is given" in result.err
