@@ -379,6 +379,8 @@ def test_too_many_patterns_are_refused(refused):
     assert "too many patterns" in refused(tensors, rank_pattern=dict(list(many.items())[:9_000]))
     assert "rank_pattern has too many patterns" in refused(rank_pattern=many)
     assert "too many target_parameters" in refused(tensors, target_parameters=list(many) * 2)
+    dots = factors(f"model{'.x' * 20_000}.proj")  # each a place where a pattern may begin
+    assert "too many patterns" in refused(dots, rank_pattern={f"y{number}": 2 for number in range(3_000)})
 
 
 def magnitude(elements=OUT, key="lora_magnitude_vector"):

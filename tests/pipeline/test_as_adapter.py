@@ -546,3 +546,16 @@ def test_a_base_for_a_soup_of_whole_checkpoints_is_refused(run, many, tmp_path):
     result = run(*words, "--base", many / "base.safetensors")
     assert result.code == 2
     assert "none is given" in result.err
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int64])
+def test_a_tensor_of_codes_is_not_replaced_by_numbers(run, many, tmp_path, dtype):
+    adapter = copy_of(many, tmp_path / "adapter")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    factors["base_model.model.norm.weight"] = torch.full((5,), -1.45)
+    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    base = {**load_file(many / "base.safetensors"), "norm.weight": torch.ones(5).to(dtype)}
+    save_file(base, tmp_path / "base.safetensors", {"format": "pt"})
+    result = run("wise", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "out", "--alpha", "1")
+    assert result.code == 1
+    assert "no floating one" in result.err
