@@ -112,7 +112,7 @@ def prepare_edit(
     elif adapter_rank is not None or adapter_energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy are for --as-adapter")
     elif arguments["base"] == ALONE:
-        raise UsageError("- stands for no base, which --as-adapter alone can do without")
+        raise UsageError("- stands for no base: add --as-adapter, or name the base")
     recipe = Recipe(
         command="edit",
         verb="edit",

@@ -524,6 +524,7 @@ def _pair(
             raise CheckpointError(
                 "does not fit the base", path=path, tensor=a, expected=list(shape),
                 found=f"A {list(factors.a)} and B {list(factors.b)}",
+                hint="is it the adapter of another model?",
             )  # fmt: skip
         if len(layouts) == 2 and layouts[0] == "linear" and told.isdisjoint(layouts):
             layouts = ["transposed" if config.get("fan_in_fan_out") else "linear"]

@@ -138,6 +138,11 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
             "more than one checkpoint in this folder, and loaders disagree which to take",
             path=folder.source, found=", ".join(candidates[:4]), hint="name one file, or remove the others",
         )  # fmt: skip
+    if candidates[0] in ADAPTER_WEIGHTS:
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG} is missing beside {candidates[0]}", path=folder.source,
+            hint="it tells the scale of the adapter",
+        )  # fmt: skip
     if candidates[0].endswith(INDEX_SUFFIX):
         return _open_sharded(folder, inner, candidates[0], names, config)
     name = f"{inner}{candidates[0]}"

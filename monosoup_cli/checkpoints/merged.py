@@ -106,7 +106,8 @@ class MergedCheckpoint(Checkpoint):
     def check_unchanged(self) -> None:
         super().check_unchanged()
         folder, name = self.folder, f"{self.inner}{ADAPTER_CONFIG}"
-        if folder is not None and read_config(folder, name) != self.adapter.config:
+        config = self.adapter.config
+        if folder is not None and config and read_config(folder, name) != config:
             raise CheckpointError("the file changed while it was read", path=folder.shown(name))
 
     def update_of(self, name: str) -> dict[str, Any]:

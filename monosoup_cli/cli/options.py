@@ -48,11 +48,17 @@ BaseArg = Annotated[
 ]
 FinetunedArg = Annotated[
     list[str],
-    typer.Argument(metavar="FINETUNED", help="Fine-tuned checkpoints: files, folders or ids on the Hub."),
+    typer.Argument(
+        metavar="FINETUNED",
+        help="Fine-tuned checkpoints: files, folders or ids on the Hub, LoRA adapters among them.",
+    ),
 ]
 FinetunedOneArg = Annotated[
     str,
-    typer.Argument(metavar="FINETUNED", help="The fine-tuned checkpoint: a file, folder or id on the Hub."),
+    typer.Argument(
+        metavar="FINETUNED",
+        help="The fine-tuned checkpoint: a file, folder or id on the Hub, or a LoRA adapter.",
+    ),
 ]
 OutputOpt = Annotated[
     str,

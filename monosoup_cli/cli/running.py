@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monosoup_cli.pipeline.adapter_output import factored
+from monosoup_cli.report.adapters import notes_on_adapters
 from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table, summary_table
 from monosoup_cli.report.words import size
 
@@ -48,6 +49,8 @@ def show_and_run(job: Job, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.table(selection_table(report["selection"]))
         console.note("")
     console.table(summary_table(report, job.report_path or Path("stdout")))
+    for note in notes_on_adapters(report.get("layers", [])):
+        console.note(f"note: {note}")
     if len(report.get("selection", {}).get("members", ())) == 1:
         console.note("note: one checkpoint is left, and the output is a copy of its tensors")
     elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):

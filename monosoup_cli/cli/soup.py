@@ -16,7 +16,7 @@ def soup(
     output: opt.OutputOpt,
     base: Annotated[
         str | None,
-        typer.Option(metavar="BASE", help="What LoRA adapters are merged into, where they are averaged."),
+        typer.Option(metavar="BASE", help="Of LoRA adapters, which need one: what they are merged into."),
     ] = None,
     weights: Annotated[
         str | None,

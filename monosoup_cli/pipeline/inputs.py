@@ -79,7 +79,10 @@ def open_inputs(
     """
     parsed = [Rename.parse(each) for each in renames]
     if alone and base is None and len(finetuned) > 1:
-        raise UsageError("without a base, --as-adapter takes one adapter")
+        raise UsageError(
+            f"--as-adapter takes one adapter, found {len(finetuned)}: without it, and with a base, their mean"
+            " is merged"
+        )
     with ExitStack() as opened:
         checkpoints = [
             opened.enter_context(open_checkpoint(each))
@@ -87,7 +90,10 @@ def open_inputs(
         ]
         place = 0 if base is None else 1
         if place and checkpoints[0].adapter_config is not None:
-            raise CheckpointError("a LoRA adapter, which can be no base", path=checkpoints[0].source)
+            raise CheckpointError(
+                "a LoRA adapter, which can be no base", path=checkpoints[0].source,
+                hint="the base comes first, and then the adapter",
+            )  # fmt: skip
         unused_by: list[Sequence[Rename]] = []
         if checkpoints[place].adapter_config is not None:
             over = checkpoints[0] if place else None

@@ -180,7 +180,7 @@ class Job:
         if carried:
             self.notices.append(f"not edited, and carried over as fine-tuned: {', '.join(carried)}")
         if self.adapter is not None and self.adapter.left:
-            self.notices.append(f"no adapter can hold, and left out: {_some(self.adapter.left)}")
+            self.notices.append(f"no adapter can hold, and is as in the base: {_some(self.adapter.left)}")
         if self.only_in_base:
             self.notices.append(f"only in the base, and not written: {_some(self.only_in_base)}")
 
@@ -551,9 +551,12 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
         if adapter is not None:
             check_matrices(plan, adapter, first.source)
         elif recipe.as_adapter is not None:
-            if not recipe.as_adapter.is_given or base is None:
+            if base is None:
+                raise UsageError("--as-adapter of a whole checkpoint needs a base", path=first.source)
+            if not recipe.as_adapter.is_given:
                 raise UsageError(
-                    "--as-adapter of a whole checkpoint needs a base, and --adapter-rank or --adapter-energy"
+                    "--as-adapter of a whole checkpoint needs --adapter-rank or --adapter-energy",
+                    path=first.source,
                 )
             if path.suffix == ".safetensors":
                 raise UsageError("an adapter needs a folder", path=path)
@@ -588,7 +591,9 @@ def _again(
 ) -> AdapterOutput:
     """The output that an adapter is written to as one again; raises where it cannot be."""
     if len(inputs.finetuned) > 1:
-        raise UsageError("--as-adapter takes one adapter: a mean of several has more ranks than each")
+        raise UsageError(
+            f"--as-adapter takes one adapter, found {len(inputs.finetuned)}: without it, their mean is merged"
+        )
     if wanted.is_given:
         raise UsageError(
             "--adapter-rank and --adapter-energy are for whole checkpoints: an adapter keeps its ranks"
@@ -597,8 +602,8 @@ def _again(
     dtypes = {name: stored_dtype(tensor.dtype, dtype) for name, tensor in own.tensors.items()}
     layout = plan_layout(own, dtypes, output.name, None)
     if layout.is_single_file != (own.folder is None):
-        kind = "a file that ends in .safetensors" if own.folder is None else "a folder"
-        raise UsageError("an adapter is written as it was given", path=output, expected=kind)
+        kind = f"{output}.safetensors" if own.folder is None else f"a folder, as {output.with_suffix('')}"
+        raise UsageError("an adapter is written as it was given", expected=kind, found=output)
     return again(merged, layout)
 
 

@@ -414,9 +414,13 @@ def test_a_file_of_kohya_is_merged_edited_and_written_again(run, tmp_path):
     done(run("edit", base, file, "-o", tmp_path / "again.safetensors", "--as-adapter"))
     again = load_file(tmp_path / "again.safetensors")
     assert again.keys() == kohya.keys()
+    (tmp_path / "folder").mkdir()  # as diffusers saves it; and the mean of two files
+    save_file(load_file(file), tmp_path / "folder" / "pytorch_lora_weights.safetensors")
+    done(run("edit", base, tmp_path / "folder", file, "-o", tmp_path / "mean"))
     assert all(torch.equal(again[name], kohya[name]) for name in kohya if name.endswith(".alpha"))
     done(run("wise", base, tmp_path / "again.safetensors", "-o", tmp_path / "again", "--alpha", "1"))
     merged, edited, twice = (tensors_in(tmp_path / name) for name in ("merged", "edited", "again"))
+    mean = tensors_in(tmp_path / "mean")
     for name, weights in before.items():
         if name not in updates:
             assert torch.equal(merged[name], weights)
@@ -428,6 +432,7 @@ def test_a_file_of_kohya_is_merged_edited_and_written_again(run, tmp_path):
         assert measures["k"] < 4
         oracle.assert_weights_equal(edited[name], expected)
         oracle.assert_weights_equal(twice[name], expected)
+        oracle.assert_weights_equal(mean[name], expected)
 
 
 def test_a_tied_embedding_replaced_for_one_use_is_refused(run, tmp_path):
@@ -559,3 +564,28 @@ def test_a_tensor_of_codes_is_not_replaced_by_numbers(run, many, tmp_path, dtype
     result = run("wise", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "out", "--alpha", "1")
     assert result.code == 1
     assert "no floating one" in result.err
+
+
+def test_people_are_told_what_an_edit_of_adapters_comes_to(run, many, tmp_path):
+    """How many updates have no weak part, and what a low rank leaves out."""
+    adapter = copy_of(many, tmp_path / "adapter")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    for key, each in factors.items():  # orthogonal, so that all singular values are alike
+        is_b = "lora_B" in key
+        basis = torch.linalg.qr(each if is_b else each.T).Q
+        factors[key] = (basis if is_b else basis.T).contiguous()
+    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    result = done(run("edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out"))
+    assert f"in {LAYERS} of {LAYERS} updates k reaches the adapter's rank" in result.err
+    result = done(run(*words_of(many, "of a whole fine-tune", tmp_path / "whole")))
+    errors = [layer["adapter_error"] for layer in report_of(tmp_path / "whole")["layers"]]
+    assert f"the factors leave out {min(errors):.1%} to {max(errors):.1%}" in result.err
+
+
+def test_an_adapter_without_its_configuration_is_told_so(run, many, tmp_path):
+    adapter = copy_of(many, tmp_path / "adapter")
+    (adapter / "adapter_config.json").unlink()
+    for base in ("-", many / "base.safetensors"):
+        result = run("edit", base, adapter, "-o", tmp_path / "out", "--as-adapter")
+        assert result.code == 1
+        assert "adapter_config.json is missing beside adapter_model.safetensors" in result.err
