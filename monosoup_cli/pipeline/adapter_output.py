@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo, build_he
 from monosoup_cli.checkpoints.layout import OutputFile, OutputLayout
 from monosoup_cli.checkpoints.merged import MergedCheckpoint, read_float64
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.pipeline.blocks import bytes_of, check_overflow
+from monosoup_cli.pipeline.blocks import Cut, bytes_of, check_overflow
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterOutput",
     "FactorsOutput",
+    "OutputRows",
     "again",
     "check_matrices",
     "extracted",
@@ -46,6 +47,7 @@ class AdapterOutput:
     none where the adapter leaves it out; of those that are no factors, each holds all of it. `source`: the
     adapter whose tensors are kept where a layer does not change, None where the output is the first of its
     kind; `config` is then what its adapter_config.json says, and `left` names what changed and is not in it.
+    `rows`: of tensors of which the adapter has some rows alone, their numbers.
     """
 
     pairs: Mapping[str, LoraPair]
@@ -54,6 +56,7 @@ class AdapterOutput:
     source: Checkpoint | None = None
     config: Mapping[str, Any] | None = None
     left: tuple[str, ...] = ()
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def again(merged: MergedCheckpoint, layout: OutputLayout) -> AdapterOutput:
@@ -61,22 +64,22 @@ def again(merged: MergedCheckpoint, layout: OutputLayout) -> AdapterOutput:
     edited, would not be such an adapter any more."""
     adapter = merged.adapter
     dora = next((pair for pair in adapter.pairs.values() if pair.magnitude is not None), None)
-    if dora is not None or adapter.rows:
-        what = "DoRA" if dora is not None else "trained rows of an embedding"
+    if dora is not None:
         raise CheckpointError(
-            f"an adapter with {what}, whose edited update is none of its kind", path=merged.source,
-            tensor=next(iter(adapter.rows)) if dora is None else dora.name,
-            hint="without --as-adapter it is merged into the base",
+            "a DoRA adapter, whose edited update is no DoRA of its rank", path=merged.source,
+            tensor=dora.name, hint="without --as-adapter it is merged into the base",
         )  # fmt: skip
     stored: dict[str, tuple[str, ...]] = {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
     stored |= {name: (own,) for name, own in adapter.replaced.items()}
+    stored |= {name: (own,) for name, (own, _) in adapter.rows.items()}
+    rows = {name: numbers for name, (_, numbers) in adapter.rows.items()}
     for name, own in adapter.twins.items():
         stored[name] = (*stored[name], own)
     for name, (own, _) in adapter.biases.items():
         stored[name] = (*stored.get(name, ()), own)
     held = {own for names in stored.values() for own in names}
     stored |= {own: (own,) for own in adapter.own.tensors if own not in held}
-    return AdapterOutput(adapter.pairs, stored, layout, adapter.own)
+    return AdapterOutput(adapter.pairs, stored, layout, adapter.own, rows=rows)
 
 
 def check_matrices(plan: Plan, output: AdapterOutput, path: str) -> None:
@@ -177,6 +180,8 @@ def headers_of(
     for name, names in output.stored.items():
         stored = own.tensors[names[0]]
         shape = adapter.pairs[name].shape if name in adapter.pairs else stored.shape
+        if name in output.rows and merged.base is not None:
+            shape = merged.base.tensors[name].shape
         of_own[name] = info = TensorInfo(
             name, stored.dtype, shape, 0, math.prod(shape) * BITS[stored.dtype] // 8
         )
@@ -185,6 +190,37 @@ def headers_of(
         elif merged.base is not None and name in merged.base.tensors:
             of_base[name] = merged.base.tensors[name]
     return of_base, of_own
+
+
+class OutputRows:
+    """Some rows of a matrix, which an adapter has in their place; written when all blocks are there.
+
+    The others of an edited matrix are the base's: an update of few rows has, edited, no more.
+    """
+
+    def __init__(
+        self, output: PartialOutput, folder: str, name: str, numbers: Sequence[int], cut: Cut
+    ) -> None:
+        import torch
+
+        self._output, self._folder, self._info = output, folder, output.place(name)
+        self._numbers, self._cut = torch.tensor(numbers), cut
+        self._rows = torch.zeros(len(numbers), cut.columns, dtype=torch.float64)
+
+    def put(self, start: int, stop: int, block: torch.Tensor) -> None:
+        """Take from a block (stop − start, side) what is of these rows."""
+        import torch
+
+        block = block.cpu()
+        if self._cut.is_wide:
+            self._rows[:, start:stop] = block.T[self._numbers]
+        else:
+            is_here = (start <= self._numbers) & (self._numbers < stop)
+            self._rows[is_here] = block[self._numbers[is_here] - start]
+        if stop == self._cut.length:
+            part = self._rows.to(getattr(torch, FLOATING[self._info.dtype]))
+            check_overflow(part, self._info.dtype, self._info.name)
+            self._output.write(self._info.name, bytes_of(part), 0, self._folder)
 
 
 class FactorsOutput:

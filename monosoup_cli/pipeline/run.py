@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.checkpoints.header import BITS, FLOATING
 from monosoup_cli.errors import NonfiniteError, ResourceError
-from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput
+from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput, OutputRows
 from monosoup_cli.pipeline.blocks import (
     Cut,
     FlatLayer,
@@ -352,9 +352,14 @@ class _Maker:
             self.worker.device, self.scratch, self.worker.interrupt,
         )  # fmt: skip
 
-    def _output(self, tensor: PlannedTensor, index: int, variant: Variant) -> OutputFlat | OutputMatrix:
+    def _output(
+        self, tensor: PlannedTensor, index: int, variant: Variant
+    ) -> OutputFlat | OutputMatrix | OutputRows:
         if tensor.cut is None:
             return self._flat_output(tensor, variant)
+        if self.job.adapter is not None and tensor.name in self.job.adapter.rows:
+            numbers, name = self.job.adapter.rows[tensor.name], self.job.stored_as(tensor)
+            return OutputRows(self.job.output, variant.folder, name, numbers, tensor.cut)
         return OutputMatrix(
             self.job.output, variant.folder, self.job.stored_as(tensor), tensor.stored_dtype, self.scratch,
             tensor.cut, index,

@@ -589,3 +589,53 @@ def test_an_adapter_without_its_configuration_is_told_so(run, many, tmp_path):
         result = run("edit", base, adapter, "-o", tmp_path / "out", "--as-adapter")
         assert result.code == 1
         assert "adapter_config.json is missing beside adapter_model.safetensors" in result.err
+
+
+@pytest.mark.parametrize("shape", [(700, 24), (24, 700)], ids=["tall", "wide"])
+def test_trained_rows_are_edited_in_their_place(run, tmp_path, cut, shape):
+    """By blocks along either side; all other rows stay the base's."""
+    noise = torch.Generator().manual_seed(0)
+    base = {"embed.weight": torch.randn(shape, generator=noise)}
+    save_file(base, tmp_path / "base.safetensors", {"format": "pt"})
+    adapter, numbers = tmp_path / "adapter", [17, 3, 22, 9, 0]
+    adapter.mkdir()
+    scales = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.1])[:, None]
+    trained = base["embed.weight"][numbers] + scales * torch.randn(5, shape[1], generator=noise)
+    key = "base_model.model.embed.token_adapter.trainable_tokens_delta"
+    save_file({key: trained}, adapter / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "trainable_token_indices": {"embed": numbers}}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    words = [tmp_path / "base.safetensors", adapter]
+    done(run("edit", *words, "-o", tmp_path / "again", "--as-adapter"))
+    done(run("edit", *words, "-o", tmp_path / "merged"))
+    after = base["embed.weight"].clone()
+    after[numbers] = trained
+    expected, measures = oracle.edit(as_matrix(base["embed.weight"]), as_matrix(after))
+    assert measures["k"] < 5
+    found = load_file(tmp_path / "again" / "adapter_model.safetensors")[key]
+    assert np.abs(found.double().numpy() - expected[numbers]).max() <= 1e-6 * np.abs(expected).max()
+    oracle.assert_weights_equal(tensors_in(tmp_path / "merged")["embed.weight"], expected)
+    oracle.assert_measures_equal(report_of(tmp_path / "again")["layers"][0], measures)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickled_adapter_with_a_payload_creates_nothing(run, many, tmp_path):
+    adapter = copy_of(many, tmp_path / "adapter")
+    factors = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(factors, adapter / "adapter_model.bin")
+    done(run("edit", "-", adapter, "-o", tmp_path / "out", "--as-adapter"))
+    assert weights_in(tmp_path / "out").keys() == {"adapter_model.safetensors"}
+    torch.save({**factors, "x": Payload(tmp_path / "created")}, adapter / "adapter_model.bin")
+    result = run("edit", "-", adapter, "-o", tmp_path / "bad", "--as-adapter")
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "created").exists()
+    assert not (tmp_path / "bad").exists()
