@@ -393,9 +393,7 @@ def test_the_edited_adapter_is_balanced_and_keeps_what_is_no_matrix(run, tmp_pat
             assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("energy", 0.8), ("rank", 2), ("weighting", "low"), ("wise", 0.3)]
-)
+@pytest.mark.parametrize(("option", "value"), [("energy", 0.8), ("rank", 2), ("weighting", "low")])
 def test_the_options_of_edit_hold_for_adapters_too(run, tmp_path, made_of, option, value):
     made = made_of("linear")
     base, adapter = made.folders
