@@ -137,8 +137,9 @@ def _match(names: Iterable[str], pattern: str) -> Numbered:
             if not all(re.fullmatch("[0-9]{1,9}", group or "") for group in match.groups()):
                 raise UsageError(
                     f"a group of --block-pattern '{pattern}' captures no integer",
-                    tensor=name, found=match.groups(),
-                )  # fmt: skip
+                    tensor=name,
+                    found=match.groups(),
+                )
             places[name] = name[: match.start(1)].rstrip("."), tuple(map(int, match.groups()))
     if not places:
         raise UsageError(f"--block-pattern '{pattern}' matches no tensor")

@@ -66,10 +66,12 @@ CASES = {
     "tokens, named": ("llama", {**LLAMA, "trainable_token_indices": {"embed_tokens": [5, 0]}}),
     "tokens, tied": ("llama, tied", {**LLAMA, "trainable_token_indices": [1, 2]}),
     "tokens of a head": (
-        "llama", {**LLAMA, "trainable_token_indices": {"lm_head": [1]}, "modules_to_save": ["embed_tokens"]}
+        "llama",
+        {**LLAMA, "trainable_token_indices": {"lm_head": [1]}, "modules_to_save": ["embed_tokens"]},
     ),
     "modules_to_save, tied": (
-        "llama, tied", {**LLAMA, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+        "llama, tied",
+        {**LLAMA, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     ),
     "parameters": ("llama", PARAMETERS),
     "experts": ("qwen3-moe", EXPERTS),
@@ -79,7 +81,7 @@ CASES = {
     "experts of mixtral": ("mixtral", EXPERTS),
     "experts, transposed": ("gpt-oss", EXPERTS),
     "experts, transposed and square": ("gpt-oss, square", EXPERTS),
-}  # fmt: skip
+}
 """The model, and the options of LoraConfig beside rank and alpha."""
 
 

@@ -21,10 +21,20 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 VISION = {**STACK, "image_size": 32, "patch_size": 8}
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 SPEECH = {
-    "vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_mel_bins": 8,
-    "max_source_positions": 16, "max_target_positions": 16, "decoder_start_token_id": 0, **ENDS,
-}  # fmt: skip
+    "vocab_size": 99,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_mel_bins": 8,
+    "max_source_positions": 16,
+    "max_target_positions": 16,
+    "decoder_start_token_id": 0,
+    **ENDS,
+}
 T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 
 MODELS = {
@@ -38,15 +48,11 @@ MODELS = {
     "bert": ("BertForMaskedLM", TEXT),
     "t5": ("T5ForConditionalGeneration", T5),
     "t5, untied": ("T5ForConditionalGeneration", {**T5, "tie_word_embeddings": False}),
-    "clip": (
-        "CLIPModel", {"text_config": {**TEXT, **ENDS}, "vision_config": VISION, "projection_dim": 24},
-    ),
+    "clip": ("CLIPModel", {"text_config": {**TEXT, **ENDS}, "vision_config": VISION, "projection_dim": 24}),
     "vit": ("ViTForImageClassification", VISION),
-    "convnext": (
-        "ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]},
-    ),
+    "convnext": ("ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}),
     "whisper": ("WhisperForConditionalGeneration", SPEECH),
-}  # fmt: skip
+}
 """The class in transformers and the options of its config; embeddings are tied where that is its default."""
 
 
@@ -72,26 +78,39 @@ def step(model):
 def unet_pipeline():
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        cross_attention_dim=32, attention_head_dim=4,
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    )
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
     return StableDiffusionPipeline(
-        vae=vae(), text_encoder=build("CLIPTextModel", {**TEXT, **ENDS}), unet=unet,
+        vae=vae(),
+        text_encoder=build("CLIPTextModel", {**TEXT, **ENDS}),
+        unet=unet,
         tokenizer=transformers.CLIPTokenizer(words, merges=[]),
         scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def transformer_pipeline():
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=8,
-        norm_num_groups=4, num_embeds_ada_norm=10,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        num_layers=2,
+        sample_size=8,
+        norm_num_groups=4,
+        num_embeds_ada_norm=10,
+    )
     return DiTPipeline(transformer, vae(), DDIMScheduler())
 
 

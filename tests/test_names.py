@@ -44,10 +44,11 @@ TRANSFORMERS = {
     "Zamba2ForCausalLM": {"model.layers": 54},  # two kinds, alike in nothing
     "Qwen2VLForConditionalGeneration": {"model.visual.blocks": 32, "model.language_model.layers": 80},
     "LlavaForConditionalGeneration": {
-        "model.vision_tower.encoder.layers": 24, "model.language_model.layers": 32,
+        "model.vision_tower.encoder.layers": 24,
+        "model.language_model.layers": 32,
     },
     "Wav2Vec2ForCTC": {"wav2vec2.feature_extractor.conv_layers": 7, "wav2vec2.encoder.layers": 12},
-}  # fmt: skip
+}
 
 # names as files hold them that a newer transformers renames, and those of other libraries;
 # {12} stands for 0 to 11, {a,b} for a and b
@@ -202,12 +203,10 @@ BETWEEN = {
         "swin.encoder.layers.1.downsample": 3,
         "swin.encoder.layers.2.downsample": 9,
     },
-    "timm ConvNeXt": {
-        "stages.1.downsample": 3, "stages.2.downsample": 6, "stages.3.downsample": 15,
-    },
+    "timm ConvNeXt": {"stages.1.downsample": 3, "stages.2.downsample": 6, "stages.3.downsample": 15},
     "SwinIR": {"layers.0.conv": 0, "layers.1.conv": 2},
     "timm Swin": {"layers.1.downsample": 2, "layers.2.downsample": 4, "layers.3.downsample": 10},
-}  # fmt: skip
+}
 
 
 def expand(template):

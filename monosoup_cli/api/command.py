@@ -102,9 +102,14 @@ def card(
         names = [] if first.folder is None else first.folder.names()
         library = "peft" if job.adapter is not None else library_of(first.config, names)
         return model_card(
-            f"{options.push or output.name} {variant.folder}".strip(), paper.summary, shlex.join(words),
-            parents, paper.citation, inherited=_own_card(first), library=library,
-        )  # fmt: skip
+            f"{options.push or output.name} {variant.folder}".strip(),
+            paper.summary,
+            shlex.join(words),
+            parents,
+            paper.citation,
+            inherited=_own_card(first),
+            library=library,
+        )
 
     return make
 
@@ -150,8 +155,19 @@ def _own_card(checkpoint: Checkpoint) -> dict[str, Any]:
         file.close()
 
 
-SHOWN_OTHERWISE = {"base", "finetuned", "output", "device", "workers", "report", "overwrite", "resume",
-                   "max_shard_size", "push", "public"}  # fmt: skip
+SHOWN_OTHERWISE = {
+    "base",
+    "finetuned",
+    "output",
+    "device",
+    "workers",
+    "report",
+    "overwrite",
+    "resume",
+    "max_shard_size",
+    "push",
+    "public",
+}
 
 
 def _option(name: str, value: Any) -> list[str]:

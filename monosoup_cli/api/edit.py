@@ -39,8 +39,16 @@ MONOSOUP = Paper(
 """,
 )
 
-AVERAGED = ("k_ratio", "rho", "cos_alpha", "lambda_high", "lambda_low", "equivalent_alpha",
-            "anisotropy", "relative_update")  # fmt: skip
+AVERAGED = (
+    "k_ratio",
+    "rho",
+    "cos_alpha",
+    "lambda_high",
+    "lambda_low",
+    "equivalent_alpha",
+    "anisotropy",
+    "relative_update",
+)
 """What the summary gives the mean and the range of."""
 
 
@@ -87,11 +95,18 @@ def prepare_edit(
     monosoup = MonoSoup(None, rank, rank_fraction, weighting)
     splits = [replace(monosoup, energy=float(value)) for value in energies.values] or [monosoup]
     arguments: dict[str, Any] = {
-        "base": os.fspath(base), "finetuned": paths(finetuned), "output": os.fspath(output),
-        **asdict(monosoup), "energy": energies.given, "wise": wises.given, "min_update": min_update,
-        "stacked": as_list(stacked), "as_adapter": as_adapter, "adapter_rank": adapter_rank,
+        "base": os.fspath(base),
+        "finetuned": paths(finetuned),
+        "output": os.fspath(output),
+        **asdict(monosoup),
+        "energy": energies.given,
+        "wise": wises.given,
+        "min_update": min_update,
+        "stacked": as_list(stacked),
+        "as_adapter": as_adapter,
+        "adapter_rank": adapter_rank,
         "adapter_energy": adapter_energy,
-    }  # fmt: skip
+    }
     run_options = RunOptions.given(**options)
     if as_adapter:
         if run_options.max_shard_size is not None:

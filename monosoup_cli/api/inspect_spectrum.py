@@ -49,9 +49,11 @@ class Inspected:
         sources, grams = self._arguments["finetuned"], dict[str, "torch.Tensor"]()
         is_several = len(sources) > 1
         layers = self.inspection.run(
-            _measure(self._monosoup, with_values=with_values), measured,
-            _compare(grams) if is_several else None, progress,
-        )  # fmt: skip
+            _measure(self._monosoup, with_values=with_values),
+            measured,
+            _compare(grams) if is_several else None,
+            progress,
+        )
         report = {
             **self.inspection.head("inspect-spectrum", self._arguments, started),
             **({"similarity": _similarity(sources, grams, layers)} if is_several else {}),
@@ -99,14 +101,26 @@ def prepare_inspect_spectrum(
 
     monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
     options = RunOptions(
-        include=as_list(layer), exclude=as_list(exclude), rename=as_list(rename), on_mismatch=on_mismatch,
-        on_nonfinite=on_nonfinite, device=device, workers=workers,
-    )  # fmt: skip
+        include=as_list(layer),
+        exclude=as_list(exclude),
+        rename=as_list(rename),
+        on_mismatch=on_mismatch,
+        on_nonfinite=on_nonfinite,
+        device=device,
+        workers=workers,
+    )
     arguments = {
-        "base": os.fspath(base), "finetuned": paths(finetuned), "layer": as_list(layer),
-        "exclude": as_list(exclude), "values": values, **asdict(monosoup), "stacked": as_list(stacked),
-        "rename": as_list(rename), "on_mismatch": on_mismatch, "on_nonfinite": on_nonfinite,
-    }  # fmt: skip
+        "base": os.fspath(base),
+        "finetuned": paths(finetuned),
+        "layer": as_list(layer),
+        "exclude": as_list(exclude),
+        "values": values,
+        **asdict(monosoup),
+        "stacked": as_list(stacked),
+        "rename": as_list(rename),
+        "on_mismatch": on_mismatch,
+        "on_nonfinite": on_nonfinite,
+    }
     inspection = Inspection.open(arguments["base"], arguments["finetuned"], options, arguments["stacked"])
     return Inspected(inspection, monosoup, arguments)
 

@@ -54,9 +54,14 @@ def prepare_lines(
     from monosoup_cli.methods.lines import scales
 
     arguments: dict[str, Any] = {
-        "base": os.fspath(base), "finetuned": [os.fspath(finetuned)], "output": os.fspath(output),
-        "alpha": alpha, "beta": beta, "head": head, "block_pattern": block_pattern,
-    }  # fmt: skip
+        "base": os.fspath(base),
+        "finetuned": [os.fspath(finetuned)],
+        "output": os.fspath(output),
+        "alpha": alpha,
+        "beta": beta,
+        "head": head,
+        "block_pattern": block_pattern,
+    }
     run_options = RunOptions.given(**options)
     scale_of: dict[str, Scale] = {}
 

@@ -66,9 +66,13 @@ def run_score_command(template: str, path: StrPath) -> float:
     command = template.replace("{}", shlex.quote(os.fspath(path)))
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             code = process.wait()
         except BaseException:

@@ -56,9 +56,13 @@ def prepare_sfgs(
         raise UsageError("threshold is not a number", found=threshold)
     run_options = RunOptions.given(**options)
     arguments: dict[str, Any] = {
-        "base": os.fspath(base), "finetuned": sources, "output": os.fspath(output), "threshold": threshold,
-        "scores": None if scores is None else scores_of(scores, sources), "include_vectors": include_vectors,
-    }  # fmt: skip
+        "base": os.fspath(base),
+        "finetuned": sources,
+        "output": os.fspath(output),
+        "threshold": threshold,
+        "scores": None if scores is None else scores_of(scores, sources),
+        "include_vectors": include_vectors,
+    }
 
     def choose(job: Job, partial: PartialOutput | None, progress: Progress) -> Choice:
         from monosoup_cli.methods.model_soup import best_first
@@ -66,9 +70,16 @@ def prepare_sfgs(
 
         assert job.base is not None
         grams = gram_matrices(
-            layers, job.base, job.finetuned, partial, job.devices, job.workers, progress,
-            gram_matrix, job.options.on_nonfinite,
-        )  # fmt: skip
+            layers,
+            job.base,
+            job.finetuned,
+            partial,
+            job.devices,
+            job.workers,
+            progress,
+            gram_matrix,
+            job.options.on_nonfinite,
+        )
         matrix = similarity(grams, len(sources)).tolist()
         scores = arguments["scores"]
         order = list(range(len(sources)))

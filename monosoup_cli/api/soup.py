@@ -99,12 +99,15 @@ def prepare_soup(
         raise UsageError("--score-command, --scores and --accept are for --greedy")
     run_options = RunOptions.given(**options)
     arguments: dict[str, Any] = {
-        "base": None if base is None else os.fspath(base), "finetuned": sources,
+        "base": None if base is None else os.fspath(base),
+        "finetuned": sources,
         "output": os.fspath(output),
-        "weights": None if weights is None else list(weights), "greedy": greedy,
-        "score_command": score_command, "scores": None if scores is None else scores_of(scores, sources),
+        "weights": None if weights is None else list(weights),
+        "greedy": greedy,
+        "score_command": score_command,
+        "scores": None if scores is None else scores_of(scores, sources),
         "accept": accept,
-    }  # fmt: skip
+    }
     recipe = Recipe(
         command="soup",
         verb="average",

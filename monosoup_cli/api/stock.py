@@ -56,9 +56,12 @@ def prepare_stock(
     if granularity not in get_args(Granularity):
         raise UsageError("unknown granularity", expected=", ".join(get_args(Granularity)), found=granularity)
     arguments: dict[str, Any] = {
-        "base": os.fspath(base), "finetuned": paths(finetuned, at_least=2), "output": os.fspath(output),
-        "granularity": granularity, "clamp": clamp,
-    }  # fmt: skip
+        "base": os.fspath(base),
+        "finetuned": paths(finetuned, at_least=2),
+        "output": os.fspath(output),
+        "granularity": granularity,
+        "clamp": clamp,
+    }
     run_options = RunOptions.given(**options)
     recipe = Recipe(
         command="stock",

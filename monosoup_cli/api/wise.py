@@ -58,9 +58,12 @@ def prepare_wise(
         alphas.check(0, 1, hint="--extrapolate goes beyond the two")
     values = [float(value) for value in alphas.values]
     arguments: dict[str, Any] = {
-        "base": os.fspath(base), "finetuned": [os.fspath(finetuned)], "output": os.fspath(output),
-        "alpha": alphas.given, "extrapolate": extrapolate,
-    }  # fmt: skip
+        "base": os.fspath(base),
+        "finetuned": [os.fspath(finetuned)],
+        "output": os.fspath(output),
+        "alpha": alphas.given,
+        "extrapolate": extrapolate,
+    }
     run_options = RunOptions.given(**options)
 
     recipe = Recipe(

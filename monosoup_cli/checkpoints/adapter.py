@@ -35,10 +35,15 @@ INNER = ".base_layer"
 """What peft puts in the place of a module that it wraps; around experts, once for each parameter but one."""
 WRAPPED = re.compile(rf"{re.escape(INNER)}(?=\.)")
 PARTS = {
-    "lora_A.weight": "a", "lora_embedding_A": "a", "lora_B.weight": "b", "lora_embedding_B": "b",
-    "lora_B.bias": "bias", "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
+    "lora_A.weight": "a",
+    "lora_embedding_A": "a",
+    "lora_B.weight": "b",
+    "lora_embedding_B": "b",
+    "lora_B.bias": "bias",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
     "token_adapter.trainable_tokens_delta": "rows",
-}  # fmt: skip
+}
 PART = re.compile(rf"(.+)\.({'|'.join(map(re.escape, PARTS))})", re.DOTALL)
 FOREIGN = re.compile(r"(^|\.)(lora_|token_adapter\.|modules_to_save\.|original_module\.)")
 
@@ -148,9 +153,11 @@ class _Factors:
 
 
 def read_adapter(
-    own: Checkpoint, config: Mapping[str, Any], base: Mapping[str, TensorInfo] | None,
+    own: Checkpoint,
+    config: Mapping[str, Any],
+    base: Mapping[str, TensorInfo] | None,
     renames: Sequence[Rename] = (),
-) -> Adapter:  # fmt: skip
+) -> Adapter:
     """What the adapter in `own` changes of the tensors `base`, whose names they get; without a base, of
     tensors that are called as in the adapter. Raises CheckpointError for what is malformed, is not LoRA,
     or does not fit the base."""
@@ -192,13 +199,16 @@ def read_adapter(
             shape, wanted = own.tensors[key].shape, None if base is None else base[read_as[name]].shape
             if base is not None and base[read_as[name]].dtype not in FLOATING:
                 raise CheckpointError(
-                    "changes a tensor of the base that is no floating one", path=path, tensor=key,
-                    expected=" or ".join(FLOATING), found=base[read_as[name]].dtype,
-                )  # fmt: skip
+                    "changes a tensor of the base that is no floating one",
+                    path=path,
+                    tensor=key,
+                    expected=" or ".join(FLOATING),
+                    found=base[read_as[name]].dtype,
+                )
             if wanted is not None and (shape if is_whole else shape[1:]) != wanted[0 if is_whole else 1 :]:
                 raise CheckpointError(
-                    "does not fit the base", path=path, tensor=key, expected=list(wanted), found=list(shape),
-                )  # fmt: skip
+                    "does not fit the base", path=path, tensor=key, expected=list(wanted), found=list(shape)
+                )
         return {read_as[name]: key for name, key in kind.items()}
 
     pairs: dict[str, LoraPair] = {}
@@ -217,9 +227,12 @@ def read_adapter(
             size, found = pair.shape[0 if pair.layout == "linear" else -1], own.tensors[pair.magnitude]
             if found.elements != size:
                 raise CheckpointError(
-                    "does not fit the factors", path=path, tensor=found.name,
-                    expected=f"{size} elements", found=found.elements,
-                )  # fmt: skip
+                    "does not fit the factors",
+                    path=path,
+                    tensor=found.name,
+                    expected=f"{size} elements",
+                    found=found.elements,
+                )
     rows = {}
     for name, key in checked({f"{module}.weight": key for module, key in deltas.items()}, False).items():
         limit = math.inf if base is None else base[name].shape[0]
@@ -274,9 +287,12 @@ def _sorted_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, 
     for key, tensor in own.tensors.items():
         if tensor.dtype not in FLOATING:
             raise CheckpointError(
-                "no dtype of an adapter", path=own.source, tensor=key,
-                expected=" or ".join(FLOATING), found=tensor.dtype,
-            )  # fmt: skip
+                "no dtype of an adapter",
+                path=own.source,
+                tensor=key,
+                expected=" or ".join(FLOATING),
+                found=tensor.dtype,
+            )
         name = key.removeprefix(PREFIX)
         if match := PART.fullmatch(name):
             module, part = match[1], PARTS[match[2]]
@@ -318,21 +334,27 @@ def _factors(
             if part not in keys:
                 raise CheckpointError(
                     f"lacks the factor {'AB'['ab'.index(part)]}",
-                    path=path, tensor=keys.get(twin, next(iter(keys.values()))),
-                )  # fmt: skip
+                    path=path,
+                    tensor=keys.get(twin, next(iter(keys.values()))),
+                )
         is_embedding = keys["a"].endswith("lora_embedding_A")
         for part, option in (("magnitude", "use_dora"), ("bias", "lora_bias")):
             if (part in keys) != bool(config.get(option)):
                 raise CheckpointError(
                     f"has {'a' if part in keys else 'no'} {part}, but {ADAPTER_CONFIG} says otherwise",
-                    path=path, tensor=keys.get(part, keys["b"]), expected=f"{option} {part in keys}".lower(),
-                )  # fmt: skip
+                    path=path,
+                    tensor=keys.get(part, keys["b"]),
+                    expected=f"{option} {part in keys}".lower(),
+                )
         a, b = own.tensors[keys["a"]].shape, own.tensors[keys["b"]].shape
         if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or any(size != 1 for size in b[2:]):
             raise CheckpointError(
-                "the factors do not fit each other", path=path, tensor=keys["b"],
-                expected=f"{a[0] if a else 'a rank of'} columns, as A {list(a)} has rows", found=list(b),
-            )  # fmt: skip
+                "the factors do not fit each other",
+                path=path,
+                tensor=keys["b"],
+                expected=f"{a[0] if a else 'a rank of'} columns, as A {list(a)} has rows",
+                found=list(b),
+            )
         if 0 in (*a, *b):
             raise CheckpointError("a factor of rank 0, or empty", path=path, tensor=keys["a"], found=list(a))
         if is_embedding and (len(a) != 2 or not keys["b"].endswith("lora_embedding_B")):
@@ -377,9 +399,11 @@ def _without_base(
 
 
 def _aligned(
-    shapes: Mapping[str, tuple[int, ...]], base: Mapping[str, TensorInfo] | None,
-    renames: Sequence[Rename], path: str,
-) -> tuple[dict[str, str], tuple[str, ...], tuple[Rename, ...]]:  # fmt: skip
+    shapes: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, TensorInfo] | None,
+    renames: Sequence[Rename],
+    path: str,
+) -> tuple[dict[str, str], tuple[str, ...], tuple[Rename, ...]]:
     """Names in the adapter → as the base has them; what was recognised; the renames that matched none."""
     if base is None:
         return {name: name for name in shapes}, (), tuple(renames)
@@ -389,9 +413,12 @@ def _aligned(
 
 
 def _check_present(
-    names: Sequence[str], read_as: Mapping[str, str], base: Mapping[str, TensorInfo] | None,
-    parameters: Collection[str], path: str,
-) -> None:  # fmt: skip
+    names: Sequence[str],
+    read_as: Mapping[str, str],
+    base: Mapping[str, TensorInfo] | None,
+    parameters: Collection[str],
+    path: str,
+) -> None:
     """Raises CheckpointError where the base lacks one; `parameters` are those of target_parameters."""
     missing = [name for name in names if base is not None and read_as[name] not in base]
     if base is None or not missing:
@@ -410,9 +437,11 @@ def _check_present(
 
 
 def _twins(
-    kept: Mapping[str, str], read_as: Mapping[str, str], base: Mapping[str, TensorInfo] | None,
+    kept: Mapping[str, str],
+    read_as: Mapping[str, str],
+    base: Mapping[str, TensorInfo] | None,
     own: Checkpoint,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """What the base ties to another tensor → that one's name in it, where the adapter replaces both by the
     same: peft writes a tied tensor under each of its names."""
     lacking = [name for name in kept if base is not None and read_as[name] not in base]
@@ -467,16 +496,16 @@ def _told_apart(
             chosen
             for chosen in permutations(present[: MAX_NESTED + 1], len(group))
             if all(
-                each.layouts(base[read_as[target]].shape)
-                for each, target in zip(group, chosen, strict=True)
+                each.layouts(base[read_as[target]].shape) for each, target in zip(group, chosen, strict=True)
             )
-        ]  # fmt: skip
+        ]
         if len(fitting) != 1 or len(present) > MAX_NESTED:
             raise CheckpointError(
                 "cannot be told apart by their shapes" if fitting else "does not fit the base",
-                path=path, tensor=first.keys["a"],
+                path=path,
+                tensor=first.keys["a"],
                 found=f"factors of {len(group)} of {', '.join(map(repr, first.parameters[:MAX_NESTED]))}",
-            )  # fmt: skip
+            )
         yield from zip(group, fitting[0], strict=True)
 
 
@@ -506,9 +535,15 @@ def _told_layouts(
 
 
 def _pair(
-    factors: _Factors, target: str, name: str, base: Mapping[str, TensorInfo] | None, told: set[Layout],
-    config: Mapping[str, Any], settings: _Settings, path: str,
-) -> LoraPair:  # fmt: skip
+    factors: _Factors,
+    target: str,
+    name: str,
+    base: Mapping[str, TensorInfo] | None,
+    told: set[Layout],
+    config: Mapping[str, Any],
+    settings: _Settings,
+    path: str,
+) -> LoraPair:
     a, b = factors.keys["a"], factors.keys["b"]
     if base is None:
         layout, shape = _without_base(factors, target, config, settings)
@@ -517,15 +552,21 @@ def _pair(
         if base[name].dtype not in FLOATING:
             raise CheckpointError(
                 "changes a tensor of the base that is quantized, or of no floating dtype",
-                path=path, tensor=a, expected=" or ".join(FLOATING), found=base[name].dtype,
-            )  # fmt: skip
+                path=path,
+                tensor=a,
+                expected=" or ".join(FLOATING),
+                found=base[name].dtype,
+            )
         layouts = factors.layouts(shape)
         if not layouts:
             raise CheckpointError(
-                "does not fit the base", path=path, tensor=a, expected=list(shape),
+                "does not fit the base",
+                path=path,
+                tensor=a,
+                expected=list(shape),
                 found=f"A {list(factors.a)} and B {list(factors.b)}",
                 hint="is it the adapter of another model?",
-            )  # fmt: skip
+            )
         if len(layouts) == 2 and layouts[0] == "linear" and told.isdisjoint(layouts):
             layouts = ["transposed" if config.get("fan_in_fan_out") else "linear"]
         elif len(layouts) == 2:
@@ -567,9 +608,12 @@ def _row_numbers(
         or (len(numbers), 2) != (shape[0] if shape else 0, len(shape))
     ):
         raise CheckpointError(
-            "its rows are not those of trainable_token_indices", path=path, tensor=key,
-            expected="the number of a row of the embedding for each", found=list(shape),
-        )  # fmt: skip
+            "its rows are not those of trainable_token_indices",
+            path=path,
+            tensor=key,
+            expected="the number of a row of the embedding for each",
+            found=list(shape),
+        )
     return tuple(numbers)
 
 
@@ -687,9 +731,11 @@ class _Settings:
             raise CheckpointError(f"{ADAPTER_CONFIG}: {option} must map names to numbers", path=self._path)
         if len(patterns) > MAX_PATTERNS:
             raise CheckpointError(
-                f"{ADAPTER_CONFIG}: {option} has too many patterns", path=self._path,
-                expected=f"at most {MAX_PATTERNS:,}", found=f"{len(patterns):,}",
-            )  # fmt: skip
+                f"{ADAPTER_CONFIG}: {option} has too many patterns",
+                path=self._path,
+                expected=f"at most {MAX_PATTERNS:,}",
+                found=f"{len(patterns):,}",
+            )
         table = []
         for pattern, number in patterns.items():
             try:
@@ -701,7 +747,7 @@ class _Settings:
                     f"{ADAPTER_CONFIG}: {option} has no plain pattern in {cropped(repr(pattern), 60)}",
                     path=self._path,
                     expected=f"at most {MAX_PATTERN} characters, and in groups alternatives alone",
-                )  # fmt: skip
+                )
             table.append((branches, self._number(number, option)))
         return table
 
@@ -713,5 +759,6 @@ class _Settings:
             return number
         raise CheckpointError(
             f"{ADAPTER_CONFIG}: {option} must be a {'positive whole ' if is_rank else ''}number",
-            path=self._path, found=cropped(repr(number), 80) if isinstance(number, float | str) else None,
-        )  # fmt: skip
+            path=self._path,
+            found=cropped(repr(number), 80) if isinstance(number, float | str) else None,
+        )

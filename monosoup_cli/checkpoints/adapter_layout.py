@@ -24,18 +24,32 @@ REGULAR = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 """Names of modules that mean themselves where peft reads them as regular expressions, but for the dots."""
 
 WORDS = {
-    "embed_in", "embed_tokens", "embeddings", "shared", "tok_embeddings", "token_embedding", "tokens_embed",
-    "word_embedding", "word_embeddings", "wte",
-}  # fmt: skip
+    "embed_in",
+    "embed_tokens",
+    "embeddings",
+    "shared",
+    "tok_embeddings",
+    "token_embedding",
+    "tokens_embed",
+    "word_embedding",
+    "word_embeddings",
+    "wte",
+}
 """What tables of the vocabulary are called, which a head may share."""
 SHARED = {"shared", "bbox_embed", "class_embed", "embed_out"}
 """The table of an encoder and a decoder, the heads of detectors, and a head that is loaded as `lm_head`:
 other modules have their weights, or they are called otherwise."""
 NUMBERS = re.compile(r"(\.\d+)+$")
 EMBEDDINGS = WORDS | {
-    "embed_tokens_per_layer", "entity_embeddings", "position_embedding", "position_embeddings",
-    "positions_embed", "relative_attention_bias", "token_type_embeddings", "wpe",
-}  # fmt: skip
+    "embed_tokens_per_layer",
+    "entity_embeddings",
+    "position_embedding",
+    "position_embeddings",
+    "positions_embed",
+    "relative_attention_bias",
+    "token_type_embeddings",
+    "wpe",
+}
 """What lookup tables are called, and nothing else."""
 MAYBE_EMBEDDINGS = re.compile(
     r"^embed(?!_out$|.*_proj)|emb(ed|edders?|eddings?|eds)?(_\d+)?$|tokens?$|_table$|^(pe_k|reference_points)$",
@@ -49,27 +63,138 @@ TRANSPOSED_CONVOLUTION = re.compile(r"transpose|deconv|upconv|upscale|resize")
 MOVED = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Modules that peft looks for in fused experts wherever a model has experts."""
 RENAMED = {
-    "altclip", "aria", "audio-spectrogram-transformer", "audioflamingo3", "axk1", "axk2", "bailing_hybrid",
-    "bark", "beit", "chmv2", "cohere_asr", "colpali", "cosmos3_edge", "cosmos3_omni", "csm", "d_fine",
-    "deepseek_v4", "deit", "depth_anything", "depth_pro", "dinov2", "dinov2_with_registers",
-    "dinov3_convnext", "dinov3_vit", "dots3_note", "ernie4_5_vl_moe", "fuyu", "gemma3", "glm5_next",
-    "glm5_next_text", "glmasr", "got_ocr2", "gradium_phonon_tts", "granite_speech", "granite_speech_plus",
-    "granitemoe", "granitemoehybrid", "granitemoeshared", "grounding-dino", "gte", "hrm_text", "hy_v4",
-    "hyperclovax_vision_v2", "ijepa", "inkling2", "inkling2_text", "inkling_mm_model", "internvl",
-    "jina_embeddings_v3", "kimi_k25", "kimi_linear", "kolibri1", "kyutai_speech_to_text", "lfm3", "lfm3_vl",
-    "lfm3_vl_vision", "llava", "llava_next", "llava_next_video", "llava_onevision", "lw_detr",
-    "mask2former", "maskformer", "mimi", "mimi_decoder", "mimi_encoder", "minimax_m3_vl", "mistral3",
-    "mistral_large4", "mistral_large4_text", "mllama", "mm-grounding-dino", "molmo2", "molmo2_text",
-    "musicflamingo", "nemo_speechlm", "nemotron_h", "nemotron_h_omni", "nomic_bert", "olmo_hybrid",
-    "oneformer", "paddleocr_vl", "paligemma", "pi0", "pixio", "pp_doclayout_v2", "pp_doclayout_v3",
-    "pp_doclayout_v4", "prompt_depth_anything", "qianfan_ocr", "qwen2_5_omni", "qwen2_5_omni_thinker",
-    "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3_omni_moe_thinker", "radio", "rf_detr", "rt_detr",
-    "rt_detr_v2", "sam3_tracker", "sam3_tracker_video", "sam3_video", "sapiens2", "segformer",
-    "shieldgemma2", "step3p7", "swin", "t5gemma2", "timesfm2_5", "tipsv2", "tipsv2_dpt",
-    "tipsv2_text_model", "tipsv2_vision_model", "ultrabert", "ultravbert", "unlimited_ocr", "vibevoice_asr",
-    "video_llava", "vipllava", "vision-encoder-decoder", "vision-text-dual-encoder", "vit", "vit_mae",
-    "vit_msn", "vivit", "voxtral", "voxtral_realtime", "zamba", "zamba2", "zoedepth",
-}  # fmt: skip
+    "altclip",
+    "aria",
+    "audio-spectrogram-transformer",
+    "audioflamingo3",
+    "axk1",
+    "axk2",
+    "bailing_hybrid",
+    "bark",
+    "beit",
+    "chmv2",
+    "cohere_asr",
+    "colpali",
+    "cosmos3_edge",
+    "cosmos3_omni",
+    "csm",
+    "d_fine",
+    "deepseek_v4",
+    "deit",
+    "depth_anything",
+    "depth_pro",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_convnext",
+    "dinov3_vit",
+    "dots3_note",
+    "ernie4_5_vl_moe",
+    "fuyu",
+    "gemma3",
+    "glm5_next",
+    "glm5_next_text",
+    "glmasr",
+    "got_ocr2",
+    "gradium_phonon_tts",
+    "granite_speech",
+    "granite_speech_plus",
+    "granitemoe",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "grounding-dino",
+    "gte",
+    "hrm_text",
+    "hy_v4",
+    "hyperclovax_vision_v2",
+    "ijepa",
+    "inkling2",
+    "inkling2_text",
+    "inkling_mm_model",
+    "internvl",
+    "jina_embeddings_v3",
+    "kimi_k25",
+    "kimi_linear",
+    "kolibri1",
+    "kyutai_speech_to_text",
+    "lfm3",
+    "lfm3_vl",
+    "lfm3_vl_vision",
+    "llava",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "lw_detr",
+    "mask2former",
+    "maskformer",
+    "mimi",
+    "mimi_decoder",
+    "mimi_encoder",
+    "minimax_m3_vl",
+    "mistral3",
+    "mistral_large4",
+    "mistral_large4_text",
+    "mllama",
+    "mm-grounding-dino",
+    "molmo2",
+    "molmo2_text",
+    "musicflamingo",
+    "nemo_speechlm",
+    "nemotron_h",
+    "nemotron_h_omni",
+    "nomic_bert",
+    "olmo_hybrid",
+    "oneformer",
+    "paddleocr_vl",
+    "paligemma",
+    "pi0",
+    "pixio",
+    "pp_doclayout_v2",
+    "pp_doclayout_v3",
+    "pp_doclayout_v4",
+    "prompt_depth_anything",
+    "qianfan_ocr",
+    "qwen2_5_omni",
+    "qwen2_5_omni_thinker",
+    "qwen2_5_vl",
+    "qwen2_audio",
+    "qwen2_vl",
+    "qwen3_omni_moe_thinker",
+    "radio",
+    "rf_detr",
+    "rt_detr",
+    "rt_detr_v2",
+    "sam3_tracker",
+    "sam3_tracker_video",
+    "sam3_video",
+    "sapiens2",
+    "segformer",
+    "shieldgemma2",
+    "step3p7",
+    "swin",
+    "t5gemma2",
+    "timesfm2_5",
+    "tipsv2",
+    "tipsv2_dpt",
+    "tipsv2_text_model",
+    "tipsv2_vision_model",
+    "ultrabert",
+    "ultravbert",
+    "unlimited_ocr",
+    "vibevoice_asr",
+    "video_llava",
+    "vipllava",
+    "vision-encoder-decoder",
+    "vision-text-dual-encoder",
+    "vit",
+    "vit_mae",
+    "vit_msn",
+    "vivit",
+    "voxtral",
+    "voxtral_realtime",
+    "zamba",
+    "zamba2",
+    "zoedepth",
+}
 """Models whose modules transformers 5 calls otherwise than their files do, so that peft finds none, and
 some whose layers share their weights."""
 MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
@@ -98,9 +223,12 @@ class AdapterLayout:
 
 
 def lay_out_adapter(
-    shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], others: Collection[str],
-    model_config: Mapping[str, Any] | None, base_name: str | None,
-) -> AdapterLayout:  # fmt: skip
+    shapes: Mapping[str, tuple[int, ...]],
+    ranks: Mapping[str, int],
+    others: Collection[str],
+    model_config: Mapping[str, Any] | None,
+    base_name: str | None,
+) -> AdapterLayout:
     """The adapter that holds as much as peft can load, in the names of the fine-tuned model.
 
     `shapes`: of all its tensors; `ranks`: of the updates of matrices, none above either side of its
@@ -234,9 +362,12 @@ class _Modules:
         module, tensors = _module(name), self.own[_module(name)]
         shape, last = self.shapes[name], _word(module)
         if (
-            _last(name) != "weight" or tensors.keys() - {"weight", "bias"} or module in self.parents
-            or self.head_of(name) is not None or not self.is_named(module)
-        ):  # fmt: skip
+            _last(name) != "weight"
+            or tensors.keys() - {"weight", "bias"}
+            or module in self.parents
+            or self.head_of(name) is not None
+            or not self.is_named(module)
+        ):
             return None
         if last == "out_proj" and (self.is_mamba or f"{_module(module)}.in_proj_weight" in self.shapes):
             return None  # its weights are read without a call of the module
@@ -262,20 +393,24 @@ class _Modules:
         regular expression, finds between two dots or ends.
         """
         whole = {
-            module for module in wanted
-            if self.is_named(module) and (
-                _last(module).endswith(self.heads) if self.heads and module in self.parents
+            module
+            for module in wanted
+            if self.is_named(module)
+            and (
+                _last(module).endswith(self.heads)
+                if self.heads and module in self.parents
                 else self.is_plain(module)
             )
-        }  # fmt: skip
+        }
         every, with_factors = ("\n".join(("", *names, "")) for names in (self.all, sorted(factored)))
         while True:
             taken = "\n".join(("", *whole, ""))
             caught = {
-                module for module in whole
+                module
+                for module in whole
                 if every.count(f"{module}\n") != taken.count(f"{module}\n")
                 or re.search(rf"[\n.]{module}[\n.]", with_factors)
-            }  # fmt: skip
+            }
             if not caught:
                 return whole
             whole -= caught

@@ -107,9 +107,12 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
     for name, old in zip(names, other, strict=True):
         if name in stored:
             raise MismatchError(
-                "--rename makes one name of two", path=path, tensor=name,
-                found=f"{stored[name]!r} and {old!r}", hint="a longer OLD tells them apart",
-            )  # fmt: skip
+                "--rename makes one name of two",
+                path=path,
+                tensor=name,
+                found=f"{stored[name]!r} and {old!r}",
+                hint="a longer OLD tells them apart",
+            )
         stored[name] = old
     unwrapped, recognised = _unwrap({name: other[old] for name, old in stored.items()}, first)
     return Alignment(
@@ -261,23 +264,40 @@ MASKED_HEADS = {
 TiedGroup = tuple[tuple[str, ...], tuple[str, ...]]
 TIED: tuple[TiedGroup, ...] = (
     # Llama and what is like it; a language model inside a larger one; without the class of the head
-    *(((f"{where}{EMBEDDED}",), ("lm_head.weight",))
-      for where in ("model.", "model.language_model.", "model.text_model.", "")),
+    *(
+        ((f"{where}{EMBEDDED}",), ("lm_head.weight",))
+        for where in ("model.", "model.language_model.", "model.text_model.", "")
+    ),
     # GPT-2, GPT-J; Bloom, Falcon; OpenAI's GPT; Mamba; GPT-NeoX
-    *(((embedding,), ("lm_head.weight",))
-      for embedding in ("transformer.wte.weight", "wte.weight", "transformer.word_embeddings.weight",
-                        "transformer.tokens_embed.weight", "backbone.embeddings.weight")),
+    *(
+        ((embedding,), ("lm_head.weight",))
+        for embedding in (
+            "transformer.wte.weight",
+            "wte.weight",
+            "transformer.word_embeddings.weight",
+            "transformer.tokens_embed.weight",
+            "backbone.embeddings.weight",
+        )
+    ),
     (("gpt_neox.embed_in.weight",), ("lm_head.weight", "embed_out.weight")),
     # T5; BART, Marian, Whisper, OPT; the sides of a translator share one embedding by construction
     (("shared.weight", f"encoder.{EMBEDDED}", f"decoder.{EMBEDDED}"), ("lm_head.weight",)),
-    (("model.shared.weight", f"model.encoder.{EMBEDDED}", f"model.decoder.{EMBEDDED}"),
-     ("lm_head.weight", "proj_out.weight")),
-    *(((f"{model}.embeddings.word_embeddings.weight",), (f"{head}.weight",))
-      for head, models in MASKED_HEADS.items() for model in models),
-    *(((f"{head.removesuffix('.decoder')}.bias",), (f"{head}.bias",))
-      for head in MASKED_HEADS if head.endswith(".decoder")),
+    (
+        ("model.shared.weight", f"model.encoder.{EMBEDDED}", f"model.decoder.{EMBEDDED}"),
+        ("lm_head.weight", "proj_out.weight"),
+    ),
+    *(
+        ((f"{model}.embeddings.word_embeddings.weight",), (f"{head}.weight",))
+        for head, models in MASKED_HEADS.items()
+        for model in models
+    ),
+    *(
+        ((f"{head.removesuffix('.decoder')}.bias",), (f"{head}.bias",))
+        for head in MASKED_HEADS
+        if head.endswith(".decoder")
+    ),
     (("model.embeddings.tok_embeddings.weight",), ("decoder.weight",)),  # ModernBERT
-)  # fmt: skip
+)
 """(names of one embedding, names of heads tied to it), as in the `_tied_weights_keys` of transformers."""
 MAX_TIED_COMPONENTS = 4
 """Of a name in TIED."""

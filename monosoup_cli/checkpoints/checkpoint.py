@@ -84,9 +84,11 @@ class Checkpoint:
             for tensor in sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start):
                 if tensor.name in placed:
                     raise CheckpointError(
-                        "stands in two shards", path=self.source, tensor=tensor.name,
+                        "stands in two shards",
+                        path=self.source,
+                        tensor=tensor.name,
                         found=f"{placed[tensor.name][1].name} and {shard.name}",
-                    )  # fmt: skip
+                    )
                 placed[tensor.name] = (tensor, shard)
         if self.names is not None:
             placed = {name: placed[stored] for name, stored in self.names.items()}

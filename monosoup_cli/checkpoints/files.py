@@ -275,14 +275,16 @@ def read_header(file: CheckpointFile) -> Header:
     if header_bytes > min(MAX_HEADER_BYTES, file.nbytes - 8):
         if start.startswith(PICKLES):
             raise CheckpointError(
-                "a PyTorch pickle, not a safetensors file", path=file.shown,
+                "a PyTorch pickle, not a safetensors file",
+                path=file.shown,
                 hint="if it is a state dict, call it .pt",
-            )  # fmt: skip
+            )
         raise CheckpointError(
             "not a safetensors file, or truncated: its header length is impossible",
-            path=file.shown, expected=f"at most {min(MAX_HEADER_BYTES, file.nbytes - 8):,}",
+            path=file.shown,
+            expected=f"at most {min(MAX_HEADER_BYTES, file.nbytes - 8):,}",
             found=f"{header_bytes:,}",
-        )  # fmt: skip
+        )
     rest = file.read(max(8 + header_bytes - len(start), 0), len(start))
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
 

@@ -21,10 +21,29 @@ from monosoup_cli.errors import CheckpointError, cropped
 __all__ = ["BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
 
 BITS = {
-    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
-    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
 """Bits per element of every dtype of the format."""
 
 FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -133,9 +152,12 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != end:
             raise CheckpointError(
-                "data_offsets leave a hole or overlap", path=path, tensor=tensor.name,
-                expected=f"to start at {end}", found=tensor.start,
-            )  # fmt: skip
+                "data_offsets leave a hole or overlap",
+                path=path,
+                tensor=tensor.name,
+                expected=f"to start at {end}",
+                found=tensor.start,
+            )
         end = tensor.stop
     if end != data_bytes:
         problem = "the file is truncated" if end > data_bytes else "bytes follow the last tensor"
@@ -172,8 +194,9 @@ def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
     if bits != 8 * (offsets[1] - offsets[0]):
         raise refuse(
             f"the size does not fit the shape {shape} of {dtype}",
-            expected=f"{-(-bits // 8):,} bytes", found=f"{offsets[1] - offsets[0]:,}",
-        )  # fmt: skip
+            expected=f"{-(-bits // 8):,} bytes",
+            found=f"{offsets[1] - offsets[0]:,}",
+        )
     return TensorInfo(name, dtype, tuple(shape), *offsets)
 
 

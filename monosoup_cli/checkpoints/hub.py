@@ -94,9 +94,10 @@ def open_repository(source: str, where: HubId) -> Folder:
             place = Path(snapshot, *inner)
             if not place.is_dir():
                 raise CheckpointError(
-                    "offline, and there is no such folder in the cache", path=source,
+                    "offline, and there is no such folder in the cache",
+                    path=source,
                     hint="run it once without HF_HUB_OFFLINE",
-                )  # fmt: skip
+                )
             return LocalFolder(place, source, where.repository, revision.resolved)
         tree = api.list_repo_tree(where.repository, revision=revision.resolved, recursive=True)
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
@@ -174,9 +175,12 @@ class HubFolder:
 
         with hub_errors(self.source):
             found = hf_hub_download(
-                self.repository, self._prefix + name, revision=self.revision, tqdm_class=_bar(advance),
+                self.repository,
+                self._prefix + name,
+                revision=self.revision,
+                tqdm_class=_bar(advance),
                 library_name="monosoup",
-            )  # fmt: skip
+            )
         return self._place(name, found)
 
     def _place(self, name: str, found: str) -> Path:
@@ -203,11 +207,7 @@ class HubFolder:
 
     def _read_range(self, name: str, start: int, stop: int) -> tuple[bytes, Exception | None]:
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            hf_raise_for_status,
-            http_stream_backoff,
-        )
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.repository, self._prefix + name, revision=self.revision)
         headers = build_hf_headers(library_name="monosoup")
@@ -242,10 +242,12 @@ class RemoteFile:
         self._parts: _Parts | None = None
         if self._local is not None and self._local.nbytes != nbytes:
             raise CheckpointError(
-                "the file in the Hub's cache is not whole", path=self.shown,
-                expected=f"{nbytes:,} bytes", found=f"{self._local.nbytes:,}",
+                "the file in the Hub's cache is not whole",
+                path=self.shown,
+                expected=f"{nbytes:,} bytes",
+                found=f"{self._local.nbytes:,}",
                 hint="remove it from the cache and run again",
-            )  # fmt: skip
+            )
 
     @property
     def path(self) -> Path | None:
@@ -364,9 +366,10 @@ class _Parts:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"no place for parts of it in the temporary folder: {error.strerror}", path=self._shown,
+                f"no place for parts of it in the temporary folder: {error.strerror}",
+                path=self._shown,
                 hint="make room there, or name another with TMPDIR",
-            ) from None  # fmt: skip
+            ) from None
 
     def holds(self, start: int, stop: int) -> bool:
         held = self._held

@@ -39,7 +39,8 @@ TOLD = {
     "DisabledRepoError": ("disabled on the Hub", None),
     "RepositoryNotFoundError": ("not on the Hub, or private", f"check the name; if it is private, {LOG_IN}"),
     "RevisionNotFoundError": (
-        "no such revision on the Hub", "after @ comes a branch, a tag or a whole commit hash",
+        "no such revision on the Hub",
+        "after @ comes a branch, a tag or a whole commit hash",
     ),
     "HFValidationError": ("not a name on the Hub", "names are ORG/NAME or ORG/NAME@REVISION"),
     "HfUriError": ("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),
@@ -56,7 +57,7 @@ TOLD = {
     "TimeoutException": (f"{UNREACHABLE}: no answer in time", OFFLINE),
     "Timeout": (f"{UNREACHABLE}: no answer in time", OFFLINE),
     "TimeoutError": (f"{UNREACHABLE}: no answer in time", OFFLINE),
-}  # fmt: skip
+}
 
 
 @contextmanager
@@ -81,11 +82,7 @@ def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
 def quiet_hub() -> Iterator[None]:
     """Without the library's progress bars, warnings and log lines, in which addresses stand."""
     import huggingface_hub.hf_api  # noqa: F401  (sets the level of the log, so first)
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
     log = logging.getLogger("huggingface_hub")
     level, had_bars = log.level, not are_progress_bars_disabled()

@@ -136,13 +136,16 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     if len(candidates) > 1:
         raise CheckpointError(
             "more than one checkpoint in this folder, and loaders disagree which to take",
-            path=folder.source, found=", ".join(candidates[:4]), hint="name one file, or remove the others",
-        )  # fmt: skip
+            path=folder.source,
+            found=", ".join(candidates[:4]),
+            hint="name one file, or remove the others",
+        )
     if candidates[0] in ADAPTER_WEIGHTS:
         raise CheckpointError(
-            f"{ADAPTER_CONFIG} is missing beside {candidates[0]}", path=folder.source,
+            f"{ADAPTER_CONFIG} is missing beside {candidates[0]}",
+            path=folder.source,
             hint="it tells the scale of the adapter",
-        )  # fmt: skip
+        )
     if candidates[0].endswith(INDEX_SUFFIX):
         return _open_sharded(folder, inner, candidates[0], names, config)
     name = f"{inner}{candidates[0]}"
@@ -175,9 +178,10 @@ def _is_offline(folder: Folder) -> bool:
 
 def _not_cached(source: str) -> CheckpointError:
     return CheckpointError(
-        "offline, and its weights are not in the cache", path=source,
+        "offline, and its weights are not in the cache",
+        path=source,
         hint="run it once without HF_HUB_OFFLINE",
-    )  # fmt: skip
+    )
 
 
 def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> CheckpointError:
@@ -233,9 +237,10 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
         parts = [part for part in DENOISERS if part in parts]
         if not parts:
             raise CheckpointError(
-                "a pipeline without a part called transformer or unet", path=folder.source,
+                "a pipeline without a part called transformer or unet",
+                path=folder.source,
                 hint="name the folder of the part that was fine-tuned",
-            )  # fmt: skip
+            )
     return parts[0] if parts else ""
 
 
@@ -254,9 +259,11 @@ def _open_sharded(
     for name, shard_name in weight_map.items():
         if not is_plain_name(shard_name) or not shard_name.endswith(suffix):
             raise CheckpointError(
-                f"the index must name {suffix[1:]} files in its own folder", path=index_path,
-                tensor=name, found=repr(shard_name)[:200],
-            )  # fmt: skip
+                f"the index must name {suffix[1:]} files in its own folder",
+                path=index_path,
+                tensor=name,
+                found=repr(shard_name)[:200],
+            )
     shard_names = sorted(set(weight_map.values()))
     for shard_name in shard_names:
         if shard_name not in names and _is_offline(folder):
@@ -264,32 +271,38 @@ def _open_sharded(
         if shard_name not in names:
             raise CheckpointError(
                 "a shard that the index names is missing", path=folder.shown(f"{inner}{shard_name}")
-            )  # fmt: skip
+            )
     stem = file_name.removesuffix(suffix)
     for name in names:
         is_shard = name.startswith(f"{stem}-") and name.endswith(suffix) and SHARD_NAME.search(name)
         if is_shard and name not in shard_names:
             raise CheckpointError(
-                "a shard that the index does not name", path=folder.shown(f"{inner}{name}"),
+                "a shard that the index does not name",
+                path=folder.shown(f"{inner}{name}"),
                 hint="it belongs to another checkpoint, or the index is stale",
-            )  # fmt: skip
+            )
     shards = _open_shards(folder, [f"{inner}{name}" for name in shard_names])
     try:
         checkpoint = Checkpoint(
             folder.source, shards, folder, inner, index, f"{inner}{index_name}", config=config
-        )  # fmt: skip
+        )
         for name, shard in checkpoint.shard_of.items():
             if weight_map.get(name) != shard.name.removeprefix(inner):
                 raise CheckpointError(
-                    "index and shards disagree on where it is", path=index_path, tensor=name,
-                    expected=shard.name, found=weight_map.get(name, "nothing"),
-                )  # fmt: skip
+                    "index and shards disagree on where it is",
+                    path=index_path,
+                    tensor=name,
+                    expected=shard.name,
+                    found=weight_map.get(name, "nothing"),
+                )
         for name in weight_map:
             if name not in checkpoint.tensors:
                 raise CheckpointError(
-                    "the index names a tensor that its shard has not", path=index_path, tensor=name,
+                    "the index names a tensor that its shard has not",
+                    path=index_path,
+                    tensor=name,
                     found=weight_map[name],
-                )  # fmt: skip
+                )
     except BaseException:
         for shard in shards:
             shard.file.close()
@@ -334,8 +347,10 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
             checkpoint.close()
             raise CheckpointError(
                 "the checkpoint is quantised: differences between codes mean nothing",
-                path=checkpoint.source, tensor=name, hint=UNQUANTISED,
-            )  # fmt: skip
+                path=checkpoint.source,
+                tensor=name,
+                hint=UNQUANTISED,
+            )
     return checkpoint
 
 
@@ -346,5 +361,7 @@ def _refuse_quantisation_config(config: Mapping[str, Any] | None, path: str) -> 
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
     raise CheckpointError(
         f"the checkpoint is quantised{f' by {method}' if isinstance(method, str) else ''} (config.json has"
-        " quantization_config): differences between codes mean nothing", path=path, hint=UNQUANTISED,
-    )  # fmt: skip
+        " quantization_config): differences between codes mean nothing",
+        path=path,
+        hint=UNQUANTISED,
+    )

@@ -22,13 +22,18 @@ from monosoup_cli.errors import CheckpointError, cropped
 __all__ = ["is_lora_file", "read_lora_file"]
 
 ENDS = {
-    ".lora_A.weight": "A", ".lora_B.weight": "B",  # peft, and diffusers since it builds on that
-    ".lora_down.weight": "A", ".lora_up.weight": "B",  # kohya
-    ".lora.down.weight": "A", ".lora.up.weight": "B",
-    ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
-    "_lora.down.weight": "A", "_lora.up.weight": "B",  # of an attention processor
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",  # peft, and diffusers since it builds on that
+    ".lora_down.weight": "A",
+    ".lora_up.weight": "B",  # kohya
+    ".lora.down.weight": "A",
+    ".lora.up.weight": "B",
+    ".lora_linear_layer.down.weight": "A",
+    ".lora_linear_layer.up.weight": "B",
+    "_lora.down.weight": "A",
+    "_lora.up.weight": "B",  # of an attention processor
     ".alpha": "alpha",
-}  # fmt: skip
+}
 """How names end, and what stands there."""
 OTHER_KINDS = {
     "hada": "LoHa, which is not LoRA",
@@ -43,37 +48,50 @@ OTHER_KIND = re.compile(rf"\.({'|'.join(OTHER_KINDS)})(_\w+)?(\.weight)?$")
 PEFT = "base_model.model."
 
 FLAT = {
-    "lora_unet_": "unet", "lora_transformer_": "transformer", "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
-}  # fmt: skip
+    "lora_unet_": "unet",
+    "lora_transformer_": "transformer",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}
 """What kohya has before a module's name, in which underscores stand for dots → the part of the pipeline."""
 DOTTED = {
-    "unet.": "unet", "diffusion_model.": "unet", "transformer.": "transformer",
-    "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
-}  # fmt: skip
+    "unet.": "unet",
+    "diffusion_model.": "unet",
+    "transformer.": "transformer",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+}
 PARTS = {**FLAT, **DOTTED, "": ""}
 DENOISER = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
 ROOTS = {
     "text_encoder": (
-        "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.",
-        "text_encoders.clip_l.transformer.", "text_encoder.",
+        "cond_stage_model.transformer.",
+        "conditioner.embedders.0.transformer.",
+        "text_encoders.clip_l.transformer.",
+        "text_encoder.",
     ),
     "text_encoder_2": ("text_encoders.clip_g.transformer.", "text_encoder_2."),
-}  # fmt: skip
+}
 """Where files of whole pipelines have the part; all others are denoisers."""
 TEXT_MODEL = re.compile(r"text_model[._]")
 """Before the names of CLIP's text encoder in all but newer versions of transformers."""
 PROCESSOR = re.compile(r"\.(?:processor\.)?to_(q|k|v|out)$")
 
 UNET = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}  # fmt: skip
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 RESNET = {
-    "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
-}  # fmt: skip
+}
 """Diffusers' names of the UNet of Stable Diffusion → the original's."""
 IN_BLOCK = re.compile(
     r"(down_blocks|mid_block|up_blocks)(?:[._](\d{1,3}))?"
@@ -85,9 +103,17 @@ METADATA = "lora_adapter_metadata"
 INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Those that leave the base as it is."""
 VARIANTS = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "alora_invocation_tokens",
-    "arrow_config", "kasa_config", "monteclora_config", "velora_config",
-)  # fmt: skip
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+)
 PLAIN = re.compile(r"\^?(\w|\\?\.|-){1,500}\$?")
 """Patterns that are soon matched, whatever with."""
 MAX_PATTERNS = 4096
@@ -127,14 +153,18 @@ def read_lora_file(
             raise _not_in_base(own.source, tensor, PARTS[prefix], module, is_at_hand=prefix in at_hand)
         if len(names) > 1:
             raise CheckpointError(
-                "may belong to more than one module of the base", path=own.source, tensor=tensor,
+                "may belong to more than one module of the base",
+                path=own.source,
+                tensor=tensor,
                 found=" and ".join(cropped(repr(name)) for name in names[:2]),
-            )  # fmt: skip
+            )
         if names[0] in pairs:
             raise CheckpointError(
-                f"changes the base's {cropped(repr(names[0]))}, as another does", path=own.source,
-                tensor=tensor, found=cropped(repr(pairs[names[0]].a)),
-            )  # fmt: skip
+                f"changes the base's {cropped(repr(names[0]))}, as another does",
+                path=own.source,
+                tensor=tensor,
+                found=cropped(repr(pairs[names[0]].a)),
+            )
         pairs[names[0]] = _pair(own, parts, base[names[0]], configs[prefix], module)
     return Adapter(own, {}, pairs, read_as=aligned.said, unused=aligned.unused)
 
@@ -149,14 +179,18 @@ def _modules(stored: Mapping[str, str], path: str) -> dict[tuple[str, str], dict
     for name, tensor in stored.items():
         if kind := OTHER_KIND.search(name):
             raise CheckpointError(
-                f"this is {OTHER_KINDS[kind[1]]}", path=path, tensor=tensor,
+                f"this is {OTHER_KINDS[kind[1]]}",
+                path=path,
+                tensor=tensor,
                 hint="merge it with the program that made it",
-            )  # fmt: skip
+            )
         if name.startswith(PEFT):
             raise CheckpointError(
-                "an adapter of peft, whose scale its configuration tells", path=path, tensor=tensor,
+                "an adapter of peft, whose scale its configuration tells",
+                path=path,
+                tensor=tensor,
                 hint=f"name the folder that holds it and {ADAPTER_CONFIG}",
-            )  # fmt: skip
+            )
         end = _end(name)
         if end is None:
             raise CheckpointError("neither a factor of a LoRA nor an alpha", path=path, tensor=tensor)
@@ -250,14 +284,18 @@ def _original(module: str, layers: int) -> str:
 def _not_in_base(path: str, tensor: str, part: str, module: str, *, is_at_hand: bool) -> CheckpointError:
     if is_at_hand or not part:
         return CheckpointError(
-            f"the base has no module {cropped(repr(module))}", path=path, tensor=tensor,
+            f"the base has no module {cropped(repr(module))}",
+            path=path,
+            tensor=tensor,
             hint="is it an adapter of another model?",
-        )  # fmt: skip
+        )
     what = part.replace("_", " ")
     return CheckpointError(
-        f"is for the {what}'s {cropped(repr(module))}, and the base has nothing of the {what}", path=path,
-        tensor=tensor, hint="take a base that holds all parts, as the model's single file",
-    )  # fmt: skip
+        f"is for the {what}'s {cropped(repr(module))}, and the base has nothing of the {what}",
+        path=path,
+        tensor=tensor,
+        hint="take a base that holds all parts, as the model's single file",
+    )
 
 
 def _pair(
@@ -267,28 +305,37 @@ def _pair(
     for factor in (a, b):
         if factor.dtype not in FLOATING or len(factor.shape) < 2:
             raise CheckpointError(
-                "no factor of a LoRA", path=own.source, tensor=factor.name,
+                "no factor of a LoRA",
+                path=own.source,
+                tensor=factor.name,
                 expected=f"a matrix or a kernel of {', '.join(FLOATING)}",
                 found=f"{list(factor.shape)} of {factor.dtype}",
-            )  # fmt: skip
+            )
     rank = a.shape[0]
     if b.shape[1] != rank or rank == 0:
         raise CheckpointError(
-            "the factors have no rank in common", path=own.source, tensor=b.name,
+            "the factors have no rank in common",
+            path=own.source,
+            tensor=b.name,
             found=f"{list(b.shape)} × {list(a.shape)}",
-        )  # fmt: skip
+        )
     shape = (b.shape[0], *a.shape[1:])
     if _without_ones(shape) != _without_ones(target.shape) or math.prod(b.shape[2:]) != 1:
         raise CheckpointError(
-            "the factors do not fit the base", path=own.source, tensor=b.name,
+            "the factors do not fit the base",
+            path=own.source,
+            tensor=b.name,
             expected=f"{list(target.shape)} of {cropped(repr(target.name))}",
             found=f"{list(b.shape)} × {list(a.shape)}",
-        )  # fmt: skip
+        )
     if target.dtype not in FLOATING:
         raise CheckpointError(
-            f"the base's {cropped(repr(target.name))} cannot be changed", path=own.source, tensor=b.name,
-            expected=", ".join(FLOATING), found=target.dtype,
-        )  # fmt: skip
+            f"the base's {cropped(repr(target.name))} cannot be changed",
+            path=own.source,
+            tensor=b.name,
+            expected=", ".join(FLOATING),
+            found=target.dtype,
+        )
     return LoraPair(target.name, target.shape, a.name, b.name, rank, _scale(own, parts, config, module, rank))
 
 
@@ -310,14 +357,19 @@ def _scale(
         # also what is no number, and an integer beyond them
         if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
             raise CheckpointError(
-                "alpha is no finite number", path=own.source, tensor=parts.get("alpha", parts["A"]),
+                "alpha is no finite number",
+                path=own.source,
+                tensor=parts.get("alpha", parts["A"]),
                 found=cropped(repr(alpha)),
-            )  # fmt: skip
+            )
     if len(set(alphas.values())) > 1:
         raise CheckpointError(
-            f"alpha is another in the file's {METADATA}", path=own.source, tensor=parts["alpha"],
-            expected=alphas[METADATA], found=alphas[parts["alpha"]],
-        )  # fmt: skip
+            f"alpha is another in the file's {METADATA}",
+            path=own.source,
+            tensor=parts["alpha"],
+            expected=alphas[METADATA],
+            found=alphas[parts["alpha"]],
+        )
     alpha = next(iter(alphas.values()), rank)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") and METADATA in alphas else rank)
 
@@ -328,9 +380,12 @@ def _number(own: Checkpoint, name: str) -> float:
     tensor = own.tensors[name]
     if tensor.elements != 1 or tensor.dtype not in NUMBERS:
         raise CheckpointError(
-            "alpha is no number", path=own.source, tensor=name, expected="one number",
+            "alpha is no number",
+            path=own.source,
+            tensor=name,
+            expected="one number",
             found=f"{list(tensor.shape)} of {tensor.dtype}",
-        )  # fmt: skip
+        )
     data = bytearray(tensor.nbytes)
     own.read_into(name, memoryview(data))
     return float(torch.frombuffer(data, dtype=getattr(torch, NUMBERS[tensor.dtype])).item())
@@ -356,10 +411,11 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
         variants.append("init_lora_weights")
     if variants:
         raise CheckpointError(
-            f"{METADATA} tells of more than LoRA", path=own.source,
+            f"{METADATA} tells of more than LoRA",
+            path=own.source,
             found=cropped(f"{variants[0]} {config[variants[0]]!r}"),
             hint="merge it with the program that made it",
-        )  # fmt: skip
+        )
     return {**config, "alpha_pattern": _compiled(config.get("alpha_pattern") or {}, own.source)}
 
 
@@ -372,7 +428,9 @@ def _compiled(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
     for pattern in patterns:
         if not PLAIN.fullmatch(pattern):
             raise CheckpointError(
-                f"alpha_pattern in {METADATA} is not plain", path=path, expected="names of modules",
+                f"alpha_pattern in {METADATA} is not plain",
+                path=path,
+                expected="names of modules",
                 found=cropped(repr(pattern)),
-            )  # fmt: skip
+            )
     return {re.compile(rf"(.*\.)?({pattern})$"): alpha for pattern, alpha in patterns.items()}

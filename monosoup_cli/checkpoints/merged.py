@@ -46,9 +46,16 @@ class MergedCheckpoint(Checkpoint):
         """Without a base there are the factors alone, and no tensor can be read."""
         own = adapter.own
         return cls(
-            own.source, own.shards, own.folder, own.inner, origin=own.origin,
-            config=None if base is None else base.config, read_as=adapter.read_as, adapter=adapter, base=base,
-        )  # fmt: skip
+            own.source,
+            own.shards,
+            own.folder,
+            own.inner,
+            origin=own.origin,
+            config=None if base is None else base.config,
+            read_as=adapter.read_as,
+            adapter=adapter,
+            base=base,
+        )
 
     def _pairs_alone(self) -> dict[str, TensorInfo]:
         pairs = self.adapter.pairs.values()
@@ -233,9 +240,11 @@ def read_float64(
     found = stored.view(getattr(torch, FLOATING[dtype])).to(torch.float64)
     if is_checked and not math.isfinite(found.sum()) and not found.isfinite().all():
         raise NonfiniteError(
-            f"holds NaN or Inf ({int((~found.isfinite()).sum()):,} or more elements)", path=checkpoint.source,
-            tensor=name, hint="--on-nonfinite keep leaves such tensors as fine-tuned",
-        )  # fmt: skip
+            f"holds NaN or Inf ({int((~found.isfinite()).sum()):,} or more elements)",
+            path=checkpoint.source,
+            tensor=name,
+            hint="--on-nonfinite keep leaves such tensors as fine-tuned",
+        )
     return found if stop is not None else found.view(tensor.shape)
 
 

@@ -80,9 +80,10 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
         is_checkpoint = _holds_checkpoint(output) or any(map(_holds_checkpoint, output.iterdir()))
         if Path.cwd().is_relative_to(output.resolve()) or (names and not is_checkpoint):
             raise OutputError(
-                "will not replace a folder that is not a checkpoint", path=output,
+                "will not replace a folder that is not a checkpoint",
+                path=output,
                 hint="remove it yourself, or choose another output",
-            )  # fmt: skip
+            )
 
 
 def _holds_checkpoint(folder: Path) -> bool:
@@ -136,6 +137,8 @@ def check_space(output: Path, nbytes: int) -> None:
     free = shutil.disk_usage(output.parent).free + taken
     if nbytes > free:
         raise ResourceError(
-            "not enough space on the output's disk", path=output,
-            expected=f"{nbytes:,} bytes", found=f"{free:,} free",
-        )  # fmt: skip
+            "not enough space on the output's disk",
+            path=output,
+            expected=f"{nbytes:,} bytes",
+            found=f"{free:,} free",
+        )

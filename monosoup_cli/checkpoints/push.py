@@ -114,10 +114,11 @@ def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, 
     lost = sorted(held - FREE_TO_REPLACE)
     if lost and not overwrite:
         raise OutputError(
-            "the repository holds files already", path=repository,
+            "the repository holds files already",
+            path=repository,
             found=cropped(", ".join(lost[:4]) + (", …" if len(lost) > 4 else "")),
             hint="choose another, or pass --overwrite",
-        )  # fmt: skip
+        )
     return info.sha, held
 
 

@@ -14,9 +14,18 @@ __all__ = ["side_files"]
 
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 OTHER_FORMATS = (
-    ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".npz", ".pkl",
-    ".pickle", ".nemo",
-)  # fmt: skip
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+    ".ot",
+    ".tflite",
+    ".npz",
+    ".pkl",
+    ".pickle",
+    ".nemo",
+)
 LEFT_BEHIND = {"README.md", "monosoup_report.json", "trainer_state.json"}
 MAX_SIDE_FILE_BYTES = 256 << 20
 MAX_ENTRIES = 100_000

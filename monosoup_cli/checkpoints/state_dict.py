@@ -38,11 +38,23 @@ if TYPE_CHECKING:
 __all__ = ["Bytes", "StateDict", "Strided", "contiguous", "read_state_dict"]
 
 DTYPES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
-    "float8_e8m0fnu": "F8_E8M0", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32", "complex64": "C64",
-    "int64": "I64", "uint64": "U64", **{name: dtype for dtype, name in FLOATING.items()},
-}  # fmt: skip
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "int16": "I16",
+    "uint16": "U16",
+    "int32": "I32",
+    "uint32": "U32",
+    "complex64": "C64",
+    "int64": "I64",
+    "uint64": "U64",
+    **{name: dtype for dtype, name in FLOATING.items()},
+}
 """torch's names of the dtypes that safetensors has, of whole bytes per element."""
 INTEGERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
 """By their bits: what elements of any dtype can be moved as."""
@@ -67,10 +79,15 @@ STORAGE = re.compile(r"data/([0-9]{1,9})")
 RESAVE = "save it again with a current torch: torch.save(torch.load(OLD, weights_only=True), NEW)"
 SAVE_ALONE = "save the state dict alone: torch.save(model.state_dict(), PATH)"
 REBUILT = {
-    "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3",
-    "torch._utils _rebuild_parameter", "collections OrderedDict", "collections Counter",
-    "torch Size", "torch device",
-}  # fmt: skip
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch._utils _rebuild_parameter",
+    "collections OrderedDict",
+    "collections Counter",
+    "torch Size",
+    "torch device",
+}
 """The functions that a state dict and plain values beside it need, as a pickle names them."""
 NOT_DENSE = {
     "_rebuild_qtensor": "a quantised tensor",
@@ -83,9 +100,18 @@ NOT_DENSE = {
     "_rebuild_parameter_with_state": "a parameter with attributes",
 }
 PLAIN = {
-    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
-    "EMPTY_DICT", "EMPTY_LIST",
-}  # fmt: skip
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "EMPTY_DICT",
+    "EMPTY_LIST",
+}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -254,9 +280,11 @@ class _Seekable(io.RawIOBase):
         size = left if size < 0 else min(size, left)
         if size > MAX_DIRECTORY_BYTES:
             raise CheckpointError(
-                "the directory of the zip archive is too large", path=self._file.shown,
-                expected=f"at most {MAX_DIRECTORY_BYTES:,} bytes", found=f"{size:,}",
-            )  # fmt: skip
+                "the directory of the zip archive is too large",
+                path=self._file.shown,
+                expected=f"at most {MAX_DIRECTORY_BYTES:,} bytes",
+                found=f"{size:,}",
+            )
         found = self._file.read(size, self._position)
         self._position += size
         return found
@@ -304,9 +332,10 @@ def _records(file: Bytes) -> dict[str, _Record]:
         raise refuse("a zip archive that torch.save did not write")
     if records["data.pkl"].nbytes > MAX_PICKLE_BYTES:
         raise refuse(
-            "the pickle is too large", expected=f"at most {MAX_PICKLE_BYTES:,} bytes",
+            "the pickle is too large",
+            expected=f"at most {MAX_PICKLE_BYTES:,} bytes",
             found=f"{records['data.pkl'].nbytes:,}",
-        )  # fmt: skip
+        )
     order = records.get("byteorder")
     if order is not None and file.read(min(order.nbytes, 16), _start(file, order)) != b"little":
         raise refuse("its numbers are not little-endian", hint="save it again on a little-endian machine")
@@ -442,11 +471,15 @@ def _allowed() -> set[str]:
     """What a pickle may name: REBUILT, dtypes and storages."""
     import torch
 
-    return REBUILT | {
-        f"torch {name}"
-        for name, value in vars(torch).items()
-        if isinstance(value, torch.dtype) or (name.endswith("Storage") and isinstance(value, type))
-    } | {"torch.storage UntypedStorage", "torch.storage TypedStorage"}  # fmt: skip
+    return (
+        REBUILT
+        | {
+            f"torch {name}"
+            for name, value in vars(torch).items()
+            if isinstance(value, torch.dtype) or (name.endswith("Storage") and isinstance(value, type))
+        }
+        | {"torch.storage UntypedStorage", "torch.storage TypedStorage"}
+    )
 
 
 def _foreign(named: str) -> tuple[str, str]:
@@ -528,11 +561,12 @@ def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple
                 raise refuse(
                     f"its tensors stand under {cropped(', '.join(map(repr, under[:4])))}",
                     hint=f"save them alone: torch.save(torch.load(OLD, weights_only=True){inside}, NEW)",
-                )  # fmt: skip
+                )
             raise refuse(
                 f"{_quoted(within + others[0])} is not a tensor",
-                found=f"a {type(content[others[0]]).__name__}", hint=SAVE_ALONE,
-            )  # fmt: skip
+                found=f"a {type(content[others[0]]).__name__}",
+                hint=SAVE_ALONE,
+            )
         left_out += [within + name for name in content if name != inner[0]]
         content, within = content[inner[0]], f"{within}{inner[0]}."
     raise AssertionError
@@ -583,14 +617,16 @@ def _span(
         span = (reach + 1) * itemsize
         if offset < 0 or offset + span > record.nbytes:
             raise CheckpointError(
-                "it reaches beyond its storage", expected=f"at most {record.nbytes:,} bytes",
+                "it reaches beyond its storage",
+                expected=f"at most {record.nbytes:,} bytes",
                 found=f"{offset + span:,}",
-            )  # fmt: skip
+            )
     if storage_bytes != record.nbytes:
         raise CheckpointError(
             "its storage is not of the size that its record has",
-            expected=f"{storage_bytes:,} bytes", found=f"{record.nbytes:,}",
-        )  # fmt: skip
+            expected=f"{storage_bytes:,} bytes",
+            found=f"{record.nbytes:,}",
+        )
     return (offset, span) if span else (0, 0)
 
 

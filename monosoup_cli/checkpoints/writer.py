@@ -225,9 +225,10 @@ class PartialOutput:
             if moved := _moved(identity, self._identity):
                 then = f"a branch on the Hub has moved, which was at @{moved}: name that commit"
             raise ResumeError(
-                f"the interrupted run differs in {cropped(', '.join(changed))}", path=self.workplace,
+                f"the interrupted run differs in {cropped(', '.join(changed))}",
+                path=self.workplace,
                 hint=f"{then}, or start over with --overwrite",
-            )  # fmt: skip
+            )
         return lines
 
     def _accept(self, line: bytes) -> None:
@@ -368,11 +369,7 @@ class PartialOutput:
                     digest.update(chunk)
         return [digest.hexdigest() for digest in digests.values()]
 
-    def publish(
-        self,
-        side_files: Mapping[str, Path | bytes],
-        beside: Mapping[Path, bytes],
-    ) -> None:
+    def publish(self, side_files: Mapping[str, Path | bytes], beside: Mapping[Path, bytes]) -> None:
         """Add side files and indexes, then rename everything into place.
 
         `side_files`: name inside OUT → a file to copy, or the content. `beside`: files outside
@@ -439,9 +436,10 @@ class PartialOutput:
             yield
         except OSError as error:
             raise OutputError(
-                f"cannot write: {error.strerror or error}", path=self.output,
+                f"cannot write: {error.strerror or error}",
+                path=self.output,
                 hint="what is done so far is kept for --resume" if self._descriptors else None,
-            ) from error  # fmt: skip
+            ) from error
 
 
 def _inside(folder: str, name: str) -> str:

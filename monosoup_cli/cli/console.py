@@ -148,12 +148,17 @@ class Console:
                 TextColumn,
                 TimeRemainingColumn,
                 TransferSpeedColumn,
-            )  # fmt: skip
+            )
 
             bar = Progress(
-                TextColumn("downloading"), BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn(),
-                TimeRemainingColumn(compact=True), console=self._rich(stderr=True), transient=True,
-            )  # fmt: skip
+                TextColumn("downloading"),
+                BarColumn(bar_width=14),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(compact=True),
+                console=self._rich(stderr=True),
+                transient=True,
+            )
             with bar:
                 task = bar.add_task("", total=total)
                 yield lambda nbytes: bar.update(task, advance=nbytes)

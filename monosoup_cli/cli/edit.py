@@ -76,8 +76,19 @@ def edit(
     from monosoup_cli.api import prepare_edit
 
     with prepare_edit(
-        base, finetuned, output, energy=energy, rank=rank, rank_fraction=rank_fraction,
-        weighting=weighting, wise=wise, min_update=min_update, stacked=stacked or (),
-        as_adapter=as_adapter, adapter_rank=adapter_rank, adapter_energy=adapter_energy, **shared.options,
-    ) as job:  # fmt: skip
+        base,
+        finetuned,
+        output,
+        energy=energy,
+        rank=rank,
+        rank_fraction=rank_fraction,
+        weighting=weighting,
+        wise=wise,
+        min_update=min_update,
+        stacked=stacked or (),
+        as_adapter=as_adapter,
+        adapter_rank=adapter_rank,
+        adapter_energy=adapter_energy,
+        **shared.options,
+    ) as job:
         shared.run(job)

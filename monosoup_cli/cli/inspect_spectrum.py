@@ -45,11 +45,22 @@ def inspect_spectrum(
 
     def make() -> dict[str, Any]:
         with prepare_inspect_spectrum(
-            base, finetuned, layer=looking.view.layer, exclude=exclude or (), values=values, energy=energy,
-            rank=rank, rank_fraction=rank_fraction, weighting=weighting, stacked=stacked or (),
-            rename=rename or (), on_mismatch=on_mismatch, on_nonfinite=on_nonfinite, device=device,
+            base,
+            finetuned,
+            layer=looking.view.layer,
+            exclude=exclude or (),
+            values=values,
+            energy=energy,
+            rank=rank,
+            rank_fraction=rank_fraction,
+            weighting=weighting,
+            stacked=stacked or (),
+            rename=rename or (),
+            on_mismatch=on_mismatch,
+            on_nonfinite=on_nonfinite,
+            device=device,
             workers=workers,
-        ) as inspected:  # fmt: skip
+        ) as inspected:
             with looking.console.downloading(inspected.inspection.downloads) as advance:
                 inspected.inspection.fetch(advance)
             import_torch()

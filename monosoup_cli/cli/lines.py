@@ -43,7 +43,13 @@ def lines(
     from monosoup_cli.api import prepare_lines
 
     with prepare_lines(
-        base, finetuned, output, alpha=alpha, beta=beta, head=head, block_pattern=block_pattern,
+        base,
+        finetuned,
+        output,
+        alpha=alpha,
+        beta=beta,
+        head=head,
+        block_pattern=block_pattern,
         **shared.options,
-    ) as job:  # fmt: skip
+    ) as job:
         shared.run(job)

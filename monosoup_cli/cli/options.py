@@ -63,11 +63,13 @@ FinetunedOneArg = Annotated[
 OutputOpt = Annotated[
     str,
     typer.Option(
-        "--output", "-o", metavar="OUT",
+        "--output",
+        "-o",
+        metavar="OUT",
         help="A path that ends in .safetensors: that one file. Otherwise a folder, laid out as the (first)"
         " fine-tuned checkpoint, with its side files and a model card.",
     ),
-]  # fmt: skip
+]
 ScoresOpt = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="JSON, path → score, higher is better: the order of the candidates."),

@@ -37,7 +37,12 @@ def sfgs(
     from monosoup_cli.api import prepare_sfgs
 
     with prepare_sfgs(
-        base, finetuned, output, threshold=threshold, scores=scores, include_vectors=include_vectors,
+        base,
+        finetuned,
+        output,
+        threshold=threshold,
+        scores=scores,
+        include_vectors=include_vectors,
         **shared.options,
-    ) as job:  # fmt: skip
+    ) as job:
         shared.run(job)

@@ -19,12 +19,10 @@ def soup(
         typer.Option(metavar="BASE", help="Of LoRA adapters, which need one: what they are merged into."),
     ] = None,
     weights: Annotated[
-        str | None,
-        typer.Option(metavar="W1,W2,…", help="A weight for each checkpoint; scaled to sum 1."),
+        str | None, typer.Option(metavar="W1,W2,…", help="A weight for each checkpoint; scaled to sum 1.")
     ] = None,
     greedy: Annotated[
-        bool,
-        typer.Option("--greedy", help="Add checkpoints, best first, while the score does not fall."),
+        bool, typer.Option("--greedy", help="Add checkpoints, best first, while the score does not fall.")
     ] = False,
     score_command: Annotated[
         str | None,
@@ -57,8 +55,16 @@ def soup(
     with (
         shared.console.trials() as watch,
         prepare_soup(
-            finetuned, output, base=base, weights=numbers, greedy=greedy, score_command=score_command,
-            scores=scores, accept=accept, watch=watch, **shared.options,
+            finetuned,
+            output,
+            base=base,
+            weights=numbers,
+            greedy=greedy,
+            score_command=score_command,
+            scores=scores,
+            accept=accept,
+            watch=watch,
+            **shared.options,
         ) as job,
-    ):  # fmt: skip
+    ):
         shared.run(job)

@@ -11,15 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = [
-    "Decision",
-    "cosines",
-    "decide",
-    "gram_matrix",
-    "members_of",
-    "similarity",
-    "thresholds",
-]
+__all__ = ["Decision", "cosines", "decide", "gram_matrix", "members_of", "similarity", "thresholds"]
 
 Matrix = Sequence[Sequence[float]]
 

@@ -66,9 +66,11 @@ def again(merged: MergedCheckpoint, layout: OutputLayout) -> AdapterOutput:
     dora = next((pair for pair in adapter.pairs.values() if pair.magnitude is not None), None)
     if dora is not None:
         raise CheckpointError(
-            "a DoRA adapter, whose edited update is no DoRA of its rank", path=merged.source,
-            tensor=dora.name, hint="without --as-adapter it is merged into the base",
-        )  # fmt: skip
+            "a DoRA adapter, whose edited update is no DoRA of its rank",
+            path=merged.source,
+            tensor=dora.name,
+            hint="without --as-adapter it is merged into the base",
+        )
     stored: dict[str, tuple[str, ...]] = {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
     stored |= {name: (own,) for name, own in adapter.replaced.items()}
     stored |= {name: (own,) for name, (own, _) in adapter.rows.items()}
@@ -88,9 +90,11 @@ def check_matrices(plan: Plan, output: AdapterOutput, path: str) -> None:
         pair = output.pairs.get(tensor.name)
         if pair is not None and (tensor.stack is not None) != pair.layout.endswith("experts"):
             raise CheckpointError(
-                "is one matrix to the adapter, and would be edited as a stack", path=path, tensor=tensor.name,
+                "is one matrix to the adapter, and would be edited as a stack",
+                path=path,
+                tensor=tensor.name,
                 hint="--exclude leaves it as it is",
-            )  # fmt: skip
+            )
 
 
 def factored(plan: Plan) -> list[PlannedTensor]:

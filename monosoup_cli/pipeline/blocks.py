@@ -163,9 +163,11 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
     """Raise NonfiniteError where a (part of a) tensor of the file at `path` has NaN or Inf."""
     if count := count_nonfinite(tensor):
         raise NonfiniteError(
-            f"holds NaN or Inf ({count:,} or more elements)", path=path, tensor=name,
+            f"holds NaN or Inf ({count:,} or more elements)",
+            path=path,
+            tensor=name,
             hint="--on-nonfinite keep leaves such tensors as fine-tuned",
-        )  # fmt: skip
+        )
 
 
 def stored_chunks(
@@ -349,9 +351,10 @@ def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
     """Raise NonfiniteError where a result that was finite in float64 is not so in its stored dtype."""
     if count := count_nonfinite(part):
         raise NonfiniteError(
-            f"the result overflows {dtype} in {count:,} elements", tensor=tensor,
+            f"the result overflows {dtype} in {count:,} elements",
+            tensor=tensor,
             hint="--dtype float32 or bfloat16 has room for it",
-        )  # fmt: skip
+        )
 
 
 class MatrixLayer:
@@ -472,11 +475,14 @@ def matrix_layer(
     ]
     return MatrixLayer(
         None if base is None else InputMatrix(base, tensor, cut, scratch, "base", index),
-        matrices[0] if is_alone else MeanMatrix(matrices, scratch), device, scratch, interrupt,
+        matrices[0] if is_alone else MeanMatrix(matrices, scratch),
+        device,
+        scratch,
+        interrupt,
         _mean_of_products([each for each in factors if each is not None], cut, device)
         if None not in factors
         else None,
-    )  # fmt: skip
+    )
 
 
 def _mean_of_products(

@@ -79,9 +79,15 @@ def _gram(
             check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
         return None
     layer = FlatLayer(
-        tensor.name, tensor.shared_shape, base, finetuned, None,
-        worker.device, worker.scratch, worker.interrupt,
-    )  # fmt: skip
+        tensor.name,
+        tensor.shared_shape,
+        base,
+        finetuned,
+        None,
+        worker.device,
+        worker.scratch,
+        worker.interrupt,
+    )
     return list(gram_of(layer, gram_matrix).tolist())
 
 

@@ -45,9 +45,10 @@ class Inputs:
     def unchanged(self) -> frozenset[str]:
         """Names that no fine-tuned checkpoint changes, as far as headers tell: those that adapters leave."""
         return frozenset(
-            name for name in self.finetuned[0].tensors
+            name
+            for name in self.finetuned[0].tensors
             if not any(checkpoint.changes(name) for checkpoint in self.finetuned)
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Inputs:
         return self
@@ -91,9 +92,10 @@ def open_inputs(
         place = 0 if base is None else 1
         if place and checkpoints[0].adapter_config is not None:
             raise CheckpointError(
-                "a LoRA adapter, which can be no base", path=checkpoints[0].source,
+                "a LoRA adapter, which can be no base",
+                path=checkpoints[0].source,
                 hint="the base comes first, and then the adapter",
-            )  # fmt: skip
+            )
         unused_by: list[Sequence[Rename]] = []
         if checkpoints[place].adapter_config is not None:
             over = checkpoints[0] if place else None
@@ -119,8 +121,10 @@ def open_inputs(
         ]
         inputs.notices += [
             f"{each.source}: beside the state dict, and left out: {', '.join(shard.left_out)}"
-            for each in inputs.all for shard in each.shards if shard.left_out
-        ]  # fmt: skip
+            for each in inputs.all
+            for shard in each.shards
+            if shard.left_out
+        ]
         if inputs.base is not None:
             inputs.hint = suggestion(inputs.base.tensors, first.tensors)
         opened.pop_all()
@@ -134,17 +138,17 @@ def _merged(
     matched nothing."""
     if base is None and not alone:
         raise CheckpointError(
-            "a LoRA adapter, which needs its base", path=own.source,
-            hint=f"--base names it{_named_base(own)}",
-        )  # fmt: skip
+            "a LoRA adapter, which needs its base", path=own.source, hint=f"--base names it{_named_base(own)}"
+        )
     assert own.adapter_config is not None
     if own.adapter_config:
         adapter = read_adapter(own, own.adapter_config, None if base is None else base.tensors, renames)
     elif base is None:
         raise CheckpointError(
-            "a LoRA file of its own, which says by the base's names alone what it changes", path=own.source,
+            "a LoRA file of its own, which says by the base's names alone what it changes",
+            path=own.source,
             hint="name the base",
-        )  # fmt: skip
+        )
     else:
         fetch(own.select(None))  # its scales are among the tensors, and it is small
         adapter = read_lora_file(own, base.tensors, renames)
@@ -164,9 +168,10 @@ def _check_ties(base: Checkpoint, adapter: Adapter) -> None:
         if is_matrix and holder not in adapter.twins:
             raise CheckpointError(
                 f"replaces weights to which the base ties {missing!r}, and would leave that one as it was",
-                path=adapter.own.source, tensor=own,
+                path=adapter.own.source,
+                tensor=own,
                 hint="save the base with the two apart (tie_word_embeddings: false) first",
-            )  # fmt: skip
+            )
 
 
 def _named_base(own: Checkpoint) -> str:
@@ -212,9 +217,11 @@ def _ties(other: Checkpoint, first: Checkpoint, names: dict[str, str]) -> dict[s
     ties = dict(
         tied_names(
             {name: other.tensors[stored] for name, stored in names.items()},
-            other.config if other.config is not None else first.config, other.metadata, {},
+            other.config if other.config is not None else first.config,
+            other.metadata,
+            {},
         )
-    )  # fmt: skip
+    )
     for one, two in ((one, two) for shard in first.shards for one, two in shard.tied.items()):
         for missing, holder in ((one, two), (two, one)):
             if missing not in names and holder in names:

@@ -49,9 +49,13 @@ class Inspection:
         self.downloads = [each for source in self.opened.all for each in source.select(measured)]
         self.devices = find_devices(self.options.device)
         self.workers, _ = plan_workers(
-            self.plan, self.devices, self.options.workers, is_mean=len(self.finetuned) > 1, variants=1,
+            self.plan,
+            self.devices,
+            self.options.workers,
+            is_mean=len(self.finetuned) > 1,
+            variants=1,
             kept_in_order=self.opened.kept_in_order,
-        )  # fmt: skip
+        )
 
     @classmethod
     def open(
@@ -61,9 +65,12 @@ class Inspection:
         with ExitStack() as opened:
             inputs = opened.enter_context(open_inputs(base, finetuned, options.rename))
             selection = Selection(
-                tuple(options.include), tuple(options.exclude), tuple(stacked), options.on_mismatch,
+                tuple(options.include),
+                tuple(options.exclude),
+                tuple(stacked),
+                options.on_mismatch,
                 include_option="layer",
-            )  # fmt: skip
+            )
             assert inputs.base is not None
             with mismatch_in(finetuned[0]):
                 headers = [each.tensors for each in inputs.finetuned]
@@ -109,9 +116,14 @@ class Inspection:
             )
 
         in_parallel(
-            self.plan.edited, (), make, lambda tensor: [self.base, *self.finetuned],
-            self.devices, self.workers, progress or (lambda tensor, is_done: None),
-        )  # fmt: skip
+            self.plan.edited,
+            (),
+            make,
+            lambda tensor: [self.base, *self.finetuned],
+            self.devices,
+            self.workers,
+            progress or (lambda tensor, is_done: None),
+        )
         for _, checkpoint in self.inputs:
             checkpoint.check_unchanged()
         return [record.to_json(measured) for record in records.values()]

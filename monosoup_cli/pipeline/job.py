@@ -151,10 +151,13 @@ class Job:
         self.base, self.finetuned = self.opened.base, self.opened.finetuned
         self.devices = find_devices(self.options.device)
         self.workers, self.memory_bytes = plan_workers(
-            self.plan, self.devices, self.options.workers,
-            is_mean=len(self.finetuned) > 1, variants=len(self.recipe.variants),
+            self.plan,
+            self.devices,
+            self.options.workers,
+            is_mean=len(self.finetuned) > 1,
+            variants=len(self.recipe.variants),
             kept_in_order=self.opened.kept_in_order,
-        )  # fmt: skip
+        )
         self.side_files: list[str] = []
         first = self.finetuned[0]
         self.model = first.model
@@ -221,21 +224,36 @@ class Job:
             assert tensor.cut is not None
             assert rank_of is not None
             layer = matrix_layer(
-                tensor.name, tensor.cut, 0, base, self.finetuned, worker.device, worker.scratch,
+                tensor.name,
+                tensor.cut,
+                0,
+                base,
+                self.finetuned,
+                worker.device,
+                worker.scratch,
                 worker.interrupt,
-            )  # fmt: skip
+            )
             ranks[tensor.name] = rank_of(layer)
 
         rank_of = wanted.rank_of
         if rank_of is not None:
             in_parallel(
-                factored(whole), (), make, lambda tensor: [base, *self.finetuned], self.devices, self.workers,
+                factored(whole),
+                (),
+                make,
+                lambda tensor: [base, *self.finetuned],
+                self.devices,
+                self.workers,
                 progress or _ignore,
-            )  # fmt: skip
+            )
         self.plan, self.adapter = extracted(
-            base, self.finetuned, whole, lambda tensor: ranks.get(tensor.name, wanted.rank or 1),
-            stored_dtype("F32", self.options.dtype), lambda name: has_moved(name, base, self.finetuned),
-        )  # fmt: skip
+            base,
+            self.finetuned,
+            whole,
+            lambda tensor: ranks.get(tensor.name, wanted.rank or 1),
+            stored_dtype("F32", self.options.dtype),
+            lambda name: has_moved(name, base, self.finetuned),
+        )
         self.layout = self.adapter.layout
         self.unsettled = None
 
@@ -337,9 +355,7 @@ class Job:
     def draft(self, members: Sequence[int], output: Path) -> None:
         """Write the mean of some of the checkpoints elsewhere, as `run` would write it to the output."""
         recipe = replace(self.recipe, choose=lambda *_: Choice(members, {}), drafts=0)
-        options = replace(
-            self.options, report=None, overwrite=True, resume=False, push=None, public=False
-        )  # fmt: skip
+        options = replace(self.options, report=None, overwrite=True, resume=False, push=None, public=False)
         shards = None if output.suffix == ".safetensors" else options.shard_bytes
         layout = plan_layout(self.finetuned[0].model, self.plan.dtypes, output.name, shards)
         replace(self, recipe=recipe, output=output, options=options, layout=layout, notices=[]).run()
@@ -353,20 +369,29 @@ class Job:
         started = time.monotonic()
         machine = environment(self.devices)
         partial = PartialOutput(
-            self.output, self.layout, self._identity(machine),
+            self.output,
+            self.layout,
+            self._identity(machine),
             folders=[variant.folder for variant in self.recipe.variants],
             parts=None if self.adapter is None else self.adapter.stored,
-            resume=self.options.resume, overwrite=self.options.overwrite,
-        )  # fmt: skip
+            resume=self.options.resume,
+            overwrite=self.options.overwrite,
+        )
         with partial:
             choice = self.choose(partial, progress)
             work = Run(
-                self.plan, self.recipe.method, self.recipe.measured,
+                self.plan,
+                self.recipe.method,
+                self.recipe.measured,
                 self.base if self.recipe.needs_base else None,
-                [self.finetuned[number] for number in choice.members], self.finetuned[0],
-                self.recipe.weights, partial, self.recipe.variants, self.options.on_nonfinite,
+                [self.finetuned[number] for number in choice.members],
+                self.finetuned[0],
+                self.recipe.weights,
+                partial,
+                self.recipe.variants,
+                self.options.on_nonfinite,
                 self.adapter,
-            )  # fmt: skip
+            )
             run(work, self.devices, self.workers, progress or _ignore)
             for _role, checkpoint in self.inputs:
                 checkpoint.check_unchanged()
@@ -398,9 +423,12 @@ class Job:
         """Upload the finished output to where `push` says; returns the address."""
         assert self.options.push is not None
         return push(
-            self.output, self.options.push, public=self.options.public, overwrite=self.options.overwrite,
+            self.output,
+            self.options.push,
+            public=self.options.public,
+            overwrite=self.options.overwrite,
             summary=f"monosoup {self.recipe.command}",
-        )  # fmt: skip
+        )
 
     @property
     def upload_command(self) -> str:
@@ -523,14 +551,17 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             open_inputs(
                 _base_of(recipe), arguments["finetuned"], options.rename, alone=recipe.as_adapter is not None
             )
-        )  # fmt: skip
+        )
         base, first = inputs.base, inputs.finetuned[0]
         if recipe.base_is_option and base is not None and not inputs.has_adapters:
             raise UsageError("--base is for LoRA adapters, and none is given", found=base.source)
         selection = Selection(
-            tuple(options.include), tuple(options.exclude), tuple(recipe.stacked),
-            options.on_mismatch, options.dtype,
-        )  # fmt: skip
+            tuple(options.include),
+            tuple(options.exclude),
+            tuple(recipe.stacked),
+            options.on_mismatch,
+            options.dtype,
+        )
         adapter, whole = None, None
         if isinstance(first, MergedCheckpoint) and recipe.as_adapter is not None:
             adapter = _again(first, inputs, recipe.as_adapter, path, options.dtype)
@@ -544,10 +575,14 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             if adapter is not None and isinstance(first, MergedCheckpoint):
                 of_base, headers[0] = headers_of(first, adapter)
             plan = make_plan(
-                of_base, headers, selection,
-                view=recipe.view, wise=any(variant.wise is not None for variant in recipe.variants),
-                hint=inputs.hint, unchanged=inputs.unchanged,
-            )  # fmt: skip
+                of_base,
+                headers,
+                selection,
+                view=recipe.view,
+                wise=any(variant.wise is not None for variant in recipe.variants),
+                hint=inputs.hint,
+                unchanged=inputs.unchanged,
+            )
         if adapter is not None:
             check_matrices(plan, adapter, first.source)
         elif recipe.as_adapter is not None:
@@ -564,7 +599,7 @@ def prepare(recipe: Recipe, options: RunOptions) -> Job:
             dtype = stored_dtype("F32", options.dtype)
             plan, adapter = extracted(
                 base, inputs.finetuned, plan, lambda tensor: rank, dtype, lambda name: True
-            )  # fmt: skip
+            )
         if adapter is None:
             layout = plan_layout(first.model, plan.dtypes, path.name, options.shard_bytes)
         else:

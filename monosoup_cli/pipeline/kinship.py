@@ -76,10 +76,8 @@ def doubts_of_values(base: Checkpoint, finetuned: Checkpoint, plan: Plan) -> lis
 def _sample(plan: Plan) -> list[PlannedTensor]:
     """The largest of the edited matrices in each of some stretches of the plan."""
     matrices = [
-        tensor
-        for tensor in plan.edited
-        if tensor.has_base and len(tensor.shape) > 1 and tensor.elements
-    ]  # fmt: skip
+        tensor for tensor in plan.edited if tensor.has_base and len(tensor.shape) > 1 and tensor.elements
+    ]
     count = min(LAYERS, len(matrices))
     ends = [len(matrices) * number // count for number in range(count + 1)] if count else []
     return [max(matrices[i:j], key=lambda tensor: tensor.elements) for i, j in pairwise(ends)]

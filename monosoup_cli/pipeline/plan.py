@@ -123,9 +123,10 @@ def make_plan(
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
-            expected=f"a name like {next(iter(base), 'none')!r}", found=repr(next(iter(first))),
+            expected=f"a name like {next(iter(base), 'none')!r}",
+            found=repr(next(iter(first))),
             hint=hint and f"try {hint}",
-        )  # fmt: skip
+        )
     _check_patterns(finetuned, selection)
     _check_names(first, others, selection)
     rest = others if base is None else [base, *others]
@@ -146,13 +147,18 @@ def make_plan(
             stack, cut = matrix_view(tensor, selection.stacked)
         tensors.append(
             PlannedTensor(
-                tensor.name, tensor.dtype, stored_dtype(tensor.dtype, selection.dtype),
-                first[tensor.name].shape, reason, stack, cut,
+                tensor.name,
+                tensor.dtype,
+                stored_dtype(tensor.dtype, selection.dtype),
+                first[tensor.name].shape,
+                reason,
+                stack,
+                cut,
                 is_shared=is_floating and not is_unchanged and all(_alike(tensor, each) for each in others),
                 has_base=has_twin and not is_unchanged and (reason is None or wise),
                 shared_rows=rows.get(tensor.name),
             )
-        )  # fmt: skip
+        )
     return Plan(tuple(tensors))
 
 
@@ -271,7 +277,7 @@ def matrix_view(tensor: TensorInfo, stacked: Sequence[str]) -> tuple[int | None,
         if len(shape) < 3:
             raise UsageError(
                 "--stacked needs three dimensions or more", tensor=tensor.name, found=list(shape)
-            )  # fmt: skip
+            )
         return shape[0], Cut(shape[1], math.prod(shape[2:]))
     return None, Cut(shape[0], math.prod(shape[1:]))
 

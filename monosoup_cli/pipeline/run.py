@@ -339,18 +339,30 @@ class _Maker:
 
     def _matrix(self, tensor: PlannedTensor, cut: Cut, index: int) -> MatrixLayer:
         return matrix_layer(
-            tensor.name, cut, index, self.job.base, self.job.sources_of(tensor),
-            self.worker.device, self.scratch, self.worker.interrupt,
-        )  # fmt: skip
+            tensor.name,
+            cut,
+            index,
+            self.job.base,
+            self.job.sources_of(tensor),
+            self.worker.device,
+            self.scratch,
+            self.worker.interrupt,
+        )
 
     def _flat(self, tensor: PlannedTensor) -> FlatLayer:
         sources = self.job.sources_of(tensor)
         weights = self.job.weights if len(sources) > 1 else None
         base = self.job.base if tensor.has_base else None
         return FlatLayer(
-            tensor.name, tensor.shared_shape, base, sources, weights,
-            self.worker.device, self.scratch, self.worker.interrupt,
-        )  # fmt: skip
+            tensor.name,
+            tensor.shared_shape,
+            base,
+            sources,
+            weights,
+            self.worker.device,
+            self.scratch,
+            self.worker.interrupt,
+        )
 
     def _output(
         self, tensor: PlannedTensor, index: int, variant: Variant
@@ -361,9 +373,14 @@ class _Maker:
             numbers, name = self.job.adapter.rows[tensor.name], self.job.stored_as(tensor)
             return OutputRows(self.job.output, variant.folder, name, numbers, tensor.cut)
         return OutputMatrix(
-            self.job.output, variant.folder, self.job.stored_as(tensor), tensor.stored_dtype, self.scratch,
-            tensor.cut, index,
-        )  # fmt: skip
+            self.job.output,
+            variant.folder,
+            self.job.stored_as(tensor),
+            tensor.stored_dtype,
+            self.scratch,
+            tensor.cut,
+            index,
+        )
 
     def _flat_output(self, tensor: PlannedTensor, variant: Variant) -> OutputFlat:
         name = self.job.stored_as(tensor)

@@ -22,12 +22,32 @@ ROUNDING = 1e-6
 """Measures this close are the same, as those from another machine are; and so are those without a unit
 that differ by less than `NOTHING`."""
 NOTHING = 1e-9
-WITH_UNIT = {"effective_rank", "k", "rank", "rank_above_rounding", "clamped", "sigma_max", "update_norm",
-             "relative_update"}  # fmt: skip
+WITH_UNIT = {
+    "effective_rank",
+    "k",
+    "rank",
+    "rank_above_rounding",
+    "clamped",
+    "sigma_max",
+    "update_norm",
+    "relative_update",
+}
 """Measures whose differences are taken relative to the larger of the two."""
 
-SHOWN = ("k_ratio", "lambda_high", "lambda_low", "cosine", "ratio", "scale", "alpha", "rho", "cos_alpha",
-         "equivalent_alpha", "anisotropy", "relative_update")  # fmt: skip
+SHOWN = (
+    "k_ratio",
+    "lambda_high",
+    "lambda_low",
+    "cosine",
+    "ratio",
+    "scale",
+    "alpha",
+    "rho",
+    "cos_alpha",
+    "equivalent_alpha",
+    "anisotropy",
+    "relative_update",
+)
 """What the table shows of a change, in this order, as far as it fits."""
 
 WHERE = {"output", "report", "overwrite", "resume", "workers"}

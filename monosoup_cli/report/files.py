@@ -40,9 +40,11 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ReportError("is not JSON, or has numbers that no report has", path=path) from None
     if isinstance(report, dict) and report.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise ReportError(
-            "a schema_version that this monosoup does not know", path=path, expected=SCHEMA_VERSION,
+            "a schema_version that this monosoup does not know",
+            path=path,
+            expected=SCHEMA_VERSION,
             found=cropped(str(report["schema_version"]), 60),
-        )  # fmt: skip
+        )
     if not is_report(report):
         hint = "give a monosoup_report.json, or an X.report.json"
         raise ReportError("is no report of monosoup", path=path, hint=hint)

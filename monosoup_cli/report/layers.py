@@ -20,10 +20,24 @@ MIN_NAME, MIN_SPARKLINE, MAX_SPARKLINE = 32, 8, 24
 GAP = 2
 
 DISPENSABLE = (
-    "sigma_max", "update_norm", "rank_above_rounding", "kind", "clamped", "shape", "energy_high", "rank",
-    "anisotropy", "equivalent_alpha", "k", "effective_rank", "relative_update", "ratio", "cosine", "rho",
+    "sigma_max",
+    "update_norm",
+    "rank_above_rounding",
+    "kind",
+    "clamped",
+    "shape",
+    "energy_high",
+    "rank",
+    "anisotropy",
+    "equivalent_alpha",
+    "k",
+    "effective_rank",
+    "relative_update",
+    "ratio",
+    "cosine",
+    "rho",
     "cos_alpha",
-)  # fmt: skip
+)
 """What a narrow table leaves out, in this order."""
 HARDLY = ("rho", "cos_alpha")
 """What it leaves out for names of half that room alone."""
@@ -145,11 +159,7 @@ def _end_of(name: str, width: int) -> str:
     return f"…{name}"
 
 
-ABBREVIATED = {
-    "effective_rank": "eff. rank",
-    "energy_high": "energy",
-    "equivalent_alpha": "equiv. α",
-}
+ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}
 
 
 def _label(name: str) -> str:

@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_plot", "figure", "plot"]
 
-METADATA: dict[str, dict[str, Any]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}
+METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """By suffix, what keeps the time out of a file: the same report makes the same bytes."""
 
 FONT = "DejaVu Sans"
@@ -65,8 +61,13 @@ WIDTH = 4.8
 """Of the figure, in inches: shrunk to a column, its text is still 6 pt."""
 
 BLACK, ORANGE, SKY, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#e69f00", "#56b4e9", "#0072b2", "#d55e00", "#cc79a7",
-)  # fmt: skip
+    "#000000",
+    "#e69f00",
+    "#56b4e9",
+    "#0072b2",
+    "#d55e00",
+    "#cc79a7",
+)
 CURVES: tuple[tuple[str, Any, str], ...] = (
     (BLACK, "-", "o"),
     (ORANGE, "-.", "s"),
@@ -77,11 +78,7 @@ CURVES: tuple[tuple[str, Any, str], ...] = (
 )
 """Colour, line and marker of the layers whose singular values are drawn."""
 
-OVER_DEPTH = {
-    ("lambda_high", "lambda_low"): "factor",
-    ("ratio",): "ratio",
-    ("scale",): "factor",
-}
+OVER_DEPTH = {("lambda_high", "lambda_low"): "factor", ("ratio",): "ratio", ("scale",): "factor"}
 """Measures that are drawn over depth, those of a tuple together, and what their axis says."""
 
 MAX_COLUMNS = 16
@@ -236,10 +233,7 @@ def _chosen(rows: Sequence[Row], count: int) -> list[Row]:
     used: Counter[tuple[str, str]] = Counter()
     chosen = []
     for start, end in pairwise(ends):
-        row = min(
-            rows[start:end],
-            key=lambda row: (used["kind", row["kind"]], used["part", row["part"]]),
-        )
+        row = min(rows[start:end], key=lambda row: (used["kind", row["kind"]], used["part", row["part"]]))
         used.update([("kind", row["kind"]), ("part", row["part"])])
         chosen.append(row)
     return chosen
@@ -301,9 +295,14 @@ def _draw_over_depth(panel: SubFigure, rows: Sequence[Row], measures: tuple[str,
     lines = ((BLUE, "-", "o"), (VERMILLION, "--", "s"))
     for measure, line, (colour, style, marker) in zip(measures, values, lines, strict=False):
         axes.plot(
-            depth, line, color=colour, linestyle=style, label=LABELS[measure],
-            marker=marker if len(rows) <= MAX_MARKED else "", markersize=3.5,
-        )  # fmt: skip
+            depth,
+            line,
+            color=colour,
+            linestyle=style,
+            label=LABELS[measure],
+            marker=marker if len(rows) <= MAX_MARKED else "",
+            markersize=3.5,
+        )
     if len(values) == 2:
         axes.fill_between(depth, values[0], values[1], color="0.85", linewidth=0, label="gap")
     lowest, highest = min(0, *map(min, values)), max(1, *map(max, values))
@@ -346,9 +345,14 @@ def _mark_blocks(axes: Axes, rows: Sequence[Row]) -> None:
         if room > 5:
             middle = (span[0] + span[-1]) / 2
             axes.text(
-                middle, 1.02, _label(stack, room), transform=axes.get_xaxis_transform(),
-                ha="center", fontsize=8, color="0.3",
-            )  # fmt: skip
+                middle,
+                1.02,
+                _label(stack, room),
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                fontsize=8,
+                color="0.3",
+            )
 
 
 def _draw_heat_map(panel: SubFigure, rows: Sequence[Row], blocks: int, left_out: int) -> None:
@@ -373,9 +377,12 @@ def _draw_heat_map(panel: SubFigure, rows: Sequence[Row], blocks: int, left_out:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("block")
     axes.set_xticks(
-        range(len(columns)), [_label(name, 26) for name in columns],
-        rotation=40, ha="right", rotation_mode="anchor",
-    )  # fmt: skip
+        range(len(columns)),
+        [_label(name, 26) for name in columns],
+        rotation=40,
+        ha="right",
+        rotation_mode="anchor",
+    )
     notes = [{"part": "part of the block", "kind": "kind of layer"}[column]]
     if np.isnan(ratios).any():
         notes.append("hatched: not edited")

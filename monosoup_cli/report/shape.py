@@ -23,9 +23,14 @@ class Each:
 NUMBER = (int, float)
 NUMBER_OR_NONE = (int, float, type(None))
 SUMMARY = {
-    "tensors": int, "edited": int, "kept": Each(int), "parameters_edited": int,
-    "means": Each(NUMBER_OR_NONE), "ranges": Each(([NUMBER], type(None))), "clamped?": int,
-}  # fmt: skip
+    "tensors": int,
+    "edited": int,
+    "kept": Each(int),
+    "parameters_edited": int,
+    "means": Each(NUMBER_OR_NONE),
+    "ranges": Each(([NUMBER], type(None))),
+    "clamped?": int,
+}
 CHECKPOINT = {"path": str, "files": [{"name": str, "bytes": int}]}
 MEASURES = {
     **{f"{name}?": NUMBER_OR_NONE for name in LABELS},
@@ -37,39 +42,66 @@ MEASURES = {
     "reason": (str, type(None)),
 }
 SPECTRAL = (
-    "rank", "effective_rank", "k", "rho", "cos_alpha", "lambda_high", "lambda_low", "equivalent_alpha",
-    "anisotropy", "sigma_max", "update_norm",
-)  # fmt: skip
+    "rank",
+    "effective_rank",
+    "k",
+    "rho",
+    "cos_alpha",
+    "lambda_high",
+    "lambda_low",
+    "equivalent_alpha",
+    "anisotropy",
+    "sigma_max",
+    "update_norm",
+)
 """Measures that are there together or not at all."""
 LAYER = {
-    "name": str, "shape": [int], "dtype": str, "action": str, "stack?": (str, type(None)),
-    "block?": (int, type(None)), "cosines?": ([NUMBER_OR_NONE], type(None)),
-}  # fmt: skip
+    "name": str,
+    "shape": [int],
+    "dtype": str,
+    "action": str,
+    "stack?": (str, type(None)),
+    "block?": (int, type(None)),
+    "cosines?": ([NUMBER_OR_NONE], type(None)),
+}
 SPREAD = ({"mean": NUMBER, "min": NUMBER, "max": NUMBER}, type(None))
 MAX_DEPTH = 20
 """Of nested values."""
 THRESHOLD = {"highest": NUMBER_OR_NONE, "members": [str]}
 SLICE = {**MEASURES, "index": int}
 REPORT = {
-    "command": str, "tool": {"name": str, "version": str}, "arguments": dict, "environment": dict,
+    "command": str,
+    "tool": {"name": str, "version": str},
+    "arguments": dict,
+    "environment": dict,
     "inputs": [{"role": str, "source": str}],
     "timing": {"seconds": NUMBER, "bytes_read": int, "bytes_written": int},
-    "output?": CHECKPOINT, "outputs?": [{**CHECKPOINT, "summary": SUMMARY}],
-    "summary?": SUMMARY, "layers?": [LAYER], "stacks?": [{"name": str, "length": int}],
+    "output?": CHECKPOINT,
+    "outputs?": [{**CHECKPOINT, "summary": SUMMARY}],
+    "summary?": SUMMARY,
+    "layers?": [LAYER],
+    "stacks?": [{"name": str, "length": int}],
     "selection?": {
-        "order": [str], "members": [str], "candidates?": [str], "layers?": int, "similarity?": [[NUMBER]],
+        "order": [str],
+        "members": [str],
+        "candidates?": [str],
+        "layers?": int,
+        "similarity?": [[NUMBER]],
         "thresholds?": [THRESHOLD],
         "decisions?": [{"candidate": str, "similarity": NUMBER, "joined": bool}],
         "trials?": [{"candidate": str, "score": NUMBER, "joined": bool}],
     },
     "verdict?": {"findings": [{"sentence": str}], "interpolation": ({"sentence": str}, type(None))},
     "similarity?": {
-        "layers": int, "candidates": [str], "relative_updates": [NUMBER_OR_NONE],
-        "similarity": [[NUMBER]], "thresholds": [THRESHOLD],
+        "layers": int,
+        "candidates": [str],
+        "relative_updates": [NUMBER_OR_NONE],
+        "similarity": [[NUMBER]],
+        "thresholds": [THRESHOLD],
         "histogram": {"edges": [NUMBER], "counts": [int]},
         "stock": {"cosine": SPREAD, "ratio": SPREAD, "clamped": int},
     },
-}  # fmt: skip
+}
 """By name; one with ? may be missing, and a tuple has alternatives."""
 
 

@@ -214,9 +214,16 @@ def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
     histogram = [Text(line, no_wrap=True) for line in _histogram(similarity["histogram"])]
     heading = Text(f"cosine of two updates in a layer; mean of a layer {words.format(**stock['cosine'])}")
     return Group(
-        checkpoints, Text(""), heading, *histogram, Text(""), *_similarities(similarity), Text(""), made,
+        checkpoints,
+        Text(""),
+        heading,
+        *histogram,
+        Text(""),
+        *_similarities(similarity),
+        Text(""),
+        made,
         _thresholds(similarity["thresholds"], number_of),
-    )  # fmt: skip
+    )
 
 
 def _judged(relative: float | None) -> str:

@@ -32,8 +32,10 @@ def measured(*command, environment=None):
     started = time.perf_counter()
     process = subprocess.Popen(
         [str(word) for word in command],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})},
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
+    )
     stderr = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
@@ -46,9 +48,18 @@ def measured(*command, environment=None):
 def edit(folder, *options):
     out = folder / "out.safetensors"
     return [
-        sys.executable, "-m", "monosoup_cli", "edit", folder / "base.safetensors",
-        folder / "finetuned.safetensors", "-o", out, "--overwrite", "--quiet", *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "monosoup_cli",
+        "edit",
+        folder / "base.safetensors",
+        folder / "finetuned.safetensors",
+        "-o",
+        out,
+        "--overwrite",
+        "--quiet",
+        *options,
+    ]
 
 
 def generate(folder, kind):
@@ -81,8 +92,11 @@ def kernel(folder):
     """The whole edit of one matrix in memory, one BLAS thread, against the straightforward way."""
     found = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.kernel", str(REPEATS)],
-        check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     results = json.loads(found.stdout)
     columns = ("monosoup, CPU", "`linalg.svd`, CPU", "ratio, median", "min", "max", "error", "its error")
     header("The matrices of a 0.6B block, one thread", "matrix", *columns)
@@ -156,7 +170,8 @@ def merges(folder, dtype):
     return {
         "soup": (
             [*ours, "soup", *paths, *end, folder / "ours-soup"],
-            mergekit(folder, "soup", "linear", dict.fromkeys(fts, 1.0), dtype=dtype), 4,
+            mergekit(folder, "soup", "linear", dict.fromkeys(fts, 1.0), dtype=dtype),
+            4,
         ),
         "stock": (
             [*ours, "stock", base, *paths, "--no-clamp", *end, folder / "ours-stock"],
@@ -165,18 +180,26 @@ def merges(folder, dtype):
         ),
         "wise": (
             [*ours, "wise", base, paths[0], "--alpha", "0.3", *end, folder / "ours-wise"],
-            mergekit(folder, "wise", "linear", {"base": 0.7, "ft1": 0.3}, dtype=dtype), 2,
+            mergekit(folder, "wise", "linear", {"base": 0.7, "ft1": 0.3}, dtype=dtype),
+            2,
         ),
-    }  # fmt: skip
+    }
 
 
 def merge(folder):
     """soup and stock of four, and wise, on 1 GB each, against mergekit and against cat, cp and sync."""
     generate(folder, "half_billion")
     header(
-        "Merges of 988 MB checkpoints", "merge", "monosoup, wall", "mergekit, wall", "ratio", "cat, cp, sync",
-        "monosoup without import, to that", "monosoup, peak", "mergekit, peak",
-    )  # fmt: skip
+        "Merges of 988 MB checkpoints",
+        "merge",
+        "monosoup, wall",
+        "mergekit, wall",
+        "ratio",
+        "cat, cp, sync",
+        "monosoup without import, to that",
+        "monosoup, peak",
+        "mergekit, peak",
+    )
     for name, (ours, theirs, count) in merges(folder, "bfloat16").items():
         files = family(folder)[:2] if name == "wise" else family(folder)[-count:]
         plain = cat_and_copy(files, folder / "copy")
@@ -186,9 +209,11 @@ def merge(folder):
             (folder / "copy").unlink(missing_ok=True)
             os.sync()
             for side, command in {
-                "ours": ours, "theirs": theirs, "plain": plain,
+                "ours": ours,
+                "theirs": theirs,
+                "plain": plain,
                 "import": [sys.executable, "-c", "import torch"],
-            }.items():  # fmt: skip
+            }.items():
                 result = measured(*command)
                 os.sync()
                 if number:
@@ -200,10 +225,13 @@ def merge(folder):
             (a - c) / b for a, b, c in zip(walls["ours"], walls["plain"], walls["import"], strict=True)
         ]
         row(
-            name, *(f"{statistics.median(walls[side]):.1f} s" for side in ("ours", "theirs")),
-            spread(to_theirs), f"{statistics.median(walls['plain']):.1f} s", spread(to_plain),
+            name,
+            *(f"{statistics.median(walls[side]):.1f} s" for side in ("ours", "theirs")),
+            spread(to_theirs),
+            f"{statistics.median(walls['plain']):.1f} s",
+            spread(to_plain),
             *(size(peaks[side]) for side in ("ours", "theirs")),
-        )  # fmt: skip
+        )
 
 
 def family(folder):
@@ -302,8 +330,10 @@ def equal(folder):
         measured(*theirs)
         found = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.compare", *(folder / f"{who}-{name}" for who in SIDES)],
-            check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         row(name, found.strip())
 
 
@@ -314,8 +344,10 @@ def machine():
             processor = line.partition(":")[2].strip()
     versions = subprocess.run(
         [sys.executable, "-c", "import torch, numpy; print(torch.__version__, numpy.__version__)"],
-        check=True, capture_output=True, text=True,
-    ).stdout.split()  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     cores = len(os.sched_getaffinity(0))
     print(
         f"{time.strftime('%Y-%m-%d')}: {processor}, {cores} cores, {platform.system()} {platform.machine()},"
@@ -325,9 +357,16 @@ def machine():
 
 def main():
     benchmarks = {
-        "startup": startup, "kernel": kernel, "file": file, "lean": lean, "merge": merge, "bare": bare,
-        "equal": equal, "hub": hub, "adapter": adapter,
-    }  # fmt: skip
+        "startup": startup,
+        "kernel": kernel,
+        "file": file,
+        "lean": lean,
+        "merge": merge,
+        "bare": bare,
+        "equal": equal,
+        "hub": hub,
+        "adapter": adapter,
+    }
     machine()
     for name in sys.argv[1:] or benchmarks:
         folder = Path(tempfile.mkdtemp(prefix="monosoup-bench-"))

@@ -55,9 +55,15 @@ def main():
             for found in (edited, rival)
         ]
         results.append(
-            {"name": f"{name} {shape[0]} × {shape[1]}", "ours": ours, "theirs": theirs, "looks": looks,
-             "our_error": errors[0], "their_error": errors[1]}
-        )  # fmt: skip
+            {
+                "name": f"{name} {shape[0]} × {shape[1]}",
+                "ours": ours,
+                "theirs": theirs,
+                "looks": looks,
+                "our_error": errors[0],
+                "their_error": errors[1],
+            }
+        )
     for side in ("ours", "theirs", "looks"):
         totals[side] = [sum(times) for times in zip(*(result[side] for result in results), strict=True)]
     for side in ("our_error", "their_error"):

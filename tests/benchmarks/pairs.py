@@ -11,9 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 BLOCK = {
-    "q": (2048, 1024), "k": (1024, 1024), "v": (1024, 1024), "o": (1024, 2048),
-    "gate": (3072, 1024), "up": (3072, 1024), "down": (1024, 3072),
-}  # fmt: skip
+    "q": (2048, 1024),
+    "k": (1024, 1024),
+    "v": (1024, 1024),
+    "o": (1024, 2048),
+    "gate": (3072, 1024),
+    "up": (3072, 1024),
+    "down": (1024, 3072),
+}
 """The matrices of a transformer block of a 0.6B model."""
 
 
@@ -55,12 +60,18 @@ def write_family(kind, folder):
     sizes, dtype = FAMILIES[kind]
     hidden, intermediate, layers, vocabulary, key_value = sizes
     config = {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": hidden,
-        "intermediate_size": intermediate, "num_hidden_layers": layers, "vocab_size": vocabulary,
-        "num_attention_heads": hidden // 64 or 1, "num_key_value_heads": key_value // 64 or 1,
-        "head_dim": hidden // (hidden // 64 or 1), "tie_word_embeddings": True,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+        "num_attention_heads": hidden // 64 or 1,
+        "num_key_value_heads": key_value // 64 or 1,
+        "head_dim": hidden // (hidden // 64 or 1),
+        "tie_word_embeddings": True,
         "torch_dtype": str(dtype).removeprefix("torch."),
-    }  # fmt: skip
+    }
     generator = torch.Generator().manual_seed(0)
     base = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in qwen2(*sizes)}
     together = {name: torch.randn(weights.shape, generator=generator) for name, weights in base.items()}
@@ -68,14 +79,16 @@ def write_family(kind, folder):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
         tensors = {
-            key: weights if name == "base" else weights
-            + 1e-3 * (together[key] + torch.randn(weights.shape, generator=generator))
+            key: weights
+            if name == "base"
+            else weights + 1e-3 * (together[key] + torch.randn(weights.shape, generator=generator))
             for key, weights in base.items()
-        }  # fmt: skip
+        }
         save_file(
             {key: weights.to(dtype) for key, weights in tensors.items()},
-            folder / name / "model.safetensors", {"format": "pt"},
-        )  # fmt: skip
+            folder / name / "model.safetensors",
+            {"format": "pt"},
+        )
 
 
 def shapes(kind):

@@ -18,9 +18,14 @@ from monosoup_cli.checkpoints.locate import open_checkpoint
 from monosoup_cli.errors import CheckpointError
 
 TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 99, "max_position_embeddings": 64,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+}
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
 MODELS = {
@@ -29,24 +34,36 @@ MODELS = {
     "moe": ("Qwen3MoeForCausalLM", {**TEXT, **EXPERTS}),
     "gpt-oss": (
         "GptOssForCausalLM",
-        {**TEXT, "intermediate_size": 32, "head_dim": 8, "num_local_experts": 4,
-        "layer_types": ["full_attention"] * 2},
+        {
+            **TEXT,
+            "intermediate_size": 32,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "layer_types": ["full_attention"] * 2,
+        },
     ),
     "gpt2": ("GPT2LMHeadModel", {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, **ENDS}),
     "bert": ("BertModel", {**TEXT, "num_key_value_heads": None}),
-    "convnext": (
-        "ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]},
-    ),
+    "convnext": ("ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}),
     "whisper": (
         "WhisperForConditionalGeneration",
         {
-            "vocab_size": 99, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48,
-            "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-            "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16,
-            "decoder_start_token_id": 0, **ENDS,
+            "vocab_size": 99,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "num_mel_bins": 8,
+            "max_source_positions": 16,
+            "max_target_positions": 16,
+            "decoder_start_token_id": 0,
+            **ENDS,
         },
     ),
-}  # fmt: skip
+}
 ATTENTION = ["q_proj", "v_proj"]
 BOTH_EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 WRITTEN = {
@@ -86,7 +103,7 @@ WRITTEN = {
     "a matrix as a parameter": ("llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
     "orthogonal": ("llama", {"target_modules": ATTENTION, "init_lora_weights": "orthogonal"}),
     "mica": ("llama", {"target_modules": ATTENTION, "init_lora_weights": "mica"}),
-}  # fmt: skip
+}
 
 
 def build(kind):
@@ -219,18 +236,43 @@ def test_names_are_read_as_those_of_the_base(tmp_path):
 
 
 NAMES = [
-    "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.11.mlp.down_proj",
-    "model.layersX1Xmlp.up_proj", "q_proj", "xq_proj", "lm_head",
-    "model.layers.0.mlp.experts.gate_up-proj", "",
-]  # fmt: skip
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.k_proj",
+    "model.layers.11.mlp.down_proj",
+    "model.layersX1Xmlp.up_proj",
+    "q_proj",
+    "xq_proj",
+    "lm_head",
+    "model.layers.0.mlp.experts.gate_up-proj",
+    "",
+]
 PATTERNS = [
-    "q_proj", "model.layers.0.self_attn.q_proj", r"model\.layers\.1\..*", "layers.1.", "layers.0.*q_proj",
-    "(q|k)_proj", r"layers\.\d+\.(?:self_attn|mlp)\.\w+", "^model.*proj$", "^q_proj", "q_proj|lm_head",
-    "^lm_head|.*down_proj", "[qk]_proj", "[^x]q_proj", r"\d{2}.mlp.*", r"layers.\d{1,2}.*?_proj",
-    "(a|)q_proj", "(a|)*q_proj",
-    "x?q_proj", "(1|11){1,}.mlp.down_proj", "((", "", "o*.*.*.*.*proj", "gate_up[-]proj", r"\D+",
+    "q_proj",
+    "model.layers.0.self_attn.q_proj",
+    r"model\.layers\.1\..*",
+    "layers.1.",
+    "layers.0.*q_proj",
+    "(q|k)_proj",
+    r"layers\.\d+\.(?:self_attn|mlp)\.\w+",
+    "^model.*proj$",
+    "^q_proj",
+    "q_proj|lm_head",
+    "^lm_head|.*down_proj",
+    "[qk]_proj",
+    "[^x]q_proj",
+    r"\d{2}.mlp.*",
+    r"layers.\d{1,2}.*?_proj",
+    "(a|)q_proj",
+    "(a|)*q_proj",
+    "x?q_proj",
+    "(1|11){1,}.mlp.down_proj",
+    "((",
+    "",
+    "o*.*.*.*.*proj",
+    "gate_up[-]proj",
+    r"\D+",
     r"1{0,3}\.mlp.+",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -314,16 +356,24 @@ def test_what_changed_the_base_is_refused(refused, init):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("loftq_config", {"loftq_bits": 4}), ("layer_replication", [[0, 4], [2, 5]]), ("megatron_config",
-        {"a": 1}),
-        ("use_qalora", True), ("alora_invocation_tokens", [1]), ("arrow_config", {"top_k": 1}),
-        ("use_bdlora", {"nblocks": 2}), ("kasa_config", {"beta": 1}), ("monteclora_config",
-        {"num_samples": 1}),
-        ("velora_config", {"scale": 1}), ("lora_ga_config", {"scale": "unit"}), ("corda_config",
-        {"verbose": True}),
-        ("use_new", True), ("new_config", {"a": 1}), ("enable_lora", [True, False]), ("use_new", 0.5),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("layer_replication", [[0, 4], [2, 5]]),
+        ("megatron_config", {"a": 1}),
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [1]),
+        ("arrow_config", {"top_k": 1}),
+        ("use_bdlora", {"nblocks": 2}),
+        ("kasa_config", {"beta": 1}),
+        ("monteclora_config", {"num_samples": 1}),
+        ("velora_config", {"scale": 1}),
+        ("lora_ga_config", {"scale": "unit"}),
+        ("corda_config", {"verbose": True}),
+        ("use_new", True),
+        ("new_config", {"a": 1}),
+        ("enable_lora", [True, False]),
+        ("use_new", 0.5),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_plain_lora_is_refused(refused, option, value):
     assert f"adapter_config.json: {option} is set" in refused(**{option: value})
 
@@ -357,10 +407,23 @@ def test_options_that_do_not_fit_are_refused(refused, options, said):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+", "(a+)+$", "(.*)*x", "((a|b)*)*", r"(\w+\.)*q", "(?=a)", r"(a)\1", "[z-a]", "a**", "(",
-    "a" * 301,
-     "(?i)a", "(a|a)" * 61, "\\"],
-)  # fmt: skip
+    [
+        "(a+)+",
+        "(a+)+$",
+        "(.*)*x",
+        "((a|b)*)*",
+        r"(\w+\.)*q",
+        "(?=a)",
+        r"(a)\1",
+        "[z-a]",
+        "a**",
+        "(",
+        "a" * 301,
+        "(?i)a",
+        "(a|a)" * 61,
+        "\\",
+    ],
+)
 def test_patterns_that_are_not_plain_are_refused(refused, pattern):
     for option in ("rank_pattern", "alpha_pattern"):
         assert f"{option} has no plain pattern in" in refused(**{option: {pattern: 2}})
@@ -403,17 +466,24 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
         (factors(rank=0), {}, "a factor of rank 0"),
         (factors(out=5), {}, "does not fit the base: expected [6, 4], found A [2, 4] and B [5, 2]"),
         (factors(f"{STEM}.base_layer"), {}, "wrapped more often"),
-        (factors() | factors(f"{STEM}.base_layer"), {"target_parameters": ["block.weight"]},
-        "wrapped more often"),
+        (
+            factors() | factors(f"{STEM}.base_layer"),
+            {"target_parameters": ["block.weight"]},
+            "wrapped more often",
+        ),
         (factors() | factors("block"), {}, "stands twice"),
         (factors() | {f"{STEM}.lora_E": torch.ones(2)}, {}, "no key of a LoRA adapter"),
         (factors() | {f"{STEM}.lora_A.default.weight": torch.ones(2, 4)}, {}, "no key of a LoRA adapter"),
         (factors() | magnitude(), {}, "has a magnitude, but adapter_config.json says otherwise"),
-        (factors() | magnitude(5), {"use_dora": True},
-         "does not fit the factors: expected 6 elements, found 5"),
+        (
+            factors() | magnitude(5),
+            {"use_dora": True},
+            "does not fit the factors: expected 6 elements, found 5",
+        ),
         (
             factors() | magnitude() | magnitude(key="lora_magnitude_vector.weight"),
-            {"use_dora": True}, "stands twice",
+            {"use_dora": True},
+            "stands twice",
         ),
         (factors() | {f"{STEM}.lora_B.bias": torch.ones(6)}, {}, "has a bias, but"),
         (factors() | {f"{STEM}.lora_B.bias": torch.ones(5)}, {"lora_bias": True}, "does not fit the base"),
@@ -421,7 +491,8 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
         (factors() | {f"{STEM}.weight": torch.ones(6, 4)}, {}, "the adapter changes 'block.weight' twice"),
         (
             factors() | {f"{STEM}.lora_B.bias": torch.ones(6), f"{STEM}.base_layer.bias": torch.ones(6)},
-            {"lora_bias": True}, "the adapter changes 'block.bias' twice",
+            {"lora_bias": True},
+            "the adapter changes 'block.bias' twice",
         ),
         (factors() | {f"{STEM}.base_layer.weight": torch.ones(7, 4)}, {}, "does not fit the base"),
         (factors() | ROWS, {"trainable_token_indices": [1, 2]}, "the adapter changes 'block.weight' twice"),
@@ -432,14 +503,20 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
         (ROWS, {"trainable_token_indices": [1, -1]}, "its rows are not those of"),
         (ROWS, {"trainable_token_indices": [1, True]}, "its rows are not those of"),
         (ROWS, {"trainable_token_indices": {"other": [1, 2]}}, "its rows are not those of"),
-        ({key: t[:, :3] .contiguous() for key, t in ROWS.items()}, {"trainable_token_indices": [1, 2]},
-        "does not fit the base"),
+        (
+            {key: t[:, :3].contiguous() for key, t in ROWS.items()},
+            {"trainable_token_indices": [1, 2]},
+            "does not fit the base",
+        ),
         ({key: t.long() for key, t in factors().items()}, {}, "no dtype of an adapter"),
-        (factors("base_model.model.other"), {},
-        "changes what the base has not: 'other.weight'; is the adapter of"),
+        (
+            factors("base_model.model.other"),
+            {},
+            "changes what the base has not: 'other.weight'; is the adapter of",
+        ),
         (factors() | {f"{STEM}.scale": torch.ones(1)}, {}, "changes what the base has not: 'block.scale'"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_refused(refused, tensors, options, said):
     assert said in refused(tensors, **options)
 
@@ -484,9 +561,7 @@ def test_only_whole_components_are_taken_for_wrappers(tmp_path):
     stem = "base_model.model.block.base_layer_norm"
     save_file(factors() | {f"{stem}.bias": torch.ones(3)}, tmp_path / "adapter_model.safetensors")
     with open_checkpoint(tmp_path / "adapter_model.safetensors") as own:
-        assert read_adapter(own, CONFIG, None).replaced == {
-            "block.base_layer_norm.bias": f"{stem}.bias",
-        }
+        assert read_adapter(own, CONFIG, None).replaced == {"block.base_layer_norm.bias": f"{stem}.bias"}
 
 
 def test_very_long_names_are_followed_in_bounded_time(refused):

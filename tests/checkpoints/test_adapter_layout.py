@@ -16,7 +16,8 @@ RANK = 3
 MORE = {
     "bert, classes": ("BertForSequenceClassification", {**TEXT, "num_labels": 5}),
     "roberta, classes of tokens": (
-        "RobertaForTokenClassification", {**TEXT, **ENDS, "max_position_embeddings": 70},
+        "RobertaForTokenClassification",
+        {**TEXT, **ENDS, "max_position_embeddings": 70},
     ),
     "roberta, classes": ("RobertaForSequenceClassification", {**TEXT, **ENDS, "max_position_embeddings": 70}),
     "llama, no head": ("LlamaModel", MODELS["llama"][1]),
@@ -26,15 +27,24 @@ MORE = {
     ),
     "bart": (
         "BartForConditionalGeneration",
-        {"vocab_size": 99, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48,
-         "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-         "max_position_embeddings": 64, **ENDS},
+        {
+            "vocab_size": 99,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "max_position_embeddings": 64,
+            **ENDS,
+        },
     ),
     "siglip": (
         "SiglipModel",
         {"text_config": {**TEXT, **ENDS}, "vision_config": {**STACK, "image_size": 32, "patch_size": 8}},
     ),
-}  # fmt: skip
+}
 LOADABLE = {**MODELS, **MORE}
 del LOADABLE["vit"]
 
@@ -85,8 +95,11 @@ def write(folder, layout, base, tuned):
         for stored, factor, shape in zip((pair.a, pair.b), (a, b), factor_shapes(pair), strict=True):
             tensors[stored] = torch.from_numpy(factor.copy()).float().reshape(shape)
     folder.mkdir()
-    save_file({stored: weights.contiguous() for stored, weights in tensors.items()},
-              folder / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {stored: weights.contiguous() for stored, weights in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "adapter_config.json").write_text(json.dumps(layout.config))
 
 

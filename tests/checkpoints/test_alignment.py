@@ -19,10 +19,19 @@ from monosoup_cli.errors import MismatchError, UsageError
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
 TWO_LAYERS = {"num_hidden_layers": 2}
 SIDES = {
-    "vocab_size": 32, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 32,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
 T5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
 OPTIONS = {
     "Llama": {**SMALL, **TWO_LAYERS},
@@ -35,7 +44,7 @@ OPTIONS = {
         "vision_config": {**SMALL, **TWO_LAYERS, "image_size": 8, "patch_size": 4},
         "projection_dim": 12,
     },
-}  # fmt: skip
+}
 
 
 def build(kind, **options):
@@ -191,8 +200,9 @@ def test_compiled_models_are_recognised():
     assert all(name.startswith("_orig_mod.") for name in whole)
     tensors = f"({len(plain)} tensors)"
     assert aligned(whole, plain) == (
-        {n: f"_orig_mod.{n}" for n in plain}, (f"without '_orig_mod' {tensors}",),
-    )  # fmt: skip
+        {n: f"_orig_mod.{n}" for n in plain},
+        (f"without '_orig_mod' {tensors}",),
+    )
     assert aligned(plain, whole)[1] == (f"with '_orig_mod' {tensors}",)
 
     parallel = of(compiled(torch.nn.DataParallel(build("LlamaForCausalLM"))))
@@ -338,12 +348,15 @@ def swapped(kind, old, new):
         (model_headers("BertForPreTraining"), model_headers("BertForSequenceClassification"), None),
         (model_headers("LlamaForCausalLM"), model_headers("LlamaForCausalLM"), None),
         (model_headers("LlamaForCausalLM"), model_headers("T5ForConditionalGeneration"), None),
-        (swapped("LlamaForCausalLM", "model.layers.0", "model.first"), model_headers("LlamaForCausalLM"),
-         "--rename model.first=model.layers.0"),
+        (
+            swapped("LlamaForCausalLM", "model.layers.0", "model.first"),
+            model_headers("LlamaForCausalLM"),
+            "--rename model.first=model.layers.0",
+        ),
         ({}, model_headers("LlamaForCausalLM"), None),
         (model_headers("LlamaForCausalLM"), {}, None),
     ],
-)  # fmt: skip
+)
 def test_a_rename_is_suggested_where_many_names_stay_unmatched(base, finetuned, expected):
     assert suggestion(base, finetuned) == expected
     if expected is not None:

@@ -93,7 +93,7 @@ def files(draw: st.DrawFn) -> bytes:
         entries["__metadata__"] = draw(metadata)
     text = json.dumps(
         entries, ensure_ascii=draw(st.booleans()), indent=draw(st.none() | st.integers(0, 2))
-    ).encode() + b" " * draw(st.integers(0, 9))  # fmt: skip
+    ).encode() + b" " * draw(st.integers(0, 9))
     return struct.pack("<Q", len(text)) + text + draw(st.binary(min_size=end, max_size=end))
 
 
@@ -132,10 +132,37 @@ def test_the_reference_reads_what_is_built(parse, specification, metadata):
 
 
 TOKENS = [
-    b'"', b"{", b"}", b"[", b"]", b",", b":", b"-", b"0", b"1", b"9" * 30, b"1e3", b".5", b"NaN", b"null",
-    b"true", b"\\ud800", b"\\u0000", b"\\", b"\n", b"\0", b"\xff", b"/**/", b'"t":', b"{}", b"[]",
-    b'"dtype":"F32",', b'"shape":[0],', b'"data_offsets":[0,0]', b'"__metadata__":{},',
-]  # fmt: skip
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"-",
+    b"0",
+    b"1",
+    b"9" * 30,
+    b"1e3",
+    b".5",
+    b"NaN",
+    b"null",
+    b"true",
+    b"\\ud800",
+    b"\\u0000",
+    b"\\",
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"/**/",
+    b'"t":',
+    b"{}",
+    b"[]",
+    b'"dtype":"F32",',
+    b'"shape":[0],',
+    b'"data_offsets":[0,0]',
+    b'"__metadata__":{},',
+]
 edits = st.lists(
     st.tuples(st.integers(0, 400), st.integers(0, 8), st.sampled_from(TOKENS) | st.binary(max_size=3)),
     min_size=1,

@@ -160,8 +160,7 @@ def test_a_small_file_is_downloaded_when_it_is_opened_and_weights_are_not(hub):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["../x.json", "a/../x.json", "/x.json", "a//x.json", "a/", "a/./x.json", "..", "a\\..\\x.json"],
+    "name", ["../x.json", "a/../x.json", "/x.json", "a//x.json", "a/", "a/./x.json", "..", "a\\..\\x.json"]
 )
 def test_a_listing_of_names_that_climb_is_refused(hub, tmp_path, name):
     hub.add("org/name", {NAME: CONTENT})
@@ -369,8 +368,13 @@ def test_what_was_fetched_in_parts_is_read_here(hub, remote, small):
     assert sum(told) == 2800
     transferred = ranges(hub)
     assert sorted(transferred) == [
-        (500, 1500), (600, 700), (1500, 2500), (2500, 2600), (3000, 3500), (3500, 3600)
-    ]  # fmt: skip
+        (500, 1500),
+        (600, 700),
+        (1500, 2500),
+        (2500, 2600),
+        (3000, 3500),
+        (3500, 3600),
+    ]
     before = remote.bytes_read
     for start, stop in ((500, 2600), (500, 501), (2599, 2600), (1400, 1600), (3400, 3600), (3000, 3600)):
         assert remote.read(stop - start, start) == CONTENT[start:stop]
@@ -636,9 +640,17 @@ def test_nan_is_found_in_what_is_fetched_of_the_base(hub, tmp_path, wanted, is_f
 def test_only_files_of_the_output_are_fetched(hub, tmp_path):
     weights = {"a": torch.randn(8, 8), "b": torch.randn(4)}
     for name in ("base", "name", "second"):
-        hub.add(f"org/{name}", {NAME: save({n: torch.randn(t.shape) for n, t in weights.items()}),
-                "config.json": b"{}", "tokenizer.json": b"[]", "README.md": b"---\nlicense: mit\n---\n",
-                "original/x.txt": b"x", "model.onnx": b"x"})  # fmt: skip
+        hub.add(
+            f"org/{name}",
+            {
+                NAME: save({n: torch.randn(t.shape) for n, t in weights.items()}),
+                "config.json": b"{}",
+                "tokenizer.json": b"[]",
+                "README.md": b"---\nlicense: mit\n---\n",
+                "original/x.txt": b"x",
+                "model.onnx": b"x",
+            },
+        )
     hub.clear()
     with prepare_edit("org/base", ["org/name", "org/second"], tmp_path / "out") as job:
         job.fetch()

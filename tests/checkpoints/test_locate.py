@@ -48,9 +48,14 @@ def read(path: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "diffusion_pytorch_model.safetensors", "anything.safetensors",
-     "model.fp16.safetensors", "x y [z].safetensors"],
-)  # fmt: skip
+    [
+        "model.safetensors",
+        "diffusion_pytorch_model.safetensors",
+        "anything.safetensors",
+        "model.fp16.safetensors",
+        "x y [z].safetensors",
+    ],
+)
 def test_a_folder_of_one_file(tmp_path, name):
     folder = fill(tmp_path / "in", {name: ["a", "b"], "config.json": {}, "notes.txt": b""})
     assert read(folder) == read(folder / name) == {"a": 0.0, "b": 1.0}
@@ -71,8 +76,7 @@ def test_shards_are_found_by_their_index(tmp_path, stem):
     first, second = f"{stem}-00001-of-00002.safetensors", f"{stem}-00002-of-00002.safetensors"
     map_ = {"c": second, "b": first, "a": first}
     folder = fill(
-        tmp_path / "in",
-        {first: ["b", "a"], second: ["c"], f"{stem}.safetensors.index.json": index(**map_)},
+        tmp_path / "in", {first: ["b", "a"], second: ["c"], f"{stem}.safetensors.index.json": index(**map_)}
     )
     assert read(folder) == {"b": 0.0, "a": 1.0, "c": 0.0}
     with open_checkpoint(folder) as checkpoint:

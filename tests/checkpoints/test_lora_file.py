@@ -22,9 +22,22 @@ from tests.models import MODELS, build, unet_pipeline
 FILE = "pytorch_lora_weights.safetensors"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYWHERE = [
-    *ATTENTION, "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out", "ff.net.0.proj",
-    "ff.net.2", "conv_in", "conv_out", "linear_1", "linear_2", "downsamplers.0.conv", "upsamplers.0.conv",
-]  # fmt: skip
+    *ATTENTION,
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv_in",
+    "conv_out",
+    "linear_1",
+    "linear_2",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+]
 PATTERNS = {
     "rank_pattern": {"attn1.to_q": 2, "conv1": 3},
     "alpha_pattern": {"attn2.to_q": 1, "^down_blocks.1.attentions.0.proj_in": 5, r"resnets\.0\.conv1": 7},
@@ -221,21 +234,34 @@ def test_the_form_between(tmp_path):
 
 
 BLOCKS = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "conv_norm_out": "out.0",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
-    "down_blocks.1.resnets.0": "input_blocks.3.0", "down_blocks.1.attentions.0": "input_blocks.3.1",
-    "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "conv_norm_out": "out.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "down_blocks.1.attentions.0": "input_blocks.3.1",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
-    "up_blocks.0.resnets.0": "output_blocks.0.0", "up_blocks.0.attentions.0": "output_blocks.0.1",
-    "up_blocks.0.resnets.1": "output_blocks.1.0", "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.attentions.0": "output_blocks.0.1",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.attentions.1": "output_blocks.1.1",
     "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
-    "up_blocks.1.resnets.0": "output_blocks.2.0", "up_blocks.1.resnets.1": "output_blocks.3.0",
-}  # fmt: skip
+    "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+}
 IN_RESNETS = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 
 
 def original_name(name):
@@ -384,13 +410,15 @@ REFUSED = {
         f"for the text encoder's '{TEXT}', and the base has nothing of the text encoder; take",
     ),
     "a text encoder's in kohya's form": (
-        factors("lora_te_text_model_m"), "is for the text encoder's 'text_model_m', and the base has nothing",
+        factors("lora_te_text_model_m"),
+        "is for the text encoder's 'text_model_m', and the base has nothing",
     ),
     "the same twice": (
-        factors(f"lora_unet_{Q.replace('.', '_')}"), f"changes the base's '{Q}.weight', as another does",
+        factors(f"lora_unet_{Q.replace('.', '_')}"),
+        f"changes the base's '{Q}.weight', as another does",
     ),
     "of peft": ({"base_model.model.m.lora_A.weight": torch.ones(2, 16)}, "name the folder that holds it"),
-}  # fmt: skip
+}
 
 
 def refusal(folder, tensors, metadata=None, base=None):
@@ -443,7 +471,8 @@ NOTED = {
     "an endless number": ('{"unet.lora_alpha": 1e999}', "alpha is no finite number: found inf"),
     "a list of patterns": ({"lora_alpha": 1, "alpha_pattern": ["m"]}, "is no JSON object of at most 4,096"),
     "many patterns": (
-        {"lora_alpha": 1, "alpha_pattern": dict.fromkeys(map(str, range(4097)), 1)}, "of at most 4,096",
+        {"lora_alpha": 1, "alpha_pattern": dict.fromkeys(map(str, range(4097)), 1)},
+        "of at most 4,096",
     ),
     "a long pattern": ({"lora_alpha": 1, "alpha_pattern": {"a" * 501: 1}}, "is not plain"),
     "text in a pattern": ({"lora_alpha": 1, "alpha_pattern": {"to_q": "1"}}, "alpha is no finite number"),
@@ -452,7 +481,7 @@ NOTED = {
     "PiSSA": ({"lora_alpha": 1, "init_lora_weights": "pissa"}, "found init_lora_weights 'pissa'"),
     "DoRA": ({"lora_alpha": 1, "use_dora": True}, "of more than LoRA: found use_dora True"),
     "LoHa": ({"lora_alpha": 1, "peft_type": "LOHA"}, "of more than LoRA: found peft_type 'LOHA'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", NOTED)

@@ -11,9 +11,20 @@ TUNED = Parent("fine-tuned", "hf://org/tuned@v1", "org/tuned", COMMITS[1])
 OTHER = Parent("fine-tuned", "org/other", "org/other", COMMITS[2])
 LOCAL = Parent("fine-tuned", "/home/somebody/secret/clip.pt")
 HOSTILE = [
-    "two\nlines", "---", "\n---\nlicense: mit\n---\n", "a\r---\r", "\x1b[31mred", "# [x](y) <b>`*_$",
-    "x`y``z", "`", "\u2028---", "\u202ereversed", "\udcff", "a: b", "",
-]  # fmt: skip
+    "two\nlines",
+    "---",
+    "\n---\nlicense: mit\n---\n",
+    "a\r---\r",
+    "\x1b[31mred",
+    "# [x](y) <b>`*_$",
+    "x`y``z",
+    "`",
+    "\u2028---",
+    "\u202ereversed",
+    "\udcff",
+    "a: b",
+    "",
+]
 
 
 def made(title="out", method="A method.", command="monosoup edit", parents=(BASE, TUNED), **options):
@@ -72,9 +83,12 @@ def test_of_local_files_the_metadata_has_tags_alone():
 
 def test_only_what_stays_true_is_inherited():
     kept = {
-        "license": "other", "license_name": "llama3", "license_link": "LICENSE", "language": ["no", "en"],
+        "license": "other",
+        "license_name": "llama3",
+        "license_link": "LICENSE",
+        "language": ["no", "en"],
         "pipeline_tag": "text-generation",
-    }  # fmt: skip
+    }
     stale = {
         "model-index": [{"name": "x", "results": []}],
         "tags": ["sota"],
@@ -93,8 +107,10 @@ def test_no_text_breaks_out_of_its_line(text):
     assert all(char.isprintable() for char in card.replace("\n", ""))
     assert len(card.splitlines()) == card.count("\n")
     assert metadata(card) == {
-        "base_model": ["org/tuned"], "base_model_relation": "merge", "tags": ["monosoup", "merge"],
-    }  # fmt: skip
+        "base_model": ["org/tuned"],
+        "base_model_relation": "merge",
+        "tags": ["monosoup", "merge"],
+    }
 
 
 def test_markdown_in_a_title_and_a_name_is_shown_as_it_is():
@@ -137,9 +153,12 @@ language: de
 
 def test_a_cards_metadata_is_read_as_the_hub_reads_it():
     expected = {
-        "license": "other", "license_name": "llama3", "license_link": "LICENSE", "language": ["en", "no"],
+        "license": "other",
+        "license_name": "llama3",
+        "license_link": "LICENSE",
+        "language": ["en", "no"],
         "pipeline_tag": "text-generation",
-    }  # fmt: skip
+    }
     assert read_card_metadata(CARD) == expected
     assert read_card_metadata("\ufeff\n" + CARD.replace("\n", "\r\n")) == expected
     assert read_card_metadata("---\nlicense:\n  - mit\n  - apache-2.0\n---") == {
@@ -150,12 +169,26 @@ def test_a_cards_metadata_is_read_as_the_hub_reads_it():
 @pytest.mark.parametrize(
     "front",
     [
-        "license: {a: b}", "license: [[mit]]", "license: [mit, {a: b}]", "license:", "license: []",
-        "license: 'a\n\n\n  b'", r'license: "\e[31m"', r'license: "a\nb"', "license: " + "x" * 501,
-        "license: 'open", "license: [mit", "license: *nobody", "license: \x1b", "license", "licence: mit",
-        "license: " + "[" * 1500, "license:\n" + "- a\n" * 10_000, "license:\n" + " - ? " * 3000,
+        "license: {a: b}",
+        "license: [[mit]]",
+        "license: [mit, {a: b}]",
+        "license:",
+        "license: []",
+        "license: 'a\n\n\n  b'",
+        r'license: "\e[31m"',
+        r'license: "a\nb"',
+        "license: " + "x" * 501,
+        "license: 'open",
+        "license: [mit",
+        "license: *nobody",
+        "license: \x1b",
+        "license",
+        "licence: mit",
+        "license: " + "[" * 1500,
+        "license:\n" + "- a\n" * 10_000,
+        "license:\n" + " - ? " * 3000,
     ],
-)  # fmt: skip
+)
 def test_what_is_malformed_or_no_text_is_not_inherited(front):
     assert read_card_metadata(f"---\n{front}\n---\n# Model") == {}
 

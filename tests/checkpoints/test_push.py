@@ -174,11 +174,7 @@ def test_trouble_before_any_work(hub):
 
 @pytest.mark.parametrize(
     ("options", "flags"),
-    [
-        ({}, " --private"),
-        ({"public": True}, ""),
-        ({"overwrite": True}, " --private --delete '*'"),
-    ],
+    [({}, " --private"), ({"public": True}, ""), ({"overwrite": True}, " --private --delete '*'")],
 )
 def test_what_fails_leaves_the_folder_and_tells_how_to_send_it(hub, folder, monkeypatch, options, flags):
     monkeypatch.setenv("HF_TOKEN", hub.guest_token)

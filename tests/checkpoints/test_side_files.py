@@ -31,19 +31,58 @@ def carried(tmp_path):
 
 
 WANTED = [
-    "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt", "merges.txt", "chat_template.jinja",
-    "LICENSE", "modeling_x.py", "figure.png", "additional_chat_templates/tool.jinja", "1_Pooling/config.json",
-    "deep/deeper/preprocessor_config.json", "model.safetensors.txt", "scheduler/scheduler_config.json",
-    "my.original", "checkpoints.md",
-]  # fmt: skip
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE",
+    "modeling_x.py",
+    "figure.png",
+    "additional_chat_templates/tool.jinja",
+    "1_Pooling/config.json",
+    "deep/deeper/preprocessor_config.json",
+    "model.safetensors.txt",
+    "scheduler/scheduler_config.json",
+    "my.original",
+    "checkpoints.md",
+]
 UNWANTED = [
-    "model.safetensors", "other.safetensors", "pytorch_model.bin", "a.pt", "a.pth", "a.ckpt", "deep/a.bin",
-    "model.safetensors.index.json", "pytorch_model.bin.index.json", "flax_model.msgpack", "tf_model.h5",
-    "model.onnx", "model.onnx_data", "model.gguf", "rust_model.ot", "model.tflite", "a.npz", "a.pkl",
-    "a.pickle", "a.nemo", "training_args.bin", "trainer_state.json", "README.md", "monosoup_report.json",
-    ".gitattributes", ".cache/x.json", "deep/.hidden", "events.out.tfevents.1", "original/params.json",
-    "checkpoint-500/config.json", "deep/original/x.json", "deep/checkpoint-1/x.json", "deep/README.md",
-]  # fmt: skip
+    "model.safetensors",
+    "other.safetensors",
+    "pytorch_model.bin",
+    "a.pt",
+    "a.pth",
+    "a.ckpt",
+    "deep/a.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+    "tf_model.h5",
+    "model.onnx",
+    "model.onnx_data",
+    "model.gguf",
+    "rust_model.ot",
+    "model.tflite",
+    "a.npz",
+    "a.pkl",
+    "a.pickle",
+    "a.nemo",
+    "training_args.bin",
+    "trainer_state.json",
+    "README.md",
+    "monosoup_report.json",
+    ".gitattributes",
+    ".cache/x.json",
+    "deep/.hidden",
+    "events.out.tfevents.1",
+    "original/params.json",
+    "checkpoint-500/config.json",
+    "deep/original/x.json",
+    "deep/checkpoint-1/x.json",
+    "deep/README.md",
+]
 
 
 def test_what_is_carried_and_what_is_left_behind(carried):
@@ -62,21 +101,37 @@ def test_a_large_file_is_left_behind(carried, tmp_path):
 
 
 PIPELINE = {
-    "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"], "vae": ["diffusers", "VAE"],
-    "text_encoder": ["transformers", "CLIP"], "scheduler": ["diffusers", "PNDM"], "tokenizer": ["x", "y"],
-    "safety_checker": [None, None], "requires_safety_checker": True,
-}  # fmt: skip
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet"],
+    "vae": ["diffusers", "VAE"],
+    "text_encoder": ["transformers", "CLIP"],
+    "scheduler": ["diffusers", "PNDM"],
+    "tokenizer": ["x", "y"],
+    "safety_checker": [None, None],
+    "requires_safety_checker": True,
+}
 PARTS = [
-    "unet/config.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors.index.json", "text_encoder/model-00001-of-00001.safetensors",
-    "scheduler/scheduler_config.json", "tokenizer/vocab.json",
-]  # fmt: skip
+    "unet/config.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors.index.json",
+    "text_encoder/model-00001-of-00001.safetensors",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+]
 OTHER_PARTS = [
-    "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin",
-    "vae/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin", "text_encoder/model.onnx",
-    "text_encoder/pytorch_model.bin.index.json", "text_encoder/flax_model.msgpack", "tokenizer/.hidden",
-    "v1-5-pruned.safetensors", "unrelated/model.safetensors", "vae/README.md",
-]  # fmt: skip
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.bin",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/model.onnx",
+    "text_encoder/pytorch_model.bin.index.json",
+    "text_encoder/flax_model.msgpack",
+    "tokenizer/.hidden",
+    "v1-5-pruned.safetensors",
+    "unrelated/model.safetensors",
+    "vae/README.md",
+]
 
 
 def test_the_other_parts_of_a_pipeline_are_carried_in_one_format(carried):
@@ -101,8 +156,12 @@ def test_weights_of_a_part_may_be_large_and_their_neighbours_not(carried, monkey
 def test_of_sentence_transformers_the_edited_part_is_not_carried(carried):
     names = ["1_Dense/model.safetensors", "1_Dense/config.json", "model.safetensors", "config.json"]
     modules = [{"path": ""}, {"path": "1_Dense"}]
-    assert carried(*names, modules=modules) == ["1_Dense/config.json", "1_Dense/model.safetensors",
-                                                "config.json", "modules.json"]  # fmt: skip
+    assert carried(*names, modules=modules) == [
+        "1_Dense/config.json",
+        "1_Dense/model.safetensors",
+        "config.json",
+        "modules.json",
+    ]
     moved = ["0_BERT/model.safetensors", "0_BERT/config.json"]
     modules = [{"path": "0_BERT"}, {"path": "1_Dense"}]
     found = carried(*moved, inner="0_BERT/", modules=modules)

@@ -106,11 +106,26 @@ def with_pickle(path, content: bytes):
 
 
 DTYPES = [
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64,
-    torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64,
-    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.uint16,
+    torch.int32,
+    torch.uint32,
+    torch.int64,
+    torch.uint64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -149,8 +164,13 @@ def test_views_of_every_kind(path, read):
     torch.save(views(), path)
     found = same(views(), read)
     assert set(found.strided) == {
-        "columns", "every other", "permuted", "transposed", "channels_last", "double"
-    }  # fmt: skip
+        "columns",
+        "every other",
+        "permuted",
+        "transposed",
+        "channels_last",
+        "double",
+    }
     assert not found.tied
     assert found.left_out == ()
     with zipfile.ZipFile(path) as archive:
@@ -227,10 +247,15 @@ def test_a_storage_that_was_on_another_device(path, read):
 
 
 BESIDE = {
-    "epoch": 3, "best": 0.5, "lr": [1e-3, (0.9, 0.999)], "milestones": Counter([3, 5]), "none": None,
+    "epoch": 3,
+    "best": 0.5,
+    "lr": [1e-3, (0.9, 0.999)],
+    "milestones": Counter([3, 5]),
+    "none": None,
     "optimizer": {"state": {0: {"step": torch.tensor(3.0), "shape": torch.Size([2, 3])}}},
-    "dtype": torch.bfloat16, "device": torch.device("cpu"),
-}  # fmt: skip
+    "dtype": torch.bfloat16,
+    "device": torch.device("cpu"),
+}
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module"])
@@ -271,23 +296,32 @@ def test_a_wrapper_s_name_that_is_no_wrapper(path, read):
         ({"": torch.zeros(2)}, "tensor '': a name that safetensors does not allow"),
         ({"__metadata__": torch.zeros(2)}, "tensor '__metadata__': a name that safetensors does not allow"),
         ({"\ud800": torch.zeros(2)}, "the name '\\ud800' is not valid Unicode"),
-        ({"a": torch.zeros(2, dtype=torch.complex128)},
-         "tensor 'a': a dtype that safetensors does not have: found complex128"),
-        ({"a": torch.zeros(2, dtype=torch.complex64).conj()},
-         "tensor 'a': a view that conjugates or negates"),
-        ({"a": torch.zeros(2, dtype=torch.complex64).conj().imag},
-         "tensor 'a': a view that conjugates or negates"),
+        (
+            {"a": torch.zeros(2, dtype=torch.complex128)},
+            "tensor 'a': a dtype that safetensors does not have: found complex128",
+        ),
+        (
+            {"a": torch.zeros(2, dtype=torch.complex64).conj()},
+            "tensor 'a': a view that conjugates or negates",
+        ),
+        (
+            {"a": torch.zeros(2, dtype=torch.complex64).conj().imag},
+            "tensor 'a': a view that conjugates or negates",
+        ),
         ({"a": torch.zeros(2).to_sparse()}, "holds a sparse tensor"),
         ({"a": torch.zeros(1).expand(5)}, "tensor 'a': a view whose elements overlap: found strides (0,)"),
         ({"a": torch.zeros(9).unfold(0, 3, 1)}, "tensor 'a': a view whose elements overlap"),
         ({"a": torch.zeros((1,) * 65)}, "tensor 'a': too many dimensions: expected at most 64, found 65"),
         ({"a": torch.zeros(2, device="meta")}, "holds a tensor without data"),
-        ({"a": torch.nn.Linear(2, 2)},
-         "holds an object that is not a tensor: 'torch.nn.modules.linear.Linear'; save the state dict alone"),
+        (
+            {"a": torch.nn.Linear(2, 2)},
+            "holds an object that is not a tensor: 'torch.nn.modules.linear.Linear'; save the state dict"
+            " alone",
+        ),
         ({"a": torch.zeros(2), "b": b"raw"}, "holds an object that is not a tensor: '_codecs.encode'"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_is_no_state_dict_is_refused(path, refused, content, line):
     torch.save(content, path)
     assert refused().startswith(line)
@@ -471,9 +505,17 @@ def rebuilt(offset: bytes, shape: bytes, strides: bytes, stored: bytes = STORED)
     """A pickle of {"a": a tensor of these}."""
     hooks = b"ccollections\nOrderedDict\n)R"
     return (
-        b"\x80\x02}X\x01\x00\x00\x00a" + TENSOR + b"(" + stored + offset + shape + strides
-        + b"\x89" + hooks + b"tRs."
-    )  # fmt: skip
+        b"\x80\x02}X\x01\x00\x00\x00a"
+        + TENSOR
+        + b"("
+        + stored
+        + offset
+        + shape
+        + strides
+        + b"\x89"
+        + hooks
+        + b"tRs."
+    )
 
 
 def long(value: int) -> bytes:
@@ -496,18 +538,22 @@ def test_the_pickles_written_here_are_read_where_they_are_honest(path, read):
         (rebuilt(b"K\x00", MILLION * 2 + b"\x86", MILLION + b"K\x01\x86"), "it reaches beyond its storage"),
         (rebuilt(b"K\x02", b"K\x03\x85", b"K\x01\x85"), "it reaches beyond its storage"),
         (rebuilt(b"K\x00", b"K\x02\x85", b"K\x04\x85"), "it reaches beyond its storage"),
-        (rebuilt(b"K\x00", b"K\x00" + long(2**40) * 2 + b"\x87", b"K\x01K\x01K\x01\x87"),
-         "the shape overflows"),
+        (
+            rebuilt(b"K\x00", b"K\x00" + long(2**40) * 2 + b"\x87", b"K\x01K\x01K\x01\x87"),
+            "the shape overflows",
+        ),
         (rebuilt(b"K\x00", long(2**40) * 2 + b"\x86", b"K\x00K\x00\x86"), ""),
         (rebuilt(b"K\x00", long(2**1000) + b"\x85", b"K\x01\x85"), ""),
         (rebuilt(b"K\x00", long(-1) + b"\x85", b"K\x01\x85"), ""),
         (rebuilt(long(-4), b"K\x03\x85", b"K\x01\x85"), ""),
         (rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"K\x04", long(2**70))), ""),
-        (rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"K\x04", long(2**40))),
-         "its storage is not of the size"),
+        (
+            rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"K\x04", long(2**40))),
+            "its storage is not of the size",
+        ),
         (rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"\x000X", b"\x001X")), ""),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_lie_are_refused(path, refused, content, line):
     with_pickle(path, content)
     assert line in refused()
@@ -520,16 +566,22 @@ BOMBS = {
     # a name so deep that hashing it overflows the stack of the process
     "depth": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
     # one list of pairs, copied over and over
-    "copies": b"\x80\x02](" + b"K\x01K\x02\x86" * N + b"e\x85q\x00(ccollections\nOrderedDict\nq\x01"
-    + b"h\x01h\x00R" * N + b"t.",
+    "copies": b"\x80\x02]("
+    + b"K\x01K\x02\x86" * N
+    + b"e\x85q\x00(ccollections\nOrderedDict\nq\x01"
+    + b"h\x01h\x00R" * N
+    + b"t.",
     # the same, of a list that grows only when it stands in the arguments
-    "growth": b"\x80\x02]q\x01\x85q\x00h\x01(" + b"K\x01K\x02\x86" * N + b"e(ccollections\nOrderedDict\nq\x02"
-    + b"h\x02h\x00R" * N + b"t.",
+    "growth": b"\x80\x02]q\x01\x85q\x00h\x01("
+    + b"K\x01K\x02\x86" * N
+    + b"e(ccollections\nOrderedDict\nq\x02"
+    + b"h\x02h\x00R" * N
+    + b"t.",
     "storage": b"\x80\x02ctorch.storage\nUntypedStorage\n" + long(2**36) + b"\x85R.",
     "array": b"\x80\x02c__builtin__\nbytearray\n" + long(2**36) + b"\x85R.",
     "text": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.",
     "memo": b"\x80\x02}r\xff\xff\xff\x7f(e.",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
@@ -558,11 +610,26 @@ def test_a_pickle_of_too_many_parts_is_refused(path, refused, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b".", b"\x80\x02", b"\x80\x02}", b"\x80\x02s.", b"\x80\x02h\x00.", b"\x80\x02t.", b"\x80\x02}b.",
-     b"\x80\x02X\xff\xff\xff\xffa.", b"\x80\x02ctorch\n", b"\x80\x02}}R.", b"\x80\x02Q.", b"\x80\x02K\x01Q.",
-     b"\x80\x02" + STORED + b"}b.", b"\x80\x04\x95", b"\x80\x02}(K\x01e.",
-     b"\x80\x02I" + b"9" * 9999 + b"\n."],
-)  # fmt: skip
+    [
+        b"",
+        b".",
+        b"\x80\x02",
+        b"\x80\x02}",
+        b"\x80\x02s.",
+        b"\x80\x02h\x00.",
+        b"\x80\x02t.",
+        b"\x80\x02}b.",
+        b"\x80\x02X\xff\xff\xff\xffa.",
+        b"\x80\x02ctorch\n",
+        b"\x80\x02}}R.",
+        b"\x80\x02Q.",
+        b"\x80\x02K\x01Q.",
+        b"\x80\x02" + STORED + b"}b.",
+        b"\x80\x04\x95",
+        b"\x80\x02}(K\x01e.",
+        b"\x80\x02I" + b"9" * 9999 + b"\n.",
+    ],
+)
 def test_malformed_pickles_are_refused(path, refused, content):
     with_pickle(path, content)
     assert refused()

@@ -87,13 +87,22 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(edit, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        [], ["--energy", "0"], ["--energy", "1.5"], ["--energy", "0.5", "--rank", "3"], ["--rank", "0"],
-        ["--wise", "2"], ["--device", "tpu"], ["--max-shard-size", "big"], ["--workers", "0"],
-        ["--max-shard-size", "1GB", "-o", "one.safetensors"], ["--include", "no such name"],
-        ["--stacked", "mlp.weight"], ["--colour"],
+        [],
+        ["--energy", "0"],
+        ["--energy", "1.5"],
+        ["--energy", "0.5", "--rank", "3"],
+        ["--rank", "0"],
+        ["--wise", "2"],
+        ["--device", "tpu"],
+        ["--max-shard-size", "big"],
+        ["--workers", "0"],
+        ["--max-shard-size", "1GB", "-o", "one.safetensors"],
+        ["--include", "no such name"],
+        ["--stacked", "mlp.weight"],
+        ["--colour"],
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_usage_exits_with_2(files, tmp_path, capsys, options):
     arguments = files[:1] if not options else [*files, "-o", str(tmp_path / "out"), *options]
     assert main(["edit", *arguments]) == 2

@@ -187,9 +187,13 @@ def test_a_folder_of_that_name_is_taken_before_the_hub_unless_told(hub, made, tm
         ]
         hub.clear()
         result = subprocess.run(
-            [sys.executable, "-c", code, *words], cwd=tmp_path, env=hub.env(tmp_path / "home"),
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", code, *words],
+            cwd=tmp_path,
+            env=hub.env(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return json.loads(result.stdout)["download_bytes"], len(hub.requests)
 
     assert source("org/ft") == (0, 0)
@@ -235,9 +239,16 @@ def test_state_dicts_are_read_where_there_is_no_safetensors(hub, made, edit, run
 def test_the_score_command_gets_whole_folders(hub, made, tmp_path):
     command = "ls {}/config.json {}/tokenizer.json {}/model*.safetensors >&2 && echo 1"
     result = hub.monosoup(
-        "soup", "org/ft", "org/base", "-o", tmp_path / "out", "--greedy", "--score-command", command,
+        "soup",
+        "org/ft",
+        "org/base",
+        "-o",
+        tmp_path / "out",
+        "--greedy",
+        "--score-command",
+        command,
         home=tmp_path / "home",
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result
 
 
@@ -323,9 +334,12 @@ def test_two_ids_take_the_memory_of_two_files(large, tmp_path):
         )
         words = ["wise", str(base), str(finetuned), "-o", str(tmp_path / output), "--quiet", "--alpha", "0.5"]
         result = subprocess.run(
-            [sys.executable, "-c", code, *words], env=hub.env(tmp_path / "home"), capture_output=True,
-            text=True, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", code, *words],
+            env=hub.env(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return int(result.stdout) * 1024
 
     local = peak(place / "base", place / "ft", "local")
@@ -374,7 +388,7 @@ def climbing(hub):
         (cut_config, ["cut short", "run it again"]),
         (climbing, ["lists a file that would lie outside"]),
     ],
-)  # fmt: skip
+)
 def test_trouble_is_told_in_a_line(hub, edit, trouble, words):
     trouble(hub)
     error = edit("org/base", "org/ft", code=1)
@@ -421,9 +435,7 @@ def test_an_interrupted_download_ends_at_once(large, tmp_path):
     hub, _ = large
     hub.clear()
     words = [sys.executable, "-m", "monosoup_cli", "edit", "org/base", "org/ft", "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        words, env=hub.env(tmp_path / "home"), stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+    process = subprocess.Popen(words, env=hub.env(tmp_path / "home"), stderr=subprocess.PIPE, text=True)
     while not any(request.route == "blob" and not request.range for request in hub.requests):
         assert process.poll() is None
         time.sleep(0.005)
@@ -478,9 +490,14 @@ def test_the_cache_is_no_place_to_write_to(hub, edit, tmp_path, words):
     for place in (snapshot, cache / "blobs"):
         before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
         result = hub.monosoup(
-            "edit", "org/base", "org/ft", "-o", tmp_path / "again", *(word.format(place) for word in words),
+            "edit",
+            "org/base",
+            "org/ft",
+            "-o",
+            tmp_path / "again",
+            *(word.format(place) for word in words),
             home=tmp_path / "home",
-        )  # fmt: skip
+        )
         assert result.returncode == 1
         assert "lies in the Hub's cache" in result.stderr
         assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
@@ -528,9 +545,16 @@ def test_the_way_to_send_a_folder_is_told_only_of_a_result(hub, edit, tmp_path):
 def test_a_failed_push_leaves_the_output(hub, tmp_path):
     hub.fail("owner/edited", 403, method="POST")
     result = hub.monosoup(
-        "edit", "org/base", "org/ft", "-o", tmp_path / "out", "--push", "owner/edited",
-        home=tmp_path / "home", HF_TOKEN=hub.token,
-    )  # fmt: skip
+        "edit",
+        "org/base",
+        "org/ft",
+        "-o",
+        tmp_path / "out",
+        "--push",
+        "owner/edited",
+        home=tmp_path / "home",
+        HF_TOKEN=hub.token,
+    )
     assert result.returncode == 1
     assert f"`hf upload owner/edited {tmp_path / 'out'}" in result.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()

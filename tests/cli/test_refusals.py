@@ -58,12 +58,25 @@ A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 @pytest.mark.parametrize(
     "shard",
     [
-        "../model.safetensors", "/etc/model.safetensors", "C:\\model.safetensors", "C:model.safetensors",
-        "\\\\host\\share\\model.safetensors", "sub\\model.safetensors", "sub/model.safetensors",
-        "./model.safetensors", "..", "", "a\0.safetensors", "model.bin", "model.safetensors.bin",
-        7, None, ["model.safetensors"], {},
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "C:\\model.safetensors",
+        "C:model.safetensors",
+        "\\\\host\\share\\model.safetensors",
+        "sub\\model.safetensors",
+        "sub/model.safetensors",
+        "./model.safetensors",
+        "..",
+        "",
+        "a\0.safetensors",
+        "model.bin",
+        "model.safetensors.bin",
+        7,
+        None,
+        ["model.safetensors"],
+        {},
     ],
-)  # fmt: skip
+)
 def test_an_index_may_name_only_files_beside_it(pair, refuse, tmp_path, shard):
     shutil.copy(pair.base, tmp_path / "model.safetensors")  # what ../model.safetensors would reach
     folder = shards(tmp_path / "in", {A: ["x"]}, {"evil": shard, "x": A})
@@ -482,7 +495,7 @@ EXOTIC: dict[str, tuple[str, list[int], bytes]] = {
     "nothing at all": ("BF16", [0, 0, 5], b""),
     "no experts": ("F16", [0, 3, 4], b""),
     "64 dimensions": ("I16", [1] * 64, b"\x01\x02"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", ["keep", "float16"])
@@ -522,10 +535,18 @@ def test_what_is_not_edited_is_copied_byte_for_byte(run, tmp_path, dtype):
 @pytest.mark.parametrize(
     "suffix",
     [
-        "qweight", "qzeros", "g_idx", "weight.absmax", "weight.quant_map", "SCB",
-        "weight.quant_state.bitsandbytes__nf4", "weight_scale", "weight_scale_inv", "weight_packed",
+        "qweight",
+        "qzeros",
+        "g_idx",
+        "weight.absmax",
+        "weight.quant_map",
+        "SCB",
+        "weight.quant_state.bitsandbytes__nf4",
+        "weight_scale",
+        "weight_scale_inv",
+        "weight_packed",
     ],
-)  # fmt: skip
+)
 def test_a_quantised_checkpoint_is_refused(pair, refuse, tmp_path, suffix):
     path = tmp_path / "quantised.safetensors"
     save_file({"block.weight": torch.ones(8, 6), f"mlp.{suffix}": torch.ones(2)}, path)
@@ -571,9 +592,13 @@ def write_with(path: Path, name: str, value: float, dtype: torch.dtype | None = 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     ("which", "name"),
-    [("base", "block.weight"), ("finetuned", "block.weight"), ("finetuned", "head.weight"),
-     ("finetuned", "block.bias")],
-)  # fmt: skip
+    [
+        ("base", "block.weight"),
+        ("finetuned", "block.weight"),
+        ("finetuned", "head.weight"),
+        ("finetuned", "block.bias"),
+    ],
+)
 def test_nan_and_inf_stop_the_run(pair, refuse, which, name, value):
     path = getattr(pair, which)
     write_with(path, name, value)
@@ -771,9 +796,17 @@ def test_a_foreign_partial_is_not_touched(pair, refuse, tmp_path, partial):
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
 @pytest.mark.parametrize(
     "report",
-    ["finetuned/model.safetensors", "base/config.json", "out", "out/model.safetensors", "out/README.md",
-     "out/config.json", "absent/report.json", "base"],
-)  # fmt: skip
+    [
+        "finetuned/model.safetensors",
+        "base/config.json",
+        "out",
+        "out/model.safetensors",
+        "out/README.md",
+        "out/config.json",
+        "absent/report.json",
+        "base",
+    ],
+)
 def test_the_report_may_not_replace_anything_of_the_run(pair, refuse, tmp_path, report, overwrite):
     inputs = folders(tmp_path, pair)
     for folder in inputs:
@@ -789,14 +822,30 @@ def test_the_report_of_a_file_may_not_be_that_file(pair, refuse, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["edit"], ["edit", "{base}"], ["edit", "{base}", "{finetuned}"], ["nonsense"], [],
-        *(["edit", "{base}", "{finetuned}", "-o", "{out}", *options] for options in (
-            ["--nonsense"], ["--energy", "2"], ["--energy", "0.5", "--rank", "3"], ["--rank", "0"],
-            ["--wise", "1.5"], ["--min-update", "-1"], ["--max-shard-size", "big"], ["--workers", "0"],
-            ["--device", "toaster"], ["--include", "nothing*"], ["--dtype", "int8"], ["--stacked", "head*"],
-        )),
+        ["edit"],
+        ["edit", "{base}"],
+        ["edit", "{base}", "{finetuned}"],
+        ["nonsense"],
+        [],
+        *(
+            ["edit", "{base}", "{finetuned}", "-o", "{out}", *options]
+            for options in (
+                ["--nonsense"],
+                ["--energy", "2"],
+                ["--energy", "0.5", "--rank", "3"],
+                ["--rank", "0"],
+                ["--wise", "1.5"],
+                ["--min-update", "-1"],
+                ["--max-shard-size", "big"],
+                ["--workers", "0"],
+                ["--device", "toaster"],
+                ["--include", "nothing*"],
+                ["--dtype", "int8"],
+                ["--stacked", "head*"],
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_usage_is_exit_code_2(pair, run, tmp_path, words):
     before = sorted(tmp_path.iterdir())
     paths = {"base": pair.base, "finetuned": pair.finetuned, "out": tmp_path / "out"}

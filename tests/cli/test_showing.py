@@ -98,9 +98,12 @@ def in_a_terminal(command, width, environment=None):
     fcntl.ioctl(stdout, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
     process = subprocess.Popen(
-        [*MONOSOUP, *map(str, command)], stdin=stdout, stdout=stdout, stderr=subprocess.PIPE,
+        [*MONOSOUP, *map(str, command)],
+        stdin=stdout,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         env={**inherited, "TERM": "xterm-256color", **(environment or {})},
-    )  # fmt: skip
+    )
     os.close(stdout)
     seen = b""
     while True:
@@ -196,8 +199,11 @@ def test_the_report_of_several_checkpoints_is_shown(run, files, folder, tmp_path
     assert "shown" not in out
     assert "energy-0.8" in (tmp_path / "page.html").read_text()
     assert json.loads(run("report", path, "--format", "json").out) == json.loads(path.read_text())
-    for command in (["report", path, "--format", "csv"], ["report", path, "--plot", tmp_path / "x.png"],
-                    ["compare", path, path]):  # fmt: skip
+    for command in (
+        ["report", path, "--format", "csv"],
+        ["report", path, "--plot", tmp_path / "x.png"],
+        ["compare", path, path],
+    ):
         code, out, err = run(*command)
         assert (code, out) == (1, "")
         assert "each checkpoint has a report of its own" in err
@@ -337,17 +343,21 @@ def test_ratios_that_were_clamped_are_counted(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--layer", "lm_*", "--layer", "*.1.*q_proj*"],
-         ["lm_head.weight", "model.layers.1.self_attn.q_proj.weight"]),
-        (["--layer", "model.layers.3.mlp.experts.down_proj"],
-         [f"model.layers.3.mlp.experts.down_proj[{index}]" for index in range(2)]),
+        (
+            ["--layer", "lm_*", "--layer", "*.1.*q_proj*"],
+            ["lm_head.weight", "model.layers.1.self_attn.q_proj.weight"],
+        ),
+        (
+            ["--layer", "model.layers.3.mlp.experts.down_proj"],
+            [f"model.layers.3.mlp.experts.down_proj[{index}]" for index in range(2)],
+        ),
         (["--group", "kind"], ["embedding", "attention", "mlp", "head"]),
         (["--group", "depth", "--top", "3"], ["outside blocks", "model.layers 0", "model.layers 1"]),
         (["--sort", "name", "--top", "2"], ["lm_head.weight", "model.embed_tokens.weight"]),
         (["--sort", "λ_low", "--layer", "lm_*"], ["lm_head.weight"]),
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("command", ["inspect-spectrum", "report"])
 def test_rows_are_chosen(run, files, reports, command, options, expected):
     inputs = files[:2] if command == "inspect-spectrum" else [reports["inspect"]]
@@ -449,11 +459,15 @@ def test_a_report_is_shown_as_the_inspection_was(run, files, tmp_path):
 @pytest.mark.parametrize(
     ("command", "labels", "count"),
     [
-        ("edit", [*ALWAYS, "spectrum"], 26), ("stock", ["cosine", "ratio", "clamped"], 23),
-        ("soup", [], 0), ("sfgs", [], 0), ("wise", ["α"], 23), ("lines", ["scale"], 23),
+        ("edit", [*ALWAYS, "spectrum"], 26),
+        ("stock", ["cosine", "ratio", "clamped"], 23),
+        ("soup", [], 0),
+        ("sfgs", [], 0),
+        ("wise", ["α"], 23),
+        ("lines", ["scale"], 23),
         ("inspect several", [*ALWAYS, "cosine", "spectrum"], 26),
     ],
-)  # fmt: skip
+)
 def test_the_report_of_every_command_is_shown(run, reports, command, labels, count):
     code, out, err = run("report", reports[command])
     assert (code, err) == (0, "")
@@ -483,10 +497,13 @@ def shell(command):
 @pytest.mark.parametrize(
     ("options", "reader", "begins"),
     [
-        ("--format csv", "head -1", "name,kind,stack,"), ("--format json", "head -1", "{\n"),
-        ("", "head -2", "layer  "), ("", "true", ""), ("--format json", "head -c 20", "{\n"),
+        ("--format csv", "head -1", "name,kind,stack,"),
+        ("--format json", "head -1", "{\n"),
+        ("", "head -2", "layer  "),
+        ("", "true", ""),
+        ("--format json", "head -c 20", "{\n"),
     ],
-)  # fmt: skip
+)
 def test_a_reader_may_stop_early(run, large, options, reader, begins):
     assert len(run("report", large, *options.split()).out.encode()) > 1.5 * PIPE_BUFFER
     code, out, err = shell(f"monosoup report {large} {options} | {reader}")
@@ -554,5 +571,8 @@ def test_names_are_shown_harmlessly(run, tmp_path, name, seen):
         if command[0] != "compare":
             line = next(csv.reader(io.StringIO(result.out.partition("\n")[2])))
             assert seen in line[0]
-    assert not [char for char in run("report", reports[0], "--group", "depth").out
-                if unicodedata.category(char) in {"Cf", "Cs"}]  # fmt: skip
+    assert not [
+        char
+        for char in run("report", reports[0], "--group", "depth").out
+        if unicodedata.category(char) in {"Cf", "Cs"}
+    ]

@@ -157,11 +157,17 @@ def test_nonfinite_matrices_are_refused(value):
 @pytest.mark.parametrize(
     "options",
     [
-        {"energy": 0.0}, {"energy": 1.01}, {"energy": math.nan}, {"rank": 0}, {"rank_fraction": 0.0},
-        {"rank_fraction": 2.0}, {"energy": 0.5, "rank": 2}, {"weighting": "best"},
+        {"energy": 0.0},
+        {"energy": 1.01},
+        {"energy": math.nan},
+        {"rank": 0},
+        {"rank_fraction": 0.0},
+        {"rank_fraction": 2.0},
+        {"energy": 0.5, "rank": 2},
+        {"weighting": "best"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_options_out_of_range(options):
     with pytest.raises(UsageError):
         MonoSoup(**options)

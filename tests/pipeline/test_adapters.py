@@ -176,21 +176,35 @@ def test_editing_an_adapter_is_editing_the_merged_model(run, tmp_path, wide_of, 
         assert_near(found[name], weights, 1e-5)
 
 
-SEVERAL = ["linear", "conv1d of gpt2", "convolution, 2-d", "dora", "lora_bias", "modules_to_save", "tokens",
-           "experts"]  # fmt: skip
+SEVERAL = [
+    "linear",
+    "conv1d of gpt2",
+    "convolution, 2-d",
+    "dora",
+    "lora_bias",
+    "modules_to_save",
+    "tokens",
+    "experts",
+]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 @pytest.mark.parametrize(
     ("command", "count", "options"),
     [
-        ("edit", 2, []), ("edit", 1, ["--energy", 0.8, "--wise", 0.5]), ("edit", 1, ["--weighting", "high"]),
-        ("stock", 2, []), ("stock", 2, ["--granularity", "filter"]), ("soup", 2, []),
-        ("soup", 2, ["--weights", "3,1"]), ("sfgs", 2, ["--threshold", -1]), ("wise", 1, ["--alpha", 0.3]),
+        ("edit", 2, []),
+        ("edit", 1, ["--energy", 0.8, "--wise", 0.5]),
+        ("edit", 1, ["--weighting", "high"]),
+        ("stock", 2, []),
+        ("stock", 2, ["--granularity", "filter"]),
+        ("soup", 2, []),
+        ("soup", 2, ["--weights", "3,1"]),
+        ("sfgs", 2, ["--threshold", -1]),
+        ("wise", 1, ["--alpha", 0.3]),
         ("lines", 1, ["--alpha", 0.5, "--beta", 0.3]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
-)  # fmt: skip
+)
 def test_every_command_reads_adapters(run, tmp_path, wide_of, name, command, count, options):
     base, adapters, merged = wide_of(name)
     first = ["--base", base] if command == "soup" else [base]
@@ -238,8 +252,10 @@ RANKS = {
     "linear": {"": (4, 7 / 4)},
     "rslora": {"": (4, 7 / 2)},
     "patterns": {
-        "layers.0.self_attn.q_proj": (2, 7 / 2), "layers.1.self_attn.q_proj": (2, 32 / 2),
-        "layers.0.mlp.down_proj": (4, 3 / 4), "layers.1.mlp.down_proj": (6, 7 / 6),
+        "layers.0.self_attn.q_proj": (2, 7 / 2),
+        "layers.1.self_attn.q_proj": (2, 32 / 2),
+        "layers.0.mlp.down_proj": (4, 3 / 4),
+        "layers.1.mlp.down_proj": (6, 7 / 6),
     },
     "embedding": {"": (4, 7 / 4)},
     "convolution, 2-d": {"": (4, 7 / 4)},
@@ -247,7 +263,7 @@ RANKS = {
     "dora": {},
     "modules_to_save": {"q_proj": (4, 7 / 4), "down_proj": (4, 7 / 4)},
     "tokens": {"q_proj": (4, 7 / 4), "down_proj": (4, 7 / 4)},
-}  # fmt: skip
+}
 """Words of the names of layers, and the rank and scale of their updates."""
 
 

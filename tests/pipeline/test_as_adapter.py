@@ -237,8 +237,9 @@ def test_killed_and_resumed(run, many, tmp_path, kind):
 
     process = subprocess.Popen(
         [sys.executable, "-m", "monosoup_cli", *words_of(many, kind, out, "--workers", "2")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while finished() < 20 and process.poll() is None:
         time.sleep(0.002)
     process.kill()
@@ -309,10 +310,15 @@ def test_a_soup_of_adapters_asks_for_their_base(run, many, tmp_path):
     assert "--base" in result.err
     done(
         run(
-            "soup", many / "adapter", many / "tuned.safetensors", "-o", tmp_path / "out", "--base",
+            "soup",
+            many / "adapter",
+            many / "tuned.safetensors",
+            "-o",
+            tmp_path / "out",
+            "--base",
             many / "base.safetensors",
         )
-    )  # fmt: skip
+    )
     assert "--base base.safetensors" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -465,8 +471,9 @@ def test_a_resumed_run_wants_the_same_scale(run, many, tmp_path):
     journal = tmp_path / "out.partial" / "journal"
     process = subprocess.Popen(
         [sys.executable, "-m", "monosoup_cli", "edit", "-", str(adapter), "--as-adapter", "-o", str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not (journal.exists() and journal.read_bytes().count(b"\n{") > 5) and process.poll() is None:
         time.sleep(0.002)
     process.kill()

@@ -52,13 +52,21 @@ def test_every_kind_and_dtype(tmp_path, cut, base_dtype, finetuned_dtype, zero_b
 @pytest.mark.parametrize(
     "options",
     [
-        {"energy": 0.8}, {"energy": 0.25}, {"energy": 1.0}, {"rank": 1}, {"rank": 10}, {"rank": 10**6},
-        {"rank_fraction": 0.25}, {"rank_fraction": 1.0}, {"wise": 0.3}, {"wise": 0.0},
+        {"energy": 0.8},
+        {"energy": 0.25},
+        {"energy": 1.0},
+        {"rank": 1},
+        {"rank": 10},
+        {"rank": 10**6},
+        {"rank_fraction": 0.25},
+        {"rank_fraction": 1.0},
+        {"wise": 0.3},
+        {"wise": 0.0},
         *({"weighting": name} for name in ("spectral", "alignment", "uniform", "high", "low")),
         {"weighting": "high", "rank": 5},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_option(tmp_path, options, device):
     base, finetuned = write_pair(tmp_path, torch.float32, torch.float32, zero_base=False)
     out = tmp_path / "out.safetensors"
@@ -73,10 +81,14 @@ def test_every_option(tmp_path, options, device):
 @pytest.mark.parametrize(
     ("rank", "is_flat", "dtype"),
     [
-        (1, False, torch.float32), (8, False, torch.float32), (64, False, torch.float32),
-        (8, True, torch.float32), (64, True, torch.float32), (64, False, torch.float64),
+        (1, False, torch.float32),
+        (8, False, torch.float32),
+        (64, False, torch.float32),
+        (8, True, torch.float32),
+        (64, True, torch.float32),
+        (64, False, torch.float64),
     ],
-)  # fmt: skip
+)
 def test_exactly_low_rank_updates_over_a_zero_base(tmp_path, rank, is_flat, dtype, device):
     """A Gram matrix alone would see a thousand noise values here, and k + 1."""
     rng = np.random.default_rng(rank)
@@ -148,9 +160,12 @@ def test_kept_tensors_are_averaged_and_interpolated_too(tmp_path):
     base, first, second = tensors
     out = tmp_path / "out.safetensors"
     monosoup_cli.edit(
-        tmp_path / "0.safetensors", [tmp_path / "1.safetensors", tmp_path / "2.safetensors"], out,
-        wise=0.25, exclude=["excluded"],
-    )  # fmt: skip
+        tmp_path / "0.safetensors",
+        [tmp_path / "1.safetensors", tmp_path / "2.safetensors"],
+        out,
+        wise=0.25,
+        exclude=["excluded"],
+    )
     found = load_file(out)
     mean = {name: (first[name].double() + second[name].double()) / 2 for name in first}
     for name in ("vector", "zero_d", "excluded"):

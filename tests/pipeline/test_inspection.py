@@ -55,8 +55,10 @@ def assert_same_report(found, expected):
     for name in ("tensors", "edited", "kept", "parameters_edited"):
         assert found["summary"][name] == expected["summary"][name]
     for name, mean in expected["summary"]["means"].items():
-        values, inspected = ([summary["means"][name], *(summary["ranges"][name] or ())]
-                             for summary in (expected["summary"], found["summary"]))  # fmt: skip
+        values, inspected = (
+            [summary["means"][name], *(summary["ranges"][name] or ())]
+            for summary in (expected["summary"], found["summary"])
+        )
         assert inspected == (values if mean is None else pytest.approx(values, rel=1e-9, abs=1e-7)), name
     assert found["only_in_base"] == expected["only_in_base"]
 
@@ -135,8 +137,13 @@ def test_values_equal_those_of_numpy(tmp_path, cut, dtype, device):
 def family(tmp_path):
     """A base, and three fine-tunes that differ in direction; the third has moved the last tensor alone."""
     rng = np.random.default_rng(3)
-    shapes = {"blocks.0.weight": (24, 16), "blocks.1.weight": (16, 40), "mlp.experts.w1": (3, 8, 6),
-              "bias": (16,), "only.weight": (9, 9)}  # fmt: skip
+    shapes = {
+        "blocks.0.weight": (24, 16),
+        "blocks.1.weight": (16, 40),
+        "mlp.experts.w1": (3, 8, 6),
+        "bias": (16,),
+        "only.weight": (9, 9),
+    }
     contents = [{name: rng.standard_normal(shape) for name, shape in shapes.items()}]
     together = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     for number in range(3):
@@ -271,8 +278,10 @@ def test_it_reads_only_what_it_needs(tmp_path):
     save_file(finetuned, files(tmp_path)[1])
     report = monosoup_cli.inspect_spectrum(*files(tmp_path), layer="a.*")
     assert {layer["name"]: layer["reason"] for layer in report["layers"]} == {
-        "a.weight": None, "b.weight": "excluded", "bias": "excluded",
-    }  # fmt: skip
+        "a.weight": None,
+        "b.weight": "excluded",
+        "bias": "excluded",
+    }
     headers = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in files(tmp_path))
     assert report["timing"]["bytes_read"] <= headers + 2 * 64 * 64 * 4
     assert report["timing"]["bytes_written"] == 0

@@ -14,9 +14,12 @@ from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.plan import Selection, make_plan
 
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 5,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 5,
     "vocab_size": 4000,
-}  # fmt: skip
+}
 
 
 def model(kind, seed):

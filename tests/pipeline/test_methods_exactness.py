@@ -28,11 +28,26 @@ DTYPES = {  # of the base, and of the fine-tuned ones in turn
     "mixed 16-bit": (BF16, [F16, BF16]),
 }
 SHAPES = {
-    "square": (36, 36), "tall": (70, 9), "wide": (9, 70), "convolution": (6, 4, 3, 3), "conv_1d": (6, 4, 5),
-    "mlp.experts.up_proj": (3, 8, 10), "row": (1, 90), "column": (90, 1), "one": (1, 1), "vector": (50,),
-    "short_vector": (1,), "scalar": (), "still": (7, 5), "first_is_still": (7, 5), "rows_are_still": (7, 5),
-    "zero_base": (12, 12), "empty_vector": (0,), "no_rows": (0, 7), "no_columns": (7, 0),
-}  # fmt: skip
+    "square": (36, 36),
+    "tall": (70, 9),
+    "wide": (9, 70),
+    "convolution": (6, 4, 3, 3),
+    "conv_1d": (6, 4, 5),
+    "mlp.experts.up_proj": (3, 8, 10),
+    "row": (1, 90),
+    "column": (90, 1),
+    "one": (1, 1),
+    "vector": (50,),
+    "short_vector": (1,),
+    "scalar": (),
+    "still": (7, 5),
+    "first_is_still": (7, 5),
+    "rows_are_still": (7, 5),
+    "zero_base": (12, 12),
+    "empty_vector": (0,),
+    "no_rows": (0, 7),
+    "no_columns": (7, 0),
+}
 STACKS = {"visual.transformer.resblocks": 4, "transformer.resblocks": 3, "single.blocks": 2}
 OUTSIDE = ["visual.conv1.weight", "visual.proj", "logit_scale", "fc.weight", "classification_head.bias"]
 
@@ -133,9 +148,15 @@ on_every_device = pytest.mark.parametrize("device", DEVICES)
 @every_dtype
 @pytest.mark.parametrize(
     ("count", "granularity", "clamp"),
-    [(2, "tensor", True), (2, "filter", False), (3, "tensor", False), (3, "filter", True),
-     (5, "tensor", True), (5, "filter", False)],
-)  # fmt: skip
+    [
+        (2, "tensor", True),
+        (2, "filter", False),
+        (3, "tensor", False),
+        (3, "filter", True),
+        (5, "tensor", True),
+        (5, "filter", False),
+    ],
+)
 def test_stock(tmp_path, cut, count, granularity, clamp, dtypes, device):
     base, finetuned = make_checkpoints(*dtypes, count)
     files, out = write(tmp_path, base, *finetuned), tmp_path / "out.safetensors"
@@ -420,9 +441,15 @@ def test_sfgs(tmp_path, cut, include_vectors, dtypes, device):
     scores = {path: -order.index(number) / 7 for number, path in enumerate(paths)}
     threshold = float(np.median(matrix[2, [0, 1, 3, 4]]))
     report = monosoup_cli.sfgs(
-        files[0], paths, out, threshold=threshold, scores=scores, include_vectors=include_vectors,
-        exclude=left_out, device=device,
-    )  # fmt: skip
+        files[0],
+        paths,
+        out,
+        threshold=threshold,
+        scores=scores,
+        include_vectors=include_vectors,
+        exclude=left_out,
+        device=device,
+    )
     members = check_selection(report["selection"], paths, matrix, order, threshold)
     assert 1 < len(members) < 5
     found, expected = load_file(out), mean_of([finetuned[number] for number in members])
@@ -462,9 +489,14 @@ def test_sfgs_accepts_at_the_threshold_itself(tmp_path):
     made = [{"w": torch.tensor([vector]).float()} for vector in vectors]
     files, out = write(tmp_path, {"w": torch.zeros(1, 4)}, *made), tmp_path / "out.safetensors"
     for threshold, members in (
-        (math.nextafter(0.5, 1), [0]), (0.5, [0, 1, 3]), (math.nextafter(0.5, 0), [0, 1, 3]),
-        (math.nextafter(0, 1), [0, 1, 3]), (0, [0, 1, 2, 3]), (-0.0, [0, 1, 2, 3]), (-1, [0, 1, 2, 3]),
-    ):  # fmt: skip
+        (math.nextafter(0.5, 1), [0]),
+        (0.5, [0, 1, 3]),
+        (math.nextafter(0.5, 0), [0, 1, 3]),
+        (math.nextafter(0, 1), [0, 1, 3]),
+        (0, [0, 1, 2, 3]),
+        (-0.0, [0, 1, 2, 3]),
+        (-1, [0, 1, 2, 3]),
+    ):
         report = monosoup_cli.sfgs(files[0], files[1:], out, threshold=threshold, overwrite=True)
         assert report["selection"]["members"] == [str(files[1 + number]) for number in members]
         assert_equal(load_file(out)["w"], mean_of([made[number] for number in members])["w"], F32)
@@ -498,9 +530,7 @@ def test_sfgs_of_one_member_is_that_member(tmp_path, dtypes):
 
 ONE, SEVERAL = ("edit", "wise", "lines"), ("stock", "soup", "sfgs")
 COMMANDS = (*ONE, *SEVERAL)
-OPTIONS = {
-    "wise": {"alpha": 0.25}, "lines": {"alpha": 0.25, "beta": 0.5}, "sfgs": {"threshold": -1},
-}  # fmt: skip
+OPTIONS = {"wise": {"alpha": 0.25}, "lines": {"alpha": 0.25, "beta": 0.5}, "sfgs": {"threshold": -1}}
 
 
 def run(command, files, out, **options):
@@ -516,10 +546,16 @@ def make_misfits(dtype=F32):
 
     def made(number):
         tensors = {
-            "layers.0.w": (6, 4), "layers.1.w": (6, 4), "vector": (9,), "left_out": (5, 3), "scalar": (),
-            "reshaped": (4, 6) if number == 0 else (6, 4), "odd": (2, 3) if number == 2 else (3, 2),
-            "new": (3, 3), "turned": (4,),
-        }  # fmt: skip
+            "layers.0.w": (6, 4),
+            "layers.1.w": (6, 4),
+            "vector": (9,),
+            "left_out": (5, 3),
+            "scalar": (),
+            "reshaped": (4, 6) if number == 0 else (6, 4),
+            "odd": (2, 3) if number == 2 else (3, 2),
+            "new": (3, 3),
+            "turned": (4,),
+        }
         tensors = {
             name: torch.tensor(rng.standard_normal(shape)).to(dtype) for name, shape in tensors.items()
         }

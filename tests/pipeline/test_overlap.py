@@ -135,31 +135,38 @@ def test_edit(run, tmp_path, cut, dtypes, count, options):
 COMMANDS = {  # command, how many fine-tuned checkpoints, options, the reference
     "stock": ("stock", 3, (), lambda name, base, *tuned: references.stock(base, tuned)[0]),
     "stock by row": (
-        "stock", 2, ("--granularity", "filter"),
+        "stock",
+        2,
+        ("--granularity", "filter"),
         lambda name, base, *tuned: references.stock(base, tuned, granularity="filter")[0],
     ),
     "soup": ("soup", 3, (), lambda name, *tuned: references.soup(tuned)),
-    "soup weighted": (
-        "soup", 2, ("--weights", "3,1"), lambda name, *tuned: references.soup(tuned, [3, 1])
-    ),
+    "soup weighted": ("soup", 2, ("--weights", "3,1"), lambda name, *tuned: references.soup(tuned, [3, 1])),
     "sfgs": ("sfgs", 3, ("--threshold", -1), lambda name, *tuned: references.soup(tuned)),
     "wise": ("wise", 1, ("--alpha", 0.3), lambda name, base, tuned: references.wise(base, tuned, 0.3)),
     "wise of the base": ("wise", 1, ("--alpha", 0), lambda name, base, tuned: base),
     "lines": (
-        "lines", 1, ("--alpha", 0.25, "--beta", 0.5),
+        "lines",
+        1,
+        ("--alpha", 0.25, "--beta", 0.5),
         lambda name, base, tuned: references.wise(
             base, tuned, references.lines_scale(name, {"blocks": 2}, 0.25, 0.5)
         ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=["whole", "by ranges"])
 def ranges(request, monkeypatch):
     """Small tensors as they are, and the same as if they were too large for the buffers."""
     if request.param == "by ranges":
-        for name, value in {"FLAT_ELEMENTS": 37, "ROWS_ELEMENTS": 128, "MIN_ROW_ELEMENTS": 11,
-                            "HELD_BYTES": 400, "CHUNK_BYTES": 64}.items():  # fmt: skip
+        for name, value in {
+            "FLAT_ELEMENTS": 37,
+            "ROWS_ELEMENTS": 128,
+            "MIN_ROW_ELEMENTS": 11,
+            "HELD_BYTES": 400,
+            "CHUNK_BYTES": 64,
+        }.items():
             monkeypatch.setattr(f"monosoup_cli.pipeline.blocks.{name}", value)
 
 
@@ -316,9 +323,15 @@ def write_pair(folder, base, finetuned):
 
 @pytest.mark.parametrize(
     ("base", "finetuned"),
-    [((5, 4), (5, 6)), ((5, 4), (6, 5)), ((5,), (5, 1)), ((5, 4), (5, 4, 1)), ((), (1,)),
-     ((2, 3, 4), (3, 4, 3))],
-)  # fmt: skip
+    [
+        ((5, 4), (5, 6)),
+        ((5, 4), (6, 5)),
+        ((5,), (5, 1)),
+        ((5, 4), (5, 4, 1)),
+        ((), (1,)),
+        ((2, 3, 4), (3, 4, 3)),
+    ],
+)
 def test_other_differences_are_refused(run, refuse, tmp_path, base, finetuned):
     paths = write_pair(tmp_path, torch.ones(base), torch.zeros(finetuned))
     line = refuse(*paths, *OVERLAP)

@@ -52,16 +52,21 @@ CASES = {
     "sfgs": Case("sfgs", True, 3, ("--threshold", "-1"), ("--threshold", "0.99")),
     "wise": Case("wise", True, 1, ("--alpha", "0.3"), ("--alpha", "0.4")),
     "wise sweep": Case(
-        "wise", True, 1, ("--alpha", "0:0.2:0.1"), ("--alpha", "0:0.3:0.1"),
+        "wise",
+        True,
+        1,
+        ("--alpha", "0:0.2:0.1"),
+        ("--alpha", "0:0.3:0.1"),
         ("alpha-0", "alpha-0.1", "alpha-0.2"),
     ),
     "lines": Case("lines", True, 1, ("--alpha", "0.3", "--beta", "0.7"), ("--alpha", "0.3", "--beta", "0.6")),
-}  # fmt: skip
+}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_sweep = pytest.mark.parametrize(
-    "case", [case for case in CASES.values() if case.folders != ("",)],
+    "case",
+    [case for case in CASES.values() if case.folders != ("",)],
     ids=[name for name, case in CASES.items() if case.folders != ("",)],
-)  # fmt: skip
+)
 
 
 def succeed(*words):
@@ -72,12 +77,13 @@ def random_tensors(seed, *, around=None, scale=1.0):
     """Layers of several kinds and dtypes; one of them takes several blocks."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {
-        "embed.weight": ((700, 48), torch.float32), "scale": ((), torch.float32),
+        "embed.weight": ((700, 48), torch.float32),
+        "scale": ((), torch.float32),
         **{f"layers.{n}.conv.weight": ((12, 8, 3, 3), torch.float16) for n in range(3)},
         **{f"layers.{n}.mlp.weight": ((96, 40), torch.bfloat16) for n in range(3)},
         **{f"layers.{n}.norm.bias": ((40,), torch.bfloat16) for n in range(3)},
         "lm_head.weight": ((30, 64), torch.float64),
-    }  # fmt: skip
+    }
     made = {}
     for name, (shape, dtype) in shapes.items():
         noise = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -198,8 +204,9 @@ def test_killed_and_resumed(run, many, tmp_path, name):
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "monosoup_cli", *case.words(many, out, "--workers", 2)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while finished(out) < 20 and process.poll() is None:
         time.sleep(0.005)
     process.kill()
@@ -360,8 +367,10 @@ def test_few_files_are_open_at_a_time(crowd, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", CROWDED, crowd, tmp_path],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 500)),
-        stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     checkpoints = [load_file(path) for path in sorted(crowd.glob("tuned-*"))]
     for name, found in load_file(tmp_path / "soup" / "model.safetensors").items():
@@ -444,9 +453,14 @@ def llamas(tmp_path_factory):
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("llamas")
     config = transformers.LlamaConfig(
-        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(config)
@@ -479,10 +493,18 @@ def test_folders_come_out_as_folders_that_load(run, llamas, tmp_path, case):
     for folder in case.folders:
         made = out / folder
         files = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-        assert files == sorted([
-            "README.md", "config.json", "generation_config.json", *shards, "model.safetensors.index.json",
-            "monosoup_report.json", "notes/data.txt", "tokenizer.json",
-        ])  # fmt: skip
+        assert files == sorted(
+            [
+                "README.md",
+                "config.json",
+                "generation_config.json",
+                *shards,
+                "model.safetensors.index.json",
+                "monosoup_report.json",
+                "notes/data.txt",
+                "tokenizer.json",
+            ]
+        )
         for name in ("config.json", "generation_config.json", "notes/data.txt", "tokenizer.json"):
             assert (made / name).read_bytes() == (first / name).read_bytes()
         assert json.loads((made / "model.safetensors.index.json").read_text()) == source

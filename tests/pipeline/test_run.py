@@ -197,8 +197,10 @@ def test_a_full_disk_leaves_no_output(slow_pair, tmp_path):
     result = subprocess.run(
         arguments(slow_pair, tmp_path / "out"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
-        stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
@@ -324,9 +326,14 @@ def test_shards_come_out_as_shards(pair, sharded, tmp_path):
         assert torch.equal(load_file(out / shard)[name], expected[name])
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert files == [
-        "README.md", "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-        "model.safetensors.index.json", "monosoup_report.json", "tokenizer/vocab.txt",
-    ]  # fmt: skip
+        "README.md",
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "monosoup_report.json",
+        "tokenizer/vocab.txt",
+    ]
 
 
 def test_shards_into_one_file_and_one_file_into_shards(pair, sharded, tmp_path):

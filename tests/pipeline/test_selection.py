@@ -235,9 +235,7 @@ def scorer(tmp_path, family):
 
 def start(*argv):
     words = [str(word) for word in argv]
-    return subprocess.Popen(
-        [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+    return subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def journal_of(out):
@@ -325,9 +323,18 @@ def test_greedy_is_a_plain_loop(family, whole):
 def test_greedy_accepts_only_what_is_better_if_told_so(run, family, scorer, tmp_path):
     out = tmp_path / "out.safetensors"
     result = run(
-        "soup", *family.finetuned, "-o", out, "--greedy", "--score-command", scorer.command,
-        "--accept", "gt", "--format", "json",
-    )  # fmt: skip
+        "soup",
+        *family.finetuned,
+        "-o",
+        out,
+        "--greedy",
+        "--score-command",
+        scorer.command,
+        "--accept",
+        "gt",
+        "--format",
+        "json",
+    )
     assert result.code == 0
     expected = greedy_by_hand(family, is_strict=True)
     assert json.loads(result.out)["selection"] == expected
@@ -349,9 +356,16 @@ def test_given_scores_are_only_the_order(run, family, scorer, tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps(given))
     out = tmp_path / "out.safetensors"
     result = run(
-        "soup", *family.finetuned, "-o", out, "--greedy", "--score-command", scorer.command,
-        "--scores", tmp_path / "scores.json",
-    )  # fmt: skip
+        "soup",
+        *family.finetuned,
+        "-o",
+        out,
+        "--greedy",
+        "--score-command",
+        scorer.command,
+        "--scores",
+        tmp_path / "scores.json",
+    )
     assert result.code == 0
     expected = greedy_by_hand(family, scores=scores)
     assert json.loads((tmp_path / "out.report.json").read_text())["selection"] == expected
@@ -616,16 +630,19 @@ def test_folders_are_scored_as_folders(run, family, scorer, tmp_path):
     expected = greedy_by_hand(family._replace(finetuned=family.finetuned[:3]))
     selection = json.loads((out / "monosoup_report.json").read_text())["selection"]
     assert [trial["score"] for trial in selection["trials"]] == [t["score"] for t in expected["trials"]]
-    assert_is_mean(out / "model.safetensors", [family.finetuned[:3][sources.index(Path(member))]
-                                               for member in selection["members"]])  # fmt: skip
+    assert_is_mean(
+        out / "model.safetensors",
+        [family.finetuned[:3][sources.index(Path(member))] for member in selection["members"]],
+    )
     files = sorted(path.name for path in out.iterdir())
     assert files == ["README.md", "config.json", "model.safetensors", "monosoup_report.json"]
 
 
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])
 def test_the_draft_is_like_the_inputs_not_like_the_output(run, family, scorer, tmp_path, out):
-    result = run("soup", *family.finetuned[:2], "-o", tmp_path / out, "--greedy",
-                 "--score-command", scorer.command)  # fmt: skip
+    result = run(
+        "soup", *family.finetuned[:2], "-o", tmp_path / out, "--greedy", "--score-command", scorer.command
+    )
     assert result.code == 0
     assert is_draft(scorer.runs[-1]["path"], tmp_path / out, ".safetensors")
 
@@ -692,9 +709,18 @@ def test_sfgs_starts_with_the_best_score(run, family, tmp_path):
     scores = {str(path): family.score(load_file(path)) for path in family.finetuned}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     result = run(
-        "sfgs", family.base, *family.finetuned, "-o", tmp_path / "out.safetensors", "--threshold", "0.5",
-        "--scores", tmp_path / "scores.json", "--format", "json",
-    )  # fmt: skip
+        "sfgs",
+        family.base,
+        *family.finetuned,
+        "-o",
+        tmp_path / "out.safetensors",
+        "--threshold",
+        "0.5",
+        "--scores",
+        tmp_path / "scores.json",
+        "--format",
+        "json",
+    )
     assert result.code == 0
     report = json.loads(result.out)
     numbers = range(len(family.finetuned))

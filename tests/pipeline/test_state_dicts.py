@@ -19,18 +19,26 @@ def clip(seed, blocks, base=None):
     350 MB."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {
-        "conv1.weight": (WIDTH, 3, 32, 32), "class_embedding": (WIDTH,), "ln_pre.weight": (WIDTH,),
-        "positional_embedding": (50, WIDTH), "proj": (WIDTH, 512),
-    }  # fmt: skip
+        "conv1.weight": (WIDTH, 3, 32, 32),
+        "class_embedding": (WIDTH,),
+        "ln_pre.weight": (WIDTH,),
+        "positional_embedding": (50, WIDTH),
+        "proj": (WIDTH, 512),
+    }
     for number in range(blocks):
         block = f"transformer.resblocks.{number}"
         shapes |= {
-            f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH), f"{block}.attn.in_proj_bias": (3 * WIDTH,),
-            f"{block}.attn.out_proj.weight": (WIDTH, WIDTH), f"{block}.attn.out_proj.bias": (WIDTH,),
-            f"{block}.ln_1.weight": (WIDTH,), f"{block}.ln_1.bias": (WIDTH,),
-            f"{block}.mlp.c_fc.weight": (4 * WIDTH, WIDTH), f"{block}.mlp.c_fc.bias": (4 * WIDTH,),
-            f"{block}.mlp.c_proj.weight": (WIDTH, 4 * WIDTH), f"{block}.mlp.c_proj.bias": (WIDTH,),
-        }  # fmt: skip
+            f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH),
+            f"{block}.attn.in_proj_bias": (3 * WIDTH,),
+            f"{block}.attn.out_proj.weight": (WIDTH, WIDTH),
+            f"{block}.attn.out_proj.bias": (WIDTH,),
+            f"{block}.ln_1.weight": (WIDTH,),
+            f"{block}.ln_1.bias": (WIDTH,),
+            f"{block}.mlp.c_fc.weight": (4 * WIDTH, WIDTH),
+            f"{block}.mlp.c_fc.bias": (4 * WIDTH,),
+            f"{block}.mlp.c_proj.weight": (WIDTH, 4 * WIDTH),
+            f"{block}.mlp.c_proj.bias": (WIDTH,),
+        }
     named = {f"model.visual.{name}": shape for name, shape in shapes.items()}
     named |= {"classification_head.weight": (1000, 512), "classification_head.bias": (1000,)}
     noise = {name: torch.randn(shape, generator=generator) for name, shape in named.items()}

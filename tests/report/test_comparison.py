@@ -92,11 +92,15 @@ def test_the_change_is_the_largest_difference(reports):
 @pytest.mark.parametrize(
     ("measure", "values", "change"),
     [
-        ("relative_update", (1e-7, 9e-7), 8 / 9), ("sigma_max", (1e-12, 2e-12), 0.5),
-        ("update_norm", (1.0, 1 + 1e-7), None), ("rho", (1e-10, 9e-10), None), ("rho", (1e-7, 9e-7), 8e-7),
-        ("lambda_high", (0.5, 0.5 + 1e-7), None), ("lambda_high", (0.5, 0.5 + 1e-5), 1e-5),
+        ("relative_update", (1e-7, 9e-7), 8 / 9),
+        ("sigma_max", (1e-12, 2e-12), 0.5),
+        ("update_norm", (1.0, 1 + 1e-7), None),
+        ("rho", (1e-10, 9e-10), None),
+        ("rho", (1e-7, 9e-7), 8e-7),
+        ("lambda_high", (0.5, 0.5 + 1e-7), None),
+        ("lambda_high", (0.5, 0.5 + 1e-5), 1e-5),
     ],
-)  # fmt: skip
+)
 def test_how_small_a_difference_counts(reports, measure, values, change):
     pair = [copy.deepcopy(reports["default"]) for _ in values]
     for report, value in zip(pair, values, strict=True):

@@ -107,9 +107,15 @@ def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                  "--disable-component-update", "--disable-sync", "--no-first-run"],
-        )  # fmt: skip
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--no-first-run",
+            ],
+        )
         yield browser
         browser.close()
 
@@ -331,9 +337,15 @@ def test_the_keyboard_walks_through_the_rows(opened, reports):
     view.locator("#box tr[tabindex='0']").focus()
     seen, at = {pixels(view)}, order.index(first)
     for key, to in [
-        ("ArrowDown", at + 1), ("j", at + 2), ("ArrowUp", at + 1), ("k", at), ("End", len(order) - 1),
-        ("ArrowDown", len(order) - 1), ("Home", 0), ("ArrowUp", 0),
-    ]:  # fmt: skip
+        ("ArrowDown", at + 1),
+        ("j", at + 2),
+        ("ArrowUp", at + 1),
+        ("k", at),
+        ("End", len(order) - 1),
+        ("ArrowDown", len(order) - 1),
+        ("Home", 0),
+        ("ArrowUp", 0),
+    ]:
         view.keyboard.press(key)
         assert in_hand(view)[0] == order[to], key
         assert view.evaluate("document.activeElement.firstChild.textContent") == order[to]
@@ -361,9 +373,12 @@ def test_rows_far_down_are_filled_when_they_come_into_sight(opened, reports):
 def test_an_inspection_of_several(opened, inspected):
     view = opened(inspected)
     assert figures(view) == [
-        "λ_high and λ_low over depth", "Ratio over depth", "Cosines of the updates of two checkpoints",
-        "k/r in model.layers", "How alike the updates of the checkpoints are",
-    ]  # fmt: skip
+        "λ_high and λ_low over depth",
+        "Ratio over depth",
+        "Cosines of the updates of two checkpoints",
+        "k/r in model.layers",
+        "How alike the updates of the checkpoints are",
+    ]
     label = LABELS.get("rank_above_rounding", "rank above rounding")
     assert f"{label}\n3\n" in view.locator("#panel").inner_text()
     _, spectrum = in_hand(view)
@@ -541,8 +556,13 @@ def test_details_hold_the_rest_of_the_report(opened, reports):
         details.locator("summary").first.click()
     text = view.locator("#details").inner_text()
     assert view.locator("details > summary").all_inner_texts() == [
-        "Options", "Environment", "Inputs", "Timing", "Output", "Selection",
-    ]  # fmt: skip
+        "Options",
+        "Environment",
+        "Inputs",
+        "Timing",
+        "Output",
+        "Selection",
+    ]
     files = [file for source in (*report["inputs"], report["output"]) for file in source["files"]]
     expected = [file.get("sha256") or file["header_sha256"] for file in files]
     expected += [f"{file['bytes']:,}" for file in files]

@@ -140,8 +140,9 @@ def test_the_same_report_makes_the_same_bytes(report, files, tmp_path, suffix):
         there = tmp_path / f"{seed}.{suffix}"
         subprocess.run(
             [sys.executable, "-c", script, stored, there],
-            check=True, env={**os.environ, "PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed},
-        )  # fmt: skip
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed},
+        )
         assert there.read_bytes() == here.read_bytes()
 
 
@@ -470,6 +471,9 @@ def test_pictures_need_no_display_and_no_pyplot(files, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
     result = subprocess.run(
         [sys.executable, "-c", script, files / "edit" / "monosoup_report.json", tmp_path / "picture.png"],
-        check=True, capture_output=True, text=True, env={**environment, "MPLBACKEND": "tkagg"},
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**environment, "MPLBACKEND": "tkagg"},
+    )
     assert result.stdout == "False\n"

@@ -86,19 +86,53 @@ def test_what_is_no_report_is_refused(run, tmp_path, command, content, words):
 
 
 HOSTILE = [
-    ("command", 1), ("tool", None), ("tool.version", 2), ("inputs", 3), ("inputs.0", "base"),
-    ("inputs.0.source", ["a"]), ("arguments", []), ("environment", "x"), ("timing.seconds", "fast"),
-    ("timing", {}), ("summary", None), ("summary.edited", "4"), ("summary.parameters_edited", None),
-    ("summary.kept", 3), ("summary.ranges", []), ("layers", None), ("layers", 5), ("layers", ["x"]),
-    ("layers.0", None), ("layers.0.name", 7), ("layers.0.shape", "8x6"), ("layers.0.shape.0", "8"),
-    ("layers.0.dtype", None), ("layers.0.action", 1), ("layers.0.reason", 3), ("layers.0.k", "5"),
-    ("layers.0.rho", []), ("layers.0.lambda_high", {}), ("layers.0.spectrum", [None]),
-    ("layers.0.spectrum", ["1.0"]), ("layers.0.spectrum", 7), ("layers.0.cosine", "x"),
-    ("layers.0.update_norm", None), ("layers.0.anisotropy", None), ("inputs.0.role", 3), ("output", {}),
-    ("output.files", "x"), ("outputs", []), ("summary.kept.vector", "x"), ("summary.means.k_ratio", "x"),
-    ("summary.means.k_ratio", None), ("summary.ranges.k_ratio", 3), ("summary.ranges.rho", [1]),
-    ("arguments.deep", json.loads("[" * 100 + "]" * 100)), ("similarity", {}), ("selection", {"order": []}),
-]  # fmt: skip
+    ("command", 1),
+    ("tool", None),
+    ("tool.version", 2),
+    ("inputs", 3),
+    ("inputs.0", "base"),
+    ("inputs.0.source", ["a"]),
+    ("arguments", []),
+    ("environment", "x"),
+    ("timing.seconds", "fast"),
+    ("timing", {}),
+    ("summary", None),
+    ("summary.edited", "4"),
+    ("summary.parameters_edited", None),
+    ("summary.kept", 3),
+    ("summary.ranges", []),
+    ("layers", None),
+    ("layers", 5),
+    ("layers", ["x"]),
+    ("layers.0", None),
+    ("layers.0.name", 7),
+    ("layers.0.shape", "8x6"),
+    ("layers.0.shape.0", "8"),
+    ("layers.0.dtype", None),
+    ("layers.0.action", 1),
+    ("layers.0.reason", 3),
+    ("layers.0.k", "5"),
+    ("layers.0.rho", []),
+    ("layers.0.lambda_high", {}),
+    ("layers.0.spectrum", [None]),
+    ("layers.0.spectrum", ["1.0"]),
+    ("layers.0.spectrum", 7),
+    ("layers.0.cosine", "x"),
+    ("layers.0.update_norm", None),
+    ("layers.0.anisotropy", None),
+    ("inputs.0.role", 3),
+    ("output", {}),
+    ("output.files", "x"),
+    ("outputs", []),
+    ("summary.kept.vector", "x"),
+    ("summary.means.k_ratio", "x"),
+    ("summary.means.k_ratio", None),
+    ("summary.ranges.k_ratio", 3),
+    ("summary.ranges.rho", [1]),
+    ("arguments.deep", json.loads("[" * 100 + "]" * 100)),
+    ("similarity", {}),
+    ("selection", {"order": []}),
+]
 
 
 @pytest.mark.parametrize(("where", "value"), HOSTILE, ids=lambda value: str(value)[:30])
@@ -244,9 +278,12 @@ def test_a_disk_that_is_full_leaves_the_old_file(run, written, tmp_path):
     page.write_text("old")
     command = [sys.executable, "-m", "monosoup_cli", "report", str(written["edit"]), "--html", str(page)]
     result = subprocess.run(
-        ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"], capture_output=True, text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
-    )  # fmt: skip
+        ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
     assert (result.returncode, result.stdout) == (1, run("report", written["edit"]).out)
     assert result.stderr == f"error: {page}: cannot be written: File too large\n"
     assert page.read_text() == "old"

@@ -81,10 +81,7 @@ def test_what_is_measured_of_a_whole_stack_stands_with_its_first_matrix(pair, tm
         ("model.embed_tokens.weight", ("embedding", None, None, "model.embed_tokens")),
         ("lm_head.weight", ("head", None, None, "lm_head")),
         ("model.norm.weight", ("other", None, None, "model.norm")),
-        (
-            "model.layers.1.self_attn.q_proj.weight",
-            ("attention", "model.layers", 1, "self_attn.q_proj"),
-        ),
+        ("model.layers.1.self_attn.q_proj.weight", ("attention", "model.layers", 1, "self_attn.q_proj")),
         (f"{EXPERTS}[1]", ("mlp", "model.layers", 1, "mlp.experts.down_proj")),
     ],
 )
@@ -105,8 +102,9 @@ def test_blocks_that_the_report_names_itself_count(pair, tmp_path):
     options = {"alpha": 0.2, "beta": 0.7, "block_pattern": pattern, "device": "cpu"}
     rows = by_name(rows_of(monosoup_cli.lines(*pair, tmp_path / "out", **options)))
     assert [(row["stack"], row["block"]) for row in (rows["net.3.weight"], rows["net.5.weight"])] == [
-        ("net", 0), ("net", 1),
-    ]  # fmt: skip
+        ("net", 0),
+        ("net", 1),
+    ]
     assert [rows[f"net.{number}.weight"]["scale"] for number in (3, 5)] == pytest.approx([0.2, 0.9])
     # a stack is scaled as a whole; where the report has no block, the name tells it
     assert (rows[EXPERTS]["stack"], rows[EXPERTS]["block"]) == ("model.layers", 1)

@@ -65,7 +65,7 @@ RUNS = {
     "inspect-spectrum": {},
     "inspect-spectrum of three": {"values": True},
     "inspect-spectrum of some": {"layer": "blocks.*", "energy": 0.8},
-}  # fmt: skip
+}
 """Options of every kind of run; the first word is the command."""
 
 PARTS = {
@@ -131,9 +131,14 @@ def report(tmp_path_factory):
     save_file(base, folder / "base.safetensors")
     save_file(finetuned, folder / "finetuned.safetensors")
     monosoup_cli.edit(
-        folder / "base.safetensors", folder / "finetuned.safetensors", folder / "out",
-        exclude=["left_out"], on_mismatch="keep", on_nonfinite="keep", device="cpu",
-    )  # fmt: skip
+        folder / "base.safetensors",
+        folder / "finetuned.safetensors",
+        folder / "out",
+        exclude=["left_out"],
+        on_mismatch="keep",
+        on_nonfinite="keep",
+        device="cpu",
+    )
     return read_report(folder / "out" / "monosoup_report.json")
 
 
@@ -185,9 +190,20 @@ def reports(tmp_path_factory):
 
 @pytest.fixture(
     scope="module",
-    params=["edit", "edit to several", "stock", "soup", "soup greedy", "sfgs", "wise", "wise to several",
-            "lines", "inspect-spectrum", "inspect-spectrum of three"],
-)  # fmt: skip
+    params=[
+        "edit",
+        "edit to several",
+        "stock",
+        "soup",
+        "soup greedy",
+        "sfgs",
+        "wise",
+        "wise to several",
+        "lines",
+        "inspect-spectrum",
+        "inspect-spectrum of three",
+    ],
+)
 def small_report(request):
     """A report of each form, with one layer of each form, so that trying every change takes no minute."""
     if request.param == "edit":
@@ -628,9 +644,14 @@ def test_the_summary_follows_from_the_layers(report):
     assert summary["tensors"] == len(layers) == len(EXPECTED)
     assert summary["edited"] == len(edited) == 4
     assert summary["kept"] == {
-        "excluded": 1, "nonfinite": 1, "not_floating": 2, "not_in_base": 1, "shape_mismatch": 1,
-        "unchanged": 2, "vector": 2,
-    }  # fmt: skip
+        "excluded": 1,
+        "nonfinite": 1,
+        "not_floating": 2,
+        "not_in_base": 1,
+        "shape_mismatch": 1,
+        "unchanged": 2,
+        "vector": 2,
+    }
     assert summary["parameters_edited"] == 80 * 70 + 6 * 9 + 6 * 12 + 3 * 5 * 4
 
     matrices = []
@@ -703,12 +724,19 @@ def test_a_run_that_edits_nothing_has_no_means(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"energy": 0.8}, {"rank": 2}, {"rank_fraction": 0.5}, {"weighting": "high", "rank": 1},
-        {"weighting": "low"}, {"wise": 0.5}, {"dtype": "bfloat16"}, {"max_shard_size": "200B"},
-        {"min_update": 0.5}, {"stacked": ["stack"]},
+        {"energy": 0.8},
+        {"rank": 2},
+        {"rank_fraction": 0.5},
+        {"weighting": "high", "rank": 1},
+        {"weighting": "low"},
+        {"wise": 0.5},
+        {"dtype": "bfloat16"},
+        {"max_shard_size": "200B"},
+        {"min_update": 0.5},
+        {"stacked": ["stack"]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_reports_of_other_options_are_valid(tmp_path, options):
     generator = torch.Generator().manual_seed(1)
     for name in ("base", "first", "second"):

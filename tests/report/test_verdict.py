@@ -232,8 +232,10 @@ def test_every_layer_tells_its_own_story(told):
     report = told(base, finetuned)
     found = {each["kind"]: each for each in report["verdict"]["findings"]}
     assert {kind: each["layers"] for kind, each in found.items()} == {
-        "wrong_base": ["new.head"], "whole": ["flat"], "frozen": ["still"],
-    }  # fmt: skip
+        "wrong_base": ["new.head"],
+        "whole": ["flat"],
+        "frozen": ["still"],
+    }
     assert "In 1 of 4 layers (new.head) the update is as large as" in found["wrong_base"]["sentence"]
     assert "as a new head is" in found["wrong_base"]["sentence"]
 
@@ -271,10 +273,16 @@ def test_a_lora_whose_weakest_directions_lie_below_rounding(told):
 
 @pytest.mark.parametrize(
     "options",
-    [{"energy": 0.5}, {"rank": 3}, {"rank": 10**6}, {"rank_fraction": 0.1}, {"weighting": "low"},
-     {"weighting": "uniform", "rank": 10**6}],
+    [
+        {"energy": 0.5},
+        {"rank": 3},
+        {"rank": 10**6},
+        {"rank_fraction": 0.1},
+        {"weighting": "low"},
+        {"weighting": "uniform", "rank": 10**6},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_was_asked_for_is_no_finding(told, options):
     """k = r and a small λ_high then tell of the options, and not of the spectrum."""
     model = Model(4)
@@ -356,9 +364,12 @@ def test_the_distance_to_plain_interpolation_is_that_of_the_weights(told, tmp_pa
     monosoup_cli.wise(*pair, tmp_path / "wise.safetensors", alpha=found["alpha"])
     edited, wise, tuned, start = (
         torch.cat([tensor.flatten() for _, tensor in sorted(content.items())])
-        for content in (*(load_file(tmp_path / f"{name}.safetensors") for name in ("edited", "wise")),
-                        finetuned, base)
-    )  # fmt: skip
+        for content in (
+            *(load_file(tmp_path / f"{name}.safetensors") for name in ("edited", "wise")),
+            finetuned,
+            base,
+        )
+    )
     norm = torch.dist(tuned, start)
     assert found["distance"] == pytest.approx(float(torch.dist(edited, wise) / norm), rel=1e-9)
     assert found["from_finetuned"] == pytest.approx(float(torch.dist(edited, tuned) / norm), rel=1e-9)
@@ -369,8 +380,17 @@ def test_the_distance_to_plain_interpolation_is_that_of_the_weights(told, tmp_pa
 
 def row(**measures):
     """A layer of a report that was edited."""
-    common = {"name": "w", "reason": None, "rank": 100, "k": 50, "relative_update": 0.1, "lambda_high": 0.9,
-              "update_norm": 1.0, "equivalent_alpha": 0.9, "anisotropy": 0.01}  # fmt: skip
+    common = {
+        "name": "w",
+        "reason": None,
+        "rank": 100,
+        "k": 50,
+        "relative_update": 0.1,
+        "lambda_high": 0.9,
+        "update_norm": 1.0,
+        "equivalent_alpha": 0.9,
+        "anisotropy": 0.01,
+    }
     return {**common, **measures}
 
 
@@ -383,7 +403,7 @@ def row(**measures):
         ([row(equivalent_alpha=0.8), row()], "5.1 % of ‖Δ‖ from the nearest plain interpolation, α = 0.85"),
         ([row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)], "WiSE-FT at 0.9"),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_of_interpolation(rows, words):
     assert words in verdict.interpolation(rows)["sentence"]
 
