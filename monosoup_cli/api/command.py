@@ -11,10 +11,9 @@ from functools import wraps
 from pathlib import PurePath
 from typing import Any, ParamSpec, Protocol, TypeAlias
 
-from monosoup_cli.checkpoints.checkpoint import Checkpoint
-from monosoup_cli.checkpoints.hub import HubId
-from monosoup_cli.checkpoints.merged import MergedCheckpoint
-from monosoup_cli.checkpoints.model_card import (
+from monosoup_cli.adapters.merged import MergedCheckpoint
+from monosoup_cli.errors import UsageError
+from monosoup_cli.outputs.model_card import (
     CARD_NAME,
     Parent,
     has_card,
@@ -22,10 +21,11 @@ from monosoup_cli.checkpoints.model_card import (
     model_card,
     read_card_metadata,
 )
-from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import Choice, Job
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.run import Progress, Variant
+from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.hub import HubId
 
 __all__ = ["Paper", "StrPath", "card", "paths", "running"]
 

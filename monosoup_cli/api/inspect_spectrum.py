@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.api.command import StrPath, paths, running
 from monosoup_cli.api.edit import AVERAGED, relative_update
 from monosoup_cli.api.sfgs import choices
-from monosoup_cli.checkpoints.header import FLOATING
+from monosoup_cli.formats.header import FLOATING
 from monosoup_cli.pipeline.gram import gram_of
 from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
 from monosoup_cli.pipeline.options import Mismatch, RunOptions, Strictness, as_list

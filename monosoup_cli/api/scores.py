@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from monosoup_cli.api.command import StrPath
-from monosoup_cli.checkpoints.files import read_json
 from monosoup_cli.errors import ScoreError, UsageError, cropped
+from monosoup_cli.formats.files import read_json
 
 __all__ = ["check_template", "run_score_command", "scores_of"]
 

@@ -13,8 +13,8 @@ from monosoup_cli.api.command import Paper, StrPath, card, paths, running
 from monosoup_cli.api.edit import MONOSOUP
 from monosoup_cli.api.scores import scores_of
 from monosoup_cli.api.soup import average
-from monosoup_cli.checkpoints.writer import PartialOutput
 from monosoup_cli.errors import UsageError, mismatch_in
+from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.gram import gram_matrices
 from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions

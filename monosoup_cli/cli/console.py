@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from monosoup_cli.checkpoints.files import Advance, Download
+    from monosoup_cli.formats.files import Advance, Download
     from monosoup_cli.methods.model_soup import Trial
     from monosoup_cli.pipeline.plan import PlannedTensor
     from monosoup_cli.pipeline.run import Progress

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.checkpoints.adapter import LoraPair
-from monosoup_cli.checkpoints.adapter_layout import factor_shapes, lay_out_adapter
-from monosoup_cli.checkpoints.checkpoint import Checkpoint
-from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo, build_header
-from monosoup_cli.checkpoints.layout import OutputFile, OutputLayout
-from monosoup_cli.checkpoints.merged import MergedCheckpoint, read_float64
+from monosoup_cli.adapters.adapter import LoraPair
+from monosoup_cli.adapters.adapter_layout import factor_shapes, lay_out_adapter
+from monosoup_cli.adapters.merged import MergedCheckpoint, read_float64
 from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo, build_header
+from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.pipeline.blocks import Cut, bytes_of, check_overflow
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+from monosoup_cli.sources.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.writer import PartialOutput
+    from monosoup_cli.outputs.writer import PartialOutput
 
 __all__ = [
     "AdapterOutput",

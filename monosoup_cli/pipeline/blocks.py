@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from monosoup_cli.checkpoints.header import BITS, FLOATING
 from monosoup_cli.errors import NonfiniteError
+from monosoup_cli.formats.header import BITS, FLOATING
 
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.checkpoint import Checkpoint
-    from monosoup_cli.checkpoints.writer import PartialOutput
+    from monosoup_cli.outputs.writer import PartialOutput
+    from monosoup_cli.sources.checkpoint import Checkpoint
 
 __all__ = [
     "BLOCK_ELEMENTS",

@@ -14,8 +14,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monosoup_cli.checkpoints.header import BITS
 from monosoup_cli.errors import ResourceError, UsageError
+from monosoup_cli.formats.header import BITS
 from monosoup_cli.pipeline.blocks import FLAT_BYTES, MEAN_BYTES, RESIDENT_BYTES, Cut, Scratch
 from monosoup_cli.pipeline.plan import Plan
 

@@ -12,10 +12,10 @@ from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.checkpoint import Checkpoint
-    from monosoup_cli.checkpoints.writer import PartialOutput
+    from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.pipeline.options import Strictness
     from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+    from monosoup_cli.sources.checkpoint import Checkpoint
 
 __all__ = ["gram_matrices", "gram_of"]
 

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from monosoup_cli.checkpoints.adapter import Adapter, read_adapter
-from monosoup_cli.checkpoints.alignment import Rename, align, suggestion, tied_names
-from monosoup_cli.checkpoints.checkpoint import Checkpoint
-from monosoup_cli.checkpoints.hub import fetch
-from monosoup_cli.checkpoints.locate import open_checkpoint
-from monosoup_cli.checkpoints.lora_file import read_lora_file
-from monosoup_cli.checkpoints.merged import MergedCheckpoint
+from monosoup_cli.adapters.adapter import Adapter, read_adapter
+from monosoup_cli.adapters.lora_file import read_lora_file
+from monosoup_cli.adapters.merged import MergedCheckpoint
 from monosoup_cli.errors import CheckpointError, UsageError
+from monosoup_cli.sources.alignment import Rename, align, suggestion, tied_names
+from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.hub import fetch
+from monosoup_cli.sources.locate import open_checkpoint
 
 __all__ = ["Inputs", "open_inputs", "update_of"]
 

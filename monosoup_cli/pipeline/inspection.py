@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from monosoup_cli.checkpoints.checkpoint import Checkpoint
-from monosoup_cli.checkpoints.files import Advance
-from monosoup_cli.checkpoints.hub import fetch
 from monosoup_cli.errors import NonfiniteError, mismatch_in
+from monosoup_cli.formats.files import Advance
 from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import find_devices, plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs, update_of
@@ -19,6 +17,8 @@ from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
 from monosoup_cli.report.records import LayerRecord, SliceRecord
+from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.hub import fetch
 
 __all__ = ["Compare", "Inspection", "Measure"]
 

@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from monosoup_cli import __version__
-from monosoup_cli.checkpoints.adapter import ADAPTER_CONFIG
-from monosoup_cli.checkpoints.checkpoint import Checkpoint
-from monosoup_cli.checkpoints.files import Advance, Download
-from monosoup_cli.checkpoints.folders import STATE_DICTS, WEIGHTS
-from monosoup_cli.checkpoints.hub import fetch
-from monosoup_cli.checkpoints.layout import OutputLayout, plan_layout
-from monosoup_cli.checkpoints.merged import MergedCheckpoint
-from monosoup_cli.checkpoints.model_card import CARD_NAME, has_card
-from monosoup_cli.checkpoints.output_path import (
+from monosoup_cli.adapters.adapter import ADAPTER_CONFIG
+from monosoup_cli.adapters.merged import MergedCheckpoint
+from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
+from monosoup_cli.formats.files import Advance, Download
+from monosoup_cli.outputs.layout import OutputLayout, plan_layout
+from monosoup_cli.outputs.model_card import CARD_NAME, has_card
+from monosoup_cli.outputs.output_path import (
     allow_open_files,
     check_output_path,
     check_report_path,
     check_space,
 )
-from monosoup_cli.checkpoints.push import check_push, push, upload_command
-from monosoup_cli.checkpoints.side_files import side_files
-from monosoup_cli.checkpoints.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
-from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
+from monosoup_cli.outputs.push import check_push, push, upload_command
+from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.outputs.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.pipeline.adapter_output import (
     AdapterOutput,
     again,
@@ -50,6 +47,9 @@ from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, Worker, in
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.report.records import summarise
 from monosoup_cli.report.words import plural
+from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.folders import STATE_DICTS, WEIGHTS
+from monosoup_cli.sources.hub import fetch
 
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
 

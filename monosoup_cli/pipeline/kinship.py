@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from monosoup_cli.checkpoints.header import BITS, FLOATING
+from monosoup_cli.formats.header import BITS, FLOATING
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.report.words import plural
 
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.checkpoint import Checkpoint
+    from monosoup_cli.sources.checkpoint import Checkpoint
 
 __all__ = ["doubts_of_names", "doubts_of_values"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from monosoup_cli.checkpoints.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.errors import MismatchError, UsageError
+from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.pipeline.blocks import Cut
 from monosoup_cli.pipeline.options import Mismatch
 

@@ -12,8 +12,8 @@ from itertools import product
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from monosoup_cli.checkpoints.header import BITS, FLOATING
 from monosoup_cli.errors import NonfiniteError, ResourceError
+from monosoup_cli.formats.header import BITS, FLOATING
 from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput, OutputRows
 from monosoup_cli.pipeline.blocks import (
     Cut,
@@ -38,8 +38,8 @@ from monosoup_cli.report.records import LayerRecord, SliceRecord
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.checkpoints.checkpoint import Checkpoint, Factors
-    from monosoup_cli.checkpoints.writer import PartialOutput
+    from monosoup_cli.outputs.writer import PartialOutput
+    from monosoup_cli.sources.checkpoint import Checkpoint, Factors
 
 __all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
 

@@ -11,7 +11,7 @@ import time
 import torch
 from safetensors import safe_open
 
-from monosoup_cli.checkpoints.files import InputFile, read_header
+from monosoup_cli.formats.files import InputFile, read_header
 from monosoup_cli.pipeline.blocks import bytes_of
 
 LENGTH = 1 << 16

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from monosoup_cli.checkpoints.writer import PartialOutput
 from monosoup_cli.errors import OutputError
+from monosoup_cli.outputs.writer import PartialOutput
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
@@ -410,7 +410,7 @@ def test_a_header_bomb_costs_little(pair, tmp_path, bomb):
     measured = textwrap.dedent("""
         import re, sys
         from pathlib import Path
-        from monosoup_cli.checkpoints.locate import open_checkpoint
+        from monosoup_cli.sources.locate import open_checkpoint
         from monosoup_cli.errors import CheckpointError
         try:
             open_checkpoint(sys.argv[1])
@@ -865,7 +865,7 @@ def test_a_second_run_on_the_same_output_is_refused_at_once(pair, refuse, tmp_pa
         import sys
         from monosoup_cli.api import prepare_edit
         from monosoup_cli.cli.app import main
-        from monosoup_cli.checkpoints.writer import PartialOutput
+        from monosoup_cli.outputs.writer import PartialOutput
         publish = PartialOutput.publish
         def wait(self, *words):
             print("holds", flush=True)

@@ -9,9 +9,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from monosoup_cli.checkpoints.locate import open_checkpoint
 from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.plan import Selection, make_plan
+from monosoup_cli.sources.locate import open_checkpoint
 
 SMALL = {
     "hidden_size": 32,

@@ -499,7 +499,7 @@ def test_what_was_put_in_the_way_meanwhile_is_not_replaced(pair, tmp_path):
 
 def crash_while_replacing(pair, out, monkeypatch, *, between_renames):
     """Leave OUT.partial as a crash does between the two renames of --overwrite, or after them."""
-    from monosoup_cli.checkpoints import writer
+    from monosoup_cli.outputs import writer
 
     rename, rmtree = Path.rename, writer.shutil.rmtree
 

@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import monosoup_cli
-from monosoup_cli.checkpoints.writer import partial_path
 from monosoup_cli.cli.app import main
 from monosoup_cli.errors import ResumeError, UsageError
+from monosoup_cli.outputs.writer import partial_path
 from tests.conftest import everything_in
 
 COMMAND = [sys.executable, "-m", "monosoup_cli"]

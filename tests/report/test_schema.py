@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
-from monosoup_cli.checkpoints.header import BITS
+from monosoup_cli.formats.header import BITS
 from monosoup_cli.report.records import measures_of
 from tests.schema import SCHEMA, VALIDATOR, errors_of
 

@@ -1,0 +1,309 @@
+"""Input files: opened safely, read at offsets into the caller's buffers, watched for changes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.header import MAX_HEADER_BYTES, Header, parse_header, parse_json
+
+__all__ = [
+    "Advance",
+    "CheckpointFile",
+    "Download",
+    "InputFile",
+    "check_json_size",
+    "read_header",
+    "read_into",
+    "read_json",
+    "read_json_file",
+]
+
+MAX_JSON_BYTES = 100_000_000
+MAX_HELD_OPEN = 64
+READ_AHEAD = 1 << 20
+"""Systems read about as much ahead for one request, and ignore the rest of a longer one."""
+PICKLES = (b"PK\x03\x04", b"\x80\x02")
+LFS_POINTER = b"version https://git-lfs"
+
+
+Advance = Callable[[int], None]
+"""Told of bytes that have arrived; from any thread."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Something to be brought to this machine: its size, and how."""
+
+    nbytes: int
+    run: Callable[[Advance], None]
+
+
+class CheckpointFile(Protocol):
+    """A file of a checkpoint, wherever it lies; safe to read from several threads at once.
+
+    `shown`: what to call it. `path`: where it lies on this machine, None where it does not.
+    `version`: tells this content from an earlier one of the same size. `bytes_read`: so far.
+    `is_remote`: on the Hub, though it may have been downloaded.
+    """
+
+    shown: str
+    is_remote: bool
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def path(self) -> Path | None: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def version(self) -> dict[str, Any]: ...
+
+    def read_into(self, buffer: memoryview, offset: int) -> None: ...
+
+    def read(self, nbytes: int, offset: int = 0) -> bytes: ...
+
+    def prefetch(self, offset: int, nbytes: int) -> None: ...
+
+    def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
+        """What has to be downloaded to have the bytes start:stop of `parts`, or all of them, at hand."""
+        ...
+
+    def check_unchanged(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` from `offset` on; returns the bytes read, fewer only at the end of the file."""
+    done = os.preadv(descriptor, [buffer], offset)
+    while 0 < done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _request(descriptor: int, offset: int, nbytes: int) -> None:
+    """Have the system read ahead, where it takes advice."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+
+def _open_regular(path: Path, shown: str) -> int:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise CheckpointError(f"cannot open: {os.strerror(error.errno or errno.EIO)}", path=shown) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError("not a regular file", path=shown)
+    return descriptor
+
+
+class InputFile:
+    """A regular file, for reading only. Safe to read from several threads at once.
+
+    `commit`: of a file in the Hub's cache. Links are resolved by the caller; a FIFO or a device is
+    refused instead of waited for. Reading past the end, or a file that changed meanwhile, raises
+    CheckpointError. However many there are, few are held open at a time.
+    """
+
+    is_remote = False
+
+    def __init__(self, path: Path, shown: str | None = None, *, commit: str | None = None) -> None:
+        self._path, self._commit = path, commit
+        self.bytes_read = 0
+        self._counting = threading.Lock()
+        self.shown = shown or str(path)
+        descriptor = _open_regular(path, self.shown)
+        self.status = os.fstat(descriptor)
+        _held_open.add(self, descriptor)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def reopen(self) -> int:
+        """Another descriptor; raises CheckpointError where the path leads to another file by now."""
+        descriptor = _open_regular(self.path, self.shown)
+        try:
+            self._compare(os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _compare(self, now: os.stat_result) -> None:
+        for fact in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
+            if getattr(now, fact) != getattr(self.status, fact):
+                raise CheckpointError("the file changed while it was read", path=self.shown)
+
+    @property
+    def nbytes(self) -> int:
+        return self.status.st_size
+
+    @property
+    def version(self) -> dict[str, Any]:
+        return {"mtime_ns": self.status.st_mtime_ns} if self._commit is None else {"commit": self._commit}
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with the bytes from `offset` on. Whoever reads on in pieces finds what follows
+        requested."""
+        window, end = offset // READ_AHEAD, (offset + len(buffer)) // READ_AHEAD
+        held = _held_open.take(self)
+        try:
+            if window < end and len(buffer) <= READ_AHEAD:
+                _request(held.number, (end + 1) * READ_AHEAD, READ_AHEAD)
+            count = read_into(held.number, buffer, offset)
+        except OSError as error:
+            raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from None
+        finally:
+            _held_open.give_back(held)
+        if count != len(buffer):
+            raise CheckpointError("the file became shorter while it was read", path=self.shown)
+        with self._counting:
+            self.bytes_read += count
+
+    def read(self, nbytes: int, offset: int = 0) -> bytes:
+        buffer = bytearray(nbytes)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def prefetch(self, offset: int, nbytes: int) -> None:
+        """Ask the system to have these bytes at hand soon; does not wait."""
+        end = offset + nbytes
+        with _held_open.descriptor(self) as descriptor:
+            for start in range(offset, end, READ_AHEAD):
+                _request(descriptor, start, min(READ_AHEAD, end - start))
+
+    def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
+        return []
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where the file was written to since it was opened."""
+        with _held_open.descriptor(self) as descriptor:
+            self._compare(os.fstat(descriptor))
+
+    def close(self) -> None:
+        _held_open.close(self)
+
+
+class _Descriptor:
+    def __init__(self, number: int) -> None:
+        self.number, self.users = number, 0
+
+
+class _HeldOpen:
+    """Descriptors of input files; beyond `limit`, the one unused for longest is closed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._held: OrderedDict[InputFile, _Descriptor] = OrderedDict()
+
+    def add(self, file: InputFile, descriptor: int) -> None:
+        with self._lock:
+            self._add(file, descriptor)
+
+    def _add(self, file: InputFile, descriptor: int) -> _Descriptor:
+        if len(self._held) >= self._limit:
+            idle = next((other for other, held in self._held.items() if not held.users), None)
+            if idle is not None:
+                os.close(self._held.pop(idle).number)
+        held = self._held[file] = _Descriptor(descriptor)
+        return held
+
+    def take(self, file: InputFile) -> _Descriptor:
+        """The file's descriptor, which stays open until it is given back."""
+        with self._lock:
+            held = self._held.get(file) or self._add(file, file.reopen())
+            self._held.move_to_end(file)
+            held.users += 1
+        return held
+
+    def give_back(self, held: _Descriptor) -> None:
+        with self._lock:
+            held.users -= 1
+
+    @contextmanager
+    def descriptor(self, file: InputFile) -> Iterator[int]:
+        held = self.take(file)
+        try:
+            yield held.number
+        finally:
+            self.give_back(held)
+
+    def close(self, file: InputFile) -> None:
+        with self._lock:
+            held = self._held.pop(file, None)
+        if held is not None:
+            os.close(held.number)
+
+
+_held_open = _HeldOpen(MAX_HELD_OPEN)
+
+
+def read_header(file: CheckpointFile) -> Header:
+    """The header of a safetensors file, validated against the size of the file."""
+    start = file.read(min(file.nbytes, 64))
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(
+            "a git-lfs pointer, not the file itself", path=file.shown, hint="run `git lfs pull`"
+        )
+    if len(start) < 8:
+        raise CheckpointError(
+            "not a safetensors file: too short", path=file.shown, found=f"{file.nbytes} bytes"
+        )
+    (header_bytes,) = struct.unpack("<Q", start[:8])
+    if header_bytes > min(MAX_HEADER_BYTES, file.nbytes - 8):
+        if start.startswith(PICKLES):
+            raise CheckpointError(
+                "a PyTorch pickle, not a safetensors file",
+                path=file.shown,
+                hint="if it is a state dict, call it .pt",
+            )
+        raise CheckpointError(
+            "not a safetensors file, or truncated: its header length is impossible",
+            path=file.shown,
+            expected=f"at most {min(MAX_HEADER_BYTES, file.nbytes - 8):,}",
+            found=f"{header_bytes:,}",
+        )
+    rest = file.read(max(8 + header_bytes - len(start), 0), len(start))
+    return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
+
+
+def read_json_file(file: CheckpointFile, what: str) -> Any:
+    """The content of a small JSON file, parsed strictly; closes it."""
+    try:
+        check_json_size(file.nbytes, file.shown, what)
+        return parse_json(file.read(file.nbytes), file.shown, what)
+    finally:
+        file.close()
+
+
+def check_json_size(nbytes: int, shown: str, what: str) -> None:
+    """Raise CheckpointError for more than is parsed."""
+    if nbytes > MAX_JSON_BYTES:
+        raise CheckpointError(f"the {what} is too large", path=shown, found=f"{nbytes:,} bytes")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The content of a small JSON file on the disk."""
+    return read_json_file(InputFile(path), what)

@@ -1,0 +1,159 @@
+"""Where every byte of the output goes, decided before the first one is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monosoup_cli.formats.header import BITS, Header, TensorInfo, build_header
+from monosoup_cli.sources.checkpoint import Checkpoint, Shard
+
+__all__ = ["OutputFile", "OutputLayout", "plan_layout"]
+
+STEM = re.compile(r"^(open_clip_)?pytorch_model(?=-|$)")
+"""Of state dicts, in transformers and open_clip; diffusers has the same for both formats."""
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One safetensors file to be: its name inside OUT and its header."""
+
+    name: str
+    header: Header
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header.raw) + self.header.data_bytes
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """The files of the output, and its index where there are shards.
+
+    `index` is (file name, content). `is_single_file`: OUT itself is the one file.
+    """
+
+    files: tuple[OutputFile, ...]
+    index: tuple[str, bytes] | None
+    is_single_file: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def names(self) -> set[str]:
+        """Of the files and the index."""
+        index = set() if self.index is None else {self.index[0]}
+        return {file.name for file in self.files} | index
+
+    def places(self) -> dict[str, tuple[OutputFile, TensorInfo]]:
+        """For each tensor, its file and its place there."""
+        return {tensor.name: (file, tensor) for file in self.files for tensor in file.header.tensors.values()}
+
+
+def plan_layout(
+    finetuned: Checkpoint, dtypes: Mapping[str, str], output_name: str, max_shard_bytes: int | None
+) -> OutputLayout:
+    """The output's files for the tensors of `finetuned`, stored in `dtypes`.
+
+    An OUT that ends in .safetensors is one file. A folder repeats the shards of the fine-tuned
+    checkpoint, unless `max_shard_bytes` asks for others. Headers whose tensors and dtypes do not
+    change are the fine-tuned checkpoint's, byte for byte.
+    """
+    if output_name.endswith(".safetensors"):
+        return OutputLayout((_one_file(finetuned, dtypes, output_name),), None, True)
+    stem = _stem(finetuned)
+    if max_shard_bytes is not None:
+        groups = _groups(finetuned, dtypes, max_shard_bytes)
+        names = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+        if len(groups) > 1:
+            metadata = finetuned.shards[0].header.metadata
+            files = tuple(
+                OutputFile(name, build_header(_aligned(group), metadata))
+                for name, group in zip(names, groups, strict=True)
+            )
+            return OutputLayout(files, _index(finetuned, stem, files), False)
+    if finetuned.index_name is None or max_shard_bytes is not None:
+        return OutputLayout((_one_file(finetuned, dtypes, f"{stem}.safetensors"),), None, False)
+    files = tuple(_copy_of(_as_safetensors(shard.name), shard, dtypes) for shard in finetuned.shards)
+    return OutputLayout(files, _index(finetuned, stem, files), False)
+
+
+def _stem(finetuned: Checkpoint) -> str:
+    """What the folder's loader looks for, in its part of the folder; "model" for a single file, which may
+    be called anything."""
+    if finetuned.index_name is not None:
+        return _as_safetensors(finetuned.index_name.removesuffix(".index.json")).removesuffix(".safetensors")
+    if finetuned.folder is None:
+        return "model"
+    shard = finetuned.shards[0]
+    stem = _as_safetensors(shard.name).removesuffix(".safetensors")
+    is_known = not shard.is_state_dict or stem.endswith("model")
+    return stem if is_known else f"{finetuned.inner}model"
+
+
+def _as_safetensors(name: str) -> str:
+    """The name of a file of weights, as libraries look for it in safetensors."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.rpartition(".")
+    if suffix == "safetensors":
+        return name
+    stem = STEM.sub(r"\1model", stem)
+    return f"{folder}{slash}{stem}.safetensors"
+
+
+def _one_file(finetuned: Checkpoint, dtypes: Mapping[str, str], name: str) -> OutputFile:
+    if len(finetuned.shards) == 1:
+        return _copy_of(name, finetuned.shards[0], dtypes)
+    tensors = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in finetuned.tensors.values()]
+    return OutputFile(name, build_header(_aligned(tensors), finetuned.shards[0].header.metadata))
+
+
+def _copy_of(name: str, shard: Shard, dtypes: Mapping[str, str]) -> OutputFile:
+    tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
+    if not shard.is_state_dict and all(tensor.dtype == dtypes[tensor.name] for tensor in tensors):
+        return OutputFile(name, shard.header)
+    changed = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in tensors]
+    return OutputFile(name, build_header(_aligned(changed), shard.header.metadata))
+
+
+Entries = Sequence[tuple[str, str, tuple[int, ...]]]
+
+
+def _aligned(tensors: Entries) -> Entries:
+    """Wide elements first, so that every tensor starts at a multiple of its element."""
+    return sorted(tensors, key=lambda tensor: -BITS[tensor[1]])
+
+
+def _groups(
+    finetuned: Checkpoint, dtypes: Mapping[str, str], max_shard_bytes: int
+) -> list[list[tuple[str, str, tuple[int, ...]]]]:
+    """Tensors in order, packed into shards of at most that many bytes (or one larger tensor)."""
+    groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for tensor in finetuned.tensors.values():
+        nbytes = tensor.elements * BITS[dtypes[tensor.name]] // 8
+        if groups[-1] and filled + nbytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((tensor.name, dtypes[tensor.name], tensor.shape))
+        filled += nbytes
+    return groups
+
+
+def _index(finetuned: Checkpoint, stem: str, files: Sequence[OutputFile]) -> tuple[str, bytes]:
+    old: Mapping[str, Any] = finetuned.index or {}
+    weight_map = {
+        tensor: file.name.removeprefix(finetuned.inner) for file in files for tensor in file.header.tensors
+    }
+    if old.get("weight_map") == weight_map:
+        weight_map = old["weight_map"]  # in the order in which it stood
+    total_bytes = sum(file.header.data_bytes for file in files)
+    metadata = {**old.get("metadata", {}), "total_size": total_bytes}
+    content = {**old, "metadata": metadata, "weight_map": weight_map}
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return f"{stem}.safetensors.index.json", text

@@ -1,0 +1,144 @@
+"""What is refused as OUT before any work is done."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from monosoup_cli.errors import OutputError, ResourceError
+from monosoup_cli.outputs.writer import partial_path
+from monosoup_cli.sources.checkpoint import Checkpoint
+
+__all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
+
+SPARE_FILES = 80
+"""For the inputs that are held open, and what else a process has."""
+
+
+def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool, resume: bool) -> None:
+    """Raise OutputError where OUT exists (without `overwrite`), is an input or holds one, or
+    cannot be written. An existing folder is replaced only where it looks like a checkpoint."""
+    try:
+        _check_parent(output)
+        _check_not_cached(output)
+        for checkpoint in inputs:
+            _check_apart(output, checkpoint)
+        if output.is_symlink():
+            raise OutputError("the output is a link", path=output, hint="name the real path")
+        partial = partial_path(output)
+        if partial.is_symlink() or (partial.exists() and not (partial / "lock").is_file()):
+            raise OutputError("this path is needed for unfinished work, and is taken", path=partial)
+        if os.path.lexists(output):
+            _check_replaceable(output, overwrite=overwrite, resume=resume)
+    except OSError as error:
+        raise OutputError(f"cannot be the output: {error.strerror}", path=output) from None
+
+
+def _check_parent(output: Path) -> None:
+    parent = output.parent
+    if not parent.is_dir():
+        raise OutputError("its folder does not exist", path=output, hint=f"create {parent} first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError("its folder is not writable", path=output)
+
+
+def _check_not_cached(path: Path) -> None:
+    """Raise OutputError for a place in the Hub's cache, whose files are many checkpoints'."""
+    # by the path as it is written, too: files of the cache are links
+    for each in (*path.absolute().parents, *path.resolve().parents):
+        if each.name.startswith("models--") and (each / "snapshots").is_dir():
+            raise OutputError("lies in the Hub's cache", path=path, hint="choose another place")
+
+
+def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
+    folder = None if checkpoint.folder is None else checkpoint.folder.root
+    paths = [folder, *(shard.file.path for shard in checkpoint.shards)]
+    roots = [path for path in paths if path is not None]
+    real_output = output.resolve()
+    for root in roots:
+        real_root = root.resolve()
+        if real_root == real_output or (output.exists() and root.samefile(output)):
+            raise OutputError("the output is an input", path=output)
+        if real_root in real_output.parents:
+            raise OutputError("the output lies inside an input", path=output, found=root)
+        if real_output in real_root.parents or partial_path(real_output) in real_root.parents:
+            raise OutputError("an input lies inside the output", path=output, found=root)
+
+
+def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
+    if resume and not overwrite:
+        raise OutputError("the output is complete: there is nothing to resume", path=output)
+    if not overwrite:
+        raise OutputError("the output exists", path=output, hint="choose another, or pass --overwrite")
+    if (output.suffix == ".safetensors") != output.is_file():
+        raise OutputError("will not replace a file by a folder, or a folder by a file", path=output)
+    if output.is_dir():
+        names = os.listdir(output)
+        is_checkpoint = _holds_checkpoint(output) or any(map(_holds_checkpoint, output.iterdir()))
+        if Path.cwd().is_relative_to(output.resolve()) or (names and not is_checkpoint):
+            raise OutputError(
+                "will not replace a folder that is not a checkpoint",
+                path=output,
+                hint="remove it yourself, or choose another output",
+            )
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any(name.endswith((".safetensors", "monosoup_report.json")) for name in os.listdir(folder))
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files where `count` and some more would not fit; raises
+    ResourceError where the system does not allow that."""
+    needed = count + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (resource.RLIM_INFINITY, -1) or needed <= soft:
+        return
+    if hard not in (resource.RLIM_INFINITY, -1) and needed > hard:
+        raise ResourceError("too many files at once", expected=f"at most {hard - SPARE_FILES}", found=count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
+    """Raise OutputError where the report would replace OUT, a file of an input, or (without
+    `overwrite`) any file."""
+    if report.resolve() == output.resolve():
+        raise OutputError("the report would replace the output", path=report)
+    _check_not_cached(report)
+    if not report.parent.is_dir():
+        raise OutputError("the report's folder does not exist", path=report)
+    try:
+        os.lstat(report)
+    except FileNotFoundError:
+        if not os.access(report.parent, os.W_OK):
+            raise OutputError("the report's folder is not writable", path=report) from None
+        return
+    except OSError as error:
+        raise OutputError(f"cannot be the report: {error.strerror}", path=report) from None
+    for checkpoint in inputs:
+        folder = None if checkpoint.folder is None else checkpoint.folder.root
+        inside = folder is not None and report.resolve().is_relative_to(folder.resolve())
+        files = [shard.file.path for shard in checkpoint.shards]
+        if inside or any(report.samefile(path) for path in files if path is not None):
+            raise OutputError("the report would replace an input", path=report)
+    if report.is_dir() or not overwrite:
+        raise OutputError("the report exists", path=report, hint="choose another, or pass --overwrite")
+
+
+def check_space(output: Path, nbytes: int) -> None:
+    """Raise ResourceError where OUT's disk has no room for `nbytes` more than an unfinished run took."""
+    partial = partial_path(output)
+    taken = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file())
+    free = shutil.disk_usage(output.parent).free + taken
+    if nbytes > free:
+        raise ResourceError(
+            "not enough space on the output's disk",
+            path=output,
+            expected=f"{nbytes:,} bytes",
+            found=f"{free:,} free",
+        )

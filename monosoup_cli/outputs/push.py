@@ -1,0 +1,130 @@
+"""A finished output folder, sent to the Hub."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monosoup_cli.errors import CheckpointError, OutputError, UsageError, cropped
+from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["check_push", "push", "upload_command"]
+
+REPOSITORY = re.compile(r"[^/]+/[^/]+")
+FREE_TO_REPLACE = {".gitattributes", "README.md"}
+"""What the Hub's website puts into a new repository."""
+
+
+def check_push(repository: str, *, overwrite: bool) -> None:
+    """Refuse, before any work is done, what `push` would refuse after it.
+
+    Raises UsageError for what is no name, else OutputError.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+        is_name = REPOSITORY.fullmatch(repository) is not None
+    except HFValidationError:
+        is_name = False
+    if not is_name:
+        raise UsageError(
+            "cannot push: no name on the Hub", expected="ORG/NAME", found=cropped(repr(repository))
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise OutputError("cannot push while offline", path=repository, hint="run without HF_HUB_OFFLINE")
+    token = get_token()
+    if token is None:
+        raise OutputError(
+            "cannot push without a token", path=repository, hint="run `hf auth login`, or set HF_TOKEN"
+        )
+    with _refusing(repository, None), quiet_hub():
+        _head(HfApi(token=token), repository, overwrite=overwrite)
+
+
+def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summary: str) -> str:
+    """Make the repository hold this folder alone, by one commit; returns its URL.
+
+    A new repository is private unless `public`; one that exists stays as visible as it is.
+    `summary` is the commit's message. Raises OutputError; the folder stays.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+    later = upload_command(folder, repository, public=public, overwrite=overwrite)
+    hint = f"the folder is complete: `{later}` sends it"
+    with _refusing(repository, hint), quiet_hub():
+        api = HfApi(token=get_token())
+        api.create_repo(repository, private=not public, exist_ok=True)
+        head, held = _head(api, repository, overwrite=overwrite)
+        files = {name: folder / name for name in _visible_files(folder)}
+        stale = held - files.keys() - {".gitattributes"}
+        # not upload_folder, which splits what is large, or takes minutes, into commits that are seen
+        commit = api.create_commit(
+            repository,
+            [
+                *(CommitOperationDelete(name) for name in sorted(stale)),
+                *(CommitOperationAdd(name, path) for name, path in files.items()),
+            ],
+            commit_message=summary,
+            parent_commit=head,  # what others have put there since is not mixed with it
+        )
+        return str(commit.repo_url)
+
+
+def upload_command(folder: Path, repository: str, *, public: bool, overwrite: bool) -> str:
+    """The line for the shell that does what `push` does."""
+    words = ["hf", "upload", repository, str(folder)]
+    return shlex.join([*words, *([] if public else ["--private"]), *(["--delete", "*"] if overwrite else [])])
+
+
+@contextmanager
+def _refusing(repository: str, hint: str | None) -> Iterator[None]:
+    try:
+        with hub_errors(repository, "write to"):
+            yield
+    except OutputError as error:
+        error.hint = error.hint if hint is None else hint
+        raise
+    except CheckpointError as error:
+        hints = [error.hint] if hint is None or "token" in error.problem else []
+        said = "; ".join(each for each in (*hints, hint) if each is not None)
+        raise OutputError(error.problem, path=repository, hint=said or None) from None
+
+
+def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, set[str]]:
+    """The last commit of the repository, and its files; raises OutputError where they would be lost."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        info = api.model_info(repository)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None, set()
+    held = {file.rfilename for file in info.siblings or ()}
+    lost = sorted(held - FREE_TO_REPLACE)
+    if lost and not overwrite:
+        raise OutputError(
+            "the repository holds files already",
+            path=repository,
+            found=cropped(", ".join(lost[:4]) + (", …" if len(lost) > 4 else "")),
+            hint="choose another, or pass --overwrite",
+        )
+    return info.sha, held
+
+
+def _visible_files(folder: Path) -> Iterator[str]:
+    """The names inside the folder of what readers of it see, in order."""
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in inner.parts):
+            yield inner.as_posix()

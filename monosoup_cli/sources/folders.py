@@ -1,0 +1,157 @@
+"""The folder that a checkpoint lies in: on the disk, or on the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Protocol
+
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
+
+__all__ = [
+    "STATE_DICTS",
+    "WEIGHTS",
+    "Folder",
+    "LocalFolder",
+    "is_plain_name",
+    "read_config",
+    "resolve_inside",
+]
+
+STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHTS = (".safetensors", *STATE_DICTS)
+"""The ends of the names of files of weights."""
+
+
+class Folder(Protocol):
+    """Files that belong together. Names are relative, with slashes.
+
+    `source`: what the user typed. `root`: where it lies on this machine, None where it does not
+    (yet). `repository`, `revision`: on the Hub, its id and the commit.
+    """
+
+    source: str
+
+    @property
+    def repository(self) -> str | None: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def root(self) -> Path | None: ...
+
+    def names(self, inner: str = "") -> list[str]:
+        """What stands directly in the folder, or in the folder `inner` of it; sorted."""
+        ...
+
+    def is_folder(self, name: str) -> bool: ...
+
+    def nbytes(self, name: str) -> int:
+        """Of a regular file that can be read; raises CheckpointError for anything else."""
+        ...
+
+    def open(self, name: str) -> CheckpointFile: ...
+
+    def path(self, name: str) -> Path:
+        """Where the file lies on the disk; from the Hub, it has been downloaded before."""
+        ...
+
+    def select(self, names: Iterable[str]) -> list[Download]:
+        """What has to be downloaded to have these files on the disk."""
+        ...
+
+    def shown(self, name: str) -> str: ...
+
+
+class LocalFolder:
+    """A folder on the disk. What is linked to from it must lie in it, or in the Hub's cache."""
+
+    def __init__(
+        self, path: Path, source: str, repository: str | None = None, revision: str | None = None
+    ) -> None:
+        self.root, self.source = path, source
+        self.repository, self.revision = repository, revision
+        if repository is None:
+            self.repository, self.revision = _in_cache(path)
+
+    def names(self, inner: str = "") -> list[str]:
+        real = self.path(inner or ".")
+        if any(real == self.path(str(above)) for above in PurePosixPath(inner).parents if inner):
+            return []  # a link that leads up again
+        try:
+            return sorted(os.listdir(real))
+        except OSError as error:
+            raise CheckpointError(f"cannot list: {error.strerror}", path=self.shown(inner)) from None
+
+    def is_folder(self, name: str) -> bool:
+        return self.path(name).is_dir()
+
+    def nbytes(self, name: str) -> int:
+        path = self.path(name)
+        if not os.access(path, os.R_OK):
+            raise CheckpointError("cannot be read", path=self.shown(name))
+        if not path.is_file():
+            raise CheckpointError("not a regular file", path=self.shown(name))
+        return path.stat().st_size
+
+    def open(self, name: str) -> InputFile:
+        return InputFile(self.path(name), self.shown(name), commit=self.revision)
+
+    def path(self, name: str) -> Path:
+        return resolve_inside(self.root, name)
+
+    def select(self, names: Iterable[str]) -> list[Download]:
+        return []
+
+    def shown(self, name: str) -> str:
+        return str(self.root / name)
+
+
+def read_config(folder: Folder, name: str) -> Any:
+    """The content of a JSON file of the folder, None where it has none of that name."""
+    inner, _, last = name.rpartition("/")
+    if last not in folder.names(inner):
+        return None
+    what = "index" if last.endswith(".index.json") else last
+    check_json_size(folder.nbytes(name), folder.shown(name), what)  # before it is downloaded
+    return read_json_file(folder.open(name), what)
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether it is the name of a file and nothing more, on every system."""
+    return (
+        isinstance(name, str)
+        and name not in {"", ".", ".."}
+        and "\0" not in name
+        and name == PureWindowsPath(name).name
+    )
+
+
+def _in_cache(path: Path) -> tuple[str | None, str | None]:
+    """(id on the Hub, commit) of a snapshot in the Hub's cache."""
+    for each in (path.absolute(), *path.absolute().parents):
+        if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
+            return each.parent.parent.name.removeprefix("models--").replace("--", "/"), each.name
+    return None, None
+
+
+def resolve_inside(folder: Path, name: str) -> Path:
+    """The real path of a file in `folder`; a link may lead to the folder itself or, from a
+    snapshot in the Hub's cache, to that cache's blobs, and nowhere else. Raises CheckpointError."""
+    root = folder.resolve()
+    allowed = [root]
+    for each in (root, *root.parents):
+        if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
+            repository, cache = each.parents[1], each.parents[2]
+            allowed += [each, repository / "blobs", cache / "blobs"]
+            break
+    try:
+        resolved = (folder / name).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise CheckpointError("a link that leads nowhere", path=folder / name) from None
+    if not any(resolved.is_relative_to(place) for place in allowed):
+        raise CheckpointError("a link that leads out of the folder", path=folder / name)
+    return resolved

@@ -1,0 +1,216 @@
+"""What is carried along beside new weights, and of a pipeline its other parts."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.outputs import side_files as module
+from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.sources.folders import LocalFolder
+from monosoup_cli.sources.locate import parts_of
+
+
+@pytest.fixture
+def carried(tmp_path):
+    """Of a folder with these files, those that are carried along; content is {} unless told otherwise."""
+
+    def carried(*names, inner="", **contents):
+        for name in names:
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        for name, content in contents.items():
+            (tmp_path / "in" / f"{name}.json").write_text(json.dumps(content))
+        return sorted(side_files(LocalFolder(tmp_path / "in", "in"), inner))
+
+    return carried
+
+
+WANTED = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE",
+    "modeling_x.py",
+    "figure.png",
+    "additional_chat_templates/tool.jinja",
+    "1_Pooling/config.json",
+    "deep/deeper/preprocessor_config.json",
+    "model.safetensors.txt",
+    "scheduler/scheduler_config.json",
+    "my.original",
+    "checkpoints.md",
+]
+UNWANTED = [
+    "model.safetensors",
+    "other.safetensors",
+    "pytorch_model.bin",
+    "a.pt",
+    "a.pth",
+    "a.ckpt",
+    "deep/a.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+    "tf_model.h5",
+    "model.onnx",
+    "model.onnx_data",
+    "model.gguf",
+    "rust_model.ot",
+    "model.tflite",
+    "a.npz",
+    "a.pkl",
+    "a.pickle",
+    "a.nemo",
+    "training_args.bin",
+    "trainer_state.json",
+    "README.md",
+    "monosoup_report.json",
+    ".gitattributes",
+    ".cache/x.json",
+    "deep/.hidden",
+    "events.out.tfevents.1",
+    "original/params.json",
+    "checkpoint-500/config.json",
+    "deep/original/x.json",
+    "deep/checkpoint-1/x.json",
+    "deep/README.md",
+]
+
+
+def test_what_is_carried_and_what_is_left_behind(carried):
+    assert carried(*WANTED, *UNWANTED) == sorted(WANTED)
+
+
+def test_only_folders_are_left_behind_for_the_name_of_a_folder(carried):
+    assert carried("original", "checkpoint-1") == ["checkpoint-1", "original"]
+
+
+def test_a_large_file_is_left_behind(carried, tmp_path):
+    carried("a.txt", "b.txt")
+    os.truncate(tmp_path / "in" / "a.txt", 256 << 20)
+    os.truncate(tmp_path / "in" / "b.txt", (256 << 20) + 1)
+    assert carried() == ["a.txt"]
+
+
+PIPELINE = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet"],
+    "vae": ["diffusers", "VAE"],
+    "text_encoder": ["transformers", "CLIP"],
+    "scheduler": ["diffusers", "PNDM"],
+    "tokenizer": ["x", "y"],
+    "safety_checker": [None, None],
+    "requires_safety_checker": True,
+}
+PARTS = [
+    "unet/config.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors.index.json",
+    "text_encoder/model-00001-of-00001.safetensors",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+]
+OTHER_PARTS = [
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.bin",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/model.onnx",
+    "text_encoder/pytorch_model.bin.index.json",
+    "text_encoder/flax_model.msgpack",
+    "tokenizer/.hidden",
+    "v1-5-pruned.safetensors",
+    "unrelated/model.safetensors",
+    "vae/README.md",
+]
+
+
+def test_the_other_parts_of_a_pipeline_are_carried_in_one_format(carried):
+    found = carried(*PARTS, *OTHER_PARTS, "unrelated/x.json", inner="unet/", model_index=PIPELINE)
+    assert found == sorted([*PARTS, "model_index.json", "unrelated/x.json"])
+
+
+def test_weights_of_a_part_are_of_the_format_that_there_is(carried):
+    names = ["vae/a.bin", "vae/a.bin.index.json", "vae/b.pt", "text_encoder/model.ckpt", "unet/a.bin"]
+    found = carried(*names, "vae/inner/a.safetensors", inner="unet/", model_index=PIPELINE)
+    expected = ["model_index.json", "text_encoder/model.ckpt", "vae/a.bin", "vae/a.bin.index.json"]
+    assert found == [*expected, "vae/inner/a.safetensors"]
+
+
+def test_weights_of_a_part_may_be_large_and_their_neighbours_not(carried, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SIDE_FILE_BYTES", 1)
+    assert carried("vae/a.safetensors", "vae/a.json", inner="unet/", model_index=PIPELINE) == [
+        "vae/a.safetensors"
+    ]
+
+
+def test_of_sentence_transformers_the_edited_part_is_not_carried(carried):
+    names = ["1_Dense/model.safetensors", "1_Dense/config.json", "model.safetensors", "config.json"]
+    modules = [{"path": ""}, {"path": "1_Dense"}]
+    assert carried(*names, modules=modules) == [
+        "1_Dense/config.json",
+        "1_Dense/model.safetensors",
+        "config.json",
+        "modules.json",
+    ]
+    moved = ["0_BERT/model.safetensors", "0_BERT/config.json"]
+    modules = [{"path": "0_BERT"}, {"path": "1_Dense"}]
+    found = carried(*moved, inner="0_BERT/", modules=modules)
+    assert "0_BERT/config.json" in found
+    assert "1_Dense/model.safetensors" in found
+    assert "0_BERT/model.safetensors" not in found
+
+
+def test_a_part_that_is_linked_from_outside_is_refused(carried, tmp_path):
+    carried("unet/config.json", model_index=PIPELINE)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "in" / "vae").symlink_to("../secret")
+    with pytest.raises(CheckpointError, match="out of the folder"):
+        carried(inner="unet/")
+
+
+def test_links_that_lead_up_are_walked_once(carried, tmp_path):
+    carried("a.json", "deep/b.json")
+    (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    (tmp_path / "in" / "self").symlink_to(".")
+    assert carried() == ["a.json", "deep/b.json"]
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({}, []),
+        ({"model_index": PIPELINE}, ["unet", "vae"]),
+        ({"model_index": {"vae": ["a", "b"], "unet": ["a", "b"]}}, ["vae", "unet"]),
+        ({"model_index": {"vae": "vae", "unet": {"a": 1}, "file.txt": ["a", "b"]}}, []),
+        ({"model_index": {"../in": ["a"], "..": ["a"], ".": ["a"], "vae/..": ["a"], "/": ["a"]}}, []),
+        ({"model_index": {"unet/deep": ["a"], "absent": ["a"], "a\0b": ["a"]}}, []),
+        ({"model_index": ["unet"]}, []),
+        ({"model_index": 3, "modules": [{"path": "vae"}]}, []),
+        ({"modules": [{"path": ""}, {"path": "vae"}]}, ["", "vae"]),
+        ({"modules": [{"path": "vae"}, {"path": "unet"}]}, ["vae", "unet"]),
+        ({"modules": [{"path": "../in"}, {"path": ".."}, {"path": 3}, {"path": None}, {}, "vae", None]}, []),
+        ({"modules": [{"path": ["vae"]}, {"path": "file.txt"}, {"path": "unet/deep"}, {"path": "/"}]}, []),
+        ({"modules": {"path": "vae"}}, []),
+        ({"modules": None}, []),
+    ],
+)
+def test_the_parts_of_a_pipeline_are_folders_in_it(tmp_path, contents, expected):
+    for name in ("unet/deep", "vae", "other"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    (tmp_path / "in" / "file.txt").touch()
+    for name, content in contents.items():
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(content))
+    assert parts_of(LocalFolder(tmp_path / "in", "in")) == expected
