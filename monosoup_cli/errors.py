@@ -4,9 +4,11 @@
     ├── UsageError        the command or the call contradicts itself (exit code 2)
     ├── CheckpointError   a file that cannot be read, or not be trusted
     ├── MismatchError     inputs that do not belong together
-    ├── NonfiniteError    NaN or Inf, in an input or after the cast to the output's dtype
+    ├── NonfiniteError    NaN or Inf
+    │   └── ResultOverflowError   the inputs are finite, and a result does not fit its dtype
     ├── OutputError       OUT cannot be written, or must not be
-    │   └── ResumeError   an interrupted run that these arguments do not continue
+    │   ├── OutputExistsError     OUT is there already
+    │   └── ResumeError           an interrupted run that these arguments do not continue
     ├── ScoreError        the user's score command failed, or printed no number
     ├── ReportError       a file that is no report, or one of a version that is not known
     └── ResourceError     not enough memory or disk, known before the work starts
@@ -27,8 +29,10 @@ __all__ = [
     "MonosoupError",
     "NonfiniteError",
     "OutputError",
+    "OutputExistsError",
     "ReportError",
     "ResourceError",
+    "ResultOverflowError",
     "ResumeError",
     "ScoreError",
     "UsageError",
@@ -125,8 +129,16 @@ class NonfiniteError(MonosoupError):
     """NaN or Inf, in an input or after the cast to the output's dtype."""
 
 
+class ResultOverflowError(NonfiniteError):
+    """The inputs are finite, and a result is not: it does not fit float64, or the output's dtype."""
+
+
 class OutputError(MonosoupError):
     """OUT cannot be written, or must not be: it exists, is an input, or is in use."""
+
+
+class OutputExistsError(OutputError):
+    """OUT exists, and nothing allows to replace it."""
 
 
 class ResumeError(OutputError):
@@ -134,12 +146,15 @@ class ResumeError(OutputError):
 
 
 class ScoreError(MonosoupError):
-    """The user's score command failed, or printed no number; `stderr` is what it said."""
+    """The user's score command failed, or printed no number; `stderr` is what it printed there.
 
-    def __init__(self, problem: str, command: str, stderr: str) -> None:
+    `has_scores` is True where earlier scores are kept for a resumed run.
+    """
+
+    def __init__(self, problem: str, command: str, stderr: str, *, has_scores: bool = False) -> None:
+        again = "fix it, then rerun with --resume: earlier scores are kept"
         super().__init__(
-            f"{problem}: {cropped(command)}",
-            hint="mend what it runs, and repeat the same command with --resume: scores are kept",
+            f"{problem}: {cropped(command)}", hint=again if has_scores else "fix it, then run it again"
         )
         self.stderr = stderr
 

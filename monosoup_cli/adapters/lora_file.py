@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from monosoup_cli.adapters.adapter import ADAPTER_CONFIG, Adapter, LoraPair
+from monosoup_cli.adapters.lora import ADAPTER_CONFIG, Adapter, LoraPair
 from monosoup_cli.errors import CheckpointError, cropped
-from monosoup_cli.formats.header import FLOATING, TensorInfo, parse_json
+from monosoup_cli.formats.dtypes import FLOATING, NUMBERS, number_in
+from monosoup_cli.formats.header import TensorInfo, parse_json
 from monosoup_cli.formats.lora_names import ENDS, OTHER_KIND, OTHER_KINDS, end_of
 from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.checkpoint import Checkpoint
@@ -95,7 +96,6 @@ PLAIN = re.compile(r"\^?(\w|\\?\.|-){1,500}\$?")
 """Patterns that are soon matched, whatever with."""
 MAX_PATTERNS = 4096
 
-NUMBERS = {**FLOATING, "I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64"}
 
 Find = Callable[[str], Sequence[str]]
 
@@ -106,8 +106,8 @@ def read_lora_file(
     """What the adapter in the file `own` changes of the tensors `base`, whose names they get. The renames
     are of the file's names. Raises CheckpointError for what is malformed, is not LoRA, or does not fit
     the base, and MismatchError where a rename makes one name of two."""
-    aligned = align(own.tensors, base, renames, own.source)
-    modules = _modules(aligned.stored, own.source)
+    aligned = align(own.tensors, base, renames, own.path)
+    modules = _modules(aligned.stored, own.path)
     finders = {prefix: _finder(base, prefix) for prefix, _ in modules}
     configs = {prefix: {} if prefix in FLAT else _noted_config(own, PARTS[prefix]) for prefix in finders}
     found = {(prefix, module): finders[prefix](module) for prefix, module in modules}
@@ -117,20 +117,20 @@ def read_lora_file(
         tensor, names = next(iter(parts.values())), found[prefix, module]
         for factor in "AB":
             if factor not in parts:
-                raise CheckpointError(f"factor {factor} is missing beside it", path=own.source, tensor=tensor)
+                raise CheckpointError(f"factor {factor} is missing beside it", path=own.path, tensor=tensor)
         if not names:
-            raise _not_in_base(own.source, tensor, PARTS[prefix], module, is_at_hand=prefix in at_hand)
+            raise _not_in_base(own.path, tensor, PARTS[prefix], module, is_at_hand=prefix in at_hand)
         if len(names) > 1:
             raise CheckpointError(
                 "may belong to more than one module of the base",
-                path=own.source,
+                path=own.path,
                 tensor=tensor,
                 found=" and ".join(cropped(repr(name)) for name in names[:2]),
             )
         if names[0] in pairs:
             raise CheckpointError(
                 f"changes the base's {cropped(repr(names[0]))}, as another does",
-                path=own.source,
+                path=own.path,
                 tensor=tensor,
                 found=cropped(repr(pairs[names[0]].a)),
             )
@@ -271,7 +271,7 @@ def _pair(
         if factor.dtype not in FLOATING or len(factor.shape) < 2:
             raise CheckpointError(
                 "no factor of a LoRA",
-                path=own.source,
+                path=own.path,
                 tensor=factor.name,
                 expected=f"a matrix or a kernel of {', '.join(FLOATING)}",
                 found=f"{list(factor.shape)} of {factor.dtype}",
@@ -280,7 +280,7 @@ def _pair(
     if b.shape[1] != rank or rank == 0:
         raise CheckpointError(
             "the factors have no rank in common",
-            path=own.source,
+            path=own.path,
             tensor=b.name,
             found=f"{list(b.shape)} × {list(a.shape)}",
         )
@@ -288,7 +288,7 @@ def _pair(
     if _without_ones(shape) != _without_ones(target.shape) or math.prod(b.shape[2:]) != 1:
         raise CheckpointError(
             "the factors do not fit the base",
-            path=own.source,
+            path=own.path,
             tensor=b.name,
             expected=f"{list(target.shape)} of {cropped(repr(target.name))}",
             found=f"{list(b.shape)} × {list(a.shape)}",
@@ -296,7 +296,7 @@ def _pair(
     if target.dtype not in FLOATING:
         raise CheckpointError(
             f"the base's {cropped(repr(target.name))} cannot be changed",
-            path=own.source,
+            path=own.path,
             tensor=b.name,
             expected=", ".join(FLOATING),
             found=target.dtype,
@@ -323,14 +323,14 @@ def _scale(
         if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
             raise CheckpointError(
                 "alpha is no finite number",
-                path=own.source,
+                path=own.path,
                 tensor=parts.get("alpha", parts["A"]),
                 found=cropped(repr(alpha)),
             )
     if len(set(alphas.values())) > 1:
         raise CheckpointError(
             f"alpha is another in the file's {METADATA}",
-            path=own.source,
+            path=own.path,
             tensor=parts["alpha"],
             expected=alphas[METADATA],
             found=alphas[parts["alpha"]],
@@ -340,31 +340,29 @@ def _scale(
 
 
 def _number(own: Checkpoint, name: str) -> float:
-    import torch
-
     tensor = own.tensors[name]
     if tensor.elements != 1 or tensor.dtype not in NUMBERS:
         raise CheckpointError(
             "alpha is no number",
-            path=own.source,
+            path=own.path,
             tensor=name,
             expected="one number",
             found=f"{list(tensor.shape)} of {tensor.dtype}",
         )
     data = bytearray(tensor.nbytes)
-    own.read_into(name, memoryview(data))
-    return float(torch.frombuffer(data, dtype=getattr(torch, NUMBERS[tensor.dtype])).item())
+    own.reader(name).read_into(memoryview(data), 0)
+    return number_in(data, tensor.dtype)
 
 
 def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
     """Of one part of the pipeline, from the file's metadata, with its alpha_pattern compiled; empty where
     there is none. Raises CheckpointError for one that is not LoRA alone."""
-    text = own.metadata.get(METADATA)
+    text = own.files.metadata.get(METADATA)
     if text is None:
         return {}
-    noted = parse_json(text.encode(), own.source, METADATA)
+    noted = parse_json(text.encode(), own.path, METADATA)
     if not isinstance(noted, dict):
-        raise CheckpointError(f"{METADATA} is no JSON object", path=own.source)
+        raise CheckpointError(f"{METADATA} is no JSON object", path=own.path)
     prefix = f"{part}." if part else ""
     config = {name.removeprefix(prefix): value for name, value in noted.items() if name.startswith(prefix)}
     if not config:
@@ -377,11 +375,11 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
     if variants:
         raise CheckpointError(
             f"{METADATA} tells of more than LoRA",
-            path=own.source,
+            path=own.path,
             found=cropped(f"{variants[0]} {config[variants[0]]!r}"),
             hint="merge it with the program that made it",
         )
-    return {**config, "alpha_pattern": _compiled(config.get("alpha_pattern") or {}, own.source)}
+    return {**config, "alpha_pattern": _compiled(config.get("alpha_pattern") or {}, own.path)}
 
 
 def _compiled(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:

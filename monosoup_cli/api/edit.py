@@ -4,249 +4,158 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from monosoup_cli.api.command import Paper, StrPath, card, paths, running
-from monosoup_cli.api.sweep import Numbers, Sweep, combine
+from monosoup_cli.api.command import Request, command
+from monosoup_cli.api.split import RankFractionSplit, RankSplit, Weigh
 from monosoup_cli.errors import UsageError
-from monosoup_cli.pipeline.job import AsAdapter, Job, Recipe, prepare
-from monosoup_cli.pipeline.options import RunKeywords, RunOptions, as_list
-from monosoup_cli.pipeline.run import Edit, Method, Variant
+from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
+from monosoup_cli.methods.sweep import Numbers, Sweep, combine
+from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, Stacked, as_list, as_paths
+from monosoup_cli.outputs.adapter_kind import AdapterKind
+from monosoup_cli.outputs.form import OutputKind
+from monosoup_cli.outputs.whole import WHOLE
+from monosoup_cli.tensors.matrix import MatrixLayer
+from monosoup_cli.tensors.method import Order, Variant
 
 if TYPE_CHECKING:
-    import torch
     from typing_extensions import Unpack
 
-    from monosoup_cli.methods.monosoup import LayerSpectrum, MonoSoup, Weighting
-    from monosoup_cli.pipeline.blocks import MatrixLayer
+__all__ = ["NO_BASE", "edit"]
 
-__all__ = ["MONOSOUP", "edit", "prepare_edit"]
-
-MONOSOUP = Paper(
-    "The fine-tuned weights, edited by MonoSoup: the update of every weight matrix is split by its"
-    " spectrum, the two parts are weighed by coefficients read off that spectrum, and added back to"
-    " the base.",
-    """
-@misc{abdollahpoorrostam2026monosoup,
-  title = {Model soups need only one ingredient},
-  author = {Abdollahpoorrostam, Alireza and Dimitriadis, Nikolaos and Hazimeh, Adam and Frossard, Pascal},
-  year = {2026},
-  eprint = {2602.09689},
-  archivePrefix = {arXiv}
-}
-""",
-)
-
-AVERAGED = (
-    "k_ratio",
-    "rho",
-    "cos_alpha",
-    "lambda_high",
-    "lambda_low",
-    "equivalent_alpha",
-    "anisotropy",
-    "relative_update",
-)
-"""What the summary gives the mean and the range of."""
+NO_BASE = "-"
+"""What the user types in the place of the base where there is none."""
 
 
-ALONE = "-"
-"""In the place of the base, where there is none."""
-
-
-def prepare_edit(
-    base: StrPath,
-    finetuned: StrPath | Sequence[StrPath],
-    output: StrPath,
+@command
+def edit(
+    base: Base,
+    finetuned: Finetuned,
+    output: Output,
     *,
-    energy: Numbers | None = None,
-    rank: int | None = None,
-    rank_fraction: float | None = None,
-    weighting: Weighting = "monosoup",
-    wise: Numbers | None = None,
-    min_update: float = 0.0,
-    stacked: Sequence[str] = (),
-    as_adapter: bool = False,
-    adapter_rank: int | None = None,
-    adapter_energy: float | None = None,
+    energy: Annotated[
+        Numbers | None,
+        Option(
+            "Split where this share of the energy is reached (0 < R <= 1), and not by entropy. Several values,"
+            " such as 0.5,0.8, make one checkpoint each: OUT/energy-0.5, …",
+            metavar="R",
+            shell=str,
+        ),
+    ] = None,
+    rank: RankSplit = None,
+    rank_fraction: RankFractionSplit = None,
+    weighting: Weigh = "monosoup",
+    wise: Annotated[
+        Numbers | None,
+        Option(
+            "Interpolate afterwards: base + ALPHA (edited - base), vectors included. Several values, such as"
+            " 0:1:0.1, make one checkpoint each: OUT/wise-0.3, …",
+            metavar="ALPHA",
+            shell=str,
+        ),
+    ] = None,
+    min_update: Annotated[
+        float,
+        Option("Keep layers whose update is smaller than X, relative to the base.", metavar="X", minimum=0.0),
+    ] = 0.0,
+    stacked: Stacked = (),
+    as_adapter: Annotated[
+        bool,
+        Option(
+            "Write the edited update as a LoRA adapter. An adapter keeps its modules and ranks, and needs no BASE"
+            " (-); a whole checkpoint needs --adapter-rank or --adapter-energy."
+        ),
+    ] = False,
+    adapter_rank: Annotated[
+        int | None,
+        Option(
+            "With --as-adapter: approximate a whole checkpoint's updates by factors of rank R.",
+            metavar="R",
+            shell=int,
+            minimum=1,
+        ),
+    ] = None,
+    adapter_energy: Annotated[
+        float | None,
+        Option(
+            "With --as-adapter: approximate a whole checkpoint's updates by factors of the smallest ranks that"
+            " hold the share E of their energy (0 < E <= 1).",
+            metavar="E",
+            shell=float,
+        ),
+    ] = None,
     **options: Unpack[RunKeywords],
-) -> Job:
-    """MonoSoup: edit a fine-tuned checkpoint, or the mean of several, and write the result.
+) -> Request:
+    """Edit a fine-tuned checkpoint, or the mean of several: MonoSoup.
 
-    The command `monosoup edit`, whose options have the same names and meaning (docs/cli.md).
-    `base`, `finetuned`: files, folders or ids on the Hub. `output`: a folder, or a path that ends
-    in `.safetensors`; it appears when it is complete. Several values of `energy` or `wise` make a
-    checkpoint each, in folders of `output`. `as_adapter`: write the edited update as a LoRA adapter: that
-    of an adapter, which needs no base ("-"), with its own ranks; that of a whole checkpoint with
-    `adapter_rank`, or with the ranks that hold `adapter_energy` of it. `progress` is called from worker
-    threads.
+    Without data and without hyperparameters: for every weight matrix the update (fine-tuned - base) is split by
+    its spectrum, the two parts are weighed by coefficients read off that spectrum, and added back to the base.
 
-    Returns the report (docs/report.schema.json) as a dict; the same is written as JSON.
-    Raises `monosoup_cli.errors.MonosoupError`.
+    Example: monosoup edit base.safetensors ft.safetensors -o out
     """
-    from monosoup_cli.methods.monosoup import LayerSpectrum, MonoSoup
-
     if not 0.0 <= min_update < math.inf:
-        raise UsageError("min_update is out of range", expected="at least 0", found=min_update)
+        raise UsageError("--min-update is out of range", expected="at least 0", found=min_update)
     energies, wises = Sweep.parse("energy", energy), Sweep.parse("wise", wise)
     wises.check(0, 1)
-    monosoup = MonoSoup(None, rank, rank_fraction, weighting)
-    splits = [replace(monosoup, energy=float(value)) for value in energies.values] or [monosoup]
-    arguments: dict[str, Any] = {
-        "base": os.fspath(base),
-        "finetuned": paths(finetuned),
-        "output": os.fspath(output),
-        **asdict(monosoup),
-        "energy": energies.given,
-        "wise": wises.given,
-        "min_update": min_update,
-        "stacked": as_list(stacked),
-        "as_adapter": as_adapter,
-        "adapter_rank": adapter_rank,
-        "adapter_energy": adapter_energy,
-    }
-    run_options = RunOptions.given(**options)
+    rule = MonoSoup(rank=rank, rank_fraction=rank_fraction, weighting=weighting)
+    splits = [
+        MonoSoup(energy=float(value), rank=rank, rank_fraction=rank_fraction, weighting=weighting)
+        for value in energies.values
+    ]
+    has_base = os.fspath(base) != NO_BASE
+    kind: OutputKind = WHOLE
     if as_adapter:
-        if run_options.max_shard_size is not None:
-            raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
-        if adapter_rank is None and adapter_energy is None:
-            if wises.values:
-                raise UsageError("--wise goes towards a base, which an adapter's kept tensors do not have")
-        elif min_update or run_options.on_nonfinite == "keep":
-            raise UsageError("what --min-update or --on-nonfinite keeps would be lost with --adapter-rank")
-        if adapter_rank is not None and adapter_energy is not None:
-            raise UsageError("adapter_rank and adapter_energy exclude each other")
-        if adapter_rank is not None and adapter_rank < 1:
-            raise UsageError("adapter_rank is out of range", expected="at least 1", found=adapter_rank)
-        if adapter_energy is not None and not 0.0 < adapter_energy <= 1.0:
-            raise UsageError(
-                "adapter_energy is out of range", expected="0 < value <= 1", found=adapter_energy
-            )
+        _check_adapter(adapter_rank, adapter_energy, wises, min_update, options)
+        kind = _adapter_kind(splits or [rule], adapter_rank, adapter_energy)
     elif adapter_rank is not None or adapter_energy is not None:
-        raise UsageError("--adapter-rank and --adapter-energy are for --as-adapter")
-    elif arguments["base"] == ALONE:
-        raise UsageError("- stands for no base: add --as-adapter, or name the base")
-    recipe = Recipe(
-        command="edit",
-        verb="edit",
-        arguments=arguments,
-        method=_method(splits, [float(value) for value in wises.values] or [1.0], min_update),
-        card=card(prepare_edit, arguments, run_options, MONOSOUP),
-        view="matrix",
-        measured=[*(field.name for field in fields(LayerSpectrum)), "relative_update"],
-        averaged=AVERAGED,
-        stacked=arguments["stacked"],
-        variants=[
-            Variant(folder, own, None if wise in (None, 1.0) else wise)
-            for folder, own, (_, wise) in combine(energies, wises)
-        ],
-        as_adapter=_as_adapter(splits, adapter_rank, adapter_energy) if as_adapter else None,
+        raise UsageError("--adapter-rank and --adapter-energy need --as-adapter")
+    elif not has_base:
+        raise UsageError("- means that there is no base: add --as-adapter, or give the base")
+    variants = [
+        Variant(folder, own, None if step in (None, 1.0) else step)
+        for folder, own, (_, step) in combine(energies, wises)
+    ]
+    steps = tuple(float(value) for value in wises.values) or (1.0,)
+    stacks = as_list(stacked)
+    order = Order(
+        SpectralEdit(splits or [rule], steps, variants, min_update),
+        as_paths(finetuned),
+        os.fspath(output),
+        os.fspath(base) if has_base else None,
+        stacked=stacks,
+        arguments={"energy": energies.given, "wise": wises.given},
     )
-    return prepare(recipe, run_options)
+    return Request(order, kind)
 
 
-edit = running(prepare_edit)
+def _check_adapter(
+    rank: int | None, energy: float | None, wises: Sweep, min_update: float, options: RunKeywords
+) -> None:
+    """Raise UsageError for options that an output as an adapter does not go with."""
+    if options.get("max_shard_size") is not None:
+        raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
+    if rank is None and energy is None:
+        if wises.values:
+            raise UsageError(
+                "--wise interpolates with the base, and the tensors that an adapter keeps have none"
+            )
+    elif min_update or options.get("on_nonfinite") == "keep":
+        raise UsageError("an extracted adapter would lose what --min-update and --on-nonfinite keep")
+    if rank is not None and energy is not None:
+        raise UsageError("--adapter-rank and --adapter-energy exclude each other")
+    if rank is not None and rank < 1:
+        raise UsageError("--adapter-rank is out of range", expected="at least 1", found=rank)
+    if energy is not None and not 0.0 < energy <= 1.0:
+        raise UsageError("--adapter-energy is out of range", expected="0 < value <= 1", found=energy)
 
 
-def _as_adapter(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AsAdapter:
-    from monosoup_cli.methods.monosoup import rank_for
+def _adapter_kind(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AdapterKind:
+    if energy is None:
+        return AdapterKind(rank)
 
     def rank_of(layer: MatrixLayer) -> int:
-        return rank_for(layer.updates, layer.side, splits, energy or 1.0)
+        return rank_for(layer, splits, energy)
 
-    return AsAdapter(rank, None if energy is None else rank_of)
-
-
-def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: float) -> Method:
-    from monosoup_cli.methods.monosoup import edit_product, edit_update, truncate_update
-
-    def measures(spectra: Sequence[LayerSpectrum], base_norm: float) -> list[dict[str, Any]] | None:
-        """For every split and every `wise`; None where the update is smaller than wanted."""
-        if base_norm and spectra[0].update_norm / base_norm < min_update:
-            return None
-        return [
-            {**asdict(spectrum), "relative_update": relative_update(spectrum, base_norm)}
-            for spectrum in spectra
-            for _ in wises
-        ]
-
-    def method(layer: MatrixLayer) -> Edit | None:
-        if layer.factors is not None:
-            return of_low_rank(layer, *layer.factors)
-        if layer.rank is not None:
-            return approximated(layer, layer.rank)
-        edits = edit_update(layer.updates, layer.side, splits)
-        measured = measures([spectrum for spectrum, _ in edits], layer.base_norm) if edits else None
-        if not edits or measured is None:
-            return None
-        applies = [apply for _, apply in edits]
-        blocks = (
-            (start, stop, _results(base, update, applies, wises))
-            for start, stop, base, update in layer.pairs()
-        )
-        return Edit(measured, blocks)
-
-    def of_low_rank(layer: MatrixLayer, left: torch.Tensor, right: torch.Tensor) -> Edit | None:
-        layer.measure_base()
-        edits = edit_product(left, right, splits)
-        measured = measures([spectrum for spectrum, _ in edits], layer.base_norm) if edits else None
-        if not edits or measured is None:
-            return None
-        factors = [each for _, each in edits]
-        if layer.is_factored:
-            return Edit(
-                measured, iter(()), [(left * wise, right) for left, right in factors for wise in wises]
-            )
-        return Edit(
-            measured,
-            (
-                (start, stop, _sums(base, [(left[start:stop], right) for left, right in factors], wises))
-                for start, stop, base in layer.bases()
-            ),
-        )
-
-    def approximated(layer: MatrixLayer, rank: int) -> Edit | None:
-        edits = truncate_update(layer.updates, layer.side, splits, rank)
-        measured = measures([each.layer for each in edits], layer.base_norm) if edits else None
-        if not edits or measured is None:
-            return None
-        errors = [each.error for each in edits for _ in wises]
-        return Edit(
-            [{**each, "adapter_error": error} for each, error in zip(measured, errors, strict=True)],
-            iter(()),
-            [(each.left * wise, each.right) for each in edits for wise in wises],
-        )
-
-    return method
-
-
-def _sums(
-    base: torch.Tensor, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], wises: Sequence[float]
-) -> Iterator[torch.Tensor]:
-    """W0 + wise · left @ right, for the factors of every split and every `wise`."""
-    for left, right in factors:
-        for wise in wises:
-            yield base.addmm(left, right, alpha=wise)
-
-
-def relative_update(spectrum: LayerSpectrum, base_norm: float) -> float | None:
-    """‖Δ‖/‖W0‖, None where it does not exist."""
-    relative = spectrum.update_norm / base_norm if base_norm else math.inf
-    return relative if relative < math.inf else None
-
-
-def _results(
-    base: torch.Tensor | None,
-    update: torch.Tensor,
-    applies: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-    wises: Sequence[float],
-) -> Iterator[torch.Tensor]:
-    """W0 + wise · apply(Δ), for every split and every `wise`."""
-    assert base is not None
-    for apply in applies:
-        edited = apply(update if apply is applies[-1] else update.clone())
-        for wise in wises:
-            is_last = apply is applies[-1] and wise is wises[-1]
-            yield (base if is_last else base.clone()).add_(edited, alpha=wise)
+    return AdapterKind(None, rank_of)

@@ -6,50 +6,74 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from monosoup_cli.api.command import StrPath, paths, running
-from monosoup_cli.api.edit import AVERAGED, relative_update
+from monosoup_cli.api.command import document
+from monosoup_cli.api.edit import NO_BASE
 from monosoup_cli.api.sfgs import choices
-from monosoup_cli.formats.header import FLOATING
+from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, Weigh
+from monosoup_cli.formats.dtypes import finfo
+from monosoup_cli.methods.model_stock import stock_ratio
+from monosoup_cli.methods.monosoup import MEASURES, MonoSoup, inspect_product, inspect_update, relative_update
+from monosoup_cli.methods.similarity import cosines, gram_matrix, similarity
+from monosoup_cli.methods.spectral_edit import SpectralEdit
+from monosoup_cli.options import (
+    Base,
+    Computing,
+    ComputingKeywords,
+    Declared,
+    Finetuned,
+    Option,
+    Selecting,
+    SelectingKeywords,
+    Stacked,
+    as_list,
+    as_paths,
+    declared_in,
+)
+from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.gram import gram_of
-from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
-from monosoup_cli.pipeline.options import Mismatch, RunOptions, Strictness, as_list
-from monosoup_cli.pipeline.run import Progress
+from monosoup_cli.pipeline.inspection import Compare, Inspection, MeasureLayer
+from monosoup_cli.report.measures import ABOVE_ROUNDING
 from monosoup_cli.report.records import histogram, spread, summarise
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import verdict_of
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.matrix import MatrixLayer
 
 if TYPE_CHECKING:
     import torch
-
-    from monosoup_cli.methods.monosoup import MonoSoup, Weighting
-    from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer
+    from typing_extensions import Unpack
 
 __all__ = ["Inspected", "inspect_spectrum", "prepare_inspect_spectrum"]
 
 
+class InspectKeywords(SelectingKeywords, ComputingKeywords, total=False):
+    """The shared options that an inspection has, but for `include`, which is called `layer`."""
+
+
 class Inspected:
-    """An inspection that is ready to run; a context manager, because it holds the inputs' files."""
+    """An inspection that is ready to run; a context manager, because it holds the inputs' files.
 
-    def __init__(self, inspection: Inspection, monosoup: MonoSoup, arguments: Mapping[str, Any]) -> None:
-        self.inspection, self._monosoup, self._arguments = inspection, monosoup, arguments
+    Attributes:
+        inspection: The opened inputs and the plan.
+    """
 
-    def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """The report."""
-        from monosoup_cli.methods.monosoup import LayerSpectrum
-        from monosoup_cli.spectral.rounding import AboveRounding
+    def __init__(self, inspection: Inspection, rule: MonoSoup, arguments: Mapping[str, Any]) -> None:
+        self.inspection = inspection
+        self._rule, self._arguments = rule, arguments
 
+    def run(self, progress: Progress = ignore) -> dict[str, Any]:
+        """Measure all layers, and return the report."""
         started = time.monotonic()
-        with_values = self._arguments["values"]
-        measured = [field.name for each in (LayerSpectrum, AboveRounding) for field in fields(each)]
-        measured += ["relative_update", "singular_values"]
+        measured = [measure.name for measure in MEASURES if measure.is_stored]
+        measured[-1:] = [*ABOVE_ROUNDING, measured[-1], "singular_values"]
         sources, grams = self._arguments["finetuned"], dict[str, "torch.Tensor"]()
         is_several = len(sources) > 1
         layers = self.inspection.run(
-            _measure(self._monosoup, with_values=with_values),
+            _measure(self._rule, len(sources), with_values=self._arguments["values"]),
             measured,
             _compare(grams) if is_several else None,
             progress,
@@ -57,7 +81,7 @@ class Inspected:
         report = {
             **self.inspection.head("inspect-spectrum", self._arguments, started),
             **({"similarity": _similarity(sources, grams, layers)} if is_several else {}),
-            "summary": summarise(layers, AVERAGED),
+            "summary": summarise(layers, MEASURES),
             "layers": layers,
         }
         return {**report, "verdict": verdict_of(report, rows_of(report))}
@@ -70,81 +94,100 @@ class Inspected:
 
 
 def prepare_inspect_spectrum(
-    base: StrPath,
-    finetuned: StrPath | Sequence[StrPath],
+    base: Base,
+    finetuned: Finetuned,
     *,
-    layer: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    values: bool = False,
-    energy: float | None = None,
-    rank: int | None = None,
-    rank_fraction: float | None = None,
-    weighting: Weighting = "monosoup",
-    stacked: str | Sequence[str] = (),
-    rename: str | Sequence[str] = (),
-    on_mismatch: Mismatch = "error",
-    on_nonfinite: Strictness = "error",
-    device: str = "auto",
-    workers: int | None = None,
+    layer: Annotated[
+        str | Sequence[str],
+        Option("Only layers with such names; repeatable.", metavar="GLOB", shell=list[str]),
+    ] = (),
+    values: Annotated[bool, Option("All singular values, in json and csv.")] = False,
+    energy: EnergySplit = None,
+    rank: RankSplit = None,
+    rank_fraction: RankFractionSplit = None,
+    weighting: Weigh = "monosoup",
+    stacked: Stacked = (),
+    **options: Unpack[InspectKeywords],
 ) -> Inspected:
-    """The spectrum of every layer's update, and what MonoSoup reads off it; writes nothing.
+    """Show the spectra of a fine-tune, and what `edit` would make of them; writes no checkpoint.
 
-    The command `monosoup inspect-spectrum` (docs/cli.md). `base`, `finetuned`: files, folders
-    or ids on the Hub; of several the mean is looked at, as `edit` would edit it, and how alike their updates
-    are. `layer`, `exclude`: globs over the names of what is read, or not. `values`: all singular
-    values are in the report. The other options are those of `edit`.
+    For every layer: where the spectrum is split, the coefficients, how far the edit is from plain
+    interpolation; and below the table, in words, what to know before trusting it. For several fine-tunes, the
+    mean is inspected, and how similar their updates are. An adapter needs no BASE (-).
 
-    Returns the report (docs/report.schema.json) as a dict; its layers have the fields of `edit`'s.
-    Raises `monosoup_cli.errors.MonosoupError`.
+    Example: monosoup inspect-spectrum base.safetensors ft.safetensors
     """
-    from monosoup_cli.methods.monosoup import MonoSoup
-
-    monosoup = MonoSoup(energy, rank, rank_fraction, weighting)
-    options = RunOptions(
-        include=as_list(layer),
-        exclude=as_list(exclude),
-        rename=as_list(rename),
-        on_mismatch=on_mismatch,
-        on_nonfinite=on_nonfinite,
-        device=device,
-        workers=workers,
-    )
+    shared = dict(options)
+    shared.pop("progress", None)
+    for keyword in shared:
+        if keyword not in SHARED:
+            raise TypeError(f"inspect_spectrum() got an unexpected keyword argument {keyword!r}")
+    rule = MonoSoup(energy, rank, rank_fraction, weighting)
+    of_group = {name: value for name, value in shared.items() if name in declared_in(Selecting)}
+    selecting = Selecting(include=as_list(layer), **of_group)  # type: ignore[arg-type]
+    computing = Computing(**{name: value for name, value in shared.items() if name not in of_group})  # type: ignore[arg-type]
     arguments = {
         "base": os.fspath(base),
-        "finetuned": paths(finetuned),
+        "finetuned": as_paths(finetuned),
         "layer": as_list(layer),
-        "exclude": as_list(exclude),
+        "exclude": selecting.exclude,
         "values": values,
-        **asdict(monosoup),
+        **asdict(rule),
         "stacked": as_list(stacked),
-        "rename": as_list(rename),
-        "on_mismatch": on_mismatch,
-        "on_nonfinite": on_nonfinite,
+        "rename": selecting.rename,
+        "on_mismatch": selecting.on_mismatch,
+        "on_nonfinite": selecting.on_nonfinite,
     }
-    inspection = Inspection.open(arguments["base"], arguments["finetuned"], options, arguments["stacked"])
-    return Inspected(inspection, monosoup, arguments)
+    inspection = Inspection.open(
+        None if arguments["base"] == NO_BASE else arguments["base"],
+        arguments["finetuned"],
+        selecting,
+        computing,
+        SpectralEdit([rule]),
+        arguments["stacked"],
+    )
+    return Inspected(inspection, rule, arguments)
 
 
-inspect_spectrum = running(prepare_inspect_spectrum)
+SHARED: Mapping[str, Declared] = {
+    name: option
+    for name, option in {**declared_in(Selecting), **declared_in(Computing)}.items()
+    if name != "include"
+}
+"""The shared options that `inspect_spectrum` has."""
 
 
-def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
-    import torch
+def inspect_spectrum(*args: Any, progress: Progress = ignore, **kwargs: Any) -> dict[str, Any]:
+    """Replaced by the signature and the docstring of what prepares it."""
+    with prepare_inspect_spectrum(*args, **kwargs) as inspected:
+        return inspected.run(progress)
 
-    from monosoup_cli.methods.monosoup import inspect_product, inspect_update
+
+_OPTIONS = {**declared_in(prepare_inspect_spectrum), **SHARED}
+document(
+    inspect_spectrum,
+    prepare_inspect_spectrum,
+    _OPTIONS,
+    "dict[str, Any]",
+    "The report (docs/report.schema.json) as a dict; its layers have the fields of `edit`'s.",
+)
+inspect_spectrum.__name__ = inspect_spectrum.__qualname__ = "inspect_spectrum"
+
+
+def _measure(rule: MonoSoup, count: int, *, with_values: bool) -> MeasureLayer:
     from monosoup_cli.spectral.rounding import Rounding, above_rounding
 
     def measure(layer: MatrixLayer) -> dict[str, Any] | None:
-        _, *finetuned = (torch.finfo(getattr(torch, FLOATING[dtype])) for dtype in layer.dtypes)
+        finetuned = [finfo(dtype) for dtype in layer.dtypes[-count:]]
         rounding = Rounding(max(finetuned, key=lambda info: info.eps), len(finetuned))
         if layer.factors is None:
-            found = inspect_update(lambda: layer.updates(rounding.add), layer.side, monosoup)
+            measured = inspect_update(lambda: layer.updates(rounding.add), layer.cut.side, rule)
         else:
             layer.measure_base()
-            found = inspect_product(*layer.factors, monosoup)
-        if found is None:
+            measured = inspect_product(*layer.factors, rule)
+        if measured is None:
             return None
-        spectrum, values = found
+        spectrum, values = measured
         return {
             **asdict(spectrum),
             "relative_update": relative_update(spectrum, layer.base_norm),
@@ -156,15 +199,12 @@ def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
 
 
 def _compare(grams: dict[str, torch.Tensor]) -> Compare:
-    from monosoup_cli.methods.model_stock import stock_ratio
-    from monosoup_cli.methods.similarity import cosines, gram_matrix
-
     def compare(layer: FlatLayer) -> dict[str, Any]:
         gram = gram_of(layer, gram_matrix).cpu()
         has_moved = gram.diagonal() > 0.0
         if not has_moved.any():
             return {}
-        grams[layer.tensor] = gram
+        grams[layer.name] = gram
         stock = stock_ratio(gram)
         rows = cosines(gram).tolist()
         return {
@@ -183,9 +223,7 @@ def _compare(grams: dict[str, torch.Tensor]) -> Compare:
 def _similarity(
     sources: Sequence[str], grams: Mapping[str, torch.Tensor], layers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """How alike the updates are, and what `sfgs` and `stock` would make of it."""
-    from monosoup_cli.methods.similarity import similarity
-
+    """How similar the updates are, and what `sfgs` and `stock` would make of it."""
     compared = [layer for layer in layers if layer["name"] in grams]
     in_order = [grams[layer["name"]] for layer in compared]
     matrix = similarity(in_order, len(sources)).tolist()

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.api.command import StrPath
 from monosoup_cli.errors import ScoreError, UsageError, cropped
 from monosoup_cli.formats.files import read_json
+from monosoup_cli.options import StrPath
 
 __all__ = ["check_template", "run_score_command", "scores_of"]
 
@@ -56,7 +56,7 @@ def check_template(template: str) -> None:
         )
 
 
-def run_score_command(template: str, path: StrPath) -> float:
+def run_score_command(template: str, path: StrPath, *, has_scores: bool = False) -> float:
     """Run the command through the shell, `{}` replaced by the quoted path; the last line of what it
     prints is the score.
 
@@ -83,7 +83,7 @@ def run_score_command(template: str, path: StrPath) -> float:
         printed, said = (_text(stream) for stream in (stdout, stderr))
     if code:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise ScoreError(f"the score command failed with {how}", command, said)
+        raise ScoreError(f"the score command failed with {how}", command, said, has_scores=has_scores)
     lines = printed.strip().splitlines()
     try:
         score = float(lines[-1])
@@ -91,7 +91,9 @@ def run_score_command(template: str, path: StrPath) -> float:
         score = math.nan
     if not math.isfinite(score):
         last = repr(lines[-1]) if lines else "nothing"
-        raise ScoreError(f"the score command printed no number: found {last}", command, said)
+        raise ScoreError(
+            f"the score command printed no number: found {last}", command, said, has_scores=has_scores
+        )
     return score
 
 

@@ -4,154 +4,147 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from monosoup_cli.api.command import Paper, StrPath, card, paths, running
+from monosoup_cli.api.command import Request, command
 from monosoup_cli.api.scores import check_template, run_score_command, scores_of
 from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalised
+from monosoup_cli.options import (
+    Finetuned,
+    Option,
+    Output,
+    RunKeywords,
+    Scores,
+    StrPath,
+    as_paths,
+    check_choice,
+)
 from monosoup_cli.outputs.writer import PartialOutput
-from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
-from monosoup_cli.pipeline.options import RunKeywords, RunOptions
-from monosoup_cli.pipeline.run import Edit, Progress
+from monosoup_cli.pipeline.engine import Progress
+from monosoup_cli.pipeline.inputs import Inputs
+from monosoup_cli.pipeline.task import Choice, Kitchen
+from monosoup_cli.tensors.method import Order
+from monosoup_cli.tensors.plan import Selection
 
 if TYPE_CHECKING:
-    import torch
     from typing_extensions import Unpack
 
-    from monosoup_cli.methods.model_soup import Trial
-    from monosoup_cli.pipeline.blocks import FlatLayer
-
-__all__ = ["Accept", "average", "prepare_soup", "soup"]
+__all__ = ["Accept", "Watch", "soup"]
 
 Accept = Literal["ge", "gt"]
 
 Watch: TypeAlias = "Callable[[str, Trial | None, int], None]"
-"""Told of the greedy soup's steps: a source and the number of checkpoints that are being scored,
-then the same with the trial that came of it."""
-
-MODEL_SOUP = Paper(
-    "The mean of the weights of several fine-tuned checkpoints: a model soup.",
-    """
-@inproceedings{wortsman2022model,
-  title = {Model soups: averaging weights of multiple fine-tuned models improves accuracy without
-           increasing inference time},
-  author = {Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Yitzhak and Roelofs, Rebecca
-            and Gontijo-Lopes, Raphael and Morcos, Ari S. and Namkoong, Hongseok and Farhadi, Ali
-            and Carmon, Yair and Kornblith, Simon and Schmidt, Ludwig},
-  booktitle = {ICML},
-  year = {2022}
-}
-""",
-)
+"""Called at every step of the greedy soup: with a source and the number of checkpoints whose mean is scored, and
+None; then the same with the trial that came of it."""
 
 
-def average(layer: FlatLayer) -> Edit | None:
-    """The (weighted) mean of the checkpoints; of one alone there is nothing to do."""
-    if len(layer.finetuned) == 1:
-        return None
-
-    def blocks() -> Iterator[tuple[int, int, list[torch.Tensor]]]:
-        for start, stop in layer.ranges():
-            yield start, stop, [layer.mean(start, stop)]
-
-    return Edit([{}], blocks())
+def _ignore(source: str, trial: Trial | None, count: int) -> None:
+    pass
 
 
-def prepare_soup(
-    finetuned: Sequence[StrPath],
-    output: StrPath,
+@command
+def soup(
+    finetuned: Finetuned,
+    output: Output,
     *,
-    base: StrPath | None = None,
-    weights: Sequence[float] | None = None,
-    greedy: bool = False,
-    score_command: str | None = None,
-    scores: StrPath | Mapping[str, float] | None = None,
-    accept: Accept = "ge",
-    watch: Watch | None = None,
+    base: Annotated[
+        StrPath | None,
+        Option(
+            "The base that LoRA adapters are merged into; only they need one.",
+            metavar="BASE",
+            shell=str,
+            in_card=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        Sequence[float] | None,
+        Option("A weight for each checkpoint; scaled to sum 1.", metavar="W1,W2,…", shell=str, is_list=True),
+    ] = None,
+    greedy: Annotated[bool, Option("Add checkpoints, best first, while the score does not fall.")] = False,
+    score_command: Annotated[
+        str | None,
+        Option(
+            "A shell command that scores a checkpoint. {} is replaced by its path, and the last line that the"
+            " command prints is the score; higher is better.",
+            metavar="COMMAND",
+            shell=str,
+            is_private=True,
+        ),
+    ] = None,
+    scores: Scores = None,
+    accept: Annotated[
+        Accept, Option("A candidate joins if the score is as good (ge), or only if it is better (gt).")
+    ] = "ge",
+    watch: Watch = _ignore,
     **options: Unpack[RunKeywords],
-) -> Job:
-    """A model soup: the uniform mean, a weighted mean, or the greedy soup.
+) -> Request:
+    """Average two or more checkpoints: model soups.
 
-    The command `monosoup soup` (docs/cli.md). `base`: of LoRA adapters. `weights`: one for each
-    checkpoint, scaled to sum 1. `greedy`: candidates are added, best first, while the score of the mean
-    does not fall; `score_command` is run through the shell with {} replaced by a checkpoint's path, and
-    the last line it prints is the score, higher is better. `scores` (a mapping or a JSON file, path →
-    number) gives the order, which else takes a run of the command for each. `accept`: "gt" wants the score
-    to rise. `watch` is told of every trial. Returns the report; raises
-    `monosoup_cli.errors.MonosoupError`.
+    Uniform, weighted, or greedy: the greedy soup scores every trial with a command of yours, and --resume
+    continues without scoring anything twice.
+
+    Example: monosoup soup ft1.safetensors ft2.safetensors ft3.safetensors -o out
     """
-    from monosoup_cli.methods.model_soup import normalised
-
-    sources = paths(finetuned, at_least=2)
+    sources = as_paths(finetuned, at_least=2)
     if weights is not None and len(weights) != len(sources):
-        raise UsageError("weights do not fit", expected=f"{len(sources)} of them", found=len(weights))
-    if accept not in get_args(Accept):
-        raise UsageError("unknown accept", expected=", ".join(get_args(Accept)), found=accept)
+        raise UsageError(
+            "--weights needs one weight for each checkpoint", expected=len(sources), found=len(weights)
+        )
+    check_choice("accept", accept, Accept)
+    known = None if scores is None else scores_of(scores, sources)
+    chooser = None
     if greedy:
         if score_command is None:
             raise UsageError("--greedy needs --score-command: it scores every trial")
         if weights is not None:
-            raise UsageError("weights and greedy exclude each other: the greedy soup is uniform")
+            raise UsageError("--weights and --greedy exclude each other: the greedy soup is uniform")
         check_template(score_command)
+        chooser = _Greedy(sources, score_command, known, accept == "gt", watch)
     elif score_command is not None or scores is not None or accept != "ge":
-        raise UsageError("--score-command, --scores and --accept are for --greedy")
-    run_options = RunOptions.given(**options)
-    arguments: dict[str, Any] = {
-        "base": None if base is None else os.fspath(base),
-        "finetuned": sources,
-        "output": os.fspath(output),
-        "weights": None if weights is None else list(weights),
-        "greedy": greedy,
-        "score_command": score_command,
-        "scores": None if scores is None else scores_of(scores, sources),
-        "accept": accept,
-    }
-    recipe = Recipe(
-        command="soup",
-        verb="average",
-        arguments=arguments,
-        method=average,
-        card=card(prepare_soup, arguments, run_options, MODEL_SOUP),
-        needs_base=False,
-        base_is_option=True,
+        raise UsageError("--score-command, --scores and --accept need --greedy")
+    order = Order(
+        Average(),
+        sources,
+        os.fspath(output),
+        None if base is None else os.fspath(base),
         weights=None if weights is None else normalised(weights),
-        choose=_Greedy(arguments, watch or _ignore) if greedy else None,
-        drafts=int(greedy),
+        base_is_option=True,
+        arguments={"weights": None if weights is None else list(weights), "scores": known},
     )
-    return prepare(recipe, run_options)
+    return Request(order, chooser=chooser)
 
 
-soup = running(prepare_soup)
-
-
-def _ignore(source: str, trial: object, count: int) -> None:
-    pass
-
-
+@dataclass(frozen=True)
 class _Greedy:
-    """Chooses the members of the greedy soup; every score is noted as soon as it is known."""
+    """Chooses the members of the greedy soup. Every score is noted as soon as it is known."""
 
-    def __init__(self, arguments: Mapping[str, Any], watch: Watch) -> None:
-        self.sources: list[str] = arguments["finetuned"]
-        self.template: str = arguments["score_command"]
-        self.given: Mapping[str, float] | None = arguments["scores"]
-        self.is_strict = arguments["accept"] == "gt"
-        self.watch = watch
+    sources: Sequence[str]
+    template: str
+    scores: Mapping[str, float] | None
+    is_strict: bool
+    watch: Watch
+    drafts: int = 1
 
-    def __call__(self, job: Job, partial: PartialOutput | None, progress: Progress) -> Choice:
-        from monosoup_cli.methods.model_soup import best_first, greedy
+    def check(self, inputs: Inputs, selection: Selection) -> None:
+        """Nothing: any checkpoints can be scored."""
 
+    def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
+        """Score the candidates, and add one after the other while the score does not fall."""
         assert partial is not None
         numbers = range(len(self.sources))
-        if self.given is None:
-            scores = [self._score([number], job, partial) for number in numbers]
+        if self.scores is None:
+            scores = [self._score([number], kitchen, partial) for number in numbers]
         else:
-            scores = [self.given[source] for source in self.sources]
+            scores = [self.scores[source] for source in self.sources]
         order = best_first(scores)
         trials = []
-        for trial in greedy(order, lambda members: self._score(members, job, partial), strict=self.is_strict):
+        for trial in greedy(
+            order, lambda members: self._score(members, kitchen, partial), strict=self.is_strict
+        ):
             trials.append(trial)
             self.watch(self.sources[trial.candidate], trial, len(trials))
         members = [trial.candidate for trial in trials if trial.joined]
@@ -166,26 +159,28 @@ class _Greedy:
         }
         return Choice(members, selection)
 
-    def _score(self, members: Sequence[int], job: Job, partial: PartialOutput) -> float:
-        """The score of the uniform mean of some checkpoints, of one alone where it is."""
+    def _score(self, members: Sequence[int], kitchen: Kitchen, partial: PartialOutput) -> float:
+        """The score of the uniform mean of some checkpoints; of a single one, as it is."""
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:
             self.watch(self.sources[members[-1]], None, len(members))
-            first = job.finetuned[members[0]]
-            is_whole = len(members) == 1 and first.model is first  # an adapter is scored merged
-            path: StrPath = first.place if is_whole else self._draft(members, job, partial)
-            partial.note(name, run_score_command(self.template, path))
+            is_whole = len(members) == 1 and kitchen.inputs.adapters[members[0]] is None
+            path: StrPath = kitchen.inputs.finetuned[members[0]].files.place.path if is_whole else ""
+            if not is_whole:  # an adapter is scored merged
+                path = self._draft(members, kitchen, partial)
+            has_scores = any(note.startswith("score ") for note in partial.notes)
+            partial.note(name, run_score_command(self.template, path, has_scores=has_scores))
         return float(partial.notes[name])
 
-    def _draft(self, members: Sequence[int], job: Job, partial: PartialOutput) -> Path:
-        """The mean of some checkpoints, in the form in which they were given; only one at a time."""
+    def _draft(self, members: Sequence[int], kitchen: Kitchen, partial: PartialOutput) -> Path:
+        """Write the mean of some checkpoints, in the form in which they were given; only one at a time."""
         for old in partial.workplace.glob("draft-*"):
             if old.is_dir():
                 shutil.rmtree(old)
             else:
                 old.unlink()
-        suffix = ".safetensors" if job.model.folder is None else ""
+        suffix = ".safetensors" if kitchen.inputs.finetuned[0].model.place.folder is None else ""
         # a name of its own: what a killed run left may still read the one before
         draft = partial.workplace / f"draft-{len(partial.notes)}{suffix}"
-        job.draft(members, draft)
+        kitchen.draft(members, draft)
         return draft

@@ -15,18 +15,13 @@ from typing import Annotated
 
 import typer
 
-from monosoup_cli import __version__
 from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
-from monosoup_cli.cli.edit import edit
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
-from monosoup_cli.cli.lines import lines
 from monosoup_cli.cli.report import report
-from monosoup_cli.cli.sfgs import sfgs
-from monosoup_cli.cli.soup import soup
-from monosoup_cli.cli.stock import stock
-from monosoup_cli.cli.wise import wise
+from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
+from monosoup_cli.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -38,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-for command in (edit, stock, soup, sfgs, wise, lines, inspect_spectrum, report, compare):
+for command in (*WRITING.values(), inspect_spectrum, report, compare):
     app.command()(command)
 
 

@@ -2,71 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from typing import Any
 
-import typer
+from monosoup_cli.api.inspect_spectrum import SHARED, prepare_inspect_spectrum
+from monosoup_cli.cli.display import Display, display_options, show
+from monosoup_cli.cli.options import add_options, shell_help
+from monosoup_cli.cli.writing import import_torch
+from monosoup_cli.options import declared_in
+from monosoup_cli.sources.hub import fetch
 
-from monosoup_cli.cli import options as opt
+__all__ = ["inspect_spectrum"]
 
 
-@opt.looking
-def inspect_spectrum(
-    looking: opt.Looking,
-    base: opt.BaseArg,
-    finetuned: opt.FinetunedArg,
-    values: Annotated[bool, typer.Option("--values", help="All singular values, in json and csv.")] = False,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors with such names; repeatable.")
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(metavar="R", help="Split where this share of the energy is reached (0 < R <= 1)."),
-    ] = None,
-    rank: opt.RankOpt = None,
-    rank_fraction: opt.RankFractionOpt = None,
-    weighting: opt.WeightingOpt = "monosoup",
-    stacked: opt.StackedOpt = None,
-    rename: opt.RenameOpt = None,
-    on_mismatch: opt.MismatchOpt = "error",
-    on_nonfinite: opt.NonfiniteOpt = "error",
-    device: opt.DeviceOpt = "auto",
-    workers: opt.WorkersOpt = None,
-) -> None:
-    """Show the spectra of a fine-tune, and what `edit` would make of them; writes no checkpoint.
-
-    For every layer: where the spectrum is split, the coefficients, how far the edit is from plain
-    interpolation; and below the table, in words, what to know before trusting it. Of several
-    fine-tunes the mean is looked at, and how alike their updates are.
-
-    Example: monosoup inspect-spectrum base.safetensors ft.safetensors
-    """
-    from monosoup_cli.api import prepare_inspect_spectrum
-    from monosoup_cli.cli.running import import_torch
-
+def _inspect(arguments: dict[str, Any], display: Display) -> None:
     def make() -> dict[str, Any]:
-        with prepare_inspect_spectrum(
-            base,
-            finetuned,
-            layer=looking.view.layer,
-            exclude=exclude or (),
-            values=values,
-            energy=energy,
-            rank=rank,
-            rank_fraction=rank_fraction,
-            weighting=weighting,
-            stacked=stacked or (),
-            rename=rename or (),
-            on_mismatch=on_mismatch,
-            on_nonfinite=on_nonfinite,
-            device=device,
-            workers=workers,
-        ) as inspected:
-            with looking.console.downloading(inspected.inspection.downloads) as advance:
-                inspected.inspection.fetch(advance)
+        with prepare_inspect_spectrum(layer=display.view.layer, **arguments) as inspected:
+            inspection = inspected.inspection
+            with display.console.downloading(inspection.downloads) as advance:
+                fetch(inspection.downloads, advance)
             import_torch()
-            for notice in inspected.inspection.notices:
-                looking.console.note(f"note: {notice}")
-            with looking.console.progress(inspected.inspection.plan.edited) as progress:
+            for notice in inspection.inputs.notices:
+                display.console.note(f"note: {notice}")
+            with display.console.progress(inspection.plan.edited) as progress:
                 return inspected.run(progress)
 
-    looking.show(make)
+    show(make, display)
+
+
+def _with_view(arguments: dict[str, Any], **options: Any) -> None:
+    _inspect(arguments, display_options(**options))
+
+
+_with_view.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("arguments", inspect.Parameter.POSITIONAL_ONLY),
+        *(
+            one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for one in inspect.signature(display_options, eval_str=True).parameters.values()
+        ),
+    ]
+)
+_DECLARED = {**declared_in(prepare_inspect_spectrum), **SHARED}
+_DECLARED.pop("layer")  # one of the options of `display_options`
+
+inspect_spectrum: Callable[..., None] = add_options(
+    _with_view, "inspect_spectrum", shell_help(prepare_inspect_spectrum), _DECLARED
+)
+"""The shell command."""

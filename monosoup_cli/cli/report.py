@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from monosoup_cli.cli import options as opt
-
-ReportArg = Annotated[
-    Path, typer.Argument(metavar="REPORT.json", help="A report that a command has written.")
-]
+from monosoup_cli.cli.display import Display, show, with_display
+from monosoup_cli.report.files import read_report
 
 
-@opt.looking
-def report(looking: opt.Looking, path: ReportArg) -> None:
-    """Show a report that was written before: its layers, its summary, and what they say in words.
+@with_display
+def report(
+    display: Display,
+    path: Annotated[
+        Path, typer.Argument(metavar="REPORT.json", help="A report, or the folder that holds one.")
+    ],
+) -> None:
+    """Show a report that any of the commands has written.
 
-    Example: monosoup report out/monosoup_report.json --html report.html
+    Example: monosoup report out/monosoup_report.json
     """
-    from monosoup_cli.report.files import read_report
-
-    looking.show(lambda: read_report(path))
+    show(lambda: read_report(path), display)

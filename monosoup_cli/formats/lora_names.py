@@ -42,4 +42,5 @@ def is_lora_file(names: Iterable[str]) -> bool:
 
 
 def end_of(name: str) -> str | None:
+    """The ending of ENDS that a name has; None where it has none of them."""
     return next((end for end in ENDS if name.endswith(end)), None)

@@ -10,25 +10,36 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
-import pickletools
 import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from monosoup_cli.errors import CheckpointError, MonosoupError, cropped
-from monosoup_cli.formats.header import BITS, FLOATING, MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorInfo
+from monosoup_cli.errors import CheckpointError, cropped
+from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, Record, quoted, read_records, start_of
+from monosoup_cli.formats.files import CheckpointFile
+from monosoup_cli.formats.header import (
+    BITS,
+    FLOATING,
+    MAX_DIMENSIONS,
+    MAX_ELEMENTS,
+    MAX_TENSORS,
+    Header,
+    TensorInfo,
+)
+from monosoup_cli.formats.pickles import screen
+from monosoup_cli.formats.shard import Shard
+from monosoup_cli.formats.strided import Bytes, Strided
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "StateDict", "Strided", "contiguous", "read_state_dict"]
+__all__ = ["StateDict", "StateDicts", "read_state_dict"]
 
 DTYPES = {
     "bool": "BOOL",
@@ -49,88 +60,14 @@ DTYPES = {
     **{name: dtype for dtype, name in FLOATING.items()},
 }
 """torch's names of the dtypes that safetensors has, of whole bytes per element."""
-INTEGERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
-"""By their bits: what elements of any dtype can be moved as."""
-
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Where training scripts keep the state dict, beside the optimizer and the like."""
 MAX_WRAPPED = 2
 
-MAX_PICKLE_BYTES = 100_000_000
-MAX_DIRECTORY_BYTES = 16_000_000
-MAX_OPERATIONS = 5_000_000
-MAX_TUPLE_DEPTH = 100
 AT_ONCE = 8
-PIECE = 1 << 20
-"""Bytes read at once even where few of them are the tensor's."""
-
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that `torch.save` began files with before they were zip files."""
-LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 STORAGE = re.compile(r"data/([0-9]{1,9})")
-
-RESAVE = "save it again with a current torch: torch.save(torch.load(OLD, weights_only=True), NEW)"
-SAVE_ALONE = "save the state dict alone: torch.save(model.state_dict(), PATH)"
-REBUILT = {
-    "torch._utils _rebuild_tensor",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_tensor_v3",
-    "torch._utils _rebuild_parameter",
-    "collections OrderedDict",
-    "collections Counter",
-    "torch Size",
-    "torch device",
-}
-"""The functions that a state dict and plain values beside it need, as a pickle names them."""
-NOT_DENSE = {
-    "_rebuild_qtensor": "a quantised tensor",
-    "_rebuild_sparse_tensor": "a sparse tensor",
-    "_rebuild_nested_tensor": "a nested tensor",
-    "_rebuild_njt": "a nested tensor",
-    "_rebuild_meta_tensor_no_storage": "a tensor without data",
-    "_rebuild_wrapper_subclass": "a tensor of a class of its own",
-    "_rebuild_from_type_v2": "a tensor with attributes, or of a class of its own",
-    "_rebuild_parameter_with_state": "a parameter with attributes",
-}
-PLAIN = {
-    "NONE",
-    "NEWTRUE",
-    "NEWFALSE",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "EMPTY_DICT",
-    "EMPTY_LIST",
-}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-class Bytes(Protocol):
-    """A file that is read at offsets; `shown` is what messages call it."""
-
-    shown: str
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def read(self, nbytes: int, offset: int = 0) -> bytes: ...
-
-    def read_into(self, buffer: memoryview, offset: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Strided:
-    """How the elements of a tensor lie that do not follow each other in row-major order.
-
-    `strides` are in elements, 0 where the size is 1; `span` is the bytes from the first element's
-    first to the last one's last, which start where the tensor starts.
-    """
-
-    strides: tuple[int, ...]
-    span: int
 
 
 @dataclass(frozen=True)
@@ -150,12 +87,25 @@ class StateDict:
     left_out: tuple[str, ...]
 
 
+class StateDicts:
+    """The format of `torch.save`."""
+
+    suffixes: ClassVar[Sequence[str]] = (".bin", ".pt", ".pth", ".ckpt")
+    stems: ClassVar[Mapping[str, Sequence[str]]] = {".bin": ("pytorch_model", "diffusion_pytorch_model")}
+
+    def open(self, name: str, file: CheckpointFile) -> Shard:
+        """Parse the pickle, without the tensors' bytes."""
+        state = read_state_dict(file)
+        header = Header(state.pickle, state.tensors, {"format": "pt"})
+        return Shard(name, file, header, 0, False, state.strided, state.tied, state.left_out)
+
+
 def read_state_dict(file: Bytes) -> StateDict:
     """The state dict in a file that `torch.save` wrote; raises CheckpointError. Runs nothing from it."""
     _check_magic(file)
-    records = _records(file)
-    pickle = file.read(records["data.pkl"].nbytes, _start(file, records["data.pkl"]))
-    _screen(pickle, file.shown)
+    records = read_records(file)
+    pickle = file.read(records["data.pkl"].nbytes, start_of(file, records["data.pkl"]))
+    screen(pickle, file.shown)
     content, keys = _parse(pickle, records, file.shown)
     state, left_out = _unwrapped(content, file.shown)
     starts = _starts(file, keys, state.values())
@@ -187,45 +137,13 @@ def read_state_dict(file: Bytes) -> StateDict:
     return StateDict(tensors, strided, tied, pickle, left_out)
 
 
-def _starts(file: Bytes, keys: Mapping[int, _Record], tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+def _starts(file: Bytes, keys: Mapping[int, Record], tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Where the records of these tensors start, by key; asked for several at once, for the file may be far
     away."""
     wanted = {getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for tensor in tensors}
     used = [key for key in keys if key in wanted]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(used, pool.map(lambda key: _start(file, keys[key]), used), strict=True))
-
-
-def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> memoryview:
-    """The elements in row-major order. At most twice their bytes, or a piece, are held beside them."""
-    import torch
-
-    elements = _room(tensor.nbytes)
-    dtype = getattr(torch, INTEGERS[BITS[tensor.dtype]])
-    _gather(file, torch.frombuffer(elements, dtype=dtype).view(tensor.shape), tensor.start, strided.strides)
-    return elements
-
-
-def _room(nbytes: int) -> memoryview:
-    """Memory that goes back to the system when it is not used any more: a freed block of this size would
-    have the allocator keep others."""
-    return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
-
-
-def _gather(file: Bytes, into: torch.Tensor, start: int, strides: tuple[int, ...]) -> None:
-    import torch
-
-    reach = [(size - 1) * stride for size, stride in zip(into.shape, strides, strict=True)]
-    span = (sum(reach) + 1) * into.element_size()
-    if span <= max(2 * into.numel() * into.element_size(), PIECE):
-        buffer = _room(span)
-        file.read_into(buffer, start)
-        into.copy_(torch.frombuffer(buffer, dtype=into.dtype).as_strided(into.shape, strides))
-        return
-    widest = reach.index(max(reach))
-    for row in range(into.shape[widest]):
-        row_start = start + row * strides[widest] * into.element_size()
-        _gather(file, into.select(widest, row), row_start, strides[:widest] + strides[widest + 1 :])
+        return dict(zip(used, pool.map(lambda key: start_of(file, keys[key]), used), strict=True))
 
 
 def _check_magic(file: Bytes) -> None:
@@ -249,241 +167,7 @@ def _check_magic(file: Bytes) -> None:
     raise CheckpointError(problem, path=file.shown, hint=hint)
 
 
-class _Seekable(io.RawIOBase):
-    """The file as zipfile wants it."""
-
-    def __init__(self, file: Bytes) -> None:
-        self._file, self._position = file, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.nbytes}[whence]
-        if origin + offset < 0:
-            raise OSError("before the start of the file")
-        self._position = origin + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._file.nbytes - self._position, 0)
-        size = left if size < 0 else min(size, left)
-        if size > MAX_DIRECTORY_BYTES:
-            raise CheckpointError(
-                "the directory of the zip archive is too large",
-                path=self._file.shown,
-                expected=f"at most {MAX_DIRECTORY_BYTES:,} bytes",
-                found=f"{size:,}",
-            )
-        found = self._file.read(size, self._position)
-        self._position += size
-        return found
-
-
-@dataclass(frozen=True)
-class _Record:
-    """An uncompressed record: where its header is, and where the next one's is at the earliest."""
-
-    name: bytes
-    header: int
-    nbytes: int
-    end: int
-
-
-def _records(file: Bytes) -> dict[str, _Record]:
-    """The records of the zip archive by their names, without those of its one folder."""
-
-    def refuse(problem: str, **facts: Any) -> CheckpointError:
-        return CheckpointError(problem, path=file.shown, **facts)
-
-    try:
-        with zipfile.ZipFile(_Seekable(file)) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    except MonosoupError:
-        raise
-    except Exception:  # zipfile has no word of its own for much that can be wrong
-        raise refuse("the zip archive is damaged or truncated") from None
-    records: dict[str, _Record] = {}
-    folders = {info.filename.partition("/")[0] for info in infos}
-    if any(re.match(r"[^/]*/(code/|constants\.pkl$)", info.filename) for info in infos):
-        raise refuse("a TorchScript archive, which holds code", hint=SAVE_ALONE)
-    ends = [info.header_offset for info in infos[1:]] + [file.nbytes]
-    for info, end in zip(infos, ends, strict=True):
-        name = info.filename.partition("/")[2]
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise refuse(f"the record {_quoted(name)} is compressed", hint=RESAVE)
-        if info.flag_bits & 1:
-            raise refuse(f"the record {_quoted(name)} is encrypted")
-        if name in records:
-            raise refuse(f"the zip archive has the record {_quoted(name)} twice")
-        raw = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-        records[name] = _Record(raw, info.header_offset, info.file_size, end)
-    if "data.pkl" not in records or len(folders) != 1:
-        raise refuse("a zip archive that torch.save did not write")
-    if records["data.pkl"].nbytes > MAX_PICKLE_BYTES:
-        raise refuse(
-            "the pickle is too large",
-            expected=f"at most {MAX_PICKLE_BYTES:,} bytes",
-            found=f"{records['data.pkl'].nbytes:,}",
-        )
-    order = records.get("byteorder")
-    if order is not None and file.read(min(order.nbytes, 16), _start(file, order)) != b"little":
-        raise refuse("its numbers are not little-endian", hint="save it again on a little-endian machine")
-    return records
-
-
-def _start(file: Bytes, record: _Record) -> int:
-    """Where the record's bytes start, by its own header; it has to agree with the directory."""
-    size = LOCAL_HEADER.size + len(record.name)
-    if 0 <= record.header <= record.end - size:
-        raw = file.read(size, record.header)
-        signature, _, _, method, *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(raw)
-        start = record.header + LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
-        agrees = signature == b"PK\x03\x04" and method == zipfile.ZIP_STORED
-        if agrees and raw[LOCAL_HEADER.size :] == record.name and start + record.nbytes <= record.end:
-            return start
-    raise CheckpointError(
-        f"the record {_quoted(record.name.decode(errors='replace'))} is not where the zip archive says",
-        path=file.shown,
-    )
-
-
-@dataclass(eq=False)
-class _Part:
-    """What is known of a value while a pickle is screened.
-
-    `weight` is how many parts it takes to hash or to copy it: its own items and, as a tuple cannot
-    change, those of the tuples in it. `depth` counts tuples in tuples, `items` are a tuple's. What
-    `rebuilds` may be called, and what is `rebuilt` may be given a state.
-    """
-
-    weight: int = 1
-    depth: int = 0
-    items: tuple[_Part, ...] | None = None
-    rebuilds: bool = False
-    rebuilt: bool = False
-
-    def add(self, items: Iterable[_Part]) -> None:
-        self.weight += sum(item.weight if item.items is not None else 1 for item in items)
-
-    @property
-    def cost(self) -> int:
-        """Of passing it on as arguments: the lists in a tuple may have grown since it was made."""
-        return self.weight + sum(item.weight for item in self.items or ())
-
-
-@dataclass
-class _Stack:
-    parts: list[_Part] = field(default_factory=list)
-    below: list[list[_Part]] = field(default_factory=list)
-
-    def pop_mark(self) -> list[_Part]:
-        found, self.parts = self.parts, self.below.pop()
-        return found
-
-    def pop(self, count: int) -> list[_Part]:
-        if count > len(self.parts):
-            raise IndexError
-        start = len(self.parts) - count
-        found, self.parts[start:] = self.parts[start:], []
-        return found
-
-
-def _screen(pickle: bytes, shown: str) -> None:
-    """Refuse a pickle that names anything but tensors and plain values, or that would cost more than
-    its length warrants: values can refer to each other, so that few bytes make for much work."""
-    allowed = _allowed()
-    stack, memo = _Stack(), dict[int, _Part]()
-    left = 1_000_000 + 16 * len(pickle)
-
-    def refuse(problem: str, hint: str | None = SAVE_ALONE) -> CheckpointError:
-        return CheckpointError(problem, path=shown, hint=hint)
-
-    try:
-        for count, (operation, found, _) in enumerate(pickletools.genops(pickle)):
-            name, argument = operation.name, cast(Any, found)
-            if count >= MAX_OPERATIONS:
-                raise refuse("its pickle has too many parts")
-            if name in ("BINPUT", "LONG_BINPUT"):
-                memo[argument] = stack.parts[-1]
-            elif name in PLAIN:
-                stack.parts.append(_Part())
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.parts.append(memo[argument])
-            elif name == "MARK":
-                stack.below.append(stack.parts)
-                stack.parts = []
-            elif name == "TUPLE" or name in TUPLES or name == "EMPTY_TUPLE":
-                items = stack.pop_mark() if name == "TUPLE" else stack.pop(TUPLES.get(name, 0))
-                part = _Part(1, 1 + max((item.depth for item in items), default=0), tuple(items))
-                part.add(items)
-                if part.depth > MAX_TUPLE_DEPTH:
-                    raise refuse("its pickle is nested too deeply")
-                stack.parts.append(part)
-            elif name in ("APPENDS", "APPEND"):
-                items = stack.pop_mark() if name == "APPENDS" else stack.pop(1)
-                stack.parts[-1].add(items)
-            elif name in ("SETITEMS", "SETITEM"):
-                items = stack.pop_mark() if name == "SETITEMS" else stack.pop(2)
-                stack.parts[-1].add(items)
-                left -= sum(key.weight for key in items[::2])
-            elif name == "GLOBAL":
-                if argument not in allowed:
-                    raise refuse(*_foreign(argument))
-                stack.parts.append(_Part(rebuilds=argument in REBUILT))
-            elif name == "REDUCE":
-                function, arguments = stack.pop(2)
-                if not function.rebuilds or arguments.items is None:
-                    raise ValueError
-                left -= arguments.cost
-                stack.parts.append(_Part(rebuilt=True))
-            elif name == "BUILD":
-                (state,) = stack.pop(1)
-                if not stack.parts[-1].rebuilt:
-                    raise ValueError
-                left -= state.cost
-            elif name == "BINPERSID":
-                stack.pop(1)
-                stack.parts.append(_Part())
-            elif name == "PROTO" and argument == 2:
-                pass
-            elif name == "PROTO":
-                raise refuse(f"pickled in protocol {argument}, not torch's own", RESAVE)
-            elif name != "STOP":
-                raise refuse(f"its pickle has the operation {name}, which torch.save does not write", None)
-            if left < 0:
-                raise refuse("its pickle takes far more work than its size warrants", None)
-    except (ValueError, LookupError):
-        raise refuse("its pickle is malformed", None) from None
-
-
-def _allowed() -> set[str]:
-    """What a pickle may name: REBUILT, dtypes and storages."""
-    import torch
-
-    return (
-        REBUILT
-        | {
-            f"torch {name}"
-            for name, value in vars(torch).items()
-            if isinstance(value, torch.dtype) or (name.endswith("Storage") and isinstance(value, type))
-        }
-        | {"torch.storage UntypedStorage", "torch.storage TypedStorage"}
-    )
-
-
-def _foreign(named: str) -> tuple[str, str]:
-    """What is refused that a pickle names, and what to do."""
-    module, _, name = named.rpartition(" ")
-    if name in NOT_DENSE:
-        return f"holds {NOT_DENSE[name]}", SAVE_ALONE
-    return f"holds an object that is not a tensor: {_quoted(f'{module}.{name}')}", SAVE_ALONE
-
-
-def _parse(pickle: bytes, records: Mapping[str, _Record], shown: str) -> tuple[Any, dict[int, _Record]]:
+def _parse(pickle: bytes, records: Mapping[str, Record], shown: str) -> tuple[Any, dict[int, Record]]:
     """What torch makes of the pickle, its storages without bytes, and the record of each
     `_checkpoint_offset` of a storage.
 
@@ -534,9 +218,9 @@ def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple
             raise refuse("not a state dict", found=f"a {type(content).__name__}", hint=SAVE_ALONE)
         for name in content:
             if not isinstance(name, str):
-                raise refuse("a name in the state dict is not text", found=_quoted(name))
+                raise refuse("a name in the state dict is not text", found=quoted(name))
             if not _is_unicode(name):
-                raise refuse(f"the name {_quoted(name)} is not valid Unicode")
+                raise refuse(f"the name {quoted(name)} is not valid Unicode")
         others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
         if not others:
             if not content:
@@ -556,7 +240,7 @@ def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple
                     hint=f"save them alone: torch.save(torch.load(OLD, weights_only=True){inside}, NEW)",
                 )
             raise refuse(
-                f"{_quoted(within + others[0])} is not a tensor",
+                f"{quoted(within + others[0])} is not a tensor",
                 found=f"a {type(content[others[0]]).__name__}",
                 hint=SAVE_ALONE,
             )
@@ -596,7 +280,7 @@ def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:
 
 
 def _span(
-    tensor: torch.Tensor, strides: tuple[int, ...], itemsize: int, storage_bytes: int, record: _Record
+    tensor: torch.Tensor, strides: tuple[int, ...], itemsize: int, storage_bytes: int, record: Record
 ) -> tuple[int, int]:
     """Where in its storage the tensor starts, and how far it spans; both in bytes, and inside."""
     offset, span = int(tensor.storage_offset()) * itemsize, 0
@@ -633,7 +317,3 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _quoted(name: object) -> str:
-    return cropped(repr(name) if isinstance(name, str | int | float) else type(name).__name__)

@@ -8,16 +8,78 @@ blocks as given; how they are found in the names is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.wise_ft import interpolations
 from monosoup_cli.names import Position, find_blocks, is_head
+from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod
 
-__all__ = ["Head", "Scale", "scales"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["MEASURES", "Head", "Lines", "Scale", "lines", "scales"]
 
 Head = Literal["last", "alpha", "ft"]
+
+PAPER = Paper(
+    "The fine-tuned weights, their update scaled down the more, the shallower the layer: LiNeS.",
+    """
+@inproceedings{wang2025lines,
+  title = {LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging},
+  author = {Wang, Ke and Dimitriadis, Nikolaos and Favero, Alessandro and Ortiz-Jimenez, Guillermo
+            and Fleuret, Fran{\\c{c}}ois and Frossard, Pascal},
+  booktitle = {ICLR},
+  year = {2025}
+}
+""",
+)
+
+MEASURES = (Measure("stack"), Measure("block"), Measure("scale", "scale", summary="mean"))
+
+
+def lines(
+    base: Base,
+    finetuned: FinetunedOne,
+    output: Output,
+    *,
+    alpha: Annotated[
+        float, Option("The scale of the first block, and of what is outside blocks.", metavar="A")
+    ],
+    beta: Annotated[
+        float, Option("How much larger the scale of the last block is: it is A + B.", metavar="B")
+    ],
+    head: Annotated[
+        Head,
+        Option(
+            "How to scale a head outside blocks: as the last block, by --alpha, or not at all (ft: as"
+            " fine-tuned)."
+        ),
+    ] = "last",
+    block_pattern: Annotated[
+        str | None,
+        Option(
+            "A regular expression whose groups are the numbers of the blocks, in place of the detection.",
+            metavar="REGEX",
+            shell=str,
+        ),
+    ] = None,
+    **options: Unpack[RunKeywords],
+) -> Order:
+    """Scale the update up with depth: LiNeS.
+
+    Shallow layers, which hold general knowledge, stay nearer to the base; deep layers stay nearer to the
+    fine-tuned checkpoint. Blocks are detected in the names of the tensors; --dry-run shows them.
+
+    Example: monosoup lines base.safetensors ft.safetensors -o out --alpha 0.3 --beta 0.7
+    """
+    method = Lines(alpha, beta, head, block_pattern)
+    return Order(method, [os.fspath(finetuned)], os.fspath(output), os.fspath(base))
 
 
 @dataclass(frozen=True)
@@ -58,3 +120,52 @@ def scales(
         return Scale(alpha + beta * depth, position, False)
 
     return {name: scale(name) for name in names}
+
+
+@dataclass(frozen=True)
+class Lines(PlainMethod):
+    """base + s · update, where s rises with the depth of the tensor.
+
+    Attributes:
+        alpha: s in the first block, and outside blocks.
+        beta: How much larger s is in the last block.
+        head: How a head outside blocks is scaled.
+        block_pattern: Finds the blocks instead of the detection.
+        scale_of: s of every tensor, once the names are known.
+    """
+
+    alpha: float
+    beta: float
+    head: Head = "last"
+    block_pattern: str | None = None
+    scale_of: Mapping[str, Scale] = field(default_factory=dict)
+
+    verb = "scale"
+    paper = PAPER
+    measures = MEASURES
+    access: ClassVar[Access] = "flat"
+
+    def for_names(self, names: Sequence[str]) -> Lines:
+        """The method with the scale of every tensor."""
+        return replace(self, scale_of=scales(names, self.alpha, self.beta, self.head, self.block_pattern))
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """The lists of blocks, in the order of the checkpoint."""
+        positions = [scale.position for scale in self.scale_of.values() if scale.position is not None]
+        lengths = {position.stack: position.length for position in positions}
+        return {"stacks": [{"name": stack, "length": length} for stack, length in lengths.items()]}
+
+    def foretell(self, name: str) -> Mapping[str, Any]:
+        """The scale of a tensor, and where it is in depth."""
+        scale = self.scale_of[name]
+        return {
+            "stack": None if scale.position is None else scale.position.stack,
+            "block": None if scale.position is None else scale.position.block,
+            "scale": scale.value,
+        }
+
+    def edit(self, layer: Layer) -> Edit:
+        """Scale the update of one tensor."""
+        assert isinstance(layer, FlatLayer)
+        return interpolations(layer, [self.scale_of[layer.name].value], [self.foretell(layer.name)])

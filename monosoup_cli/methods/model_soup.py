@@ -9,10 +9,52 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.method import Access, Edit, Layer, Paper, PlainMethod
 
-__all__ = ["Trial", "best_first", "greedy", "normalised"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PAPER", "Average", "Trial", "best_first", "greedy", "normalised"]
+
+PAPER = Paper(
+    "The mean of the weights of several fine-tuned checkpoints: a model soup.",
+    """
+@inproceedings{wortsman2022model,
+  title = {Model soups: averaging weights of multiple fine-tuned models improves accuracy without
+           increasing inference time},
+  author = {Wortsman, Mitchell and Ilharco, Gabriel and Gadre, Samir Yitzhak and Roelofs, Rebecca
+            and Gontijo-Lopes, Raphael and Morcos, Ari S. and Namkoong, Hongseok and Farhadi, Ali
+            and Carmon, Yair and Kornblith, Simon and Schmidt, Ludwig},
+  booktitle = {ICML},
+  year = {2022}
+}
+""",
+)
+
+
+@dataclass(frozen=True)
+class Average(PlainMethod):
+    """The (weighted) mean of the fine-tuned checkpoints; the base is not used."""
+
+    paper: Paper = PAPER
+
+    verb = "average"
+    measures = ()
+    access: ClassVar[Access] = "flat"
+    needs_base = False
+
+    def edit(self, layer: Layer) -> Edit | None:
+        """Average one tensor; of one checkpoint alone there is nothing to do."""
+        assert isinstance(layer, FlatLayer)
+        return None if layer.count == 1 else Edit([{}], self._blocks(layer))
+
+    def _blocks(self, layer: FlatLayer) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+        for start, stop in layer.ranges():
+            yield start, stop, [layer.mean(start, stop)]
 
 
 def normalised(weights: Sequence[float]) -> list[float]:

@@ -5,20 +5,79 @@ Jang et al., "Model Stock: all we need is just a few fine-tuned models", ECCV 20
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-import torch
+from monosoup_cli.methods.similarity import cosines, gram_matrix
+from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths, check_choice
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod
 
-from monosoup_cli.methods.similarity import cosines
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
 
-__all__ = ["StockRatio", "stock_ratio"]
+__all__ = ["MEASURES", "Granularity", "ModelStock", "StockRatio", "stock", "stock_ratio"]
+
+Granularity = Literal["tensor", "filter"]
+
+PAPER = Paper(
+    "Between the base and the mean of several fine-tuned checkpoints, as near to the mean as the angles"
+    " between their updates say: Model Stock.",
+    """
+@inproceedings{jang2024model,
+  title = {Model Stock: All we need is just a few fine-tuned models},
+  author = {Jang, Dong-Hwan and Yun, Sangdoo and Han, Dongyoon},
+  booktitle = {ECCV},
+  year = {2024}
+}
+""",
+)
+
+MEASURES = (
+    Measure("cosine", "cosine", summary="mean"),
+    Measure("ratio", "ratio", summary="mean"),
+    Measure("clamped", "clamped", unit="ratios", summary="sum", is_comparable=False),
+)
 
 ROUNDING = 2.0**-44
 
+LARGEST_SQUARES = {"F32": 2.0**246, "F64": math.inf}
+"""Squares of norms below which the sum of as many updates as are summed in float32 (16), or of any
+number in float64, does not overflow."""
+
+
+def stock(
+    base: Base,
+    finetuned: Finetuned,
+    output: Output,
+    *,
+    granularity: Annotated[
+        Granularity, Option("One ratio for each tensor, or (filter) for each of its output rows.")
+    ] = "tensor",
+    clamp: Annotated[
+        bool,
+        Option("Count a negative ratio as 0; the official code does not.", flags=("--clamp", "--no-clamp")),
+    ] = True,
+    **options: Unpack[RunKeywords],
+) -> Order:
+    """Model Stock: from the base towards the mean of several.
+
+    How far is read off the angles between their updates, for each tensor: the more alike they are, the nearer
+    to the mean. No data, no hyperparameter.
+
+    Example: monosoup stock base.safetensors ft1.safetensors ft2.safetensors -o out
+    """
+    sources = as_paths(finetuned, at_least=2)
+    return Order(ModelStock(granularity, clamp), sources, os.fspath(output), os.fspath(base))
+
 
 class StockRatio(NamedTuple):
-    """Of each group of weights: the mean cosine c between updates, the ratio t, and whether t was
-    negative and has been set to 0. Tensors of one shape."""
+    """For each group of weights, the mean cosine c between updates, the ratio t, and whether t was negative and
+    has been set to 0. Tensors of one shape."""
 
     cosine: torch.Tensor
     ratio: torch.Tensor
@@ -28,10 +87,15 @@ class StockRatio(NamedTuple):
 def stock_ratio(gram: torch.Tensor, *, clamp: bool = True) -> StockRatio:
     """The interpolation ratio t = N c / (1 + (N − 1) c).
 
-    `gram`: (..., N, N) float64, the inner products of N >= 2 updates. c is the mean over pairs of
-    their cosines, in which an update of zero counts as 0. t = 0 where the denominator is 0; below
-    float64's rounding of the cosines it is 0.
+    c is the mean over pairs of the cosines between updates, in which an update of zero counts as 0. t is 0
+    where the denominator is 0, which means below float64's rounding of the cosines.
+
+    Args:
+        gram: (..., N, N) float64, the inner products of N >= 2 updates.
+        clamp: Whether a negative t counts as 0.
     """
+    import torch
+
     count = gram.shape[-1]
     cosine = cosines(gram)
     pairs = cosine.sum((-2, -1)) - cosine.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -41,3 +105,91 @@ def stock_ratio(gram: torch.Tensor, *, clamp: bool = True) -> StockRatio:
     ratio = torch.where(is_zero, 0.0, count * mean / torch.where(is_zero, 1.0, denominator))
     is_clamped = (ratio < 0.0) & clamp
     return StockRatio(mean, torch.where(is_clamped, 0.0, ratio), is_clamped)
+
+
+@dataclass(frozen=True)
+class ModelStock(PlainMethod):
+    """base + t (mean of the fine-tuned − base), with t from the angles between updates.
+
+    Attributes:
+        granularity: One t for each tensor, or ("filter") for each output row.
+        clamp: Whether a negative t counts as 0.
+    """
+
+    granularity: Granularity = "tensor"
+    clamp: bool = True
+
+    verb = "interpolate"
+    paper = PAPER
+    measures = MEASURES
+    access: ClassVar[Access] = "flat"
+
+    def __post_init__(self) -> None:
+        check_choice("granularity", self.granularity, Granularity)
+
+    def edit(self, layer: Layer) -> Edit:
+        """Interpolate a tensor, or some of its rows at a time: first the ratios, then the weights."""
+        assert isinstance(layer, FlatLayer)
+        measures: dict[str, Any] = {"cosine": None, "ratio": 1.0, "clamped": 0}
+        return Edit([measures], self._blocks(layer, measures))
+
+    def _blocks(
+        self, layer: FlatLayer, measures: dict[str, Any]
+    ) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+        import torch
+
+        if not layer.shape:
+            yield 0, 1, [layer.pair(0, 1)[1]]  # a scalar is averaged
+            return
+        memory, count = layer.memory, layer.count
+        is_whole = self.granularity == "tensor" or len(layer.shape) < 2
+        row = layer.size if is_whole else layer.size // layer.shape[0]
+        ratios: list[StockRatio] = []
+        for first, last in layer.updates.row_ranges(row):
+            rows = (last - first) // row
+            gram, total = _pass_over(layer, first, last, rows)
+            ratios.append(stock_ratio(gram, clamp=self.clamp))
+            ratio = ratios[-1].ratio
+            for start, stop in layer.ranges(first, last, row=1 if rows == 1 else row):
+                base = layer.from_base(start, stop)
+                if total is None:
+                    move = memory.upcast(layer.total(start, stop)).sub_(base, alpha=count)
+                else:
+                    move = memory.upcast(total[0, start - first : stop - first])
+                if rows == 1:
+                    yield start, stop, [base.add_(move, alpha=float(ratio) / count)]
+                else:
+                    of_rows = ratio[(start - first) // row : (stop - first) // row].unsqueeze(1) / count
+                    yield start, stop, [base.view(-1, row).addcmul_(of_rows, move.view(-1, row))]
+        measures["cosine"] = float(torch.cat([one.cosine for one in ratios]).mean())
+        measures["ratio"] = float(torch.cat([one.ratio for one in ratios]).mean())
+        measures["clamped"] = int(sum(one.is_clamped.sum() for one in ratios))
+
+
+def _pass_over(
+    layer: FlatLayer, first: int, last: int, rows: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """For the elements first:last in `rows` rows, the inner products of the updates, (rows, N, N); and the sum
+    of the updates, where it is small enough to be held."""
+    import torch
+
+    memory, count = layer.memory, layer.count
+    total = memory.held(last - first)
+    ones = memory.room("ones", 1, count, dtype=memory.sums).fill_(1.0)
+
+    def exact() -> Iterator[torch.Tensor]:
+        for start, stop, updates in layer.updates.ranges(first, last):
+            if total is not None:
+                torch.mm(ones, updates, out=total[:, start - first : stop - first])
+            yield memory.upcast(updates)
+
+    if rows == 1:
+        gram = gram_matrix(exact(), count).unsqueeze(0)
+    else:
+        (updates,) = exact()  # all of the rows are in one range
+        by_row = updates.view(count, rows, -1).transpose(0, 1)
+        gram = by_row @ by_row.mT
+    if not (gram < LARGEST_SQUARES[memory.sums]).all():
+        layer.updates.widen()
+        return _pass_over(layer, first, last, rows)
+    return gram, total

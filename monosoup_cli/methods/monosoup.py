@@ -10,18 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.spectral.low_rank import decompose_product
-from monosoup_cli.spectral.spectrum import Blocks, Spectrum, decompose, singular_values
+from monosoup_cli.options import check_choice
+from monosoup_cli.tensors.method import Measure, Paper
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.sources.source import Factors
+    from monosoup_cli.spectral.spectrum import Blocks, Spectrum
 
 __all__ = [
+    "MEASURES",
+    "PAPER",
     "LayerSpectrum",
     "MonoSoup",
-    "Truncated",
+    "Split",
     "Weighting",
     "edit_matrix",
     "edit_product",
@@ -29,8 +35,7 @@ __all__ = [
     "inspect_product",
     "inspect_update",
     "measure",
-    "rank_for",
-    "truncate_update",
+    "relative_update",
 ]
 
 Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
@@ -40,14 +45,54 @@ ROUNDING = 1e-9
 
 MAX_QUANTILES = 64
 
+PAPER = Paper(
+    "The fine-tuned weights, edited by MonoSoup: the update of every weight matrix is split by its"
+    " spectrum, the two parts are weighed by coefficients read off that spectrum, and added back to"
+    " the base.",
+    """
+@misc{abdollahpoorrostam2026monosoup,
+  title = {Model soups need only one ingredient},
+  author = {Abdollahpoorrostam, Alireza and Dimitriadis, Nikolaos and Hazimeh, Adam and Frossard, Pascal},
+  year = {2026},
+  eprint = {2602.09689},
+  archivePrefix = {arXiv}
+}
+""",
+)
+
+MEASURES = (
+    Measure("rank", "r", unit="directions", is_comparable=False),
+    Measure("effective_rank", "effective rank", unit="directions", is_comparable=False),
+    Measure("k", "k", unit="directions", is_comparable=False),
+    Measure("k_ratio", "k/r", summary="mean", is_stored=False),
+    Measure("energy_high", "energy kept"),
+    Measure("rho", "ρ", summary="mean"),
+    Measure("cos_alpha", "cos α", summary="mean"),
+    Measure("lambda_high", "λ_high", summary="mean"),
+    Measure("lambda_low", "λ_low", summary="mean"),
+    Measure("equivalent_alpha", "equivalent α", summary="mean"),
+    Measure("anisotropy", "anisotropy", summary="mean"),
+    Measure("sigma_max", "σ_1", unit="weights", is_comparable=False),
+    Measure("update_norm", "‖Δ‖", unit="weights", is_comparable=False),
+    Measure("spectrum"),
+    Measure("relative_update", "‖Δ‖/‖W0‖", unit="‖W0‖", summary="mean"),
+)
+
 
 @dataclass(frozen=True)
 class MonoSoup:
     """How a spectrum is split and weighed; the default is the paper's rule without parameters.
 
-    At most one of `energy` (R of Eq. 2, in (0, 1]), `rank` (>= 1) and `rank_fraction` (in (0, 1])
-    replaces the entropy-based split of Eq. 3-4. `weighting` other than "monosoup" (Eq. 8) selects
-    one of the paper's ablations (Fig. 5) or truncations (Fig. 3). Raises UsageError.
+    At most one of `energy`, `rank` and `rank_fraction` replaces the entropy-based split of Eq. 3-4.
+
+    Args:
+        energy: R of Eq. 2, in (0, 1].
+        rank: k itself, at least 1.
+        rank_fraction: k/r, in (0, 1].
+        weighting: "monosoup" (Eq. 8), or one of the paper's ablations (Fig. 5) and truncations (Fig. 3).
+
+    Raises:
+        UsageError: A value is out of range, or two of the splits are given.
     """
 
     energy: float | None = None
@@ -58,29 +103,22 @@ class MonoSoup:
     def __post_init__(self) -> None:
         given = [name for name in ("energy", "rank", "rank_fraction") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UsageError(f"{' and '.join(given)} exclude each other: each of them sets k")
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{flags} exclude each other: each of them sets k")
         for name in ("energy", "rank_fraction"):
             share = getattr(self, name)
             if share is not None and not 0.0 < share <= 1.0:
-                raise UsageError(f"{name} is out of range", expected="0 < value <= 1", found=share)
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is out of range", expected="0 < value <= 1", found=share)
         if self.rank is not None and self.rank < 1:
-            raise UsageError("rank is out of range", expected="at least 1", found=self.rank)
-        if self.weighting not in get_args(Weighting):
-            raise UsageError(
-                "unknown weighting", expected=", ".join(get_args(Weighting)), found=self.weighting
-            )
+            raise UsageError("--rank is out of range", expected="at least 1", found=self.rank)
+        check_choice("weighting", self.weighting, Weighting)
 
 
 @dataclass(frozen=True)
-class LayerSpectrum:
-    """What MonoSoup read off one update's spectrum, and the coefficients it chose.
+class Split:
+    """Where a spectrum is split, and the coefficients of the two parts (Eq. 5-8 of the paper)."""
 
-    `rank` is min(m, n), `update_norm` is ‖Δ‖_F; `spectrum` holds up to 64 quantiles of σ/σ_1,
-    largest first.
-    """
-
-    rank: int
-    effective_rank: float
     k: int
     energy_high: float
     rho: float
@@ -89,6 +127,23 @@ class LayerSpectrum:
     lambda_low: float
     equivalent_alpha: float
     anisotropy: float
+
+    def edited(self, singular_values: torch.Tensor) -> torch.Tensor:
+        """The singular values of the edited update, in the order of those of the update."""
+        edited = singular_values * self.lambda_low
+        edited[: self.k] = singular_values[: self.k] * self.lambda_high
+        return edited.clamp_(min=0.0)
+
+
+@dataclass(frozen=True)
+class LayerSpectrum(Split):
+    """What MonoSoup reads off one update's spectrum.
+
+    `rank` is min(m, n), `update_norm` is ‖Δ‖_F; `spectrum` has up to 64 quantiles of σ/σ_1, largest first.
+    """
+
+    rank: int
+    effective_rank: float
     sigma_max: float
     update_norm: float
     spectrum: tuple[float, ...]
@@ -96,14 +151,18 @@ class LayerSpectrum:
 
 def effective_rank(singular_values: torch.Tensor) -> float:
     """The exponential of the entropy of σ/Σσ (Eq. 3-4 of the paper; Roy & Vetterli, 2007)."""
+    import torch
+
     share = singular_values / singular_values.sum()
     return math.exp(-float(torch.special.xlogy(share, share).sum()))
 
 
 def split_at(singular_values: torch.Tensor, method: MonoSoup) -> int:
-    """k, the number of singular values on the high side: 1 <= k <= r (Eq. 2, Eq. 3, or Fig. 6).
+    """k, the number of singular values in the high part: 1 <= k <= r (Eq. 2, Eq. 3, or Fig. 6).
 
-    `singular_values`: (r,) float64, largest first, not all zero.
+    Args:
+        singular_values: (r,) float64, largest first, not all zero.
+        method: The rule.
     """
     r = len(singular_values)
     if method.rank is not None:
@@ -132,10 +191,13 @@ def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[fl
 
 
 def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
-    """The split, the coefficients and the summary of one spectrum.
+    """Split one spectrum, and read off the coefficients and the summary.
 
-    `singular_values`: (r,) float64 on the CPU, largest first, not all zero. The
-    arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
+    The arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
+
+    Args:
+        singular_values: (r,) float64 on the CPU, largest first, not all zero.
+        method: The rule.
     """
     sigma_max = float(singular_values[0])
     ratios = singular_values / sigma_max
@@ -166,6 +228,8 @@ def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
 
 def quantiles(ratios: torch.Tensor) -> tuple[float, ...]:
     """Up to 64 evenly spaced members of σ/σ_1, the first and the last among them."""
+    import torch
+
     count = min(len(ratios), MAX_QUANTILES)
     return tuple(ratios[torch.linspace(0, len(ratios) - 1, count).round().long()].tolist())
 
@@ -175,9 +239,13 @@ def reweigh(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map Δ → λ_high Δ_high + λ_low Δ_low (Eq. 5 of the paper), for any block of rows of Δ.
 
-    Blocks are (any number of rows, side) float64. Only the smaller of the k high and the r − k
-    low directions is multiplied out; the other part is what remains. A block is overwritten.
-    `is_only`: no other split needs the other directions, and they go from memory.
+    Blocks are (any number of rows, side) float64, and are overwritten. Only the smaller of the k high and the
+    r − k low directions is multiplied out; the other part is what remains.
+
+    Args:
+        spectrum: The decomposition of Δ.
+        layer: The split and its coefficients.
+        is_only: Whether no other split needs the other directions, so that their memory can be freed.
     """
     k, r = layer.k, layer.rank
     if k <= r - k:
@@ -197,17 +265,26 @@ def reweigh(
 def edit_update(
     updates: Blocks, side: int, methods: Sequence[MonoSoup]
 ) -> list[tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]]] | None:
-    """What MonoSoup measures on an update seen by blocks, and the map that edits its blocks; for
-    each way of splitting and weighing it, from one decomposition.
+    """Measure an update seen by blocks, and make the map that edits its blocks, from one decomposition.
 
-    `updates` yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side) with
-    side = min(m, n). None for an update of zeros. Raises FloatingPointError on NaN or Inf.
+    Args:
+        updates: Yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side).
+        side: min(m, n).
+        methods: The rules; each gets an entry of the result.
+
+    Returns:
+        None for an update of zeros.
+
+    Raises:
+        FloatingPointError: The update has NaN or Inf, or its norm overflows.
     """
+    from monosoup_cli.spectral.spectrum import decompose, has_moved
+
     # where the low part is all that is left of the update, its directions must be right to
     # float64 relative to themselves, not to σ_1
     has_low = any(method.weighting == "low" for method in methods)
     spectrum = decompose(updates, side, 1e-2) if has_low else decompose(updates, side)
-    if not _has_moved(spectrum.singular_values):
+    if not has_moved(spectrum.singular_values):
         return None
     layers = [measure(spectrum.singular_values, method) for method in methods]
     return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
@@ -215,121 +292,74 @@ def edit_update(
 
 def edit_product(
     left: torch.Tensor, right: torch.Tensor, methods: Sequence[MonoSoup]
-) -> list[tuple[LayerSpectrum, tuple[torch.Tensor, torch.Tensor]]] | None:
-    """`edit_update` for an update left @ right of low rank: what is measured, and the factors of the edited
-    update, each with half of its singular values.
+) -> list[tuple[LayerSpectrum, Factors]] | None:
+    """`edit_update` for an update left @ right of low rank, whose edits are such products again.
 
-    `left` (m, r), `right` (r, n): float64; the factors that come back are (m, s) and (s, n) with
-    s = min(m, n, r). Nothing of size m × n is made. None and errors as there.
+    Args:
+        left: (m, s) float64.
+        right: (s, n) float64.
+        methods: The rules; each gets an entry of the result.
     """
+    from monosoup_cli.spectral.low_rank import decompose_product
+    from monosoup_cli.spectral.spectrum import has_moved
+
     spectrum = decompose_product(left, right)
-    if not _has_moved(spectrum.singular_values):
+    if not has_moved(spectrum.singular_values):
         return None
     values = spectrum.singular_values[: spectrum.left.shape[1]]
     edits = []
     for method in methods:
         layer = measure(spectrum.singular_values, method)
-        weighed = values * layer.lambda_low
-        weighed[: layer.k] = values[: layer.k] * layer.lambda_high
-        half = weighed.clamp(min=0.0).sqrt().to(left)
+        half = layer.edited(values).sqrt().to(left)
         edits.append((layer, (spectrum.left * half, half[:, None] * spectrum.right)))
     return edits
-
-
-@dataclass(frozen=True)
-class Truncated:
-    """The best approximation of low rank of an edited update, left (rows, rank) @ right (rank, side).
-
-    `error`: ‖edited − left @ right‖_F / ‖edited‖_F, 0 for an edited update of zeros.
-    """
-
-    layer: LayerSpectrum
-    left: torch.Tensor
-    right: torch.Tensor
-    error: float
-
-
-def truncate_update(
-    updates: Blocks, side: int, methods: Sequence[MonoSoup], rank: int
-) -> list[Truncated] | None:
-    """`edit_update` for an adapter: the largest `rank` parts of each edited update (Eckart and Young, 1936),
-    from the decomposition that the edit itself takes, and one more pass. Arguments, None and errors as
-    there."""
-    spectrum = decompose(updates, side)
-    values = spectrum.singular_values
-    if not _has_moved(values):
-        return None
-    layers, chosen, weighed = [measure(values, method) for method in methods], [], []
-    for layer in layers:
-        weights = torch.full_like(values, layer.lambda_low)
-        weights[: layer.k] = layer.lambda_high
-        weighed.append(weights.clamp_(min=0.0) * values)
-        chosen.append(weighed[-1].argsort(descending=True, stable=True)[:rank])
-    vectors = [spectrum.vectors[:, kept.to(spectrum.vectors.device)] for kept in chosen]
-    parts: list[list[torch.Tensor]] = [[] for _ in layers]
-    for block in updates():
-        for part, columns in zip(parts, vectors, strict=True):
-            part.append(block @ columns)
-    found = []
-    for layer, part, kept, edited, columns in zip(layers, parts, chosen, weighed, vectors, strict=True):
-        ratios = edited / values[0]
-        # Δ v is σ u: half of the weighed σ goes to each side
-        share = torch.where(values[kept] > 0.0, (edited[kept].sqrt() / values[kept]), 0.0).to(columns)
-        half = edited[kept].sqrt().to(columns)
-        lost, total = ratios.square().clone(), float(ratios.square().sum())
-        lost[kept] = 0.0
-        error = math.sqrt(float(lost.sum()) / total) if total else 0.0
-        found.append(Truncated(layer, torch.cat(part) * share, half[:, None] * columns.T, error))
-    return found
-
-
-def rank_for(updates: Blocks, side: int, methods: Sequence[MonoSoup], energy: float) -> int:
-    """The smallest rank whose best approximation has that share of ‖edited‖_F², in (0, 1], of every method's
-    edited update; 0 for an update of zeros. Other arguments and errors as of `edit_update`."""
-    values, ranks = singular_values(updates, side), [0]
-    for method in methods if _has_moved(values) else ():
-        layer = measure(values, method)
-        edited = (values / values[0]) * layer.lambda_low
-        edited[: layer.k] = values[: layer.k] / values[0] * layer.lambda_high
-        held = edited.sort(descending=True).values.square().cumsum(0)
-        ranks.append(min(1 + int((held < energy * (1.0 - ROUNDING) * held[-1]).sum()), len(values)))
-    return max(ranks)
 
 
 def inspect_product(
     left: torch.Tensor, right: torch.Tensor, method: MonoSoup
 ) -> tuple[LayerSpectrum, torch.Tensor] | None:
     """`inspect_update` for an update left @ right of low rank."""
+    from monosoup_cli.spectral.low_rank import decompose_product
+    from monosoup_cli.spectral.spectrum import has_moved
+
     values = decompose_product(left, right).singular_values
-    return (measure(values, method), values) if _has_moved(values) else None
+    return (measure(values, method), values) if has_moved(values) else None
 
 
 def inspect_update(updates: Blocks, side: int, method: MonoSoup) -> tuple[LayerSpectrum, torch.Tensor] | None:
-    """What `edit_update` measures, in half of its time or less, and the singular values: (side,) float64
-    on the CPU. Arguments, None and errors as there."""
+    """What `edit_update` measures, in half of its time or less; with the singular values, (side,) float64 on
+    the CPU. None and errors as there."""
+    from monosoup_cli.spectral.spectrum import has_moved, singular_values
+
     values = singular_values(updates, side)
-    return (measure(values, method), values) if _has_moved(values) else None
-
-
-def _has_moved(singular_values: torch.Tensor) -> bool:
-    if not math.isfinite(singular_values.sum()):
-        raise FloatingPointError("the singular values of the update overflow float64")
-    return float(singular_values[0]) > 0.0
+    return (measure(values, method), values) if has_moved(values) else None
 
 
 def edit_matrix(
     base: torch.Tensor, finetuned: torch.Tensor, method: MonoSoup | None = None
 ) -> tuple[torch.Tensor, LayerSpectrum | None]:
-    """MonoSoup on one matrix in memory: the edited weights in float64, and what was measured.
+    """Edit one matrix in memory.
 
-    `base`, `finetuned`: (m, n), any floating dtypes, on one device. Where the two are equal the
-    fine-tuned weights come back, and None. Raises FloatingPointError on NaN or Inf.
+    Args:
+        base: (m, n), of any floating dtype.
+        finetuned: (m, n), of any floating dtype, on the same device.
+        method: The rule; None for the paper's.
 
+    Returns:
+        The edited weights in float64, and what was measured. Where the two inputs are equal, the fine-tuned
+        weights and None.
+
+    Raises:
+        FloatingPointError: The update has NaN or Inf.
+
+    >>> import torch
     >>> base, finetuned = torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
     >>> edited, layer = edit_matrix(base, finetuned)
     >>> layer.k, layer.lambda_high  # equal singular values: nothing to reweigh
     (2, 1.0)
     """
+    import torch
+
     base = base.double()
     update = finetuned.to(torch.float64, copy=True).sub_(base)
     is_wide = update.shape[0] < update.shape[1]
@@ -340,3 +370,9 @@ def edit_matrix(
     ((layer, apply),) = edits
     edited = apply(tall)
     return (edited.T if is_wide else edited).add_(base), layer
+
+
+def relative_update(spectrum: LayerSpectrum, base_norm: float) -> float | None:
+    """‖Δ‖/‖W0‖; None where it does not exist."""
+    relative = spectrum.update_norm / base_norm if base_norm else math.inf
+    return relative if relative < math.inf else None

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Decision", "cosines", "decide", "gram_matrix", "members_of", "similarity", "thresholds"]
 
@@ -22,6 +24,8 @@ def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     Two or three rows at a time: BLAS is several times slower on products of a few more long rows, and
     slower on those of one.
     """
+    import torch
+
     gram, last = torch.zeros(count, count, dtype=torch.float64), None
     products: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for rows in ranges:
@@ -41,6 +45,8 @@ def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
 def cosines(gram: torch.Tensor) -> torch.Tensor:
     """Cosines between updates from their inner products, both (..., N, N) float64; 0 where one of
     the two is zero. No epsilon."""
+    import torch
+
     _, exponent = torch.frexp(gram.diagonal(dim1=-2, dim2=-1).amax(-1))
     gram = gram * (2.0 ** -exponent.double())[..., None, None]  # so that products of norms keep in range
     squares = gram.diagonal(dim1=-2, dim2=-1)
@@ -54,6 +60,8 @@ def similarity(grams: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     `grams`: (N, N) float64 for each layer, N = `count`. A layer in which neither of two
     checkpoints moved is left out of their mean; two that moved in no layer have similarity 0.
     """
+    import torch
+
     total, layers = (torch.zeros(count, count, dtype=torch.float64) for _ in range(2))
     for gram in grams:
         has_moved = gram.diagonal() > 0.0

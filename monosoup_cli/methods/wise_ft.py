@@ -5,9 +5,113 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv 2109
 
 from __future__ import annotations
 
-import torch
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-__all__ = ["interpolate"]
+from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.sweep import Numbers, Sweep, combine
+from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
+__all__ = ["MEASURES", "WiseFt", "interpolate", "interpolations", "wise"]
+
+PAPER = Paper(
+    "The weights between base and fine-tuned checkpoint, (1 - alpha) base + alpha fine-tuned: WiSE-FT.",
+    """
+@inproceedings{wortsman2022robust,
+  title = {Robust fine-tuning of zero-shot models},
+  author = {Wortsman, Mitchell and Ilharco, Gabriel and Kim, Jong Wook and Li, Mike and Kornblith, Simon
+            and Roelofs, Rebecca and Gontijo-Lopes, Raphael and Hajishirzi, Hannaneh and Farhadi, Ali
+            and Namkoong, Hongseok and Schmidt, Ludwig},
+  booktitle = {CVPR},
+  year = {2022}
+}
+""",
+)
+
+MEASURES = (Measure("alpha", "α"),)
+
+
+def wise(
+    base: Base,
+    finetuned: FinetunedOne,
+    output: Output,
+    *,
+    alpha: Annotated[
+        Numbers,
+        Option(
+            "How far to go from the base (0) to the fine-tuned checkpoint (1). Several, as 0.3,0.5 or"
+            " 0:1:0.1, make a checkpoint each: OUT/alpha-0.3, …",
+            metavar="A",
+            shell=str,
+        ),
+    ],
+    extrapolate: Annotated[bool, Option("Allow values of --alpha outside 0 to 1.")] = False,
+    **options: Unpack[RunKeywords],
+) -> Order:
+    """Interpolate between base and fine-tuned checkpoint: WiSE-FT.
+
+    Every floating tensor becomes (1 - A) base + A fine-tuned, biases included.
+
+    Example: monosoup wise base.safetensors ft.safetensors -o out --alpha 0.5
+    """
+    alphas = Sweep.parse("alpha", alpha)
+    if not alphas.values:
+        raise UsageError("--alpha is needed")
+    if not extrapolate:
+        alphas.check(0, 1, hint="--extrapolate allows other values")
+    method = WiseFt(
+        [float(value) for value in alphas.values],
+        [Variant(folder, own) for folder, own, _ in combine(alphas)],
+    )
+    sources = [os.fspath(finetuned)]
+    return Order(method, sources, os.fspath(output), os.fspath(base), arguments={"alpha": alphas.given})
+
+
+@dataclass(frozen=True)
+class WiseFt(PlainMethod):
+    """(1 − α) base + α fine-tuned on every floating tensor.
+
+    Attributes:
+        alphas: Every α; outside [0, 1] it extrapolates.
+        sweep: A checkpoint of the output for each.
+    """
+
+    alphas: Sequence[float]
+    sweep: Sequence[Variant] = (Variant(),)
+
+    verb = "interpolate"
+    paper = PAPER
+    measures = MEASURES
+    access: ClassVar[Access] = "flat"
+
+    def variants(self) -> Sequence[Variant]:
+        """The checkpoints of the sweep."""
+        return self.sweep
+
+    def edit(self, layer: Layer) -> Edit:
+        """Interpolate one tensor, for every α."""
+        assert isinstance(layer, FlatLayer)
+        return interpolations(layer, self.alphas, [{"alpha": alpha} for alpha in self.alphas])
+
+
+def interpolations(layer: FlatLayer, alphas: Sequence[float], measures: Sequence[Mapping[str, Any]]) -> Edit:
+    """The layer between base and fine-tuned, a variant for each α."""
+
+    def blocks() -> Iterator[tuple[int, int, Iterator[torch.Tensor]]]:
+        for start, stop in layer.ranges():
+            base, finetuned = layer.pair(start, stop)
+            out = layer.memory.room("result", stop - start)
+            yield start, stop, (interpolate(base, finetuned, alpha, out=out) for alpha in alphas)
+
+    return Edit(measures, blocks())
 
 
 def interpolate(
@@ -15,9 +119,11 @@ def interpolate(
 ) -> torch.Tensor:
     """(1 − α) W0 + α W1, for tensors of one shape and dtype; α outside [0, 1] extrapolates.
 
-    α = 0 and α = 1 give back the one or the other itself, to the last bit; else the result is
-    written to `out`, where that is given.
+    α = 0 and α = 1 return one of the inputs itself, exact to the last bit. Any other result is written to `out`
+    where that is given.
     """
+    import torch
+
     if alpha in (0, 1):
         return finetuned if alpha else base
     return torch.lerp(base, finetuned, alpha, out=out)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from monosoup_cli.formats.header import BITS, Header, TensorInfo, build_header
-from monosoup_cli.sources.checkpoint import Checkpoint, Shard
+from monosoup_cli.formats.shard import Shard
+from monosoup_cli.sources.files import Files
 
 __all__ = ["OutputFile", "OutputLayout", "plan_layout"]
 
@@ -56,7 +57,7 @@ class OutputLayout:
 
 
 def plan_layout(
-    finetuned: Checkpoint, dtypes: Mapping[str, str], output_name: str, max_shard_bytes: int | None
+    model: Files, dtypes: Mapping[str, str], output_name: str, max_shard_bytes: int | None
 ) -> OutputLayout:
     """The output's files for the tensors of `finetuned`, stored in `dtypes`.
 
@@ -65,35 +66,35 @@ def plan_layout(
     change are the fine-tuned checkpoint's, byte for byte.
     """
     if output_name.endswith(".safetensors"):
-        return OutputLayout((_one_file(finetuned, dtypes, output_name),), None, True)
-    stem = _stem(finetuned)
+        return OutputLayout((_one_file(model, dtypes, output_name),), None, True)
+    stem = _stem(model)
     if max_shard_bytes is not None:
-        groups = _groups(finetuned, dtypes, max_shard_bytes)
+        groups = _groups(model, dtypes, max_shard_bytes)
         names = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
         if len(groups) > 1:
-            metadata = finetuned.shards[0].header.metadata
+            metadata = model.shards[0].header.metadata
             files = tuple(
                 OutputFile(name, build_header(_aligned(group), metadata))
                 for name, group in zip(names, groups, strict=True)
             )
-            return OutputLayout(files, _index(finetuned, stem, files), False)
-    if finetuned.index_name is None or max_shard_bytes is not None:
-        return OutputLayout((_one_file(finetuned, dtypes, f"{stem}.safetensors"),), None, False)
-    files = tuple(_copy_of(_as_safetensors(shard.name), shard, dtypes) for shard in finetuned.shards)
-    return OutputLayout(files, _index(finetuned, stem, files), False)
+            return OutputLayout(files, _index(model, stem, files), False)
+    if model.index is None or max_shard_bytes is not None:
+        return OutputLayout((_one_file(model, dtypes, f"{stem}.safetensors"),), None, False)
+    files = tuple(_copy_of(_as_safetensors(shard.name), shard, dtypes) for shard in model.shards)
+    return OutputLayout(files, _index(model, stem, files), False)
 
 
-def _stem(finetuned: Checkpoint) -> str:
+def _stem(model: Files) -> str:
     """What the folder's loader looks for, in its part of the folder; "model" for a single file, which may
     be called anything."""
-    if finetuned.index_name is not None:
-        return _as_safetensors(finetuned.index_name.removesuffix(".index.json")).removesuffix(".safetensors")
-    if finetuned.folder is None:
+    if model.index is not None:
+        return _as_safetensors(model.index.name.removesuffix(".index.json")).removesuffix(".safetensors")
+    if model.place.folder is None:
         return "model"
-    shard = finetuned.shards[0]
+    shard = model.shards[0]
     stem = _as_safetensors(shard.name).removesuffix(".safetensors")
-    is_known = not shard.is_state_dict or stem.endswith("model")
-    return stem if is_known else f"{finetuned.inner}model"
+    is_known = shard.is_safetensors or stem.endswith("model")
+    return stem if is_known else f"{model.place.inner}model"
 
 
 def _as_safetensors(name: str) -> str:
@@ -106,16 +107,16 @@ def _as_safetensors(name: str) -> str:
     return f"{folder}{slash}{stem}.safetensors"
 
 
-def _one_file(finetuned: Checkpoint, dtypes: Mapping[str, str], name: str) -> OutputFile:
-    if len(finetuned.shards) == 1:
-        return _copy_of(name, finetuned.shards[0], dtypes)
-    tensors = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in finetuned.tensors.values()]
-    return OutputFile(name, build_header(_aligned(tensors), finetuned.shards[0].header.metadata))
+def _one_file(model: Files, dtypes: Mapping[str, str], name: str) -> OutputFile:
+    if len(model.shards) == 1:
+        return _copy_of(name, model.shards[0], dtypes)
+    tensors = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in model.tensors.values()]
+    return OutputFile(name, build_header(_aligned(tensors), model.shards[0].header.metadata))
 
 
 def _copy_of(name: str, shard: Shard, dtypes: Mapping[str, str]) -> OutputFile:
     tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
-    if not shard.is_state_dict and all(tensor.dtype == dtypes[tensor.name] for tensor in tensors):
+    if shard.is_safetensors and all(tensor.dtype == dtypes[tensor.name] for tensor in tensors):
         return OutputFile(name, shard.header)
     changed = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in tensors]
     return OutputFile(name, build_header(_aligned(changed), shard.header.metadata))
@@ -130,12 +131,12 @@ def _aligned(tensors: Entries) -> Entries:
 
 
 def _groups(
-    finetuned: Checkpoint, dtypes: Mapping[str, str], max_shard_bytes: int
+    model: Files, dtypes: Mapping[str, str], max_shard_bytes: int
 ) -> list[list[tuple[str, str, tuple[int, ...]]]]:
     """Tensors in order, packed into shards of at most that many bytes (or one larger tensor)."""
     groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
-    for tensor in finetuned.tensors.values():
+    for tensor in model.tensors.values():
         nbytes = tensor.elements * BITS[dtypes[tensor.name]] // 8
         if groups[-1] and filled + nbytes > max_shard_bytes:
             groups.append([])
@@ -145,10 +146,10 @@ def _groups(
     return groups
 
 
-def _index(finetuned: Checkpoint, stem: str, files: Sequence[OutputFile]) -> tuple[str, bytes]:
-    old: Mapping[str, Any] = finetuned.index or {}
+def _index(model: Files, stem: str, files: Sequence[OutputFile]) -> tuple[str, bytes]:
+    old: Mapping[str, Any] = {} if model.index is None else model.index.content
     weight_map = {
-        tensor: file.name.removeprefix(finetuned.inner) for file in files for tensor in file.header.tensors
+        tensor: file.name.removeprefix(model.place.inner) for file in files for tensor in file.header.tensors
     }
     if old.get("weight_map") == weight_map:
         weight_map = old["weight_map"]  # in the order in which it stood

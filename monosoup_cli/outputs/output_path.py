@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from monosoup_cli.errors import OutputError, ResourceError
+from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError
 from monosoup_cli.outputs.writer import partial_path
-from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.source import Source
 
 __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
 
@@ -18,14 +18,14 @@ SPARE_FILES = 80
 """For the inputs that are held open, and what else a process has."""
 
 
-def check_output_path(output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool, resume: bool) -> None:
+def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool, resume: bool) -> None:
     """Raise OutputError where OUT exists (without `overwrite`), is an input or holds one, or
     cannot be written. An existing folder is replaced only where it looks like a checkpoint."""
     try:
         _check_parent(output)
         _check_not_cached(output)
-        for checkpoint in inputs:
-            _check_apart(output, checkpoint)
+        for source in inputs:
+            _check_apart(output, source)
         if output.is_symlink():
             raise OutputError("the output is a link", path=output, hint="name the real path")
         partial = partial_path(output)
@@ -53,9 +53,9 @@ def _check_not_cached(path: Path) -> None:
             raise OutputError("lies in the Hub's cache", path=path, hint="choose another place")
 
 
-def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
-    folder = None if checkpoint.folder is None else checkpoint.folder.root
-    paths = [folder, *(shard.file.path for shard in checkpoint.shards)]
+def _check_apart(output: Path, source: Source) -> None:
+    folder = None if source.files.place.folder is None else source.files.place.folder.root
+    paths = [folder, *(shard.file.path for shard in source.files.shards)]
     roots = [path for path in paths if path is not None]
     real_output = output.resolve()
     for root in roots:
@@ -70,9 +70,11 @@ def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
     if resume and not overwrite:
-        raise OutputError("the output is complete: there is nothing to resume", path=output)
+        raise OutputExistsError("the output is complete: there is nothing to resume", path=output)
     if not overwrite:
-        raise OutputError("the output exists", path=output, hint="choose another, or pass --overwrite")
+        raise OutputExistsError(
+            "the output already exists", path=output, hint="choose another, or pass --overwrite"
+        )
     if (output.suffix == ".safetensors") != output.is_file():
         raise OutputError("will not replace a file by a folder, or a folder by a file", path=output)
     if output.is_dir():
@@ -104,7 +106,7 @@ def allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], *, overwrite: bool) -> None:
+def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, overwrite: bool) -> None:
     """Raise OutputError where the report would replace OUT, a file of an input, or (without
     `overwrite`) any file."""
     if report.resolve() == output.resolve():
@@ -120,10 +122,10 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Checkpoint], 
         return
     except OSError as error:
         raise OutputError(f"cannot be the report: {error.strerror}", path=report) from None
-    for checkpoint in inputs:
-        folder = None if checkpoint.folder is None else checkpoint.folder.root
+    for source in inputs:
+        folder = None if source.files.place.folder is None else source.files.place.folder.root
         inside = folder is not None and report.resolve().is_relative_to(folder.resolve())
-        files = [shard.file.path for shard in checkpoint.shards]
+        files = [shard.file.path for shard in source.files.shards]
         if inside or any(report.samefile(path) for path in files if path is not None):
             raise OutputError("the report would replace an input", path=report)
     if report.is_dir() or not overwrite:

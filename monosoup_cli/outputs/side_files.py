@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.sources.folders import WEIGHTS, Folder
+from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.sources.folders import Folder
 from monosoup_cli.sources.locate import parts_of
 
 __all__ = ["side_files"]

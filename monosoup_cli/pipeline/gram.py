@@ -1,104 +1,112 @@
-"""Inner products between updates, of every layer, from one reading of every checkpoint."""
+"""Inner products between updates, for every layer, from one pass over every checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from monosoup_cli.errors import NonfiniteError
-from monosoup_cli.pipeline.blocks import FlatLayer, check_stored
-from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
+from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.pipeline.engine import Engine, Progress
+from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.chunks import check_stored
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.plan import Plan, PlannedTensor
+from monosoup_cli.tensors.worker import Worker
 
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.outputs.writer import PartialOutput
-    from monosoup_cli.pipeline.options import Strictness
-    from monosoup_cli.pipeline.plan import Plan, PlannedTensor
-    from monosoup_cli.sources.checkpoint import Checkpoint
-
-__all__ = ["gram_matrices", "gram_of"]
+__all__ = ["GramMatrix", "gram_matrices", "gram_of"]
 
 GramMatrix: TypeAlias = "Callable[[Iterable[torch.Tensor], int], torch.Tensor]"
-"""The Gram matrix of so many rows, from ranges of them."""
+"""Computes the Gram matrix of so many rows, from ranges of them."""
+
+NOTE = "gram of "
+"""How the journal's notes on layers begin."""
 
 
 def gram_matrices(
     plan: Plan,
-    base: Checkpoint,
-    finetuned: Sequence[Checkpoint],
+    base: Source,
+    finetuned: Sequence[Source],
     partial: PartialOutput | None,
-    devices: Sequence[torch.device],
-    workers: int,
+    engine: Engine,
     progress: Progress,
     gram_matrix: GramMatrix,
-    on_nonfinite: Strictness = "error",
+    on_nonfinite: Literal["error", "keep"] = "error",
 ) -> list[torch.Tensor]:
-    """⟨τ_i, τ_j⟩ of the updates of N checkpoints, (N, N) float64 on the CPU, for every layer that the
-    plan edits, in its order.
+    """Compute ⟨τ_i, τ_j⟩ for the updates of N checkpoints in every layer that the plan edits.
 
-    Tensors that are no layers are looked through for NaN and Inf. A layer that has any is left out,
-    or raises NonfiniteError. `partial` keeps what is done for a resumed run.
+    Tensors that are not layers are only checked for NaN and Inf.
+
+    Args:
+        plan: The layers, and the tensors that are checked.
+        base: The base.
+        finetuned: The N fine-tuned checkpoints.
+        partial: Where finished layers are noted for a resumed run; None to note nothing.
+        engine: What runs the pass.
+        progress: Called when a tensor is begun and when it is finished.
+        gram_matrix: Computes one Gram matrix.
+        on_nonfinite: "keep" leaves layers with NaN or Inf out.
+
+    Returns:
+        One (N, N) float64 tensor on the CPU for each layer, in the plan's order.
+
+    Raises:
+        NonfiniteError: A tensor has NaN or Inf, and `on_nonfinite` is "error".
     """
     import torch
 
-    found: dict[str, list[list[float]] | None] = {}
+    rows: dict[str, list[list[float]] | None] = {}
     if partial is not None:
-        found |= {name.removeprefix(NOTE): rows for name, rows in partial.notes.items() if NOTE in name}
+        rows |= {name.removeprefix(NOTE): noted for name, noted in partial.notes.items() if NOTE in name}
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
         try:
-            found[tensor.name] = _gram(tensor, base, finetuned, worker, gram_matrix)
+            rows[tensor.name] = _gram(tensor, base, finetuned, worker, gram_matrix)
         except NonfiniteError:
             if on_nonfinite == "error":
                 raise
-            found[tensor.name] = None
+            rows[tensor.name] = None
         if partial is not None:
-            partial.note(f"{NOTE}{tensor.name}", found[tensor.name])
+            partial.note(f"{NOTE}{tensor.name}", rows[tensor.name])
 
-    def read_for(tensor: PlannedTensor) -> list[Checkpoint]:
-        return [each for each in (base, *finetuned) if tensor.name in each.tensors]
+    def reads(tensor: PlannedTensor) -> list[Source]:
+        return [source for source in (base, *finetuned) if tensor.name in source.tensors]
 
-    in_parallel(plan.tensors, found, make, read_for, devices, workers, progress)
-    rows = [found[tensor.name] for tensor in plan.edited]
-    return [torch.tensor(each, dtype=torch.float64) for each in rows if each is not None]
-
-
-NOTE = "gram of "
+    waiting = [tensor for tensor in plan.tensors if tensor.name not in rows]
+    for tensor in plan.tensors:
+        if tensor.name in rows:
+            progress(tensor, True)
+    engine.each(waiting, make, reads=reads, progress=progress)
+    grams = [rows[tensor.name] for tensor in plan.edited]
+    return [torch.tensor(gram, dtype=torch.float64) for gram in grams if gram is not None]
 
 
 def _gram(
-    tensor: PlannedTensor,
-    base: Checkpoint,
-    finetuned: Sequence[Checkpoint],
-    worker: Worker,
-    gram_matrix: GramMatrix,
+    tensor: PlannedTensor, base: Source, finetuned: Sequence[Source], worker: Worker, gram_matrix: GramMatrix
 ) -> list[list[float]] | None:
     if not tensor.is_edited:
-        for checkpoint in (base, *finetuned):
-            check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
+        for source in (base, *finetuned):
+            check_stored(source, tensor.name, worker)
         return None
-    layer = FlatLayer(
-        tensor.name,
-        tensor.shared_shape,
-        base,
-        finetuned,
-        None,
-        worker.device,
-        worker.scratch,
-        worker.interrupt,
-    )
+    layer = FlatLayer(tensor.name, tensor.shared_shape, base, finetuned, None, worker)
     return list(gram_of(layer, gram_matrix).tolist())
 
 
 def gram_of(layer: FlatLayer, gram_matrix: GramMatrix) -> torch.Tensor:
-    """⟨τ_i, τ_j⟩ of the updates of one tensor, (N, N) float64. Raises NonfiniteError."""
+    """Compute ⟨τ_i, τ_j⟩ for the updates of one tensor, (N, N) float64.
+
+    Raises:
+        NonfiniteError: The tensor has NaN or Inf, or its norm overflows float64.
+    """
     while True:
-        updates = (layer.upcast(updates) for _, _, updates in layer.updates())
-        gram = gram_matrix(updates, len(layer.finetuned))
+        updates = (layer.memory.upcast(updates) for _, _, updates in layer.updates.ranges())
+        gram = gram_matrix(updates, layer.count)
         if gram.isfinite().all():
             return gram
         try:
-            layer.widen()
+            layer.updates.widen()
         except FloatingPointError as error:
-            raise NonfiniteError(str(error), tensor=layer.tensor) from None
+            raise NonfiniteError(str(error), tensor=layer.name) from None

@@ -1,4 +1,4 @@
-"""Layers that are measured, and nothing written."""
+"""Measure layers and write nothing."""
 
 from __future__ import annotations
 
@@ -7,98 +7,114 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import NonfiniteError, mismatch_in
-from monosoup_cli.formats.files import Advance
-from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
-from monosoup_cli.pipeline.devices import find_devices, plan_workers
-from monosoup_cli.pipeline.inputs import Inputs, open_inputs, update_of
-from monosoup_cli.pipeline.options import RunOptions
-from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
+from monosoup_cli.formats.files import Download
+from monosoup_cli.options import Computing, Selecting
+from monosoup_cli.outputs.edited_adapter import adapter_headers, stacked_patterns
+from monosoup_cli.pipeline.engine import Progress, Threads, ignore
+from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.memory import Resources, allot, need_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
 from monosoup_cli.report.records import LayerRecord, SliceRecord
-from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.hub import fetch
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.ingredients import update_facts
+from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
+from monosoup_cli.tensors.method import Method
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
+from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["Compare", "Inspection", "Measure"]
+__all__ = ["Compare", "Inspection", "MeasureLayer"]
 
-Measure: TypeAlias = "Callable[[MatrixLayer], Mapping[str, Any] | None]"
-"""What is measured of one matrix; None where it did not move."""
+MeasureLayer: TypeAlias = "Callable[[MatrixLayer], Mapping[str, Any] | None]"
+"""Measures one matrix; returns None where it did not move."""
 
 Compare: TypeAlias = "Callable[[FlatLayer], Mapping[str, Any]]"
-"""What is measured of one tensor in several fine-tuned checkpoints."""
+"""Compares one tensor in several fine-tuned checkpoints."""
 
 
 @dataclass
 class Inspection:
-    """A base and its fine-tunes, opened; a context manager, because it holds their files.
+    """A base and its fine-tunes on opened files; a context manager, because it holds them.
 
-    The plan is that of `edit`: a layer is measured where `edit` would edit it. Of all other tensors
-    the headers alone are read.
+    The plan is that of `edit`: a layer is measured where `edit` would edit it. Of every other tensor only the
+    header is read. An adapter needs no base: its factors are its update.
+
+    Attributes:
+        inputs: The opened inputs.
+        plan: Which tensors are measured.
+        resources: The devices, and how many tensors are measured at once.
+        downloads: What has to be downloaded first.
+        on_nonfinite: What to do with a tensor that has NaN or Inf.
     """
 
-    opened: Inputs
+    inputs: Inputs
     plan: Plan
-    options: RunOptions
-
-    def __post_init__(self) -> None:
-        assert self.opened.base is not None
-        self.base: Checkpoint = self.opened.base
-        self.finetuned: Sequence[Checkpoint] = self.opened.finetuned
-        measured = [tensor.name for tensor in self.plan.edited]
-        self.downloads = [each for source in self.opened.all for each in source.select(measured)]
-        self.devices = find_devices(self.options.device)
-        self.workers, _ = plan_workers(
-            self.plan,
-            self.devices,
-            self.options.workers,
-            is_mean=len(self.finetuned) > 1,
-            variants=1,
-            kept_in_order=self.opened.kept_in_order,
-        )
+    resources: Resources
+    downloads: list[Download]
+    on_nonfinite: str
 
     @classmethod
     def open(
-        cls, base: str, finetuned: Sequence[str], options: RunOptions, stacked: Sequence[str]
+        cls,
+        base: str | None,
+        finetuned: Sequence[str],
+        selecting: Selecting,
+        computing: Computing,
+        method: Method,
+        stacked: Sequence[str] = (),
     ) -> Inspection:
-        """Read the headers, and refuse what they tell; raises MonosoupError."""
+        """Open the inputs and refuse what their headers tell.
+
+        Raises:
+            MonosoupError: The inputs cannot be read, or do not belong together.
+        """
         with ExitStack() as opened:
-            inputs = opened.enter_context(open_inputs(base, finetuned, options.rename))
+            inputs = opened.enter_context(open_inputs(base, finetuned, selecting.rename, alone=base is None))
+            adapter = inputs.adapters[0]
+            of_base = None if inputs.base is None else inputs.base.tensors
+            of_finetuned = [source.tensors for source in inputs.finetuned]
+            if inputs.base is None and adapter is not None:
+                of_base, of_finetuned[0] = adapter_headers(adapter, None)
+                stacked = (*stacked, *stacked_patterns(adapter))
             selection = Selection(
-                tuple(options.include),
-                tuple(options.exclude),
+                tuple(selecting.include),
+                tuple(selecting.exclude),
                 tuple(stacked),
-                options.on_mismatch,
+                selecting.on_mismatch,
                 include_option="layer",
             )
-            assert inputs.base is not None
             with mismatch_in(finetuned[0]):
-                headers = [each.tensors for each in inputs.finetuned]
                 plan = make_plan(
-                    inputs.base.tensors, headers, selection, hint=inputs.hint, unchanged=inputs.unchanged
+                    of_base, of_finetuned, selection, hint=inputs.hint, unchanged=inputs.unchanged
                 )
-            inspection = cls(inputs, plan, options)
+            names = [tensor.name for tensor in plan.edited]
+            downloads = [download for source in inputs.sources for download in source.select(names)]
+            needs = [need_of(tensor, method, inputs.sources) for tensor in plan.tensors]
+            resources = allot(needs, find_devices(computing.device), computing.workers)
             opened.pop_all()
-        return inspection
-
-    @property
-    def notices(self) -> list[str]:
-        """What people should know of the inputs."""
-        return self.opened.notices
-
-    def fetch(self, advance: Advance | None = None) -> None:
-        """Download what is measured and is not here; `advance` is told of bytes as they arrive."""
-        fetch(self.downloads, advance)
+        return cls(inputs, plan, resources, downloads, selecting.on_nonfinite)
 
     def run(
         self,
-        measure: Measure,
+        measure: MeasureLayer,
         measured: Sequence[str],
         compare: Compare | None = None,
-        progress: Progress | None = None,
+        progress: Progress = ignore,
     ) -> list[dict[str, Any]]:
-        """The report's entries of all tensors, in the order of the (first) fine-tuned checkpoint."""
-        self.fetch()
+        """Measure every layer.
+
+        Args:
+            measure: Measures one matrix.
+            measured: The names of what it measures, for the report.
+            compare: Compares a tensor in several checkpoints; None to compare nothing.
+            progress: Called when a tensor is begun and when it is finished.
+
+        Returns:
+            The report's entries of all tensors, in the order of the (first) fine-tuned checkpoint.
+        """
+        fetch(self.downloads)
         records = {
             tensor.name: LayerRecord(tensor.name, tensor.shape, tensor.dtype, tensor.reason)
             for tensor in self.plan.tensors
@@ -106,72 +122,57 @@ class Inspection:
 
         def make(tensor: PlannedTensor, worker: Worker) -> None:
             try:
-                records[tensor.name] = self._inspect(tensor, worker, measure, compare)
+                record = self._inspect(tensor, worker, measure, compare)
             except NonfiniteError:
-                if self.options.on_nonfinite == "error":
+                if self.on_nonfinite == "error":
                     raise
-                records[tensor.name] = LayerRecord(tensor.name, tensor.shape, tensor.dtype, "nonfinite")
-            records[tensor.name] = replace(
-                records[tensor.name], update_of=update_of(self.finetuned, tensor.name)
-            )
+                record = LayerRecord(tensor.name, tensor.shape, tensor.dtype, "nonfinite")
+            update = update_facts(self.inputs.finetuned, tensor.name)
+            records[tensor.name] = replace(record, update_of=update)
 
-        in_parallel(
-            self.plan.edited,
-            (),
-            make,
-            lambda tensor: [self.base, *self.finetuned],
-            self.devices,
-            self.workers,
-            progress or (lambda tensor, is_done: None),
-        )
-        for _, checkpoint in self.inputs:
-            checkpoint.check_unchanged()
+        engine = Threads(self.resources.devices, self.resources.workers)
+        engine.each(self.plan.edited, make, reads=lambda tensor: self.inputs.sources, progress=progress)
+        for source in self.inputs.sources:
+            source.check_unchanged()
         return [record.to_json(measured) for record in records.values()]
 
     def _inspect(
-        self, tensor: PlannedTensor, worker: Worker, measure: Measure, compare: Compare | None
+        self, tensor: PlannedTensor, worker: Worker, measure: MeasureLayer, compare: Compare | None
     ) -> LayerRecord:
-        facts = (tensor.name, tensor.shape, tensor.dtype)
-        if tensor.elements == 0 or tensor.cut is None:
-            return LayerRecord(*facts, "unchanged")
-        where = worker.device, worker.scratch, worker.interrupt
+        unchanged = LayerRecord(tensor.name, tensor.shape, tensor.dtype, "unchanged")
+        if tensor.elements == 0 or tensor.matrices is None:
+            return unchanged
+        base, finetuned = self.inputs.base, self.inputs.finetuned
         together = None
         if compare is not None:
-            together = compare(
-                FlatLayer(tensor.name, tensor.shared_shape, self.base, self.finetuned, None, *where)
-            )
+            together = compare(FlatLayer(tensor.name, tensor.shared_shape, base, finetuned, None, worker))
         parts = []
-        for index in range(tensor.matrices):
-            layer = matrix_layer(tensor.name, tensor.cut, index, self.base, self.finetuned, *where)
+        for index in range(tensor.matrices.count):
+            layer = matrix_layer(tensor.name, tensor.matrices.cut, index, base, finetuned, worker)
             try:
                 parts.append(SliceRecord(index, measure(layer)))
             except FloatingPointError:
                 raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
-        reason = "unchanged" if all(part.measures is None for part in parts) else None
-        measures, slices = parts[0].measures, None
-        if reason is None and tensor.stack is not None:
-            measures, slices = None, tuple(parts)
-        return LayerRecord(*facts, reason, measures, slices, together, tensor.shared_rows)
-
-    @property
-    def inputs(self) -> list[tuple[str, Checkpoint]]:
-        """(role, checkpoint), in the order of the command line."""
-        return with_roles(self.base, self.finetuned)
+        record = replace(unchanged, together=together, shared_rows=tensor.shared_rows)
+        if all(part.measures is None for part in parts):
+            return record
+        if tensor.matrices.is_stack:
+            return replace(record, reason=None, slices=tuple(parts))
+        return replace(record, reason=None, measures=parts[0].measures)
 
     def head(self, command: str, arguments: Mapping[str, Any], started: float) -> dict[str, Any]:
-        """How the report begins."""
-        resolved = {
-            **arguments,
-            "device": ", ".join(str(device) for device in self.devices),
-            "workers": self.workers,
-        }
+        """How the report begins; `started` is by `time.monotonic`."""
+        inputs = self.inputs
+        resolved = {**arguments, "device": self.resources.names, "workers": self.resources.workers}
+        machine = environment(self.resources.devices)
+        sources = with_roles(inputs.base, inputs.finetuned)
         return {
-            **report_head(command, resolved, environment(self.devices), self.inputs, started, 0),
-            "only_in_base": names_only_in_base(self.base, self.finetuned),
+            **report_head(command, resolved, machine, sources, started, 0),
+            "only_in_base": names_only_in_base(inputs.base, inputs.finetuned),
         }
 
     def __enter__(self) -> Inspection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.opened.__exit__()
+        self.inputs.__exit__()

@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from monosoup_cli.formats.header import BITS, FLOATING
-from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+from monosoup_cli.formats.dtypes import BITS, as_float64
+from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.words import plural
+from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.plan import Plan, PlannedTensor
 
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.sources.checkpoint import Checkpoint
 
-__all__ = ["doubts_of_names", "doubts_of_values"]
+__all__ = ["doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
 
 FEW = 1 / 2
 """Of the parameters: a base in which fewer stand is hardly the base."""
@@ -49,7 +50,7 @@ def doubts_of_names(plan: Plan) -> list[str]:
     ]
 
 
-def doubts_of_values(base: Checkpoint, finetuned: Checkpoint, plan: Plan) -> list[str]:
+def doubts_of_values(base: Source, finetuned: Source, plan: Plan) -> list[str]:
     """Whether the updates are small beside the weights, from a sample of the planned layers: some MB read.
 
     Says nothing where the sample of the base is zero, or holds NaN or Inf, which the run itself refuses.
@@ -73,10 +74,20 @@ def doubts_of_values(base: Checkpoint, finetuned: Checkpoint, plan: Plan) -> lis
     ]
 
 
+def doubts_of_inputs(inputs: Inputs, plan: Plan) -> list[str]:
+    """`doubts_of_values` for opened inputs; what is held to read the sample is dropped again."""
+    if inputs.base is None:
+        return []
+    doubts = doubts_of_values(inputs.base, inputs.finetuned[0], plan)
+    for source in (inputs.base, inputs.finetuned[0]):
+        source.forget()
+    return doubts
+
+
 def _sample(plan: Plan) -> list[PlannedTensor]:
     """The largest of the edited matrices in each of some stretches of the plan."""
     matrices = [
-        tensor for tensor in plan.edited if tensor.has_base and len(tensor.shape) > 1 and tensor.elements
+        tensor for tensor in plan.edited if tensor.reads.base and len(tensor.shape) > 1 and tensor.elements
     ]
     count = min(LAYERS, len(matrices))
     ends = [len(matrices) * number // count for number in range(count + 1)] if count else []
@@ -93,12 +104,10 @@ def _pieces(elements: int) -> Iterator[tuple[int, int]]:
         yield start, start + PIECE_ELEMENTS
 
 
-def _read(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.Tensor:
+def _read(source: Source, name: str, start: int, stop: int) -> torch.Tensor:
     """The elements start:stop of a tensor in float64."""
-    import torch
-
-    dtype = checkpoint.read_dtype(name)
-    item_bytes = BITS[dtype] // 8
-    buffer = bytearray((stop - start) * item_bytes)
-    checkpoint.read_into(name, memoryview(buffer), start * item_bytes)
-    return torch.frombuffer(buffer, dtype=getattr(torch, FLOATING[dtype])).double()
+    reader = source.reader(name)
+    item_bytes = BITS[reader.dtype] // 8
+    data = bytearray((stop - start) * item_bytes)
+    reader.read_into(memoryview(data), start * item_bytes)
+    return as_float64(data, reader.dtype)

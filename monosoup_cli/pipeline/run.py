@@ -2,497 +2,111 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import product
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from monosoup_cli.errors import NonfiniteError, ResourceError
-from monosoup_cli.formats.header import BITS, FLOATING
-from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput, OutputRows
-from monosoup_cli.pipeline.blocks import (
-    Cut,
-    FlatLayer,
-    MatrixLayer,
-    OutputFlat,
-    OutputMatrix,
-    Scratch,
-    bytes_of,
-    check_finite,
-    check_stored,
-    count_nonfinite,
-    matrix_layer,
-    stored_chunks,
-)
-from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
-from monosoup_cli.pipeline.inputs import update_of
-from monosoup_cli.pipeline.options import Strictness
-from monosoup_cli.pipeline.plan import Plan, PlannedTensor
+from monosoup_cli.errors import NonfiniteError, ResultOverflowError
+from monosoup_cli.outputs.form import OutputForm, Sink, Target
+from monosoup_cli.pipeline.engine import Engine, Progress
 from monosoup_cli.report.records import LayerRecord, SliceRecord
+from monosoup_cli.tensors.ingredients import update_facts
+from monosoup_cli.tensors.method import Method
+from monosoup_cli.tensors.plan import Plan, PlannedTensor
+from monosoup_cli.tensors.worker import Worker
 
-if TYPE_CHECKING:
-    import torch
-
-    from monosoup_cli.outputs.writer import PartialOutput
-    from monosoup_cli.sources.checkpoint import Checkpoint, Factors
-
-__all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
+__all__ = ["Work", "run"]
 
 
 @dataclass(frozen=True)
-class Edit:
-    """What a method makes of one layer.
-
-    `blocks`: (start, stop, the result for each variant of the output); a result is stored before
-    the next one is made. `measures`: what was measured, for each variant; read after the blocks.
-    `factors`: where an adapter is written, the edited update of each variant instead, as blocks see it:
-    (length, rank) and (rank, side).
-    """
-
-    measures: Sequence[Mapping[str, Any]]
-    blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
-    factors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-
-
-Method: TypeAlias = "Callable[[Any], Edit | None]"
-"""What a command does to one layer: a `MatrixLayer` or a `FlatLayer`, as the plan says. None: the
-layer counts as unchanged and stays as fine-tuned."""
-
-PREFETCHED_BYTES = 16 << 20
-"""Of a tensor that comes next, from all checkpoints."""
-
-Progress = Callable[[PlannedTensor, bool], None]
-"""Called from any thread when a tensor is begun (False) and when it is finished (True)."""
-
-
-class Stopped(Exception):
-    """Another worker failed, or the user interrupted: the tensor in hand is dropped."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One checkpoint of the output.
-
-    `folder`: where inside OUT; "" is OUT itself. `arguments`: those that are its own. `wise`: how
-    far from the base kept tensors are, too; None for where they were fine-tuned to.
-    """
-
-    folder: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    wise: float | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """The whole job: the plan, how one layer is edited, and where bytes come from and go to.
-
-    `finetuned`: those that are averaged, evenly or with `weights` that sum to 1. `first`: the one
-    whose layout the output has. `measured`: the names of what `method` measures. `adapter`: how tensors are
-    stored, where the output is an adapter.
-    """
+class Work:
+    """Everything that the loop needs: which tensors, what is computed, and where it goes."""
 
     plan: Plan
     method: Method
-    measured: Sequence[str]
-    base: Checkpoint | None
-    finetuned: Sequence[Checkpoint]
-    first: Checkpoint
-    weights: Sequence[float] | None
-    output: PartialOutput
-    variants: Sequence[Variant]
-    on_nonfinite: Strictness = "error"
-    adapter: AdapterOutput | None = None
-
-    def stored_as(self, tensor: PlannedTensor) -> str:
-        """What a tensor that is written whole is called in the output."""
-        return tensor.name if self.adapter is None else self.adapter.stored[tensor.name][0]
-
-    def sources_of(self, tensor: PlannedTensor) -> Sequence[Checkpoint]:
-        """The fine-tuned checkpoints that a tensor is the mean of."""
-        return self.finetuned if tensor.is_shared else [self.copied_from(tensor)]
-
-    def copied_from(self, tensor: PlannedTensor) -> Checkpoint:
-        """Where a tensor, or the rows that not all inputs have, are taken from as they are: the first
-        checkpoint that is averaged, or else the first of the layout."""
-        stored = self.finetuned[0].tensors.get(tensor.name)
-        if stored is None or stored.shape != tensor.shape:
-            return self.first
-        is_cast = tensor.is_shared  # as their mean is
-        return self.finetuned[0] if is_cast or stored.dtype == tensor.dtype else self.first
-
-    def read_for(self, tensor: PlannedTensor) -> list[Checkpoint]:
-        """Every checkpoint whose tensor goes into the output's."""
-        base = [self.base] if self.base is not None and tensor.has_base else []
-        return [*base, *self.sources_of(tensor)]
+    form: OutputForm
+    target: Target
+    on_nonfinite: Literal["error", "keep"] = "error"
 
 
-def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progress) -> None:
-    """Make every tensor of the plan that is not finished yet; records end in `job.output.finished`."""
+def run(work: Work, engine: Engine, progress: Progress) -> None:
+    """Make every tensor of the plan that is not finished yet, and journal a record of it."""
+    output, ingredients = work.target.output, work.target.ingredients
+    measured = [measure.name for measure in work.method.measures]
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
-        records = _Maker(job, worker).make(tensor)
-        job.output.commit(tensor.name, [record.to_json(job.measured) for record in records])
+        records = _make(work, tensor, worker)
+        output.commit(tensor.name, [record.to_json(measured) for record in records])
 
-    in_parallel(job.plan.tensors, job.output.finished, make, job.read_for, devices, workers, progress)
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What a thread works with: a device, its buffers, and the sign to stop."""
-
-    device: torch.device
-    scratch: Scratch
-    stop: threading.Event
-
-    def interrupt(self) -> None:
-        """Raise where the work is to end."""
-        if self.stop.is_set():
-            raise Stopped
-
-
-def in_parallel(
-    tensors: Sequence[PlannedTensor],
-    finished: Container[str],
-    make: Callable[[PlannedTensor, Worker], None],
-    read_for: Callable[[PlannedTensor], Sequence[Checkpoint]],
-    devices: Sequence[torch.device],
-    workers: int,
-    progress: Progress,
-) -> None:
-    """`make` every tensor whose name is not in `finished`, several at once.
-
-    `read_for` names the checkpoints that `make` will read. After an error, or an interrupt of the
-    calling thread, the workers leave the tensors in hand and the exception goes on.
-    """
-    places, stop = WorkerPlaces(devices), threading.Event()
-    waiting = []
-    for tensor in tensors:
-        if tensor.name in finished:
+    waiting = [tensor for tensor in work.plan.tensors if tensor.name not in output.finished]
+    for tensor in work.plan.tensors:
+        if tensor.name in output.finished:
             progress(tensor, True)
-        else:
-            waiting.append(tensor)
+    engine.each(waiting, make, reads=ingredients.read_for, progress=progress)
 
-    def prefetch(tensors: Sequence[PlannedTensor]) -> None:
-        for tensor in tensors:
-            sources = read_for(tensor)
-            for checkpoint in sources:
-                checkpoint.prefetch(tensor.name, PREFETCHED_BYTES // len(sources))
 
-    def work(number: int) -> None:
-        tensor = waiting[number]
-        progress(tensor, False)
-        prefetch(waiting[number + workers : number + workers + 1])
-        with places.mine() as (device, scratch):
-            _make(make, tensor, Worker(device, scratch, stop))
-        progress(tensor, True)
-
-    numbers, lock = iter(range(len(waiting))), threading.Lock()
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def drain() -> None:
-        try:
-            while not stop.is_set():
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    break
-                work(number)
-        except BaseException as error:
-            ended.put(error)
-            stop.set()
-        else:
-            ended.put(None)
-
-    prefetch(waiting[:workers])
-    warm_up(devices)
-    with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
-        try:
-            # a signal raises in this thread, wherever it is: not within the pool, whose locks it might leave
-            # taken for ever, but in this queue, which is proof against it
-            with _signals_held():
-                for _ in range(workers):
-                    pool.submit(drain)
-            for _ in range(workers):
-                error = ended.get()
-                if error is not None:
-                    raise error
-        except BaseException:
-            stop.set()
+def _make(work: Work, tensor: PlannedTensor, worker: Worker) -> list[LayerRecord]:
+    """Write one tensor to every variant of the output, and return a record for each."""
+    sink = work.form.sink(tensor, work.target, worker)
+    try:
+        if tensor.is_edited:
+            return _edit(work, tensor, sink, worker)
+        sink.copy()
+        return _kept(work, tensor, tensor.reason)
+    except NonfiniteError as error:
+        is_of_one_variant = isinstance(error, ResultOverflowError) and len(work.target.variants) > 1
+        if work.on_nonfinite == "error" or is_of_one_variant:
             raise
+        sink.restore()
+        return _kept(work, tensor, "nonfinite")
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Signals that arrive in this thread wait until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _edit(work: Work, tensor: PlannedTensor, sink: Sink, worker: Worker) -> list[LayerRecord]:
+    count = 1 if tensor.matrices is None else tensor.matrices.count
+    measures = [_edit_layer(work, tensor, index, sink, worker) for index in range(count)]
+    is_edited = any(of_one is not None for of_one in measures)
+    sink.finish(is_edited=is_edited)
+    if not is_edited:
+        return _kept(work, tensor, "unchanged")
+    update = update_facts(work.target.ingredients.sources_of(tensor), tensor.name)
+    whole = LayerRecord(
+        tensor.name, tensor.shape, tensor.dtype, None, shared_rows=tensor.shared_rows, update_of=update
+    )
+    is_stack = tensor.matrices is not None and tensor.matrices.is_stack
+    return [
+        _record(whole, [None if one is None else one[number] for one in measures], is_stack=is_stack)
+        for number in range(len(work.target.variants))
+    ]
+
+
+def _record(
+    whole: LayerRecord, measures: Sequence[Mapping[str, Any] | None], *, is_stack: bool
+) -> LayerRecord:
+    """The record of a tensor in one variant, from the measures of its matrices."""
+    if not is_stack:
+        return replace(whole, measures=measures[0])
+    return replace(whole, slices=tuple(SliceRecord(index, one) for index, one in enumerate(measures)))
+
+
+def _edit_layer(
+    work: Work, tensor: PlannedTensor, index: int, sink: Sink, worker: Worker
+) -> Sequence[Mapping[str, Any]] | None:
+    """Write what the method makes of one layer; return its measures, None where the layer is unchanged."""
+    if tensor.elements == 0:
+        sink.keep(index, None)
+        return None
+    layer = work.target.ingredients.layer(tensor, index, worker, sink.wanted)
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        edit = work.method.edit(layer)
+        if edit is not None:
+            sink.put(index, edit)
+    except FloatingPointError:
+        raise ResultOverflowError("the update overflows float64", tensor=tensor.name) from None
+    if edit is not None and layer.has_moved:
+        return edit.measures
+    sink.keep(index, layer)
+    return None
 
 
-def _make(make: Callable[[PlannedTensor, Worker], None], tensor: PlannedTensor, worker: Worker) -> None:
-    import torch
-
-    try:
-        make(tensor, worker)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise ResourceError(
-            "no memory left on the way",
-            tensor=tensor.name,
-            hint="--resume with --workers 1, or with --device cpu, needs less",
-        ) from None
-
-
-class _Maker:
-    """Makes one tensor, in every variant of the output."""
-
-    def __init__(self, job: Run, worker: Worker) -> None:
-        self.job, self.worker, self.scratch = job, worker, worker.scratch
-        self._factors: list[FactorsOutput] = []
-
-    def make(self, tensor: PlannedTensor) -> list[LayerRecord]:
-        """Write it; returns a record for each variant."""
-        try:
-            return self._make(tensor)
-        except NonfiniteError as error:
-            is_of_one_variant = error.path is None and len(self.job.variants) > 1
-            if self.job.on_nonfinite == "error" or is_of_one_variant:
-                raise
-            if self.job.adapter is None:
-                self._copy(self.job.copied_from(tensor), tensor, is_checked=False)
-            else:
-                self._copy_stored(self.job.adapter, tensor, is_checked=False)
-            return self._kept(tensor, "nonfinite")
-
-    def _make(self, tensor: PlannedTensor) -> list[LayerRecord]:
-        if self.job.adapter is not None and not tensor.is_edited:
-            self._copy_stored(self.job.adapter, tensor)
-            return self._kept(tensor, tensor.reason)
-        if not tensor.is_edited:
-            self._check_unread(tensor)
-            self._keep(tensor, 0)
-            self._copy_others(tensor)
-            return self._kept(tensor, tensor.reason)
-        if self.job.adapter is not None:
-            self._factors = self._factors_outputs(self.job.adapter, tensor)
-        slices: list[list[SliceRecord]] = [[] for _ in self.job.variants]
-        for index in range(tensor.matrices):
-            measures = self._edit(tensor, index)
-            if measures is None and self.job.adapter is None:
-                self._keep(tensor, index)
-            for number, records in enumerate(slices):
-                records.append(SliceRecord(index, None if measures is None else measures[number]))
-        self._copy_others(tensor)
-        if all(part.measures is None for part in slices[0]):
-            if self.job.adapter is not None:
-                self._copy_stored(self.job.adapter, tensor)
-            return self._kept(tensor, "unchanged")
-        for factors in self._factors:
-            factors.finish()
-        if self.job.adapter is not None and not self._factors:
-            self._copy_to_twins(*self.job.adapter.stored[tensor.name])
-        facts, rows = (tensor.name, tensor.shape, tensor.dtype, None), tensor.shared_rows
-        known = update_of(self.job.sources_of(tensor), tensor.name)
-        if tensor.stack is not None:
-            return [
-                LayerRecord(*facts, slices=tuple(records), shared_rows=rows, update_of=known)
-                for records in slices
-            ]
-        return [
-            LayerRecord(*facts, records[0].measures, shared_rows=rows, update_of=known) for records in slices
-        ]
-
-    def _kept(self, tensor: PlannedTensor, reason: str | None) -> list[LayerRecord]:
-        return [LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason) for _ in self.job.variants]
-
-    def _edit(self, tensor: PlannedTensor, index: int) -> Sequence[Mapping[str, Any]] | None:
-        """Write what the method makes of one layer; what it measured, None where it is unchanged."""
-        if tensor.elements == 0:
-            return None
-        layer = self._flat(tensor) if tensor.cut is None else self._matrix(tensor, tensor.cut, index)
-        if isinstance(layer, MatrixLayer):
-            layer.is_factored = bool(self._factors)
-            if layer.is_factored and self.job.adapter is not None and layer.factors is None:
-                layer.rank = self.job.adapter.pairs[tensor.name].rank
-        try:
-            edit = self.job.method(layer)
-            if edit is None:
-                if isinstance(layer, MatrixLayer) and layer.factors is not None:
-                    self._put(index, tensor, [layer.factors] * len(self._factors))
-                return None
-            if self._factors:
-                self._put(index, tensor, edit.factors)
-                return edit.measures
-            outputs = [self._output(tensor, index, variant) for variant in self.job.variants]
-            for start, stop, results in edit.blocks:
-                for output, result in zip(outputs, results, strict=True):
-                    output.put(start, stop, result)
-        except FloatingPointError:
-            raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
-        return edit.measures if layer.has_moved else None
-
-    def _matrix(self, tensor: PlannedTensor, cut: Cut, index: int) -> MatrixLayer:
-        return matrix_layer(
-            tensor.name,
-            cut,
-            index,
-            self.job.base,
-            self.job.sources_of(tensor),
-            self.worker.device,
-            self.scratch,
-            self.worker.interrupt,
-        )
-
-    def _flat(self, tensor: PlannedTensor) -> FlatLayer:
-        sources = self.job.sources_of(tensor)
-        weights = self.job.weights if len(sources) > 1 else None
-        base = self.job.base if tensor.has_base else None
-        return FlatLayer(
-            tensor.name,
-            tensor.shared_shape,
-            base,
-            sources,
-            weights,
-            self.worker.device,
-            self.scratch,
-            self.worker.interrupt,
-        )
-
-    def _output(
-        self, tensor: PlannedTensor, index: int, variant: Variant
-    ) -> OutputFlat | OutputMatrix | OutputRows:
-        if tensor.cut is None:
-            return self._flat_output(tensor, variant)
-        if self.job.adapter is not None and tensor.name in self.job.adapter.rows:
-            numbers, name = self.job.adapter.rows[tensor.name], self.job.stored_as(tensor)
-            return OutputRows(self.job.output, variant.folder, name, numbers, tensor.cut)
-        return OutputMatrix(
-            self.job.output,
-            variant.folder,
-            self.job.stored_as(tensor),
-            tensor.stored_dtype,
-            self.scratch,
-            tensor.cut,
-            index,
-        )
-
-    def _flat_output(self, tensor: PlannedTensor, variant: Variant) -> OutputFlat:
-        name = self.job.stored_as(tensor)
-        return OutputFlat(self.job.output, variant.folder, name, tensor.stored_dtype, self.scratch)
-
-    def _keep(self, tensor: PlannedTensor, index: int) -> None:
-        """Write a matrix of the tensor, or all of one that is not edited, as fine-tuned: the mean,
-        interpolated with the variants' `wise`; or just the bytes. Of the rows that all inputs have."""
-        sources = self.job.sources_of(tensor)
-        wises = [variant.wise if tensor.has_base else None for variant in self.job.variants]
-        if tensor.stack is None and len(sources) == 1 and all(wise is None for wise in wises):
-            self._copy(sources[0], tensor, 0, None if tensor.shared_rows is None else tensor.elements)
-            return
-        import torch
-
-        layer, size = self._flat(tensor), tensor.elements // tensor.matrices
-        outputs = [self._flat_output(tensor, variant) for variant in self.job.variants]
-        for start, stop in layer.ranges(index * size, (index + 1) * size):
-            if all(wise is None for wise in wises):
-                base = mean = layer.mean(start, stop)
-            else:
-                base, mean = layer.pair(start, stop)
-            for output, wise in zip(outputs, wises, strict=True):
-                result = mean
-                if wise is not None:
-                    result = torch.lerp(base, mean, wise, out=layer.room("result", stop - start))
-                output.put(start, stop, result)
-
-    def _factors_outputs(self, adapter: AdapterOutput, tensor: PlannedTensor) -> list[FactorsOutput]:
-        """Where the factors of a tensor go, in every variant; none of one that is stored whole."""
-        pair = adapter.pairs.get(tensor.name)
-        if pair is None:
-            return []
-        infos = [self.job.output.place(name) for name in (pair.a, pair.b)]
-        return [FactorsOutput(self.job.output, each.folder, pair, *infos) for each in self.job.variants]
-
-    def _put(self, index: int, tensor: PlannedTensor, updates: Sequence[Factors]) -> None:
-        """Hand the updates of one matrix, as blocks see it, to where each variant's factors go."""
-        for output, (left, right) in zip(self._factors, updates, strict=True):
-            is_wide = tensor.cut is not None and tensor.cut.is_wide
-            output.put(index, *((right.T, left.T) if is_wide else (left, right)))
-
-    def _copy_stored(self, adapter: AdapterOutput, tensor: PlannedTensor, *, is_checked: bool = True) -> None:
-        """Write what an adapter has of a tensor that is not edited: as it stands in the one that is read; or
-        whole. The factors of a new adapter are zero already."""
-        if adapter.source is not None:
-            for name in adapter.stored[tensor.name]:
-                dtype = self.job.output.place(name).dtype
-                self._move(adapter.source, name, name, dtype, is_checked=is_checked)
-        elif tensor.name not in adapter.pairs and adapter.stored[tensor.name]:
-            self._keep(tensor, 0)
-
-    def _copy_to_twins(self, written: str, *twins: str) -> None:
-        """Write what is written of a tensor again, under the other names by which an adapter has it."""
-        for folder, twin in product([variant.folder for variant in self.job.variants], twins):
-            offset = 0
-            for chunk in self.job.output.read(folder, written):
-                self.job.output.write(twin, chunk, offset, folder)
-                offset += len(chunk)
-
-    def _copy_others(self, tensor: PlannedTensor) -> None:
-        """Write the rows that not all inputs have."""
-        if tensor.shared_rows is not None:
-            self._copy(self.job.copied_from(tensor), tensor, tensor.elements)
-
-    def _copy(
-        self,
-        source: Checkpoint,
-        tensor: PlannedTensor,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        is_checked: bool = True,
-    ) -> None:
-        """Move a checkpoint's tensor, or its elements start:stop, to where it stands in the output."""
-        stored = self.job.stored_as(tensor), tensor.stored_dtype
-        self._move(source, tensor.name, *stored, start, stop, is_checked=is_checked)
-
-    def _move(
-        self,
-        source: Checkpoint,
-        name: str,
-        stored_name: str,
-        stored_dtype: str,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        is_checked: bool = True,
-    ) -> None:
-        """Write the bytes of a tensor, or of its elements start:stop, chunk by chunk; cast where another
-        dtype is asked for.
-
-        `is_checked`: NaN or Inf stops the run.
-        """
-        written, dtype = start * BITS[stored_dtype] // 8, source.read_dtype(name)
-        for chunk in stored_chunks(source, name, self.scratch, self.worker.interrupt, start, stop):
-            if is_checked and dtype in FLOATING:
-                check_finite(chunk, source.source, name)
-            if stored_dtype != dtype:
-                nonfinite = count_nonfinite(chunk)
-                chunk = self.scratch.take("output", stored_dtype, len(chunk)).copy_(chunk)
-                if count_nonfinite(chunk) > nonfinite:
-                    raise NonfiniteError(f"overflows {stored_dtype}", tensor=name)
-            for variant in self.job.variants:
-                self.job.output.write(stored_name, bytes_of(chunk), written, variant.folder)
-            written += len(bytes_of(chunk))
-
-    def _check_unread(self, tensor: PlannedTensor) -> None:
-        """Raise NonfiniteError for NaN or Inf in a kept tensor's namesakes that are not used."""
-        used = self.job.read_for(tensor)
-        if not all(checkpoint.changes(tensor.name) for checkpoint in used):
-            return  # the base's own bytes, which are read
-        for checkpoint in (self.job.base, *self.job.finetuned):
-            if checkpoint is not None and checkpoint not in used and checkpoint.is_at_hand(tensor.name):
-                check_stored(checkpoint, tensor.name, self.scratch, self.worker.interrupt)
+def _kept(work: Work, tensor: PlannedTensor, reason: str | None) -> list[LayerRecord]:
+    return [LayerRecord(tensor.name, tensor.shape, tensor.dtype, reason) for _ in work.target.variants]

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import ReportError
+from monosoup_cli.options import RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
 from monosoup_cli.report.layers import measures_in, short
-from monosoup_cli.report.rows import LABELS, Row, rows_of
+from monosoup_cli.report.measures import LABELS, WITH_UNIT
+from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.tables import grid
 from monosoup_cli.report.words import plural, shown
 
@@ -22,17 +24,6 @@ ROUNDING = 1e-6
 """Measures this close are the same, as those from another machine are; and so are those without a unit
 that differ by less than `NOTHING`."""
 NOTHING = 1e-9
-WITH_UNIT = {
-    "effective_rank",
-    "k",
-    "rank",
-    "rank_above_rounding",
-    "clamped",
-    "sigma_max",
-    "update_norm",
-    "relative_update",
-}
-"""Measures whose differences are taken relative to the larger of the two."""
 
 SHOWN = (
     "k_ratio",
@@ -49,9 +40,6 @@ SHOWN = (
     "relative_update",
 )
 """What the table shows of a change, in this order, as far as it fits."""
-
-WHERE = {"output", "report", "overwrite", "resume", "workers"}
-"""Arguments that change no layer."""
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,13 +64,19 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
         "arguments": {
             name: [of_first[name], of_second[name]]
             for name in of_first
-            if name in of_second and of_first[name] != of_second[name] and name not in WHERE
+            if name in of_second and of_first[name] != of_second[name] and changes_layers(name)
         },
         "same": len(both) - len(changed),
         "changed": changed,
         "only_in_first": [name for name in rows if name not in others],
         "only_in_second": [name for name in others if name not in rows],
     }
+
+
+def changes_layers(name: str) -> bool:
+    """Whether the layers may depend on an argument; on the device they do, in the last bits."""
+    shared = RunOptions.declared()
+    return name != "output" and (name == "device" or name not in shared or shared[name].option.changes_bytes)
 
 
 def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:

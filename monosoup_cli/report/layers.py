@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.names import KINDS
+from monosoup_cli.report.measures import COMPARABLE, LABELS
 from monosoup_cli.report.records import spread
-from monosoup_cli.report.rows import LABELS, Row
+from monosoup_cli.report.rows import Row
 from monosoup_cli.report.view import Grouping, View
 from monosoup_cli.report.words import plural, shown
 
@@ -42,9 +43,6 @@ DISPENSABLE = (
 HARDLY = ("rho", "cos_alpha")
 """What it leaves out for names of half that room alone."""
 
-OF_ONE_LAYER = {"rank", "effective_rank", "k", "sigma_max", "update_norm", "clamped", "rank_above_rounding"}
-"""Measures whose mean over layers of different sizes says nothing."""
-
 
 def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
     """One row for each kind of layer, or for each block, with the means of what was measured."""
@@ -57,7 +55,7 @@ def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
         {
             "name": name,
             "layers": len(members),
-            **{measure: _mean(members, measure) for measure in LABELS if measure not in OF_ONE_LAYER},
+            **{measure: _mean(members, measure) for measure in LABELS if measure in COMPARABLE},
             "spectrum": _mean_spectrum([row["spectrum"] for row in members if row.get("spectrum")]),
         }
         for name, members in groups.items()

@@ -8,7 +8,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from monosoup_cli.report.rows import LABELS, Row, rows_of
+from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.words import shown
 
 __all__ = ["page"]

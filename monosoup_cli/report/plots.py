@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monosoup_cli.errors import ReportError, UsageError, cropped
 from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
+from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
-from monosoup_cli.report.rows import LABELS, Row, rows_of
+from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.words import plural, shown
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from monosoup_cli.tensors.method import Measure
+
 __all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "spread", "summarise"]
 
 SCHEMA_VERSION = 1
@@ -79,11 +81,13 @@ def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [part for part in parts if part["reason"] is None]
 
 
-def summarise(
-    layers: Sequence[Mapping[str, Any]], averaged: Sequence[str] = (), summed: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The report's summary: counts, and over edited layers the mean and range of the measures named
-    by `averaged` (k_ratio stands for k/r), and the sum of those named by `summed`."""
+def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] = ()) -> dict[str, Any]:
+    """Summarise a report: counts, and over edited layers the mean and range or the sum of each measure.
+
+    Args:
+        layers: The entries of the report.
+        measures: What the method measures.
+    """
     edited = [layer for layer in layers if layer["action"] == "edited"]
     reasons = Counter(layer["reason"] for layer in layers if layer["action"] == "kept")
     summary: dict[str, Any] = {
@@ -95,11 +99,15 @@ def summarise(
         "ranges": {},
     }
     parts = measures_of(edited)
-    for name in averaged:
-        found = spread([part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts])
-        summary["means"][name] = found and found["mean"]
-        summary["ranges"][name] = found and [found["min"], found["max"]]
-    return {**summary, **{name: sum(part[name] for part in parts) for name in summed}}
+    for measure in measures:
+        name = measure.name
+        if measure.summary == "mean":
+            values = spread([part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts])
+            summary["means"][name] = values and values["mean"]
+            summary["ranges"][name] = values and [values["min"], values["max"]]
+        elif measure.summary == "sum":
+            summary[name] = sum(part[name] for part in parts)
+    return summary
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:

@@ -6,37 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-__all__ = ["LABELS", "Row", "rows_of"]
+__all__ = ["Row", "rows_of"]
 
 Row: TypeAlias = "dict[str, Any]"
 """A layer's entry in the report, of a slice with its tensor's name and index ("experts.w1[3]") and the
 shape of one matrix; and with `kind`, `stack`, `block` (null outside blocks), `part` and `k_ratio`."""
 
 OF_TENSORS = ("cosine", "ratio", "clamped", "cosines")
-
-LABELS = {
-    "rank": "r",
-    "effective_rank": "effective rank",
-    "k": "k",
-    "k_ratio": "k/r",
-    "energy_high": "energy kept",
-    "rho": "ρ",
-    "cos_alpha": "cos α",
-    "lambda_high": "λ_high",
-    "lambda_low": "λ_low",
-    "equivalent_alpha": "equivalent α",
-    "anisotropy": "anisotropy",
-    "sigma_max": "σ_1",
-    "update_norm": "‖Δ‖",
-    "relative_update": "‖Δ‖/‖W0‖",
-    "cosine": "cosine",
-    "ratio": "ratio",
-    "clamped": "clamped",
-    "alpha": "α",
-    "scale": "scale",
-    "rank_above_rounding": "above rounding",
-}
-"""What people read for the report's measures, in the order in which they are shown."""
 
 
 def rows_of(report: Mapping[str, Any]) -> list[Row]:

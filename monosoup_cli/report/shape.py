@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monosoup_cli.report.rows import LABELS
+from monosoup_cli.report.measures import LABELS
 
 __all__ = ["is_report"]
 

@@ -12,14 +12,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.rows import LABELS
+from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.preview import Preview
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from monosoup_cli.pipeline.job import Job
 
 __all__ = [
     "grid",
@@ -37,24 +37,26 @@ MAX_NUMBERED = 10
 """Checkpoints whose similarities fit into a terminal as numbers."""
 
 
-def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The plan of a dry run: what would be done to each tensor, and what it takes."""
-    folders = [variant.folder for variant in job.recipe.variants if variant.folder]
+def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The plan of a dry run for programs: what would be done to each tensor, and what it takes."""
+    folders, cost = [folder for folder in plan.folders if folder], plan.cost
+    on_cards = {"device_memory_bytes": cost.device_memory_bytes} if cost.device_memory_bytes else {}
     return {
-        "command": job.recipe.command,
+        "command": plan.command,
         "output": {
-            "path": str(job.output),
-            "files": [{"name": file.name, "bytes": file.nbytes} for file in job.layout.files],
-            "side_files": sorted(job.side_files),
+            "path": plan.path,
+            "files": [{"name": name, "bytes": nbytes} for name, nbytes in plan.files],
+            "side_files": list(plan.side_files),
             **({"folders": folders} if folders else {}),
         },
-        **job.recipe.details,
+        **plan.details,
         **({} if selection is None else {"selection": selection}),
-        "device": ", ".join(str(device) for device in job.devices),
-        "download_bytes": sum(download.nbytes for download in job.downloads),
-        "workers": job.workers,
-        "memory_bytes": job.memory_bytes,
-        "only_in_base": job.only_in_base,
+        "device": cost.device,
+        "download_bytes": cost.download_bytes,
+        "workers": cost.workers,
+        "memory_bytes": cost.memory_bytes,
+        **on_cards,
+        "only_in_base": list(plan.only_in_base),
         "layers": [
             {
                 "name": tensor.name,
@@ -63,54 +65,56 @@ def plan_to_json(job: Job, selection: Mapping[str, Any] | None = None) -> dict[s
                 "dtype": tensor.dtype,
                 "action": "edited" if tensor.is_edited else "kept",
                 "reason": tensor.reason,
-                "matrices": tensor.matrices if tensor.is_edited else 0,
-                **(job.recipe.foretold.get(tensor.name, {}) if tensor.is_edited else {}),
+                "matrices": (tensor.stack or 1) if tensor.is_edited else 0,
+                **(tensor.measures if tensor.is_edited else {}),
             }
-            for tensor in job.plan.tensors
+            for tensor in plan.tensors
         ],
     }
 
 
-def plan_table(job: Job, *, is_short: bool = False) -> RenderableType:
-    """The plan of a dry run: a line a tensor (not where `is_short`), then the totals."""
-    reasons = Counter(tensor.reason for tensor in job.plan.tensors if not tensor.is_edited)
+def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
+    """The plan of a dry run for people: a line a tensor (not where `is_short`), then the totals."""
+    reasons = Counter(tensor.reason for tensor in plan.tensors if not tensor.is_edited)
+    edited, cost = sum(tensor.is_edited for tensor in plan.tensors), plan.cost
+    nbytes = sum(size_of_file for _, size_of_file in plan.files)
     totals = grid("", "")
-    _add_inputs(totals, [(role, checkpoint.source) for role, checkpoint in job.inputs])
-    _add_stacks(totals, job.recipe.details.get("stacks", []))
-    totals.add_row(job.recipe.verb, plural(len(job.plan.edited), "tensor"))
+    _add_inputs(totals, plan.inputs)
+    _add_stacks(totals, plan.details.get("stacks", []))
+    totals.add_row(plan.verb, plural(edited, "tensor"))
     totals.add_row("keep", _counts(reasons) or "none")
-    if job.only_in_base:
-        totals.add_row("only in base", f"{plural(len(job.only_in_base), 'tensor')}, not written")
-    if job.recipe.drafts:
-        count = len(job.finetuned)
-        totals.add_row(
-            "score", f"at most {2 * count - 1} times, {size(job.layout.nbytes)} of drafts at a time"
-        )
-    if job.downloads:
-        totals.add_row("download", size(sum(download.nbytes for download in job.downloads)))
-    files = plural(len(job.layout.files) * len(job.recipe.variants), "file")
-    totals.add_row("write", Text(f"{size(job.nbytes)} in {files} to {shown(job.output)}"))
-    if job.options.push is not None:
-        totals.add_row("push", Text(f"to {shown(job.options.push)}"))
-    memory = f"about {size(job.memory_bytes)} for {plural(job.workers, 'worker')}, beside the libraries"
+    if plan.only_in_base:
+        totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
+    if cost.trials:
+        totals.add_row("score", f"at most {cost.trials} times, {size(nbytes)} of drafts at a time")
+    if cost.download_bytes:
+        totals.add_row("download", size(cost.download_bytes))
+    files = plural(len(plan.files) * len(plan.folders), "file")
+    totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {shown(plan.path)}"))
+    if plan.push is not None:
+        totals.add_row("push", Text(f"to {shown(plan.push)}"))
+    memory = f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, beside the libraries"
+    if cost.device_memory_bytes:
+        memory += f"; about {size(cost.device_memory_bytes)} on each card"
     totals.add_row("memory", memory)
-    return totals if is_short else Group(_tensors(job), Text(""), totals)
+    return totals if is_short else Group(_tensors(plan), Text(""), totals)
 
 
-def _tensors(job: Job) -> Table:
+def _tensors(plan: Preview) -> Table:
     table = grid("", "", "")
-    for tensor in job.plan.tensors:
-        sizes = [str(size) for size in tensor.shared_shape]
-        if tensor.shape != tensor.shared_shape:
-            sizes[0] += f" of {tensor.shape[0]} rows"
+    for tensor in plan.tensors:
+        sizes = [str(size) for size in tensor.shape]
+        if tensor.shared_rows not in (None, *tensor.shape[:1]):
+            sizes[0] = f"{tensor.shared_rows} of {tensor.shape[0]} rows"
         view = " × ".join(sizes)
-        if tensor.cut is not None:
-            view = f"{sizes[0]} × {tensor.cut.columns}"
+        if tensor.matrix is not None:
+            rows, columns = tensor.matrix
+            view = f"{sizes[0]} × {columns}"
             if tensor.stack is not None:
-                view = f"{sizes[0]} of {tensor.cut.rows} × {tensor.cut.columns}"
-        action = f"{job.recipe.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
-        if tensor.is_edited and tensor.name in job.recipe.foretold:
-            action += _foretold(job.recipe.foretold[tensor.name], job.recipe.details["stacks"])
+                view = f"{sizes[0]} of {rows} × {columns}"
+        action = f"{plan.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
+        if tensor.measures:
+            action += _foretold(tensor.measures, plan.details.get("stacks", []))
         table.add_row(Text(shown(tensor.name)), tensor.dtype, Text(action))
     return table
 

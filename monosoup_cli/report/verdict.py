@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
@@ -41,7 +42,7 @@ NEAR = 0.05
 
 MAX_NAMED = 2
 
-BY_DEFAULT = {"energy": None, "rank": None, "rank_fraction": None, "weighting": "monosoup"}
+BY_DEFAULT = asdict(MonoSoup())
 """The arguments under which k and λ tell of the spectrum, and not of what was asked for."""
 
 

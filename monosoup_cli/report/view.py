@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.report.rows import LABELS, Row
+from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.rows import Row
 
 __all__ = ["Grouping", "View"]
 

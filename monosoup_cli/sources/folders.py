@@ -10,19 +10,7 @@ from typing import Any, Protocol
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
 
-__all__ = [
-    "STATE_DICTS",
-    "WEIGHTS",
-    "Folder",
-    "LocalFolder",
-    "is_plain_name",
-    "read_config",
-    "resolve_inside",
-]
-
-STATE_DICTS = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHTS = (".safetensors", *STATE_DICTS)
-"""The ends of the names of files of weights."""
+__all__ = ["Folder", "LocalFolder", "is_plain_name", "read_config", "resolve_inside"]
 
 
 class Folder(Protocol):

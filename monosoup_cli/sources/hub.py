@@ -22,7 +22,8 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import Advance, CheckpointFile, Download, InputFile, read_into
-from monosoup_cli.sources.folders import WEIGHTS, Folder, LocalFolder, is_plain_name
+from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name
 from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
 
 __all__ = ["HubFolder", "HubId", "RemoteFile", "fetch", "open_repository"]

@@ -15,20 +15,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, UsageError
-from monosoup_cli.formats.files import CheckpointFile, InputFile, read_header
-from monosoup_cli.formats.header import Header
+from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.lora_names import is_lora_file
-from monosoup_cli.sources.checkpoint import Checkpoint, Shard
-from monosoup_cli.sources.folders import STATE_DICTS, WEIGHTS, Folder, LocalFolder, is_plain_name, read_config
+from monosoup_cli.formats.shard import Shard
+from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
+from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.files import Files, Index, LoraFile, PeftAdapter, Place
+from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name, read_config
 
 __all__ = ["open_checkpoint", "parts_of"]
 
 INDEX_SUFFIX = ".index.json"
-STEMS = {
-    ".safetensors": ("model", "diffusion_pytorch_model"),
-    ".bin": ("pytorch_model", "diffusion_pytorch_model"),
-}
-"""What libraries call the weights of a model, with the suffix of each format."""
 SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
 TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -73,7 +70,9 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a link that leads nowhere", path=source) from None
-    return _checked(Checkpoint(source, (_open_shard(path.name, InputFile(resolved, source)),)))
+    return _checked(
+        Files(Place(source, file_name=path.name), (open_shard(path.name, InputFile(resolved, source)),))
+    )
 
 
 def _open_afar(source: str, path: Path) -> Checkpoint:
@@ -99,8 +98,8 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
             return _open_folder(folder, "")
         if file not in folder.names() and _is_offline(folder):
             raise _not_cached(f"{source}/{file}")
-        shard = _open_shard(file, folder.open(file))
-        return _checked(Checkpoint(f"{source}/{file}", (shard,), origin=folder))
+        shard = open_shard(file, folder.open(file))
+        return _checked(Files(Place(f"{source}/{file}", origin=folder, file_name=file), (shard,)))
 
 
 def _meant(source: str) -> str | None:
@@ -142,16 +141,17 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     if candidates[0].endswith(INDEX_SUFFIX):
         return _open_sharded(folder, inner, candidates[0], names, config)
     name = f"{inner}{candidates[0]}"
-    return _checked(
-        Checkpoint(folder.source, (_open_shard(name, folder.open(name)),), folder, inner, config=config)
-    )
+    place = Place(folder.source, folder, inner)
+    return _checked(Files(place, (open_shard(name, folder.open(name)),), config=config))
 
 
 def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoint:
     """An adapter of peft: its own file and its configuration; what it changes is for `read_adapter`."""
     config = read_config(folder, f"{inner}{ADAPTER_CONFIG}")
     if not isinstance(config, dict) or not config:
-        raise CheckpointError("is no adapter's", path=folder.shown(f"{inner}{ADAPTER_CONFIG}"))
+        raise CheckpointError(
+            "not the configuration of an adapter", path=folder.shown(f"{inner}{ADAPTER_CONFIG}")
+        )
     name = next((f"{inner}{name}" for name in ADAPTER_WEIGHTS if name in names), None)
     if name is None:
         if _is_offline(folder):
@@ -159,9 +159,8 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
         raise CheckpointError(
             "an adapter without weights", path=folder.source, expected=" or ".join(ADAPTER_WEIGHTS)
         )
-    return Checkpoint(
-        folder.source, (_open_shard(name, folder.open(name)),), folder, inner, adapter_config=config
-    )
+    place = Place(folder.source, folder, inner)
+    return Checkpoint(Files(place, (open_shard(name, folder.open(name)),), kind=PeftAdapter(config)))
 
 
 def _is_offline(folder: Folder) -> bool:
@@ -276,20 +275,19 @@ def _open_sharded(
             )
     shards = _open_shards(folder, [f"{inner}{name}" for name in shard_names])
     try:
-        checkpoint = Checkpoint(
-            folder.source, shards, folder, inner, index, f"{inner}{index_name}", config=config
-        )
-        for name, shard in checkpoint.shard_of.items():
-            if weight_map.get(name) != shard.name.removeprefix(inner):
+        place = Place(folder.source, folder, inner)
+        files = Files(place, shards, Index(f"{inner}{index_name}", index), config)
+        for name, holder in [(name, shard) for shard in shards for name in shard.header.tensors]:
+            if weight_map.get(name) != holder.name.removeprefix(inner):
                 raise CheckpointError(
                     "index and shards disagree on where it is",
                     path=index_path,
                     tensor=name,
-                    expected=shard.name,
+                    expected=holder.name,
                     found=weight_map.get(name, "nothing"),
                 )
         for name in weight_map:
-            if name not in checkpoint.tensors:
+            if name not in files.tensors:
                 raise CheckpointError(
                     "the index names a tensor that its shard has not",
                     path=index_path,
@@ -300,13 +298,13 @@ def _open_sharded(
         for shard in shards:
             shard.file.close()
         raise
-    return _checked(checkpoint)
+    return _checked(files)
 
 
 def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
     """All of them, or none; several at once, since they may be far away."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(lambda name: _open_shard(name, folder.open(name)), name) for name in names]
+        futures = [pool.submit(lambda name: open_shard(name, folder.open(name)), name) for name in names]
     failures = [failure for future in futures if (failure := future.exception()) is not None]
     if failures:
         for future in futures:
@@ -316,35 +314,20 @@ def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
     return tuple(future.result() for future in futures)
 
 
-def _open_shard(name: str, file: CheckpointFile) -> Shard:
-    try:
-        if not name.endswith(STATE_DICTS):
-            header = read_header(file)
-            return Shard(name, file, header, len(header.raw))
-        from monosoup_cli.formats.state_dict import read_state_dict
-
-        found = read_state_dict(file)
-        header = Header(found.pickle, found.tensors, {"format": "pt"})
-        return Shard(name, file, header, 0, True, found.strided, found.tied, found.left_out)
-    except BaseException:
-        file.close()
-        raise
-
-
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, unless it is quantised; one that is a LoRA file is said to be an adapter."""
-    if len(checkpoint.shards) == 1 and is_lora_file(checkpoint.tensors):
-        return replace(checkpoint, adapter_config={})
-    for name in checkpoint.tensors:
+def _checked(files: Files) -> Checkpoint:
+    """The checkpoint in these files, unless it is quantised; a LoRA in a single file is marked as one."""
+    if len(files.shards) == 1 and is_lora_file(files.tensors):
+        return Checkpoint(replace(files, kind=LoraFile()))
+    for name in files.tensors:
         if QUANTISED.search(name):
-            checkpoint.close()
+            files.close()
             raise CheckpointError(
                 "the checkpoint is quantised: differences between codes mean nothing",
-                path=checkpoint.source,
+                path=files.place.source,
                 tensor=name,
                 hint=UNQUANTISED,
             )
-    return checkpoint
+    return Checkpoint(files)
 
 
 def _refuse_quantisation_config(config: Mapping[str, Any] | None, path: str) -> None:

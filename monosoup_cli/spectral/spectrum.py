@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Blocks", "Spectrum", "decompose", "gram", "singular_values"]
+__all__ = ["Blocks", "Spectrum", "decompose", "gram", "has_moved", "singular_values"]
 
 Blocks = Callable[[], Iterable[torch.Tensor]]
 """A matrix (rows, side) with rows >= side, as blocks (any number of rows, side) in float64.
@@ -95,6 +95,17 @@ def singular_values(blocks: Blocks, side: int) -> torch.Tensor:
     else:
         values, _ = _decompose(blocks, matrix, RESOLVED)
     return torch.ldexp(values, torch.tensor(exponent))
+
+
+def has_moved(singular_values: torch.Tensor) -> bool:
+    """Whether the matrix with these singular values, largest first, is not zero.
+
+    Raises:
+        FloatingPointError: Their sum overflows float64.
+    """
+    if not math.isfinite(singular_values.sum()):
+        raise FloatingPointError("the singular values of the update overflow float64")
+    return float(singular_values[0]) > 0.0
 
 
 def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:

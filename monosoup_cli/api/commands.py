@@ -1,0 +1,25 @@
+"""The table of contents: every function that `monosoup_cli` exports and that the shell has as a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from monosoup_cli.api.command import Command, command
+from monosoup_cli.api.edit import edit
+from monosoup_cli.api.inspect_spectrum import inspect_spectrum
+from monosoup_cli.api.sfgs import sfgs
+from monosoup_cli.api.soup import soup
+from monosoup_cli.methods import COMMANDS as METHODS
+
+__all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
+
+COMMANDS: Mapping[str, Command[Any]] = {
+    "edit": edit,
+    "soup": soup,
+    "sfgs": sfgs,
+    **{name: command(cast("Callable[..., Order]", order)) for name, order in METHODS.items()},
+}
+"""Every command that writes an output, by its name in Python."""
+
+stock, wise, lines = COMMANDS["stock"], COMMANDS["wise"], COMMANDS["lines"]

@@ -1,0 +1,29 @@
+"""The options that say how a spectrum is split and weighed, which `edit` and `inspect_spectrum` share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from monosoup_cli.methods.monosoup import Weighting
+from monosoup_cli.options import Option
+
+__all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "Weigh"]
+
+EnergySplit = Annotated[
+    "float | None",
+    Option(
+        "Split where this share of the energy is reached (0 < R <= 1), and not by entropy.",
+        metavar="R",
+        shell=float,
+    ),
+]
+RankSplit = Annotated[
+    "int | None", Option("Split after N singular values.", metavar="N", shell=int, minimum=1)
+]
+RankFractionSplit = Annotated[
+    "float | None",
+    Option("Split after this share of the singular values (0 < F <= 1).", metavar="F", shell=float),
+]
+Weigh = Annotated[
+    Weighting, Option("How the two parts are weighed; all but monosoup are the paper's ablations.")
+]

@@ -1,0 +1,149 @@
+"""The options of the commands that show layers, and what those commands do with a report."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from monosoup_cli.cli.console import Console
+from monosoup_cli.cli.options import LayerFormat, NoProgress
+from monosoup_cli.errors import ReportError
+from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
+from monosoup_cli.report.layers import as_csv, layers_table, measures_in, shown_of
+from monosoup_cli.report.rows import Row, rows_of
+from monosoup_cli.report.verdict import sentences, verdict_of
+from monosoup_cli.report.view import Grouping, View
+
+__all__ = ["Display", "display_options", "show", "with_display"]
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a report is shown.
+
+    Attributes:
+        view: Which layers are shown, and in which order.
+        format: A table, the whole report as JSON, or the rows as CSV.
+        html: Where a page goes.
+        plot: Where pictures go.
+        console: Where the command talks.
+    """
+
+    view: View
+    format: LayerFormat
+    html: Path | None
+    plot: Path | None
+    console: Console
+
+
+def display_options(
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only layers with such names; repeatable.")
+    ] = None,
+    group: Annotated[
+        Grouping | None, typer.Option(help="A row for each kind of layer or for each block, with means.")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEASURE", help="Sort by a measure, largest first (k_ratio, rho, …); or by name."
+        ),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Reverse the order.")] = False,
+    top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Show N rows at most.")] = None,
+    format: Annotated[
+        LayerFormat,
+        typer.Option("--format", help="json: the whole report, all layers. csv: the rows of the table."),
+    ] = "table",
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page that shows the report, for any browser."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write pictures, as .png, .svg or .pdf (needs matplotlib)."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and data only.")] = False,
+    no_progress: NoProgress = False,
+) -> Display:
+    """How the user wants layers shown; the signature declares the options."""
+    view = View(layer or (), group, sort, reverse, top)
+    return Display(view, format, html, plot, Console(quiet=quiet, live=not no_progress))
+
+
+def with_display(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `display_options` to a command, which gets the `Display` as its first argument."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    common = list(inspect.signature(display_options, eval_str=True).parameters.values())
+
+    @wraps(command)
+    def complete(**given: Any) -> None:
+        command(display_options(**{one.name: given.pop(one.name) for one in common}), **given)
+
+    complete.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    complete.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
+    return complete
+
+
+def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
+    """Make a report and show it: the table, the summary and the verdict, or data; a page; pictures."""
+    if display.html is not None:
+        check_target(display.html, ".html")
+    if display.plot is not None:
+        from monosoup_cli.report.plots import check_plot
+
+        check_plot(display.plot)
+    report = make()
+    if "layers" not in report and (display.plot is not None or display.format == "csv"):
+        raise ReportError("has no layers: it is of several checkpoints", hint=OF_SEVERAL)
+    rows = rows_of(report)
+    chosen = display.view.rows(rows)
+    words = sentences(report.get("verdict") or verdict_of(report, rows))
+    if display.format == "json":
+        display.console.data(json.dumps(report, indent=1) + "\n")
+    elif display.format == "csv":
+        display.console.data(as_csv(chosen))
+    else:
+        _show_table(report, rows, chosen, words, display)
+    if display.format != "json" and display.view.lacks(chosen):
+        display.console.note(f"note: nothing here has a {display.view.sort}, to be sorted by")
+    if display.html is not None:
+        from monosoup_cli.report.page import page
+
+        text = page(report, words)
+        replace_file(display.html, lambda path: path.write_text(text, encoding="utf-8"))
+        display.console.note(f"wrote {display.html}")
+    if display.plot is not None:
+        from monosoup_cli.report.plots import plot
+
+        plot(report, display.plot, [row for row in rows if display.view.matches(row["name"])])
+        display.console.note(f"wrote {display.plot}")
+
+
+def _show_table(
+    report: dict[str, Any], rows: Sequence[Row], chosen: Sequence[Row], words: Sequence[str], display: Display
+) -> None:
+    from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
+
+    console = display.console
+    if measures_in(chosen):
+        console.data(layers_table(chosen, console.width))
+    if measures_in(rows):
+        console.text(*filter(None, [shown_of(len(chosen), rows, display.view)]), "")
+    console.table(summary_table(report), to_stdout=True)
+    if "layers" not in report:
+        console.text(OF_SEVERAL)
+    if "selection" in report:
+        console.text("")
+        console.table(selection_table(report["selection"]), to_stdout=True)
+    if "similarity" in report:
+        console.text("")
+        console.table(similarity_table(report["similarity"]), to_stdout=True)
+    console.text(*(["", *words] if words else []))

@@ -1,0 +1,164 @@
+"""The commands that write an output: made from the Python functions, with the options about how they talk."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from monosoup_cli.api.command import Command
+from monosoup_cli.api.commands import COMMANDS
+from monosoup_cli.cli.console import Console
+from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
+from monosoup_cli.errors import UsageError
+from monosoup_cli.options import RunOptions
+from monosoup_cli.pipeline.execute import choose, execute
+from monosoup_cli.pipeline.kinship import doubts_of_inputs
+from monosoup_cli.pipeline.notices import notices_of
+from monosoup_cli.pipeline.planned import Planned
+from monosoup_cli.pipeline.preview import preview
+from monosoup_cli.pipeline.ready import Ready, make_ready
+from monosoup_cli.report.adapters import notes_on_adapters
+from monosoup_cli.report.words import size
+from monosoup_cli.sources.hub import fetch
+
+__all__ = ["WRITING", "import_torch", "shell_command"]
+
+
+def shell_command(command: Command[Any]) -> Callable[..., None]:
+    """The shell command for a Python function that writes an output."""
+
+    def run(
+        arguments: dict[str, Any],
+        dry_run: Annotated[
+            bool,
+            typer.Option(
+                "--dry-run",
+                help="Check everything that headers tell, print the plan, write nothing. (sfgs, and edit"
+                " --as-adapter of a whole checkpoint, read the data that they need.)",
+            ),
+        ] = False,
+        format: Annotated[
+            TalkFormat, typer.Option("--format", help="json: the report (of a dry run, the plan) on stdout.")
+        ] = "table",
+        quiet: Quiet = False,
+        no_progress: NoProgress = False,
+    ) -> None:
+        console = Console(quiet=quiet, live=not no_progress)
+        if "weights" in arguments:
+            arguments["weights"] = _numbers(arguments["weights"])
+        with console.trials() as watch:
+            if "watch" in command.parameters:
+                arguments["watch"] = watch
+            with command.prepare(**arguments) as planned:
+                _run(planned, console, is_dry=dry_run, as_json=format == "json")
+
+    declared = {**command.declared, **RunOptions.declared()}
+    return add_options(run, command.__name__, shell_help(command), declared)
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    """The numbers in a comma list."""
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError("--weights must be numbers separated by commas", found=repr(text)) from None
+
+
+def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> None:
+    """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
+    if planned.examined:
+        with console.downloading(planned.downloads()) as advance:
+            fetch(planned.downloads(), advance)
+        import_torch()
+        with console.progress(planned.examined) as progress:
+            ready = make_ready(planned, progress)
+    else:
+        ready = make_ready(planned)
+    for notice in notices_of(ready):
+        console.note(f"note: {notice}")
+    report_path, chooser = planned.destination.report_path, planned.task.chooser
+    chooses_dry = chooser is not None and not chooser.drafts
+    as_json = as_json or report_path is None
+    if not is_dry or chooses_dry:
+        with console.downloading(ready.downloads) as advance:
+            fetch(ready.downloads, advance)
+    import_torch()
+    if is_dry:
+        _show_plan(ready, console, chooses=chooses_dry, as_json=as_json)
+        return
+    for doubt in () if console.quiet else doubts_of_inputs(planned.inputs, ready.plan):
+        console.note(f"note: {doubt}")
+    try:
+        with console.progress([*ready.plan.tensors] * (2 if chooses_dry else 1)) as progress:
+            report = execute(ready, progress)
+    except SystemExit:  # a signal
+        if planned.destination.is_unfinished:
+            console.note("note: the same command with --resume continues from here")
+        raise
+    _show_report(report, report_path, console, as_json=as_json)
+    if planned.destination.options.push is not None:
+        _push(planned, console)
+
+
+def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
+    from monosoup_cli.report.tables import selection_table, summary_table
+
+    if as_json:
+        console.data(json.dumps(report, indent=1) + "\n")
+    if "selection" in report:
+        console.table(selection_table(report["selection"]))
+        console.note("")
+    console.table(summary_table(report, path or Path("stdout")))
+    for note in notes_on_adapters(report.get("layers", [])):
+        console.note(f"note: {note}")
+    if len(report.get("selection", {}).get("members", ())) == 1:
+        console.note("note: one checkpoint is left, and the output is a copy of its tensors")
+    elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
+        console.note("note: nothing was edited; the report gives the reason for every tensor")
+
+
+def _push(planned: Planned, console: Console) -> None:
+    destination = planned.destination
+    nbytes = sum(path.stat().st_size for path in destination.path.rglob("*"))
+    console.note(f"uploading {size(nbytes)} to {destination.options.push}")
+    try:
+        address = destination.push(planned.task.call.command)
+    except SystemExit:  # a signal
+        console.note(f"note: {destination.path} is complete: `{destination.upload_command}` uploads it")
+        raise
+    console.note(f"pushed to {address}")
+
+
+def import_torch() -> None:
+    """Import torch; from here on garbage is collected again, see `app.run`."""
+    import torch  # noqa: F401
+
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) -> None:
+    from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
+
+    selection = None
+    if chooses:
+        with console.progress(ready.plan.tensors) as progress:
+            selection = choose(ready, None, progress).selection
+    plan = preview(ready)
+    if as_json:
+        console.data(json.dumps(plan_to_json(plan, selection), indent=1) + "\n")
+        return
+    console.table(plan_table(plan, is_short=selection is not None), to_stdout=True)
+    if selection is not None:
+        console.data("\n")
+        console.table(selection_table(selection), to_stdout=True)
+
+
+WRITING = {name: shell_command(command) for name, command in COMMANDS.items()}
+"""The shell commands that write an output."""

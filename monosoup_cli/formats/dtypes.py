@@ -1,0 +1,138 @@
+"""The one dtype policy: the names of the format, torch's dtypes, and every cast between them.
+
+Tensors are upcast to float64 before anything is computed, and results are cast once, when they are stored. (To
+16 bits torch goes by way of float32.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from monosoup_cli.errors import NonfiniteError, ResultOverflowError
+from monosoup_cli.formats.header import BITS, FLOATING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "BITS",
+    "FLOATING",
+    "NUMBERS",
+    "as_float64",
+    "bytes_of",
+    "cast",
+    "check_finite",
+    "check_overflow",
+    "count_nonfinite",
+    "empty",
+    "finfo",
+    "float64_in",
+    "number_in",
+    "torch_dtype",
+]
+
+NUMBERS = {**FLOATING, "I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64"}
+"""The dtypes of the format that a single number can have, with torch's names."""
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of a dtype of the format; uint8 for those that are only moved as bytes."""
+    import torch
+
+    torch_one: torch.dtype = getattr(torch, FLOATING.get(dtype, "uint8"))
+    return torch_one
+
+
+def finfo(dtype: str) -> torch.finfo:
+    """The limits of a floating dtype of the format."""
+    import torch
+
+    return torch.finfo(torch_dtype(dtype))
+
+
+def empty(shape: tuple[int, ...], dtype: str, device: torch.device) -> torch.Tensor:
+    """An uninitialised tensor of a dtype of the format."""
+    import torch
+
+    return torch.empty(shape, dtype=torch_dtype(dtype), device=device)
+
+
+def float64_in(buffer: memoryview) -> torch.Tensor:
+    """The memory of a buffer as a float64 tensor."""
+    import torch
+
+    return torch.frombuffer(buffer, dtype=torch.float64)
+
+
+def number_in(data: bytearray, dtype: str) -> float:
+    """The one number that these bytes are in a dtype of NUMBERS."""
+    import torch
+
+    return float(torch.frombuffer(data, dtype=getattr(torch, NUMBERS[dtype])).item())
+
+
+def as_float64(data: bytearray, dtype: str) -> torch.Tensor:
+    """The elements in these bytes, flat, upcast to float64."""
+    import torch
+
+    if not data:
+        return torch.empty(0, dtype=torch.float64)
+    return torch.frombuffer(data, dtype=torch_dtype(dtype)).to(torch.float64)
+
+
+def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:
+    """A result in the dtype in which it is stored, contiguous.
+
+    Raises:
+        ResultOverflowError: An element is finite and does not fit the dtype.
+    """
+    stored = part.to(torch_dtype(dtype)).contiguous()
+    check_overflow(stored, dtype, tensor)
+    return stored
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, to read from or write to."""
+    return _memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+@lru_cache(maxsize=256)
+def _memory(address: int, nbytes: int) -> memoryview:
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
+
+
+def count_nonfinite(tensor: torch.Tensor) -> int:
+    """Count the elements that are NaN or Inf; one cheap pass where there are none."""
+    import torch
+
+    if tensor.numel() == 0:
+        return 0
+    overflows_in_sums = tensor.dtype == torch.float16
+    witnesses = torch.aminmax(tensor) if overflows_in_sums else (tensor.sum(),)
+    if all(math.isfinite(witness) for witness in witnesses):
+        return 0
+    return int((~tensor.isfinite()).sum())
+
+
+def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
+    """Raise NonfiniteError where a tensor, or a part of one, of the checkpoint at `path` has NaN or Inf."""
+    if count := count_nonfinite(tensor):
+        raise NonfiniteError(
+            f"holds NaN or Inf ({count:,} or more elements)",
+            path=path,
+            tensor=name,
+            hint="--on-nonfinite keep leaves such tensors as fine-tuned",
+        )
+
+
+def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
+    """Raise ResultOverflowError where a result that was finite in float64 is not finite in its stored dtype."""
+    if count := count_nonfinite(part):
+        raise ResultOverflowError(
+            f"the result overflows {dtype} in {count:,} elements",
+            tensor=tensor,
+            hint="--dtype float32 or bfloat16 can represent it",
+        )

@@ -1,0 +1,35 @@
+"""The formats of weights that are read, in the order in which a folder is searched for them."""
+
+from __future__ import annotations
+
+from monosoup_cli.formats.files import CheckpointFile
+from monosoup_cli.formats.safetensors import Safetensors
+from monosoup_cli.formats.shard import Format, Shard
+from monosoup_cli.formats.state_dict import StateDicts
+
+__all__ = ["FORMATS", "OTHER_WEIGHTS", "STEMS", "WEIGHTS", "open_shard"]
+
+FORMATS: tuple[Format, ...] = (Safetensors(), StateDicts())
+
+WEIGHTS = tuple(suffix for one in FORMATS for suffix in one.suffixes)
+"""How names of files of weights end."""
+
+OTHER_WEIGHTS = tuple(suffix for suffix in WEIGHTS if suffix != ".safetensors")
+"""The same, without the format that is written."""
+
+STEMS = {suffix: stems for one in FORMATS for suffix, stems in one.stems.items()}
+"""What libraries call the weights of a model, for each suffix."""
+
+
+def open_shard(name: str, file: CheckpointFile) -> Shard:
+    """Open a file of weights in the format that its name says, or else as safetensors; close it on an error.
+
+    Raises:
+        CheckpointError: The file is malformed, or not of that format.
+    """
+    chosen = next((one for one in FORMATS if name.endswith(tuple(one.suffixes))), FORMATS[0])
+    try:
+        return chosen.open(name, file)
+    except BaseException:
+        file.close()
+        raise

@@ -1,0 +1,184 @@
+"""MonoSoup over the layers of a checkpoint: one decomposition for every split and every step back to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from monosoup_cli.devices.device import Held
+from monosoup_cli.methods.monosoup import (
+    MEASURES,
+    PAPER,
+    ROUNDING,
+    LayerSpectrum,
+    MonoSoup,
+    edit_product,
+    edit_update,
+    measure,
+    relative_update,
+)
+from monosoup_cli.tensors.cut import Cut
+from monosoup_cli.tensors.matrix import MatrixLayer
+from monosoup_cli.tensors.method import Access, Edit, Layer, PlainMethod, Variant, Wanted
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.sources.source import Factors
+
+__all__ = ["SpectralEdit", "rank_for"]
+
+Measures = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SpectralEdit(PlainMethod):
+    """The edit of a layer for every split, and for every step from the base to the edited weights.
+
+    Attributes:
+        splits: How the spectrum is split and weighed.
+        steps: How far to go from the base to each edited update; 1.0 for all the way.
+        sweep: The checkpoints of the output: for every split every step.
+        min_update: Layers whose update is smaller than this, relative to the base, stay as fine-tuned.
+    """
+
+    splits: Sequence[MonoSoup]
+    steps: Sequence[float] = (1.0,)
+    sweep: Sequence[Variant] = (Variant(),)
+    min_update: float = 0.0
+
+    verb = "edit"
+    paper = PAPER
+    measures = MEASURES
+    access: ClassVar[Access] = "matrix"
+
+    def variants(self) -> Sequence[Variant]:
+        """The checkpoints of the sweep."""
+        return self.sweep
+
+    def held(self, cut: Cut | None, wanted: Wanted) -> Held:
+        """The Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions, and two
+        blocks; for factors also those of every split, and of every step but the first."""
+        if cut is None:
+            return Held()
+        factors = 0
+        if wanted.factors:
+            from monosoup_cli.spectral.truncation import held_bytes
+
+            rank = cut.side if wanted.rank is None else wanted.rank
+            count = len(self.splits) * (1 if self.steps == (1.0,) else 1 + len(self.steps))
+            factors = held_bytes(cut.length, cut.side, rank, count)
+        return Held(device=2 * 8 * cut.block_length * cut.side + 5 * 8 * cut.side**2 + factors)
+
+    def edit(self, layer: Layer) -> Edit | None:
+        """Edit one matrix: by its factors where its update has any, else by blocks, or approximated by factors
+        where the output wants them."""
+        assert isinstance(layer, MatrixLayer)
+        if layer.factors is not None:
+            return self._edit_product(layer, *layer.factors)
+        if layer.wanted.rank is not None:
+            return self._approximate(layer, layer.wanted.rank)
+        edits = edit_update(layer.updates, layer.cut.side, self.splits)
+        measures = self._measures([spectrum for spectrum, _ in edits or ()], layer.base_norm)
+        if not edits or measures is None:
+            return None
+        applies = [apply for _, apply in edits]
+        blocks = (
+            (start, stop, self._results(base, update, applies)) for start, stop, base, update in layer.pairs()
+        )
+        return Edit(measures, blocks)
+
+    def _measures(self, spectra: Sequence[LayerSpectrum], base_norm: float) -> Measures | None:
+        """What is reported for every split and step; None where the update is smaller than wanted."""
+        if base_norm and spectra and spectra[0].update_norm / base_norm < self.min_update:
+            return None
+        return [
+            {**asdict(spectrum), "relative_update": relative_update(spectrum, base_norm)}
+            for spectrum in spectra
+            for _ in self.steps
+        ]
+
+    def _results(
+        self,
+        base: torch.Tensor | None,
+        update: torch.Tensor,
+        applies: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    ) -> Iterator[torch.Tensor]:
+        """W0 + step · apply(Δ), for every split and step. The last ones overwrite Δ and W0."""
+        assert base is not None
+        for split, apply in enumerate(applies, start=1):
+            is_last_split = split == len(applies)
+            edited = apply(update if is_last_split else update.clone())
+            for number, step in enumerate(self.steps, start=1):
+                is_last = is_last_split and number == len(self.steps)
+                yield (base if is_last else base.clone()).add_(edited, alpha=step)
+
+    def _edit_product(self, layer: MatrixLayer, left: torch.Tensor, right: torch.Tensor) -> Edit | None:
+        layer.measure_base()
+        edits = edit_product(left, right, self.splits)
+        measures = self._measures([spectrum for spectrum, _ in edits or ()], layer.base_norm)
+        if not edits or measures is None:
+            return None
+        products = [factors for _, factors in edits]
+        if layer.wanted.factors:
+            return Edit(measures, iter(()), self._stepped(products))
+        blocks = (
+            (start, stop, self._sums(base, [(left[start:stop], right) for left, right in products]))
+            for start, stop, base in layer.bases()
+        )
+        return Edit(measures, blocks)
+
+    def _sums(self, base: torch.Tensor, products: Sequence[Factors]) -> Iterator[torch.Tensor]:
+        """W0 + step · left @ right, for the factors of every split and for every step."""
+        for left, right in products:
+            for step in self.steps:
+                yield base.addmm(left, right, alpha=step)
+
+    def _stepped(self, products: Sequence[Factors]) -> list[Factors]:
+        return [
+            (left if step == 1.0 else left * step, right) for left, right in products for step in self.steps
+        ]
+
+    def _approximate(self, layer: MatrixLayer, rank: int) -> Edit | None:
+        from monosoup_cli.spectral.spectrum import decompose, has_moved
+        from monosoup_cli.spectral.truncation import truncate
+
+        spectrum = decompose(layer.updates, layer.cut.side)
+        values = spectrum.singular_values
+        if not has_moved(values):
+            return None
+        layers = [measure(values, split) for split in self.splits]
+        measures = self._measures(layers, layer.base_norm)
+        if measures is None:
+            return None
+        edited = [one.edited(values) for one in layers]
+        truncated = truncate(layer.updates, layer.cut.length, spectrum, edited, rank)
+        errors = [one.error for one in truncated for _ in self.steps]
+        return Edit(
+            [{**of_one, "adapter_error": error} for of_one, error in zip(measures, errors, strict=True)],
+            iter(()),
+            self._stepped([(one.left, one.right) for one in truncated]),
+        )
+
+
+def rank_for(layer: MatrixLayer, splits: Sequence[MonoSoup], energy: float) -> int:
+    """The smallest rank whose best approximation has a share `energy` of every split's edited update.
+
+    Args:
+        layer: The layer.
+        splits: How its spectrum is split and weighed.
+        energy: The share of ‖edited‖_F², in (0, 1].
+
+    Returns:
+        0 for an update of zeros.
+    """
+    from monosoup_cli.spectral.spectrum import has_moved, singular_values
+    from monosoup_cli.spectral.truncation import rank_holding
+
+    values = singular_values(layer.updates, layer.cut.side)
+    if not has_moved(values):
+        return 0
+    ratios = values / values[0]
+    edited = [measure(values, split).edited(ratios) for split in splits]
+    return max(rank_holding(weighed, energy * (1.0 - ROUNDING)) for weighed in edited)

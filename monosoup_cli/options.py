@@ -1,0 +1,483 @@
+"""Options, declared once for the shell, Python, the report, the model card and resumed runs.
+
+A command is a Python function with an explicit signature. Each parameter is annotated with its type and an
+`Option`, which has the facts that the type and the default do not tell.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args, get_origin, get_type_hints
+
+from monosoup_cli.errors import UsageError
+
+__all__ = [
+    "Base",
+    "Call",
+    "Computing",
+    "Declared",
+    "Finetuned",
+    "FinetunedOne",
+    "Option",
+    "Output",
+    "RunKeywords",
+    "RunOptions",
+    "Scores",
+    "Selecting",
+    "Stacked",
+    "StrPath",
+    "Strictness",
+    "Writing",
+    "as_list",
+    "as_paths",
+    "check_choice",
+    "declared_in",
+    "parse_size",
+]
+
+StrPath: TypeAlias = str | os.PathLike[str]
+Dtype = Literal["keep", "float32", "bfloat16", "float16"]
+Strictness = Literal["error", "keep"]
+Mismatch = Literal["error", "keep", "overlap"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """The facts of one option.
+
+    Attributes:
+        help: What it does; read alone, in the shell and in Python.
+        metavar: What stands for its value in the shell's help.
+        shell: Its type in the shell, where that is not the type in Python.
+        flags: Its names in the shell, where they are not the Python name with dashes.
+        is_argument: Whether the shell takes it by position.
+        minimum: The least number that it can be.
+        changes_bytes: Whether the bytes of a finished tensor depend on it. A resumed run must repeat it.
+        in_card: Whether the command in the model card needs it.
+        is_private: Whether its value may name places or hold secrets that must not be published.
+        is_list: Whether the shell takes several values with commas in between.
+    """
+
+    help: str
+    metavar: str | None = None
+    shell: Any = None
+    flags: tuple[str, ...] = ()
+    is_argument: bool = False
+    minimum: float | None = None
+    changes_bytes: bool = True
+    in_card: bool = True
+    is_private: bool = False
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option where it is declared: its name, type and default in Python, and its facts."""
+
+    name: str
+    type: Any
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """Its first name in the shell."""
+        return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
+
+
+def declared_in(owner: Any) -> dict[str, Declared]:
+    """The options that a function's signature, or a dataclass, declares."""
+    if is_dataclass(owner):
+        hints: Mapping[str, Any] = get_type_hints(owner, include_extras=True)
+        defaults = {field.name: field.default for field in fields(owner)}
+    else:
+        parameters = inspect.signature(owner).parameters
+        hints = {name: _evaluate(each.annotation, owner) for name, each in parameters.items()}
+        defaults = {name: each.default for name, each in parameters.items()}
+    declared = {}
+    for name, hint in hints.items():
+        if get_origin(hint) is Annotated:
+            kind, *facts = get_args(hint)
+            option = next((fact for fact in facts if isinstance(fact, Option)), None)
+            if option is not None:
+                declared[name] = Declared(name, kind, defaults[name], option)
+    return declared
+
+
+def _evaluate(annotation: Any, owner: Callable[..., Any]) -> Any:
+    """An annotation of a signature; `Any` where it only exists for type checkers."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, owner.__globals__)
+    except NameError:
+        return Any
+
+
+def as_list(patterns: str | Sequence[str] | None) -> list[Any]:
+    """One pattern, or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns or ())
+
+
+def as_paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list[str]:
+    """The fine-tuned checkpoints as strings.
+
+    Raises:
+        UsageError: There are too few, or one is given twice, under whatever spelling of its path.
+    """
+    names = [os.fspath(s) for s in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+    if len(names) < at_least:
+        raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
+    seen: set[str] = set()
+    for name in names:
+        place = os.path.realpath(name) if os.path.lexists(name) else name
+        if place in seen:
+            raise UsageError("a fine-tuned checkpoint is given twice", path=name)
+        seen.add(place)
+    return names
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise UsageError for a value that is none of a Literal's."""
+    words = get_args(choices)
+    if value not in words:
+        raise UsageError(f"unknown --{name.replace('_', '-')}", expected=", ".join(words), found=value)
+
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from "5GB" (10^9), "5GiB" (2^30) or a number.
+
+    Raises:
+        UsageError: The text is not a size.
+    """
+    digits = str(text).strip()
+    number = digits.rstrip("KMGTIBkmgtib ")
+    unit = digits[len(number) :].strip().upper()
+    try:
+        nbytes = int(float(number) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        nbytes = 0
+    if nbytes < 1:
+        raise UsageError("not a size", expected="a number and a unit, as 5GB", found=repr(text))
+    return nbytes
+
+
+Base = Annotated[
+    StrPath,
+    Option(
+        "The checkpoint that was fine-tuned: a file of weights, a folder, or an id on the Hub.",
+        metavar="BASE",
+        shell=str,
+        is_argument=True,
+        in_card=False,
+    ),
+]
+Finetuned = Annotated[
+    StrPath | Sequence[StrPath],
+    Option(
+        "Fine-tuned checkpoints: files, folders, ids on the Hub, or LoRA adapters.",
+        metavar="FINETUNED",
+        shell=list[str],
+        is_argument=True,
+        in_card=False,
+    ),
+]
+FinetunedOne = Annotated[
+    StrPath,
+    Option(
+        "The fine-tuned checkpoint: a file, a folder, an id on the Hub, or a LoRA adapter.",
+        metavar="FINETUNED",
+        shell=str,
+        is_argument=True,
+        in_card=False,
+    ),
+]
+Output = Annotated[
+    StrPath,
+    Option(
+        "A path that ends in .safetensors writes that one file. Any other path is a folder, laid out as the"
+        " (first) fine-tuned checkpoint, with its side files and a model card.",
+        metavar="OUT",
+        shell=str,
+        flags=("--output", "-o"),
+        changes_bytes=False,
+        in_card=False,
+    ),
+]
+Stacked = Annotated[
+    str | Sequence[str],
+    Option(
+        "Tensors that stack one matrix per index of dimension 0. 3-D tensors named *experts* are recognised.",
+        metavar="GLOB",
+        shell=list[str],
+    ),
+]
+Scores = Annotated[
+    StrPath | Mapping[str, float] | None,
+    Option(
+        "A JSON file that maps paths to scores, higher is better. It gives the order of the candidates.",
+        metavar="FILE",
+        shell=str,
+        is_private=True,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """The shared options about what is edited, and what happens to tensors that do not fit."""
+
+    include: Annotated[
+        str | Sequence[str],
+        Option(
+            "Edit only tensors with such names; repeatable. The rest is kept as fine-tuned.",
+            metavar="GLOB",
+            shell=list[str],
+        ),
+    ] = ()
+    exclude: Annotated[
+        str | Sequence[str],
+        Option("Keep tensors with such names as fine-tuned; repeatable.", metavar="GLOB", shell=list[str]),
+    ] = ()
+    rename: Annotated[
+        str | Sequence[str],
+        Option(
+            "Read names with OLD as names with NEW, in BASE and in further FINETUNED, so that they match the"
+            " (first) FINETUNED; repeatable. For example transformer.h=model.layers, or bert= to remove it.",
+            metavar="OLD=NEW",
+            shell=list[str],
+        ),
+    ] = ()
+    on_mismatch: Annotated[
+        Mismatch,
+        Option(
+            "What to do with tensors whose shapes differ: stop, keep them as fine-tuned, or, where only the"
+            " number of rows differs, edit the rows that all inputs have."
+        ),
+    ] = "error"
+    on_nonfinite: Annotated[
+        Strictness, Option("What to do with tensors that have NaN or Inf: stop, or keep them as fine-tuned.")
+    ] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "rename"):
+            object.__setattr__(self, name, as_list(getattr(self, name)))
+        check_choice("on_mismatch", self.on_mismatch, Mismatch)
+        check_choice("on_nonfinite", self.on_nonfinite, Strictness)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """The shared options about the machine."""
+
+    device: Annotated[
+        str,
+        Option(
+            "Where to compute. auto uses every CUDA device, or the CPU where there is none.",
+            metavar="auto|cpu|cuda|cuda:N",
+            changes_bytes=False,  # the model of the device does, and belongs to the environment
+            in_card=False,
+        ),
+    ] = "auto"
+    workers: Annotated[
+        int | None,
+        Option(
+            "How many tensors to compute at once; never changes the bytes. Default: as many as pay and fit.",
+            metavar="N",
+            shell=int,
+            minimum=1,
+            changes_bytes=False,
+            in_card=False,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UsageError("--workers is out of range", expected="at least 1", found=self.workers)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The shared options about the output."""
+
+    dtype: Annotated[Dtype, Option("The dtype of the written floating tensors.")] = "keep"
+    max_shard_size: Annotated[
+        str | int | None,
+        Option(
+            "Write shards of at most SIZE, for example 5GB. Default: the fine-tuned checkpoint's own shards.",
+            metavar="SIZE",
+            shell=str,
+        ),
+    ] = None
+    report: Annotated[
+        StrPath | None,
+        Option(
+            "Where the JSON report goes; - is stdout. Default: OUT/monosoup_report.json, or X.report.json"
+            " next to X.safetensors.",
+            metavar="PATH",
+            shell=str,
+            changes_bytes=False,
+            in_card=False,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        Option("Replace an existing OUT, once the new one is complete.", changes_bytes=False, in_card=False),
+    ] = False
+    resume: Annotated[
+        bool, Option("Continue an interrupted run of the same command.", changes_bytes=False, in_card=False)
+    ] = False
+    push: Annotated[
+        str | None,
+        Option(
+            "Upload the finished folder to this repository on the Hub. A new repository is created, private."
+            " --overwrite replaces the files of an existing one.",
+            metavar="ORG/NAME",
+            shell=str,
+            changes_bytes=False,
+            in_card=False,
+        ),
+    ] = None
+    public: Annotated[bool, Option("Make a new repository public.", changes_bytes=False, in_card=False)] = (
+        False
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, Dtype)
+        if self.public and self.push is None:
+            raise UsageError("--public needs --push")
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """The largest shard in bytes; None for the fine-tuned checkpoint's own shards."""
+        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+
+
+class SelectingKeywords(TypedDict, total=False):
+    """`Selecting` as keyword arguments; a test holds the two together."""
+
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    rename: str | Sequence[str]
+    on_mismatch: Mismatch
+    on_nonfinite: Strictness
+
+
+class ComputingKeywords(TypedDict, total=False):
+    """`Computing` as keyword arguments."""
+
+    device: str
+    workers: int | None
+
+
+class WritingKeywords(TypedDict, total=False):
+    """`Writing` as keyword arguments."""
+
+    dtype: Dtype
+    max_shard_size: str | int | None
+    report: StrPath | None
+    overwrite: bool
+    resume: bool
+    push: str | None
+    public: bool
+
+
+class RunKeywords(SelectingKeywords, ComputingKeywords, WritingKeywords, total=False):
+    """The keyword arguments that all writing commands share.
+
+    `progress` is called from worker threads with a tensor, and with False when it is begun or True when it is
+    finished.
+    """
+
+    progress: Callable[[Any, bool], None] | None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that all writing commands share."""
+
+    selecting: Selecting
+    computing: Computing
+    writing: Writing
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> RunOptions:
+        """From a command's keyword arguments; others are ignored."""
+
+        def of_group(group: Any) -> Any:
+            return group(**{name: keywords[name] for name in declared_in(group) if name in keywords})
+
+        return cls(of_group(Selecting), of_group(Computing), of_group(Writing))
+
+    @staticmethod
+    def declared() -> dict[str, Declared]:
+        """Every shared option, by name."""
+        return {**declared_in(Selecting), **declared_in(Computing), **declared_in(Writing)}
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of every shared option."""
+        for group in (self.selecting, self.computing, self.writing):
+            for name in declared_in(type(group)):
+                yield name, getattr(group, name)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a command.
+
+    Attributes:
+        command: The command in the shell.
+        arguments: Every argument as the report has it.
+        declared: Every option of the command.
+    """
+
+    command: str
+    arguments: Mapping[str, Any]
+    declared: Mapping[str, Declared]
+
+    def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that the bytes of a finished tensor depend on."""
+        return {
+            name: value
+            for name, value in arguments.items()
+            if name not in self.declared or self.declared[name].option.changes_bytes
+        }
+
+    def words(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The words of the shell command for the options that differ from their defaults.
+
+        Private values are replaced by an ellipsis, since model cards are published.
+        """
+        words: list[str] = []
+        for name, value in arguments.items():
+            option = self.declared.get(name)
+            if option is not None and option.option.in_card and value != _plain(option.default):
+                words += _words(option, value)
+        return words
+
+
+def _plain(default: Any) -> Any:
+    """A default as the report has it: lists where Python takes any sequence."""
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _words(declared: Declared, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [declared.flag if value else f"--no-{declared.flag.removeprefix('--')}"]
+    if declared.option.is_private:
+        return [declared.flag, "…"]
+    if declared.option.is_list:
+        return [declared.flag, ",".join(str(one) for one in value)]
+    values = value if isinstance(value, list) else [value]
+    return [word for one in values for word in (declared.flag, str(one))]

@@ -1,0 +1,242 @@
+"""A new adapter that holds the edited updates of whole checkpoints in factors of low rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+
+from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
+from monosoup_cli.devices.device import Held
+from monosoup_cli.errors import CheckpointError, UsageError, without_tokens
+from monosoup_cli.formats.dtypes import BITS
+from monosoup_cli.formats.header import Header, build_header
+from monosoup_cli.outputs.factor_sink import FactorSink
+from monosoup_cli.outputs.form import Opened, Sink, Target
+from monosoup_cli.outputs.layout import OutputFile, OutputLayout
+from monosoup_cli.outputs.tensor_sink import TensorSink
+from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.chunks import are_equal
+from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
+from monosoup_cli.tensors.method import Edit, Layer, Wanted
+from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, output_dtype
+from monosoup_cli.tensors.worker import Worker
+
+__all__ = ["ExtractedAdapterDraft", "ExtractedAdapterForm", "RankOf"]
+
+RankOf = Callable[[MatrixLayer], int]
+"""Finds the rank of the factors for one layer's update; 0 where the layer did not change."""
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class ExtractedAdapterForm:
+    """A LoRA adapter for peft, with factors of the ranks asked for; tensors that have no factors are stored
+    whole, as far as peft can load them."""
+
+    adapter: AdapterLayout
+    stored: Mapping[str, tuple[str, ...]]
+    layout: OutputLayout
+    model: Files
+    lost: Sequence[str] = ()
+    library: str | None = "peft"
+
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """The factors, the tensor of another name, or nothing, for every planned tensor."""
+        return self.stored
+
+    def side_files(self) -> list[str]:
+        """Nothing: the fine-tuned checkpoint's configuration is not an adapter's."""
+        return []
+
+    def own_files(self) -> Mapping[str, bytes]:
+        """The configuration of the adapter."""
+        text = json.dumps(self.adapter.config, indent=1, allow_nan=False)
+        return {CONFIG: without_tokens(text).encode() + b"\n"}
+
+    def wanted(self, tensor: PlannedTensor) -> Wanted:
+        """Factors for what is stored as factors, otherwise blocks."""
+        pair = self.adapter.pairs.get(tensor.name)
+        return Wanted() if pair is None else Wanted(factors=True, rank=pair.rank)
+
+    def held(self, tensor: PlannedTensor, variants: int) -> Held:
+        """The factors, or the buffers of a tensor that is stored whole."""
+        pair = self.adapter.pairs.get(tensor.name)
+        if pair is not None:
+            return FactorSink.held(factor_shapes(pair), variants)
+        return TensorSink.held(tensor, variants) if tensor.name in self.adapter.carried else Held()
+
+    def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> Sink:
+        """The factors of a tensor, all of it under another name, or nothing."""
+        pair = self.adapter.pairs.get(tensor.name)
+        if pair is not None:  # factors are zero where nothing is written
+            return FactorSink(tensor, pair, target, lambda is_checked: None)
+        stored = self.adapter.carried.get(tensor.name)
+        return _Nothing() if stored is None else _CarriedSink(tensor, target, worker, stored)
+
+
+class _CarriedSink(TensorSink):
+    """A tensor that the adapter stores whole; where it is not edited, it is the mean of the inputs."""
+
+    def copy(self) -> None:
+        self.keep(0)
+        super().finish(is_edited=False)
+
+    def finish(self, *, is_edited: bool) -> None:
+        if is_edited:
+            super().finish(is_edited=True)
+        else:
+            self.copy()
+
+
+class _Nothing:
+    """Drops a tensor that the adapter does not hold."""
+
+    wanted = Wanted()
+
+    def put(self, index: int, edit: Edit) -> None:
+        raise AssertionError("the plan edits no tensor that the adapter does not hold")
+
+    def keep(self, index: int, layer: Layer | None) -> None:
+        pass
+
+    def finish(self, *, is_edited: bool) -> None:
+        pass
+
+    def copy(self) -> None:
+        pass
+
+    def restore(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class ExtractedAdapterDraft:
+    """An adapter whose layout depends on which tensors moved, and on ranks that may follow from an energy.
+
+    Attributes:
+        opened: The inputs.
+        base: The base that the updates are taken from.
+        rank: The rank of all factors, where it is given.
+        rank_of: Finds the rank of each layer's factors, where an energy is given.
+    """
+
+    opened: Opened
+    base: Source
+    rank: int | None
+    rank_of: RankOf | None
+    _ranks: dict[str, int] = field(default_factory=dict)
+    _moved: dict[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, opened: Opened, rank: int | None, rank_of: RankOf | None) -> ExtractedAdapterDraft:
+        """The draft for whole checkpoints.
+
+        Raises:
+            UsageError: There is no base, no rank and no energy, or the output is a single file.
+        """
+        path = opened.first.path
+        if opened.base is None:
+            raise UsageError("--as-adapter of a whole checkpoint needs a base", path=path)
+        if rank is None and rank_of is None:
+            raise UsageError(
+                "--as-adapter of a whole checkpoint needs --adapter-rank or --adapter-energy", path=path
+            )
+        if opened.path.suffix == ".safetensors":
+            raise UsageError("an adapter needs a folder as output", path=opened.path)
+        return cls(opened, opened.base, rank, rank_of)
+
+    def headers(self) -> tuple[Headers | None, list[Headers]]:
+        """The headers of the inputs as they are."""
+        return self.base.tensors, [source.tensors for source in self.opened.finetuned]
+
+    def stacked(self) -> Sequence[str]:
+        """Nothing."""
+        return ()
+
+    def examined(self, plan: Plan) -> Sequence[PlannedTensor]:
+        """All layers where ranks follow from an energy; and every tensor that may not get factors, to know
+        whether it moved."""
+        pairs = self._lay_out(plan, lambda tensor: self.rank or 1, lambda name: True).pairs
+        return [
+            tensor
+            for tensor in plan.tensors
+            if tensor.name not in pairs or (self.rank_of is not None and _can_be_factored(tensor))
+        ]
+
+    def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
+        """Find the rank of a layer, or whether another tensor moved."""
+        if self.rank_of is not None and _can_be_factored(tensor):
+            assert tensor.matrices is not None
+            cut, sources = tensor.matrices.cut, self.opened.finetuned
+            rank = self.rank_of(matrix_layer(tensor.name, cut, 0, self.base, sources, worker))
+            self._ranks[tensor.name], self._moved[tensor.name] = rank, rank > 0
+        else:
+            self._moved[tensor.name] = self._has_moved(tensor.name, worker)
+
+    def _has_moved(self, name: str, worker: Worker) -> bool:
+        """Whether a tensor differs from the base's in one of the checkpoints."""
+        return not all(are_equal(self.base, source, name, worker) for source in self.opened.finetuned)
+
+    def _lay_out(
+        self, plan: Plan, rank_of: Callable[[PlannedTensor], int], has_moved: Callable[[str], bool]
+    ) -> AdapterLayout:
+        """The adapter's tensors, for these ranks and these tensors that moved."""
+        ranks = {
+            tensor.name: min(rank_of(tensor), tensor.matrices.cut.side)
+            for tensor in plan.edited
+            if _can_be_factored(tensor) and tensor.matrices is not None
+        }
+        others = [
+            tensor.name
+            for tensor in plan.tensors
+            if tensor.name not in ranks and (tensor.is_edited or has_moved(tensor.name))
+        ]
+        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+        place = self.base.files.place
+        name = place.repository or PurePath(place.source).name
+        adapter = lay_out_adapter(shapes, ranks, others, self.opened.first.model.config, name)
+        if not adapter.pairs:
+            path = self.opened.first.path
+            raise CheckpointError("peft can give LoRA factors to none of its layers", path=path)
+        return adapter
+
+    def form(self, plan: Plan) -> tuple[Plan, ExtractedAdapterForm]:
+        """The adapter for the ranks and the moved tensors that were found."""
+        adapter = self._lay_out(
+            plan, lambda tensor: self._ranks.get(tensor.name, self.rank or 1), self._moved.__getitem__
+        )
+        stored: dict[str, tuple[str, ...]] = {tensor.name: () for tensor in plan.tensors}
+        stored |= {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
+        stored |= {name: (own,) for name, own in adapter.carried.items()}
+        unmoved = frozenset(name for name, has_moved in self._moved.items() if not has_moved)
+        tensors = tuple(
+            tensor
+            if not tensor.is_edited or stored[tensor.name]
+            else replace(tensor, reason="unchanged" if tensor.name in unmoved else "excluded", matrices=None)
+            for tensor in plan.tensors
+        )
+        layout = OutputLayout((OutputFile(WEIGHTS, self._header(plan, adapter)),), None, False)
+        lost = [name for name in adapter.left if name not in unmoved]
+        return Plan(tensors), ExtractedAdapterForm(adapter, stored, layout, self.opened.first.model, lost)
+
+    def _header(self, plan: Plan, adapter: AdapterLayout) -> Header:
+        """The header of the adapter's file; wide elements first, so that every tensor is aligned."""
+        dtype = output_dtype("F32", self.opened.dtype)
+        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+        tensors: list[tuple[str, str, tuple[int, ...]]] = []
+        for pair in adapter.pairs.values():
+            names, of_factors = (pair.a, pair.b), factor_shapes(pair)
+            tensors += [(name, dtype, shape) for name, shape in zip(names, of_factors, strict=True)]
+        tensors += [(stored, plan.dtypes[name], shapes[name]) for name, stored in adapter.carried.items()]
+        return build_header(sorted(tensors, key=lambda tensor: -BITS[tensor[1]]), {"format": "pt"})
+
+
+def _can_be_factored(tensor: PlannedTensor) -> bool:
+    """Whether factors can approximate the tensor's update: it is edited as one matrix, and whole."""
+    matrices = tensor.matrices
+    return matrices is not None and not matrices.is_stack and tensor.shared_rows is None

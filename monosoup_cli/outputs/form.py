@@ -1,0 +1,184 @@
+"""What an output can be: a whole checkpoint, or an adapter. Each kind is one file that implements these.
+
+A task asks for an `OutputKind`. Once its inputs are open, the kind makes a `Draft`, which says what the plan
+is made from and which tensors must be examined before the layout is known. The draft then becomes an
+`OutputForm`, which gives the run a `Sink` for every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from monosoup_cli.adapters.lora import Adapter
+from monosoup_cli.devices.device import Held
+from monosoup_cli.outputs.layout import OutputLayout
+from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.ingredients import Ingredients
+from monosoup_cli.tensors.method import Edit, Layer, Variant, Wanted
+from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
+from monosoup_cli.tensors.worker import Worker
+
+__all__ = ["Draft", "Opened", "OutputForm", "OutputKind", "Sink", "Target"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an output kind knows of a task: its opened inputs and where it writes.
+
+    Attributes:
+        base: The base; None where there is none.
+        finetuned: The fine-tuned checkpoints; adapters are merged into the base.
+        adapters: For each fine-tuned checkpoint, the adapter it was merged from, or None.
+        path: The path of the output.
+        dtype: The dtype of written floating tensors in torch's words, or "keep".
+        max_shard_bytes: The largest shard to write; None for the fine-tuned checkpoint's own shards.
+    """
+
+    base: Source | None
+    finetuned: Sequence[Source]
+    adapters: Sequence[Adapter | None]
+    path: Path
+    dtype: str = "keep"
+    max_shard_bytes: int | None = None
+
+    @property
+    def first(self) -> Source:
+        """The fine-tuned checkpoint whose names and layout the output has."""
+        return self.finetuned[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run writes: the unfinished output, what goes into it, and the checkpoints it consists of."""
+
+    output: PartialOutput
+    ingredients: Ingredients
+    variants: Sequence[Variant]
+
+
+class Sink(Protocol):
+    """Takes one tensor of the output, in every variant.
+
+    `wanted` says whether a method must deliver blocks or factors. A kept tensor takes one call of `copy`.
+    An edited tensor takes `put`, or `keep` where nothing changed, for every matrix, and then `finish`.
+    """
+
+    wanted: Wanted
+
+    def put(self, index: int, edit: Edit) -> None:
+        """Write what a method made of matrix `index`."""
+        ...
+
+    def keep(self, index: int, layer: Layer | None) -> None:
+        """Write matrix `index` as fine-tuned; `layer` is what the method saw of it, if it saw a matrix."""
+        ...
+
+    def finish(self, *, is_edited: bool) -> None:
+        """Write what is left; `is_edited` is False where no matrix of the tensor changed."""
+        ...
+
+    def copy(self) -> None:
+        """Write a tensor that is not edited."""
+        ...
+
+    def restore(self) -> None:
+        """Write the tensor exactly as fine-tuned, NaN and Inf included, after an edit that failed."""
+        ...
+
+
+class OutputForm(Protocol):
+    """One output whose every byte has its place.
+
+    Attributes:
+        layout: The files and where each tensor lies in them.
+        model: The files whose model card and configuration describe the output.
+        library: The Hub's name of the library that loads the output; None to tell it from the files.
+        lost: The names of tensors that changed and that the output cannot hold.
+    """
+
+    @property
+    def layout(self) -> OutputLayout: ...
+
+    @property
+    def model(self) -> Files: ...
+
+    @property
+    def library(self) -> str | None: ...
+
+    @property
+    def lost(self) -> Sequence[str]: ...
+
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """For each planned tensor that is not stored as itself, the output's tensors that hold it."""
+        ...
+
+    def side_files(self) -> list[str]:
+        """The names of the files of `model` that are copied beside the weights."""
+        ...
+
+    def own_files(self) -> Mapping[str, bytes]:
+        """Further files of the output, by name."""
+        ...
+
+    def wanted(self, tensor: PlannedTensor) -> Wanted:
+        """Whether the tensor's sink takes blocks or factors."""
+        ...
+
+    def held(self, tensor: PlannedTensor, variants: int) -> Held:
+        """How much memory the tensor's sink takes."""
+        ...
+
+    def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> Sink:
+        """Where a tensor goes."""
+        ...
+
+
+class Draft(Protocol):
+    """An output whose inputs are open, and whose layout may still depend on tensors that are not read yet."""
+
+    def headers(self) -> tuple[Headers | None, list[Headers]]:
+        """The headers of the base and of the fine-tuned checkpoints that the plan is made from."""
+        ...
+
+    def stacked(self) -> Sequence[str]:
+        """Further globs over the names of tensors that are stacks of matrices."""
+        ...
+
+    def examined(self, plan: Plan) -> Sequence[PlannedTensor]:
+        """The tensors that `examine` must read before the layout is known; usually none.
+
+        Raises:
+            CheckpointError: The output cannot hold what the plan edits.
+        """
+        ...
+
+    def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
+        """Read a tensor and remember what the layout depends on. Called from several threads."""
+        ...
+
+    def form(self, plan: Plan) -> tuple[Plan, OutputForm]:
+        """The form, and the plan without the edits that it cannot hold."""
+        ...
+
+
+class OutputKind(Protocol):
+    """What a task wants to be written.
+
+    `takes_no_base` is True for a kind that an adapter alone is enough for.
+    """
+
+    takes_no_base: ClassVar[bool]
+
+    def draft(self, opened: Opened) -> Draft:
+        """The output of these inputs.
+
+        Raises:
+            UsageError: The options do not fit the inputs or the path of the output.
+            CheckpointError: The inputs cannot be written as this kind.
+        """
+        ...

@@ -1,0 +1,101 @@
+"""The model card of a run's output."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePath
+from typing import Any
+
+from monosoup_cli.outputs.model_card import (
+    CARD_NAME,
+    Parent,
+    has_card,
+    library_of,
+    model_card,
+    read_card_metadata,
+)
+from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.sources.files import Files, PeftAdapter
+from monosoup_cli.sources.hub import HubId
+from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.method import Variant
+
+__all__ = ["make_card"]
+
+
+def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
+    """The model card of a variant, which has the command that makes it again."""
+    task, inputs = ready.planned.task, ready.planned.inputs
+    name = task.options.writing.push or PurePath(task.order.output).name
+    parents = [
+        Parent(role, source.path, source.files.place.repository, source.files.place.revision)
+        for role, source in [
+            *([("base", inputs.base)] if inputs.base is not None else []),
+            *(("fine-tuned", inputs.finetuned[number]) for number in choice.members),
+        ]
+    ]
+    if inputs.base is None:
+        parents[:0] = _base_named_by(inputs.finetuned[0].files)
+    model = ready.form.model
+    names = [] if model.place.folder is None else model.place.folder.names()
+    return model_card(
+        f"{name} {variant.folder}".strip(),
+        task.order.method.paper.summary,
+        shlex.join(_command(ready, variant)),
+        parents,
+        task.order.method.paper.citation,
+        inherited=_own_metadata(model),
+        library=ready.form.library or library_of(model.config, names),
+    )
+
+
+def _command(ready: Ready, variant: Variant) -> list[str]:
+    """The words of the command that makes the variant again. Paths are named by their last component."""
+    task, inputs = ready.planned.task, ready.planned.inputs
+    finetuned = [_name(source) for source in inputs.finetuned]
+    base = [] if inputs.base is None else [_name(inputs.base)]
+    if task.order.base_is_option:
+        sources = [*(["--base", *base] if base else []), *finetuned]
+    else:
+        sources = [*base, *finetuned] if base or not task.order.method.needs_base else ["-", *finetuned]
+    output = f"{PurePath(task.order.output).name}/{variant.folder}".rstrip("/")
+    return [
+        "monosoup",
+        task.call.command,
+        *sources,
+        *task.call.words({**task.call.arguments, **variant.arguments}),
+        "-o",
+        output,
+    ]
+
+
+def _name(source: Source) -> str:
+    """What to call a checkpoint in a command that others repeat: its id and commit on the Hub, or the last
+    component of its path."""
+    place = source.files.place
+    if place.repository is None:
+        return PurePath(source.path).name
+    hub_id = HubId.parse(source.path)
+    pinned = f"{place.repository}@{place.revision}"
+    return pinned if hub_id is None or not hub_id.inner else f"hf://{pinned}/{hub_id.inner}"
+
+
+def _base_named_by(files: Files) -> list[Parent]:
+    """The base of an adapter that is read without one, where the adapter names one on the Hub."""
+    config: Any = files.kind.config if isinstance(files.kind, PeftAdapter) else {}
+    name = config.get("base_model_name_or_path")
+    hub_id = HubId.parse(name) if isinstance(name, str) else None
+    return [Parent("base", hub_id.repository, hub_id.repository, None)] if hub_id else []
+
+
+def _own_metadata(files: Files) -> dict[str, Any]:
+    """The metadata that the model's own card passes on."""
+    folder = files.place.folder
+    if folder is None or not has_card(folder):
+        return {}
+    card = folder.open(CARD_NAME)
+    try:
+        return read_card_metadata(card.read(card.nbytes).decode(errors="replace"))
+    finally:
+        card.close()

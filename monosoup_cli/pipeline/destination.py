@@ -1,0 +1,143 @@
+"""Where a run writes: the output, its report, and the repository it is pushed to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
+from monosoup_cli.formats.table import OTHER_WEIGHTS
+from monosoup_cli.options import Writing
+from monosoup_cli.outputs.output_path import check_output_path, check_report_path
+from monosoup_cli.outputs.push import check_push, push, upload_command
+from monosoup_cli.outputs.writer import is_in_use, refuse_unfinished, unfinished_run
+from monosoup_cli.report.files import REPORT_NAME
+from monosoup_cli.sources.source import Source
+
+__all__ = ["STDOUT", "Destination"]
+
+STDOUT = "-"
+"""As the path of a report: stdout."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run writes.
+
+    Attributes:
+        path: The path of the output.
+        options: What the user said about the output.
+    """
+
+    path: Path
+    options: Writing
+
+    @classmethod
+    def of(cls, output: str, options: Writing, *, is_sweep: bool) -> Destination:
+        """The destination that the user typed.
+
+        Raises:
+            OutputError: It cannot be an output, whatever the inputs.
+            UsageError: The options are not for such an output.
+        """
+        path = Path(output)
+        if not path.name:
+            raise OutputError("cannot be the output", path=output or "''")
+        if path.suffix in OTHER_WEIGHTS:
+            raise UsageError("the output must be a .safetensors file or a folder", path=path)
+        if path.suffix == ".safetensors" and is_sweep:
+            raise UsageError(
+                "several values make several checkpoints, which need a folder as output", path=path
+            )
+        if path.suffix == ".safetensors" and options.max_shard_size is not None:
+            raise UsageError("--max-shard-size needs a folder as output", found=path)
+        if path.suffix == ".safetensors" and options.push is not None:
+            raise UsageError("--push needs a folder as output", found=path)
+        return cls(path, options)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is one file."""
+        return self.path.suffix == ".safetensors"
+
+    @property
+    def report_path(self) -> Path | None:
+        """Where the report goes; None for stdout."""
+        if self.options.report == STDOUT:
+            return None
+        if self.options.report is not None:
+            report = Path(self.options.report)
+            is_inside = report.parent.resolve() == self.path.resolve()
+            return self.path / report.name if is_inside else report
+        if self.is_file:
+            return self.path.with_name(f"{self.path.name.removesuffix('.safetensors')}.report.json")
+        return self.path / REPORT_NAME
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether an interrupted run left work that `--resume` can continue."""
+        return unfinished_run(self.path)
+
+    def check_path(self, sources: Sequence[Source]) -> None:
+        """Refuse an output or a report at a place where none can be written.
+
+        Raises:
+            OutputError: The place is taken, in use, not writable, or part of an input.
+        """
+        options = self.options
+        try:
+            check_output_path(self.path, sources, overwrite=options.overwrite, resume=options.resume)
+        except OutputExistsError as error:
+            if options.push is not None and (self.path / REPORT_NAME).is_file():
+                error.hint = f"to send what is there: `{self.upload_command}`"
+            raise
+        report = self.report_path
+        if report is not None and report.parent != self.path:
+            if report.resolve().is_relative_to(self.path.resolve()):
+                raise OutputError("the report would be in a folder of the output", path=report)
+            may_replace = options.overwrite or options.resume
+            check_report_path(report, self.path, sources, overwrite=may_replace)
+        if is_in_use(self.path):
+            raise OutputError("another run is writing this output", path=self.path)
+        refuse_unfinished(self.path, resume=options.resume, overwrite=options.overwrite)
+
+    def check_report_name(self, taken: Collection[str]) -> None:
+        """Raise OutputError where a file of the output has the report's name."""
+        report = self.report_path
+        if report is not None and report.parent == self.path and report.name in taken:
+            raise OutputError("the report would replace another file of the output", path=report)
+
+    def check_push(self, sources: Sequence[Source]) -> None:
+        """Refuse a repository that cannot be pushed to, before any work is done.
+
+        Raises:
+            OutputError: It is an input, holds files, or may not be written to.
+            UsageError: It is not a name on the Hub.
+        """
+        repository = self.options.push
+        if repository is None:
+            return
+        inputs = [source.files.place.repository or "" for source in sources]
+        if any(repository.lower() == name.lower() for name in inputs):
+            raise OutputError("cannot push to an input", path=repository)
+        check_push(repository, overwrite=self.options.overwrite)
+
+    def push(self, command: str) -> str:
+        """Upload the finished output of a command, and return its address."""
+        assert self.options.push is not None
+        return push(
+            self.path,
+            self.options.push,
+            public=self.options.public,
+            overwrite=self.options.overwrite,
+            summary=f"monosoup {command}",
+        )
+
+    @property
+    def upload_command(self) -> str:
+        """The shell command that uploads the output as `push` does."""
+        options = self.options
+        return upload_command(
+            self.path, str(options.push), public=options.public, overwrite=options.overwrite
+        )

@@ -1,0 +1,112 @@
+"""Execute a task that is ready: choose, make every tensor, publish."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monosoup_cli.outputs.form import Target
+from monosoup_cli.outputs.layout import plan_layout
+from monosoup_cli.outputs.whole import WholeForm
+from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.pipeline.destination import Destination
+from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
+from monosoup_cli.pipeline.inputs import Inputs
+from monosoup_cli.pipeline.provenance import environment
+from monosoup_cli.pipeline.publication import as_text, make_identity, make_reports, publish
+from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.run import Work, run
+from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.sources.hub import fetch
+from monosoup_cli.tensors.ingredients import Ingredients
+from monosoup_cli.tensors.plan import Selection
+
+__all__ = ["choose", "execute"]
+
+
+def execute(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
+    """Make the output and return its report; for a sweep, the report of all its checkpoints.
+
+    The output appears when it is complete; after an error there is none.
+
+    Raises:
+        MonosoupError: The output cannot be made.
+    """
+    planned = ready.planned
+    planned.destination.check_path(planned.inputs.sources)
+    ready.check()
+    fetch(ready.downloads)
+    return _make(ready, progress)
+
+
+def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None) -> dict[str, Any]:
+    """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
+    planned, inputs, writing = ready.planned, ready.planned.inputs, ready.planned.destination.options
+    started, machine = time.monotonic(), environment(ready.resources.devices)
+    engine = Threads(ready.resources.devices, ready.resources.workers)
+    partial = PartialOutput(
+        planned.destination.path,
+        ready.form.layout,
+        make_identity(ready, machine),
+        folders=[variant.folder for variant in ready.variants],
+        parts=ready.form.parts(),
+        resume=writing.resume,
+        overwrite=writing.overwrite,
+    )
+    with partial:
+        choice = choose(ready, partial, progress) if members is None else Choice(members, {})
+        ingredients = Ingredients(
+            inputs.base if planned.method.needs_base else None,
+            [inputs.finetuned[number] for number in choice.members],
+            inputs.finetuned[0],
+            planned.task.order.weights,
+        )
+        target = Target(partial, ingredients, ready.variants)
+        on_nonfinite = planned.task.options.selecting.on_nonfinite
+        run(Work(ready.plan, planned.method, ready.form, target, on_nonfinite), engine, progress)
+        for source in inputs.sources:
+            source.check_unchanged()
+        whole, reports = make_reports(ready, choice, machine, partial, partial.seal(), started)
+        publish(ready, choice, partial, whole, reports)
+    return dict(json.loads(as_text(whole)))
+
+
+def choose(ready: Ready, partial: PartialOutput | None, progress: Progress = ignore) -> Choice:
+    """The fine-tuned checkpoints that are averaged: all, unless the task chooses among them."""
+    chooser = ready.planned.task.chooser
+    if chooser is None:
+        return Choice(range(len(ready.planned.inputs.finetuned)), {})
+    return chooser.choose(_Kitchen(ready), partial, progress)
+
+
+class _Kitchen:
+    """What a chooser works with."""
+
+    def __init__(self, ready: Ready) -> None:
+        self._ready = ready
+        self.inputs: Inputs = ready.planned.inputs
+        self.selection: Selection = ready.planned.selection
+        self.engine: Engine = Threads(ready.resources.devices, ready.resources.workers)
+
+    def draft(self, members: Sequence[int], output: Path) -> None:
+        """Write the mean of some of the checkpoints to `output`, in the layout of the first one."""
+        planned = self._ready.planned
+        writing = replace(
+            planned.destination.options, report=None, overwrite=True, resume=False, push=None, public=False
+        )
+        shard_bytes = None if output.suffix == ".safetensors" else writing.shard_bytes
+        model = self._ready.form.model
+        layout = plan_layout(model, self._ready.plan.dtypes, output.name, shard_bytes)
+        task = replace(planned.task, chooser=None)
+        draft = Ready(
+            replace(planned, task=task, destination=Destination(output, writing)),
+            self._ready.plan,
+            WholeForm(layout, model),
+            self._ready.resources,
+        )
+        draft.check()
+        _make(draft, ignore, members)

@@ -1,0 +1,43 @@
+"""What a user should know about a run before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.pipeline.kinship import doubts_of_names
+from monosoup_cli.pipeline.provenance import names_only_in_base
+from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.report.words import plural
+
+__all__ = ["notices_of"]
+
+
+def notices_of(ready: Ready) -> list[str]:
+    """Sentences about the inputs, and about what is copied, kept and left out."""
+    inputs = ready.planned.inputs
+    notices = list(inputs.notices)
+    if inputs.base is not None and ready.planned.method.needs_base:
+        notices += doubts_of_names(ready.plan)
+    code = [name for name in ready.side_files if name.endswith(".py")]
+    if code:
+        notices.append(f"custom code is copied along, not run: {', '.join(code)}")
+    new = [tensor.name for tensor in ready.plan.tensors if tensor.reason == "not_in_base"]
+    if new:
+        hint = f"; {inputs.hint} would find more of them" if inputs.hint else ""
+        notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
+    carried = [name for name in ready.side_files if name.endswith(WEIGHTS)]
+    if carried:
+        notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
+    lost = ready.form.lost
+    if lost:
+        notices.append(f"changed, but no LoRA adapter can hold it: {_some(lost)}")
+    only_in_base = names_only_in_base(inputs.base, inputs.finetuned)
+    if only_in_base:
+        notices.append(f"only in the base, and not written: {_some(only_in_base)}")
+    return notices
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many names there are, and the first of them."""
+    return f"{plural(len(names), 'tensor')}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"

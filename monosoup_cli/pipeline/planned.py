@@ -1,0 +1,116 @@
+"""A task whose inputs are open and whose tensors are decided, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from monosoup_cli.errors import UsageError, mismatch_in
+from monosoup_cli.formats.files import Download
+from monosoup_cli.options import parse_size
+from monosoup_cli.outputs.form import Draft, Opened
+from monosoup_cli.pipeline.destination import Destination
+from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.task import Task
+from monosoup_cli.tensors.method import Method
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
+
+__all__ = ["Planned", "prepare"]
+
+
+@dataclass
+class Planned:
+    """A task on opened inputs; a context manager, because it holds their files.
+
+    Making one reads headers and refuses what they tell. `make_ready` then examines the tensors that the layout
+    of the output depends on, which are none for a whole checkpoint.
+
+    Attributes:
+        task: What the call asks for.
+        inputs: The opened inputs.
+        method: The task's method, which by now knows the names of the tensors.
+        plan: What is done to every tensor.
+        draft: The output that is planned.
+        selection: Which tensors the user wants edited.
+        destination: Where the output goes.
+        examined: The tensors that `make_ready` examines.
+    """
+
+    task: Task
+    inputs: Inputs
+    method: Method
+    plan: Plan
+    draft: Draft
+    selection: Selection
+    destination: Destination
+    examined: Sequence[PlannedTensor]
+
+    def downloads(self) -> list[Download]:
+        """What has to be downloaded to examine those tensors."""
+        names = [tensor.name for tensor in self.examined]
+        return [
+            download
+            for source in self.inputs.sources
+            for download in source.select([name for name in names if name in source.tensors])
+            if names
+        ]
+
+    def __enter__(self) -> Planned:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inputs.__exit__()
+
+
+def prepare(task: Task) -> Planned:
+    """Open the inputs and plan the output; refuse everything that headers tell.
+
+    Raises:
+        MonosoupError: The inputs do not belong together, or the output cannot be written.
+    """
+    destination = Destination.of(
+        task.order.output, task.options.writing, is_sweep=bool(task.order.method.variants()[0].folder)
+    )
+    selecting, writing = task.options.selecting, task.options.writing
+    with ExitStack() as opened:
+        inputs = opened.enter_context(
+            open_inputs(
+                task.order.base, task.order.finetuned, selecting.rename, alone=task.kind.takes_no_base
+            )
+        )
+        if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
+            raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
+        shard_bytes = None if writing.max_shard_size is None else parse_size(writing.max_shard_size)
+        draft = task.kind.draft(
+            Opened(
+                inputs.base, inputs.finetuned, inputs.adapters, destination.path, writing.dtype, shard_bytes
+            )
+        )
+        selection = Selection(
+            tuple(selecting.include),
+            tuple(selecting.exclude),
+            (*task.order.stacked, *draft.stacked()),
+            selecting.on_mismatch,
+            writing.dtype,
+        )
+        first = inputs.finetuned[0]
+        with mismatch_in(first.path):
+            method = task.order.method.for_names(list(first.tensors))
+            of_base, of_finetuned = draft.headers()
+            plan = make_plan(
+                of_base if method.needs_base else None,
+                of_finetuned,
+                selection,
+                access=method.access,
+                wise=any(variant.wise is not None for variant in method.variants()),
+                hint=inputs.hint,
+                unchanged=inputs.unchanged,
+            )
+        examined = draft.examined(plan)
+        if task.chooser is not None:
+            task.chooser.check(inputs, selection)
+        destination.check_path(inputs.sources)
+        destination.check_push(inputs.sources)
+        opened.pop_all()
+    return Planned(task, inputs, method, plan, draft, selection, destination, examined)

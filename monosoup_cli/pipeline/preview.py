@@ -1,0 +1,54 @@
+"""The plan of a run as people and programs see it in a dry run."""
+
+from __future__ import annotations
+
+from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
+from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
+from monosoup_cli.tensors.plan import PlannedTensor
+
+__all__ = ["preview"]
+
+
+def preview(ready: Ready) -> Preview:
+    """What a run would do to every tensor, and what it would take."""
+    planned = ready.planned
+    inputs, method = planned.inputs, planned.method
+    layout, resources = ready.form.layout, ready.resources
+    trials = 2 * len(inputs.finetuned) - 1 if ready.drafts else 0
+    return Preview(
+        command=planned.task.call.command,
+        verb=method.verb,
+        inputs=[(role, source.path) for role, source in with_roles(inputs.base, inputs.finetuned)],
+        path=str(planned.destination.path),
+        push=planned.destination.options.push,
+        files=[(file.name, file.nbytes) for file in layout.files],
+        side_files=sorted(ready.side_files),
+        folders=[variant.folder for variant in ready.variants],
+        details=method.details,
+        only_in_base=names_only_in_base(inputs.base, inputs.finetuned),
+        tensors=[_tensor(ready, tensor) for tensor in ready.plan.tensors],
+        cost=Cost(
+            device=resources.names,
+            download_bytes=sum(download.nbytes for download in ready.downloads),
+            workers=resources.workers,
+            memory_bytes=resources.host_bytes,
+            device_memory_bytes=resources.device_bytes,
+            trials=trials,
+        ),
+    )
+
+
+def _tensor(ready: Ready, tensor: PlannedTensor) -> PreviewedTensor:
+    matrices = tensor.matrices
+    method = ready.planned.method
+    return PreviewedTensor(
+        name=tensor.name,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        reason=tensor.reason,
+        shared_rows=tensor.shared_rows,
+        matrix=None if matrices is None else (matrices.cut.rows, matrices.cut.columns),
+        stack=None if matrices is None or not matrices.is_stack else matrices.count,
+        measures=method.foretell(tensor.name) if tensor.is_edited else {},
+    )

@@ -1,0 +1,161 @@
+"""The report of a run, the model cards, and everything else that is published with the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monosoup_cli.errors import without_tokens
+from monosoup_cli.outputs.model_card import CARD_NAME
+from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.pipeline.card import make_card
+from monosoup_cli.pipeline.destination import STDOUT
+from monosoup_cli.pipeline.provenance import names_only_in_base, report_head, with_roles
+from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.report.files import REPORT_NAME
+from monosoup_cli.report.records import summarise
+from monosoup_cli.sources.files import PeftAdapter
+from monosoup_cli.tensors.method import Variant
+from monosoup_cli.version import __version__
+
+__all__ = ["as_text", "make_identity", "make_reports", "publish"]
+
+
+def resolved_arguments(ready: Ready) -> dict[str, Any]:
+    """The arguments as the report has them: the devices, the workers and the report's path are filled in."""
+    report_path = ready.planned.destination.report_path
+    return {
+        **ready.planned.task.call.arguments,
+        "device": ready.resources.names,
+        "workers": ready.resources.workers,
+        "report": STDOUT if report_path is None else str(report_path),
+    }
+
+
+def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the output's bytes depend on; a run is only resumed where all of it is the same."""
+    inputs, call = ready.planned.inputs, ready.planned.task.call
+    arguments = call.identity(resolved_arguments(ready))
+    # a commit on the Hub has many names; which one it is belongs to the files
+    arguments["finetuned"] = [source.files.place.repository or source.path for source in inputs.finetuned]
+    if inputs.base is not None:
+        arguments["base"] = inputs.base.files.place.repository or inputs.base.path
+    files: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for number, (role, source) in enumerate(with_roles(inputs.base, inputs.finetuned)):
+        for shard in source.files.shards:
+            files[f"{role} {number} {shard.name}"] = {
+                "bytes": shard.file.nbytes,
+                **shard.file.version,
+                "header": shard.header_sha256,
+            }
+        kind = source.files.kind
+        if isinstance(kind, PeftAdapter):
+            settings[f"{role} {number}"] = kind.config
+    return {
+        "version": __version__,
+        **({"settings": settings} if settings else {}),
+        "command": call.command,
+        "arguments": arguments,
+        "inputs": files,
+        "environment": machine,
+    }
+
+
+def make_reports(
+    ready: Ready,
+    choice: Choice,
+    machine: Mapping[str, Any],
+    partial: PartialOutput,
+    files: Mapping[str, Sequence[Mapping[str, Any]]],
+    started: float,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report of the whole run, and the report of every variant.
+
+    Args:
+        ready: The run.
+        choice: Which checkpoints were averaged.
+        machine: The machine and the library versions.
+        partial: The output with its records.
+        files: For each variant's folder, the name, size and SHA-256 of every file.
+        started: When the run started, by `time.monotonic`.
+    """
+    inputs, method = ready.planned.inputs, ready.planned.method
+    sources = with_roles(inputs.base, inputs.finetuned)
+    head: dict[str, Any] = {
+        **report_head(
+            ready.planned.task.call.command,
+            resolved_arguments(ready),
+            machine,
+            sources,
+            started,
+            partial.bytes_written,
+        ),
+        **method.details,
+        **({"selection": choice.selection} if choice.selection else {}),
+        "only_in_base": names_only_in_base(inputs.base, inputs.finetuned),
+    }
+    reports = []
+    for number, variant in enumerate(ready.variants):
+        layers = [partial.finished[tensor.name][number] for tensor in ready.plan.tensors]
+        reports.append(
+            {
+                **head,
+                "arguments": {**head["arguments"], **variant.arguments},
+                "output": {
+                    "path": str(ready.planned.destination.path / variant.folder),
+                    "files": files[variant.folder],
+                },
+                "summary": summarise(layers, method.measures),
+                "layers": layers,
+            }
+        )
+    if not ready.variants[0].folder:
+        return reports[0], reports
+    outputs = [{**report["output"], "summary": report["summary"]} for report in reports]
+    return {**head, "outputs": outputs}, reports
+
+
+def publish(
+    ready: Ready,
+    choice: Choice,
+    partial: PartialOutput,
+    whole: Mapping[str, Any],
+    reports: Sequence[Mapping[str, Any]],
+) -> None:
+    """Add the side files, cards and reports to the output, and move it into place."""
+    inside: dict[str, Path | bytes] = {}
+    outside: dict[Path, bytes] = {}
+    if not ready.form.layout.is_single_file:
+        for variant, report in zip(ready.variants, reports, strict=True):
+            inside |= _files_of(ready, choice, variant, report)
+    path = ready.planned.destination.report_path
+    if path is not None and path.parent == ready.planned.destination.path:
+        inside[path.name] = as_text(whole)
+    elif path is not None:
+        outside[path] = as_text(whole)
+    partial.publish(inside, outside)
+
+
+def _files_of(
+    ready: Ready, choice: Choice, variant: Variant, report: Mapping[str, Any]
+) -> dict[str, Path | bytes]:
+    """What is in a variant's folder besides its weights, by the path inside the output."""
+    prefix = f"{variant.folder}/" if variant.folder else ""
+    files: dict[str, Path | bytes] = {}
+    folder = ready.form.model.place.folder
+    if folder is not None:
+        files |= {f"{prefix}{name}": folder.path(name) for name in ready.side_files}
+    files |= {f"{prefix}{name}": content for name, content in ready.form.own_files().items()}
+    files[f"{prefix}{CARD_NAME}"] = make_card(ready, variant, choice)
+    if variant.folder:
+        files[f"{prefix}{REPORT_NAME}"] = as_text(report)
+    return files
+
+
+def as_text(report: Mapping[str, Any]) -> bytes:
+    """A report as the JSON that is written, without tokens of the Hub."""
+    return without_tokens(json.dumps(report, indent=1, allow_nan=False)).encode() + b"\n"

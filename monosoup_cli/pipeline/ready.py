@@ -1,0 +1,130 @@
+"""A task whose output is known to the last byte's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from monosoup_cli.devices.device import find_devices
+from monosoup_cli.formats.files import Download
+from monosoup_cli.outputs.form import OutputForm
+from monosoup_cli.outputs.model_card import CARD_NAME, has_card
+from monosoup_cli.outputs.output_path import allow_open_files, check_space
+from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.pipeline.engine import Progress, Threads, ignore
+from monosoup_cli.pipeline.memory import Resources, allot, need_of
+from monosoup_cli.pipeline.planned import Planned
+from monosoup_cli.sources.hub import fetch
+from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.method import Variant
+from monosoup_cli.tensors.plan import Plan, PlannedTensor
+
+__all__ = ["Ready", "make_ready"]
+
+
+@dataclass
+class Ready:
+    """A task that only needs to be executed.
+
+    Attributes:
+        planned: The task on its opened inputs.
+        plan: What is done to every tensor; without the edits that the output cannot hold.
+        form: The files of the output, and where every tensor goes.
+        resources: The devices, and how many tensors are computed at once.
+    """
+
+    planned: Planned
+    plan: Plan
+    form: OutputForm
+    resources: Resources
+
+    @cached_property
+    def variants(self) -> Sequence[Variant]:
+        """The checkpoints that the output consists of."""
+        return self.planned.method.variants()
+
+    @property
+    def drafts(self) -> int:
+        """How many checkpoints are written beside the output at a time, to be scored."""
+        chooser = self.planned.task.chooser
+        return 0 if chooser is None else chooser.drafts
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the output's checkpoint files."""
+        return self.form.layout.nbytes * len(self.variants)
+
+    @cached_property
+    def side_files(self) -> list[str]:
+        """The names of the files that are copied beside the weights."""
+        return self.form.side_files()
+
+    @cached_property
+    def downloads(self) -> list[Download]:
+        """What has to be downloaded before the run. Of the base, only what is compared with."""
+        inputs = self.planned.inputs
+        names = [tensor.name for tensor in self.plan.tensors if tensor.reads.base]
+        downloads: list[Download] = []
+        model = self.form.model
+        if inputs.base is not None:
+            is_merged = any(inputs.adapters) and not self.form.parts()  # written with all of the base
+            compares = self.planned.method.needs_base and not is_merged
+            downloads += inputs.base.select(names if compares else None)
+        for source in inputs.finetuned:
+            downloads += source.select(None)
+            folder = source.files.place.folder
+            if self.drafts and folder is not None and source.files is not model:
+                # the program that scores wants the whole folder
+                downloads += folder.select(sorted(side_files(folder, source.files.place.inner)))
+        folder = model.place.folder
+        if folder is not None:
+            files = {*self.side_files, *([CARD_NAME] if has_card(folder) else [])}
+            if self.drafts:
+                files.update(side_files(folder, model.place.inner))
+            downloads += folder.select(sorted(files))
+        return downloads
+
+    def check(self) -> None:
+        """Check what depends on the layout.
+
+        Raises:
+            OutputError: The report has the name of another file of the output.
+            ResourceError: Too many files would be open, or the disk has too little space.
+        """
+        destination, layout = self.planned.destination, self.form.layout
+        folders = {variant.folder for variant in self.variants}
+        is_sweep = any(folders)
+        own = self.form.own_files()
+        destination.check_report_name(
+            folders if is_sweep else layout.names | {*self.side_files, *own, CARD_NAME}
+        )
+        allow_open_files(len(layout.files) * len(self.variants))
+        folder = self.form.model.place.folder
+        copied = sum(folder.nbytes(name) for name in self.side_files) if folder is not None else 0
+        nbytes = self.nbytes + self.drafts * layout.nbytes
+        check_space(destination.path, nbytes + len(self.variants) * copied)
+
+
+def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:
+    """Examine what the layout of the output depends on, and check what depends on the layout.
+
+    Raises:
+        MonosoupError: The output cannot be written.
+    """
+    task, sources = planned.task, planned.inputs.sources
+    devices, workers = find_devices(task.options.computing.device), task.options.computing.workers
+    if planned.examined:
+        fetch(planned.downloads())
+        needs = [need_of(tensor, planned.method, sources) for tensor in planned.examined]
+
+        def reads(tensor: PlannedTensor) -> list[Source]:
+            return [source for source in sources if tensor.name in source.tensors]
+
+        engine = Threads(devices, allot(needs, devices, workers).workers)
+        engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
+    plan, form = planned.draft.form(planned.plan)
+    needs = [need_of(tensor, planned.method, sources, form) for tensor in plan.tensors]
+    ready = Ready(planned, plan, form, allot(needs, devices, workers))
+    ready.check()
+    return ready

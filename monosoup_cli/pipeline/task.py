@@ -1,0 +1,81 @@
+"""What a call of a command asks for, before any input is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from monosoup_cli.options import Call, RunOptions
+from monosoup_cli.outputs.form import OutputKind
+from monosoup_cli.outputs.whole import WHOLE
+from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.pipeline.engine import Engine, Progress
+from monosoup_cli.pipeline.inputs import Inputs
+from monosoup_cli.tensors.method import Order
+from monosoup_cli.tensors.plan import Selection
+
+__all__ = ["Choice", "Chooser", "Kitchen", "Task"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which fine-tuned checkpoints are averaged, in this order, and what the report says about it."""
+
+    members: Sequence[int]
+    selection: Mapping[str, Any]
+
+
+class Kitchen(Protocol):
+    """What a chooser works with: the opened inputs, an engine, and a way to write a mean for a score."""
+
+    inputs: Inputs
+    selection: Selection
+    engine: Engine
+
+    def draft(self, members: Sequence[int], output: Path) -> None:
+        """Write the mean of some of the checkpoints to `output`, as the run would write it."""
+        ...
+
+
+class Chooser(Protocol):
+    """Chooses which fine-tuned checkpoints are averaged, before the work.
+
+    `drafts` is how many checkpoints it writes beside the output at a time. A chooser that writes none can
+    also choose in a dry run.
+    """
+
+    @property
+    def drafts(self) -> int: ...
+
+    def check(self, inputs: Inputs, selection: Selection) -> None:
+        """Refuse inputs among which there is nothing to choose by.
+
+        Raises:
+            UsageError: The headers tell that no choice can be made.
+        """
+        ...
+
+    def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
+        """Make the choice; `partial` keeps what a resumed run need not do again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a call of a command asks for.
+
+    Attributes:
+        call: The command and its arguments.
+        options: The options that all writing commands share.
+        order: The method and the inputs.
+        kind: What is written.
+        chooser: Chooses the checkpoints that are averaged; None to average all.
+    """
+
+    call: Call
+    options: RunOptions
+    order: Order
+    kind: OutputKind = WHOLE
+    chooser: Chooser | None = None

@@ -1,0 +1,93 @@
+"""The plan of a run, as a record that tables and JSON are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Cost", "Preview", "PreviewedTensor"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes.
+
+    Attributes:
+        device: The devices that compute.
+        download_bytes: What has to be downloaded first.
+        workers: How many tensors are computed at once.
+        memory_bytes: The memory of the host that they take, beside the libraries.
+        device_memory_bytes: The memory that they take on one card; 0 without cards.
+        trials: How many times a score command is run at most.
+    """
+
+    device: str
+    download_bytes: int
+    workers: int
+    memory_bytes: int
+    device_memory_bytes: int
+    trials: int
+
+
+@dataclass(frozen=True)
+class PreviewedTensor:
+    """What is planned for one tensor.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype in the fine-tuned checkpoint.
+        reason: Why it is kept; None where it is edited.
+        shared_rows: How many rows all inputs have, where they differ in their number.
+        matrix: The rows and columns of the matrix that is edited, or of each in a stack.
+        stack: The number of matrices in a stack; None for what is no stack.
+        measures: The measures that are known beforehand.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str | None
+    shared_rows: int | None
+    matrix: tuple[int, int] | None
+    stack: int | None
+    measures: Mapping[str, Any]
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the tensor is edited."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        command: The command.
+        verb: What its method does to a layer.
+        inputs: The role and the path of every input.
+        path: The path of the output.
+        push: The repository that it is pushed to.
+        files: The name and size of every file of weights in one checkpoint of the output.
+        side_files: The names of the files that are copied.
+        folders: The folder of every checkpoint; [""] where the output is one checkpoint.
+        details: What the method adds.
+        only_in_base: The names that only the base has.
+        tensors: What is planned for every tensor.
+        cost: What the run takes.
+    """
+
+    command: str
+    verb: str
+    inputs: Sequence[tuple[str, str]]
+    path: str
+    push: str | None
+    files: Sequence[tuple[str, int]]
+    side_files: Sequence[str]
+    folders: Sequence[str]
+    details: Mapping[str, Any]
+    only_in_base: Sequence[str]
+    tensors: Sequence[PreviewedTensor]
+    cost: Cost

@@ -1,0 +1,149 @@
+"""The files that a checkpoint is read from, open; and where they were found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.formats.shard import Shard
+from monosoup_cli.sources.folders import Folder
+
+__all__ = ["Files", "Index", "Kind", "LoraFile", "Model", "PeftAdapter", "Place"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint of whole tensors."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A LoRA adapter as peft writes it, with its adapter_config.json."""
+
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA adapter in a single file, which has no configuration."""
+
+
+Kind: TypeAlias = "Model | PeftAdapter | LoraFile"
+"""What the tensors of some files are. Adapters are no checkpoints until they are merged into a base."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The index of a sharded checkpoint: its name in the folder, and its content."""
+
+    name: str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint was found.
+
+    Attributes:
+        source: What the user typed.
+        folder: The folder that the weights belong to; None for a single file.
+        inner: The part of the folder that has the weights, "" or "unet/".
+        origin: The folder on the Hub that a single file is from; None for any other file.
+        file_name: The name of a single file.
+    """
+
+    source: str
+    folder: Folder | None = None
+    inner: str = ""
+    origin: Folder | None = None
+    file_name: str = ""
+
+    @property
+    def repository(self) -> str | None:
+        """The id on the Hub; None where the checkpoint is not from there."""
+        folder = self.folder or self.origin
+        return None if folder is None else folder.repository
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the Hub."""
+        folder = self.folder or self.origin
+        return None if folder is None else folder.revision
+
+    @property
+    def path(self) -> str:
+        """What other programs open: the folder or the file on this machine."""
+        if os.path.lexists(self.source):
+            return self.source
+        folder = self.folder or self.origin
+        assert folder is not None
+        assert folder.root is not None
+        return str(folder.root if self.folder else folder.root / self.file_name)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The open files of a checkpoint; a context manager that closes them.
+
+    Attributes:
+        place: Where they were found.
+        shards: The files of weights.
+        index: The index of a sharded checkpoint.
+        config: The content of config.json.
+        kind: What the tensors are.
+        read_as: How tensor names are read where they differ from those in the files, in words.
+        tensors: Every tensor, in the order of the files and of the bytes in each.
+    """
+
+    place: Place
+    shards: tuple[Shard, ...]
+    index: Index | None = None
+    config: Mapping[str, Any] | None = None
+    kind: Kind = field(default_factory=Model)
+    read_as: tuple[str, ...] = ()
+    tensors: Mapping[str, TensorInfo] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tensors: dict[str, TensorInfo] = {}
+        holders: dict[str, Shard] = {}
+        for shard in self.shards:
+            for tensor in sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start):
+                if tensor.name in tensors:
+                    raise CheckpointError(
+                        "the tensor is in two shards",
+                        path=self.place.source,
+                        tensor=tensor.name,
+                        found=f"{holders[tensor.name].name} and {shard.name}",
+                    )
+                tensors[tensor.name], holders[tensor.name] = tensor, shard
+        object.__setattr__(self, "tensors", tensors)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The `__metadata__` of all files."""
+        return {name: text for shard in self.shards for name, text in (shard.header.metadata or {}).items()}
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes have been read so far, headers included."""
+        return sum(shard.file.bytes_read for shard in self.shards)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where a file was written to since it was opened."""
+        for shard in self.shards:
+            shard.file.check_unchanged()
+
+    def close(self) -> None:
+        """Close all files."""
+        for shard in self.shards:
+            shard.file.close()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,115 @@
+"""The updates that LoRA and DoRA adapters make, from their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["MergedTensor", "lora_factors"]
+
+BLOCK_ELEMENTS = 1 << 19
+"""How many elements of a tensor are merged at a time."""
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+
+
+def lora_factors(
+    a: torch.Tensor, b: torch.Tensor, scale: float, *, rank: int, experts: int | None, is_transposed: bool
+) -> list[Factors]:
+    """The update of every matrix as left (rows, rank) times right (rank, columns), with the scale in left.
+
+    Args:
+        a: The factor A in float64; (rank, in, …), or (experts · rank, in) for a stack.
+        b: The factor B in float64; (out, rank, …), or (out, rank · experts) for a stack.
+        scale: What the product is multiplied by.
+        rank: The rank of one matrix.
+        experts: The number of matrices in a stack; None for a single matrix.
+        is_transposed: Whether the update is the transpose of B·A.
+    """
+    if experts is None:
+        pairs = [(b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1))]
+    else:
+        a, b = a.reshape(experts, rank, -1), b.reshape(b.shape[0], rank, experts)
+        pairs = [(b[:, :, index], a[index]) for index in range(experts)]
+    if is_transposed:
+        pairs = [(a.T, b.T) for b, a in pairs]
+    return [(left * scale, right) for left, right in pairs]
+
+
+@dataclass
+class MergedTensor:
+    """One tensor with an adapter's changes, as rows of (shape[0], −1); of a stack, (experts · rows, −1).
+
+    NaN and Inf pass through; whoever reads looks for them.
+
+    Attributes:
+        base: Reads the base's elements start:stop, flat in float64.
+        rows: The number of rows.
+        columns: The number of columns.
+        factors: The update of every matrix.
+        replaced: Rows that the adapter replaces, by number.
+        added: What is added to all rows; None for nothing.
+    """
+
+    base: Callable[[int, int], torch.Tensor]
+    rows: int
+    columns: int
+    factors: Sequence[Factors] = ()
+    replaced: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    added: torch.Tensor | None = None
+    _by_row: torch.Tensor | None = None
+    _by_column: torch.Tensor | None = None
+
+    def scale_to(self, magnitude: torch.Tensor, *, by_column: bool) -> None:
+        """Scale the sum of base and update to DoRA's magnitudes from now on; takes one pass over it.
+
+        Args:
+            magnitude: The norms that the rows, or the columns, are scaled to.
+            by_column: Whether the norms are those of columns.
+        """
+        squares = torch.zeros(self.columns if by_column else self.rows, dtype=torch.float64)
+        step = max(BLOCK_ELEMENTS // max(self.columns, 1), 1)
+        for start in range(0, self.rows, step):
+            block = self.block(start, min(start + step, self.rows)).square()
+            if by_column:
+                squares += block.sum(0)
+            else:
+                squares[start : start + step] = block.sum(1)
+        scales = magnitude / squares.sqrt()
+        if by_column:
+            self._by_column = scales
+        else:
+            self._by_row = scales[:, None]
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Rows start:stop, (rows, columns) in float64."""
+        block = self.base(start * self.columns, stop * self.columns).view(stop - start, self.columns)
+        size = self.rows // max(len(self.factors), 1)
+        for index, (left, right) in enumerate(self.factors):
+            first, last = max(start, index * size), min(stop, (index + 1) * size)
+            if first < last:
+                block[first - start : last - start].addmm_(
+                    left[first - index * size : last - index * size], right
+                )
+        if self.added is not None:
+            block += self.added[start:stop]
+        if self._by_row is not None:
+            block *= self._by_row[start:stop]
+        if self._by_column is not None:
+            block *= self._by_column
+        for number, row in self.replaced.items():
+            if start <= number < stop:
+                block[number - start] = row
+        return block
+
+    def parts(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """The elements start:stop of the tensor, flat, part after part."""
+        step = max(BLOCK_ELEMENTS // max(self.columns, 1), 1)
+        while start < stop:
+            row = start // self.columns
+            block = self.block(row, min(row + step, -(-stop // self.columns))).view(-1)
+            part = block[start - row * self.columns : stop - row * self.columns]
+            yield part
+            start += len(part)

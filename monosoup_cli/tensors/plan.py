@@ -1,0 +1,347 @@
+"""Decide from headers alone which tensors are edited, which are kept, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from monosoup_cli.errors import MismatchError, UsageError
+from monosoup_cli.formats.dtypes import BITS, FLOATING
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.tensors.cut import Cut
+from monosoup_cli.tensors.method import Access
+
+__all__ = [
+    "Headers",
+    "Matrices",
+    "Plan",
+    "PlannedTensor",
+    "Reads",
+    "Reason",
+    "Selection",
+    "make_plan",
+    "output_dtype",
+]
+
+Reason = Literal[
+    "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite"
+]
+
+Headers = Mapping[str, TensorInfo]
+DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tensors the user wants edited, and how those that do not fit are treated.
+
+    Attributes:
+        include: Globs over tensor names; when there are any, every other tensor is kept.
+        exclude: Globs over the names of tensors that are kept.
+        stacked: Globs over the names of tensors that stack one matrix per index of dimension 0.
+        on_mismatch: What to do where the shapes of a tensor differ: "error", "keep" or "overlap".
+        dtype: The dtype of the written floating tensors in torch's words, or "keep".
+        include_option: The name of the option that `include` comes from, for messages.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+    on_mismatch: Literal["error", "keep", "overlap"] = "error"
+    dtype: str = "keep"
+    include_option: str = "include"
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether `include` and `exclude` keep a tensor of this name from being edited."""
+        if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
+            return True
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """How an edited tensor is seen as matrices: `count` matrices of one `cut`.
+
+    `is_stack` is True for a tensor that stacks one matrix per index of dimension 0, even if only one.
+    """
+
+    cut: Cut
+    count: int = 1
+    is_stack: bool = False
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which inputs go into a tensor of the output.
+
+    `base` is True where the base's tensor is read. `mean` is True where the mean of all fine-tuned
+    checkpoints is taken; otherwise the tensor comes from one of them.
+    """
+
+    base: bool
+    mean: bool
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output, edited or kept.
+
+    Attributes:
+        name: The name in the (first) fine-tuned checkpoint.
+        dtype: The dtype in the fine-tuned checkpoint, in the words of the format.
+        stored_dtype: The dtype in the output.
+        shape: The shape, which input and output share.
+        reason: Why the tensor is kept; None for a tensor that is edited.
+        matrices: How an edited tensor is seen as matrices; None for a method that goes element by element.
+        reads: Which inputs go into the tensor.
+        shared_rows: How many leading rows every input has, where the inputs differ in their number. Only
+            these rows are edited, averaged or interpolated. None where all inputs have all rows.
+    """
+
+    name: str
+    dtype: str
+    stored_dtype: str
+    shape: tuple[int, ...]
+    reason: Reason | None
+    matrices: Matrices | None
+    reads: Reads
+    shared_rows: int | None = None
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the tensor is edited."""
+        return self.reason is None
+
+    @property
+    def shared_shape(self) -> tuple[int, ...]:
+        """The shape of the rows that every input has."""
+        return self.shape if self.shared_rows is None else (self.shared_rows, *self.shape[1:])
+
+    @property
+    def elements(self) -> int:
+        """The number of elements in the rows that every input has."""
+        return math.prod(self.shared_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The size in the fine-tuned checkpoint, in bytes."""
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every tensor of the output, in the order of the fine-tuned checkpoint."""
+
+    tensors: tuple[PlannedTensor, ...]
+    dtypes: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtypes", {tensor.name: tensor.stored_dtype for tensor in self.tensors})
+
+    @property
+    def edited(self) -> tuple[PlannedTensor, ...]:
+        """The tensors that are edited."""
+        return tuple(tensor for tensor in self.tensors if tensor.is_edited)
+
+
+def make_plan(
+    base: Headers | None,
+    finetuned: Sequence[Headers],
+    selection: Selection,
+    *,
+    access: Access = "matrix",
+    wise: bool = False,
+    hint: str | None = None,
+    unchanged: Container[str] = (),
+) -> Plan:
+    """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
+
+    A layer is a floating tensor that every input has in one shape. For a method that sees matrices, a layer
+    has two dimensions or more. Where inputs may overlap, the shape is that of the rows they all have.
+
+    Args:
+        base: The headers of the base; None for a method without one.
+        finetuned: The headers of the fine-tuned checkpoints.
+        selection: Which tensors the user wants edited.
+        access: How the method sees a layer.
+        wise: Whether kept tensors are interpolated with the base.
+        hint: What to try when no name matches.
+        unchanged: The names of tensors that are known to be the base's.
+
+    Raises:
+        MismatchError: The inputs do not belong together.
+        UsageError: A pattern matches no tensor.
+    """
+    first, *others = finetuned
+    if base is not None and first and not first.keys() & base.keys():
+        raise MismatchError(
+            "base and fine-tuned checkpoint have no tensor name in common",
+            expected=f"a name like {next(iter(base), 'none')!r}",
+            found=repr(next(iter(first))),
+            hint=hint and f"try {hint}",
+        )
+    _check_patterns(finetuned, selection)
+    _check_names(first, others, selection)
+    rest = others if base is None else [base, *others]
+    _check_shapes(first, rest, selection)
+    rows = _shared_rows(first, rest, selection)
+    base = None if base is None else _crop(base, rows)
+    others = [_crop(headers, rows) for headers in others]
+    tensors = []
+    for tensor in _crop(first, rows).values():
+        is_floating = tensor.dtype in FLOATING
+        has_twin = is_floating and base is not None and _has_twin(tensor, base)
+        is_unchanged = tensor.name in unchanged
+        reason = _reason(tensor, base, others, selection, access)
+        if reason is None and is_unchanged:
+            reason = "unchanged"
+        is_matrix = reason is None and access == "matrix"
+        tensors.append(
+            PlannedTensor(
+                tensor.name,
+                tensor.dtype,
+                output_dtype(tensor.dtype, selection.dtype),
+                first[tensor.name].shape,
+                reason,
+                _matrices(tensor, selection.stacked) if is_matrix else None,
+                Reads(
+                    base=has_twin and not is_unchanged and (reason is None or wise),
+                    mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
+                ),
+                rows.get(tensor.name),
+            )
+        )
+    return Plan(tuple(tensors))
+
+
+def output_dtype(dtype: str, wanted: str) -> str:
+    """The dtype in which a tensor is written when `--dtype` is `wanted`."""
+    return dtype if wanted == "keep" or dtype not in FLOATING else DTYPE_NAMES[wanted]
+
+
+def _has_twin(tensor: TensorInfo, headers: Headers) -> bool:
+    """Whether `headers` have a tensor that can be averaged with this one, or subtracted from it."""
+    twin = headers.get(tensor.name)
+    return twin is not None and twin.shape == tensor.shape and twin.dtype in FLOATING
+
+
+def _reason(
+    tensor: TensorInfo, base: Headers | None, others: Sequence[Headers], selection: Selection, access: Access
+) -> Reason | None:
+    name = tensor.name
+    namesakes = [headers[name] for headers in (base or {}, *others) if name in headers]
+    if any(namesake.dtype not in FLOATING for namesake in (tensor, *namesakes)):
+        return "not_floating"
+    if selection.leaves_out(name):
+        return "excluded"
+    if any(namesake.shape != tensor.shape for namesake in namesakes):
+        return "shape_mismatch"
+    if base is not None and name not in base:
+        return "not_in_base"
+    return "vector" if access == "matrix" and len(tensor.shape) <= 1 else None
+
+
+def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
+    """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
+    for number, other in enumerate(others, start=2):
+        names = [
+            *(name for name in first if name not in other),
+            *(name for name in other if name not in first),
+        ]
+        name = next((name for name in names if not selection.leaves_out(name)), None)
+        if name is not None:
+            holder = "the first" if name in first else f"number {number}"
+            raise MismatchError(
+                f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it",
+                tensor=name,
+                hint="--exclude keeps such tensors as they are in the first",
+            )
+
+
+def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection) -> None:
+    """Raise MismatchError where the shapes of a tensor differ in a way that is not allowed."""
+    if selection.on_mismatch == "keep":
+        return
+    may_overlap = selection.on_mismatch == "overlap"
+    wrong = [
+        (tensor, headers[tensor.name])
+        for tensor in first.values()
+        for headers in rest
+        if tensor.name in headers
+        and headers[tensor.name].shape != tensor.shape
+        and not (may_overlap and _overlap(tensor, headers[tensor.name]))
+        and not selection.leaves_out(tensor.name)
+    ]
+    if not wrong:
+        return
+    tensor, namesake = wrong[0]
+    more = ", ".join(dict.fromkeys(repr(tensor.name) for tensor, _ in wrong[1:4]))
+    hint = "--on-mismatch keep leaves such tensors as fine-tuned"
+    if may_overlap:
+        hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
+    elif all(_overlap(*pair) for pair in wrong):
+        hint += ", overlap edits the rows that all inputs have"
+    raise MismatchError(
+        "the shapes differ" + (f" (also of {more}{', …' if len(wrong) > 4 else ''})" if more else ""),
+        tensor=tensor.name,
+        expected=list(namesake.shape),
+        found=list(tensor.shape),
+        hint=hint,
+    )
+
+
+def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors of different shapes differ only in the number of rows."""
+    return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+
+
+def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) -> dict[str, int]:
+    """How many rows all inputs have, for every tensor in whose number of rows they differ."""
+    rows: dict[str, int] = {}
+    if selection.on_mismatch != "overlap":
+        return rows
+    for name, tensor in first.items():
+        namesakes = [tensor, *(headers[name] for headers in rest if name in headers)]
+        shapes = {namesake.shape for namesake in namesakes}
+        are_floating = all(namesake.dtype in FLOATING for namesake in namesakes)
+        if len(shapes) > 1 and are_floating and not selection.leaves_out(name):
+            rows[name] = min(shapes)[0]
+    return rows
+
+
+def _crop(headers: Headers, rows: Mapping[str, int]) -> Headers:
+    """The headers as if the named tensors had only so many rows."""
+    if not rows:
+        return headers
+    return {
+        name: replace(tensor, shape=(rows[name], *tensor.shape[1:])) if name in rows else tensor
+        for name, tensor in headers.items()
+    }
+
+
+def _matrices(tensor: TensorInfo, stacked: Sequence[str]) -> Matrices:
+    """The matrix (shape[0], −1), or for stacked experts one matrix per expert."""
+    shape = tensor.shape
+    is_experts = len(shape) == 3 and "experts" in tensor.name
+    if is_experts or any(fnmatchcase(tensor.name, pattern) for pattern in stacked):
+        if len(shape) < 3:
+            raise UsageError(
+                "--stacked needs a tensor of three dimensions or more", tensor=tensor.name, found=list(shape)
+            )
+        return Matrices(Cut(shape[1], math.prod(shape[2:])), shape[0], is_stack=True)
+    return Matrices(Cut(shape[0], math.prod(shape[1:])))
+
+
+def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
+    names = {name for headers in finetuned for name in headers}
+    for option in ("include", "exclude", "stacked"):
+        for pattern in getattr(selection, option):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                flag = selection.include_option if option == "include" else option
+                raise UsageError(
+                    f"--{flag} {pattern!r} matches no tensor",
+                    hint="a pattern must match the whole name, as '*layers.3.*' does",
+                )
