@@ -7,10 +7,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .
 
 .PHONY: help install demo test lint types docs docs-check check bench fmt build clean
 
-help:  ## What can be made
+help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-install: $(VENV)/installed  ## An environment in .venv with everything for development
+install: $(VENV)/installed  ## Create an environment in .venv with everything for development
 
 $(VENV)/installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,32 +21,32 @@ $(VENV)/demo-installed: $(VENV)/installed
 	$(INSTALL) -e '.[demo]'
 	@touch $@
 
-demo: $(VENV)/demo-installed  ## Train a small network, fine-tune it, edit it, and compare
+demo: $(VENV)/demo-installed  ## Train a small network, fine-tune it, edit it, and compare the three
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/demo.py
 
-test: install  ## All tests
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # NumPy's threads would spin beside
+test: install  ## Run all tests
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # NumPy's threads would compete with the workers
 
-lint: install  ## Style and common mistakes
+lint: install  ## Check style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install  ## Static types
+types: install  ## Check static types
 	$(BIN)/mypy
 
-docs: install  ## Write docs/cli.md anew from the commands, and build the site in docs/_build/html
+docs: install  ## Regenerate docs/cli.md, and build the site in docs/_build/html
 	$(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output docs/cli.md
 	$(SPHINX) -d docs/_build/doctrees docs docs/_build/html
 	@echo 'the site: docs/_build/html/index.html'
 
-docs-check: install  ## docs/cli.md is what the commands say, and the site has no broken link or outside part
+docs-check: install  ## Check that docs/cli.md is current, and the site's links and resources
 	@drafts=$$(mktemp -d) && trap 'rm -rf "$$drafts"' EXIT \
 		&& $(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output "$$drafts/cli.md" >/dev/null \
 		&& { diff docs/cli.md "$$drafts/cli.md" || { echo 'docs/cli.md is out of date: run make docs'; exit 1; }; } \
 		&& $(SPHINX) -d "$$drafts/doctrees" docs "$$drafts/html" \
 		&& ! grep -rnoE --include='*.html' --include='*.css' $(OUTSIDE) "$$drafts/html"
 
-check: lint types test docs-check  ## Everything that CI checks
+check: lint types test docs-check  ## Run everything that CI checks
 
 $(VENV)-mergekit/installed: .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)-mergekit
@@ -54,16 +54,16 @@ $(VENV)-mergekit/installed: .ci/constraints.txt
 		"$$(grep '^torch==' .ci/constraints.txt)" mergekit==0.1.5
 	@touch $@
 
-bench: install $(VENV)-mergekit/installed  ## Speed and memory against named rivals, for docs/benchmarks.md
+bench: install $(VENV)-mergekit/installed  ## Measure speed and memory against named rivals, for docs/benchmarks.md
 	MERGEKIT="$(CURDIR)/$(VENV)-mergekit" $(BIN)/python -m tests.benchmarks
 
 fmt: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-build: install  ## Source distribution and wheel in dist/
+build: install  ## Build the source distribution and the wheel in dist/
 	$(INSTALL) build
 	$(BIN)/python -m build
 
-clean:  ## Remove what make made
+clean:  ## Remove everything that make created
 	rm -rf $(VENV) $(VENV)-mergekit docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

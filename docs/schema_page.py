@@ -1,4 +1,4 @@
-"""The fields of the report as Markdown tables, from docs/report.schema.json."""
+"""Turns docs/report.schema.json into Markdown tables of the report's fields."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-SHARED = {  # parts that several fields have, each with a table of its own
-    "input": "Each of `inputs`",
-    "checkpoint": "`output`, and each of `outputs`",
+SHARED = {  # parts that several fields refer to; each part has its own table
+    "input": "Items of `inputs`",
+    "checkpoint": "`output`, and items of `outputs`",
     "summary": "`summary`",
-    "tensor": "Each of `layers`",
+    "tensor": "Items of `layers`",
 }
 
 
 OWN = ("summary", "layers", "selection", "similarity", "verdict")
-"""What may differ from command to command."""
+"""Fields that differ between commands."""
 
 
 def fields_of_report(path: Path) -> str:
-    """A section for every command, after one for what all of them have."""
+    """Return the sections of the page: first the shared fields, then the fields of each command."""
     schema = json.loads(path.read_text(encoding="utf-8"))
-    parts = ["### The whole", _table(schema, schema, "")]
+    parts = ["### Top level", _table(schema, schema, "")]
     for name, title in SHARED.items():
         parts += [f"### {title}", _table(schema, schema["$defs"][name], "")]
     for branch in schema["allOf"]:
-        of = branch["if"]["properties"]["command"]
-        commands = " and ".join(f"`monosoup {name}`" for name in of.get("enum", [of.get("const")]))
+        condition = branch["if"]["properties"]["command"]
+        names = condition.get("enum", [condition.get("const")])
+        commands = " and ".join(f"`monosoup {name}`" for name in names)
         rows = "".join(_own(schema, branch["then"]))
-        parts += [f"### Only {commands}", _head() + rows if rows else "Nothing more."]
+        parts += [f"### Only {commands}", _head() + rows if rows else "This command adds no fields."]
     return "\n\n".join(parts)
 
 
 def _own(schema: Schema, branch: Schema) -> Iterator[str]:
-    """What a command's report has beyond the shared parts."""
+    """Yield the rows of the fields that only this command's report has."""
     greedy = branch.get("then", {}).get("properties", {})
     for name, part in (*branch["properties"].items(), *greedy.items()):
         if part is not False and name in OWN:
-            each = "[]" if "items" in part else ""
-            yield from _rows(schema, part.get("items", part), f"{name}{each}.")
+            brackets = "[]" if "items" in part else ""
+            yield from _rows(schema, part.get("items", part), f"{name}{brackets}.")
 
 
 def _table(schema: Schema, part: Schema, prefix: str) -> str:
@@ -54,7 +55,7 @@ def _head() -> str:
 
 
 def _rows(schema: Schema, part: Schema, prefix: str) -> Iterator[str]:
-    """A row for each property, those inside objects and lists too, unless they have a table."""
+    """Yield a row for each property, including nested ones that have no table of their own."""
     for name, property_ in _properties(schema, part).items():
         field = _resolved(schema, property_)
         if "description" in field:
@@ -65,7 +66,7 @@ def _rows(schema: Schema, part: Schema, prefix: str) -> Iterator[str]:
 
 
 def _properties(schema: Schema, part: Schema) -> Schema:
-    """Of the part, of what it refers to (unless that has a table), and of its alternatives."""
+    """Return the properties of the part, of its alternatives, and of its reference if that has no table."""
     properties: Schema = {}
     name = _referred(part)
     if name and name not in SHARED:
@@ -83,7 +84,7 @@ def _referred(part: Schema) -> str:
 
 
 def _resolved(schema: Schema, part: Any) -> Schema:
-    """The part with what it refers to; what stands beside the reference counts."""
+    """Return the part merged with its reference; the part's own keys win."""
     if not isinstance(part, dict):
         return {}
     name = _referred(part)
@@ -92,7 +93,7 @@ def _resolved(schema: Schema, part: Any) -> Schema:
 
 def _type(schema: Schema, field: Schema) -> str:
     if "anyOf" in field:
-        return " or ".join(_type(schema, _resolved(schema, each)) for each in field["anyOf"])
+        return " or ".join(_type(schema, _resolved(schema, option)) for option in field["anyOf"])
     if "const" in field:
         return f"`{json.dumps(field['const'])}`"
     if "enum" in field:
@@ -103,6 +104,6 @@ def _type(schema: Schema, field: Schema) -> str:
 
 
 def _linked(text: str) -> str:
-    """Descriptions are plain text; the pages that they name become links."""
+    """Escape a plain-text description for Markdown, and turn the pages that it names into links."""
     text = re.sub(r"([*_<|\\`\[])", r"\\\1", text)
     return re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", text)
