@@ -3,7 +3,7 @@
     python -m tests.same_bytes OLD_TREE NEW_TREE [--only NAME…] [--list] [--keep FOLDER]
 
 OLD_TREE and NEW_TREE are checkouts. `inputs.py` makes a fixed set of small checkpoints and adapters in
-a temporary folder, from fixed seeds. `cases.py` lists command lines. Each command line runs once with
+a temporary folder, from fixed seeds. `cases.txt` lists command lines. Each command line runs once with
 the package of each tree, and everything that the two runs leave behind is compared. `--only` takes
 names of cases, or globs such as `adapter*`. `--keep` puts the inputs and outputs in a folder that is
 not removed afterwards.
@@ -18,10 +18,10 @@ What is compared:
   read and written;
 - stdout: JSON and CSV as files are, and of tables and plans only the numbers, since words may be
   improved;
-- whether the inputs are untouched (once, at the end).
+- whether the inputs are untouched, by size and time of change.
 
-stderr is not compared, nor are pages (`--html`) and pictures. The first difference of each case is printed with
-its file, tensor or JSON path; the exit code is 1 where anything differs.
+stderr is not compared, nor are pages (`--html`) and pictures. The first difference of each case is
+printed with its file, tensor or JSON path; the exit code is 1 where anything differs.
 
 How a command line runs: one process for each tree imports torch and forks for each command line; the
 child does what `python -m monosoup_cli …` does. This saves the import of torch, which takes longer

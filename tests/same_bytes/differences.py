@@ -24,28 +24,39 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 
 
 def first_difference(old, new, case) -> str | None:
-    """In words, or None: exit codes, then standard outputs, then files."""
+    """In words, or None: of exit codes, then tensors, then standard outputs, then other files."""
     if old.codes != new.codes:
         return f"exit codes {old.codes} → {new.codes}\n{indented(new.stderr)}"
-    if case.codes != old.codes:
+    if list(case.codes) != old.codes:
         return f"the old tree has exit codes {old.codes}, not {case.codes}\n{indented(old.stderr)}"
-    for number, (before, after) in enumerate(zip(old.outs, new.outs, strict=True)):
-        difference = of_output(*(normalise(out, case) for out in (before, after)))
-        if difference:
-            return f"stdout of command {number + 1}: {difference}"
     files = [paths_in(outcome.folder) for outcome in (old, new)]
-    for name in sorted(files[0].keys() | files[1].keys()):
-        if name not in files[0] or name not in files[1]:
-            return f"{name}: only in the {'old' if name in files[0] else 'new'}"
-        if files[0][name] != files[1][name]:
-            return f"{name}: mode {files[0][name]} → {files[1][name]}"
-        paths = [outcome.folder / name for outcome in (old, new)]
-        if paths[0].is_symlink() or not paths[0].is_file():
-            continue
-        difference = of_files(name, *paths, case)
-        if difference:
-            return f"{name}: {difference}"
-    return None
+    names = sorted(files[0].keys() | files[1].keys(), key=lambda name: (not is_weights(name), name))
+    differences = [
+        *(of_paths(name, old, new, files, case) for name in names if is_weights(name)),
+        *(
+            of_output(normalise(before, case), normalise(after, case), f"stdout of command {number}")
+            for number, (before, after) in enumerate(zip(old.outs, new.outs, strict=True), 1)
+        ),
+        *(of_paths(name, old, new, files, case) for name in names if not is_weights(name)),
+    ]
+    return next(filter(None, differences), None)
+
+
+def is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def of_paths(name: str, old, new, files, case) -> str | None:
+    """Whether a path is there in both folders, with the same permissions and content."""
+    if name not in files[0] or name not in files[1]:
+        return f"{name}: only in the {'old' if name in files[0] else 'new'}"
+    if files[0][name] != files[1][name]:
+        return f"{name}: mode {files[0][name]} → {files[1][name]}"
+    paths = [outcome.folder / name for outcome in (old, new)]
+    if paths[0].is_symlink() or not paths[0].is_file():
+        return None
+    difference = of_files(name, *paths, case)
+    return difference and f"{name}: {difference}"
 
 
 def indented(text: str) -> str:
@@ -54,7 +65,7 @@ def indented(text: str) -> str:
 
 def normalise(content: bytes, case) -> bytes:
     """The text without what may differ."""
-    for pattern, replacement in [*DROPPED, *(DROPPED_AFTER_A_KILL if case.kill is not None else [])]:
+    for pattern, replacement in [*DROPPED, *(DROPPED_AFTER_A_KILL if case.is_interrupted else [])]:
         content = pattern.sub(replacement, content)
     return content
 
@@ -70,19 +81,19 @@ def paths_in(folder: Path) -> dict[str, str]:
     return found
 
 
-def of_output(old: bytes, new: bytes) -> str | None:
+def of_output(old: bytes, new: bytes, name: str) -> str | None:
     """Of JSON and CSV any difference; of tables, in which words may change, the numbers."""
     if old == new:
         return None
     if old[:1] in (b"{", b"["):
-        return of_json(old, new)
+        return f"{name}: {of_json(old, new)}"
     if b"," in old.partition(b"\n")[0]:
-        return of_lines(old, new)
+        return f"{name}: {of_lines(old, new)}"
     before, after = (NUMBER.findall(TIME.sub(b"", table)) for table in (old, new))
     if before == after:
         return None
     number = next((n for n, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), -1)
-    return f"{number_at(before, number)} → {number_at(after, number)}"
+    return f"{name}: {number_at(before, number)} → {number_at(after, number)}"
 
 
 def number_at(numbers: list[bytes], index: int) -> str:
@@ -101,7 +112,7 @@ def of_files(name: str, old: Path, new: Path, case) -> str | None:
     before, after = old.read_bytes(), new.read_bytes()
     if before == after:
         return None
-    if name.endswith(".safetensors"):
+    if is_weights(name):
         return of_tensors(before, after)
     before, after = (normalise(content, case) for content in (before, after))
     if before == after:

@@ -50,12 +50,16 @@ def noise_of(seed):
 
 
 def step(base, seed, size=0.05, dtype=None):
-    """A fine-tune of `base`: noise in every floating tensor, of falling size along the rows."""
-    noise, tuned = noise_of(seed), {}
+    """A fine-tune of `base`: noise in every floating tensor, of falling size along the rows.
+
+    A part of the noise is the same in all fine-tunes, so that their updates have something in common.
+    """
+    noise, shared, tuned = noise_of(seed), noise_of(1000), {}
     for name, weights in base.items():
         tuned[name] = weights.clone()
         if weights.is_floating_point() and weights.numel():
             change = torch.randn(weights.shape, generator=noise)
+            change += 0.5 * torch.randn(weights.shape, generator=shared)
             if weights.ndim > 1:
                 change *= 0.97 ** torch.arange(len(weights)).view(-1, *[1] * (weights.ndim - 1))
             tuned[name] = (weights.double() + size * change).to(dtype or weights.dtype)
@@ -104,7 +108,7 @@ def plain(folder):
     base = blocks(0)
     save(base, folder / "base.safetensors", {"format": "pt", "made": "by nobody"})
     for number in range(1, 5):
-        tuned = step(base, number, size=0.02 * number)
+        tuned = step(base, number, size=0.03 + 0.01 * number)
         tuned["blocks.1.up.weight"] = base["blocks.1.up.weight"]
         save(tuned, folder / f"ft{number}.safetensors")
     scores = {
@@ -264,6 +268,9 @@ def kohya(folder):
     targets = ["to_q", "conv1", "proj_in"]
     pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=targets))
     layers = get_peft_model_state_dict(pipeline.unet)
+    for name, factor in layers.items():
+        if "lora_A" in name:  # a spectrum that is split within the rank
+            factor *= 0.4 ** torch.arange(4).view(-1, *[1] * (factor.ndim - 1))
     pipeline.save_lora_weights(folder / "diffusers", unet_lora_layers=layers)
     named = convert_state_dict_to_kohya({f"unet.{name}": each for name, each in layers.items()})
     for name in named:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.same_bytes.cases import KILLED, Case
+
 SERVER = """
 import importlib.util, json, os, runpy, sys, traceback
 import numpy, rich, rich.table, safetensors, torch, typer
@@ -65,7 +67,7 @@ class Tree:
         self.environment = {
             **kept,
             "PYTHONPATH": str(self.path),
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPYCACHEPREFIX": str(folder.with_name("pycache")),
             "HOME": str(folder.with_name(f"{folder.name}-home")),
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
@@ -93,7 +95,7 @@ class Tree:
         self.server.stdin.close()
         self.server.wait()
 
-    def run(self, case) -> Outcome:
+    def run(self, case: Case) -> Outcome:
         """Run the command lines of a case, one after the other, in a folder of its own."""
         folder = self.folder / case.folder
         folder.mkdir()
@@ -103,7 +105,7 @@ class Tree:
         codes, outs, errors = [], [], []
         for number, words in enumerate(case.commands):
             words = [word.replace("{python}", sys.executable) for word in words]
-            if number == case.kill:
+            if case.codes[number] == KILLED:
                 codes.append(self._kill(folder, words))
                 continue
             stdout, stderr = (streams / f"{case.folder}-{number}-{name}" for name in ("out", "err"))
