@@ -26,7 +26,8 @@ from monosoup_cli.outputs.output_path import (
 )
 from monosoup_cli.outputs.push import check_push, push, upload_command
 from monosoup_cli.outputs.side_files import side_files
-from monosoup_cli.outputs.writer import PartialOutput, is_in_use, refuse_unfinished, unfinished_run
+from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
+from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.adapter_output import (
     AdapterOutput,
     again,
