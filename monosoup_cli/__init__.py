@@ -8,12 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.version import __version__
+
 if TYPE_CHECKING:
     from monosoup_cli.api import edit, inspect_spectrum, lines, sfgs, soup, stock, wise
 
 __all__ = ["__version__", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,11 @@
     MonosoupError
     ├── UsageError        the command or the call contradicts itself (exit code 2)
     ├── CheckpointError   a file that cannot be read, or not be trusted
+    │   └── AccessError   the Hub asks for another token, or for a new one
     ├── MismatchError     inputs that do not belong together
     ├── NonfiniteError    NaN or Inf, in an input or after the cast to the output's dtype
     ├── OutputError       OUT cannot be written, or must not be
+    │   ├── OutputExists  OUT is there already
     │   └── ResumeError   an interrupted run that these arguments do not continue
     ├── ScoreError        the user's score command failed, or printed no number
     ├── ReportError       a file that is no report, or one of a version that is not known
@@ -22,11 +24,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "AccessError",
     "CheckpointError",
     "MismatchError",
     "MonosoupError",
     "NonfiniteError",
     "OutputError",
+    "OutputExists",
     "ReportError",
     "ResourceError",
     "ResumeError",
@@ -107,6 +111,10 @@ class CheckpointError(MonosoupError):
     """A checkpoint that cannot be read, or whose headers cannot be trusted."""
 
 
+class AccessError(CheckpointError):
+    """The Hub does not let this token read or write; `hint` says how to get one that may."""
+
+
 class MismatchError(MonosoupError):
     """Checkpoints that do not belong together: names, shapes or dtypes disagree."""
 
@@ -127,6 +135,10 @@ class NonfiniteError(MonosoupError):
 
 class OutputError(MonosoupError):
     """OUT cannot be written, or must not be: it exists, is an input, or is in use."""
+
+
+class OutputExists(OutputError):
+    """OUT is there already and is not to be replaced, or there is nothing left to resume."""
 
 
 class ResumeError(OutputError):

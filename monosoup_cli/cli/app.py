@@ -15,7 +15,6 @@ from typing import Annotated
 
 import typer
 
-from monosoup_cli import __version__
 from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.edit import edit
@@ -27,6 +26,7 @@ from monosoup_cli.cli.soup import soup
 from monosoup_cli.cli.stock import stock
 from monosoup_cli.cli.wise import wise
 from monosoup_cli.errors import MonosoupError, ScoreError
+from monosoup_cli.version import __version__
 
 __all__ = ["app", "main"]
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from monosoup_cli.errors import OutputError, ResourceError
+from monosoup_cli.errors import OutputError, OutputExists, ResourceError
 from monosoup_cli.outputs.workplace import partial_path
 from monosoup_cli.sources.checkpoint import Checkpoint
 
@@ -70,9 +70,9 @@ def _check_apart(output: Path, checkpoint: Checkpoint) -> None:
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
     if resume and not overwrite:
-        raise OutputError("the output is complete: there is nothing to resume", path=output)
+        raise OutputExists("the output is complete: there is nothing to resume", path=output)
     if not overwrite:
-        raise OutputError("the output exists", path=output, hint="choose another, or pass --overwrite")
+        raise OutputExists("the output exists", path=output, hint="choose another, or pass --overwrite")
     if (output.suffix == ".safetensors") != output.is_file():
         raise OutputError("will not replace a file by a folder, or a folder by a file", path=output)
     if output.is_dir():

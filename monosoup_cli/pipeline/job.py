@@ -11,10 +11,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from monosoup_cli import __version__
 from monosoup_cli.adapters.adapter import ADAPTER_CONFIG
 from monosoup_cli.adapters.merged import MergedCheckpoint
-from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
+from monosoup_cli.errors import OutputError, OutputExists, UsageError, mismatch_in, without_tokens
 from monosoup_cli.formats.files import Advance, Download
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.model_card import CARD_NAME, has_card
@@ -51,6 +50,7 @@ from monosoup_cli.report.words import plural
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.folders import STATE_DICTS, WEIGHTS
 from monosoup_cli.sources.hub import fetch
+from monosoup_cli.version import __version__
 
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
 
@@ -322,9 +322,8 @@ class Job:
         overwrite = self.options.overwrite
         try:
             check_output_path(self.output, checkpoints, overwrite=overwrite, resume=self.options.resume)
-        except OutputError as error:
-            is_in_the_way = "the output exists" in error.problem or "the output is complete" in error.problem
-            if self.options.push is not None and is_in_the_way and (self.output / REPORT_NAME).is_file():
+        except OutputExists as error:
+            if self.options.push is not None and (self.output / REPORT_NAME).is_file():
                 error.hint = f"what is there is sent by `{self.upload_command}`"
             raise
         report = self.report_path

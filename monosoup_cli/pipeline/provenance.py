@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli import __version__
 from monosoup_cli.pipeline.devices import describe_device
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.version import __version__
 
 if TYPE_CHECKING:
     import torch
