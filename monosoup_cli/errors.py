@@ -3,9 +3,10 @@
     MonosoupError
     ├── UsageError        the command or the call contradicts itself (exit code 2)
     ├── CheckpointError   a file that cannot be read, or not be trusted
+    │   └── AccessError   the Hub asks for another token, or for a new one
     ├── MismatchError     inputs that do not belong together
-    ├── NonfiniteError    NaN or Inf
-    │   └── ResultOverflowError   the inputs are finite, and a result does not fit its dtype
+    ├── NonfiniteError    NaN or Inf in an input
+    │   └── ResultOverflowError   a result that does not fit its dtype, of finite inputs
     ├── OutputError       OUT cannot be written, or must not be
     │   ├── OutputExistsError     OUT is there already
     │   └── ResumeError           an interrupted run that these arguments do not continue
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "AccessError",
     "CheckpointError",
     "MismatchError",
     "MonosoupError",
@@ -111,6 +113,10 @@ class CheckpointError(MonosoupError):
     """A checkpoint that cannot be read, or whose headers cannot be trusted."""
 
 
+class AccessError(CheckpointError):
+    """The Hub does not let this token read or write; `hint` says how to get one that may."""
+
+
 class MismatchError(MonosoupError):
     """Checkpoints that do not belong together: names, shapes or dtypes disagree."""
 
@@ -138,7 +144,7 @@ class OutputError(MonosoupError):
 
 
 class OutputExistsError(OutputError):
-    """OUT exists, and nothing allows to replace it."""
+    """OUT exists and is not to be replaced, or there is nothing left to resume."""
 
 
 class ResumeError(OutputError):

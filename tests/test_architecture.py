@@ -9,6 +9,7 @@ import monosoup_cli
 
 PACKAGE = Path(monosoup_cli.__file__).parent
 MAY_IMPORT = {
+    "version": set(),
     "errors": set(),
     "names": {"errors"},
     "spectral": {"errors"},
@@ -16,9 +17,9 @@ MAY_IMPORT = {
     "formats": {"errors"},
     "sources": {"formats", "errors"},
     "adapters": {"sources", "formats", "errors"},
-    "outputs": {"sources", "formats", "errors"},
+    "outputs": {"sources", "formats", "errors", "version"},
     "report": {"names", "errors"},
-    "pipeline": {"outputs", "adapters", "sources", "formats", "report", "errors"},
+    "pipeline": {"outputs", "adapters", "sources", "formats", "report", "errors", "version"},
     "api": {
         "pipeline",
         "methods",
@@ -30,7 +31,7 @@ MAY_IMPORT = {
         "report",
         "errors",
     },
-    "cli": {"api", "pipeline", "report", "errors"},
+    "cli": {"api", "pipeline", "report", "errors", "version"},
 }
 
 

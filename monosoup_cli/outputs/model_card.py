@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from monosoup_cli import __version__
 from monosoup_cli.errors import without_tokens
 from monosoup_cli.sources.folders import Folder
+from monosoup_cli.version import __version__
 
 __all__ = ["CARD_NAME", "Parent", "has_card", "library_of", "model_card", "read_card_metadata"]
 

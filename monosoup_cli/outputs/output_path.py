@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError
-from monosoup_cli.outputs.writer import partial_path
+from monosoup_cli.outputs.workplace import partial_path
 from monosoup_cli.sources.source import Source
 
 __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]

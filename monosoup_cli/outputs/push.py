@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monosoup_cli.errors import CheckpointError, OutputError, UsageError, cropped
+from monosoup_cli.errors import AccessError, CheckpointError, OutputError, UsageError, cropped
 from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def _refusing(repository: str, hint: str | None) -> Iterator[None]:
         error.hint = error.hint if hint is None else hint
         raise
     except CheckpointError as error:
-        hints = [error.hint] if hint is None or "token" in error.problem else []
-        said = "; ".join(each for each in (*hints, hint) if each is not None)
-        raise OutputError(error.problem, path=repository, hint=said or None) from None
+        hints = [error.hint] if hint is None or isinstance(error, AccessError) else []
+        steps = [step for step in (*hints, hint) if step is not None]
+        raise OutputError(error.problem, path=repository, hint="; ".join(steps) or None) from None
 
 
 def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, set[str]]:

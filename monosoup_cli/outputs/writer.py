@@ -1,19 +1,13 @@
 """The output while it is being made: fixed places, a journal, and a rename at the end.
 
-Everything happens in OUT.partial, a folder beside OUT:
-
-    OUT.partial/lock       held (flock) by the run that works here
-    OUT.partial/journal    line 1: what the run is made of; then a line a finished tensor, or a note
-    OUT.partial/files/     the files of OUT, in a folder for each checkpoint where there are several
-
-Every tensor has its place in files/ before the first one is computed, so that workers write in any
-order and a later run goes on where this one stopped. A tensor is journalled, with its checksum,
-after its bytes are on the disk. OUT itself appears by one rename, when everything in it is synced.
+Everything happens in OUT.partial (workplace.py). Every tensor has its place in a file there before the
+first one is computed, so workers write in any order and a later run continues where this one stopped.
+A tensor enters the journal (journal.py), with its checksum, after its bytes are on the disk. OUT itself
+appears by one rename, once everything in it is synced.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,63 +17,22 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import (
-    CheckpointError,
-    MismatchError,
-    MonosoupError,
-    NonfiniteError,
-    OutputError,
-    ResumeError,
-    cropped,
-)
+from monosoup_cli.errors import CheckpointError, MismatchError, MonosoupError, NonfiniteError, OutputError
 from monosoup_cli.formats.files import read_into
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all, write_file
+from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read_journal
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
+from monosoup_cli.outputs.workplace import partial_path, refuse_unfinished, take_lock
 
-__all__ = ["PartialOutput", "is_in_use", "partial_path", "refuse_unfinished", "unfinished_run"]
+__all__ = ["PartialOutput"]
 
 CHUNK_BYTES = 1 << 20
-_sync_data = getattr(os, "fdatasync", os.fsync)
-
-
-def partial_path(output: Path) -> Path:
-    """Where an unfinished OUT lives."""
-    return output.with_name(f"{output.name}.partial")
-
-
-def unfinished_run(output: Path) -> bool:
-    """Whether an interrupted run left something to resume."""
-    return (partial_path(output) / "files").is_dir()
-
-
-def refuse_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise OutputError where an interrupted run's work is neither to be resumed nor dropped."""
-    if unfinished_run(output) and not (resume or overwrite):
-        raise OutputError(
-            "an interrupted run left its work",
-            path=partial_path(output),
-            hint="go on with --resume, or start over with --overwrite",
-        )
-
-
-def is_in_use(output: Path) -> bool:
-    """Whether a run holds OUT's lock at this moment."""
-    try:
-        lock = os.open(partial_path(output) / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 class PartialOutput:
@@ -107,8 +60,8 @@ class PartialOutput:
         overwrite: bool = False,
     ) -> None:
         self.output = output
-        self.layout = layout
-        self.folders = folders
+        self._layout = layout
+        self._folders = folders
         self.finished: dict[str, list[dict[str, Any]]] = {}
         self.notes: dict[str, Any] = {}
         self.bytes_written = 0
@@ -125,7 +78,7 @@ class PartialOutput:
         self._done: queue.SimpleQueue[tuple[str, list[int], list[dict[str, Any]]] | None] = (
             queue.SimpleQueue()
         )
-        self._journalling = threading.Lock()
+        self._open_files = ExitStack()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
         self._news = threading.Condition()
@@ -138,7 +91,7 @@ class PartialOutput:
         with self._system_errors():
             is_new = not self.workplace.exists()
             self.workplace.mkdir(exist_ok=True)
-            self._lock = self._take_lock()
+            self._lock = take_lock(self.output)
             try:
                 self._open()
             except BaseException:
@@ -149,49 +102,35 @@ class PartialOutput:
                 raise
         self._committer.start()
         self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
-        self._digests = [self._digesting.submit(self._digest, file) for file in self.layout.files]
+        self._digests = [self._digesting.submit(self._digest, file) for file in self._layout.files]
         return self
-
-    def _take_lock(self) -> int:
-        path = self.workplace / "lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino != path.stat().st_ino:
-                raise BlockingIOError  # the run that held it has just finished and removed it
-        except (BlockingIOError, FileNotFoundError):
-            os.close(lock)
-            raise OutputError("another run is writing this output", path=self.output) from None
-        return lock
 
     def _open(self) -> None:
         self._restore_replaced()
         journal = self.workplace / "journal"
-        lines = self._journalled(journal) if self._resume and self._files.is_dir() else []
+        lines = read_journal(journal, self._identity) if self._resume and self._files.is_dir() else []
         if not lines:
             refuse_unfinished(self.output, resume=self._resume, overwrite=self._overwrite)
             shutil.rmtree(self._files, ignore_errors=True)
             journal.unlink(missing_ok=True)
         self._files.mkdir(exist_ok=True)
-        for inner, file in product(self.folders, self.layout.files):
+        for inner, file in product(self._folders, self._layout.files):
             (self._files / inner / file.name).parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self._files / inner / file.name, flags, 0o666)
+            self._open_files.callback(os.close, descriptor)
             self._descriptors[_inside(inner, file.name)] = descriptor
             os.ftruncate(descriptor, file.nbytes)
             if hasattr(os, "posix_fallocate") and file.nbytes:
                 os.posix_fallocate(descriptor, 0, file.nbytes)  # ENOSPC now rather than midway
-            _write_all(descriptor, memoryview(file.header.raw), 0)
-        self._journal = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        kept = b"".join(lines) or json.dumps({"identity": self._identity}).encode() + b"\n"
+            write_all(descriptor, memoryview(file.header.raw), 0)
+        self._journal = Journal(journal)
+        self._open_files.callback(self._journal.close)
         for line in lines[1:]:
             self._accept(line)
-        os.ftruncate(self._journal, len(kept))  # a torn last line goes
-        _write_all(self._journal, memoryview(kept), 0)
-        os.lseek(self._journal, 0, os.SEEK_END)
-        os.fsync(self._journal)
+        self._journal.start(lines, self._identity)
         for folder in (self._files, self.workplace, self.workplace.parent):
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def _restore_replaced(self) -> None:
         """Put the old OUT back that a crash left moved aside; drop it where the new one is there."""
@@ -203,33 +142,6 @@ class PartialOutput:
         else:
             replaced.rename(self.output)
             self._overwrite = True  # the run that moved it aside was allowed to
-
-    def _journalled(self, journal: Path) -> list[bytes]:
-        """The whole lines of the journal of the same run; raises ResumeError for another's."""
-        try:
-            text = journal.read_bytes()
-        except FileNotFoundError:
-            return []
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
-        if not lines:
-            return []
-        try:
-            identity = json.loads(lines[0])["identity"]
-        except (ValueError, KeyError, TypeError):
-            raise ResumeError(
-                "its journal is damaged", path=self.workplace, hint="start over with --overwrite"
-            ) from None
-        changed = _differences(identity, self._identity)
-        if changed:
-            then = "repeat its arguments"
-            if moved := _moved(identity, self._identity):
-                then = f"a branch on the Hub has moved, which was at @{moved}: name that commit"
-            raise ResumeError(
-                f"the interrupted run differs in {cropped(', '.join(changed))}",
-                path=self.workplace,
-                hint=f"{then}, or start over with --overwrite",
-            )
-        return lines
 
     def _accept(self, line: bytes) -> None:
         """Count a journalled tensor as done where the bytes on the disk are still its own."""
@@ -251,7 +163,7 @@ class PartialOutput:
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start + offset
         with self._system_errors():
-            _write_all(self._descriptors[_inside(folder, file.name)], data, start)
+            write_all(self._descriptors[_inside(folder, file.name)], data, start)
         end, checksum = self._checksums.pop((folder, tensor), (0, 0)) if offset else (0, 0)
         if end == offset:  # from the start on, piece by piece; what comes otherwise is read again
             self._checksums[folder, tensor] = (end + len(data), zlib.crc32(data, checksum))
@@ -282,7 +194,7 @@ class PartialOutput:
         return self._parts.get(name, (name,))
 
     def _checksums_of(self, name: str) -> list[int]:
-        return [self._checksum(folder, part) for folder in self.folders for part in self._parts_of(name)]
+        return [self._checksum(folder, part) for folder in self._folders for part in self._parts_of(name)]
 
     def commit(self, tensor: str, records: list[dict[str, Any]]) -> None:
         """Count a tensor that is written, with a record for each folder, as finished; it is synced
@@ -297,14 +209,8 @@ class PartialOutput:
     def note(self, name: str, content: Any) -> None:
         """Journal something else that a resumed run will find in `notes`."""
         with self._system_errors():
-            self._journal_lines(json.dumps({"note": name, "content": content}).encode() + b"\n")
+            self._journal.append(note_line(name, content))
         self.notes[name] = content
-
-    def _journal_lines(self, lines: bytes) -> None:
-        with self._journalling:
-            while lines:
-                lines = lines[os.write(self._journal, lines) :]
-            _sync_data(self._journal)
 
     def _commit_all(self) -> None:
         """Journal whatever is done, again and again: syncs batch themselves."""
@@ -320,17 +226,9 @@ class PartialOutput:
                 with self._system_errors():
                     parts = {part for tensor, _, _ in entries for part in self._parts_of(tensor)}
                     for name in {self._places[part][0].name for part in parts}:
-                        for folder in self.folders:
-                            _sync_data(self._descriptors[_inside(folder, name)])
-                    self._journal_lines(
-                        b"".join(
-                            json.dumps(
-                                {"tensor": tensor, "checksums": checksums, "records": records}
-                            ).encode()
-                            + b"\n"
-                            for tensor, checksums, records in entries
-                        )
-                    )
+                        for folder in self._folders:
+                            sync_data(self._descriptors[_inside(folder, name)])
+                    self._journal.append(b"".join(finished_line(*entry) for entry in entries))
         except BaseException as error:
             self._failure = error
 
@@ -349,14 +247,14 @@ class PartialOutput:
         return {
             folder: [
                 {"name": file.name, "bytes": file.nbytes, "sha256": digest[number]}
-                for file, digest in zip(self.layout.files, digests, strict=True)
+                for file, digest in zip(self._layout.files, digests, strict=True)
             ]
-            for number, folder in enumerate(self.folders)
+            for number, folder in enumerate(self._folders)
         }
 
     def _digest(self, file: OutputFile) -> list[str]:
         """SHA-256 of a file in every folder; follows the workers from tensor to tensor."""
-        digests = {folder: hashlib.sha256(file.header.raw) for folder in self.folders}
+        digests = {folder: hashlib.sha256(file.header.raw) for folder in self._folders}
         for tensor in sorted(file.header.tensors.values(), key=lambda tensor: tensor.start):
             with self._news:
                 whole = self._whole_of.get(tensor.name, tensor.name)
@@ -379,29 +277,29 @@ class PartialOutput:
             for name, content in side_files.items():
                 target = self._files / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _write_file(target, content)
-            for folder in self.folders:
-                if self.layout.index is not None:
-                    _write_file(self._files / folder / self.layout.index[0], self.layout.index[1])
+                write_file(target, content)
+            for folder in self._folders:
+                if self._layout.index is not None:
+                    write_file(self._files / folder / self._layout.index[0], self._layout.index[1])
             for number, (target, content) in enumerate(beside.items()):
                 draft = self.workplace / f"beside-{number}"
-                _write_file(draft, content)
-                _move(draft, target)
+                write_file(draft, content)
+                move_file(draft, target)
             for folder, _, _ in os.walk(self._files, topdown=False):
-                _sync_folder(Path(folder))
+                sync_folder(Path(folder))
             if not self._overwrite and os.path.lexists(self.output):
                 raise OutputError(
                     "something else was put here meanwhile",
                     path=self.output,
                     hint="move it away, then go on with --resume",
                 )
-            if self.layout.is_single_file:
-                (self._files / self.layout.files[0].name).replace(self.output)
+            if self._layout.is_single_file:
+                (self._files / self._layout.files[0].name).replace(self.output)
             else:
                 if self.output.exists():
                     self.output.rename(self.workplace / "replaced")
                 self._files.rename(self.output)
-            _sync_folder(self.output.parent)
+            sync_folder(self.output.parent)
             shutil.rmtree(self.workplace, ignore_errors=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -423,12 +321,8 @@ class PartialOutput:
         os.close(self._lock)
 
     def _close_files(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+        self._open_files.close()
         self._descriptors.clear()
-        if hasattr(self, "_journal"):
-            os.close(self._journal)
-            del self._journal
 
     @contextmanager
     def _system_errors(self) -> Iterator[None]:
@@ -444,60 +338,3 @@ class PartialOutput:
 
 def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
-
-
-def _write_file(target: Path, content: Path | bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(target, flags, 0o666), "wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            with content.open("rb") as original:
-                shutil.copyfileobj(original, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename, or copy first where the target is on another file system."""
-    try:
-        source.replace(target)
-    except OSError:
-        draft = target.with_name(f".{target.name}.partial")
-        _write_file(draft, source)
-        draft.replace(target)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _moved(before: Any, now: Any) -> str | None:
-    """The commit that an input of the identity `before` had, where it has another one now."""
-    inputs = now.get("inputs", {})
-    for name, facts in before.get("inputs", {}).items() if isinstance(before, dict) else ():
-        commit = facts.get("commit")
-        if commit is not None and commit != inputs.get(name, {}).get("commit"):
-            return str(commit)
-    return None
-
-
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the leaves in which two identities differ."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [prefix or "its identity"]
-    return [
-        difference
-        for name in sorted({*before, *now})
-        for difference in _differences(before.get(name), now.get(name), f"{prefix}.{name}".lstrip("."))
-    ]

@@ -11,7 +11,7 @@ from monosoup_cli.formats.table import OTHER_WEIGHTS
 from monosoup_cli.options import Writing
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
-from monosoup_cli.outputs.writer import is_in_use, refuse_unfinished, unfinished_run
+from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.sources.source import Source
 

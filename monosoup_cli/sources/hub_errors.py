@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from monosoup_cli.errors import CheckpointError, MonosoupError, cropped, without_tokens
+from monosoup_cli.errors import AccessError, CheckpointError, MonosoupError, cropped, without_tokens
 
 __all__ = ["hub_errors", "quiet_hub"]
 
@@ -33,30 +33,40 @@ ONLINE = "run it once without HF_HUB_OFFLINE"
 UNREACHABLE = "cannot reach the Hub"
 CUT = "the transfer was cut short"
 
+
+class Advice(NamedTuple):
+    """What happened, what to do, and the class of the error."""
+
+    problem: str
+    hint: str | None = None
+    kind: type[CheckpointError] = CheckpointError
+
+
 # By name, for which of them there are, and whose they are, depends on the library's version.
 TOLD = {
-    "GatedRepoError": ("gated on the Hub", f"accept the conditions on its page, then {LOG_IN}"),
-    "DisabledRepoError": ("disabled on the Hub", None),
-    "RepositoryNotFoundError": ("not on the Hub, or private", f"check the name; if it is private, {LOG_IN}"),
-    "RevisionNotFoundError": (
-        "no such revision on the Hub",
-        "after @ comes a branch, a tag or a whole commit hash",
+    "GatedRepoError": Advice("gated on the Hub", f"accept the conditions on its page, then {LOG_IN}"),
+    "DisabledRepoError": Advice("disabled on the Hub"),
+    "RepositoryNotFoundError": Advice(
+        "not on the Hub, or private", f"check the name; if it is private, {LOG_IN}"
     ),
-    "HFValidationError": ("not a name on the Hub", "names are ORG/NAME or ORG/NAME@REVISION"),
-    "HfUriError": ("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),
-    "LocalTokenNotFoundError": ("there is no token for the Hub", LOG_IN),
-    "ProxyError": (f"{UNREACHABLE}: the proxy fails", f"check HTTPS_PROXY and NO_PROXY; {OFFLINE}"),
-    "UnsupportedProtocol": (f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
-    "InvalidURL": (f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
-    "TooManyRedirects": (f"{UNREACHABLE}: redirected in a circle", "check HF_ENDPOINT"),
-    "RemoteProtocolError": (CUT, AGAIN),
-    "ReadError": (CUT, AGAIN),
-    "WriteError": (CUT, AGAIN),
-    "ChunkedEncodingError": (CUT, AGAIN),
-    "XetDownloadError": (CUT, AGAIN),
-    "TimeoutException": (f"{UNREACHABLE}: no answer in time", OFFLINE),
-    "Timeout": (f"{UNREACHABLE}: no answer in time", OFFLINE),
-    "TimeoutError": (f"{UNREACHABLE}: no answer in time", OFFLINE),
+    "RevisionNotFoundError": Advice(
+        "no such revision on the Hub", "after @ comes a branch, a tag or a whole commit hash"
+    ),
+    "HFValidationError": Advice("not a name on the Hub", "names are ORG/NAME or ORG/NAME@REVISION"),
+    "HfUriError": Advice("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),
+    "LocalTokenNotFoundError": Advice("there is no token for the Hub", LOG_IN, AccessError),
+    "ProxyError": Advice(f"{UNREACHABLE}: the proxy fails", f"check HTTPS_PROXY and NO_PROXY; {OFFLINE}"),
+    "UnsupportedProtocol": Advice(f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
+    "InvalidURL": Advice(f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
+    "TooManyRedirects": Advice(f"{UNREACHABLE}: redirected in a circle", "check HF_ENDPOINT"),
+    "RemoteProtocolError": Advice(CUT, AGAIN),
+    "ReadError": Advice(CUT, AGAIN),
+    "WriteError": Advice(CUT, AGAIN),
+    "ChunkedEncodingError": Advice(CUT, AGAIN),
+    "XetDownloadError": Advice(CUT, AGAIN),
+    "TimeoutException": Advice(f"{UNREACHABLE}: no answer in time", OFFLINE),
+    "Timeout": Advice(f"{UNREACHABLE}: no answer in time", OFFLINE),
+    "TimeoutError": Advice(f"{UNREACHABLE}: no answer in time", OFFLINE),
 }
 
 
@@ -74,8 +84,8 @@ def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, OSError) or _passed_a_library(error)):
             raise
-        problem, hint = _told(error, action)
-        raise CheckpointError(problem, path=repository, hint=hint) from None
+        advice = _told(error, action)
+        raise advice.kind(advice.problem, path=repository, hint=advice.hint) from None
 
 
 @contextmanager
@@ -110,36 +120,36 @@ def _passed_a_library(error: BaseException) -> bool:
     return False
 
 
-def _told(error: BaseException, action: str) -> tuple[str, str | None]:
+def _told(error: BaseException, action: str) -> Advice:
     """What happened, and what to do."""
     causes = list(_causes(error))
     kinds = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes]
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "no room left for the Hub's cache", f"make room, or move it with HF_HOME; {AGAIN}"
+            return Advice("no room left for the Hub's cache", f"make room, or move it with HF_HOME; {AGAIN}")
     if any("OfflineModeIsEnabled" in names for names in kinds):
-        return f"offline, and {_extent(kinds)} in the cache", ONLINE
+        return Advice(f"offline, and {_extent(kinds)} in the cache", ONLINE)
     for cause, names in zip(causes, kinds, strict=True):
         if "RemoteEntryNotFoundError" in names:
-            return f"no file {_file_of(cause)} on the Hub", ANOTHER
+            return Advice(f"no file {_file_of(cause)} on the Hub", ANOTHER)
         told = next((TOLD[name] for name in names if name in TOLD), None)
         if told is not None:
             return told
         if getattr(cause, "response", None) is not None:
             return _told_by_status(cause, action)
         if "HTTPError" in names or "RequestException" in names:
-            return _unreachable(causes), OFFLINE
+            return Advice(_unreachable(causes), OFFLINE)
         if "LocalEntryNotFoundError" not in names and isinstance(cause, ConnectionError):
-            return _unreachable(causes), OFFLINE
+            return Advice(_unreachable(causes), OFFLINE)
     if any("LocalEntryNotFoundError" in names or "RevisionResolutionError" in names for names in kinds):
-        return f"{_extent(kinds)} in the cache", ONLINE
+        return Advice(f"{_extent(kinds)} in the cache", ONLINE)
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot use the Hub's cache: {error.strerror}", "HF_HOME tells where it is"
+        return Advice(f"cannot use the Hub's cache: {error.strerror}", "HF_HOME tells where it is")
     if isinstance(error, FileNotFoundError):
-        return "a file that it should have is not on the Hub", ANOTHER
+        return Advice("a file that it should have is not on the Hub", ANOTHER)
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return CUT, AGAIN
-    return f"cannot {action} it: the Hub's answer makes no sense", "check HF_ENDPOINT and the proxy"
+        return Advice(CUT, AGAIN)
+    return Advice(f"cannot {action} it: the Hub's answer makes no sense", "check HF_ENDPOINT and the proxy")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -162,22 +172,22 @@ def _unreachable(causes: list[BaseException]) -> str:
     return UNREACHABLE if reason is None else f"{UNREACHABLE}: {_one_line(reason)}"
 
 
-def _told_by_status(error: Any, action: str) -> tuple[str, str | None]:
+def _told_by_status(error: Any, action: str) -> Advice:
     status = error.response.status_code
     if status == 401:
-        return "the Hub does not accept the token", f"renew it with {LOG_IN}"
+        return Advice("the Hub does not accept the token", f"renew it with {LOG_IN}", AccessError)
     if status == 403:
-        return f"the token may not {action} it", f"use one that may: {LOG_IN}"
+        return Advice(f"the token may not {action} it", f"use one that may: {LOG_IN}", AccessError)
     if status == 412:
-        return "somebody else has changed it meanwhile", None
+        return Advice("somebody else has changed it meanwhile")
     if status == 429:
         wait = _wait(error.response.headers)
         when = "later" if wait is None else f"in {wait} s"
-        return "too many requests to the Hub", f"try again {when}: finished files are kept"
+        return Advice("too many requests to the Hub", f"try again {when}: finished files are kept")
     if status >= 500:
-        return f"the Hub has trouble of its own (status {status})", LATER
+        return Advice(f"the Hub has trouble of its own (status {status})", LATER)
     said = _one_line(getattr(error, "server_message", None) or "")
-    return f"the Hub refuses (status {status}){': ' if said else ''}{said}", None
+    return Advice(f"the Hub refuses (status {status}){': ' if said else ''}{said}")
 
 
 def _wait(headers: Any) -> int | None:

@@ -30,7 +30,7 @@ from torch import nn
 import monosoup_cli
 from monosoup_cli.cli.app import main
 from monosoup_cli.errors import ResumeError, UsageError
-from monosoup_cli.outputs.writer import partial_path
+from monosoup_cli.outputs.workplace import partial_path
 from tests.conftest import everything_in
 
 COMMAND = [sys.executable, "-m", "monosoup_cli"]

@@ -1,0 +1,51 @@
+"""Writes that survive a power failure, and never follow a link."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ["move_file", "sync_data", "sync_folder", "write_all", "write_file"]
+
+sync_data = getattr(os, "fdatasync", os.fsync)
+"""Flush a descriptor's data to the disk; its time stamps may follow later."""
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`, however many calls that takes."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def write_file(target: Path, content: Path | bytes) -> None:
+    """Write the content, or a copy of the file at a path, and sync it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(target, flags, 0o666), "wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as original:
+                shutil.copyfileobj(original, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a file; if the target is on another file system, copy it next to the target first."""
+    try:
+        source.replace(target)
+    except OSError:
+        draft = target.with_name(f".{target.name}.partial")
+        write_file(draft, source)
+        draft.replace(target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (new files, renames) survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

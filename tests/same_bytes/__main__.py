@@ -1,0 +1,102 @@
+"""Prove that two versions of the package write the same bytes.
+
+    python -m tests.same_bytes OLD_TREE NEW_TREE [--only NAME…] [--list] [--keep FOLDER]
+
+OLD_TREE and NEW_TREE are checkouts. `inputs.py` makes a fixed set of small checkpoints and adapters in
+a temporary folder, from fixed seeds. `cases.txt` lists command lines. Each command line runs once with
+the package of each tree, and everything that the two runs leave behind is compared. `--only` takes
+names of cases, or globs such as `adapter*`. `--keep` puts the inputs and outputs in a folder that is
+not removed afterwards.
+
+What is compared:
+
+- the exit code; an exception that escapes `main` counts as exit code 70, so that it is not mistaken
+  for a refusal;
+- the files that are there, among them what a failed run leaves, and their permissions;
+- every file byte for byte. From text (JSON reports, model cards, stdout) the following is dropped
+  first: the time a run took, the tool's version, and after an interrupted run the counts of bytes
+  read and written;
+- stdout: JSON and CSV as files are, and of tables and plans only the numbers, since words may be
+  improved;
+- whether the inputs are untouched, by size and time of change.
+
+stderr is not compared, nor are pages (`--html`) and pictures. The first difference of each case is
+printed with its file, tensor or JSON path; the exit code is 1 where anything differs.
+
+How a command line runs: one process for each tree imports torch and forks for each command line; the
+child does what `python -m monosoup_cli …` does. This saves the import of torch, which takes longer
+than most cases. Its working directory is a folder of its own, from which the inputs are
+`../../in/NAME`, so that the paths in reports are relative and equal. One thread, no network, no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.same_bytes.cases import CASES
+from tests.same_bytes.differences import first_difference
+from tests.same_bytes.inputs import Inputs
+from tests.same_bytes.trees import Tree
+
+
+def main() -> int:
+    """Run the cases, print a line for each; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.same_bytes", description=__doc__.split("\n")[0])
+    parser.add_argument("trees", type=Path, nargs="*", metavar="TREE", help="the old and the new checkout")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="names or globs of cases")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases, and stop")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep inputs and outputs in this folder")
+    arguments = parser.parse_args()
+    cases = [
+        case for case in CASES if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in arguments.only)
+    ]
+    if arguments.list:
+        print(*(case.name for case in cases), sep="\n")
+        return 0
+    if len(arguments.trees) != 2:
+        parser.error("two trees are needed, the old one and the new one")
+    if not cases:
+        parser.error("no case has such a name; --list shows them")
+    if arguments.keep is None:
+        with tempfile.TemporaryDirectory(prefix="same-bytes-") as folder:
+            return compare(cases, arguments.trees, Path(folder).resolve())
+    arguments.keep.mkdir(parents=True)
+    return compare(cases, arguments.trees, arguments.keep.resolve())
+
+
+def compare(cases, paths, folder) -> int:
+    """The exit code: 1 where a case differs, or changes its inputs."""
+    inputs, started, differing = Inputs(folder / "in"), time.monotonic(), 0
+    with Tree(paths[0], folder / "old") as old, Tree(paths[1], folder / "new") as new:
+        for case in cases:
+            begun = time.monotonic()
+            inputs.make(case)
+            before = digests(inputs.folder)
+            difference = first_difference(old.run(case), new.run(case), case)
+            if difference is None and digests(inputs.folder) != before:
+                difference = "the inputs were changed"
+            differing += difference is not None
+            print(f"{case.name:<32} {difference or 'same':<8} {time.monotonic() - begun:6.1f} s", flush=True)
+    verdict = (
+        f"{differing} of {len(cases)} cases differ" if differing else f"all {len(cases)} cases are the same"
+    )
+    print(f"{verdict}, in {time.monotonic() - started:.0f} s")
+    return int(differing > 0)
+
+
+def digests(folder):
+    """What shows that a file was written to; not the content of every file each time, which takes long."""
+    return {
+        path: (status.st_ino, status.st_size, status.st_mtime_ns)
+        for path in folder.rglob("*")
+        for status in [path.lstat()]
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
