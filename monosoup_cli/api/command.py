@@ -73,10 +73,10 @@ def command(order: Callable[P, Order | Request]) -> Command[P]:
         bound.apply_defaults()
         made = order(*args, **kwargs)
         request = made if isinstance(made, Request) else Request(made)
-        arguments = {key: _reported(bound.arguments[key], own[key]) for key in own}
+        inputs = ("base", "finetuned", "output") if "base" in own else ()
+        arguments: dict[str, Any] = dict.fromkeys(inputs)
+        arguments |= {key: _reported(bound.arguments[key], own[key]) for key in own}
         arguments |= request.order.arguments
-        if "base" in own:
-            arguments["base"] = request.order.base if request.order.base is not None else arguments["base"]
         arguments |= {"finetuned": list(request.order.finetuned), "output": request.order.output}
         call = Call(name, {**arguments, **dict(options.items())}, declared)
         return prepare(Task(call, options, request.order, request.kind, request.chooser))
