@@ -11,6 +11,7 @@ PACKAGE = Path(monosoup_cli.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "names": {"errors"},
+    "devices": {"formats", "errors"},
     "spectral": {"errors"},
     "methods": {"spectral", "names", "errors"},
     "formats": {"errors"},
@@ -18,7 +19,7 @@ MAY_IMPORT = {
     "adapters": {"sources", "formats", "errors"},
     "outputs": {"sources", "formats", "errors"},
     "report": {"names", "errors"},
-    "pipeline": {"outputs", "adapters", "sources", "formats", "report", "errors"},
+    "pipeline": {"devices", "outputs", "adapters", "sources", "formats", "report", "errors"},
     "api": {
         "pipeline",
         "methods",

@@ -12,9 +12,10 @@ from monosoup_cli.adapters.adapter import LoraPair
 from monosoup_cli.adapters.adapter_layout import factor_shapes, lay_out_adapter
 from monosoup_cli.adapters.merged import MergedCheckpoint, read_float64
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo, build_header
+from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_overflow
+from monosoup_cli.formats.header import TensorInfo, build_header
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
-from monosoup_cli.pipeline.blocks import Cut, bytes_of, check_overflow
+from monosoup_cli.pipeline.blocks import Cut
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.sources.checkpoint import Checkpoint
 

@@ -10,15 +10,13 @@ ranges of elements in the order of the file, for what needs no matrix.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from monosoup_cli.errors import NonfiniteError
-from monosoup_cli.formats.header import BITS, FLOATING
+from monosoup_cli.devices.scratch import Scratch
+from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite, check_overflow
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +34,6 @@ __all__ = [
     "MeanMatrix",
     "OutputFlat",
     "OutputMatrix",
-    "Scratch",
     "check_stored",
     "matrix_layer",
     "stored_chunks",
@@ -107,67 +104,6 @@ class Cut:
         """(start, stop) of every block along the longer side."""
         for start in range(0, self.length if self.side else 0, self.block_length):
             yield start, min(start + self.block_length, self.length)
-
-
-class Scratch:
-    """A worker's buffers, one for each purpose, grown as needed and used again for every tensor."""
-
-    def __init__(self, *, pinned: bool = False) -> None:
-        self._pinned = pinned
-        self._buffers: dict[str, torch.Tensor] = {}
-        self._taken: dict[str, tuple[tuple[object, ...], torch.Tensor]] = {}
-
-    def take(self, purpose: str, dtype: str, *shape: int) -> torch.Tensor:
-        """An uninitialised tensor of a stored dtype; the same memory at the next call."""
-        wanted = (dtype, shape)
-        last, taken = self._taken.get(purpose, (None, None))
-        if taken is not None and last == wanted:  # as for the range before: no views are made
-            return taken
-        import torch
-
-        nbytes = math.prod(shape) * BITS[dtype] // 8
-        buffer = self._buffers.get(purpose)
-        if buffer is None or buffer.numel() < nbytes:
-            self._buffers.pop(purpose, None)
-            buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned and nbytes > 0)
-            self._buffers[purpose] = buffer
-        taken = buffer[:nbytes].view(getattr(torch, FLOATING.get(dtype, "uint8"))).view(shape)
-        self._taken[purpose] = wanted, taken
-        return taken
-
-
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, to be read from or written to."""
-    return _memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-
-
-@lru_cache(maxsize=256)
-def _memory(address: int, nbytes: int) -> memoryview:
-    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
-
-
-def count_nonfinite(tensor: torch.Tensor) -> int:
-    """How many elements are NaN or Inf; one cheap pass where there are none."""
-    import torch
-
-    if tensor.numel() == 0:
-        return 0
-    overflows_in_sums = tensor.dtype == torch.float16
-    witnesses = torch.aminmax(tensor) if overflows_in_sums else (tensor.sum(),)
-    if all(math.isfinite(witness) for witness in witnesses):
-        return 0
-    return int((~tensor.isfinite()).sum())
-
-
-def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
-    """Raise NonfiniteError where a (part of a) tensor of the file at `path` has NaN or Inf."""
-    if count := count_nonfinite(tensor):
-        raise NonfiniteError(
-            f"holds NaN or Inf ({count:,} or more elements)",
-            path=path,
-            tensor=name,
-            hint="--on-nonfinite keep leaves such tensors as fine-tuned",
-        )
 
 
 def stored_chunks(
@@ -345,16 +281,6 @@ class OutputFlat:
         part = self._scratch.take("output", self._dtype, stop - start).copy_(block.view(-1))
         check_overflow(part, self._dtype, self._tensor)
         self._output.write(self._tensor, bytes_of(part), start * BITS[self._dtype] // 8, self._folder)
-
-
-def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
-    """Raise NonfiniteError where a result that was finite in float64 is not so in its stored dtype."""
-    if count := count_nonfinite(part):
-        raise NonfiniteError(
-            f"the result overflows {dtype} in {count:,} elements",
-            tensor=tensor,
-            hint="--dtype float32 or bfloat16 has room for it",
-        )
 
 
 class MatrixLayer:

@@ -6,108 +6,26 @@ BLAS, and the order of additions, hence every byte, does not depend on how many 
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from monosoup_cli.errors import ResourceError, UsageError
+from monosoup_cli.devices.cpu import Cpu
+from monosoup_cli.devices.device import Device
+from monosoup_cli.devices.scratch import Scratch
+from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.header import BITS
-from monosoup_cli.pipeline.blocks import FLAT_BYTES, MEAN_BYTES, RESIDENT_BYTES, Cut, Scratch
+from monosoup_cli.pipeline.blocks import FLAT_BYTES, MEAN_BYTES, RESIDENT_BYTES, Cut
 from monosoup_cli.pipeline.plan import Plan
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "WorkerPlaces",
-    "blas_threads_restored",
-    "describe_device",
-    "estimate_bytes",
-    "find_devices",
-    "plan_workers",
-    "warm_up",
-]
-
-WORKERS_PER_CARD = 3
-"""One computes while another reads and a third writes."""
+__all__ = ["WorkerPlaces", "blas_threads_restored", "estimate_bytes", "plan_workers"]
 
 RESERVED_SHARE = 0.9
 """Of the memory that is free, what a run may plan to use."""
-
-
-def find_devices(name: str) -> list[torch.device]:
-    """The devices that `--device` means: auto, cpu, cuda (all cards) or cuda:N. Raises UsageError."""
-    if name == "cpu":
-        return _devices(["cpu"])
-    if name != "auto" and name != "cuda" and not (name.startswith("cuda:") and name[5:].isdecimal()):
-        raise UsageError("unknown device", expected="auto, cpu, cuda or cuda:N", found=name)
-    # two workers share a card: without this cuBLAS may add in another order from run to run
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto" and not cards:
-        return _devices(["cpu"])
-    if name in ("auto", "cuda") and cards:
-        return _devices([f"cuda:{number}" for number in range(cards)])
-    if name.startswith("cuda:") and int(name[5:]) < cards:
-        return _devices([name])
-    if not cards:
-        raise UsageError(f"device {name}: this torch sees no CUDA device")
-    raise UsageError("no such CUDA device", expected=f"cuda:0 to cuda:{cards - 1}", found=name)
-
-
-def _devices(names: Sequence[str]) -> list[torch.device]:
-    import torch
-
-    return [torch.device(name) for name in names]
-
-
-def describe_device(device: torch.device) -> str:
-    """The model of a processor or card: results may differ in the last bits between models."""
-    if device.type == "cuda":
-        import torch
-
-        return str(torch.cuda.get_device_name(device))
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be had: on a card what is free; on the host without swapping and within the
-    control group's limit. None where the system does not tell."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    limits = []
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        for line in (group / "memory.stat").read_text().splitlines():
-            if line.startswith("inactive_file "):  # the system's cache of files gives way
-                used -= int(line.split()[1])
-        limits.append(int((group / "memory.max").read_text()) - used)
-    return min(limits, default=None)
 
 
 def estimate_bytes(cut: Cut, itemsize: int, *, is_mean: bool, variants: int) -> int:
@@ -123,7 +41,7 @@ def estimate_bytes(cut: Cut, itemsize: int, *, is_mean: bool, variants: int) -> 
 
 def plan_workers(
     plan: Plan,
-    devices: Sequence[torch.device],
+    devices: Sequence[Device],
     asked: int | None,
     *,
     is_mean: bool,
@@ -135,8 +53,6 @@ def plan_workers(
 
     Raises ResourceError where not even one worker's tensor fits into memory.
     """
-    import torch
-
     needs = sorted(
         (
             kept_in_order + FLAT_BYTES
@@ -147,9 +63,9 @@ def plan_workers(
         ),
         reverse=True,
     )
-    at_once = count_cores() if devices[0].type == "cpu" else WORKERS_PER_CARD
-    places = {torch.device("cpu"), *devices}  # a card's blocks pass through the host
-    known = [free for free in map(free_bytes, places) if free is not None]
+    at_once = devices[0].workers
+    places: set[Device] = {Cpu(), *devices}  # a card's blocks pass through the host
+    known = [free for free in (place.free_bytes() for place in places) if free is not None]
     if known:
         allowed = int(min(known) * RESERVED_SHARE)
         if needs and needs[0] > allowed:
@@ -162,15 +78,6 @@ def plan_workers(
             at_once -= 1
     workers = max(1, min(asked or at_once * len(devices), len(plan.tensors)))
     return workers, sum(needs[:workers])
-
-
-def warm_up(devices: Sequence[torch.device]) -> None:
-    """Have torch load its CUDA linear algebra, which it does at the first call and not thread-safely."""
-    import torch
-
-    for device in devices:
-        if device.type == "cuda":
-            torch.linalg.eigh(torch.eye(2, dtype=torch.float64, device=device))
 
 
 @contextmanager
@@ -188,7 +95,7 @@ def blas_threads_restored() -> Iterator[None]:
 class WorkerPlaces:
     """A device, a stream and buffers for every worker thread, made when the thread first asks."""
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
+    def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -203,12 +110,8 @@ class WorkerPlaces:
             with self._lock:
                 self._local.device = self._devices[self._count % len(self._devices)]
                 self._count += 1
-            is_card = self._local.device.type == "cuda"
-            self._local.scratch = Scratch(pinned=is_card)
-            self._local.stream = None
-            if is_card:
-                self._local.stream = torch.cuda.Stream(self._local.device)  # type: ignore[no-untyped-call]
+            self._local.scratch = self._local.device.new_scratch()
+            self._local.stream = self._local.device.stream()
             torch.set_num_threads(1)
-        stream = self._local.stream
-        with nullcontext() if stream is None else torch.cuda.stream(stream):
-            yield self._local.device, self._local.scratch
+        with self._local.stream:
+            yield self._local.device.torch, self._local.scratch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from monosoup_cli.devices.device import Device
 from monosoup_cli.errors import NonfiniteError
 from monosoup_cli.pipeline.blocks import FlatLayer, check_stored
 from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
@@ -28,7 +29,7 @@ def gram_matrices(
     base: Checkpoint,
     finetuned: Sequence[Checkpoint],
     partial: PartialOutput | None,
-    devices: Sequence[torch.device],
+    devices: Sequence[Device],
     workers: int,
     progress: Progress,
     gram_matrix: GramMatrix,

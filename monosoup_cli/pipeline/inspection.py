@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import NonfiniteError, mismatch_in
 from monosoup_cli.formats.files import Advance
 from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
-from monosoup_cli.pipeline.devices import find_devices, plan_workers
+from monosoup_cli.pipeline.devices import plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs, update_of
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
@@ -162,7 +163,7 @@ class Inspection:
         """How the report begins."""
         resolved = {
             **arguments,
-            "device": ", ".join(str(device) for device in self.devices),
+            "device": ", ".join(str(device.torch) for device in self.devices),
             "workers": self.workers,
         }
         return {

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from monosoup_cli import __version__
 from monosoup_cli.adapters.adapter import ADAPTER_CONFIG
 from monosoup_cli.adapters.merged import MergedCheckpoint
+from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import OutputError, UsageError, mismatch_in, without_tokens
 from monosoup_cli.formats.files import Advance, Download
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
@@ -37,7 +38,7 @@ from monosoup_cli.pipeline.adapter_output import (
     headers_of,
 )
 from monosoup_cli.pipeline.blocks import MatrixLayer, matrix_layer
-from monosoup_cli.pipeline.devices import find_devices, plan_workers
+from monosoup_cli.pipeline.devices import plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.options import RunOptions
@@ -458,7 +459,7 @@ class Job:
         return {
             **self.recipe.arguments,
             **asdict(self.options),
-            "device": ", ".join(str(device) for device in self.devices),
+            "device": ", ".join(str(device.torch) for device in self.devices),
             "workers": self.workers,
             "report": STDOUT if self.report_path is None else str(self.report_path),
         }

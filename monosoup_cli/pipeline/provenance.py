@@ -6,20 +6,17 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monosoup_cli import __version__
-from monosoup_cli.pipeline.devices import describe_device
+from monosoup_cli.devices.device import Device
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.sources.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["environment", "names_only_in_base", "report_head", "with_roles"]
 
 
-def environment(devices: Sequence[torch.device]) -> dict[str, Any]:
+def environment(devices: Sequence[Device]) -> dict[str, Any]:
     """What the last bits of the results depend on."""
     import torch
 
@@ -27,8 +24,8 @@ def environment(devices: Sequence[torch.device]) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "safetensors": version("safetensors"),
-        "device": ", ".join(sorted({describe_device(device) for device in devices})),
-        "cuda": torch.version.cuda if devices[0].type == "cuda" else None,
+        "device": ", ".join(sorted({device.model() for device in devices})),
+        **devices[0].versions,
     }
 
 

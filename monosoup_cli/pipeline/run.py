@@ -12,8 +12,10 @@ from itertools import product
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from monosoup_cli.devices.device import Device
+from monosoup_cli.devices.scratch import Scratch
 from monosoup_cli.errors import NonfiniteError, ResourceError
-from monosoup_cli.formats.header import BITS, FLOATING
+from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite, count_nonfinite
 from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput, OutputRows
 from monosoup_cli.pipeline.blocks import (
     Cut,
@@ -21,15 +23,11 @@ from monosoup_cli.pipeline.blocks import (
     MatrixLayer,
     OutputFlat,
     OutputMatrix,
-    Scratch,
-    bytes_of,
-    check_finite,
     check_stored,
-    count_nonfinite,
     matrix_layer,
     stored_chunks,
 )
-from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored, warm_up
+from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored
 from monosoup_cli.pipeline.inputs import update_of
 from monosoup_cli.pipeline.options import Strictness
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
@@ -131,7 +129,7 @@ class Run:
         return [*base, *self.sources_of(tensor)]
 
 
-def run(job: Run, devices: Sequence[torch.device], workers: int, progress: Progress) -> None:
+def run(job: Run, devices: Sequence[Device], workers: int, progress: Progress) -> None:
     """Make every tensor of the plan that is not finished yet; records end in `job.output.finished`."""
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
@@ -160,7 +158,7 @@ def in_parallel(
     finished: Container[str],
     make: Callable[[PlannedTensor, Worker], None],
     read_for: Callable[[PlannedTensor], Sequence[Checkpoint]],
-    devices: Sequence[torch.device],
+    devices: Sequence[Device],
     workers: int,
     progress: Progress,
 ) -> None:
@@ -209,7 +207,8 @@ def in_parallel(
             ended.put(None)
 
     prefetch(waiting[:workers])
-    warm_up(devices)
+    for device in devices:
+        device.warm_up()
     with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
         try:
             # a signal raises in this thread, wherever it is: not within the pool, whose locks it might leave

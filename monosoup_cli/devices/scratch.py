@@ -1,0 +1,44 @@
+"""Buffers that a worker uses again for every tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from monosoup_cli.formats.dtypes import BITS, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Scratch"]
+
+
+class Scratch:
+    """One worker's buffers, one for each purpose, which grow to the largest size that was needed.
+
+    Args:
+        pinned: Allocate page-locked memory, from which a card copies faster.
+    """
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._taken: dict[str, tuple[tuple[object, ...], torch.Tensor]] = {}
+
+    def take(self, purpose: str, dtype: str, *shape: int) -> torch.Tensor:
+        """An uninitialized CPU tensor of a stored dtype; the next call for `purpose` reuses its memory."""
+        wanted = (dtype, shape)
+        last, taken = self._taken.get(purpose, (None, None))
+        if taken is not None and last == wanted:  # the same as for the previous range: no new views
+            return taken
+        import torch
+
+        nbytes = math.prod(shape) * BITS[dtype] // 8
+        buffer = self._buffers.get(purpose)
+        if buffer is None or buffer.numel() < nbytes:
+            self._buffers.pop(purpose, None)  # free the old one before the new one is allocated
+            buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned and nbytes > 0)
+            self._buffers[purpose] = buffer
+        taken = buffer[:nbytes].view(torch_dtype(dtype)).view(shape)
+        self._taken[purpose] = wanted, taken
+        return taken
