@@ -23,9 +23,10 @@ from monosoup_cli.outputs.model_card import (
 )
 from monosoup_cli.pipeline.job import Choice, Job
 from monosoup_cli.pipeline.options import RunOptions
-from monosoup_cli.pipeline.run import Progress, Variant
+from monosoup_cli.pipeline.run import Progress
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.hub import HubId
+from monosoup_cli.tensors.method import Variant
 
 __all__ = ["Paper", "StrPath", "card", "paths", "running"]
 

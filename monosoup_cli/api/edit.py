@@ -13,14 +13,15 @@ from monosoup_cli.api.sweep import Numbers, Sweep, combine
 from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import AsAdapter, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions, as_list
-from monosoup_cli.pipeline.run import Edit, Method, Variant
+from monosoup_cli.pipeline.run import Method
+from monosoup_cli.tensors.method import Edit, Variant
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
     from monosoup_cli.methods.monosoup import LayerSpectrum, MonoSoup, Weighting
-    from monosoup_cli.pipeline.blocks import MatrixLayer
+    from monosoup_cli.tensors.matrix import MatrixLayer
 
 __all__ = ["MONOSOUP", "edit", "prepare_edit"]
 
@@ -154,7 +155,7 @@ def _as_adapter(splits: Sequence[MonoSoup], rank: int | None, energy: float | No
     from monosoup_cli.methods.monosoup import rank_for
 
     def rank_of(layer: MatrixLayer) -> int:
-        return rank_for(layer.updates, layer.side, splits, energy or 1.0)
+        return rank_for(layer.updates, layer.cut.side, splits, energy or 1.0)
 
     return AsAdapter(rank, None if energy is None else rank_of)
 
@@ -175,9 +176,9 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
     def method(layer: MatrixLayer) -> Edit | None:
         if layer.factors is not None:
             return of_low_rank(layer, *layer.factors)
-        if layer.rank is not None:
-            return approximated(layer, layer.rank)
-        edits = edit_update(layer.updates, layer.side, splits)
+        if layer.wanted.rank is not None:
+            return approximated(layer, layer.wanted.rank)
+        edits = edit_update(layer.updates, layer.cut.side, splits)
         measured = measures([spectrum for spectrum, _ in edits], layer.base_norm) if edits else None
         if not edits or measured is None:
             return None
@@ -195,7 +196,7 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
         if not edits or measured is None:
             return None
         factors = [each for _, each in edits]
-        if layer.is_factored:
+        if layer.wanted.factors:
             return Edit(
                 measured, iter(()), [(left * wise, right) for left, right in factors for wise in wises]
             )
@@ -208,7 +209,7 @@ def _method(splits: Sequence[MonoSoup], wises: Sequence[float], min_update: floa
         )
 
     def approximated(layer: MatrixLayer, rank: int) -> Edit | None:
-        edits = truncate_update(layer.updates, layer.side, splits, rank)
+        edits = truncate_update(layer.updates, layer.cut.side, splits, rank)
         measured = measures([each.layer for each in edits], layer.base_norm) if edits else None
         if not edits or measured is None:
             return None

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from monosoup_cli.methods.monosoup import MonoSoup, Weighting
-    from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer
+    from monosoup_cli.tensors.flat import FlatLayer
+    from monosoup_cli.tensors.matrix import MatrixLayer
 
 __all__ = ["Inspected", "inspect_spectrum", "prepare_inspect_spectrum"]
 
@@ -138,7 +139,7 @@ def _measure(monosoup: MonoSoup, *, with_values: bool) -> Measure:
         _, *finetuned = (torch.finfo(getattr(torch, FLOATING[dtype])) for dtype in layer.dtypes)
         rounding = Rounding(max(finetuned, key=lambda info: info.eps), len(finetuned))
         if layer.factors is None:
-            found = inspect_update(lambda: layer.updates(rounding.add), layer.side, monosoup)
+            found = inspect_update(lambda: layer.updates(rounding.add), layer.cut.side, monosoup)
         else:
             layer.measure_base()
             found = inspect_product(*layer.factors, monosoup)
@@ -164,7 +165,7 @@ def _compare(grams: dict[str, torch.Tensor]) -> Compare:
         has_moved = gram.diagonal() > 0.0
         if not has_moved.any():
             return {}
-        grams[layer.tensor] = gram
+        grams[layer.name] = gram
         stock = stock_ratio(gram)
         rows = cosines(gram).tolist()
         return {

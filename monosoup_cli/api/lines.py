@@ -77,7 +77,7 @@ def prepare_lines(
         verb="scale",
         arguments=arguments,
         method=lambda layer: interpolations(
-            layer, [scale_of[layer.tensor].value], [_measures(scale_of[layer.tensor])]
+            layer, [scale_of[layer.name].value], [_measures(scale_of[layer.name])]
         ),
         card=card(prepare_lines, arguments, run_options, LINES),
         measured=["stack", "block", "scale"],

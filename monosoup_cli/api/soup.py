@@ -14,14 +14,15 @@ from monosoup_cli.errors import UsageError
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
-from monosoup_cli.pipeline.run import Edit, Progress
+from monosoup_cli.pipeline.run import Progress
+from monosoup_cli.tensors.method import Edit
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
     from monosoup_cli.methods.model_soup import Trial
-    from monosoup_cli.pipeline.blocks import FlatLayer
+    from monosoup_cli.tensors.flat import FlatLayer
 
 __all__ = ["Accept", "average", "prepare_soup", "soup"]
 
@@ -49,7 +50,7 @@ MODEL_SOUP = Paper(
 
 def average(layer: FlatLayer) -> Edit | None:
     """The (weighted) mean of the checkpoints; of one alone there is nothing to do."""
-    if len(layer.finetuned) == 1:
+    if layer.count == 1:
         return None
 
     def blocks() -> Iterator[tuple[int, int, list[torch.Tensor]]]:

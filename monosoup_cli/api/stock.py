@@ -11,14 +11,14 @@ from monosoup_cli.api.command import Paper, StrPath, card, paths, running
 from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
-from monosoup_cli.pipeline.run import Edit
+from monosoup_cli.tensors.method import Edit
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
     from monosoup_cli.methods.model_stock import StockRatio
-    from monosoup_cli.pipeline.blocks import FlatLayer
+    from monosoup_cli.tensors.flat import FlatLayer
 
 __all__ = ["Granularity", "prepare_stock", "stock"]
 
@@ -82,7 +82,7 @@ stock = running(prepare_stock)
 def _edit(layer: FlatLayer, granularity: Granularity, *, clamp: bool) -> Edit:
     """For the tensor, or for some of its rows at a time: first the ratios, then the weights."""
     is_whole = granularity == "tensor" or len(layer.shape) < 2
-    row, count = layer.size if is_whole else layer.size // layer.shape[0], len(layer.finetuned)
+    row, count = layer.size if is_whole else layer.size // layer.shape[0], layer.count
     found: list[StockRatio] = []
     measures: dict[str, Any] = {"cosine": None, "ratio": 1.0, "clamped": 0}
 
@@ -94,7 +94,7 @@ def _edit(layer: FlatLayer, granularity: Granularity, *, clamp: bool) -> Edit:
         if not layer.shape:
             yield 0, 1, [layer.pair(0, 1)[1]]  # a scalar is averaged
             return
-        for first, last in layer.row_ranges(row):
+        for first, last in layer.updates.row_ranges(row):
             rows = (last - first) // row
             gram, total = _pass_over(layer, first, last, rows)
             found.append(stock_ratio(gram, clamp=clamp))
@@ -102,9 +102,9 @@ def _edit(layer: FlatLayer, granularity: Granularity, *, clamp: bool) -> Edit:
             for start, stop in layer.ranges(first, last, row=1 if rows == 1 else row):
                 base = layer.from_base(start, stop)
                 if total is None:
-                    move = layer.upcast(layer.total(start, stop)).sub_(base, alpha=count)
+                    move = layer.memory.upcast(layer.total(start, stop)).sub_(base, alpha=count)
                 else:
-                    move = layer.upcast(total[0, start - first : stop - first])
+                    move = layer.memory.upcast(total[0, start - first : stop - first])
                 if rows == 1:
                     yield start, stop, [base.add_(move, alpha=float(ratio) / count)]
                 else:
@@ -126,15 +126,15 @@ def _pass_over(
 
     from monosoup_cli.methods.similarity import gram_matrix
 
-    count = len(layer.finetuned)
-    total = layer.held(last - first)
-    ones = layer.room("ones", 1, count, dtype=layer.sums).fill_(1.0)
+    count = layer.count
+    total = layer.memory.held(last - first)
+    ones = layer.memory.room("ones", 1, count, dtype=layer.updates.sums).fill_(1.0)
 
     def exact() -> Iterator[torch.Tensor]:
-        for start, stop, updates in layer.updates(first, last):
+        for start, stop, updates in layer.updates.ranges(first, last):
             if total is not None:
                 torch.mm(ones, updates, out=total[:, start - first : stop - first])
-            yield layer.upcast(updates)
+            yield layer.memory.upcast(updates)
 
     if rows == 1:
         gram = gram_matrix(exact(), count).unsqueeze(0)
@@ -142,8 +142,8 @@ def _pass_over(
         (updates,) = exact()  # all of the rows are in one range
         by_row = updates.view(count, rows, -1).transpose(0, 1)
         gram = by_row @ by_row.mT
-    if not (gram < LARGEST_SQUARES[layer.sums]).all():
-        layer.widen()
+    if not (gram < LARGEST_SQUARES[layer.updates.sums]).all():
+        layer.updates.widen()
         return _pass_over(layer, first, last, rows)
     return gram, total
 

@@ -11,13 +11,13 @@ from monosoup_cli.api.sweep import Numbers, Sweep, combine
 from monosoup_cli.errors import UsageError
 from monosoup_cli.pipeline.job import Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
-from monosoup_cli.pipeline.run import Edit, Variant
+from monosoup_cli.tensors.method import Edit, Variant
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-    from monosoup_cli.pipeline.blocks import FlatLayer
+    from monosoup_cli.tensors.flat import FlatLayer
 
 __all__ = ["interpolations", "prepare_wise", "wise"]
 
@@ -88,7 +88,7 @@ def interpolations(layer: FlatLayer, alphas: Sequence[float], measures: Sequence
     def blocks() -> Iterator[tuple[int, int, Iterator[torch.Tensor]]]:
         for start, stop in layer.ranges():
             base, finetuned = layer.pair(start, stop)
-            out = layer.room("result", stop - start)
+            out = layer.memory.room("result", stop - start)
             yield start, stop, (interpolate(base, finetuned, alpha, out=out) for alpha in alphas)
 
     return Edit(measures, blocks())

@@ -89,7 +89,7 @@ class _Group:
     is_v2: bool
 
     def cpu_quota(self) -> tuple[int, int]:
-        """(microseconds of CPU time, the period in which they may be used); raises ValueError for no limit."""
+        """(quota, period) of CPU time in microseconds; raises ValueError where there is no limit."""
         if self.is_v2:
             quota, period = self._read("cpu.max").split()
             return int(quota), int(period)
@@ -161,10 +161,7 @@ def _own_group(controller: str | None, root: Path) -> str:
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
-            if (
-                (number == "0" and not controllers)
-                if controller is None
-                else controller in controllers.split(",")
-            ):
+            is_v2 = number == "0" and not controllers
+            if is_v2 if controller is None else controller in controllers.split(","):
                 return path
     return "/"

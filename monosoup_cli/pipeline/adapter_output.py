@@ -15,9 +15,9 @@ from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_overflow
 from monosoup_cli.formats.header import TensorInfo, build_header
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
-from monosoup_cli.pipeline.blocks import Cut
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.tensors.cut import Cut
 
 if TYPE_CHECKING:
     import torch

@@ -16,11 +16,14 @@ from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.scratch import Scratch
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.header import BITS
-from monosoup_cli.pipeline.blocks import FLAT_BYTES, MEAN_BYTES, RESIDENT_BYTES, Cut
+from monosoup_cli.outputs.writers import MatrixWriter
 from monosoup_cli.pipeline.plan import Plan
+from monosoup_cli.tensors.cut import Cut
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.matrix import MatrixLayer
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["WorkerPlaces", "blas_threads_restored", "estimate_bytes", "plan_workers"]
 
@@ -28,25 +31,17 @@ RESERVED_SHARE = 0.9
 """Of the memory that is free, what a run may plan to use."""
 
 
-def estimate_bytes(cut: Cut, itemsize: int, *, is_mean: bool, variants: int) -> int:
+def estimate_bytes(cut: Cut, itemsize: int, *, count: int, variants: int) -> int:
     """Memory that one worker takes for one matrix: buffers, blocks, Gram matrix and eigenvectors."""
-    block = cut.block_length * cut.side
-    resident = min(cut.elements, max(block, RESIDENT_BYTES // itemsize)) * itemsize
-    buffers = (2 + (variants if cut.is_wide else 1)) * resident
-    if is_mean:
-        buffers += 8 * min(cut.elements, max(block, MEAN_BYTES // 8))
+    layer = MatrixLayer.held_bytes(cut, itemsize, count)
+    output = MatrixWriter.held_bytes(cut, itemsize, variants)
     # the Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions
-    return buffers + 4 * 8 * block + 5 * 8 * cut.side**2
+    method = 2 * 8 * cut.block_length * cut.side + 5 * 8 * cut.side**2
+    return layer + output + method
 
 
 def plan_workers(
-    plan: Plan,
-    devices: Sequence[Device],
-    asked: int | None,
-    *,
-    is_mean: bool,
-    variants: int,
-    kept_in_order: int,
+    plan: Plan, devices: Sequence[Device], asked: int | None, *, count: int, variants: int, kept_in_order: int
 ) -> tuple[int, int]:
     """(workers, memory in bytes that they may take): as many as pay and fit, or as asked. Each may hold
     `kept_in_order` bytes beside what its tensor takes.
@@ -55,10 +50,10 @@ def plan_workers(
     """
     needs = sorted(
         (
-            kept_in_order + FLAT_BYTES
+            kept_in_order + FlatLayer.held_bytes()
             if tensor.cut is None
             else kept_in_order
-            + estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, is_mean=is_mean, variants=variants)
+            + estimate_bytes(tensor.cut, BITS[tensor.dtype] // 8 or 1, count=count, variants=variants)
             for tensor in plan.tensors
         ),
         reverse=True,
@@ -102,7 +97,7 @@ class WorkerPlaces:
         self._count = 0
 
     @contextmanager
-    def mine(self) -> Iterator[tuple[torch.device, Scratch]]:
+    def mine(self) -> Iterator[tuple[Device, Scratch]]:
         """The calling thread's device and buffers, and its own stream on a card."""
         import torch
 
@@ -114,4 +109,4 @@ class WorkerPlaces:
             self._local.stream = self._local.device.stream()
             torch.set_num_threads(1)
         with self._local.stream:
-            yield self._local.device.torch, self._local.scratch
+            yield self._local.device, self._local.scratch

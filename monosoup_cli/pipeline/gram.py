@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.errors import NonfiniteError
-from monosoup_cli.pipeline.blocks import FlatLayer, check_stored
-from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
+from monosoup_cli.pipeline.run import Progress, in_parallel
+from monosoup_cli.tensors.chunks import check_stored
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.worker import Worker
 
 if TYPE_CHECKING:
     import torch
@@ -77,29 +79,20 @@ def _gram(
 ) -> list[list[float]] | None:
     if not tensor.is_edited:
         for checkpoint in (base, *finetuned):
-            check_stored(checkpoint, tensor.name, worker.scratch, worker.interrupt)
+            check_stored(checkpoint, tensor.name, worker)
         return None
-    layer = FlatLayer(
-        tensor.name,
-        tensor.shared_shape,
-        base,
-        finetuned,
-        None,
-        worker.device,
-        worker.scratch,
-        worker.interrupt,
-    )
+    layer = FlatLayer(tensor.name, tensor.shared_shape, base, finetuned, None, worker)
     return list(gram_of(layer, gram_matrix).tolist())
 
 
 def gram_of(layer: FlatLayer, gram_matrix: GramMatrix) -> torch.Tensor:
     """⟨τ_i, τ_j⟩ of the updates of one tensor, (N, N) float64. Raises NonfiniteError."""
     while True:
-        updates = (layer.upcast(updates) for _, _, updates in layer.updates())
-        gram = gram_matrix(updates, len(layer.finetuned))
+        updates = (layer.memory.upcast(updates) for _, _, updates in layer.updates.ranges())
+        gram = gram_matrix(updates, layer.count)
         if gram.isfinite().all():
             return gram
         try:
-            layer.widen()
+            layer.updates.widen()
         except FloatingPointError as error:
-            raise NonfiniteError(str(error), tensor=layer.tensor) from None
+            raise NonfiniteError(str(error), tensor=layer.name) from None

@@ -10,16 +10,18 @@ from typing import Any, TypeAlias
 from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import NonfiniteError, mismatch_in
 from monosoup_cli.formats.files import Advance
-from monosoup_cli.pipeline.blocks import FlatLayer, MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs, update_of
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.run import Progress, Worker, in_parallel
+from monosoup_cli.pipeline.run import Progress, in_parallel
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.hub import fetch
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
+from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["Compare", "Inspection", "Measure"]
 
@@ -53,7 +55,7 @@ class Inspection:
             self.plan,
             self.devices,
             self.options.workers,
-            is_mean=len(self.finetuned) > 1,
+            count=len(self.finetuned),
             variants=1,
             kept_in_order=self.opened.kept_in_order,
         )
@@ -135,15 +137,14 @@ class Inspection:
         facts = (tensor.name, tensor.shape, tensor.dtype)
         if tensor.elements == 0 or tensor.cut is None:
             return LayerRecord(*facts, "unchanged")
-        where = worker.device, worker.scratch, worker.interrupt
         together = None
         if compare is not None:
             together = compare(
-                FlatLayer(tensor.name, tensor.shared_shape, self.base, self.finetuned, None, *where)
+                FlatLayer(tensor.name, tensor.shared_shape, self.base, self.finetuned, None, worker)
             )
         parts = []
         for index in range(tensor.matrices):
-            layer = matrix_layer(tensor.name, tensor.cut, index, self.base, self.finetuned, *where)
+            layer = matrix_layer(tensor.name, tensor.cut, index, self.base, self.finetuned, worker)
             try:
                 parts.append(SliceRecord(index, measure(layer)))
             except FloatingPointError:

@@ -37,20 +37,22 @@ from monosoup_cli.pipeline.adapter_output import (
     has_moved,
     headers_of,
 )
-from monosoup_cli.pipeline.blocks import MatrixLayer, matrix_layer
 from monosoup_cli.pipeline.devices import plan_workers
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan, stored_dtype
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.run import Method, Progress, Run, Variant, Worker, in_parallel, run
+from monosoup_cli.pipeline.run import Method, Progress, Run, in_parallel, run
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.report.records import summarise
 from monosoup_cli.report.words import plural
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.folders import STATE_DICTS, WEIGHTS
 from monosoup_cli.sources.hub import fetch
+from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
+from monosoup_cli.tensors.method import Variant
+from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["Choice", "Job", "Recipe", "prepare"]
 
@@ -155,7 +157,7 @@ class Job:
             self.plan,
             self.devices,
             self.options.workers,
-            is_mean=len(self.finetuned) > 1,
+            count=len(self.finetuned),
             variants=len(self.recipe.variants),
             kept_in_order=self.opened.kept_in_order,
         )
@@ -224,16 +226,7 @@ class Job:
         def make(tensor: PlannedTensor, worker: Worker) -> None:
             assert tensor.cut is not None
             assert rank_of is not None
-            layer = matrix_layer(
-                tensor.name,
-                tensor.cut,
-                0,
-                base,
-                self.finetuned,
-                worker.device,
-                worker.scratch,
-                worker.interrupt,
-            )
+            layer = matrix_layer(tensor.name, tensor.cut, 0, base, self.finetuned, worker)
             ranks[tensor.name] = rank_of(layer)
 
         rank_of = wanted.rank_of

@@ -10,8 +10,8 @@ from typing import Literal
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
-from monosoup_cli.pipeline.blocks import Cut
 from monosoup_cli.pipeline.options import Mismatch
+from monosoup_cli.tensors.cut import Cut
 
 __all__ = ["Plan", "PlannedTensor", "Reason", "Selection", "View", "make_plan", "stored_dtype"]
 

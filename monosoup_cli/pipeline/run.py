@@ -4,57 +4,36 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.devices.device import Device
-from monosoup_cli.devices.scratch import Scratch
 from monosoup_cli.errors import NonfiniteError, ResourceError
 from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite, count_nonfinite
+from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter
 from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput, OutputRows
-from monosoup_cli.pipeline.blocks import (
-    Cut,
-    FlatLayer,
-    MatrixLayer,
-    OutputFlat,
-    OutputMatrix,
-    check_stored,
-    matrix_layer,
-    stored_chunks,
-)
 from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored
 from monosoup_cli.pipeline.inputs import update_of
 from monosoup_cli.pipeline.options import Strictness
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
 from monosoup_cli.report.records import LayerRecord, SliceRecord
+from monosoup_cli.tensors.chunks import check_stored, stored_chunks
+from monosoup_cli.tensors.cut import Cut
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.matrix import BLOCKS, MatrixLayer, Wanted, matrix_layer
+from monosoup_cli.tensors.method import Edit, Variant
+from monosoup_cli.tensors.worker import Worker
 
 if TYPE_CHECKING:
-    import torch
-
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.sources.checkpoint import Checkpoint, Factors
 
 __all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What a method makes of one layer.
-
-    `blocks`: (start, stop, the result for each variant of the output); a result is stored before
-    the next one is made. `measures`: what was measured, for each variant; read after the blocks.
-    `factors`: where an adapter is written, the edited update of each variant instead, as blocks see it:
-    (length, rank) and (rank, side).
-    """
-
-    measures: Sequence[Mapping[str, Any]]
-    blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
-    factors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
 Method: TypeAlias = "Callable[[Any], Edit | None]"
@@ -70,19 +49,6 @@ Progress = Callable[[PlannedTensor, bool], None]
 
 class Stopped(Exception):
     """Another worker failed, or the user interrupted: the tensor in hand is dropped."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One checkpoint of the output.
-
-    `folder`: where inside OUT; "" is OUT itself. `arguments`: those that are its own. `wise`: how
-    far from the base kept tensors are, too; None for where they were fine-tuned to.
-    """
-
-    folder: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    wise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,20 +105,6 @@ def run(job: Run, devices: Sequence[Device], workers: int, progress: Progress) -
     in_parallel(job.plan.tensors, job.output.finished, make, job.read_for, devices, workers, progress)
 
 
-@dataclass(frozen=True)
-class Worker:
-    """What a thread works with: a device, its buffers, and the sign to stop."""
-
-    device: torch.device
-    scratch: Scratch
-    stop: threading.Event
-
-    def interrupt(self) -> None:
-        """Raise where the work is to end."""
-        if self.stop.is_set():
-            raise Stopped
-
-
 def in_parallel(
     tensors: Sequence[PlannedTensor],
     finished: Container[str],
@@ -186,11 +138,15 @@ def in_parallel(
         progress(tensor, False)
         prefetch(waiting[number + workers : number + workers + 1])
         with places.mine() as (device, scratch):
-            _make(make, tensor, Worker(device, scratch, stop))
+            _make(make, tensor, Worker(device, scratch, interrupt))
         progress(tensor, True)
 
     numbers, lock = iter(range(len(waiting))), threading.Lock()
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def interrupt() -> None:
+        if stop.is_set():
+            raise Stopped
 
     def drain() -> None:
         try:
@@ -315,10 +271,6 @@ class _Maker:
         if tensor.elements == 0:
             return None
         layer = self._flat(tensor) if tensor.cut is None else self._matrix(tensor, tensor.cut, index)
-        if isinstance(layer, MatrixLayer):
-            layer.is_factored = bool(self._factors)
-            if layer.is_factored and self.job.adapter is not None and layer.factors is None:
-                layer.rank = self.job.adapter.pairs[tensor.name].rank
         try:
             edit = self.job.method(layer)
             if edit is None:
@@ -337,41 +289,27 @@ class _Maker:
         return edit.measures if layer.has_moved else None
 
     def _matrix(self, tensor: PlannedTensor, cut: Cut, index: int) -> MatrixLayer:
-        return matrix_layer(
-            tensor.name,
-            cut,
-            index,
-            self.job.base,
-            self.job.sources_of(tensor),
-            self.worker.device,
-            self.scratch,
-            self.worker.interrupt,
-        )
+        wanted = BLOCKS
+        if self._factors and self.job.adapter is not None:
+            wanted = Wanted(factors=True, rank=self.job.adapter.pairs[tensor.name].rank)
+        sources = self.job.sources_of(tensor)
+        return matrix_layer(tensor.name, cut, index, self.job.base, sources, self.worker, wanted)
 
     def _flat(self, tensor: PlannedTensor) -> FlatLayer:
         sources = self.job.sources_of(tensor)
         weights = self.job.weights if len(sources) > 1 else None
         base = self.job.base if tensor.has_base else None
-        return FlatLayer(
-            tensor.name,
-            tensor.shared_shape,
-            base,
-            sources,
-            weights,
-            self.worker.device,
-            self.scratch,
-            self.worker.interrupt,
-        )
+        return FlatLayer(tensor.name, tensor.shared_shape, base, sources, weights, self.worker)
 
     def _output(
         self, tensor: PlannedTensor, index: int, variant: Variant
-    ) -> OutputFlat | OutputMatrix | OutputRows:
+    ) -> FlatWriter | MatrixWriter | OutputRows:
         if tensor.cut is None:
             return self._flat_output(tensor, variant)
         if self.job.adapter is not None and tensor.name in self.job.adapter.rows:
             numbers, name = self.job.adapter.rows[tensor.name], self.job.stored_as(tensor)
             return OutputRows(self.job.output, variant.folder, name, numbers, tensor.cut)
-        return OutputMatrix(
+        return MatrixWriter(
             self.job.output,
             variant.folder,
             self.job.stored_as(tensor),
@@ -381,9 +319,9 @@ class _Maker:
             index,
         )
 
-    def _flat_output(self, tensor: PlannedTensor, variant: Variant) -> OutputFlat:
+    def _flat_output(self, tensor: PlannedTensor, variant: Variant) -> FlatWriter:
         name = self.job.stored_as(tensor)
-        return OutputFlat(self.job.output, variant.folder, name, tensor.stored_dtype, self.scratch)
+        return FlatWriter(self.job.output, variant.folder, name, tensor.stored_dtype, self.scratch)
 
     def _keep(self, tensor: PlannedTensor, index: int) -> None:
         """Write a matrix of the tensor, or all of one that is not edited, as fine-tuned: the mean,
@@ -405,7 +343,7 @@ class _Maker:
             for output, wise in zip(outputs, wises, strict=True):
                 result = mean
                 if wise is not None:
-                    result = torch.lerp(base, mean, wise, out=layer.room("result", stop - start))
+                    result = torch.lerp(base, mean, wise, out=layer.memory.room("result", stop - start))
                 output.put(start, stop, result)
 
     def _factors_outputs(self, adapter: AdapterOutput, tensor: PlannedTensor) -> list[FactorsOutput]:
@@ -475,7 +413,7 @@ class _Maker:
         `is_checked`: NaN or Inf stops the run.
         """
         written, dtype = start * BITS[stored_dtype] // 8, source.read_dtype(name)
-        for chunk in stored_chunks(source, name, self.scratch, self.worker.interrupt, start, stop):
+        for chunk in stored_chunks(source, name, self.worker, start, stop):
             if is_checked and dtype in FLOATING:
                 check_finite(chunk, source.source, name)
             if stored_dtype != dtype:
@@ -494,4 +432,4 @@ class _Maker:
             return  # the base's own bytes, which are read
         for checkpoint in (self.job.base, *self.job.finetuned):
             if checkpoint is not None and checkpoint not in used and checkpoint.is_at_hand(tensor.name):
-                check_stored(checkpoint, tensor.name, self.scratch, self.worker.interrupt)
+                check_stored(checkpoint, tensor.name, self.worker)

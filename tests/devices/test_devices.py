@@ -58,7 +58,7 @@ def test_a_card_that_is_not_there(cards, count, message):
 @pytest.mark.parametrize(
     ("hip", "versions"), [(None, {"cuda": "13.0"}), ("7.1.2", {"cuda": "13.0", "hip": "7.1.2"})]
 )
-def test_the_version_of_rocm_is_told_where_there_is_one(monkeypatch, hip, versions):
+def test_the_versions_name_rocm_only_where_there_is_one(monkeypatch, hip, versions):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", hip)
     assert Cuda(0).versions == versions

@@ -51,7 +51,7 @@ V2 = {"proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 
 def v1_mounts(top="/"):
     mounts = [("memory", "memory"), ("cpu,cpuacct", "cpu,cpuacct"), ("systemd", "name=systemd")]
     lines = [
-        f"3{number} 31 0:3{number} {top} /sys/fs/cgroup/{folder} rw,relatime shared:9 - cgroup cgroup rw,{options}"
+        f"3{number} 31 0:3{number} {top} /sys/fs/cgroup/{folder} rw shared:9 - cgroup cgroup rw,{options}"
         for number, (folder, options) in enumerate(mounts)
     ]
     return {"proc/self/mountinfo": "\n".join(["31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw", *lines, ""])}

@@ -2,13 +2,11 @@
 
 import pytest
 
-from monosoup_cli.pipeline import blocks
-
 
 @pytest.fixture(params=["whole", "by blocks"])
 def cut(request, monkeypatch):
     """Small matrices as they are, and the same as if they were too large to be read at once."""
     if request.param == "by blocks":
-        monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 500)
-        monkeypatch.setattr(blocks, "MIN_BLOCK_LENGTH", 7)
-        monkeypatch.setattr(blocks, "RESIDENT_BYTES", 600)
+        monkeypatch.setattr("monosoup_cli.tensors.cut.BLOCK_ELEMENTS", 500)
+        monkeypatch.setattr("monosoup_cli.tensors.cut.MIN_BLOCK_LENGTH", 7)
+        monkeypatch.setattr("monosoup_cli.tensors.cut.RESIDENT_BYTES", 600)

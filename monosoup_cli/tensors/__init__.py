@@ -1,0 +1,1 @@
+"""One tensor of a checkpoint as a method sees it: blocks of a matrix, or ranges of elements."""

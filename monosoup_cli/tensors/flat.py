@@ -1,0 +1,348 @@
+"""One tensor in several checkpoints, element by element: for what needs no matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from monosoup_cli.formats.dtypes import BITS, bytes_of, check_finite
+from monosoup_cli.tensors.worker import Worker
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.sources.checkpoint import Checkpoint as Source
+
+__all__ = ["FlatLayer", "Memory", "Updates"]
+
+FLAT_ELEMENTS = 1 << 17
+"""How many elements a range has: few enough for the caches, many enough to outweigh Python."""
+
+ROWS_ELEMENTS = 1 << 18
+"""How many elements a range of updates has, summed over all checkpoints."""
+
+MIN_ROW_ELEMENTS = 1 << 12
+"""How many elements a range of updates has at least, of each checkpoint."""
+
+MAX_EXACT = 16
+"""How many 16-bit tensors are summed in float32."""
+
+HELD_BYTES = 64 << 20
+"""What `Memory.held` keeps of a tensor between two passes. A larger tensor is read again."""
+
+FLAT_BYTES = 80 << 20
+"""What a worker takes, at most, for a `FlatLayer` or to move bytes."""
+
+
+class Memory:
+    """Where a `FlatLayer` computes. Fresh memory for every range would cost more than the arithmetic on it.
+
+    Attributes:
+        sums: The dtype of sums and differences. "F64", or "F32" for those of several 16-bit tensors: it
+            holds them exactly, unless they differ by more than its 24 bits, and is twice as fast.
+    """
+
+    def __init__(self, worker: Worker, sums: str) -> None:
+        self.sums = sums
+        self._room, self._scratch = worker.device.room, worker.scratch
+
+    def room(self, purpose: str, *shape: int, dtype: str = "F64") -> torch.Tensor:
+        """An uninitialized tensor on the device, in memory that the next call for `purpose` may reuse."""
+        return self._room(self._scratch, purpose, dtype, *shape)
+
+    def upcast(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums or differences in float64."""
+        import torch
+
+        if sums.dtype == torch.float64:
+            return sums
+        return self.room("float64", *sums.shape).copy_(sums)
+
+    def held(self, size: int) -> torch.Tensor | None:
+        """Room for sums that are kept from one pass to the next.
+
+        Args:
+            size: How many sums.
+
+        Returns:
+            (1, size), uninitialized; None where it would be too large.
+        """
+        fits = size * BITS[self.sums] // 8 <= HELD_BYTES
+        return self.room("held", 1, size, dtype=self.sums) if fits else None
+
+
+class _Extent:
+    """The elements of one tensor, and the ranges in which they are read.
+
+    Attributes:
+        name: The name of the tensor.
+        shape: Its shape; of its leading rows where the checkpoints differ in their number.
+        size: The number of elements.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], interrupt: Callable[[], None]) -> None:
+        self.name, self.shape, self.size = name, shape, math.prod(shape)
+        self._interrupt = interrupt
+
+    def ranges(self, start: int = 0, stop: int | None = None, *, row: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of ranges that fit the buffers.
+
+        Args:
+            start: The first element.
+            stop: The element after the last one, None for all that follow.
+            row: Ranges are whole rows of this many elements.
+        """
+        end = self.size if stop is None else stop
+        length = max(FLAT_ELEMENTS // row, 1) * row
+        for first in range(start, end, length):
+            self._interrupt()
+            yield first, min(first + length, end)
+
+
+class FlatLayer(_Extent):
+    """What a method sees of one tensor: ranges of its elements, in the order of the file.
+
+    Buffers do not grow with the number of checkpoints. A result is overwritten by the next call of the
+    same method.
+
+    Args:
+        name: The name of the tensor.
+        shape: The shape of the leading rows that every checkpoint has. Other rows are not read.
+        base: The base, None for methods without one.
+        finetuned: One or more checkpoints.
+        weights: Make `mean` a weighted one. They sum to 1.
+        worker: What the calling thread computes with.
+
+    Attributes:
+        count: The number of fine-tuned checkpoints.
+        memory: Where to compute on ranges.
+        updates: The update of every checkpoint.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        base: Source | None,
+        finetuned: Sequence[Source],
+        weights: Sequence[float] | None,
+        worker: Worker,
+    ) -> None:
+        super().__init__(name, shape, worker.interrupt)
+        self._base = None if base is None else _Flat(base, name, worker)
+        self._finetuned = [_Flat(source, name, worker) for source in finetuned]
+        self._weights, self.count = weights, len(finetuned)
+        inputs = self._finetuned if self._base is None else [self._base, *self._finetuned]
+        is_short = all(BITS[flat.dtype] == 16 for flat in inputs)
+        is_exact = is_short and weights is None and 1 < self.count <= MAX_EXACT
+        self.memory = Memory(worker, "F32" if is_exact else "F64")
+        self.updates = Updates(self, self._base, self._finetuned, self.memory, worker)
+        self._is_different = base is None
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a difference to the base has been seen; always true without a base."""
+        return self._is_different or self.updates.has_moved
+
+    def mean(self, start: int, stop: int) -> torch.Tensor:
+        """The (weighted) mean of the fine-tuned checkpoints.
+
+        Returns:
+            (stop − start,) in the dtype of `memory.sums`, or in float64.
+
+        Raises:
+            NonfiniteError: One of them has NaN or Inf.
+        """
+        total = self.total(start, stop)
+        count = self.count
+        if self._weights is not None or count == 1:
+            return total
+        # the same for a power of two, and faster
+        return total.div_(count) if count & (count - 1) else total.mul_(1.0 / count)
+
+    def total(self, start: int, stop: int) -> torch.Tensor:
+        """The sum of the fine-tuned checkpoints, with weights their mean; as `mean` otherwise."""
+        total = self._total(start, stop, self.memory.sums)
+        if not math.isfinite(total.sum()):  # one of them is not, or the sum overflows
+            for flat in self._finetuned:
+                flat.check(start, stop)
+            total = self._total(start, stop, "F64")
+        return total
+
+    def _total(self, start: int, stop: int, dtype: str) -> torch.Tensor:
+        total = self._finetuned[0].read(start, stop, "total", dtype)
+        if self._weights is not None:
+            total *= self._weights[0]
+        for number, flat in enumerate(self._finetuned[1:], start=1):
+            other = flat.read(start, stop, "other", dtype)
+            total.add_(other, alpha=1.0 if self._weights is None else self._weights[number])
+        return total
+
+    def from_base(self, start: int, stop: int) -> torch.Tensor:
+        """W0: (stop − start,) float64. NaN and Inf are not looked for; see `updates`."""
+        assert self._base is not None
+        return self._base.read(start, stop, "base", "F64")
+
+    def pair(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """W0 and the mean of the fine-tuned checkpoints: two tensors (stop − start,) float64.
+
+        Raises:
+            NonfiniteError: One of the checkpoints has NaN or Inf.
+        """
+        import torch
+
+        base = self.from_base(start, stop)
+        if not math.isfinite(base.sum()):
+            self.updates.check(start, stop)
+        mean = self.memory.upcast(self.mean(start, stop))
+        self._is_different = self._is_different or not torch.equal(base, mean)
+        return base, mean
+
+    @staticmethod
+    def held_bytes() -> int:
+        """How much memory it takes, at most, to read and upcast one layer, `memory.held` included."""
+        return FLAT_BYTES
+
+
+class Updates:
+    """The updates of several checkpoints, by ranges: differences to the base, of one row each.
+
+    Attributes:
+        has_moved: Whether one of them was not zero in a range that was read.
+    """
+
+    def __init__(
+        self, extent: _Extent, base: _Flat | None, finetuned: Sequence[_Flat], memory: Memory, worker: Worker
+    ) -> None:
+        self.has_moved = False
+        self._extent, self._base, self._finetuned = extent, base, finetuned
+        self._memory, self._scratch = memory, worker.scratch
+        self._device, self._interrupt = worker.device.torch, worker.interrupt
+
+    @property
+    def sums(self) -> str:
+        """The dtype of the updates, as `Memory.sums`."""
+        return self._memory.sums
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield (start, stop, updates) of short ranges; updates is (checkpoints, stop − start).
+
+        NaN and Inf are not looked for, because inner products of the updates show them; then call `check`
+        or `widen`.
+
+        Args:
+            start: The first element.
+            stop: The element after the last one, None for all that follow.
+        """
+        end, rows = self._extent.size if stop is None else stop, None
+        length = self._length
+        for first in range(start, end, length):
+            self._interrupt()
+            last = min(first + length, end)
+            if rows is None or rows.size != last - first:
+                rows = self._rows(last - first)
+            for flat, buffer in rows.buffers:
+                flat.read_into(buffer, first)
+            for stored, sums in rows.conversions:
+                sums.copy_(stored.to(self._device))
+            rows.updates.sub_(rows.base)
+            self.has_moved = self.has_moved or bool(rows.updates.count_nonzero())
+            yield first, last, rows.updates
+
+    def row_ranges(self, row: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of so many rows that `ranges` returns them in one range, or of one row.
+
+        Args:
+            row: How many elements a row has.
+        """
+        length = max(self._length // max(row, 1), 1) * row
+        for start in range(0, self._extent.size, length):
+            yield start, min(start + length, self._extent.size)
+
+    def widen(self) -> None:
+        """Compute in float64 from now on, because float32 overflowed.
+
+        Raises:
+            NonfiniteError: The tensor has NaN or Inf in one of the checkpoints.
+            FloatingPointError: It was float64 that overflowed.
+        """
+        self.check()
+        if self._memory.sums == "F64":
+            raise FloatingPointError("the norm of an update overflows float64")
+        self._memory.sums = "F64"
+
+    def check(self, start: int = 0, stop: int | None = None) -> None:
+        """Look for NaN and Inf in all checkpoints, the base included.
+
+        Raises:
+            NonfiniteError: One of them has NaN or Inf among the elements start:stop.
+        """
+        for first, last in self._extent.ranges(start, stop):
+            for flat in (self._base, *self._finetuned):
+                if flat is not None:
+                    flat.check(first, last)
+
+    @property
+    def _length(self) -> int:
+        """How many elements a range has."""
+        return max(ROWS_ELEMENTS // len(self._finetuned), MIN_ROW_ELEMENTS)
+
+    def _rows(self, size: int) -> _Rows:
+        assert self._base is not None
+        inputs = [self._base, *self._finetuned]
+        sums = self._memory.room("rows", len(inputs), size, dtype=self.sums)
+        dtypes = {flat.dtype for flat in inputs}
+        if len(dtypes) == 1:
+            together = self._scratch.take("stored rows", dtypes.pop(), len(inputs), size)
+            stored, conversions = list(together), [(together, sums)]
+        else:
+            stored = [
+                self._scratch.take(f"stored row {number}", flat.dtype, size)
+                for number, flat in enumerate(inputs)
+            ]
+            conversions = list(zip(stored, sums, strict=True))
+        buffers = [(flat, bytes_of(row)) for flat, row in zip(inputs, stored, strict=True)]
+        return _Rows(size, buffers, conversions, sums[0], sums[1:])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Buffers for a range of updates, and the steps that fill them. Everything is prepared, and rows of one
+    dtype are converted together, because with every step a worker waits for its turn of Python's lock."""
+
+    size: int
+    buffers: Sequence[tuple[_Flat, memoryview]]
+    conversions: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    base: torch.Tensor
+    updates: torch.Tensor
+
+
+class _Flat:
+    """The tensor of one checkpoint."""
+
+    def __init__(self, source: Source, name: str, worker: Worker) -> None:
+        self.dtype = source.read_dtype(name)
+        self._path, self._name = source.source, name
+        self._scratch, self._upcast = worker.scratch, worker.device.upcast
+        self._item_bytes = BITS[self.dtype] // 8
+        self._read_into = source.reader(name)
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill `buffer` with elements from `start` on, as they are stored."""
+        self._read_into(buffer, start * self._item_bytes)
+
+    def stored(self, start: int, stop: int) -> torch.Tensor:
+        """The elements start:stop in the stored dtype, on the CPU."""
+        stored = self._scratch.take("stored", self.dtype, stop - start)
+        self._read_into(bytes_of(stored), start * self._item_bytes)
+        return stored
+
+    def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:
+        """The same in another dtype, on the device."""
+        return self._upcast(self.stored(start, stop), dtype, self._scratch, purpose)
+
+    def check(self, start: int, stop: int) -> None:
+        """Raise NonfiniteError for NaN or Inf among the elements."""
+        check_finite(self.stored(start, stop), self._path, self._name)

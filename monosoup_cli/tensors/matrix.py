@@ -1,0 +1,309 @@
+"""One matrix of a checkpoint, and its update, by blocks in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from monosoup_cli.devices.scratch import Scratch
+from monosoup_cli.formats.dtypes import BITS, bytes_of, check_finite
+from monosoup_cli.tensors.cut import Cut
+from monosoup_cli.tensors.worker import Worker
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.sources.checkpoint import Checkpoint as Source
+    from monosoup_cli.sources.checkpoint import Factors
+
+__all__ = ["BLOCKS", "InputMatrix", "MatrixLayer", "MeanMatrix", "Wanted", "matrix_layer"]
+
+MEAN_BYTES = 128 << 20
+"""The mean of several matrices up to this size is made once, and held in float64."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whether an output takes blocks of a layer, or the factors of its update.
+
+    Args:
+        factors: It takes factors.
+        rank: Their rank, where the update has no factors of its own.
+    """
+
+    factors: bool = False
+    rank: int | None = None
+
+
+BLOCKS = Wanted()
+
+
+class InputMatrix:
+    """One matrix of a stored tensor, read by blocks.
+
+    Args:
+        source: The checkpoint that has the tensor.
+        tensor: Its name.
+        cut: How the matrix is cut into blocks.
+        scratch: Where its blocks are read to.
+        purpose: The name of the buffer.
+        index: Which matrix of a stack it is.
+        is_held: Keep a matrix that is small enough in memory. Without it, several matrices may share one
+            buffer.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tensor: str,
+        cut: Cut,
+        scratch: Scratch,
+        purpose: str,
+        index: int = 0,
+        *,
+        is_held: bool = True,
+    ) -> None:
+        self.cut, self.dtype = cut, source.read_dtype(tensor)
+        self._source, self._tensor = source, tensor
+        self._scratch, self._purpose = scratch, purpose
+        self._item_bytes = BITS[self.dtype] // 8
+        self._offset = index * cut.elements * self._item_bytes
+        self._is_held = is_held and cut.is_resident(self._item_bytes)
+        self._whole: torch.Tensor | None = None
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Read one block.
+
+        Args:
+            start: Its first row; of a wide matrix, its first column.
+            stop: The row or column after its last one.
+
+        Returns:
+            (stop − start, side) in the stored dtype, on the CPU.
+
+        Raises:
+            NonfiniteError: The block has NaN or Inf.
+        """
+        cut = self.cut
+        if self._is_held:
+            if self._whole is None:
+                self._whole = self.whole()
+            return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
+        if not cut.is_wide:
+            block = self._scratch.take(self._purpose, self.dtype, stop - start, cut.columns)
+            self._read(block, start * cut.columns)
+        else:
+            rows = self._scratch.take(self._purpose, self.dtype, cut.rows, stop - start)
+            for number, row in enumerate(rows):
+                self._read(row, number * cut.columns + start)
+            block = rows.T
+        check_finite(block, self._source.source, self._tensor)
+        return block
+
+    def whole(self) -> torch.Tensor:
+        """Read all of it: (rows, columns) in the stored dtype, on the CPU.
+
+        Raises:
+            NonfiniteError: The matrix has NaN or Inf.
+        """
+        matrix = self._scratch.take(self._purpose, self.dtype, self.cut.rows, self.cut.columns)
+        self._read(matrix, 0)
+        check_finite(matrix, self._source.source, self._tensor)
+        return matrix
+
+    def _read(self, target: torch.Tensor, element: int) -> None:
+        self._source.read_into(self._tensor, bytes_of(target), self._offset + element * self._item_bytes)
+
+
+class MeanMatrix:
+    """The mean of several stored matrices, read by blocks. Its buffers do not grow with their number."""
+
+    def __init__(self, matrices: Sequence[InputMatrix], scratch: Scratch) -> None:
+        self.cut = matrices[0].cut
+        self._matrices, self._scratch = matrices, scratch
+        self._whole: torch.Tensor | None = None
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Average one block: (stop − start, side) in float64, on the CPU; as `InputMatrix.block`."""
+        cut = self.cut
+        if cut.elements * 8 > MEAN_BYTES:
+            return self._mean(lambda matrix: matrix.block(start, stop))
+        if self._whole is None:
+            self._whole = self._mean(lambda matrix: matrix.whole())
+        return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
+
+    def _mean(self, part: Callable[[InputMatrix], torch.Tensor]) -> torch.Tensor:
+        first = part(self._matrices[0])
+        total = self._scratch.take("mean", "F64", *first.shape).copy_(first)
+        for matrix in self._matrices[1:]:
+            total += part(matrix)
+        return total.div_(len(self._matrices))
+
+    @staticmethod
+    def held_bytes(cut: Cut) -> int:
+        """How much memory the mean, or the block of it that is held at a time, takes at most."""
+        return 8 * min(cut.elements, max(cut.block_length * cut.side, MEAN_BYTES // 8))
+
+
+class MatrixLayer:
+    """What a method sees of one matrix: its update by blocks. `matrix_layer` makes one.
+
+    Blocks are float64 tensors (any number, side) on the worker's device. A block is overwritten when the
+    next one is asked for, so a method may write to it.
+
+    Attributes:
+        cut: How the matrix is cut into blocks.
+        dtypes: The stored dtypes that the update is made from, the base's first.
+        factors: The factors of an update that is known to be of low rank, (length, rank) and (rank, side)
+            in float64 on the device, in the orientation of blocks. None where it is not.
+        wanted: What the output takes.
+        has_moved: Whether a difference to the base is possible.
+    """
+
+    has_moved = True
+
+    def __init__(
+        self,
+        base: InputMatrix | None,
+        finetuned: InputMatrix | MeanMatrix,
+        worker: Worker,
+        *,
+        dtypes: Sequence[str],
+        factors: Factors | None = None,
+        wanted: Wanted = BLOCKS,
+    ) -> None:
+        self.cut, self.dtypes = finetuned.cut, dtypes
+        self.factors, self.wanted = factors, wanted
+        self._base, self._finetuned, self._worker = base, finetuned, worker
+        self._base_square: torch.Tensor | None = None
+
+    def pairs(self) -> Iterator[tuple[int, int, torch.Tensor | None, torch.Tensor]]:
+        """Yield (start, stop, W0, Δ) of every block. Without a base, W0 is None and Δ the matrix itself.
+
+        Raises:
+            NonfiniteError: The matrix has NaN or Inf in one of the checkpoints.
+        """
+        for start, stop in self.cut.ranges():
+            self._worker.interrupt()
+            update = self._upcast(self._finetuned.block(start, stop), "update")
+            base = None
+            if self._base is not None:
+                base = self._upcast(self._base.block(start, stop), "float64 base")
+                update -= base
+            yield start, stop, base, update
+
+    def updates(
+        self, watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    ) -> Iterable[torch.Tensor]:
+        """Yield Δ by blocks (the `Blocks` of spectral.spectrum).
+
+        Args:
+            watch: Called with W0 and Δ of every block, in the first pass.
+        """
+        import torch
+
+        total: torch.Tensor | None = None
+        for _, _, base, update in self.pairs():
+            if self._base_square is None and base is not None:
+                square = torch.linalg.vector_norm(base).square()
+                total = square if total is None else total + square
+                if watch is not None:
+                    watch(base, update)
+            yield update
+        if total is not None:
+            self._base_square = total
+
+    def bases(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield (start, stop, W0) of every block, as `pairs` does, without reading the update."""
+        assert self._base is not None
+        for start, stop in self.cut.ranges():
+            self._worker.interrupt()
+            yield start, stop, self._upcast(self._base.block(start, stop), "float64 base")
+
+    def measure_base(self) -> None:
+        """Measure `base_norm` in a pass over the base alone."""
+        import torch
+
+        if self._base is not None:
+            squares = [torch.linalg.vector_norm(base).square() for _, _, base in self.bases()]
+            self._base_square = torch.stack(squares).sum() if squares else None
+
+    @property
+    def base_norm(self) -> float:
+        """‖W0‖_F, known after the first pass over `updates` or after `measure_base`; 0 before."""
+        return 0.0 if self._base_square is None else math.sqrt(float(self._base_square))
+
+    @staticmethod
+    def held_bytes(cut: Cut, item_bytes: int, count: int) -> int:
+        """How much memory it takes to read and upcast one layer.
+
+        Args:
+            cut: How the matrix is cut into blocks.
+            item_bytes: The size of a stored element.
+            count: The number of fine-tuned checkpoints.
+        """
+        stored = 2 * cut.held_bytes(item_bytes)  # the base and one of the fine-tuned matrices
+        upcast = 2 * 8 * cut.block_length * cut.side  # W0 and Δ
+        return stored + upcast + (MeanMatrix.held_bytes(cut) if count > 1 else 0)
+
+    def _upcast(self, block: torch.Tensor, purpose: str) -> torch.Tensor:
+        is_wide, worker = self.cut.is_wide, self._worker
+        upcast = worker.device.upcast(block.T if is_wide else block, "F64", worker.scratch, purpose)
+        return upcast.T if is_wide else upcast
+
+
+def matrix_layer(
+    name: str,
+    cut: Cut,
+    index: int,
+    base: Source | None,
+    finetuned: Sequence[Source],
+    worker: Worker,
+    wanted: Wanted = BLOCKS,
+) -> MatrixLayer:
+    """One matrix of a tensor, against the base: of one fine-tuned checkpoint, or the mean of several.
+
+    Args:
+        name: The name of the tensor.
+        cut: How the matrix is cut into blocks.
+        index: Which matrix of a stack it is; 0 for a tensor that is one matrix.
+        base: The base, None for methods without one.
+        finetuned: One or more checkpoints.
+        worker: What the calling thread computes with.
+        wanted: What the output takes.
+    """
+    is_alone = len(finetuned) == 1
+    factors = [_factors(source, name, index, cut) for source in finetuned]
+    matrices = [
+        InputMatrix(source, name, cut, worker.scratch, "finetuned", index, is_held=is_alone)
+        for source in finetuned
+    ]
+    of_base = None if base is None else InputMatrix(base, name, cut, worker.scratch, "base", index)
+    inputs = matrices if of_base is None else [of_base, *matrices]
+    return MatrixLayer(
+        of_base,
+        matrices[0] if is_alone else MeanMatrix(matrices, worker.scratch),
+        worker,
+        dtypes=[matrix.dtype for matrix in inputs],
+        factors=_mean_of_products([each for each in factors if each is not None], cut, worker)
+        if None not in factors
+        else None,
+        wanted=wanted,
+    )
+
+
+def _factors(source: Source, name: str, index: int, cut: Cut) -> Factors | None:
+    """The update of one matrix as a product, where the checkpoint knows it to be one."""
+    return source.factors(name, index, cut.rows, cut.columns)
+
+
+def _mean_of_products(products: Sequence[Factors], cut: Cut, worker: Worker) -> Factors:
+    """The factors of the mean of several products, side by side, in the orientation of blocks."""
+    import torch
+
+    device = worker.device.torch
+    left = torch.cat([left for left, _ in products], dim=1).to(device).div_(len(products))
+    right = torch.cat([right for _, right in products]).to(device)
+    return (right.T, left.T) if cut.is_wide else (left, right)

@@ -1,0 +1,141 @@
+"""What a method is to the pipeline: the protocol that every file in methods/ implements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from monosoup_cli.tensors.cut import Cut
+from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.matrix import MatrixLayer, Wanted
+
+if TYPE_CHECKING:
+    import torch
+
+    from monosoup_cli.sources.checkpoint import Factors
+
+__all__ = ["Access", "Edit", "Measure", "Method", "Paper", "Variant", "Wanted"]
+
+Access = Literal["matrix", "flat"]
+"""How a method sees a layer: as a `MatrixLayer` or as a `FlatLayer`."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a method makes of one layer.
+
+    Args:
+        measures: What was measured, for each variant; read after the last block. The keys are names of
+            the method's `Measure`s.
+        blocks: Yields (start, stop, results): the range of elements or of the longer side, and the edited
+            block for each variant. A result is stored before the next one is made.
+        factors: The edited updates instead of `blocks`, where `Wanted` asks for factors: (left, right) for
+            each variant, (length, rank) and (rank, side) in float64, in the orientation of blocks.
+    """
+
+    measures: Sequence[Mapping[str, Any]]
+    blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
+    factors: Sequence[Factors] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that a method reports of each layer.
+
+    Args:
+        name: Its key in the report.
+        label: What tables and pages call it.
+        unit: Its unit, None for a plain number.
+        summary: How the report's summary combines the layers; None leaves it out.
+    """
+
+    name: str
+    label: str
+    unit: str | None = None
+    summary: Literal["mean", "sum"] | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from.
+
+    Args:
+        summary: One sentence for the model card: what the weights are.
+        citation: The BibTeX entry.
+    """
+
+    summary: str
+    citation: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One checkpoint of the output; a sweep writes several.
+
+    Args:
+        folder: Its folder inside OUT; "" is OUT itself.
+        arguments: The arguments that differ from the other variants, for its report and its card.
+        wise: How far kept tensors go from the base (0) to the fine-tuned checkpoint (1); None copies them.
+    """
+
+    folder: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    wise: float | None = None
+
+
+class Method(Protocol):
+    """A way to edit the layers of a checkpoint, with its settings. Implemented by frozen dataclasses."""
+
+    @property
+    def verb(self) -> str:
+        """What it does to a layer, in the words of the plan: "edit", "average"."""
+
+    @property
+    def paper(self) -> Paper:
+        """Where it comes from."""
+
+    @property
+    def measures(self) -> Sequence[Measure]:
+        """What it reports of each layer, in the order of the report."""
+
+    @property
+    def access(self) -> Access:
+        """How it sees a layer."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether layers are edited against a base."""
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What it adds at the top of the report."""
+
+    def variants(self) -> Sequence[Variant]:
+        """The checkpoints of the output, one or more."""
+
+    def for_names(self, names: Sequence[str]) -> Method:
+        """The same method, prepared for a checkpoint with these names.
+
+        Raises:
+            MonosoupError: The names do not tell what the method needs.
+        """
+
+    def edit(self, layer: MatrixLayer | FlatLayer) -> Edit | None:
+        """Edit one layer; None where it stays as fine-tuned because it has not changed.
+
+        Raises:
+            NonfiniteError: The layer has NaN or Inf.
+            FloatingPointError: A norm overflows float64.
+        """
+
+    def held_bytes(self, cut: Cut | None, wanted: Wanted) -> int:
+        """How much memory `edit` takes in addition to the layer's own buffers.
+
+        Args:
+            cut: How the matrix is cut into blocks; None for a `FlatLayer`.
+            wanted: What the output takes.
+        """
+
+    def foretell(self, name: str) -> Mapping[str, Any]:
+        """The measures of a tensor that are known before it is read."""
