@@ -21,9 +21,9 @@ from monosoup_cli.outputs.model_card import (
     model_card,
     read_card_metadata,
 )
+from monosoup_cli.pipeline.engine import Progress
 from monosoup_cli.pipeline.job import Choice, Job
 from monosoup_cli.pipeline.options import RunOptions
-from monosoup_cli.pipeline.run import Progress
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.hub import HubId
 from monosoup_cli.tensors.method import Variant

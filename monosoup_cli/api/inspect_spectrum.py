@@ -14,10 +14,10 @@ from monosoup_cli.api.command import StrPath, paths, running
 from monosoup_cli.api.edit import AVERAGED, relative_update
 from monosoup_cli.api.sfgs import choices
 from monosoup_cli.formats.header import FLOATING
+from monosoup_cli.pipeline.engine import Progress
 from monosoup_cli.pipeline.gram import gram_of
 from monosoup_cli.pipeline.inspection import Compare, Inspection, Measure
 from monosoup_cli.pipeline.options import Mismatch, RunOptions, Strictness, as_list
-from monosoup_cli.pipeline.run import Progress
 from monosoup_cli.report.records import histogram, spread, summarise
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import verdict_of

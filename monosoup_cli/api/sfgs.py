@@ -15,11 +15,11 @@ from monosoup_cli.api.scores import scores_of
 from monosoup_cli.api.soup import average
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.pipeline.engine import Progress
 from monosoup_cli.pipeline.gram import gram_matrices
 from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
 from monosoup_cli.pipeline.plan import Plan, make_plan
-from monosoup_cli.pipeline.run import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

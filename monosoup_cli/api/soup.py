@@ -12,9 +12,9 @@ from monosoup_cli.api.command import Paper, StrPath, card, paths, running
 from monosoup_cli.api.scores import check_template, run_score_command, scores_of
 from monosoup_cli.errors import UsageError
 from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.pipeline.engine import Progress
 from monosoup_cli.pipeline.job import Choice, Job, Recipe, prepare
 from monosoup_cli.pipeline.options import RunKeywords, RunOptions
-from monosoup_cli.pipeline.run import Progress
 from monosoup_cli.tensors.method import Edit
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from monosoup_cli.formats.files import Advance, Download
     from monosoup_cli.methods.model_soup import Trial
+    from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.plan import PlannedTensor
-    from monosoup_cli.pipeline.run import Progress
 
 __all__ = ["Console"]
 

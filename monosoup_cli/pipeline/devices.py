@@ -1,19 +1,11 @@
-"""Which devices compute, how many tensors at once, and how much memory that takes.
-
-One BLAS thread a worker: several single-threaded workers use the cores better than threads inside
-BLAS, and the order of additions, hence every byte, does not depend on how many workers there are.
-"""
+"""How many tensors are made at once, and how much memory that takes."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.devices.device import Device
-from monosoup_cli.devices.scratch import Scratch
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.header import BITS
 from monosoup_cli.outputs.writers import MatrixWriter
@@ -22,10 +14,7 @@ from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.matrix import MatrixLayer
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["WorkerPlaces", "blas_threads_restored", "estimate_bytes", "plan_workers"]
+__all__ = ["estimate_bytes", "plan_workers"]
 
 RESERVED_SHARE = 0.9
 """Of the memory that is free, what a run may plan to use."""
@@ -73,40 +62,3 @@ def plan_workers(
             at_once -= 1
     workers = max(1, min(asked or at_once * len(devices), len(plan.tensors)))
     return workers, sum(needs[:workers])
-
-
-@contextmanager
-def blas_threads_restored() -> Iterator[None]:
-    """Give the process back its number of threads, which workers set to one."""
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class WorkerPlaces:
-    """A device, a stream and buffers for every worker thread, made when the thread first asks."""
-
-    def __init__(self, devices: Sequence[Device]) -> None:
-        self._devices = devices
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._count = 0
-
-    @contextmanager
-    def mine(self) -> Iterator[tuple[Device, Scratch]]:
-        """The calling thread's device and buffers, and its own stream on a card."""
-        import torch
-
-        if not hasattr(self._local, "device"):
-            with self._lock:
-                self._local.device = self._devices[self._count % len(self._devices)]
-                self._count += 1
-            self._local.scratch = self._local.device.new_scratch()
-            self._local.stream = self._local.device.stream()
-            torch.set_num_threads(1)
-        with self._local.stream:
-            yield self._local.device, self._local.scratch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.errors import NonfiniteError
-from monosoup_cli.pipeline.run import Progress, in_parallel
+from monosoup_cli.pipeline.engine import Progress, Threads
 from monosoup_cli.tensors.chunks import check_stored
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.worker import Worker
@@ -62,7 +62,11 @@ def gram_matrices(
     def read_for(tensor: PlannedTensor) -> list[Checkpoint]:
         return [each for each in (base, *finetuned) if tensor.name in each.tensors]
 
-    in_parallel(plan.tensors, found, make, read_for, devices, workers, progress)
+    for tensor in plan.tensors:
+        if tensor.name in found:
+            progress(tensor, True)
+    waiting = [tensor for tensor in plan.tensors if tensor.name not in found]
+    Threads(devices, workers).each(waiting, make, reads=read_for, progress=progress)
     rows = [found[tensor.name] for tensor in plan.edited]
     return [torch.tensor(each, dtype=torch.float64) for each in rows if each is not None]
 

@@ -11,11 +11,11 @@ from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import NonfiniteError, mismatch_in
 from monosoup_cli.formats.files import Advance
 from monosoup_cli.pipeline.devices import plan_workers
+from monosoup_cli.pipeline.engine import Progress, Threads
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs, update_of
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.run import Progress, in_parallel
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.hub import fetch
@@ -118,14 +118,11 @@ class Inspection:
                 records[tensor.name], update_of=update_of(self.finetuned, tensor.name)
             )
 
-        in_parallel(
+        Threads(self.devices, self.workers).each(
             self.plan.edited,
-            (),
             make,
-            lambda tensor: [self.base, *self.finetuned],
-            self.devices,
-            self.workers,
-            progress or (lambda tensor, is_done: None),
+            reads=lambda tensor: [self.base, *self.finetuned],
+            progress=progress or (lambda tensor, is_done: None),
         )
         for _, checkpoint in self.inputs:
             checkpoint.check_unchanged()

@@ -38,12 +38,13 @@ from monosoup_cli.pipeline.adapter_output import (
     headers_of,
 )
 from monosoup_cli.pipeline.devices import plan_workers
+from monosoup_cli.pipeline.engine import Progress, Threads
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
 from monosoup_cli.pipeline.options import RunOptions
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor, Selection, View, make_plan, stored_dtype
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.run import Method, Progress, Run, in_parallel, run
+from monosoup_cli.pipeline.run import Method, Run, run
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.report.records import summarise
 from monosoup_cli.report.words import plural
@@ -231,14 +232,11 @@ class Job:
 
         rank_of = wanted.rank_of
         if rank_of is not None:
-            in_parallel(
+            Threads(self.devices, self.workers).each(
                 factored(whole),
-                (),
                 make,
-                lambda tensor: [base, *self.finetuned],
-                self.devices,
-                self.workers,
-                progress or _ignore,
+                reads=lambda tensor: [base, *self.finetuned],
+                progress=progress or _ignore,
             )
         self.plan, self.adapter = extracted(
             base,

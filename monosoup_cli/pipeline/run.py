@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monosoup_cli.devices.device import Device
-from monosoup_cli.errors import NonfiniteError, ResourceError
+from monosoup_cli.errors import NonfiniteError
 from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite, count_nonfinite
 from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter
 from monosoup_cli.pipeline.adapter_output import AdapterOutput, FactorsOutput, OutputRows
-from monosoup_cli.pipeline.devices import WorkerPlaces, blas_threads_restored
+from monosoup_cli.pipeline.engine import Progress, Threads
 from monosoup_cli.pipeline.inputs import update_of
 from monosoup_cli.pipeline.options import Strictness
 from monosoup_cli.pipeline.plan import Plan, PlannedTensor
@@ -33,22 +28,12 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.sources.checkpoint import Checkpoint, Factors
 
-__all__ = ["Edit", "Method", "Progress", "Run", "Variant", "Worker", "in_parallel", "run"]
+__all__ = ["Method", "Run", "run"]
 
 
 Method: TypeAlias = "Callable[[Any], Edit | None]"
 """What a command does to one layer: a `MatrixLayer` or a `FlatLayer`, as the plan says. None: the
 layer counts as unchanged and stays as fine-tuned."""
-
-PREFETCHED_BYTES = 16 << 20
-"""Of a tensor that comes next, from all checkpoints."""
-
-Progress = Callable[[PlannedTensor, bool], None]
-"""Called from any thread when a tensor is begun (False) and when it is finished (True)."""
-
-
-class Stopped(Exception):
-    """Another worker failed, or the user interrupted: the tensor in hand is dropped."""
 
 
 @dataclass(frozen=True)
@@ -102,106 +87,11 @@ def run(job: Run, devices: Sequence[Device], workers: int, progress: Progress) -
         records = _Maker(job, worker).make(tensor)
         job.output.commit(tensor.name, [record.to_json(job.measured) for record in records])
 
-    in_parallel(job.plan.tensors, job.output.finished, make, job.read_for, devices, workers, progress)
-
-
-def in_parallel(
-    tensors: Sequence[PlannedTensor],
-    finished: Container[str],
-    make: Callable[[PlannedTensor, Worker], None],
-    read_for: Callable[[PlannedTensor], Sequence[Checkpoint]],
-    devices: Sequence[Device],
-    workers: int,
-    progress: Progress,
-) -> None:
-    """`make` every tensor whose name is not in `finished`, several at once.
-
-    `read_for` names the checkpoints that `make` will read. After an error, or an interrupt of the
-    calling thread, the workers leave the tensors in hand and the exception goes on.
-    """
-    places, stop = WorkerPlaces(devices), threading.Event()
-    waiting = []
-    for tensor in tensors:
-        if tensor.name in finished:
+    for tensor in job.plan.tensors:
+        if tensor.name in job.output.finished:
             progress(tensor, True)
-        else:
-            waiting.append(tensor)
-
-    def prefetch(tensors: Sequence[PlannedTensor]) -> None:
-        for tensor in tensors:
-            sources = read_for(tensor)
-            for checkpoint in sources:
-                checkpoint.prefetch(tensor.name, PREFETCHED_BYTES // len(sources))
-
-    def work(number: int) -> None:
-        tensor = waiting[number]
-        progress(tensor, False)
-        prefetch(waiting[number + workers : number + workers + 1])
-        with places.mine() as (device, scratch):
-            _make(make, tensor, Worker(device, scratch, interrupt))
-        progress(tensor, True)
-
-    numbers, lock = iter(range(len(waiting))), threading.Lock()
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def interrupt() -> None:
-        if stop.is_set():
-            raise Stopped
-
-    def drain() -> None:
-        try:
-            while not stop.is_set():
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    break
-                work(number)
-        except BaseException as error:
-            ended.put(error)
-            stop.set()
-        else:
-            ended.put(None)
-
-    prefetch(waiting[:workers])
-    for device in devices:
-        device.warm_up()
-    with blas_threads_restored(), ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
-        try:
-            # a signal raises in this thread, wherever it is: not within the pool, whose locks it might leave
-            # taken for ever, but in this queue, which is proof against it
-            with _signals_held():
-                for _ in range(workers):
-                    pool.submit(drain)
-            for _ in range(workers):
-                error = ended.get()
-                if error is not None:
-                    raise error
-        except BaseException:
-            stop.set()
-            raise
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Signals that arrive in this thread wait until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _make(make: Callable[[PlannedTensor, Worker], None], tensor: PlannedTensor, worker: Worker) -> None:
-    import torch
-
-    try:
-        make(tensor, worker)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise ResourceError(
-            "no memory left on the way",
-            tensor=tensor.name,
-            hint="--resume with --workers 1, or with --device cpu, needs less",
-        ) from None
+    waiting = [tensor for tensor in job.plan.tensors if tensor.name not in job.output.finished]
+    Threads(devices, workers).each(waiting, make, reads=job.read_for, progress=progress)
 
 
 class _Maker:

@@ -1,0 +1,182 @@
+"""How many tensors are made at once, and where: the engine that the loop over tensors runs on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from monosoup_cli.devices.device import Device
+from monosoup_cli.errors import ResourceError
+from monosoup_cli.pipeline.plan import PlannedTensor
+from monosoup_cli.tensors.worker import Worker
+
+if TYPE_CHECKING:
+    from monosoup_cli.sources.checkpoint import Checkpoint as Source
+
+__all__ = ["Engine", "Make", "Progress", "Stopped", "Threads"]
+
+PREFETCHED_BYTES = 16 << 20
+"""How many bytes of the next tensor to prefetch, summed over all checkpoints."""
+
+Make: TypeAlias = Callable[[PlannedTensor, Worker], None]
+"""Makes one tensor of the output."""
+
+Progress: TypeAlias = Callable[[PlannedTensor, bool], None]
+"""Called from any thread when a tensor is started (False) and when it is finished (True)."""
+
+
+class Stopped(Exception):
+    """The thread drops its tensor, because another thread failed or the user interrupted the run."""
+
+
+class Engine(Protocol):
+    """What makes the tensors of a plan."""
+
+    def each(
+        self,
+        tensors: Sequence[PlannedTensor],
+        make: Make,
+        *,
+        reads: Callable[[PlannedTensor], Sequence[Source]],
+        progress: Progress,
+    ) -> None:
+        """Call `make` once for every tensor. Return when all of them are made.
+
+        Args:
+            tensors: The tensors, in the order in which they are started.
+            make: Makes one of them. It may be called from several threads at once, each with its own
+                `Worker`.
+            reads: The checkpoints that `make` will read for a tensor.
+            progress: Called before and after each call of `make`.
+
+        Raises:
+            ResourceError: A call of `make` ran out of memory.
+            BaseException: The first exception that a call of `make` raised. The other calls end early.
+        """
+
+
+@dataclass(frozen=True)
+class Threads:
+    """The engine for one machine: some threads, each on one of the devices.
+
+    Linear algebra gets one thread for each worker. So the order of additions, and every byte of the
+    output, is the same for any number of workers.
+
+    Args:
+        devices: The devices, which workers share evenly.
+        workers: The number of threads, at least 1.
+    """
+
+    devices: Sequence[Device]
+    workers: int
+
+    def each(
+        self,
+        tensors: Sequence[PlannedTensor],
+        make: Make,
+        *,
+        reads: Callable[[PlannedTensor], Sequence[Source]],
+        progress: Progress,
+    ) -> None:
+        """Call `make` once for every tensor; see `Engine.each`."""
+        numbers, lock, stop = iter(range(len(tensors))), threading.Lock(), threading.Event()
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def prefetch(tensors: Sequence[PlannedTensor]) -> None:
+            for tensor in tensors:
+                sources = reads(tensor)
+                for source in sources:
+                    source.prefetch(tensor.name, PREFETCHED_BYTES // len(sources))
+
+        def interrupt() -> None:
+            if stop.is_set():
+                raise Stopped
+
+        def make_all(device: Device) -> None:
+            worker = Worker(device, device.new_scratch(), interrupt)
+            with device.stream():
+                while not stop.is_set():
+                    with lock:
+                        number = next(numbers, None)
+                    if number is None:
+                        break
+                    progress(tensors[number], False)
+                    prefetch(tensors[number + self.workers : number + self.workers + 1])
+                    _make(make, tensors[number], worker)
+                    progress(tensors[number], True)
+
+        def work(device: Device) -> None:
+            try:
+                _use_one_thread()
+                make_all(device)
+            except BaseException as error:
+                ended.put(error)
+                stop.set()
+            else:
+                ended.put(None)
+
+        prefetch(tensors[: self.workers])
+        for device in self.devices:
+            device.warm_up()
+        with _blas_threads_restored(), ThreadPoolExecutor(self.workers, "worker") as pool:
+            try:
+                # A signal raises in this thread. Inside of the pool it could leave a lock taken for ever, so
+                # it has to wait there. It is safe to raise out of the queue.
+                with _signals_held():
+                    for number in range(self.workers):
+                        pool.submit(work, self.devices[number % len(self.devices)])
+                for _ in range(self.workers):
+                    error = ended.get()
+                    if error is not None:
+                        raise error
+            except BaseException:
+                stop.set()
+                raise
+
+
+def _make(make: Make, tensor: PlannedTensor, worker: Worker) -> None:
+    import torch
+
+    try:
+        make(tensor, worker)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ResourceError(
+            "ran out of memory",
+            tensor=tensor.name,
+            hint="rerun with --resume and --workers 1, or with --device cpu, to need less",
+        ) from None
+
+
+def _use_one_thread() -> None:
+    """Have torch compute with one thread where the calling thread computes."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _blas_threads_restored() -> Iterator[None]:
+    """Give the process back its number of threads, which `_use_one_thread` changes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Have signals that arrive in this thread wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,212 @@
+"""Threads, without anything that they make: order, errors, interruption."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from monosoup_cli.devices.cpu import Cpu
+from monosoup_cli.errors import ResourceError
+from monosoup_cli.pipeline.engine import PREFETCHED_BYTES, Stopped, Threads
+from monosoup_cli.pipeline.plan import PlannedTensor
+
+
+def tensor(name):
+    return PlannedTensor(name, "F32", "F32", (2, 2), None, None, None, is_shared=True, has_base=True)
+
+
+CPU = Cpu()
+TENSORS = [tensor(f"t{number}") for number in range(20)]
+
+
+class Recorder:
+    """A checkpoint that only notes what is prefetched."""
+
+    def __init__(self):
+        self.calls = []
+
+    def prefetch(self, name, limit):
+        self.calls.append((name, limit))
+
+
+def ignore(tensor, is_done):
+    pass
+
+
+def run(workers, make, *, tensors=TENSORS, devices=(CPU,), sources=(), progress=ignore):
+    Threads(devices, workers).each(tensors, make, reads=lambda tensor: sources, progress=progress)
+
+
+def wait_for_interrupt(worker):
+    """Work for ever, as a method does that looks for the sign to stop before every block."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        worker.interrupt()
+        time.sleep(0.001)
+
+
+# -- order ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 30])
+def test_every_tensor_is_made_once_and_started_in_order(workers):
+    started, made = [], []
+    run(
+        workers,
+        lambda tensor, worker: made.append(tensor),
+        progress=lambda tensor, is_done: is_done or started.append(tensor),
+    )
+    assert sorted(made, key=TENSORS.index) == TENSORS
+    # threads may overtake each other between taking a tensor and saying so, but by no more than there are
+    assert all(abs(TENSORS.index(each) - place) < workers for place, each in enumerate(started))
+
+
+def test_one_worker_makes_them_in_order_and_says_so():
+    events = []
+    run(
+        1,
+        lambda tensor, worker: events.append(tensor.name),
+        tensors=TENSORS[:3],
+        progress=lambda tensor, is_done: events.append((tensor.name, is_done)),
+    )
+    assert events == [
+        *(("t0", False), "t0", ("t0", True)),
+        *(("t1", False), "t1", ("t1", True)),
+        *(("t2", False), "t2", ("t2", True)),
+    ]
+
+
+def test_nothing_to_make():
+    run(3, lambda tensor, worker: pytest.fail("was called"), tensors=[])
+
+
+def test_so_many_are_made_at_once():
+    barrier = threading.Barrier(4, timeout=30)
+    run(4, lambda tensor, worker: barrier.wait())
+    assert not barrier.broken
+
+
+def test_workers_share_the_devices_evenly_and_no_buffers():
+    devices = [Cpu(), Cpu()]
+    barrier, workers = threading.Barrier(4, timeout=30), []
+
+    def make(tensor, worker):
+        workers.append(worker)
+        barrier.wait()
+
+    run(4, make, tensors=TENSORS[:4], devices=devices)
+    assert [sum(worker.device is device for worker in workers) for device in devices] == [2, 2]
+    assert len({id(worker.scratch) for worker in workers}) == 4
+
+
+def test_tensors_are_prefetched_before_their_turn():
+    sources = [Recorder(), Recorder()]
+    seen = {}
+    run(2, lambda tensor, worker: seen.update({tensor.name: len(sources[0].calls)}), sources=sources)
+    for source in sources:
+        assert sorted(source.calls) == sorted((each.name, PREFETCHED_BYTES // 2) for each in TENSORS)
+        assert [name for name, _ in source.calls[:2]] == ["t0", "t1"]
+    assert all(count >= min(TENSORS.index(tensor(name)) + 1, 20) for name, count in seen.items())
+
+
+def test_linear_algebra_has_one_thread_in_a_worker_and_its_own_number_after():
+    before, inside = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        run(2, lambda tensor, worker: inside.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(inside) == {1}
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_error_ends_the_others(workers):
+    ended, waiting = [], threading.Semaphore(0)
+
+    def make(tensor, worker):
+        if tensor.name == "t0":
+            for _ in range(workers - 1):
+                waiting.acquire(timeout=30)
+            raise ValueError("t0 is wrong")
+        waiting.release()
+        try:
+            wait_for_interrupt(worker)
+        except Stopped:
+            ended.append(tensor.name)
+            raise
+
+    with pytest.raises(ValueError, match="t0 is wrong"):
+        run(workers, make)
+    assert sorted(ended) == ["t1", "t2"][: workers - 1]
+
+
+def test_an_error_in_a_callback_is_an_error():
+    made = []
+
+    def progress(tensor, is_done):
+        if tensor.name == "t3" and is_done:
+            raise LookupError("from the callback")
+
+    with pytest.raises(LookupError, match="from the callback"):
+        run(1, lambda tensor, worker: made.append(tensor.name), progress=progress)
+    assert made == ["t0", "t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_memory_that_runs_out_names_the_tensor(error):
+    def make(tensor, worker):
+        if tensor.name == "t2":
+            raise error
+
+    with pytest.raises(ResourceError, match=r"tensor 't2': ran out of memory; .*--resume") as caught:
+        run(2, make)
+    assert caught.value.tensor == "t2"
+
+
+# -- interruption -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_signal_ends_the_workers(workers):
+    working, ended = [], []
+
+    def make(tensor, worker):
+        working.append(tensor.name)
+        if len(working) == workers:
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            wait_for_interrupt(worker)
+        except Stopped:
+            ended.append(tensor.name)
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run(workers, make)
+    assert sorted(ended) == sorted(working)
+    assert len(ended) == workers
+
+
+def test_a_signal_waits_until_the_pool_is_filled(monkeypatch):
+    """Where it came between two steps of `submit`, it would leave the pool with a lock taken."""
+    submit, submitted = ThreadPoolExecutor.submit, []
+
+    def submit_and_signal(pool, *words):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        submitted.append(submit(pool, *words))
+        return submitted[-1]
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        run(3, lambda tensor, worker: wait_for_interrupt(worker))
+    assert len(submitted) == 3
+    assert all(future.done() for future in submitted)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
