@@ -1,4 +1,4 @@
-"""Dtypes of stored tensors: the words of the format, torch's, and every cast between the two."""
+"""Dtypes of stored tensors: the names in the file format, torch's, and every cast between the two."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["BITS", "FLOATING", "bytes_of", "check_finite", "check_overflow", "co
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a stored one; uint8 for those that are moved as bytes."""
+    """The torch dtype of a stored one; uint8 for dtypes that are copied as bytes."""
     import torch
 
-    found: torch.dtype = getattr(torch, FLOATING.get(dtype, "uint8"))
-    return found
+    converted: torch.dtype = getattr(torch, FLOATING.get(dtype, "uint8"))
+    return converted
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, to be read from or written to."""
+    """The memory of a contiguous CPU tensor, which can be read and written."""
     return _memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
@@ -35,7 +35,7 @@ def _memory(address: int, nbytes: int) -> memoryview:
 
 
 def count_nonfinite(tensor: torch.Tensor) -> int:
-    """How many elements are NaN or Inf; one cheap pass where there are none."""
+    """Count the elements that are NaN or Inf, in one cheap pass where there are none."""
     import torch
 
     if tensor.numel() == 0:
@@ -48,7 +48,16 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
 
 
 def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
-    """Raise NonfiniteError where a (part of a) tensor of the file at `path` has NaN or Inf."""
+    """Look for NaN and Inf in a stored tensor, or in a part of it.
+
+    Args:
+        tensor: The elements.
+        path: The checkpoint, for the message.
+        name: The name of the tensor.
+
+    Raises:
+        NonfiniteError: An element is NaN or Inf.
+    """
     if count := count_nonfinite(tensor):
         raise NonfiniteError(
             f"holds NaN or Inf ({count:,} or more elements)",
@@ -59,10 +68,19 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
 
 
 def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
-    """Raise NonfiniteError where a result that was finite in float64 is not so in its stored dtype."""
+    """Check that a result is still finite after the cast to its stored dtype.
+
+    Args:
+        part: The elements after the cast.
+        dtype: The stored dtype.
+        tensor: The name of the output tensor.
+
+    Raises:
+        NonfiniteError: An element overflowed.
+    """
     if count := count_nonfinite(part):
         raise NonfiniteError(
             f"the result overflows {dtype} in {count:,} elements",
             tensor=tensor,
-            hint="--dtype float32 or bfloat16 has room for it",
+            hint="--dtype float32 or bfloat16 can represent it",
         )
