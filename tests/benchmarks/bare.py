@@ -11,8 +11,8 @@ import time
 import torch
 from safetensors import safe_open
 
+from monosoup_cli.formats.dtypes import bytes_of
 from monosoup_cli.formats.files import InputFile, read_header
-from monosoup_cli.pipeline.blocks import bytes_of
 
 LENGTH = 1 << 16
 HELD = 1 << 24
