@@ -11,6 +11,7 @@ from monosoup_cli.api.inspect_spectrum import inspect_spectrum
 from monosoup_cli.api.sfgs import sfgs
 from monosoup_cli.api.soup import soup
 from monosoup_cli.methods import COMMANDS as METHODS
+from monosoup_cli.tensors.method import Order
 
 __all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
 
