@@ -1,4 +1,4 @@
-"""MonoSoup over the layers of a checkpoint: one decomposition for every split and every step back to the base."""
+"""MonoSoup over the layers of a checkpoint: one decomposition for all splits and all steps from the base."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class SpectralEdit(PlainMethod):
         return self.sweep
 
     def held(self, cut: Cut | None, wanted: Wanted) -> Held:
-        """The Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions, and two
-        blocks; for factors also those of every split, and of every step but the first."""
+        """Sum the Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions and two
+        blocks. For factors, add those of every split and of every step."""
         if cut is None:
             return Held()
         factors = 0
