@@ -39,8 +39,8 @@ __all__ = ["Accept", "Watch", "soup"]
 Accept = Literal["ge", "gt"]
 
 Watch: TypeAlias = "Callable[[str, Trial | None, int], None]"
-"""Called twice at every step of the greedy soup, before and after a score: with a source, the trial (None before
-the score is known), and the number of checkpoints whose mean is scored."""
+"""Called before and after every score of the greedy soup: with a source, the trial (None before the score is
+known), and the number of checkpoints whose mean is scored."""
 
 
 def _ignore(source: str, trial: Trial | None, count: int) -> None:

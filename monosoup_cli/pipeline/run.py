@@ -32,7 +32,7 @@ class Work:
 def run(work: Work, engine: Engine, progress: Progress) -> None:
     """Make every tensor of the plan that is not finished yet, and journal a record of it."""
     output, ingredients = work.target.output, work.target.ingredients
-    measured = [measure.name for measure in work.method.measures]
+    measured = [measure.name for measure in work.method.measures if measure.is_stored]
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
         records = _make(work, tensor, worker)

@@ -9,10 +9,10 @@ import sys
 import time
 
 import torch
+from monosoup_cli.pipeline.blocks import bytes_of
 from safetensors import safe_open
 
 from monosoup_cli.formats.files import InputFile, read_header
-from monosoup_cli.pipeline.blocks import bytes_of
 
 LENGTH = 1 << 16
 HELD = 1 << 24
