@@ -28,6 +28,7 @@ __all__ = [
     "Scores",
     "Selecting",
     "Stacked",
+    "Storing",
     "StrPath",
     "Strictness",
     "Writing",
@@ -206,6 +207,29 @@ class Selecting:
 
 
 @dataclass(frozen=True)
+class Storing:
+    """The shared options about how tensors are stored."""
+
+    dtype: Annotated[Dtype, Option("The dtype of the written floating tensors.")] = "keep"
+    max_shard_size: Annotated[
+        str | int | None,
+        Option(
+            "Write shards of at most SIZE, for example 5GB. Default: the fine-tuned checkpoint's own shards.",
+            metavar="SIZE",
+            shell=str,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, Dtype)
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """The largest shard in bytes; None for the fine-tuned checkpoint's own shards."""
+        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
+
+
+@dataclass(frozen=True)
 class Computing:
     """The shared options about the machine."""
 
@@ -237,17 +261,8 @@ class Computing:
 
 @dataclass(frozen=True)
 class Writing:
-    """The shared options about the output."""
+    """The shared options about where the output goes."""
 
-    dtype: Annotated[Dtype, Option("The dtype of the written floating tensors.")] = "keep"
-    max_shard_size: Annotated[
-        str | int | None,
-        Option(
-            "Write shards of at most SIZE, for example 5GB. Default: the fine-tuned checkpoint's own shards.",
-            metavar="SIZE",
-            shell=str,
-        ),
-    ] = None
     report: Annotated[
         StrPath | None,
         Option(
@@ -282,14 +297,8 @@ class Writing:
     )
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, Dtype)
         if self.public and self.push is None:
             raise UsageError("--public needs --push")
-
-    @property
-    def shard_bytes(self) -> int | None:
-        """The largest shard in bytes; None for the fine-tuned checkpoint's own shards."""
-        return None if self.max_shard_size is None else parse_size(self.max_shard_size)
 
 
 class SelectingKeywords(TypedDict, total=False):
@@ -309,11 +318,16 @@ class ComputingKeywords(TypedDict, total=False):
     workers: int | None
 
 
-class WritingKeywords(TypedDict, total=False):
-    """`Writing` as keyword arguments."""
+class StoringKeywords(TypedDict, total=False):
+    """`Storing` as keyword arguments."""
 
     dtype: Dtype
     max_shard_size: str | int | None
+
+
+class WritingKeywords(TypedDict, total=False):
+    """`Writing` as keyword arguments."""
+
     report: StrPath | None
     overwrite: bool
     resume: bool
@@ -321,7 +335,7 @@ class WritingKeywords(TypedDict, total=False):
     public: bool
 
 
-class RunKeywords(SelectingKeywords, ComputingKeywords, WritingKeywords, total=False):
+class RunKeywords(SelectingKeywords, StoringKeywords, ComputingKeywords, WritingKeywords, total=False):
     """The keyword arguments that all writing commands share.
 
     `progress` is called from worker threads with a tensor, and with False when it is begun or True when it is
@@ -331,27 +345,30 @@ class RunKeywords(SelectingKeywords, ComputingKeywords, WritingKeywords, total=F
     progress: Callable[[Any, bool], None] | None
 
 
+GROUPS = (Selecting, Storing, Computing, Writing)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options that all writing commands share."""
 
     selecting: Selecting
+    storing: Storing
     computing: Computing
     writing: Writing
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> RunOptions:
         """From a command's keyword arguments; others are ignored."""
-        groups = Selecting, Computing, Writing
-        return cls(*(from_keywords(group, keywords) for group in groups))  # type: ignore[arg-type]
+        return cls(*(from_keywords(group, keywords) for group in GROUPS))  # type: ignore[arg-type]
 
     @staticmethod
     def declared() -> dict[str, Declared]:
         """Every shared option, by name."""
-        return {**declared_in(Selecting), **declared_in(Computing), **declared_in(Writing)}
+        return {name: one for group in GROUPS for name, one in declared_in(group).items()}
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """(name, value) of every shared option."""
-        for group in (self.selecting, self.computing, self.writing):
+        for group in (self.selecting, self.storing, self.computing, self.writing):
             for name in declared_in(type(group)):
                 yield name, getattr(group, name)

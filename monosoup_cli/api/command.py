@@ -97,8 +97,9 @@ def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
         request = made if isinstance(made, Request) else Request(made)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
         arguments = {
-            **{key: _reported(bound.arguments[key], own[key]) for key in own},
+            **{key: _reported(bound.arguments[key], own[key]) for key in dict.fromkeys([*inputs, *own])},
             **request.order.arguments,
             "finetuned": list(request.order.finetuned),
             **dict(options.items()),

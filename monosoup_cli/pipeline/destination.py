@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
 from monosoup_cli.formats.table import OTHER_WEIGHTS
-from monosoup_cli.options import Writing
+from monosoup_cli.options import RunOptions, Writing
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
 from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
@@ -34,7 +34,7 @@ class Destination:
     options: Writing
 
     @classmethod
-    def of(cls, output: str, options: Writing, *, is_sweep: bool) -> Destination:
+    def of(cls, output: str, options: RunOptions, *, is_sweep: bool) -> Destination:
         """The destination that the user typed.
 
         Raises:
@@ -50,11 +50,11 @@ class Destination:
             raise UsageError(
                 "several values make several checkpoints, which need a folder as output", path=path
             )
-        if path.suffix == ".safetensors" and options.max_shard_size is not None:
+        if path.suffix == ".safetensors" and options.storing.max_shard_size is not None:
             raise UsageError("--max-shard-size needs a folder as output", found=path)
-        if path.suffix == ".safetensors" and options.push is not None:
+        if path.suffix == ".safetensors" and options.writing.push is not None:
             raise UsageError("--push needs a folder as output", found=path)
-        return cls(path, options)
+        return cls(path, options.writing)
 
     @property
     def is_file(self) -> bool:

@@ -98,7 +98,7 @@ class _Kitchen:
         writing = replace(
             planned.destination.options, report=None, overwrite=True, resume=False, push=None, public=False
         )
-        shard_bytes = None if output.suffix == ".safetensors" else writing.shard_bytes
+        shard_bytes = None if output.suffix == ".safetensors" else planned.task.options.storing.shard_bytes
         model = self._ready.form.model
         layout = plan_layout(model, self._ready.plan.dtypes, output.name, shard_bytes)
         task = replace(planned.task, chooser=None)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
-from monosoup_cli.options import parse_size
 from monosoup_cli.outputs.form import Draft, Opened
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
@@ -70,9 +69,9 @@ def prepare(task: Task) -> Planned:
         MonosoupError: The inputs do not belong together, or the output cannot be written.
     """
     destination = Destination.of(
-        task.order.output, task.options.writing, is_sweep=bool(task.order.method.variants()[0].folder)
+        task.order.output, task.options, is_sweep=bool(task.order.method.variants()[0].folder)
     )
-    selecting, writing = task.options.selecting, task.options.writing
+    selecting, storing = task.options.selecting, task.options.storing
     with ExitStack() as opened:
         inputs = opened.enter_context(
             open_inputs(
@@ -81,10 +80,14 @@ def prepare(task: Task) -> Planned:
         )
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
             raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
-        shard_bytes = None if writing.max_shard_size is None else parse_size(writing.max_shard_size)
         draft = task.kind.draft(
             Opened(
-                inputs.base, inputs.finetuned, inputs.adapters, destination.path, writing.dtype, shard_bytes
+                inputs.base,
+                inputs.finetuned,
+                inputs.adapters,
+                destination.path,
+                storing.dtype,
+                storing.shard_bytes,
             )
         )
         selection = Selection(
@@ -92,7 +95,7 @@ def prepare(task: Task) -> Planned:
             tuple(selecting.exclude),
             (*task.order.stacked, *draft.stacked()),
             selecting.on_mismatch,
-            writing.dtype,
+            storing.dtype,
         )
         first = inputs.finetuned[0]
         with mismatch_in(first.path):
