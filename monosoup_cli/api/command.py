@@ -8,6 +8,7 @@ stops before the first tensor is read. The shell's options come from the same de
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -209,6 +210,6 @@ def _docstring(declaration: Callable[..., Any], declared: Mapping[str, Declared]
 
 def _reported(value: Any, declared: Declared) -> Any:
     """An argument as the report has it: paths as text, and lists where Python takes one value or several."""
-    if declared.option.shell == list[str]:
-        return as_list(value)
-    return value.__fspath__() if hasattr(value, "__fspath__") else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return as_list(value) if declared.option.shell == list[str] else value
