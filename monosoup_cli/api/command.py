@@ -1,137 +1,215 @@
-"""Make the Python functions and the shell commands out of what declares them."""
+"""Make the Python functions of commands out of what declares them.
+
+A command is declared once, by a function with an explicit signature whose options are annotated with an
+`Option`. `command` makes two functions of it: the public one, which returns the report, and `prepare`, which
+stops before the first tensor is read. The shell's options come from the same declaration (cli/options.py).
+"""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, cast
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from monosoup_cli.options import Call, Declared, RunOptions, as_list, declared_in
-from monosoup_cli.outputs.form import OutputKind
-from monosoup_cli.outputs.whole import WHOLE
-from monosoup_cli.pipeline.execute import execute
-from monosoup_cli.pipeline.planned import Planned, prepare
-from monosoup_cli.pipeline.ready import make_ready
-from monosoup_cli.pipeline.task import Chooser, Task
 from monosoup_cli.tensors.method import Order
 
-__all__ = ["Command", "Request", "command", "document"]
+if TYPE_CHECKING:
+    from monosoup_cli.outputs.form import OutputKind
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.pipeline.planned import Planned
+    from monosoup_cli.pipeline.task import Chooser
+
+__all__ = ["Command", "Request", "command", "publish"]
 
 P = ParamSpec("P")
-REPORT = "The report as a dict (docs/report.schema.json); the same is written as JSON."
-PREPARED = (
-    "A context manager that holds the opened inputs, ready for `monosoup_cli.pipeline.ready.make_ready`."
+Prepared = TypeVar("Prepared", bound=AbstractContextManager[Any])
+
+PROGRESS = inspect.Parameter(
+    "progress",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation="Callable[[PlannedTensor, bool], None] | None",
 )
+PROGRESS_HELP = (
+    "Called from worker threads with a tensor, and with False when it is begun or True when it is finished."
+)
+
+
+def _whole() -> OutputKind:
+    from monosoup_cli.outputs.whole import WHOLE
+
+    return WHOLE
 
 
 @dataclass(frozen=True)
 class Request:
-    """An order with more than a method: another kind of output, or a choice among the inputs."""
+    """An order with more than a method: another kind of output, or a choice among the inputs.
+
+    Attributes:
+        order: The method and the inputs.
+        kind: What is written; a whole checkpoint by default.
+        chooser: Chooses the checkpoints that are averaged; None to average all.
+    """
 
     order: Order
-    kind: OutputKind = WHOLE
+    kind: OutputKind = field(default_factory=_whole)
     chooser: Chooser | None = None
 
 
-class Command(Protocol[P]):
+class Command(Protocol[P, Prepared]):
     """A Python function that runs a command and returns its report.
 
-    `prepare` takes the same arguments and stops before the first tensor is read. `declared` has its own options,
-    `parameters` the names of all parameters.
+    Attributes:
+        prepare: Takes the same arguments and stops before the first tensor is read.
+        declared: The options of the command, its own before the shared ones.
+        parameters: The names of the parameters that the declaration has.
     """
 
     __name__: str
     __doc__: str | None
     declared: Mapping[str, Declared]
     parameters: frozenset[str]
-    prepare: Callable[P, Planned]
+    prepare: Callable[P, Prepared]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]: ...
 
 
-def command(order: Callable[P, Order | Request]) -> Command[P]:
-    """Make a command of a function that turns its arguments into an order.
+def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
+    """Make a command that writes an output.
 
     Args:
-        order: An explicit signature, whose options are declared by `Option`. Its docstring is the help of the
-            shell command; the options and what is returned are added for Python.
+        order: Turns the arguments into an order. Its docstring is the help of the shell command.
     """
     own = declared_in(order)
     declared = {**own, **RunOptions.declared()}
     signature = inspect.signature(order)
-    allowed = {*signature.parameters, *declared, "progress"}
     name = order.__name__
 
-    def prepared(*args: P.args, **kwargs: P.kwargs) -> Planned:
-        for keyword in kwargs:
-            if keyword not in allowed:
-                raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}")
-        shared = {key: value for key, value in kwargs.items() if key not in own}
-        options = RunOptions.of(shared)
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
+    def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
+        from monosoup_cli.pipeline.planned import prepare
+        from monosoup_cli.pipeline.task import Task
+
+        options = RunOptions.of(kwargs)
         made = order(*args, **kwargs)
         request = made if isinstance(made, Request) else Request(made)
-        inputs = ("base", "finetuned", "output") if "base" in own else ()
-        arguments: dict[str, Any] = dict.fromkeys(inputs)
-        arguments |= {key: _reported(bound.arguments[key], own[key]) for key in own}
-        arguments |= request.order.arguments
-        arguments |= {"finetuned": list(request.order.finetuned), "output": request.order.output}
-        call = Call(name, {**arguments, **dict(options.items())}, declared)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
+        arguments = {
+            **{key: _reported(bound.arguments[key], own[key]) for key in dict.fromkeys([*inputs, *own])},
+            **request.order.arguments,
+            "finetuned": list(request.order.finetuned),
+            **dict(options.items()),
+        }
+        call = Call(name, arguments, declared)
         return prepare(Task(call, options, request.order, request.kind, request.chooser))
 
-    def run(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        progress: Any = kwargs.get("progress")
-        with prepared(*args, **kwargs) as planned:
-            ready = make_ready(planned, *([progress] if progress else []))
-            report = execute(ready, *([progress] if progress else []))
-            if planned.destination.options.push is not None:
-                planned.destination.push(name)
-            return report
+    def run(planned: Planned, progress: Progress) -> dict[str, Any]:
+        from monosoup_cli.pipeline.execute import execute
+        from monosoup_cli.pipeline.ready import make_ready
 
-    document(run, order, declared, "dict[str, Any]", REPORT)
-    document(prepared, order, declared, "Planned", PREPARED)
-    prepared.__name__ = prepared.__qualname__ = f"prepare_{name}"
-    made_command = cast("Command[P]", run)
-    made_command.prepare = prepared
-    made_command.declared = own
-    made_command.parameters = frozenset(signature.parameters)
-    return made_command
+        report = execute(make_ready(planned, progress), progress)
+        if planned.destination.options.push is not None:
+            planned.destination.push(name)
+        return report
+
+    return publish(order, declared, prepare, run, returns="Planned")
 
 
-def document(
-    function: Callable[..., Any],
-    source: Callable[..., Any],
+def publish(
+    declaration: Callable[P, Any],
     declared: Mapping[str, Declared],
+    prepare: Callable[P, Prepared],
+    run: Callable[[Prepared, Progress], dict[str, Any]],
+    *,
     returns: str,
-    about: str,
-) -> None:
-    """Give a function the signature of another, and a docstring in Google's style with what options say.
+) -> Command[P, Prepared]:
+    """Make the public function of a command, and its `prepare`.
+
+    Both refuse unknown keywords as Python does, and have the signature of the declaration with the shared
+    options in the place of `**options`.
 
     Args:
-        function: The function that users call.
-        source: The function that declares the signature and begins the docstring.
-        declared: The options that the docstring lists.
-        returns: The annotation of what is returned.
-        about: What is returned, in words.
+        declaration: Has the signature and the docstring.
+        declared: The options, its own before the shared ones.
+        prepare: Opens the inputs.
+        run: Takes what `prepare` returns, and returns the report.
+        returns: The type of what `prepare` returns.
     """
-    signature = inspect.signature(source).replace(return_annotation=returns)
-    function.__name__ = function.__qualname__ = source.__name__
-    function.__module__ = source.__module__
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    function.__annotations__ = {**source.__annotations__, "return": returns}
-    prose = inspect.cleandoc(source.__doc__ or "")
-    arguments = "\n".join(f"    {name}: {one.option.help}" for name, one in declared.items())
-    function.__doc__ = (
-        f"{prose}\n\nArgs:\n{arguments}\n    progress: Called from worker threads with a tensor, and with False"
-        f" when it is begun or True when it is finished.\n\nReturns:\n    {about}\n\nRaises:\n"
+    name = declaration.__name__
+    parameters = frozenset(inspect.signature(declaration).parameters)
+    known = {*parameters, *declared, PROGRESS.name}
+
+    def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
+        for keyword in kwargs:
+            if keyword not in known:
+                raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}")
+        kwargs.pop(PROGRESS.name, None)
+        return prepare(*args, **kwargs)
+
+    def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        from monosoup_cli.pipeline.engine import ignore
+
+        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        with prepared(*args, **kwargs) as opened:
+            return run(opened, progress)
+
+    _document(public, declaration, declared, name, "dict[str, Any]")
+    public.__doc__ = _docstring(
+        declaration,
+        declared,
+        "The report as a dict (docs/report.schema.json). A command that writes an output also writes it as"
+        " JSON.",
+    )
+    _document(prepared, declaration, declared, f"prepare_{name}", returns)
+    prepared.__doc__ = _docstring(declaration, declared, "A context manager that holds the opened inputs.")
+    made = cast("Command[P, Prepared]", public)
+    made.prepare, made.declared, made.parameters = prepared, declared, parameters
+    return made
+
+
+def _document(
+    function: Callable[..., Any],
+    declaration: Callable[..., Any],
+    declared: Mapping[str, Declared],
+    name: str,
+    returns: str,
+) -> None:
+    """Give a function the name, the module and the whole signature of a command."""
+    own = inspect.signature(declaration).parameters
+    parameters = [
+        one.replace(annotation=declared[key].type) if key in declared else one
+        for key, one in own.items()
+        if one.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    parameters += [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+        for key, one in declared.items()
+        if key not in own
+    ]
+    parameters.append(PROGRESS)
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = declaration.__module__
+    function.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
+    function.__annotations__ = {**{one.name: one.annotation for one in parameters}, "return": returns}
+
+
+def _docstring(declaration: Callable[..., Any], declared: Mapping[str, Declared], returns: str) -> str:
+    """The docstring of a command's function: the help of the shell, then every option."""
+    options = "\n".join(f"    {name}: {one.option.help}" for name, one in declared.items())
+    return (
+        f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}\n    progress: {PROGRESS_HELP}"
+        f"\n\nReturns:\n    {returns}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )
 
 
 def _reported(value: Any, declared: Declared) -> Any:
     """An argument as the report has it: paths as text, and lists where Python takes one value or several."""
-    if declared.option.shell == list[str]:
-        return as_list(value)
-    return value.__fspath__() if hasattr(value, "__fspath__") else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return as_list(value) if declared.option.shell == list[str] else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from monosoup_cli.api.command import Command, command
 from monosoup_cli.api.edit import edit
@@ -13,9 +13,12 @@ from monosoup_cli.api.soup import soup
 from monosoup_cli.methods import COMMANDS as METHODS
 from monosoup_cli.tensors.method import Order
 
+if TYPE_CHECKING:
+    from monosoup_cli.pipeline.planned import Planned
+
 __all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
 
-COMMANDS: Mapping[str, Command[Any]] = {
+COMMANDS: Mapping[str, Command[..., Planned]] = {
     "edit": edit,
     "soup": soup,
     "sfgs": sfgs,

@@ -14,14 +14,13 @@ from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, Stacked, as_list, as_paths
-from monosoup_cli.outputs.adapter_kind import AdapterKind
-from monosoup_cli.outputs.form import OutputKind
-from monosoup_cli.outputs.whole import WHOLE
-from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Order, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from monosoup_cli.outputs.adapter_kind import AdapterKind
+    from monosoup_cli.tensors.matrix import MatrixLayer
 
 __all__ = ["NO_BASE", "edit"]
 
@@ -38,8 +37,8 @@ def edit(
     energy: Annotated[
         Numbers | None,
         Option(
-            "Split where this share of the energy is reached (0 < R <= 1), and not by entropy. Several values,"
-            " such as 0.5,0.8, make one checkpoint each: OUT/energy-0.5, …",
+            "Split where this share of the energy is reached (0 < R <= 1), and not by entropy. Several"
+            " values, such as 0.5,0.8, make one checkpoint each: OUT/energy-0.5, …",
             metavar="R",
             shell=str,
         ),
@@ -64,8 +63,8 @@ def edit(
     as_adapter: Annotated[
         bool,
         Option(
-            "Write the edited update as a LoRA adapter. An adapter keeps its modules and ranks, and needs no BASE"
-            " (-); a whole checkpoint needs --adapter-rank or --adapter-energy."
+            "Write the edited update as a LoRA adapter. An adapter keeps its modules and ranks, and needs no"
+            " BASE (-); a whole checkpoint needs --adapter-rank or --adapter-energy."
         ),
     ] = False,
     adapter_rank: Annotated[
@@ -80,8 +79,8 @@ def edit(
     adapter_energy: Annotated[
         float | None,
         Option(
-            "With --as-adapter: approximate a whole checkpoint's updates by factors of the smallest ranks that"
-            " hold the share E of their energy (0 < E <= 1).",
+            "With --as-adapter: approximate a whole checkpoint's updates by factors of the smallest ranks"
+            " that hold the share E of their energy (0 < E <= 1).",
             metavar="E",
             shell=float,
         ),
@@ -90,8 +89,9 @@ def edit(
 ) -> Request:
     """Edit a fine-tuned checkpoint, or the mean of several: MonoSoup.
 
-    Without data and without hyperparameters: for every weight matrix the update (fine-tuned - base) is split by
-    its spectrum, the two parts are weighed by coefficients read off that spectrum, and added back to the base.
+    MonoSoup needs no data and no hyperparameters. For every weight matrix, it splits the update (fine-tuned -
+    base) by its spectrum, weighs the two parts by coefficients read off that spectrum, and adds them back to
+    the base.
 
     Example: monosoup edit base.safetensors ft.safetensors -o out
     """
@@ -105,10 +105,8 @@ def edit(
         for value in energies.values
     ]
     has_base = os.fspath(base) != NO_BASE
-    kind: OutputKind = WHOLE
     if as_adapter:
         _check_adapter(adapter_rank, adapter_energy, wises, min_update, options)
-        kind = _adapter_kind(splits or [rule], adapter_rank, adapter_energy)
     elif adapter_rank is not None or adapter_energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy need --as-adapter")
     elif not has_base:
@@ -127,7 +125,9 @@ def edit(
         stacked=stacks,
         arguments={"energy": energies.given, "wise": wises.given},
     )
-    return Request(order, kind)
+    if as_adapter:
+        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))
+    return Request(order)
 
 
 def _check_adapter(
@@ -152,6 +152,8 @@ def _check_adapter(
 
 
 def _adapter_kind(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AdapterKind:
+    from monosoup_cli.outputs.adapter_kind import AdapterKind
+
     if energy is None:
         return AdapterKind(rank)
 

@@ -15,16 +15,16 @@ from monosoup_cli.methods.model_soup import Average, best_first
 from monosoup_cli.methods.monosoup import PAPER
 from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity, thresholds
 from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, Scores, Strictness, as_paths
-from monosoup_cli.outputs.writer import PartialOutput
-from monosoup_cli.pipeline.engine import Progress
-from monosoup_cli.pipeline.gram import gram_matrices
-from monosoup_cli.pipeline.inputs import Inputs
-from monosoup_cli.pipeline.task import Choice, Kitchen
 from monosoup_cli.tensors.method import Order, Paper
-from monosoup_cli.tensors.plan import Plan, Selection, make_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from monosoup_cli.outputs.writer import PartialOutput
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.pipeline.task import Choice, Kitchen
+    from monosoup_cli.tensors.plan import Plan, Selection
 
 __all__ = ["choices", "sfgs"]
 
@@ -86,6 +86,8 @@ class _BySimilarity:
 
     def _layers(self, inputs: Inputs, selection: Selection) -> Plan:
         """The layers whose updates are compared: those that every input has, in one shape."""
+        from monosoup_cli.tensors.plan import Plan, make_plan
+
         assert inputs.base is not None
         finetuned = [source.tensors for source in inputs.finetuned]
         with mismatch_in(self.sources[0]):
@@ -97,6 +99,9 @@ class _BySimilarity:
 
     def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Compare all updates in one pass, and add one candidate after the other."""
+        from monosoup_cli.pipeline.gram import gram_matrices
+        from monosoup_cli.pipeline.task import Choice
+
         inputs = kitchen.inputs
         assert inputs.base is not None
         layers = self._layers(inputs, kitchen.selection)

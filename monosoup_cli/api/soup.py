@@ -23,23 +23,24 @@ from monosoup_cli.options import (
     as_paths,
     check_choice,
 )
-from monosoup_cli.outputs.writer import PartialOutput
-from monosoup_cli.pipeline.engine import Progress
-from monosoup_cli.pipeline.inputs import Inputs
-from monosoup_cli.pipeline.task import Choice, Kitchen
 from monosoup_cli.tensors.method import Order
-from monosoup_cli.tensors.plan import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from monosoup_cli.outputs.writer import PartialOutput
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.pipeline.task import Choice, Kitchen
+    from monosoup_cli.tensors.plan import Selection
 
 __all__ = ["Accept", "Watch", "soup"]
 
 Accept = Literal["ge", "gt"]
 
 Watch: TypeAlias = "Callable[[str, Trial | None, int], None]"
-"""Called at every step of the greedy soup: with a source and the number of checkpoints whose mean is scored, and
-None; then the same with the trial that came of it."""
+"""Called before and after every score of the greedy soup: with a source, the trial (None before the score is
+known), and the number of checkpoints whose mean is scored."""
 
 
 def _ignore(source: str, trial: Trial | None, count: int) -> None:
@@ -134,6 +135,8 @@ class _Greedy:
 
     def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Score the candidates, and add one after the other while the score does not fall."""
+        from monosoup_cli.pipeline.task import Choice
+
         assert partial is not None
         numbers = range(len(self.sources))
         if self.scores is None:

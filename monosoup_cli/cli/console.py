@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import OutputError, without_tokens
-from monosoup_cli.formats.files import Advance, Download
-from monosoup_cli.methods.model_soup import Trial
-from monosoup_cli.pipeline.engine import Progress
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
-from monosoup_cli.tensors.plan import PlannedTensor
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
     from rich.live import Live
 
+    from monosoup_cli.formats.files import Advance, Download
+    from monosoup_cli.methods.model_soup import Trial
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.tensors.plan import PlannedTensor
 
 __all__ = ["Console"]
 

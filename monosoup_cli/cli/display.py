@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import LayerFormat, NoProgress
 from monosoup_cli.errors import ReportError
-from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
-from monosoup_cli.report.layers import as_csv, layers_table, measures_in, shown_of
-from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.verdict import sentences, verdict_of
 from monosoup_cli.report.view import Grouping, View
+
+if TYPE_CHECKING:
+    from monosoup_cli.report.rows import Row
 
 __all__ = ["Display", "display_options", "show", "with_display"]
 
@@ -94,6 +93,11 @@ def with_display(command: Callable[..., None]) -> Callable[..., None]:
 
 def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     """Make a report and show it: the table, the summary and the verdict, or data; a page; pictures."""
+    from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
+    from monosoup_cli.report.layers import as_csv
+    from monosoup_cli.report.rows import rows_of
+    from monosoup_cli.report.verdict import sentences, verdict_of
+
     if display.html is not None:
         check_target(display.html, ".html")
     if display.plot is not None:
@@ -130,6 +134,8 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
 def _show_table(
     report: dict[str, Any], rows: Sequence[Row], chosen: Sequence[Row], words: Sequence[str], display: Display
 ) -> None:
+    from monosoup_cli.report.files import OF_SEVERAL
+    from monosoup_cli.report.layers import layers_table, measures_in, shown_of
     from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 
     console = display.console

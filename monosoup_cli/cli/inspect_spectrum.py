@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
-from monosoup_cli.api.inspect_spectrum import SHARED, prepare_inspect_spectrum
-from monosoup_cli.cli.display import Display, display_options, show
+from monosoup_cli.api.inspect_spectrum import inspect_spectrum as function
+from monosoup_cli.cli.display import display_options, show
 from monosoup_cli.cli.options import add_options, shell_help
-from monosoup_cli.cli.writing import import_torch
-from monosoup_cli.options import declared_in
-from monosoup_cli.sources.hub import fetch
 
 __all__ = ["inspect_spectrum"]
 
 
-def _inspect(arguments: dict[str, Any], display: Display) -> None:
+def _inspect(arguments: dict[str, Any], **options: Any) -> None:
+    display = display_options(**options)
+
     def make() -> dict[str, Any]:
-        with prepare_inspect_spectrum(layer=display.view.layer, **arguments) as inspected:
+        from monosoup_cli.cli.writing import import_torch
+        from monosoup_cli.sources.hub import fetch
+
+        with function.prepare(layer=display.view.layer, **arguments) as inspected:
             inspection = inspected.inspection
             with display.console.downloading(inspection.downloads) as advance:
                 fetch(inspection.downloads, advance)
@@ -31,11 +32,7 @@ def _inspect(arguments: dict[str, Any], display: Display) -> None:
     show(make, display)
 
 
-def _with_view(arguments: dict[str, Any], **options: Any) -> None:
-    _inspect(arguments, display_options(**options))
-
-
-_with_view.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+_inspect.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter("arguments", inspect.Parameter.POSITIONAL_ONLY),
         *(
@@ -44,10 +41,11 @@ _with_view.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         ),
     ]
 )
-_DECLARED = {**declared_in(prepare_inspect_spectrum), **SHARED}
-_DECLARED.pop("layer")  # one of the options of `display_options`
 
-inspect_spectrum: Callable[..., None] = add_options(
-    _with_view, "inspect_spectrum", shell_help(prepare_inspect_spectrum), _DECLARED
+inspect_spectrum = add_options(
+    _inspect,
+    function.__name__,
+    shell_help(function),
+    {name: option for name, option in function.declared.items() if name != "layer"},
 )
-"""The shell command."""
+"""The shell command. `--layer` is one of the options of `display_options`."""

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from monosoup_cli.cli.display import Display, show, with_display
-from monosoup_cli.report.files import read_report
 
 
 @with_display
@@ -22,4 +21,6 @@ def report(
 
     Example: monosoup report out/monosoup_report.json
     """
+    from monosoup_cli.report.files import read_report
+
     show(lambda: read_report(path), display)

@@ -6,30 +6,25 @@ import gc
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from monosoup_cli.api.command import Command
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
 from monosoup_cli.errors import UsageError
-from monosoup_cli.options import RunOptions
-from monosoup_cli.pipeline.execute import choose, execute
-from monosoup_cli.pipeline.kinship import doubts_of_inputs
-from monosoup_cli.pipeline.notices import notices_of
-from monosoup_cli.pipeline.planned import Planned
-from monosoup_cli.pipeline.preview import preview
-from monosoup_cli.pipeline.ready import Ready, make_ready
-from monosoup_cli.report.adapters import notes_on_adapters
 from monosoup_cli.report.words import size
-from monosoup_cli.sources.hub import fetch
+
+if TYPE_CHECKING:
+    from monosoup_cli.api.command import Command
+    from monosoup_cli.pipeline.planned import Planned
+    from monosoup_cli.pipeline.ready import Ready
 
 __all__ = ["WRITING", "import_torch", "shell_command"]
 
 
-def shell_command(command: Command[Any]) -> Callable[..., None]:
+def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
     """The shell command for a Python function that writes an output."""
 
     def run(
@@ -57,8 +52,7 @@ def shell_command(command: Command[Any]) -> Callable[..., None]:
             with command.prepare(**arguments) as planned:
                 _run(planned, console, is_dry=dry_run, as_json=format == "json")
 
-    declared = {**command.declared, **RunOptions.declared()}
-    return add_options(run, command.__name__, shell_help(command), declared)
+    return add_options(run, command.__name__, shell_help(command), command.declared)
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -71,6 +65,12 @@ def _numbers(text: str | None) -> list[float] | None:
 
 def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
+    from monosoup_cli.pipeline.execute import execute
+    from monosoup_cli.pipeline.kinship import doubts_of_inputs
+    from monosoup_cli.pipeline.notices import notices_of
+    from monosoup_cli.pipeline.ready import make_ready
+    from monosoup_cli.sources.hub import fetch
+
     if planned.examined:
         with console.downloading(planned.downloads()) as advance:
             fetch(planned.downloads(), advance)
@@ -106,6 +106,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
 
 
 def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
+    from monosoup_cli.report.adapters import notes_on_adapters
     from monosoup_cli.report.tables import selection_table, summary_table
 
     if as_json:
@@ -144,6 +145,8 @@ def import_torch() -> None:
 
 
 def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) -> None:
+    from monosoup_cli.pipeline.execute import choose
+    from monosoup_cli.pipeline.preview import preview
     from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
 
     selection = None

@@ -6,10 +6,10 @@ and `monosoup_cli.NAME` of the function that its file has for it. Importing this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from monosoup_cli.methods import lines, model_stock, monosoup, wise_ft
-from monosoup_cli.tensors.method import Measure, Order
+from monosoup_cli.tensors.method import Measure
 
 __all__ = ["COMMANDS", "MEASURES"]
 

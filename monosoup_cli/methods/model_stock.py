@@ -76,8 +76,13 @@ def stock(
 
 
 class StockRatio(NamedTuple):
-    """For each group of weights, the mean cosine c between updates, the ratio t, and whether t was negative and
-    has been set to 0. Tensors of one shape."""
+    """What Model Stock finds for each group of weights; tensors of one shape.
+
+    Attributes:
+        cosine: The mean cosine c between updates.
+        ratio: The ratio t.
+        is_clamped: Whether t was negative and has been set to 0.
+    """
 
     cosine: torch.Tensor
     ratio: torch.Tensor
@@ -169,8 +174,12 @@ class ModelStock(PlainMethod):
 def _pass_over(
     layer: FlatLayer, first: int, last: int, rows: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """For the elements first:last in `rows` rows, the inner products of the updates, (rows, N, N); and the sum
-    of the updates, where it is small enough to be held."""
+    """Read the updates of the elements first:last once.
+
+    Returns:
+        The inner products of the updates in each of the `rows` rows, (rows, N, N); and the sum of the
+        updates, None where it would be too large to be held.
+    """
     import torch
 
     memory, count = layer.memory, layer.count

@@ -58,6 +58,8 @@ PAPER = Paper(
   archivePrefix = {arXiv}
 }
 """,
+    updates="MonoSoup splits the update of every weight matrix by its spectrum, and weighs the two parts by"
+    " coefficients read off that spectrum.",
 )
 
 MEASURES = (

@@ -1,4 +1,4 @@
-"""MonoSoup over the layers of a checkpoint: one decomposition for every split and every step back to the base."""
+"""MonoSoup over the layers of a checkpoint: one decomposition for all splits and all steps from the base."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class SpectralEdit(PlainMethod):
         return self.sweep
 
     def held(self, cut: Cut | None, wanted: Wanted) -> Held:
-        """The Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions, and two
-        blocks; for factors also those of every split, and of every step but the first."""
+        """The Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions and two
+        blocks; for factors, also those of every split and every step."""
         if cut is None:
             return Held()
         factors = 0
@@ -72,8 +72,10 @@ class SpectralEdit(PlainMethod):
         return Held(device=2 * 8 * cut.block_length * cut.side + 5 * 8 * cut.side**2 + factors)
 
     def edit(self, layer: Layer) -> Edit | None:
-        """Edit one matrix: by its factors where its update has any, else by blocks, or approximated by factors
-        where the output wants them."""
+        """Edit one matrix by the factors of its update, or by blocks where it has none.
+
+        Where the output wants factors and the update has none, the edited update is approximated.
+        """
         assert isinstance(layer, MatrixLayer)
         if layer.factors is not None:
             return self._edit_product(layer, *layer.factors)

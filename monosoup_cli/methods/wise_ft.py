@@ -119,8 +119,8 @@ def interpolate(
 ) -> torch.Tensor:
     """(1 − α) W0 + α W1, for tensors of one shape and dtype; α outside [0, 1] extrapolates.
 
-    α = 0 and α = 1 return one of the inputs itself, exact to the last bit. Any other result is written to `out`
-    where that is given.
+    α = 0 and α = 1 return one of the inputs itself, exact to the last bit. Any other result is written to
+    `out` where that is given.
     """
     import torch
 

@@ -15,7 +15,7 @@ from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.dtypes import BITS, bytes_of, cast
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.factor_sink import FactorSink
-from monosoup_cli.outputs.form import Opened, Sink, Target
+from monosoup_cli.outputs.form import AdapterDescription, Description, Opened, Sink, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink, copy_within, move
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EditedAdapterDraft", "EditedAdapterForm", "adapter_headers", "stacked_patterns"]
 
+DESCRIPTION = AdapterDescription(opening="A LoRA adapter with edited updates.")
+
 
 @dataclass(frozen=True)
 class EditedAdapterForm:
@@ -42,7 +44,7 @@ class EditedAdapterForm:
     stored: Mapping[str, tuple[str, ...]]
     layout: OutputLayout
     lost: Sequence[str] = ()
-    library: str | None = "peft"
+    description: Description = DESCRIPTION
 
     @property
     def model(self) -> Files:

@@ -13,7 +13,7 @@ from monosoup_cli.errors import CheckpointError, UsageError, without_tokens
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.formats.header import Header, build_header
 from monosoup_cli.outputs.factor_sink import FactorSink
-from monosoup_cli.outputs.form import Opened, Sink, Target
+from monosoup_cli.outputs.form import AdapterDescription, Description, Opened, Sink, Target
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
@@ -32,6 +32,10 @@ RankOf = Callable[[MatrixLayer], int]
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
+DESCRIPTION = AdapterDescription(
+    opening="A LoRA adapter that approximates the edited updates of a whole checkpoint."
+)
+
 
 @dataclass(frozen=True)
 class ExtractedAdapterForm:
@@ -43,7 +47,7 @@ class ExtractedAdapterForm:
     layout: OutputLayout
     model: Files
     lost: Sequence[str] = ()
-    library: str | None = "peft"
+    description: Description = DESCRIPTION
 
     def parts(self) -> Mapping[str, Sequence[str]]:
         """The factors, the tensor of another name, or nothing, for every planned tensor."""

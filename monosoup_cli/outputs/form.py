@@ -19,11 +19,20 @@ from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.ingredients import Ingredients
-from monosoup_cli.tensors.method import Edit, Layer, Variant, Wanted
+from monosoup_cli.tensors.method import Edit, Layer, Paper, Variant, Wanted
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
 from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["Draft", "Opened", "OutputForm", "OutputKind", "Sink", "Target"]
+__all__ = [
+    "AdapterDescription",
+    "Description",
+    "Draft",
+    "Opened",
+    "OutputForm",
+    "OutputKind",
+    "Sink",
+    "Target",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,37 @@ class Opened:
     def first(self) -> Source:
         """The fine-tuned checkpoint whose names and layout the output has."""
         return self.finetuned[0]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the model card says about the kind of an output.
+
+    Attributes:
+        library: The Hub's name of the library that loads the output; None to tell it from the files.
+    """
+
+    library: str | None = None
+
+    def text(self, paper: Paper) -> str:
+        """What the output is, by the method that made it."""
+        return paper.summary
+
+
+@dataclass(frozen=True)
+class AdapterDescription(Description):
+    """What the model card says about an adapter, which holds updates and not weights.
+
+    Attributes:
+        opening: The first sentence.
+    """
+
+    library: str | None = "peft"
+    opening: str = "A LoRA adapter."
+
+    def text(self, paper: Paper) -> str:
+        """What the adapter is, and what its updates are."""
+        return f"{self.opening} {paper.updates}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +137,7 @@ class OutputForm(Protocol):
     Attributes:
         layout: The files and where each tensor lies in them.
         model: The files whose model card and configuration describe the output.
-        library: The Hub's name of the library that loads the output; None to tell it from the files.
+        description: What the model card says about the output.
         lost: The names of tensors that changed and that the output cannot hold.
     """
 
@@ -108,7 +148,7 @@ class OutputForm(Protocol):
     def model(self) -> Files: ...
 
     @property
-    def library(self) -> str | None: ...
+    def description(self) -> Description: ...
 
     @property
     def lost(self) -> Sequence[str]: ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from monosoup_cli.devices.device import Held
-from monosoup_cli.outputs.form import Opened, Target
+from monosoup_cli.outputs.form import Description, Opened, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
@@ -18,6 +18,8 @@ from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["WHOLE", "WholeForm", "WholeKind"]
 
+DESCRIPTION = Description()
+
 
 @dataclass(frozen=True)
 class WholeForm:
@@ -26,7 +28,7 @@ class WholeForm:
     layout: OutputLayout
     model: Files
     lost: Sequence[str] = ()
-    library: str | None = None
+    description: Description = DESCRIPTION
 
     def parts(self) -> Mapping[str, Sequence[str]]:
         """Nothing: every tensor is stored as itself."""

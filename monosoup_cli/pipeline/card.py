@@ -41,12 +41,12 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
     names = [] if model.place.folder is None else model.place.folder.names()
     return model_card(
         f"{name} {variant.folder}".strip(),
-        task.order.method.paper.summary,
+        ready.form.description.text(task.order.method.paper),
         shlex.join(_command(ready, variant)),
         parents,
         task.order.method.paper.citation,
         inherited=_own_metadata(model),
-        library=ready.form.library or library_of(model.config, names),
+        library=ready.form.description.library or library_of(model.config, names),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from monosoup_cli.devices.device import find_devices
-from monosoup_cli.errors import NonfiniteError, mismatch_in
+from monosoup_cli.errors import NonfiniteError, UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.options import Computing, Selecting
 from monosoup_cli.outputs.edited_adapter import adapter_headers, stacked_patterns
@@ -73,6 +73,8 @@ class Inspection:
         with ExitStack() as opened:
             inputs = opened.enter_context(open_inputs(base, finetuned, selecting.rename, alone=base is None))
             adapter = inputs.adapters[0]
+            if inputs.base is None and adapter is None:
+                raise UsageError("a whole checkpoint needs a base; only an adapter has none", path=finetuned[0])
             of_base = None if inputs.base is None else inputs.base.tensors
             of_finetuned = [source.tensors for source in inputs.finetuned]
             if inputs.base is None and adapter is not None:

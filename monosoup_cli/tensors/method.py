@@ -81,10 +81,13 @@ class Paper:
     Args:
         summary: One sentence for the model card: what the weights are.
         citation: The BibTeX entry.
+        updates: One sentence for the card of an adapter: what its updates are. A method that cannot be
+            written as an adapter needs none.
     """
 
     summary: str
     citation: str
+    updates: str = ""
 
 
 @dataclass(frozen=True)

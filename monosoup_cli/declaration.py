@@ -1,0 +1,143 @@
+"""How an option is declared, and what follows from its facts: what a resumed run compares, and what a model
+card shows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+__all__ = ["Call", "Declared", "Option", "declared_in", "from_keywords"]
+
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class Option:
+    """The facts of one option.
+
+    Attributes:
+        help: What it does; read alone, in the shell and in Python.
+        metavar: What stands for its value in the shell's help.
+        shell: Its type in the shell, where that is not the type in Python.
+        flags: Its names in the shell, where they are not the Python name with dashes.
+        is_argument: Whether the shell takes it by position.
+        minimum: The least number that it can be.
+        changes_bytes: Whether the bytes of a finished tensor depend on it. A resumed run must repeat it.
+        in_card: Whether the command in the model card needs it.
+        is_private: Whether its value may name places or hold secrets that must not be published.
+        is_list: Whether the shell takes several values with commas in between.
+    """
+
+    help: str
+    metavar: str | None = None
+    shell: Any = None
+    flags: tuple[str, ...] = ()
+    is_argument: bool = False
+    minimum: float | None = None
+    changes_bytes: bool = True
+    in_card: bool = True
+    is_private: bool = False
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option where it is declared: its name, type and default in Python, and its facts."""
+
+    name: str
+    type: Any
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """Its first name in the shell."""
+        return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
+
+
+def declared_in(owner: Any) -> dict[str, Declared]:
+    """The options that a function's signature, or a dataclass, declares."""
+    if is_dataclass(owner):
+        hints: Mapping[str, Any] = get_type_hints(owner, include_extras=True)
+        defaults = {field.name: field.default for field in fields(owner)}
+    else:
+        parameters = inspect.signature(owner).parameters
+        hints = {name: _evaluate(each.annotation, owner) for name, each in parameters.items()}
+        defaults = {name: each.default for name, each in parameters.items()}
+    declared = {}
+    for name, hint in hints.items():
+        if get_origin(hint) is Annotated:
+            kind, *facts = get_args(hint)
+            option = next((fact for fact in facts if isinstance(fact, Option)), None)
+            if option is not None:
+                declared[name] = Declared(name, kind, defaults[name], option)
+    return declared
+
+
+def _evaluate(annotation: Any, owner: Callable[..., Any]) -> Any:
+    """An annotation of a signature; `Any` where it only exists for type checkers."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, owner.__globals__)
+    except NameError:
+        return Any
+
+
+def from_keywords(group: Callable[..., Group], keywords: Mapping[str, Any]) -> Group:
+    """Make a dataclass of options from a command's keyword arguments; others are ignored."""
+    return group(**{name: keywords[name] for name in declared_in(group) if name in keywords})
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a command.
+
+    Attributes:
+        command: The command in the shell.
+        arguments: Every argument as the report has it.
+        declared: Every option of the command.
+    """
+
+    command: str
+    arguments: Mapping[str, Any]
+    declared: Mapping[str, Declared]
+
+    def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that the bytes of a finished tensor depend on."""
+        return {
+            name: value
+            for name, value in arguments.items()
+            if name not in self.declared or self.declared[name].option.changes_bytes
+        }
+
+    def words(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The words of the shell command for the options that differ from their defaults.
+
+        Private values are replaced by an ellipsis, since model cards are published.
+        """
+        words: list[str] = []
+        for name, value in arguments.items():
+            option = self.declared.get(name)
+            if option is not None and option.option.in_card and value != _plain(option.default):
+                words += _words(option, value)
+        return words
+
+
+def _plain(default: Any) -> Any:
+    """A default as the report has it: lists where Python takes any sequence."""
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _words(declared: Declared, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [declared.flag if value else f"--no-{declared.flag.removeprefix('--')}"]
+    if declared.option.is_private:
+        return [declared.flag, "…"]
+    if declared.option.is_list:
+        return [declared.flag, ",".join(str(one) for one in value)]
+    values = value if isinstance(value, list) else [value]
+    return [word for one in values for word in (declared.flag, str(one))]

@@ -1,0 +1,159 @@
+"""The Python functions: what they say about themselves, and what they make of their arguments."""
+
+import inspect
+import json
+import pydoc
+import shutil
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.api.commands import COMMANDS
+from monosoup_cli.cli.app import main
+from monosoup_cli.errors import ScoreError, UsageError
+from tests import adapters
+
+FUNCTIONS = [getattr(monosoup_cli, name) for name in (*COMMANDS, "inspect_spectrum")]
+
+every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda one: one.__name__)
+
+
+@every_function
+def test_help_says_what_a_function_returns(function):
+    assert str(inspect.signature(function)).endswith("-> 'dict[str, Any]'")
+    prepared = "Inspected" if function.__name__ == "inspect_spectrum" else "Planned"
+    assert str(inspect.signature(function.prepare)).endswith(f"-> {prepared!r}")
+    assert function.prepare.__name__ == f"prepare_{function.__name__}"
+    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    returned = text.split("Returns:")[1].split("Raises:")[0]
+    assert "The report as a dict" in " ".join(returned.split())
+    assert "report" not in function.prepare.__doc__.split("Returns:")[1].split("Raises:")[0]
+    assert "Option(" not in text
+    for name in inspect.signature(function).parameters:
+        assert f"{name}: " in text.split("Args:")[1] or name == "watch"
+
+
+@every_function
+def test_an_unknown_keyword_is_refused_as_python_does(function):
+    with pytest.raises(TypeError) as caught:
+        function("a", "b", "c", foo=1)
+    assert str(caught.value) == f"{function.__name__}() got an unexpected keyword argument 'foo'"
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'foo'"):
+        function.prepare("a", "b", "c", foo=1)
+
+
+def test_a_missing_argument_is_refused_as_python_does():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'output'"):
+        monosoup_cli.edit("a", "b")
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """Three small files in the current folder; their names."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("base", "ft1", "ft2")):
+        generator = torch.Generator().manual_seed(number)
+        save_file({"w": torch.randn(6, 5, generator=generator)}, tmp_path / f"{name}.safetensors")
+    return [f"{name}.safetensors" for name in ("base", "ft1", "ft2")]
+
+
+def test_one_checkpoint_under_two_spellings_is_given_twice(three, tmp_path):
+    base, first, second = three
+    (tmp_path / "link.safetensors").symlink_to(first)
+    for other in (first, f"./{first}", tmp_path / first, "link.safetensors"):
+        with pytest.raises(UsageError, match="is given twice"):
+            monosoup_cli.stock(base, [first, second, other], "out")
+    assert not (tmp_path / "out").exists()
+    # ids on the Hub are names, and not paths
+    with pytest.raises(UsageError, match="is given twice"):
+        monosoup_cli.soup(["org/name", "org/name"], "out")
+    shutil.copy(first, "copy.safetensors")  # equal bytes are two checkpoints
+    monosoup_cli.stock(base, [first, "copy.safetensors"], "out")
+
+
+def test_the_card_repeats_the_size_of_shards(three, tmp_path):
+    base, first, _ = three
+    (tmp_path / "in").mkdir()
+    shutil.copy(first, tmp_path / "in" / "model.safetensors")
+    report = monosoup_cli.edit(base, "in", "out", max_shard_size="1KB")
+    card = (tmp_path / "out" / "README.md").read_text()
+    (line,) = [line.split() for line in card.splitlines() if line.startswith("    monosoup ")]
+    assert "--max-shard-size 1KB" in " ".join(line)
+    again = [word if word != "out" else "again" for word in line[1:]]
+    assert main(again) == 0
+    files = report["output"]["files"]
+    assert json.loads((tmp_path / "again" / "monosoup_report.json").read_text())["output"]["files"] == files
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    return adapters.make("linear", tmp_path_factory.mktemp("lora"))
+
+
+@pytest.mark.parametrize("is_extracted", [False, True])
+def test_the_card_of_an_adapter_says_what_an_adapter_is(lora, tmp_path, is_extracted):
+    if is_extracted:
+        monosoup_cli.edit(lora.base, lora.adapter, tmp_path / "whole")
+        source, options = tmp_path / "whole", {"as_adapter": True, "adapter_rank": 2}
+    else:
+        source, options = lora.adapter, {"as_adapter": True}
+    monosoup_cli.edit(lora.base, source, tmp_path / "out", **options)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "added back" not in card
+    assert "The fine-tuned weights" not in card
+    opening = "A LoRA adapter that approximates" if is_extracted else "A LoRA adapter with edited updates."
+    assert f"\n{opening}" in card
+    assert "--as-adapter" in card
+    monosoup_cli.edit(lora.base, lora.adapter, tmp_path / "merged")
+    assert "added back to the base" in (tmp_path / "merged" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("case", ["linear", "conv1d of gpt2", "experts", "experts, transposed", "embedding"])
+def test_an_adapter_is_inspected_without_its_base(case, tmp_path, capsys):
+    """Everything is as with the base, but for what compares with it."""
+    lora = adapters.make(case, tmp_path)
+    alone = monosoup_cli.inspect_spectrum("-", lora.adapter, values=True)
+    beside = monosoup_cli.inspect_spectrum(lora.base, lora.adapter, values=True)
+
+    def measured(report):
+        """By size: the names and the order are those of the adapter, or of the base."""
+        layers = report["layers"]
+        parts = [part for layer in layers for part in layer.get("slices", [layer]) if part["reason"] is None]
+        return sorted(parts, key=lambda part: part["sigma_max"])
+
+    found, expected = measured(alone), measured(beside)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one["relative_update"] is None
+        assert other["relative_update"] > 0.0
+        assert one["k"] == other["k"]
+        for name in ("sigma_max", "update_norm", "effective_rank", "lambda_high"):
+            assert one[name] == pytest.approx(other[name], rel=1e-9), name
+        assert one["singular_values"] == pytest.approx(other["singular_values"], rel=1e-9, abs=1e-12)
+    assert alone["arguments"]["base"] == "-"
+    assert [entry["role"] for entry in alone["inputs"]] == ["finetuned"]
+    assert main(["inspect-spectrum", "-", str(lora.adapter)]) == 0
+    assert "layer" in capsys.readouterr().out
+
+
+def test_a_whole_checkpoint_is_not_inspected_without_a_base(three, capsys):
+    assert main(["inspect-spectrum", "-", three[1]]) == 2
+    assert "needs a base" in capsys.readouterr().err
+
+
+def test_scores_are_only_called_kept_where_there_are_some(three, tmp_path):
+    """The first one that fails has none before it."""
+    _, *sources = three
+    seen = tmp_path / "seen"
+    fails_at_second = f"test -e {seen} && exit 3; touch {seen}; : {{}}; echo 1"
+    for command, has_scores in ((": {}; exit 3", False), (fails_at_second, True)):
+        with pytest.raises(ScoreError) as caught:
+            monosoup_cli.soup(sources, "out", greedy=True, score_command=command)
+        assert ("scores are kept" in str(caught.value)) == has_scores
+        with suppress(FileNotFoundError):
+            shutil.rmtree("out")
+        for partial in tmp_path.glob(".out*"):
+            shutil.rmtree(partial)

@@ -1,0 +1,83 @@
+"""Options: declared once, and the same in every place that follows from the declaration."""
+
+import inspect
+import typing
+
+import pytest
+import typer
+
+from monosoup_cli import options
+from monosoup_cli.api.commands import COMMANDS, inspect_spectrum
+from monosoup_cli.cli.app import app
+from monosoup_cli.declaration import Call, Declared, Option, declared_in
+
+GROUPS = [options.Selecting, options.Storing, options.Computing, options.Writing]
+TALK = {"dry_run", "format", "quiet", "no_progress", "help"}
+VIEW = {"group", "sort", "reverse", "top", "html", "plot"}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_has_its_keywords(group):
+    keywords = getattr(options, f"{group.__name__}Keywords")
+    declared = {name: one.type for name, one in declared_in(group).items()}
+    assert typing.get_type_hints(keywords) == declared
+
+
+def test_the_keywords_of_a_command_are_those_of_the_groups_and_the_progress():
+    keywords = typing.get_type_hints(options.RunKeywords)
+    assert keywords.keys() - options.RunOptions.declared().keys() == {"progress"}
+    assert options.RunOptions.declared().keys() <= keywords.keys()
+
+
+@pytest.mark.parametrize("function", [*COMMANDS.values(), inspect_spectrum], ids=lambda one: one.__name__)
+def test_the_shell_and_python_have_the_same_options(function):
+    """With the same defaults; the shell adds only how it talks and what it shows."""
+    group = typer.main.get_command(app)
+    command = group.commands[function.__name__.replace("_", "-")]
+    shell = {one.name: one for one in command.params}
+    python = inspect.signature(function).parameters
+    assert shell.keys() - TALK - VIEW == python.keys() - {"progress", "watch"}
+    assert python.keys() >= function.declared.keys()
+    for name, declared in function.declared.items():
+        assert shell[name].help or command.get_short_help_str(), name
+        assert python[name].default == declared.default
+        default = shell[name].default or None
+        assert default == (declared.default or None) or shell[name].required, name
+
+
+@pytest.fixture
+def call():
+    declared = {
+        name: Declared(name, object, default, Option("", **facts))
+        for name, default, facts in [
+            ("base", inspect.Parameter.empty, {"in_card": False}),
+            ("include", (), {}),
+            ("clamp", True, {}),
+            ("weights", None, {"is_list": True}),
+            ("score_command", None, {"is_private": True}),
+            ("workers", None, {"changes_bytes": False, "in_card": False}),
+            ("max_shard_size", None, {}),
+        ]
+    }
+    return Call("edit", {}, declared)
+
+
+def test_a_card_has_the_options_that_are_not_the_defaults(call):
+    arguments = {
+        "base": "/home/me/base",
+        "include": ["a", "b c"],
+        "clamp": False,
+        "weights": [1.0, 2.0],
+        "score_command": "/home/me/score {}",
+        "workers": 3,
+        "max_shard_size": "5GB",
+    }
+    assert " ".join(call.words(arguments)) == (
+        "--include a --include b c --no-clamp --weights 1.0,2.0 --score-command … --max-shard-size 5GB"
+    )
+    assert call.words({"include": [], "clamp": True, "weights": None, "max_shard_size": None}) == []
+
+
+def test_a_resumed_run_repeats_what_changes_the_bytes(call):
+    arguments = {"base": "a", "clamp": False, "workers": 3, "max_shard_size": None}
+    assert call.identity(arguments) == {"base": "a", "clamp": False, "max_shard_size": None}
