@@ -154,11 +154,11 @@ def merged_as_read(adapter, folder, base):
         found[name] = base[name] + scale * own[key]
     for name, pair in adapter.pairs.items():
         a, b = own[pair.a], own[pair.b]
-        if pair.layout.endswith("experts"):
+        if pair.layout.is_stack:
             count = pair.shape[0]
             a, b = a.view(count, pair.rank, -1), b.view(len(b), pair.rank, count)
             update = torch.stack([b[:, :, each] @ a[each] for each in range(count)])
-            update = update.mT if pair.layout.startswith("transposed") else update
+            update = update.mT if pair.layout.is_transposed else update
         else:
             update = b.flatten(1) @ a.flatten(1)
             update = (update.T if pair.layout == TRANSPOSED else update).reshape(pair.shape)

@@ -232,7 +232,7 @@ def test_files_of_older_releases(path, read, old):
 
 def test_an_older_torch_that_reads_storages_for_the_meta_device(path, read, monkeypatch):
     torch.save(views(), path)
-    monkeypatch.setattr(state_dict, "_without_bytes", FakeTensorMode)
+    monkeypatch.setattr("monosoup_cli.formats.state_dict._without_bytes", FakeTensorMode)
     same(views(), read)
 
 

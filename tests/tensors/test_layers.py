@@ -139,7 +139,7 @@ def test_nonfinite_matrices(checkpoints, worker, sizes, shape, where):
     layer = matrix_layer("w", Cut(*shape), 0, base, finetuned, worker)
     with pytest.raises(NonfiniteError) as caught:
         list(layer.updates())
-    assert caught.value.path == (base, *finetuned)[where].source
+    assert caught.value.path == (base, *finetuned)[where].path
     assert caught.value.tensor == "w"
 
 
@@ -216,7 +216,7 @@ def test_nonfinite_flat_tensors(checkpoints, worker, sizes, where):
     ):
         with pytest.raises(NonfiniteError) as caught:
             refuse()
-        assert caught.value.path == (base, *finetuned)[where].source
+        assert caught.value.path == (base, *finetuned)[where].path
     layer.updates.check(0, 77)
 
 
