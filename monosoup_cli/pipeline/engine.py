@@ -126,18 +126,19 @@ class Threads:
         prefetch(tensors[: self.workers])
         for device in self.devices:
             device.warm_up()
-        with _blas_threads_restored(), ThreadPoolExecutor(self.workers, "worker") as pool:
+        with _keep_blas_threads(), ThreadPoolExecutor(self.workers, "worker") as pool:
             try:
                 # A signal raises in this thread. Inside of the pool it could leave a lock taken for ever, so
                 # it has to wait there. It is safe to raise out of the queue.
-                with _signals_held():
+                with _hold_signals():
                     for number in range(self.workers):
                         pool.submit(work, self.devices[number % len(self.devices)])
                 for _ in range(self.workers):
                     error = ended.get()
                     if error is not None:
                         raise error
-            except ValueError:
+            except BaseException:
+                stop.set()
                 raise
 
 
@@ -162,7 +163,7 @@ def _use_one_thread() -> None:
 
 
 @contextmanager
-def _blas_threads_restored() -> Iterator[None]:
+def _keep_blas_threads() -> Iterator[None]:
     """Give the process back its number of threads, which `_use_one_thread` changes."""
     import torch
 
@@ -174,7 +175,7 @@ def _blas_threads_restored() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def _hold_signals() -> Iterator[None]:
     """Have signals that arrive in this thread wait until the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -113,7 +113,7 @@ def test_ties_are_found_under_the_first_ones_names(folder):
 def test_a_second_fine_tuned_one_may_be_tied_too(folder):
     sources = [folder("first", BOTH, UNTIED), folder("second", ONE, TIED)]
     with open_inputs(None, sources, []) as inputs:
-        assert (inputs.base, inputs.all, inputs.hint) == (None, inputs.finetuned, None)
+        assert (inputs.base, inputs.sources, inputs.hint) == (None, inputs.finetuned, None)
         assert {name: tensor.name for name, tensor in inputs.finetuned[1].tensors.items()} == AS_EMBEDDING
         assert inputs.notices == [
             f"{sources[1]}: names are read with '{EMBEDDING}' for '{HEAD}', which is tied to it"
@@ -128,7 +128,7 @@ def test_renames_are_of_all_but_the_first(folder):
     base = folder("base", shapes)
     finetuned = [folder("first", {"new.a": (4, 4), "same.b": (4,)}), folder("second", shapes)]
     with open_inputs(base, finetuned, ["old=new"]) as inputs:
-        assert [list(each.tensors) for each in inputs.all] == [["new.a", "same.b"]] * 3
+        assert [list(each.tensors) for each in inputs.sources] == [["new.a", "same.b"]] * 3
         assert [each.path for each in inputs.sources] == [base, *finetuned]
         assert [each.path for each in inputs.finetuned] == finetuned
         assert len(inputs.notices) == 2
@@ -142,7 +142,7 @@ def test_a_rename_leaves_alone_what_matches_without_it(folder):
     base = folder("base", {"a": (4, 4), "b": (4,)})
     finetuned = [folder("first", shapes), folder("second", shapes)]
     with open_inputs(base, finetuned, ["=bert"]) as inputs:
-        assert [list(each.tensors) for each in inputs.all] == [["bert.a", "bert.b"]] * 3
+        assert [list(each.tensors) for each in inputs.sources] == [["bert.a", "bert.b"]] * 3
         assert len(inputs.notices) == 1
 
 
@@ -170,18 +170,18 @@ def test_a_rename_that_one_input_needs_is_used(folder, count):
         with open_inputs(base, sources, ["old=new"]):
             pass
     else:
-        with pytest.raises(UsageError, match="--rename old=new makes no more names match"):
+        with pytest.raises(UsageError, match="--rename old=new has no effect: it matches no additional names"):
             open_inputs(base, sources, ["old=new"])
 
 
 def test_the_first_rename_that_is_not_used_is_named(folder):
     base, finetuned = folder("base", {"old.a": (4, 4)}), folder("finetuned", {"new.a": (4, 4)})
-    with pytest.raises(UsageError, match="--rename x=y makes no more names match"):
+    with pytest.raises(UsageError, match="--rename x=y has no effect: it matches no additional names"):
         open_inputs(base, [finetuned], ["old=new", "x=y", "z=w"])
 
 
 def test_with_one_input_no_rename_is_used(folder):
-    with pytest.raises(UsageError, match="--rename old=new makes no more names match"):
+    with pytest.raises(UsageError, match="--rename old=new has no effect: it matches no additional names"):
         open_inputs(None, [folder("first", {"old.a": (4, 4)})], ["old=new"])
 
 
@@ -192,7 +192,7 @@ def test_what_stands_beside_a_state_dict_is_said(folder, tmp_path):
         left = inputs.finetuned[0].files.shards[0].left_out
         assert left
         assert inputs.notices == [
-            f"{tmp_path / 'a.pt'}: beside the state dict, and left out: {', '.join(left)}"
+            f"{tmp_path / 'a.pt'}: not part of the state dict, and left out: {', '.join(left)}"
         ]
 
 

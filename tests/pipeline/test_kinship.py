@@ -59,12 +59,12 @@ def asked(tmp_path):
     def doubts(base, finetuned, plan):
         return [*doubts_of_names(plan), *doubts_of_values(base, finetuned, plan)]
 
-    def asked(base, finetuned, view="matrix", ask=doubts, **selection):
+    def asked(base, finetuned, access="matrix", ask=doubts, **selection):
         paths = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
         for path, tensors in zip(paths, (base, finetuned), strict=True):
             save_file(tensors, path)
         with open_checkpoint(str(paths[0])) as one, open_checkpoint(str(paths[1])) as two:
-            plan = make_plan(one.tensors, [two.tensors], Selection(**selection), view=view)
+            plan = make_plan(one.tensors, [two.tensors], Selection(**selection), access=view)
             return doubts_of_names(plan) if ask is doubts_of_names else ask(one, two, plan)
 
     return asked
