@@ -93,7 +93,9 @@ def soup(
     sources = as_paths(finetuned, at_least=2)
     if weights is not None and len(weights) != len(sources):
         raise UsageError(
-            "--weights needs one weight for each checkpoint", expected=len(sources), found=len(weights)
+            "--weights needs one weight for each checkpoint",
+            expected=f"{len(sources)} of them",
+            found=len(weights),
         )
     check_choice("accept", accept, Accept)
     known = None if scores is None else scores_of(scores, sources)
