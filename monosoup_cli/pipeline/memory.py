@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from monosoup_cli.devices import host
+from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.devices.device import Device, Held
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.dtypes import BITS
@@ -64,7 +64,7 @@ def allot(needs: Sequence[Held], devices: Sequence[Device], wanted_workers: int 
     if not is_host:
         for device in devices:
             per_device = _fitting(per_device, on_card, device.free_bytes())
-    workers = _fitting(per_device * len(devices), on_host, host.free_bytes())
+    workers = _fitting(per_device * len(devices), on_host, Cpu().free_bytes())
     workers = max(1, min(wanted_workers or workers, len(needs)))
     on_one_card = on_card[: -(-workers // len(devices))]
     return Resources(devices, workers, sum(on_host[:workers]), 0 if is_host else sum(on_one_card))

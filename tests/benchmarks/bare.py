@@ -12,6 +12,7 @@ import torch
 from monosoup_cli.pipeline.blocks import bytes_of
 from safetensors import safe_open
 
+from monosoup_cli.formats.dtypes import bytes_of
 from monosoup_cli.formats.files import InputFile, read_header
 
 LENGTH = 1 << 16

@@ -433,7 +433,7 @@ def test_a_header_bomb_costs_little(pair, tmp_path, bomb):
 def test_a_huge_vocabulary_is_planned_without_being_read(run, tmp_path, monkeypatch):
     header = json.dumps({"embed": entry("BF16", [256_000, 8192], [0, 256_000 * 8192 * 2])}).encode()
     inputs = [sparse(tmp_path / f"{name}.safetensors", header, 256_000 * 8192 * 2) for name in "ab"]
-    monkeypatch.setattr("monosoup_cli.pipeline.devices.free_bytes", lambda device: 64 << 30)
+    monkeypatch.setattr("monosoup_cli.devices.cpu.Cpu.free_bytes", lambda cpu: 64 << 30)
     monkeypatch.setattr("monosoup_cli.pipeline.job.check_space", lambda output, nbytes: None)
     preadv, sizes = os.preadv, []
     monkeypatch.setattr(os, "preadv", lambda *words: sizes.append(preadv(*words)) or sizes[-1])
@@ -447,7 +447,7 @@ def test_a_huge_vocabulary_is_planned_without_being_read(run, tmp_path, monkeypa
 def test_a_matrix_that_does_not_fit_into_memory(refuse, tmp_path, monkeypatch):
     header = json.dumps({"embed": entry("BF16", [16384, 16384], [0, 16384**2 * 2])}).encode()
     inputs = [sparse(tmp_path / f"{name}.safetensors", header, 16384**2 * 2) for name in "ab"]
-    monkeypatch.setattr("monosoup_cli.pipeline.devices.free_bytes", lambda device: 4 << 30)
+    monkeypatch.setattr("monosoup_cli.devices.cpu.Cpu.free_bytes", lambda cpu: 4 << 30)
     assert "memory" in refuse(*inputs)
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.errors import NonfiniteError
-from monosoup_cli.pipeline import blocks
 from tests import oracle, references
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -134,10 +133,10 @@ def cut(request, monkeypatch):
     """Small tensors as they are; and the same as if they were too large for the buffers, most of them
     for what is held between two passes as well."""
     if request.param == "by blocks":
-        monkeypatch.setattr(blocks, "FLAT_ELEMENTS", 37)
-        monkeypatch.setattr(blocks, "ROWS_ELEMENTS", 128)
-        monkeypatch.setattr(blocks, "MIN_ROW_ELEMENTS", 11)
-        monkeypatch.setattr(blocks, "HELD_BYTES", 400)
+        monkeypatch.setattr("monosoup_cli.tensors.flat.FLAT_ELEMENTS", 37)
+        monkeypatch.setattr("monosoup_cli.tensors.flat.ROWS_ELEMENTS", 128)
+        monkeypatch.setattr("monosoup_cli.tensors.flat.MIN_ROW_ELEMENTS", 11)
+        monkeypatch.setattr("monosoup_cli.tensors.flat.HELD_BYTES", 400)
 
 
 every_dtype = pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
@@ -730,11 +729,11 @@ def test_differences_that_overflow_float32_have_cosines(tmp_path, cut, command):
 @pytest.mark.parametrize("dtypes", [(F32, [F32]), (F32, [BF16]), (BF16, [F16, F64, F32])], ids=str)
 def test_edit_of_a_mean(tmp_path, monkeypatch, dtypes, is_held, device):
     """Held in float64, or read again for every block: the mean is edited as one checkpoint is."""
-    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 100)
-    monkeypatch.setattr(blocks, "MIN_BLOCK_LENGTH", 7)
-    monkeypatch.setattr(blocks, "MEAN_BYTES", 10**6 if is_held else 64)
-    monkeypatch.setattr(blocks, "RESIDENT_BYTES", 10**6 if is_held else 64)
-    monkeypatch.setattr(blocks, "FLAT_ELEMENTS", 37)
+    monkeypatch.setattr("monosoup_cli.tensors.cut.BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("monosoup_cli.tensors.cut.MIN_BLOCK_LENGTH", 7)
+    monkeypatch.setattr("monosoup_cli.tensors.matrix.MEAN_BYTES", 10**6 if is_held else 64)
+    monkeypatch.setattr("monosoup_cli.tensors.cut.RESIDENT_BYTES", 10**6 if is_held else 64)
+    monkeypatch.setattr("monosoup_cli.tensors.flat.FLAT_ELEMENTS", 37)
     base, finetuned = make_checkpoints(*dtypes, 3)
     files, out = write(tmp_path, base, *finetuned), tmp_path / "out.safetensors"
     report = monosoup_cli.edit(files[0], files[1:], out, device=device)

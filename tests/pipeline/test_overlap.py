@@ -161,13 +161,13 @@ def ranges(request, monkeypatch):
     """Small tensors as they are, and the same as if they were too large for the buffers."""
     if request.param == "by ranges":
         for name, value in {
-            "FLAT_ELEMENTS": 37,
-            "ROWS_ELEMENTS": 128,
-            "MIN_ROW_ELEMENTS": 11,
-            "HELD_BYTES": 400,
-            "CHUNK_BYTES": 64,
+            "flat.FLAT_ELEMENTS": 37,
+            "flat.ROWS_ELEMENTS": 128,
+            "flat.MIN_ROW_ELEMENTS": 11,
+            "flat.HELD_BYTES": 400,
+            "chunks.CHUNK_BYTES": 64,
         }.items():
-            monkeypatch.setattr(f"monosoup_cli.pipeline.blocks.{name}", value)
+            monkeypatch.setattr(f"monosoup_cli.tensors.{name}", value)
 
 
 @pytest.mark.parametrize("dtypes", [(F32,) * 4, (BF16,) * 4], ids=str)
