@@ -11,14 +11,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.wise_ft import interpolations
 from monosoup_cli.names import Position, find_blocks, is_head
 from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -158,7 +158,6 @@ class Lines(PlainMethod):
     verb = "scale"
     paper = PAPER
     measures = MEASURES
-    access: ClassVar[Access] = "flat"
 
     def for_names(self, names: Sequence[str]) -> Lines:
         """The method with the scale of every tensor."""

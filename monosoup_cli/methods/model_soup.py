@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Paper, PlainMethod
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,6 @@ class Average(PlainMethod):
 
     verb = "average"
     measures = ()
-    access: ClassVar[Access] = "flat"
     needs_base = False
 
     def edit(self, layer: Layer) -> Edit | None:

@@ -9,12 +9,12 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from monosoup_cli.methods.similarity import cosines, gram_matrix
 from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths, check_choice
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,6 @@ class ModelStock(PlainMethod):
     verb = "interpolate"
     paper = PAPER
     measures = MEASURES
-    access: ClassVar[Access] = "flat"
 
     def __post_init__(self) -> None:
         check_choice("granularity", self.granularity, Granularity)

@@ -88,7 +88,7 @@ def similarity(grams: Iterable[torch.Tensor], count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a candidate joined, and its mean similarity to those that had joined before."""
+    """Whether a candidate became a member, and its mean similarity to the members before it."""
 
     candidate: int
     similarity: float

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,6 @@ class WiseFt(PlainMethod):
     verb = "interpolate"
     paper = PAPER
     measures = MEASURES
-    access: ClassVar[Access] = "flat"
 
     def variants(self) -> Sequence[Variant]:
         """The checkpoints of the sweep."""
