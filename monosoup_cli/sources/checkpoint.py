@@ -123,3 +123,9 @@ class Checkpoint:
     def check_unchanged(self) -> None:
         """Raise CheckpointError where a file was written to since it was opened."""
         self.files.check_unchanged()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()

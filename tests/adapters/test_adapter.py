@@ -12,7 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from monosoup_cli.adapters.adapter import _matches, _parsed, read_adapter
+from monosoup_cli.adapters.lora import TRANSPOSED
+from monosoup_cli.adapters.patterns import _matches, _parsed
+from monosoup_cli.adapters.peft import read_adapter
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.alignment import Rename
 from monosoup_cli.sources.locate import open_checkpoint
@@ -152,17 +154,17 @@ def merged_as_read(adapter, folder, base):
         found[name] = base[name] + scale * own[key]
     for name, pair in adapter.pairs.items():
         a, b = own[pair.a], own[pair.b]
-        if pair.layout.endswith("experts"):
+        if pair.layout.is_stack:
             count = pair.shape[0]
             a, b = a.view(count, pair.rank, -1), b.view(len(b), pair.rank, count)
             update = torch.stack([b[:, :, each] @ a[each] for each in range(count)])
-            update = update.mT if pair.layout.startswith("transposed") else update
+            update = update.mT if pair.layout.is_transposed else update
         else:
             update = b.flatten(1) @ a.flatten(1)
-            update = (update.T if pair.layout == "transposed" else update).reshape(pair.shape)
+            update = (update.T if pair.layout == TRANSPOSED else update).reshape(pair.shape)
         found[name] = base[name] + pair.scale * update
         if pair.magnitude is not None:
-            kept = -1 if pair.layout == "transposed" else 0
+            kept = -1 if pair.layout == TRANSPOSED else 0
             norms = found[name].transpose(0, kept).flatten(1).norm(dim=1)
             sizes = [1] * len(pair.shape)
             sizes[kept] = -1

@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from monosoup_cli.adapters.adapter_layout import factor_shapes, lay_out_adapter
+from monosoup_cli.adapters.layout import factor_shapes, lay_out_adapter
+from monosoup_cli.adapters.lora import TRANSPOSED
 from tests.models import ENDS, MODELS, STACK, TEXT, build, unet_pipeline
 
 RANK = 3
@@ -88,7 +89,7 @@ def write(folder, layout, base, tuned):
     tensors = {stored: tuned[name] for name, stored in layout.carried.items()}
     for name, pair in layout.pairs.items():
         update = (tuned[name].double() - base[name].double()).flatten(1).numpy()
-        if pair.layout == "transposed":
+        if pair.layout == TRANSPOSED:
             update = update.T
         left, values, right = np.linalg.svd(update, full_matrices=False)
         a, b = values[: pair.rank, None] * right[: pair.rank], left[:, : pair.rank]

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from monosoup_cli.adapters.lora import LINEAR
 from monosoup_cli.adapters.lora_file import read_lora_file
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.lora_names import is_lora_file
@@ -92,7 +93,7 @@ def effective(base, path, *renames):
     for name, pair in adapter.pairs.items():
         a, b = factors[pair.a].double().flatten(1), factors[pair.b].double().flatten(1)
         assert (pair.name, pair.shape, pair.rank) == (name, tuple(base[name].shape), len(a))
-        assert (pair.layout, pair.magnitude) == ("linear", None)
+        assert (pair.layout, pair.magnitude) == (LINEAR, None)
         merged[name] = merged[name] + pair.scale * (b @ a).view(pair.shape)
     return merged, adapter
 

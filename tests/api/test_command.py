@@ -14,7 +14,7 @@ import monosoup_cli
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.app import main
 from monosoup_cli.errors import ScoreError, UsageError
-from tests import adapters
+from tests import peft_adapters as adapters
 
 FUNCTIONS = [getattr(monosoup_cli, name) for name in (*COMMANDS, "inspect_spectrum")]
 

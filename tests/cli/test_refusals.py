@@ -434,7 +434,7 @@ def test_a_huge_vocabulary_is_planned_without_being_read(run, tmp_path, monkeypa
     header = json.dumps({"embed": entry("BF16", [256_000, 8192], [0, 256_000 * 8192 * 2])}).encode()
     inputs = [sparse(tmp_path / f"{name}.safetensors", header, 256_000 * 8192 * 2) for name in "ab"]
     monkeypatch.setattr("monosoup_cli.devices.cpu.Cpu.free_bytes", lambda cpu: 64 << 30)
-    monkeypatch.setattr("monosoup_cli.pipeline.job.check_space", lambda output, nbytes: None)
+    monkeypatch.setattr("monosoup_cli.pipeline.ready.check_space", lambda output, nbytes: None)
     preadv, sizes = os.preadv, []
     monkeypatch.setattr(os, "preadv", lambda *words: sizes.append(preadv(*words)) or sizes[-1])
     result = run("edit", *inputs, "-o", tmp_path / "out", "--dry-run", "--format", "json")
@@ -863,7 +863,7 @@ def test_wrong_usage_is_exit_code_2(pair, run, tmp_path, words):
 def test_a_second_run_on_the_same_output_is_refused_at_once(pair, refuse, tmp_path, output):
     holder = textwrap.dedent("""
         import sys
-        from monosoup_cli.api import prepare_edit
+        from monosoup_cli.api.edit import edit
         from monosoup_cli.cli.app import main
         from monosoup_cli.outputs.writer import PartialOutput
         publish = PartialOutput.publish

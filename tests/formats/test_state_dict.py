@@ -19,10 +19,11 @@ from safetensors.torch import save, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats import state_dict
+from monosoup_cli.formats import pickles, strided
 from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.header import parse_header
-from monosoup_cli.formats.state_dict import contiguous, read_state_dict
+from monosoup_cli.formats.state_dict import read_state_dict
+from monosoup_cli.formats.strided import contiguous
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_views_of_every_kind(path, read):
 def test_elements_far_apart_are_read_without_all_that_lies_between(path, monkeypatch):
     far = torch.arange(40.0 * 3 * 50).view(40, 3, 50)[:, :, 7]
     torch.save({"far": far}, path)
-    monkeypatch.setattr(state_dict, "PIECE", 64)
+    monkeypatch.setattr(strided, "PIECE", 64)
     file = InputFile(path)
     found = read_state_dict(file)
     before, longest = file.bytes_read, []
@@ -231,7 +232,7 @@ def test_files_of_older_releases(path, read, old):
 
 def test_an_older_torch_that_reads_storages_for_the_meta_device(path, read, monkeypatch):
     torch.save(views(), path)
-    monkeypatch.setattr(state_dict, "_without_bytes", FakeTensorMode)
+    monkeypatch.setattr("monosoup_cli.formats.state_dict._without_bytes", FakeTensorMode)
     same(views(), read)
 
 
@@ -603,7 +604,7 @@ def test_a_storage_is_not_given_another_state(path, refused):
 
 
 def test_a_pickle_of_too_many_parts_is_refused(path, refused, monkeypatch):
-    monkeypatch.setattr(state_dict, "MAX_OPERATIONS", 1000)
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 1000)
     with_pickle(path, b"\x80\x02" + b"]" * 1001 + b".")
     assert refused().startswith("its pickle has too many parts")
 

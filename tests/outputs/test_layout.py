@@ -26,7 +26,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> None
 def planned(path: Path, output: str = "out", shard_bytes: int | None = None, **dtypes: str) -> OutputLayout:
     with open_checkpoint(path) as checkpoint:
         stored = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
-        return plan_layout(checkpoint, {**stored, **dtypes}, output, shard_bytes)
+        return plan_layout(checkpoint.files, {**stored, **dtypes}, output, shard_bytes)
 
 
 def shown(layout: OutputLayout) -> dict[str, list[str]]:
@@ -164,7 +164,7 @@ def test_shards_hold_as_much_as_is_asked_for(tmp_path, inner, shard_bytes, expec
 def test_a_header_that_does_not_change_is_the_same_to_the_byte(tmp_path):
     write(tmp_path / "in" / "model.safetensors", TENSORS, note="x")
     with open_checkpoint(tmp_path / "in") as checkpoint:
-        raw = checkpoint.shards[0].header.raw
+        raw = checkpoint.files.shards[0].header.raw
     assert planned(tmp_path / "in").files[0].header.raw == raw
     changed = planned(tmp_path / "in", a="BF16").files[0]
     assert changed.header.raw != raw

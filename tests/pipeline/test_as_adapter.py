@@ -19,7 +19,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tests import oracle
-from tests.adapters import tensors_in
+from tests.peft_adapters import tensors_in
 from tests.conftest import everything_in
 from tests.hub import Hub
 from tests.models import MODELS, build, unet_pipeline

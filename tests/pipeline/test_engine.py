@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from monosoup_cli.pipeline.plan import PlannedTensor
 
 from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.pipeline.engine import PREFETCHED_BYTES, Stopped, Threads
+from monosoup_cli.tensors.plan import PlannedTensor
 
 
 def tensor(name):

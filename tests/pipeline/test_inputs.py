@@ -82,7 +82,7 @@ def test_a_tie_that_the_state_dict_of_the_fine_tuned_one_shows(folder, order, ke
     """Whichever of the two names is the one that its elements stand under."""
     finetuned = folder("finetuned", {order[0]: (10, 4), order[1]: order[0]}, pickled=True)
     with open_inputs(None, [finetuned], []) as inputs:
-        assert inputs.finetuned[0].shards[0].tied == {order[1]: kept}
+        assert inputs.finetuned[0].files.shards[0].tied == {order[1]: kept}
     base = folder("base", {left: (10, 4)})
     assert names_of(base, finetuned) == {"x.weight": left, "z.weight": left}
 
@@ -129,8 +129,8 @@ def test_renames_are_of_all_but_the_first(folder):
     finetuned = [folder("first", {"new.a": (4, 4), "same.b": (4,)}), folder("second", shapes)]
     with open_inputs(base, finetuned, ["old=new"]) as inputs:
         assert [list(each.tensors) for each in inputs.all] == [["new.a", "same.b"]] * 3
-        assert [each.source for each in inputs.all] == [base, *finetuned]
-        assert [each.source for each in inputs.finetuned] == finetuned
+        assert [each.path for each in inputs.sources] == [base, *finetuned]
+        assert [each.path for each in inputs.finetuned] == finetuned
         assert len(inputs.notices) == 2
         said = "names are read with 'new' for 'old' (1 tensor)"
         assert inputs.notices == [f"{base}: {said}", f"{finetuned[1]}: {said}"]
@@ -189,7 +189,7 @@ def test_what_stands_beside_a_state_dict_is_said(folder, tmp_path):
     tensors = {"a.weight": torch.zeros(3, 3)}
     torch.save({"state_dict": tensors, "ema_state_dict": tensors, "epoch": 3}, tmp_path / "a.pt")
     with open_inputs(None, [str(tmp_path / "a.pt")], []) as inputs:
-        left = inputs.finetuned[0].shards[0].left_out
+        left = inputs.finetuned[0].files.shards[0].left_out
         assert left
         assert inputs.notices == [
             f"{tmp_path / 'a.pt'}: beside the state dict, and left out: {', '.join(left)}"

@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import save_file
 
 from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
-from monosoup_cli.pipeline.plan import Selection, make_plan
 from monosoup_cli.sources.locate import open_checkpoint
+from monosoup_cli.tensors.plan import Selection, make_plan
 
 SMALL = {
     "hidden_size": 32,

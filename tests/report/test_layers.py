@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 import monosoup_cli
 from monosoup_cli.errors import UsageError
 from monosoup_cli.report.layers import as_csv, layers_table, shown_of, sparkline
-from monosoup_cli.report.rows import LABELS, rows_of
+from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.view import View
 from tests.cli.test_names import NAMES
 

@@ -13,8 +13,9 @@ from playwright.sync_api import sync_playwright
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.page import page
-from monosoup_cli.report.rows import LABELS, rows_of
+from monosoup_cli.report.rows import rows_of
 
 WORDS = [
     "Most of the update is in few directions.",

@@ -328,7 +328,7 @@ SEVERAL = ("linear", "experts", "modules_to_save")
 
 def adapter_of(folder):
     """A base and an adapter (or two) that peft wrote, in `base`, `adapter-1` and `adapter-2`."""
-    from tests.adapters import make
+    from tests.peft_adapters import make
 
     for seed in (1, 2) if folder.name in SEVERAL else (1,):
         made = make(ADAPTERS[folder.name], folder, seed)

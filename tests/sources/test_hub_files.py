@@ -15,9 +15,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
 import monosoup_cli
-from monosoup_cli.api import prepare_edit
+from monosoup_cli.api.edit import edit
 from monosoup_cli.errors import CheckpointError, NonfiniteError
 from monosoup_cli.formats.files import Download
+from monosoup_cli.pipeline.execute import execute
+from monosoup_cli.pipeline.ready import make_ready
 from monosoup_cli.sources import hub as hub_module
 from monosoup_cli.sources.folders import LocalFolder
 from monosoup_cli.sources.hub import HubFolder, HubId, RemoteFile, fetch, open_repository
@@ -206,7 +208,7 @@ def test_offline_the_cache_is_read_as_a_folder(hub, monkeypatch, source):
     assert offline.root == folder.root
     assert offline.names() == ["a.json", NAME]
     with open_checkpoint(source) as checkpoint:
-        assert (checkpoint.repository, checkpoint.revision) == ("org/name", commit)
+        assert (checkpoint.files.place.repository, checkpoint.files.place.revision) == ("org/name", commit)
         assert checkpoint.select(None) == []
     assert not hub.requests
 
@@ -239,23 +241,31 @@ def test_a_folder_of_a_repository_is_read_like_a_folder(hub, monkeypatch, is_off
             opened().path(name)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with open_checkpoint("hf://org/name@main/unet/deep") as checkpoint:
-        folder = checkpoint.folder
+        folder = checkpoint.files.place.folder
         fetch([*checkpoint.select(None), *folder.select(["x/c.json"])])
-        assert (checkpoint.inner, checkpoint.revision, folder.repository) == ("", commit, "org/name")
+        assert (checkpoint.files.place.inner, checkpoint.files.place.revision, folder.repository) == (
+            "",
+            commit,
+            "org/name",
+        )
         assert (folder.names(), folder.names("x")) == ([NAME, "x"], ["c.json"])
         assert folder.root.parts[-3:] == (commit, "unet", "deep")
         assert folder.path("x/c.json").read_bytes() == b"[]"
-        assert (Path(checkpoint.place) / NAME).read_bytes() == weights
+        assert (Path(checkpoint.files.place.path) / NAME).read_bytes() == weights
     with open_checkpoint("hf://org/name@main/unet/deep") as checkpoint:
-        assert checkpoint.select(None) == checkpoint.folder.select(["x/c.json"]) == []
+        assert checkpoint.select(None) == checkpoint.files.place.folder.select(["x/c.json"]) == []
     with open_checkpoint(f"hf://org/name/unet/deep/{NAME}") as checkpoint:
-        assert (checkpoint.folder, checkpoint.revision, checkpoint.repository) == (None, commit, "org/name")
+        assert (
+            checkpoint.files.place.folder,
+            checkpoint.files.place.revision,
+            checkpoint.files.place.repository,
+        ) == (None, commit, "org/name")
 
 
 def test_the_commit_of_a_single_file_is_known(hub):
     commit = hub.add("org/name", {NAME: save({"a": torch.ones(3)})})
     with open_checkpoint(f"hf://org/name/{NAME}") as checkpoint:
-        assert checkpoint.revision == commit
+        assert checkpoint.files.place.revision == commit
 
 
 def test_all_is_of_the_commit_that_was_found_first(hub):
@@ -548,10 +558,10 @@ def test_of_a_file_half_of_which_is_needed_all_is_fetched(hub, small, difference
         fetch(downloads)
         hub.clear()
         buffer = bytearray(checkpoint.tensors["a"].nbytes)
-        checkpoint.read_into("a", memoryview(buffer))
+        checkpoint.reader("a").read_into(memoryview(buffer), 0)
         assert bytes(buffer) == b"\0\0\x80\x3f" * (10_000 + difference)
         assert not hub.requests
-        assert (checkpoint.shards[0].file.path is not None) == is_whole
+        assert (checkpoint.files.shards[0].file.path is not None) == is_whole
 
 
 def test_of_a_state_dict_tensors_that_do_not_lie_in_order_are_fetched_with_the_file(hub, tmp_path):
@@ -606,14 +616,14 @@ def test_where_other_programs_find_it(hub, tmp_path, monkeypatch):
     hub.add("org/name", {NAME: save({"a": torch.ones(3)}), "config.json": b"{}"})
     with open_checkpoint("org/name") as checkpoint:
         fetch(checkpoint.select(None))
-        assert Path(checkpoint.place) == checkpoint.folder.root
-        assert (Path(checkpoint.place) / NAME).is_file()
+        assert Path(checkpoint.files.place.path) == checkpoint.files.place.folder.root
+        assert (Path(checkpoint.files.place.path) / NAME).is_file()
     with open_checkpoint(f"hf://org/name/{NAME}") as checkpoint:
-        assert load_file(checkpoint.place).keys() == {"a"}
+        assert load_file(checkpoint.files.place.path).keys() == {"a"}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.safetensors").write_bytes(save({"a": torch.ones(3)}))
     with open_checkpoint("here.safetensors") as checkpoint:
-        assert checkpoint.place == "here.safetensors"
+        assert checkpoint.files.place.path == "here.safetensors"
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -652,10 +662,11 @@ def test_only_files_of_the_output_are_fetched(hub, tmp_path):
             },
         )
     hub.clear()
-    with prepare_edit("org/base", ["org/name", "org/second"], tmp_path / "out") as job:
-        job.fetch()
+    with edit.prepare("org/base", ["org/name", "org/second"], tmp_path / "out") as planned:
+        ready = make_ready(planned)
+        fetch(ready.downloads)
         before = len(hub.requests)
-        job.run()
+        execute(ready)
         assert not [r for r in hub.requests[before:] if r.route == "file"]
     fetched = {r.subject for r in hub.requests if r.route == "file" and r.method == "GET"}
     weights_of = {f"org/{name}/{NAME}" for name in ("base", "name", "second")}

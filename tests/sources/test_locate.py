@@ -12,6 +12,7 @@ from safetensors.torch import save, save_file
 
 from monosoup_cli.errors import CheckpointError, MonosoupError
 from monosoup_cli.formats.files import InputFile
+from monosoup_cli.sources.files import PeftAdapter
 from monosoup_cli.sources.folders import resolve_inside
 from monosoup_cli.sources.locate import open_checkpoint
 
@@ -41,7 +42,7 @@ def read(path: Path) -> dict[str, float]:
         values = {}
         for name in checkpoint.tensors:
             data = bytearray(8)
-            checkpoint.read_into(name, memoryview(data))
+            checkpoint.reader(name).read_into(memoryview(data), 0)
             values[name] = float(torch.frombuffer(data, dtype=torch.float32)[0])
     return values
 
@@ -60,15 +61,15 @@ def test_a_folder_of_one_file(tmp_path, name):
     folder = fill(tmp_path / "in", {name: ["a", "b"], "config.json": {}, "notes.txt": b""})
     assert read(folder) == read(folder / name) == {"a": 0.0, "b": 1.0}
     with open_checkpoint(folder) as checkpoint:
-        assert (checkpoint.folder.root, checkpoint.index) == (folder, None)
-        assert [shard.name for shard in checkpoint.shards] == [name]
+        assert (checkpoint.files.place.folder.root, checkpoint.files.index) == (folder, None)
+        assert [shard.name for shard in checkpoint.files.shards] == [name]
 
 
 def test_a_file_of_any_name(tmp_path):
     path = fill(tmp_path, {"weights": ["a"]}) / "weights"
     assert read(path) == {"a": 0.0}
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.folder is None
+        assert checkpoint.files.place.folder is None
 
 
 @pytest.mark.parametrize("stem", ["model", "diffusion_pytorch_model", "model.fp16"])
@@ -80,10 +81,12 @@ def test_shards_are_found_by_their_index(tmp_path, stem):
     )
     assert read(folder) == {"b": 0.0, "a": 1.0, "c": 0.0}
     with open_checkpoint(folder) as checkpoint:
-        assert [shard.name for shard in checkpoint.shards] == [first, second]
-        assert {name: shard.name for name, shard in checkpoint.shard_of.items()} == map_
-        assert checkpoint.index == index(**map_)
-        assert checkpoint.nbytes == 24
+        assert [shard.name for shard in checkpoint.files.shards] == [first, second]
+        assert {
+            name: shard.name for shard in checkpoint.files.shards for name in shard.header.tensors
+        } == map_
+        assert checkpoint.files.index.content == index(**map_)
+        assert sum(tensor.nbytes for tensor in checkpoint.tensors.values()) == 24
 
 
 def test_what_an_index_does_not_name_is_left_alone_unless_it_looks_like_a_shard(tmp_path):
@@ -117,7 +120,7 @@ def test_an_adapter_comes_with_its_configuration(tmp_path):
     """Its own file alone, even beside a whole model."""
     files = {"adapter_model.safetensors": ["a"], "adapter_config.json": {"r": 4}, "model.safetensors": ["b"]}
     with open_checkpoint(fill(tmp_path, files)) as opened:
-        assert (opened.adapter_config, list(opened.tensors)) == ({"r": 4}, ["a"])
+        assert (opened.files.kind, list(opened.tensors)) == (PeftAdapter({"r": 4}), ["a"])
 
 
 @pytest.mark.parametrize("config", [{}, []])
@@ -279,7 +282,7 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
     with open_checkpoint(path) as checkpoint:
         os.truncate(path, 200)
         with pytest.raises(CheckpointError, match="became shorter"):
-            checkpoint.read_into("a", memoryview(bytearray(4000)))
+            checkpoint.reader("a").read_into(memoryview(bytearray(4000)), 0)
         with pytest.raises(CheckpointError, match="changed while it was read"):
             checkpoint.check_unchanged()
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from monosoup_cli.devices.cpu import Cpu
+from monosoup_cli.devices.device import Held
 from monosoup_cli.errors import NonfiniteError
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.tensors.chunks import check_stored, stored_chunks
@@ -41,7 +42,7 @@ def checkpoints(tmp_path):
 
     yield make
     for checkpoint in opened:
-        checkpoint.close()
+        checkpoint.files.close()
 
 
 @pytest.fixture(params=["whole", "by blocks"])
@@ -138,18 +139,18 @@ def test_nonfinite_matrices(checkpoints, worker, sizes, shape, where):
     layer = matrix_layer("w", Cut(*shape), 0, base, finetuned, worker)
     with pytest.raises(NonfiniteError) as caught:
         list(layer.updates())
-    assert caught.value.path == (base, *finetuned)[where].source
+    assert caught.value.path == (base, *finetuned)[where].path
     assert caught.value.tensor == "w"
 
 
 def test_what_a_layer_holds():
     small, embedding = Cut(300, 200), Cut(256_000, 4096)
-    assert MatrixLayer.held_bytes(small, 2, 1) == 2 * 2 * 60_000 + 2 * 8 * 60_000
-    assert MatrixLayer.held_bytes(small, 2, 5) == MatrixLayer.held_bytes(small, 2, 1) + 8 * 60_000
+    assert MatrixLayer.held(small, 2, 1) == Held(2 * 2 * 60_000, 2 * 8 * 60_000)
+    assert MatrixLayer.held(small, 2, 5) == MatrixLayer.held(small, 2, 1) + Held(8 * 60_000)
     # two buffers of 32 MiB for what is stored, two blocks in float64; no more with a longer side
     block = embedding.block_length * 4096
-    assert MatrixLayer.held_bytes(embedding, 2, 1) == 2 * (32 << 20) + 2 * 8 * block
-    assert MatrixLayer.held_bytes(Cut(2**40, 4096), 2, 1) == MatrixLayer.held_bytes(embedding, 2, 1)
+    assert MatrixLayer.held(embedding, 2, 1) == Held(2 * (32 << 20), 2 * 8 * block)
+    assert MatrixLayer.held(Cut(2**40, 4096), 2, 1) == MatrixLayer.held(embedding, 2, 1)
 
 
 # -- flat tensors ---------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_nonfinite_flat_tensors(checkpoints, worker, sizes, where):
     ):
         with pytest.raises(NonfiniteError) as caught:
             refuse()
-        assert caught.value.path == (base, *finetuned)[where].source
+        assert caught.value.path == (base, *finetuned)[where].path
     layer.updates.check(0, 77)
 
 
