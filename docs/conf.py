@@ -24,7 +24,7 @@ import monosoup_cli  # noqa: E402
 project = "monosoup"
 release = version = monosoup_cli.__version__
 language = "en"
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 highlight_language = "none"  # where a fence names no language
 smartquotes = False  # `--option` stays what it is

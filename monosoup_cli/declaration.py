@@ -20,14 +20,14 @@ class Option:
 
     Attributes:
         help: What it does; read alone, in the shell and in Python.
-        metavar: What stands for its value in the shell's help.
+        metavar: The placeholder for its value in the shell's help.
         shell: Its type in the shell, where that is not the type in Python.
         flags: Its names in the shell, where they are not the Python name with dashes.
         is_argument: Whether the shell takes it by position.
         minimum: The least number that it can be.
         changes_bytes: Whether the bytes of a finished tensor depend on it. A resumed run must repeat it.
         in_card: Whether the command in the model card needs it.
-        is_private: Whether its value may name places or hold secrets that must not be published.
+        is_private: Whether its value may contain paths or secrets, which must not be published.
         is_list: Whether the shell takes several values with commas in between.
     """
 
@@ -65,8 +65,8 @@ def declared_in(owner: Any) -> dict[str, Declared]:
         defaults = {field.name: field.default for field in fields(owner)}
     else:
         parameters = inspect.signature(owner).parameters
-        hints = {name: _evaluate(each.annotation, owner) for name, each in parameters.items()}
-        defaults = {name: each.default for name, each in parameters.items()}
+        hints = {name: _evaluate(one.annotation, owner) for name, one in parameters.items()}
+        defaults = {name: one.default for name, one in parameters.items()}
     declared = {}
     for name, hint in hints.items():
         if get_origin(hint) is Annotated:

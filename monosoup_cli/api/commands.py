@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
 
+_METHODS = {name: command(cast("Callable[..., Order]", order)) for name, order in METHODS.items()}
+
 COMMANDS: Mapping[str, Command[..., Planned]] = {
     "edit": edit,
+    "stock": _METHODS["stock"],
     "soup": soup,
     "sfgs": sfgs,
-    **{name: command(cast("Callable[..., Order]", order)) for name, order in METHODS.items()},
+    **_METHODS,
 }
-"""Every command that writes an output, by its name in Python."""
+"""Every command that writes an output, by its name in Python and in the order of the shell's help."""
 
 stock, wise, lines = COMMANDS["stock"], COMMANDS["wise"], COMMANDS["lines"]

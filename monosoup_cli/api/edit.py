@@ -123,7 +123,7 @@ def edit(
         os.fspath(output),
         os.fspath(base) if has_base else None,
         stacked=stacks,
-        arguments={"energy": energies.given, "wise": wises.given},
+        arguments={"energy": energies.argument, "wise": wises.argument},
     )
     if as_adapter:
         return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))

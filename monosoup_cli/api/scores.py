@@ -21,18 +21,23 @@ __all__ = ["check_template", "run_score_command", "scores_of"]
 
 
 def scores_of(scores: StrPath | Mapping[str, float], sources: Sequence[str]) -> dict[str, float]:
-    """The score of every source, from a mapping or a JSON file of one (path → number).
+    """Find the score of every source.
 
-    A path counts as written, or as the place it leads to. Raises UsageError where one is missing
-    or not a finite number.
+    Args:
+        scores: A mapping from paths to numbers, or the path of a JSON file that has one. A path matches a
+            source that is written like it, or that leads to the same place.
+        sources: The checkpoints, as the user typed them.
+
+    Raises:
+        UsageError: A score is missing or not a finite number.
     """
     where = None if isinstance(scores, Mapping) else os.fspath(scores)
-    given: Any = scores if isinstance(scores, Mapping) else read_json(Path(str(where)).resolve(), "scores")
-    if not isinstance(given, Mapping):
+    numbers: Any = scores if isinstance(scores, Mapping) else read_json(Path(str(where)).resolve(), "scores")
+    if not isinstance(numbers, Mapping):
         raise UsageError("the scores must be an object that maps paths to numbers", path=where)
-    by_place = {os.path.realpath(path): score for path, score in given.items() if "\0" not in path}
+    by_place = {os.path.realpath(path): score for path, score in numbers.items() if "\0" not in path}
     return {
-        source: _finite(given.get(source, by_place.get(os.path.realpath(source))), source, where)
+        source: _finite(numbers.get(source, by_place.get(os.path.realpath(source))), source, where)
         for source in sources
     }
 
@@ -49,19 +54,23 @@ def _finite(score: Any, source: str, where: str | None) -> float:
 
 
 def check_template(template: str) -> None:
-    """Raise UsageError for a score command that has no place for the checkpoint."""
+    """Raise UsageError for a score command without {}, which stands for the checkpoint's path."""
     if "{}" not in template:
-        raise UsageError(
-            "the score command has no {}, where the checkpoint's path goes", found=repr(template)
-        )
+        raise UsageError("--score-command needs {} where the checkpoint's path goes", found=repr(template))
 
 
 def run_score_command(template: str, path: StrPath, *, has_scores: bool = False) -> float:
-    """Run the command through the shell, `{}` replaced by the quoted path; the last line of what it
-    prints is the score.
+    """Run a score command through the shell; the last line that it prints is the score.
 
-    Raises ScoreError, with the command's stderr, where it fails or prints no finite number. When
-    this is interrupted the command and its children are killed.
+    When this is interrupted, the command and its children are killed.
+
+    Args:
+        template: The command; `{}` is replaced by the quoted path.
+        path: The checkpoint.
+        has_scores: Whether earlier scores are kept for a resumed run; for the message of an error.
+
+    Raises:
+        ScoreError: The command failed, or printed no finite number.
     """
     command = template.replace("{}", shlex.quote(os.fspath(path)))
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
@@ -80,10 +89,10 @@ def run_score_command(template: str, path: StrPath, *, has_scores: bool = False)
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-        printed, said = (_text(stream) for stream in (stdout, stderr))
+        printed, errors = (_text(stream) for stream in (stdout, stderr))
     if code:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise ScoreError(f"the score command failed with {how}", command, said, has_scores=has_scores)
+        raise ScoreError(f"the score command failed with {how}", command, errors, has_scores=has_scores)
     lines = printed.strip().splitlines()
     try:
         score = float(lines[-1])
@@ -92,7 +101,7 @@ def run_score_command(template: str, path: StrPath, *, has_scores: bool = False)
     if not math.isfinite(score):
         last = repr(lines[-1]) if lines else "nothing"
         raise ScoreError(
-            f"the score command printed no number: found {last}", command, said, has_scores=has_scores
+            f"the score command printed no number: found {last}", command, errors, has_scores=has_scores
         )
     return score
 
@@ -101,7 +110,7 @@ MAX_OUTPUT_BYTES = 1 << 20
 
 
 def _text(stream: Any) -> str:
-    """The end of what was written to a file."""
+    """The last part of a file."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(size - MAX_OUTPUT_BYTES, 0))
     return str(stream.read().decode(errors="replace"))

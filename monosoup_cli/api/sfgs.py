@@ -50,8 +50,9 @@ def sfgs(
 ) -> Request:
     """Average the checkpoints whose updates are similar.
 
-    The similarity-filtered greedy soup. Similarity is the cosine between two updates, averaged over layers.
-    --dry-run reads the checkpoints, and prints the similarities and what every threshold would choose.
+    This is the similarity-filtered greedy soup. Similarity is the cosine between two updates, averaged over
+    layers. --dry-run reads the checkpoints, and prints the similarities and what every threshold would
+    choose.
 
     Example: monosoup sfgs base.safetensors ft1.safetensors ft2.safetensors -o out --threshold 0.2
     """
@@ -95,7 +96,7 @@ class _BySimilarity:
                 inputs.base.tensors, finetuned, selection, access="flat" if self.include_vectors else "matrix"
             )
         # a scalar is no vector: its cosine is 1 or -1
-        return Plan(tuple(each if each.shape else replace(each, reason="vector") for each in plan.tensors))
+        return Plan(tuple(one if one.shape else replace(one, reason="vector") for one in plan.tensors))
 
     def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Compare all updates in one pass, and add one candidate after the other."""
@@ -125,8 +126,8 @@ class _BySimilarity:
             "similarity": matrix,
             "order": [sources[number] for number in self.order],
             "decisions": [
-                {"candidate": sources[each.candidate], "similarity": each.similarity, "joined": each.joined}
-                for each in decisions
+                {"candidate": sources[one.candidate], "similarity": one.similarity, "joined": one.joined}
+                for one in decisions
             ],
             "thresholds": choices(matrix, self.order, sources),
             "members": [sources[number] for number in members],
@@ -137,7 +138,7 @@ class _BySimilarity:
 def choices(
     matrix: Sequence[Sequence[float]], order: Sequence[int], sources: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What every threshold would choose, as the report has it, from the strictest down."""
+    """What every threshold would choose, in the form of the report, from the strictest down."""
     return [
         {"highest": highest, "members": [sources[number] for number in members]}
         for highest, members in thresholds(matrix, order)

@@ -85,15 +85,17 @@ def soup(
 ) -> Request:
     """Average two or more checkpoints: model soups.
 
-    Uniform, weighted, or greedy: the greedy soup scores every trial with a command of yours, and --resume
-    continues without scoring anything twice.
+    The mean is uniform, weighted or greedy. The greedy soup scores every trial with a command of yours, and
+    --resume continues without scoring anything twice.
 
     Example: monosoup soup ft1.safetensors ft2.safetensors ft3.safetensors -o out
     """
     sources = as_paths(finetuned, at_least=2)
     if weights is not None and len(weights) != len(sources):
         raise UsageError(
-            "--weights needs one weight for each checkpoint", expected=len(sources), found=len(weights)
+            "--weights needs one weight for each checkpoint",
+            expected=f"{len(sources)} of them",
+            found=len(weights),
         )
     check_choice("accept", accept, Accept)
     known = None if scores is None else scores_of(scores, sources)
@@ -155,8 +157,8 @@ class _Greedy:
             "scores": [{"source": self.sources[n], "score": scores[n]} for n in numbers],
             "order": [self.sources[number] for number in order],
             "trials": [
-                {"candidate": self.sources[each.candidate], "score": each.score, "joined": each.joined}
-                for each in trials
+                {"candidate": self.sources[one.candidate], "score": one.score, "joined": one.joined}
+                for one in trials
             ],
             "members": [self.sources[number] for number in members],
         }
@@ -176,7 +178,7 @@ class _Greedy:
         return float(partial.notes[name])
 
     def _draft(self, members: Sequence[int], kitchen: Kitchen, partial: PartialOutput) -> Path:
-        """Write the mean of some checkpoints, in the form in which they were given; only one at a time."""
+        """Write the mean of some checkpoints in the form of the first one; replaces the last draft."""
         for old in partial.workplace.glob("draft-*"):
             if old.is_dir():
                 shutil.rmtree(old)

@@ -141,12 +141,12 @@ def _similarity(
 def _relative_updates(
     count: int, grams: Mapping[str, torch.Tensor], layers: Sequence[Mapping[str, Any]]
 ) -> list[float | None]:
-    """‖τ_i‖/‖W0‖ of each checkpoint, over the layers whose base is known by the mean's update."""
+    """‖τ_i‖/‖W0‖ of every checkpoint, over the layers for which the mean's update tells ‖W0‖."""
     squares, of_base = [0.0] * count, 0.0
     for layer in layers:
         parts = layer.get("slices", [layer])
         if all(part["relative_update"] for part in parts):
             of_base += sum((part["update_norm"] / part["relative_update"]) ** 2 for part in parts)
             own = grams[layer["name"]].diagonal().tolist()
-            squares = [total + each for total, each in zip(squares, own, strict=True)]
-    return [math.sqrt(each / of_base) if 0.0 < of_base < math.inf else None for each in squares]
+            squares = [total + square for total, square in zip(squares, own, strict=True)]
+    return [math.sqrt(square / of_base) if 0.0 < of_base < math.inf else None for square in squares]

@@ -55,9 +55,9 @@ def add_options(
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     parameters = [*(parameter_of(one) for one in declared.values()), *own]
 
-    def shell(**given: Any) -> None:
-        arguments = {key: _from_shell(one, given.pop(key)) for key, one in declared.items()}
-        command(arguments, **given)
+    def shell(**words: Any) -> None:
+        arguments = {key: _from_shell(one, words.pop(key)) for key, one in declared.items()}
+        command(arguments, **words)
 
     shell.__name__ = shell.__qualname__ = name
     shell.__doc__ = text
@@ -69,7 +69,7 @@ def add_options(
 
 
 def _from_shell(declared: Declared, value: Any) -> Any:
-    """What the Python function takes for what the shell gave."""
+    """The Python argument for a value from the shell."""
     if value is None and (declared.option.shell == list[str]):
         return ()
     return value

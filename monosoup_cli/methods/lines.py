@@ -1,8 +1,8 @@
-"""LiNeS: scale the update of a layer linearly with its depth, told from the names of the tensors.
+"""LiNeS: scale the update of a layer linearly with its depth, which the names of the tensors tell.
 
 Wang, Dimitriadis, Favero, Ortiz-Jimenez, Fleuret, Frossard, "LiNeS: Post-training layer scaling
-prevents forgetting and enhances model merging", ICLR 2025 (arXiv 2410.17146). The paper takes the
-blocks as given; how they are found in the names is ours.
+prevents forgetting and enhances model merging", ICLR 2025 (arXiv 2410.17146). The paper
+presupposes the blocks; how they are found in the names is ours.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.wise_ft import interpolations
 from monosoup_cli.names import Position, find_blocks, is_head
 from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,7 +84,13 @@ def lines(
 
 @dataclass(frozen=True)
 class Scale:
-    """The factor of a tensor's update, and why: its position, or None and whether it is a head's."""
+    """How much a tensor's update is scaled, and why.
+
+    Attributes:
+        value: The factor.
+        position: The block that the tensor belongs to; None outside blocks.
+        is_head: Whether the tensor is a head, outside blocks.
+    """
 
     value: float
     position: Position | None
@@ -94,20 +100,29 @@ class Scale:
 def scales(
     names: Iterable[str], alpha: float, beta: float, head: Head = "last", pattern: str | None = None
 ) -> dict[str, Scale]:
-    """s of W = W0 + s·Δ for every name: α + β·i/(L−1) in block i of L.
+    """Compute s of W = W0 + s·Δ for every name: α + β·i/(L−1) in block i of L.
 
-    The only block of a stack gets α + β. Outside blocks s is α, and for a head's tensors α + β
-    ("last": a head trained with the model), α ("alpha": the paper's code, whose models keep their
-    head elsewhere) or 1 ("ft": as fine-tuned). Raises what `find_blocks` raises, and UsageError.
+    The only block of a stack gets α + β. Outside blocks, s is α.
+
+    Args:
+        names: The names of all tensors.
+        alpha: s in the first block, and outside blocks.
+        beta: How much larger s is in the last block.
+        head: s for the tensors of a head: α + β ("last", for a head trained with the model), α ("alpha", the
+            paper's code, whose models keep their head elsewhere) or 1 ("ft", as fine-tuned).
+        pattern: A regular expression whose groups are the numbers of the blocks; None to find them.
+
+    Raises:
+        UsageError: `head` is unknown, a number is not finite, or the blocks cannot be found.
 
     >>> names = ["embed.weight", "h.0.mlp.weight", "h.1.mlp.weight", "h.2.mlp.weight", "lm_head.weight"]
     >>> [scale.value for scale in scales(names, 0.5, 0.5).values()]
     [0.5, 0.5, 0.75, 1.0, 1.0]
     """
     if head not in get_args(Head):
-        raise UsageError("unknown treatment of the head", expected=", ".join(get_args(Head)), found=head)
+        raise UsageError("unknown --head", expected=", ".join(get_args(Head)), found=head)
     if not math.isfinite(alpha + beta):
-        raise UsageError("alpha and beta must be finite", found=f"{alpha} and {beta}")
+        raise UsageError("--alpha and --beta must be finite", found=f"{alpha} and {beta}")
     names = list(names)
     positions = find_blocks(names, pattern)
     of_heads = {"last": alpha + beta, "alpha": alpha, "ft": 1.0}[head]
@@ -143,7 +158,6 @@ class Lines(PlainMethod):
     verb = "scale"
     paper = PAPER
     measures = MEASURES
-    access: ClassVar[Access] = "flat"
 
     def for_names(self, names: Sequence[str]) -> Lines:
         """The method with the scale of every tensor."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Paper, PlainMethod
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +44,10 @@ class Average(PlainMethod):
 
     verb = "average"
     measures = ()
-    access: ClassVar[Access] = "flat"
     needs_base = False
 
     def edit(self, layer: Layer) -> Edit | None:
-        """Average one tensor; of one checkpoint alone there is nothing to do."""
+        """Average one tensor; with one checkpoint there is nothing to do."""
         assert isinstance(layer, FlatLayer)
         return None if layer.count == 1 else Edit([{}], self._blocks(layer))
 
@@ -58,9 +57,13 @@ class Average(PlainMethod):
 
 
 def normalised(weights: Sequence[float]) -> list[float]:
-    """Weights scaled to sum 1. Raises UsageError where they are not finite, or sum to nothing."""
+    """Scale weights to sum 1.
+
+    Raises:
+        UsageError: A weight is negative or not finite, or all are 0.
+    """
     if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise UsageError("weights must be at least 0, and not all 0", found=list(weights))
+        raise UsageError("--weights must be at least 0, and not all 0", found=list(weights))
     largest = max(weights)
     shares = [weight / largest for weight in weights]
     total = math.fsum(shares)
@@ -68,14 +71,19 @@ def normalised(weights: Sequence[float]) -> list[float]:
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
-    """Indices by score, the highest first; ties in the order given."""
+    """Sort indices by score, the highest first; equal scores keep their order."""
     return sorted(range(len(scores)), key=lambda number: -scores[number])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One step of the greedy soup: `score` is that of the mean of the members so far and the
-    candidate."""
+    """One step of the greedy soup.
+
+    Attributes:
+        candidate: The index of the checkpoint that is tried.
+        score: The score of the mean of the members so far and the candidate.
+        joined: Whether the candidate became a member.
+    """
 
     candidate: int
     score: float
@@ -85,18 +93,22 @@ class Trial:
 def greedy(
     order: Sequence[int], score: Callable[[Sequence[int]], float], *, strict: bool = False
 ) -> Iterator[Trial]:
-    """The trials of the greedy soup (Recipe 1 of the paper), each as soon as it is scored.
+    """Run the greedy soup (Recipe 1 of the paper), and yield every trial as soon as it is scored.
 
-    `score` rates the uniform mean of some checkpoints, in the order in which they joined; higher is
-    better. The first of `order` is a member; each other joins if the score with it is at least the
-    best so far (`strict`: above it).
+    The first candidate is a member. Every other one joins if the score with it is at least the best so far.
+
+    Args:
+        order: The indices of the candidates, in the order in which they are tried.
+        score: Rates the uniform mean of some checkpoints, in the order in which they joined. Higher is
+            better.
+        strict: Whether the score must be above the best so far.
     """
     members, best = [order[0]], score([order[0]])
     yield Trial(order[0], best, True)
     for candidate in order[1:]:
-        found = score([*members, candidate])
-        joined = found > best if strict else found >= best
+        value = score([*members, candidate])
+        joined = value > best if strict else value >= best
         if joined:
             members.append(candidate)
-            best = found
-        yield Trial(candidate, found, joined)
+            best = value
+        yield Trial(candidate, value, joined)

@@ -9,12 +9,12 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from monosoup_cli.methods.similarity import cosines, gram_matrix
 from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths, check_choice
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def stock(
     output: Output,
     *,
     granularity: Annotated[
-        Granularity, Option("One ratio for each tensor, or (filter) for each of its output rows.")
+        Granularity, Option("Find one ratio for each tensor, or one for each of its output rows (filter).")
     ] = "tensor",
     clamp: Annotated[
         bool,
@@ -66,8 +66,8 @@ def stock(
 ) -> Order:
     """Model Stock: from the base towards the mean of several.
 
-    How far is read off the angles between their updates, for each tensor: the more alike they are, the nearer
-    to the mean. No data, no hyperparameter.
+    For every tensor, the angles between the updates tell how far to go: the more similar the updates are, the
+    nearer the result is to the mean. Model Stock needs no data and no hyperparameters.
 
     Example: monosoup stock base.safetensors ft1.safetensors ft2.safetensors -o out
     """
@@ -76,7 +76,7 @@ def stock(
 
 
 class StockRatio(NamedTuple):
-    """What Model Stock finds for each group of weights; tensors of one shape.
+    """The ratios of groups of weights, as tensors of one shape.
 
     Attributes:
         cosine: The mean cosine c between updates.
@@ -127,7 +127,6 @@ class ModelStock(PlainMethod):
     verb = "interpolate"
     paper = PAPER
     measures = MEASURES
-    access: ClassVar[Access] = "flat"
 
     def __post_init__(self) -> None:
         check_choice("granularity", self.granularity, Granularity)

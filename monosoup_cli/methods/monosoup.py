@@ -103,9 +103,9 @@ class MonoSoup:
     weighting: Weighting = "monosoup"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("energy", "rank", "rank_fraction") if getattr(self, name) is not None]
-        if len(given) > 1:
-            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        rules = [name for name in ("energy", "rank", "rank_fraction") if getattr(self, name) is not None]
+        if len(rules) > 1:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in rules)
             raise UsageError(f"{flags} exclude each other: each of them sets k")
         for name in ("energy", "rank_fraction"):
             share = getattr(self, name)

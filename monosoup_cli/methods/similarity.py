@@ -19,10 +19,17 @@ Matrix = Sequence[Sequence[float]]
 
 
 def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-    """The inner products of N = `count` rows, (N, N) float64, from ranges of them: (N, any) float64.
+    """Compute the inner products of N rows that are seen range by range.
 
-    Two or three rows at a time: BLAS is several times slower on products of a few more long rows, and
-    slower on those of one.
+    Two or three rows are multiplied at a time: BLAS is several times slower on products of a few more long
+    rows, and slower on those of one.
+
+    Args:
+        ranges: Yields ranges of all rows, (N, any number) float64.
+        count: N.
+
+    Returns:
+        (N, N) float64.
     """
     import torch
 
@@ -43,8 +50,10 @@ def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
 
 
 def cosines(gram: torch.Tensor) -> torch.Tensor:
-    """Cosines between updates from their inner products, both (..., N, N) float64; 0 where one of
-    the two is zero. No epsilon."""
+    """Cosines between updates from their inner products, both (..., N, N) float64.
+
+    A cosine is 0 where one of the two updates is zero. No epsilon is used.
+    """
     import torch
 
     _, exponent = torch.frexp(gram.diagonal(dim1=-2, dim2=-1).amax(-1))
@@ -55,10 +64,17 @@ def cosines(gram: torch.Tensor) -> torch.Tensor:
 
 
 def similarity(grams: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-    """C_ij, the mean over layers of the cosine of two updates, (N, N) float64; layers count alike.
+    """Compute C_ij, the mean over layers of the cosine of two updates; all layers have the same weight.
 
-    `grams`: (N, N) float64 for each layer, N = `count`. A layer in which neither of two
-    checkpoints moved is left out of their mean; two that moved in no layer have similarity 0.
+    A layer in which neither of two checkpoints moved is left out of their mean. Two checkpoints that moved in
+    no layer have similarity 0.
+
+    Args:
+        grams: The inner products of the updates, (N, N) float64 for every layer.
+        count: N.
+
+    Returns:
+        (N, N) float64.
     """
     import torch
 
@@ -72,7 +88,7 @@ def similarity(grams: Iterable[torch.Tensor], count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a candidate joined, and its mean similarity to those that had joined before."""
+    """Whether a candidate became a member, and its mean similarity to the members before it."""
 
     candidate: int
     similarity: float
@@ -80,8 +96,11 @@ class Decision:
 
 
 def decide(matrix: Matrix, order: Sequence[int], threshold: float) -> list[Decision]:
-    """The first of `order` is a member; each other joins if its mean similarity to the members so
-    far is at least `threshold` (Section 3 of the paper)."""
+    """Decide which checkpoints are averaged (Section 3 of the paper).
+
+    The first of `order` is a member. Every other one joins if its mean similarity to the members so far is at
+    least `threshold`.
+    """
     members, decisions = [order[0]], []
     for candidate in order[1:]:
         mean = math.fsum(matrix[candidate][member] for member in members) / len(members)
@@ -97,8 +116,11 @@ def members_of(order: Sequence[int], decisions: Sequence[Decision]) -> list[int]
 
 
 def thresholds(matrix: Matrix, order: Sequence[int]) -> Iterator[tuple[float | None, list[int]]]:
-    """(highest threshold, members) of every choice that some threshold makes, from the strictest
-    down; each holds down to the next one's. The first has no highest threshold: None."""
+    """Yield every choice that some threshold makes, from the strictest down.
+
+    A choice is (highest threshold, members), and is made down to the highest threshold of the next choice.
+    The first choice has no highest threshold: None.
+    """
     highest: float | None = None
     while True:
         decisions = decide(matrix, order, math.inf if highest is None else highest)

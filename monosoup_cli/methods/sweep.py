@@ -1,4 +1,4 @@
-"""Options that take several values, each of which makes a checkpoint of its own."""
+"""Options that take several values and make one checkpoint for each."""
 
 from __future__ import annotations
 
@@ -22,40 +22,49 @@ MAX_DIGITS = 60
 
 @dataclass(frozen=True)
 class Sweep:
-    """The values of one option, in their order; `is_several`: given as a list, if only of one."""
+    """The values of one option.
+
+    Attributes:
+        option: The option's name, without dashes.
+        values: The values, in the order of the user.
+        is_several: Whether the user wrote a list, which may have one value.
+    """
 
     option: str
     values: Sequence[Decimal]
     is_several: bool
 
     @classmethod
-    def parse(cls, option: str, given: Numbers | None) -> Sweep:
-        """The stop of start:stop:step is included where a step meets it. Raises UsageError for what
-        is no finite number, and for values that appear twice."""
+    def parse(cls, option: str, numbers: Numbers | None) -> Sweep:
+        """Parse what the user wrote; the stop of start:stop:step is included where a step meets it.
+
+        Raises:
+            UsageError: Something is not a finite number, or a value appears twice.
+        """
         try:
-            if given is None:
+            if numbers is None:
                 return cls(option, (), False)
-            if isinstance(given, (int, float)):
-                return cls(option, (_decimal(given),), False)
-            if isinstance(given, str) and ":" in given:
-                return cls(option, _steps(given), True)
-            parts = given.split(",") if isinstance(given, str) else given
-            values = [_decimal(each) for each in parts]
+            if isinstance(numbers, (int, float)):
+                return cls(option, (_decimal(numbers),), False)
+            if isinstance(numbers, str) and ":" in numbers:
+                return cls(option, _steps(numbers), True)
+            parts = numbers.split(",") if isinstance(numbers, str) else numbers
+            values = [_decimal(part) for part in parts]
         except (DecimalException, ValueError):
             raise UsageError(
-                f"--{option} is not a number, a comma list or start:stop:step", found=repr(given)
+                f"--{option} is not a number, a comma list or start:stop:step", found=repr(numbers)
             ) from None
         if any(len(f"{value.normalize():f}") > MAX_DIGITS for value in values):
-            raise UsageError(f"--{option} has too many digits for the name of a folder", found=repr(given))
+            raise UsageError(f"--{option} has too many digits for the name of a folder", found=repr(numbers))
         if not values:
             raise UsageError(f"--{option} has no value")
         if len(set(values)) < len(values):
-            raise UsageError(f"--{option} has the same value twice", found=repr(given))
-        return cls(option, values, len(values) > 1 or not isinstance(given, str))
+            raise UsageError(f"--{option} has the same value twice", found=repr(numbers))
+        return cls(option, values, len(values) > 1 or not isinstance(numbers, str))
 
     @property
-    def given(self) -> float | list[float] | None:
-        """As the report has it."""
+    def argument(self) -> float | list[float] | None:
+        """The argument as the report has it: a number, a list where the user wrote one, or None."""
         numbers = [float(value) for value in self.values]
         return numbers if self.is_several else next(iter(numbers), None)
 
@@ -77,7 +86,7 @@ def _decimal(text: str | float) -> Decimal:
 
 
 def _steps(text: str) -> list[Decimal]:
-    start, stop, step = (_decimal(each) for each in text.split(":"))
+    start, stop, step = (_decimal(part) for part in text.split(":"))
     if step <= 0 or stop < start:
         raise UsageError("step must be positive and stop ≥ start", found=repr(text))
     if (stop - start) / step >= MAX_VALUES:
@@ -86,8 +95,12 @@ def _steps(text: str) -> list[Decimal]:
 
 
 def combine(*options: Sweep) -> Iterator[tuple[str, dict[str, float], list[float | None]]]:
-    """(folder inside OUT, the arguments that are its own, the options' values) of every combination,
-    the last option fastest. Folders have the shortest exact decimal: alpha-0.3."""
+    """Combine the values of several options, the last option fastest.
+
+    Yields:
+        For every combination, its folder inside OUT, the arguments that only it has, and the value of every
+        option, None where the option has none. Folders have the shortest exact decimal: alpha-0.3.
+    """
     for values in product(*(option.values or (None,) for option in options)):
         swept = [
             (option.option, value)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,8 @@ def wise(
     alpha: Annotated[
         Numbers,
         Option(
-            "How far to go from the base (0) to the fine-tuned checkpoint (1). Several, as 0.3,0.5 or"
-            " 0:1:0.1, make a checkpoint each: OUT/alpha-0.3, …",
+            "How far to go from the base (0) to the fine-tuned checkpoint (1). Several values, such as"
+            " 0.3,0.5 or 0:1:0.1, make one checkpoint each: OUT/alpha-0.3, …",
             metavar="A",
             shell=str,
         ),
@@ -72,7 +72,7 @@ def wise(
         [Variant(folder, own) for folder, own, _ in combine(alphas)],
     )
     sources = [os.fspath(finetuned)]
-    return Order(method, sources, os.fspath(output), os.fspath(base), arguments={"alpha": alphas.given})
+    return Order(method, sources, os.fspath(output), os.fspath(base), arguments={"alpha": alphas.argument})
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class WiseFt(PlainMethod):
 
     Attributes:
         alphas: Every α; outside [0, 1] it extrapolates.
-        sweep: A checkpoint of the output for each.
+        sweep: The checkpoints of the output, one for every α.
     """
 
     alphas: Sequence[float]
@@ -90,7 +90,6 @@ class WiseFt(PlainMethod):
     verb = "interpolate"
     paper = PAPER
     measures = MEASURES
-    access: ClassVar[Access] = "flat"
 
     def variants(self) -> Sequence[Variant]:
         """The checkpoints of the sweep."""
@@ -103,7 +102,7 @@ class WiseFt(PlainMethod):
 
 
 def interpolations(layer: FlatLayer, alphas: Sequence[float], measures: Sequence[Mapping[str, Any]]) -> Edit:
-    """The layer between base and fine-tuned, a variant for each α."""
+    """Interpolate a layer between base and fine-tuned checkpoint, once for every α."""
 
     def blocks() -> Iterator[tuple[int, int, Iterator[torch.Tensor]]]:
         for start, stop in layer.ranges():

@@ -74,7 +74,9 @@ class Inspection:
             inputs = opened.enter_context(open_inputs(base, finetuned, selecting.rename, alone=base is None))
             adapter = inputs.adapters[0]
             if inputs.base is None and adapter is None:
-                raise UsageError("a whole checkpoint needs a base; only an adapter has none", path=finetuned[0])
+                raise UsageError(
+                    "a whole checkpoint needs a base; only an adapter has none", path=finetuned[0]
+                )
             of_base = None if inputs.base is None else inputs.base.tensors
             of_finetuned = [source.tensors for source in inputs.finetuned]
             if inputs.base is None and adapter is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from monosoup_cli.devices.device import Held
 from monosoup_cli.sources.source import Factors
@@ -166,6 +166,7 @@ class PlainMethod:
     """The answers that most methods give; a method inherits them and overrides what is its own."""
 
     needs_base = True
+    access: ClassVar[Access] = "flat"
 
     @property
     def details(self) -> Mapping[str, Any]:
