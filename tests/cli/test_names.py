@@ -191,7 +191,7 @@ def test_names_of_files_are_shown_harmlessly(pair, run, tmp_path, kind, is_folde
     result = run("edit", *inputs, "-o", tmp_path / f"{folder.name}out")
     assert result.code == 1
     assert result.err.count("\n") == 1
-    assert "the output exists" in printed(result)
+    assert "the output already exists" in printed(result)
 
 
 @pytest.mark.parametrize("kind", FILES)
