@@ -51,6 +51,7 @@ def test_time_and_version_may_differ(outcome):
         ({"value": 1.0078125}, "model.safetensors: tensor b: 1 of 2 elements (BF16), at 1: 1.0 → 1.0078125"),
         ({"report": {**REPORT, "k": 4}}, "stdout of command 1: k: 3 → 4"),
         ({"report": {**REPORT, "k": 3.0}}, "stdout of command 1: k: 3 → 3.0"),
+        ({"report": dict(reversed(REPORT.items()))}, "stdout of command 1: the whole: keys in another order"),
         ({"card": "Made with `monosoup` 0.1.0\n"}, "README.md: line 1"),
         ({"out": b'{"k": 3}'}, "stdout of command 1: tool: only in the old"),
         ({"code": 1}, "exit codes [0] → [1]"),

@@ -81,13 +81,13 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[bytes]:
         before = json.loads(lines[0])["identity"]
     except (ValueError, KeyError, TypeError):
         raise ResumeError(
-            "its journal is damaged", path=path.parent, hint="start over with --overwrite"
+            "the journal is damaged", path=path.parent, hint="start over with --overwrite"
         ) from None
     changed = _differences(before, identity)
     if changed:
-        then = "repeat its arguments"
+        then = "rerun with the same arguments"
         if moved := _moved(before, identity):
-            then = f"a branch on the Hub has moved, which was at @{moved}: name that commit"
+            then = f"a branch on the Hub has moved; rerun with its old commit, @{moved}"
         raise ResumeError(
             f"the interrupted run differs in {cropped(', '.join(changed))}",
             path=path.parent,

@@ -1,4 +1,4 @@
-"""Where every byte of the output goes, decided before the first one is written."""
+"""The place of every byte of the output, known before the first one is written."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from monosoup_cli.sources.files import Files
 __all__ = ["OutputFile", "OutputLayout", "plan_layout"]
 
 STEM = re.compile(r"^(open_clip_)?pytorch_model(?=-|$)")
-"""Of state dicts, in transformers and open_clip; diffusers has the same for both formats."""
+"""The stem of state dicts in transformers and open_clip; diffusers uses the same stem for both formats."""
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One safetensors file to be: its name inside OUT and its header."""
+    """A safetensors file that will be written: its name inside OUT and its header."""
 
     name: str
     header: Header
@@ -32,9 +32,12 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """The files of the output, and its index where there are shards.
+    """The files of the output, and its index if it is in shards.
 
-    `index` is (file name, content). `is_single_file`: OUT itself is the one file.
+    Attributes:
+        files: The files, in the order of the shards.
+        index: The index's name and content; None without shards.
+        is_single_file: Whether OUT itself is the file.
     """
 
     files: tuple[OutputFile, ...]
@@ -47,23 +50,28 @@ class OutputLayout:
 
     @property
     def names(self) -> set[str]:
-        """Of the files and the index."""
+        """The names of the files and the index."""
         index = set() if self.index is None else {self.index[0]}
         return {file.name for file in self.files} | index
 
     def places(self) -> dict[str, tuple[OutputFile, TensorInfo]]:
-        """For each tensor, its file and its place there."""
+        """For each tensor, its file and its place in that file."""
         return {tensor.name: (file, tensor) for file in self.files for tensor in file.header.tensors.values()}
 
 
 def plan_layout(
     model: Files, dtypes: Mapping[str, str], output_name: str, max_shard_bytes: int | None
 ) -> OutputLayout:
-    """The output's files for the tensors of `finetuned`, stored in `dtypes`.
+    """Lay out the output.
 
-    An OUT that ends in .safetensors is one file. A folder repeats the shards of the fine-tuned
-    checkpoint, unless `max_shard_bytes` asks for others. Headers whose tensors and dtypes do not
-    change are the fine-tuned checkpoint's, byte for byte.
+    An OUT that ends in .safetensors is one file. A folder has the same shards as the model. A header is
+    copied byte for byte if neither its tensors nor their dtypes change.
+
+    Args:
+        model: The files whose tensors, names and metadata the output has.
+        dtypes: For each tensor, the dtype in which it is stored, as safetensors names it.
+        output_name: The last component of OUT.
+        max_shard_bytes: Pack the tensors into new shards of at most this size; None keeps the shards.
     """
     if output_name.endswith(".safetensors"):
         return OutputLayout((_one_file(model, dtypes, output_name),), None, True)
@@ -85,8 +93,10 @@ def plan_layout(
 
 
 def _stem(model: Files) -> str:
-    """What the folder's loader looks for, in its part of the folder; "model" for a single file, which may
-    be called anything."""
+    """The stem that the folder's loader looks for, after the part of the folder that it is in.
+
+    A single file may have any name; it becomes "model".
+    """
     if model.index is not None:
         return _as_safetensors(model.index.name.removesuffix(".index.json")).removesuffix(".safetensors")
     if model.place.folder is None:
@@ -98,7 +108,7 @@ def _stem(model: Files) -> str:
 
 
 def _as_safetensors(name: str) -> str:
-    """The name of a file of weights, as libraries look for it in safetensors."""
+    """The name under which libraries look for a file of weights in the safetensors format."""
     folder, slash, last = name.rpartition("/")
     stem, _, suffix = last.rpartition(".")
     if suffix == "safetensors":
@@ -126,14 +136,14 @@ Entries = Sequence[tuple[str, str, tuple[int, ...]]]
 
 
 def _aligned(tensors: Entries) -> Entries:
-    """Wide elements first, so that every tensor starts at a multiple of its element."""
+    """Sort wide elements first, so that every tensor starts at a multiple of its element size."""
     return sorted(tensors, key=lambda tensor: -BITS[tensor[1]])
 
 
 def _groups(
     model: Files, dtypes: Mapping[str, str], max_shard_bytes: int
 ) -> list[list[tuple[str, str, tuple[int, ...]]]]:
-    """Tensors in order, packed into shards of at most that many bytes (or one larger tensor)."""
+    """Pack tensors, in order, into shards of at most that many bytes; a larger tensor has its own."""
     groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
     for tensor in model.tensors.values():
@@ -152,7 +162,7 @@ def _index(model: Files, stem: str, files: Sequence[OutputFile]) -> tuple[str, b
         tensor: file.name.removeprefix(model.place.inner) for file in files for tensor in file.header.tensors
     }
     if old.get("weight_map") == weight_map:
-        weight_map = old["weight_map"]  # in the order in which it stood
+        weight_map = old["weight_map"]  # keeps its order
     total_bytes = sum(file.header.data_bytes for file in files)
     metadata = {**old.get("metadata", {}), "total_size": total_bytes}
     content = {**old, "metadata": metadata, "weight_map": weight_map}

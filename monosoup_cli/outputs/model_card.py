@@ -1,4 +1,4 @@
-"""The README.md of an output folder: what it is made of, with metadata that the Hub accepts."""
+"""The README.md of an output folder: its inputs, its command, and metadata that the Hub accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monosoup_cli.version import __version__
 __all__ = ["CARD_NAME", "Parent", "has_card", "library_of", "model_card", "read_card_metadata"]
 
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
-"""What stays true of edited weights; results and tags are of the model that was measured."""
+"""Fields that stay true after an edit. Results and tags do not: they describe the model that was measured."""
 
 CARD_NAME = "README.md"
 MAX_CARD_BYTES = 1 << 20
@@ -25,15 +25,19 @@ MARKDOWN = re.compile(r"([\\`*_\[\]<>&#|~$])")
 
 
 def has_card(folder: Folder) -> bool:
-    """Whether the folder has a model card of its own, and not one too long to be read."""
+    """Whether the folder has a model card that is short enough to be read."""
     return CARD_NAME in folder.names() and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES
 
 
 @dataclass(frozen=True)
 class Parent:
-    """One input: `role` is "base" or "fine-tuned", `source` what was typed.
+    """One input of the output.
 
-    `repository` is its id on the Hub and `revision` its commit, where they are known.
+    Attributes:
+        role: "base" or "fine-tuned".
+        source: What the user typed.
+        repository: Its id on the Hub, if it has one.
+        revision: Its commit there, if known.
     """
 
     role: str
@@ -52,10 +56,19 @@ def model_card(
     inherited: Mapping[str, Any],
     library: str | None,
 ) -> bytes:
-    """A model card in Markdown. Local paths are named by their last component only.
+    """Write a model card in Markdown. It names local paths by their last component only.
 
-    `method` is a sentence or two, `command` the line that makes the output again. `inherited` is
-    the metadata of the fine-tuned checkpoint's own card.
+    Args:
+        title: The heading.
+        method: A sentence or two about what was done.
+        command: The shell command that makes the same output.
+        parents: The inputs, in the order of the command line.
+        citation: The paper, in BibTeX.
+        inherited: The metadata of the fine-tuned checkpoint's own card.
+        library: The library that reads the output, by its name on the Hub.
+
+    Returns:
+        The card, in UTF-8.
     """
     from huggingface_hub import ModelCardData
 
@@ -63,7 +76,7 @@ def model_card(
     known = list(dict.fromkeys(parent.repository for parent in by_closeness if parent.repository))
     data = ModelCardData(
         base_model=known or None,
-        # said, for of a single known one the Hub would think that it was trained further
+        # without a relation, the Hub would take a single base model as fine-tuned, not merged
         base_model_relation="merge" if known else None,
         library_name=library,
         tags=["monosoup", "merge"],
@@ -94,9 +107,9 @@ Made with `monosoup` {__version__}:
 
 
 def read_card_metadata(text: str) -> dict[str, Any]:
-    """What a card may hand on: of its front matter, the fields that hold text or lists of text.
+    """Read the fields of a card's front matter that the output inherits, if they are text or lists of text.
 
-    Empty for a card without, or one that is malformed. The card may be anybody's.
+    The card is not trusted. The result is empty if there is no front matter or it is malformed.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -104,33 +117,34 @@ def read_card_metadata(text: str) -> dict[str, Any]:
     if len(fields) > MAX_METADATA:
         return {}
     try:
-        # all scalars are text, as to the Hub: `no` is a language. The C parser dies of deep nesting.
-        found = yaml.load(fields, Loader=yaml.BaseLoader)
+        # BaseLoader reads every scalar as text, as the Hub does: `no` is a language. The C parser crashes on
+        # deep nesting.
+        metadata = yaml.load(fields, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(metadata, dict):
         return {}
-    return {name: found[name] for name in INHERITED if _is_text(found.get(name))}
+    return {name: metadata[name] for name in INHERITED if _is_text(metadata.get(name))}
 
 
 def library_of(config: Mapping[str, Any] | None, names: Collection[str]) -> str | None:
-    """The library, by its name on the Hub, that reads a folder of these files with this config.json."""
-    for name, library in TOLD_BY_FILE.items():
+    """The library that reads a folder with this config.json and these files, by its name on the Hub."""
+    for name, library in LIBRARY_OF_FILE.items():
         if name in names:
             return library
-    for keys, library in TOLD_BY_CONFIG:
+    for keys, library in LIBRARY_OF_CONFIG:
         if config is not None and any(config.get(key) for key in keys):
             return library
     return None
 
 
-TOLD_BY_FILE = {
+LIBRARY_OF_FILE = {
     "adapter_config.json": "peft",
     "modules.json": "sentence-transformers",
     "model_index.json": "diffusers",
     "open_clip_config.json": "open_clip",
 }
-TOLD_BY_CONFIG = [
+LIBRARY_OF_CONFIG = [
     (("_class_name", "_diffusers_version"), "diffusers"),
     (("pretrained_cfg",), "timm"),
     (("model_type", "architectures"), "transformers"),
@@ -138,14 +152,14 @@ TOLD_BY_CONFIG = [
 
 
 def _inherited_lines(card: str) -> Iterator[str]:
-    """The lines of the front matter's inherited fields: what else there is may be very long."""
+    """The lines of the inherited fields. The others are not parsed, since they may be very long."""
     lines = re.split(r"\r\n|\r|\n", card.lstrip("\ufeff \t\r\n"))
     ends = [number for number, line in enumerate(lines) if line.rstrip(" \t") == "---"]
     if len(ends) < 2 or ends[0] != 0:
         return
     is_inherited = False
     for line in lines[1 : ends[1]]:
-        if line[:1].strip(" \t-#]}"):  # starts a field, and does not go on with one
+        if line[:1].strip(" \t-#]}"):  # starts a field, rather than continuing one
             is_inherited = line.partition(":")[0].strip(" \"'") in INHERITED
         if is_inherited:
             yield line
@@ -153,7 +167,7 @@ def _inherited_lines(card: str) -> Iterator[str]:
 
 def _is_text(value: object) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(isinstance(each, str) and _is_text(each) for each in value)
+        return bool(value) and all(isinstance(item, str) and _is_text(item) for item in value)
     return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
 
 
@@ -164,14 +178,14 @@ def _shown(parent: Parent) -> str:
 
 
 def _code(text: str) -> str:
-    """A code span that its text cannot end."""
+    """A code span with enough backticks that its text cannot close it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence, room = "`" * (longest + 1), " " if longest else ""
     return f"{fence}{room}{_plain(text)}{room}{fence}"
 
 
 def _plain(text: str) -> str:
-    """On one line, without tokens, with escapes for what does not print: names may hold anything."""
+    """The text on one line, without tokens, and with escapes for what does not print."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in without_tokens(text)

@@ -1,4 +1,4 @@
-"""What is refused as OUT before any work is done."""
+"""Checks of OUT and the report's path, before any work is done."""
 
 from __future__ import annotations
 
@@ -15,22 +15,36 @@ from monosoup_cli.sources.source import Source
 __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
 
 SPARE_FILES = 80
-"""For the inputs that are held open, and what else a process has."""
+"""Descriptors for the open inputs and for everything else that a process has open."""
 
 
 def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool, resume: bool) -> None:
-    """Raise OutputError where OUT exists (without `overwrite`), is an input or holds one, or
-    cannot be written. An existing folder is replaced only where it looks like a checkpoint."""
+    """Check that OUT can be written. An existing folder may be replaced only if it looks like a checkpoint.
+
+    Args:
+        output: The path of OUT.
+        inputs: The inputs, from which OUT must be apart.
+        overwrite: Whether an existing OUT may be replaced.
+        resume: Whether an interrupted run is to be continued.
+
+    Raises:
+        OutputExistsError: OUT exists, without `overwrite`.
+        OutputError: OUT is an input or contains one, cannot be written, or must not be replaced.
+    """
     try:
         _check_parent(output)
         _check_not_cached(output)
         for source in inputs:
             _check_apart(output, source)
         if output.is_symlink():
-            raise OutputError("the output is a link", path=output, hint="name the real path")
+            raise OutputError(
+                "the output is a symbolic link", path=output, hint="pass the path that it points to"
+            )
         partial = partial_path(output)
         if partial.is_symlink() or (partial.exists() and not (partial / "lock").is_file()):
-            raise OutputError("this path is needed for unfinished work, and is taken", path=partial)
+            raise OutputError(
+                "this path is needed for unfinished work but is taken", path=partial, hint="move it away"
+            )
         if os.path.lexists(output):
             _check_replaceable(output, overwrite=overwrite, resume=resume)
     except OSError as error:
@@ -40,17 +54,17 @@ def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool
 def _check_parent(output: Path) -> None:
     parent = output.parent
     if not parent.is_dir():
-        raise OutputError("its folder does not exist", path=output, hint=f"create {parent} first")
+        raise OutputError("the output's folder does not exist", path=output, hint=f"create {parent} first")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError("its folder is not writable", path=output)
+        raise OutputError("the output's folder is not writable", path=output)
 
 
 def _check_not_cached(path: Path) -> None:
-    """Raise OutputError for a place in the Hub's cache, whose files are many checkpoints'."""
-    # by the path as it is written, too: files of the cache are links
-    for each in (*path.absolute().parents, *path.resolve().parents):
-        if each.name.startswith("models--") and (each / "snapshots").is_dir():
-            raise OutputError("lies in the Hub's cache", path=path, hint="choose another place")
+    """Raise OutputError for a path in the Hub's cache, where many checkpoints share files."""
+    # the path as typed counts too, since files of the cache are links
+    for parent in (*path.absolute().parents, *path.resolve().parents):
+        if parent.name.startswith("models--") and (parent / "snapshots").is_dir():
+            raise OutputError("is inside the Hub's cache", path=path, hint="choose another path")
 
 
 def _check_apart(output: Path, source: Source) -> None:
@@ -63,9 +77,9 @@ def _check_apart(output: Path, source: Source) -> None:
         if real_root == real_output or (output.exists() and root.samefile(output)):
             raise OutputError("the output is an input", path=output)
         if real_root in real_output.parents:
-            raise OutputError("the output lies inside an input", path=output, found=root)
+            raise OutputError("the output is inside an input", path=output, found=root)
         if real_output in real_root.parents or partial_path(real_output) in real_root.parents:
-            raise OutputError("an input lies inside the output", path=output, found=root)
+            raise OutputError("an input is inside the output", path=output, found=root)
 
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
@@ -76,7 +90,7 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
             "the output already exists", path=output, hint="choose another, or pass --overwrite"
         )
     if (output.suffix == ".safetensors") != output.is_file():
-        raise OutputError("will not replace a file by a folder, or a folder by a file", path=output)
+        raise OutputError("will not replace a file with a folder, or a folder with a file", path=output)
     if output.is_dir():
         names = os.listdir(output)
         is_checkpoint = _holds_checkpoint(output) or any(map(_holds_checkpoint, output.iterdir()))
@@ -95,20 +109,28 @@ def _holds_checkpoint(folder: Path) -> bool:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files where `count` and some more would not fit; raises
-    ResourceError where the system does not allow that."""
+    """Make sure that this process can open `count` more files, by raising its limit if necessary.
+
+    Raises:
+        ResourceError: The system does not allow so many.
+    """
     needed = count + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft in (resource.RLIM_INFINITY, -1) or needed <= soft:
         return
     if hard not in (resource.RLIM_INFINITY, -1) and needed > hard:
-        raise ResourceError("too many files at once", expected=f"at most {hard - SPARE_FILES}", found=count)
+        raise ResourceError(
+            "too many files to open at once", expected=f"at most {hard - SPARE_FILES}", found=count
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, overwrite: bool) -> None:
-    """Raise OutputError where the report would replace OUT, a file of an input, or (without
-    `overwrite`) any file."""
+    """Check that the report can be written at a path outside OUT.
+
+    Raises:
+        OutputError: It would replace OUT, a file of an input, or (without `overwrite`) any other file.
+    """
     if report.resolve() == output.resolve():
         raise OutputError("the report would replace the output", path=report)
     _check_not_cached(report)
@@ -129,17 +151,23 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
         if inside or any(report.samefile(path) for path in files if path is not None):
             raise OutputError("the report would replace an input", path=report)
     if report.is_dir() or not overwrite:
-        raise OutputError("the report exists", path=report, hint="choose another, or pass --overwrite")
+        raise OutputError(
+            "the report already exists", path=report, hint="choose another, or pass --overwrite"
+        )
 
 
 def check_space(output: Path, nbytes: int) -> None:
-    """Raise ResourceError where OUT's disk has no room for `nbytes` more than an unfinished run took."""
+    """Check that OUT's disk has space for `nbytes`, counting what an unfinished run already takes.
+
+    Raises:
+        ResourceError: There is less.
+    """
     partial = partial_path(output)
     taken = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file())
     free = shutil.disk_usage(output.parent).free + taken
     if nbytes > free:
         raise ResourceError(
-            "not enough space on the output's disk",
+            "not enough disk space for the output",
             path=output,
             expected=f"{nbytes:,} bytes",
             found=f"{free:,} free",

@@ -1,4 +1,4 @@
-"""A finished output folder, sent to the Hub."""
+"""Upload a finished output folder to the Hub."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ __all__ = ["check_push", "push", "upload_command"]
 
 REPOSITORY = re.compile(r"[^/]+/[^/]+")
 FREE_TO_REPLACE = {".gitattributes", "README.md"}
-"""What the Hub's website puts into a new repository."""
+"""Files that the Hub's website puts into a new repository."""
 
 
 def check_push(repository: str, *, overwrite: bool) -> None:
-    """Refuse, before any work is done, what `push` would refuse after it.
+    """Check, before any work is done, that `push` will be accepted.
 
-    Raises UsageError for what is no name, else OutputError.
+    Args:
+        repository: The name of the repository, ORG/NAME.
+        overwrite: Whether files that the repository holds may be replaced.
+
+    Raises:
+        UsageError: It is not the name of a repository.
+        OutputError: There is no token, it may not write, or the repository holds files.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
@@ -38,7 +44,7 @@ def check_push(repository: str, *, overwrite: bool) -> None:
         is_name = False
     if not is_name:
         raise UsageError(
-            "cannot push: no name on the Hub", expected="ORG/NAME", found=cropped(repr(repository))
+            "cannot push: not a repository name", expected="ORG/NAME", found=cropped(repr(repository))
         )
     if constants.HF_HUB_OFFLINE:
         raise OutputError("cannot push while offline", path=repository, hint="run without HF_HUB_OFFLINE")
@@ -52,22 +58,32 @@ def check_push(repository: str, *, overwrite: bool) -> None:
 
 
 def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summary: str) -> str:
-    """Make the repository hold this folder alone, by one commit; returns its URL.
+    """Replace a repository's content by a folder, in one commit.
 
-    A new repository is private unless `public`; one that exists stays as visible as it is.
-    `summary` is the commit's message. Raises OutputError; the folder stays.
+    Args:
+        folder: The finished output. It stays as it is, even after an error.
+        repository: The name of the repository. If it does not exist, it is created.
+        public: Whether to make a new repository public. An existing one stays as visible as it is.
+        overwrite: Whether files that the repository holds may be replaced.
+        summary: The commit's message.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        OutputError: The Hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     later = upload_command(folder, repository, public=public, overwrite=overwrite)
-    hint = f"the folder is complete: `{later}` sends it"
+    hint = f"the folder is complete; upload it with `{later}`"
     with _refusing(repository, hint), quiet_hub():
         api = HfApi(token=get_token())
         api.create_repo(repository, private=not public, exist_ok=True)
         head, held = _head(api, repository, overwrite=overwrite)
         files = {name: folder / name for name in _visible_files(folder)}
         stale = held - files.keys() - {".gitattributes"}
-        # not upload_folder, which splits what is large, or takes minutes, into commits that are seen
+        # not upload_folder, which splits a large or slow upload into several visible commits
         commit = api.create_commit(
             repository,
             [
@@ -75,13 +91,13 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
                 *(CommitOperationAdd(name, path) for name, path in files.items()),
             ],
             commit_message=summary,
-            parent_commit=head,  # what others have put there since is not mixed with it
+            parent_commit=head,  # fails if someone else has committed since
         )
         return str(commit.repo_url)
 
 
 def upload_command(folder: Path, repository: str, *, public: bool, overwrite: bool) -> str:
-    """The line for the shell that does what `push` does."""
+    """The shell command that does what `push` does."""
     words = ["hf", "upload", repository, str(folder)]
     return shlex.join([*words, *([] if public else ["--private"]), *(["--delete", "*"] if overwrite else [])])
 
@@ -101,7 +117,11 @@ def _refusing(repository: str, hint: str | None) -> Iterator[None]:
 
 
 def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, set[str]]:
-    """The last commit of the repository, and its files; raises OutputError where they would be lost."""
+    """The repository's last commit and the names of its files.
+
+    Raises:
+        OutputError: Files would be lost, and `overwrite` is not set.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
@@ -114,7 +134,7 @@ def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, 
     lost = sorted(held - FREE_TO_REPLACE)
     if lost and not overwrite:
         raise OutputError(
-            "the repository holds files already",
+            "the repository already holds files",
             path=repository,
             found=cropped(", ".join(lost[:4]) + (", …" if len(lost) > 4 else "")),
             hint="choose another, or pass --overwrite",
@@ -123,7 +143,7 @@ def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, 
 
 
 def _visible_files(folder: Path) -> Iterator[str]:
-    """The names inside the folder of what readers of it see, in order."""
+    """The sorted names of all files in the folder that are not hidden."""
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in inner.parts):

@@ -1,5 +1,4 @@
-"""What a checkpoint's folder holds besides the weights that are edited: configuration, tokenizer, licence,
-and the other parts of a pipeline."""
+"""The other files of a checkpoint's folder: configuration, tokenizer, licence, other parts of a pipeline."""
 
 from __future__ import annotations
 
@@ -33,23 +32,32 @@ MAX_ENTRIES = 100_000
 
 
 def side_files(folder: Folder, inner: str) -> Iterator[str]:
-    """The name of every file that belongs beside new weights in `inner` ("" or "unet/").
+    """List the files to copy along with new weights.
 
-    Left behind: other weights, training state, hidden files and folders, `checkpoint-*` and
-    `original`, files over 256 MiB, and the model card, which the output writes anew. The other
-    parts of a pipeline are carried with their weights, in one format. Raises CheckpointError for
-    links that lead out of the folder.
+    This leaves out other weights, training state, hidden files and folders, `checkpoint-*` and `original`,
+    files over 256 MiB, and the model card, since the output has its own. The other parts of a pipeline are
+    copied with their weights, in one format.
+
+    Args:
+        folder: The checkpoint's folder.
+        inner: The part of it that the new weights belong to: "" or, in a pipeline, "unet/".
+
+    Yields:
+        The name of each file, relative to the folder.
+
+    Raises:
+        CheckpointError: A link leads out of the folder, or there are too many files.
     """
     parts = set(parts_of(folder)) - {"", inner.rstrip("/")}
     for number, name in enumerate(_walk(folder, "", parts, is_part=False)):
-        if number >= MAX_ENTRIES:  # links among folders can make few files look like many
-            raise CheckpointError("holds too many files", path=folder.source)
+        if number >= MAX_ENTRIES:  # through links between folders, a few files can appear many times
+            raise CheckpointError("contains too many files", path=folder.source)
         if name is not None:
             yield name
 
 
 def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iterator[str | None]:
-    """The names, and None for what is left behind."""
+    """Yield None for every entry, and the name of each file to copy."""
     names = folder.names(inner)
     carried = _weights(names) if is_part else ()
     for name in names:
@@ -57,8 +65,8 @@ def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iter
         relative = f"{inner}/{name}" if inner else name
         if name.startswith((".", "events.out.")) or name in LEFT_BEHIND:
             continue
-        is_of_weights = name.endswith((*WEIGHTS, *OTHER_FORMATS)) or INDEX.search(name)
-        if is_of_weights and name not in carried:
+        is_weights = name.endswith((*WEIGHTS, *OTHER_FORMATS)) or INDEX.search(name)
+        if is_weights and name not in carried:
             continue
         if folder.is_folder(relative):
             if name != "original" and not name.startswith("checkpoint-"):
@@ -68,9 +76,9 @@ def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iter
 
 
 def _weights(names: Sequence[str]) -> list[str]:
-    """The weights of one format, safetensors where they exist, and their index."""
+    """The weights of one format, with their index: safetensors if there are any."""
     for suffix in WEIGHTS:
-        found = [name for name in names if name.endswith((suffix, f"{suffix}.index.json"))]
-        if found:
-            return found
+        weights = [name for name in names if name.endswith((suffix, f"{suffix}.index.json"))]
+        if weights:
+            return weights
     return []

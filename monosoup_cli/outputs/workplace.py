@@ -35,9 +35,9 @@ def refuse_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if unfinished_run(output) and not (resume or overwrite):
         raise OutputError(
-            "an interrupted run left its work",
+            "an interrupted run left unfinished work",
             path=partial_path(output),
-            hint="go on with --resume, or start over with --overwrite",
+            hint="continue with --resume, or start over with --overwrite",
         )
 
 

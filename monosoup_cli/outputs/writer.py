@@ -36,16 +36,29 @@ CHUNK_BYTES = 1 << 20
 
 
 class PartialOutput:
-    """An output in the making; a context manager that holds its lock and its open files.
+    """An output in the making: a context manager that holds its lock and its open files.
 
-    `folders`: the checkpoints inside OUT, all of one layout; "" where OUT itself is the only one.
-    `parts`: what is finished at once under one name → the layout's tensors that it is made of; what it
-    does not name is one tensor.
-    `identity` says what the result depends on (inputs, options, versions, device): `resume` goes
-    on only from a journal with the same one (ResumeError). Leaving the context before `publish`
-    keeps what a resumed run needs, unless the inputs themselves were at fault. All methods but
-    `publish` may be called from any thread; the bytes of one tensor are written from one at a
-    time. Raises OutputError where the system refuses a write.
+    If the context is left before `publish`, what a resumed run needs stays on the disk, unless the inputs
+    themselves were at fault. Any thread may call the methods, except `publish`, but the bytes of one
+    tensor are written by one thread at a time. Every method raises OutputError if the system refuses a
+    write.
+
+    Args:
+        output: The path at which the output appears.
+        layout: The files of each checkpoint.
+        identity: What the result depends on: inputs, options, versions and device.
+        folders: The folder of each checkpoint inside OUT; "" if OUT is the only one.
+        parts: The names under which several tensors of the layout are finished at once, with these tensors.
+        resume: Continue an interrupted run. Entering the context raises ResumeError if its journal has
+            another identity.
+        overwrite: Replace an existing OUT, and drop the work of an interrupted run.
+
+    Attributes:
+        output: The path at which the output appears.
+        workplace: The folder in which it is made.
+        finished: The records of each finished tensor, one for each folder.
+        notes: What `note` has journalled, in this run and in the one that it resumes.
+        bytes_written: How many bytes of tensors this run has written.
     """
 
     def __init__(
@@ -133,7 +146,7 @@ class PartialOutput:
             sync_folder(folder)
 
     def _restore_replaced(self) -> None:
-        """Put the old OUT back that a crash left moved aside; drop it where the new one is there."""
+        """Put back the old OUT that a crash left moved aside, or drop it if the new one is there."""
         replaced = self.workplace / "replaced"
         if not replaced.exists():
             return
@@ -144,7 +157,7 @@ class PartialOutput:
             self._overwrite = True  # the run that moved it aside was allowed to
 
     def _accept(self, line: bytes) -> None:
-        """Count a journalled tensor as done where the bytes on the disk are still its own."""
+        """Count a journalled tensor as finished if its bytes on the disk still match its checksum."""
         with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
             if "note" in entry:
@@ -153,25 +166,25 @@ class PartialOutput:
                 self.finished[entry["tensor"]] = entry["records"]
 
     def place(self, tensor: str) -> TensorInfo:
-        """Shape and dtype of a tensor of the layout, and where it lies in its file."""
+        """The shape and dtype of a tensor of the layout, and its place in its file."""
         return self._places[tensor][1]
 
     # -- writing ------------------------------------------------------------------------------
 
     def write(self, tensor: str, data: memoryview, offset: int = 0, folder: str = "") -> None:
-        """Write bytes of a tensor, `offset` bytes from its start."""
+        """Write bytes of a tensor, starting `offset` bytes after its first one."""
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start + offset
         with self._system_errors():
             write_all(self._descriptors[_inside(folder, file.name)], data, start)
         end, checksum = self._checksums.pop((folder, tensor), (0, 0)) if offset else (0, 0)
-        if end == offset:  # from the start on, piece by piece; what comes otherwise is read again
+        if end == offset:  # written in order from the start; in any other order, `commit` reads it again
             self._checksums[folder, tensor] = (end + len(data), zlib.crc32(data, checksum))
         with self._counting:
             self.bytes_written += len(data)
 
     def read(self, folder: str, tensor: str) -> Iterator[memoryview]:
-        """A tensor's bytes as they stand in the output, chunk by chunk in one buffer."""
+        """Read a tensor's bytes back, chunk by chunk; every chunk uses the same buffer."""
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start
         buffer = memoryview(bytearray(min(CHUNK_BYTES, place.nbytes)))
@@ -197,8 +210,14 @@ class PartialOutput:
         return [self._checksum(folder, part) for folder in self._folders for part in self._parts_of(name)]
 
     def commit(self, tensor: str, records: list[dict[str, Any]]) -> None:
-        """Count a tensor that is written, with a record for each folder, as finished; it is synced
-        and journalled behind the scenes."""
+        """Count a written tensor as finished.
+
+        A thread in the background syncs and journals it.
+
+        Args:
+            tensor: Its name, or the name of its parts.
+            records: What to note about it, one record for each folder.
+        """
         if self._failure is not None:
             raise self._failure
         self._done.put((tensor, self._checksums_of(tensor), records))
@@ -207,13 +226,13 @@ class PartialOutput:
             self._news.notify_all()
 
     def note(self, name: str, content: Any) -> None:
-        """Journal something else that a resumed run will find in `notes`."""
+        """Journal something that need not be done again; a resumed run finds it in `notes`."""
         with self._system_errors():
             self._journal.append(note_line(name, content))
         self.notes[name] = content
 
     def _commit_all(self) -> None:
-        """Journal whatever is done, again and again: syncs batch themselves."""
+        """Journal finished tensors until the run ends. What finishes during a sync shares the next one."""
         try:
             ended = False
             while not ended:
@@ -235,7 +254,11 @@ class PartialOutput:
     # -- finishing ----------------------------------------------------------------------------
 
     def seal(self) -> dict[str, list[dict[str, Any]]]:
-        """Wait until all is synced; returns {name, bytes, sha256} of every file, by folder."""
+        """Wait until every tensor is on the disk.
+
+        Returns:
+            For each folder, the name, the size in bytes and the SHA-256 of its files.
+        """
         self._done.put(None)
         self._committer.join()
         if self._failure is not None:
@@ -253,7 +276,7 @@ class PartialOutput:
         }
 
     def _digest(self, file: OutputFile) -> list[str]:
-        """SHA-256 of a file in every folder; follows the workers from tensor to tensor."""
+        """Compute a file's SHA-256 in every folder, waiting for each tensor to be finished."""
         digests = {folder: hashlib.sha256(file.header.raw) for folder in self._folders}
         for tensor in sorted(file.header.tensors.values(), key=lambda tensor: tensor.start):
             with self._news:
@@ -267,11 +290,12 @@ class PartialOutput:
                     digest.update(chunk)
         return [digest.hexdigest() for digest in digests.values()]
 
-    def publish(self, side_files: Mapping[str, Path | bytes], beside: Mapping[Path, bytes]) -> None:
-        """Add side files and indexes, then rename everything into place.
+    def publish(self, side_files: Mapping[str, Path | bytes], outside: Mapping[Path, bytes]) -> None:
+        """Add the side files and indexes, then rename everything into place.
 
-        `side_files`: name inside OUT → a file to copy, or the content. `beside`: files outside
-        OUT that belong to it (the report); they appear just before OUT does.
+        Args:
+            side_files: For each name inside OUT, a file to copy or the content.
+            outside: Files elsewhere that belong to OUT (the report). They appear just before OUT does.
         """
         with self._system_errors():
             for name, content in side_files.items():
@@ -281,17 +305,17 @@ class PartialOutput:
             for folder in self._folders:
                 if self._layout.index is not None:
                     write_file(self._files / folder / self._layout.index[0], self._layout.index[1])
-            for number, (target, content) in enumerate(beside.items()):
-                draft = self.workplace / f"beside-{number}"
+            for number, (target, content) in enumerate(outside.items()):
+                draft = self.workplace / f"outside-{number}"
                 write_file(draft, content)
                 move_file(draft, target)
             for folder, _, _ in os.walk(self._files, topdown=False):
                 sync_folder(Path(folder))
             if not self._overwrite and os.path.lexists(self.output):
                 raise OutputError(
-                    "something else was put here meanwhile",
+                    "something else was created here during the run",
                     path=self.output,
-                    hint="move it away, then go on with --resume",
+                    hint="move it away, then continue with --resume",
                 )
             if self._layout.is_single_file:
                 (self._files / self._layout.files[0].name).replace(self.output)
@@ -332,7 +356,7 @@ class PartialOutput:
             raise OutputError(
                 f"cannot write: {error.strerror or error}",
                 path=self.output,
-                hint="what is done so far is kept for --resume" if self._descriptors else None,
+                hint="finished tensors are kept; rerun with --resume" if self._descriptors else None,
             ) from error
 
 

@@ -499,7 +499,7 @@ def test_the_cache_is_no_place_to_write_to(hub, edit, tmp_path, words):
             home=tmp_path / "home",
         )
         assert result.returncode == 1
-        assert "lies in the Hub's cache" in result.stderr
+        assert "is inside the Hub's cache" in result.stderr
         assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before
 
 
@@ -522,7 +522,7 @@ def test_a_push_that_cannot_be_is_refused_before_the_work(hub, edit):
     words = ["--push", "org/ft", "--overwrite"]
     assert "cannot push to an input" in edit("org/base", "org/ft", *words, code=1, HF_TOKEN=hub.token)
     assert "without a token" in edit("org/base", "org/ft", "--push", "owner/edited", code=1)
-    assert "holds files already" in edit(
+    assert "already holds files" in edit(
         "org/base", "org/ft", "--push", "org/sharded", code=1, HF_TOKEN=hub.token
     )
     assert sent(hub, "*.safetensors") < 400_000  # three times two heads

@@ -749,9 +749,9 @@ def test_an_output_that_exists_is_refused(pair, refuse, tmp_path, kind):
 
 def test_files_and_folders_do_not_replace_each_other(pair, refuse, tmp_path):
     (tmp_path / "out").write_text("a file")
-    assert "folder by a file" in refuse(*pair, "--overwrite")
+    assert "folder with a file" in refuse(*pair, "--overwrite")
     (tmp_path / "x.safetensors").mkdir()
-    assert "folder by a file" in refuse(*pair, "--overwrite", output=tmp_path / "x.safetensors")
+    assert "folder with a file" in refuse(*pair, "--overwrite", output=tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "gone"])

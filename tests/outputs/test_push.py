@@ -106,10 +106,10 @@ def test_other_files_are_not_overwritten(hub, folder):
     )
     before = content(hub)
     expected = (
-        "the repository holds files already: found b.bin, c, d, e, …; choose another, or pass --overwrite"
+        "the repository already holds files: found b.bin, c, d, e, …; choose another, or pass --overwrite"
     )
     assert refused(check_push, NEW, overwrite=False) == expected
-    assert refused(pushed, folder).startswith("the repository holds files already: found b.bin, c, d, e, …; ")
+    assert refused(pushed, folder).startswith("the repository already holds files: found b.bin, c, d, e, …; ")
     assert content(hub) == before
 
 
@@ -134,7 +134,7 @@ def test_pushing_the_same_again_changes_nothing(hub, folder):
     "name", ["edited", "a/b/c", "", "/x", "x/", "../x", "owner/-x", "owner/a--b", "o w/x", "a\n/b"]
 )
 def test_what_is_no_name(hub, name):
-    with pytest.raises(UsageError, match="no name on the Hub: expected ORG/NAME, found") as caught:
+    with pytest.raises(UsageError, match="not a repository name: expected ORG/NAME, found") as caught:
         check_push(name, overwrite=False)
     assert str(caught.value).isprintable()
     assert hub.requests == []
@@ -182,7 +182,9 @@ def test_what_fails_leaves_the_folder_and_tells_how_to_send_it(hub, folder, monk
     line = refused(pushed, folder, **options)
     command = f"hf upload {NEW} {folder}{flags}"
     cure = "use one that may: `hf auth login` (or HF_TOKEN)"
-    assert line == f"the token may not write to it; {cure}; the folder is complete: `{command}` sends it"
+    assert (
+        line == f"the token may not write to it; {cure}; the folder is complete; upload it with `{command}`"
+    )
     assert visible(folder) == before
     assert NEW not in hub.repositories
 
@@ -191,7 +193,9 @@ def test_trouble_in_the_middle_of_an_upload(hub, folder):
     hub.add(NEW, {".gitattributes": b""})
     hub.fail("*", 500, method="PUT")
     line = refused(pushed, folder)
-    assert line.startswith("the Hub has trouble of its own (status 500); the folder is complete: `hf upload ")
+    assert line.startswith(
+        "the Hub has trouble of its own (status 500); the folder is complete; upload it with `hf upload "
+    )
     assert set(content(hub)) == {".gitattributes"}
 
 
@@ -213,5 +217,5 @@ def test_a_change_by_others_meanwhile_is_not_mixed_with(hub, folder, monkeypatch
     monkeypatch.setattr(Handler, "answer_preupload", meanwhile)
     (folder / "config.json").write_text("[]")
     line = refused(pushed, folder, overwrite=True)
-    assert line.startswith("somebody else has changed it meanwhile; the folder is complete: ")
+    assert line.startswith("somebody else has changed it meanwhile; the folder is complete; ")
     assert set(content(hub)) == {"pytorch_model.bin"}

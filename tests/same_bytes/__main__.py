@@ -20,8 +20,8 @@ What is compared:
   improved;
 - whether the inputs are untouched, by size and time of change.
 
-stderr is not compared, nor are pages (`--html`) and pictures. The first difference of each case is
-printed with its file, tensor or JSON path; the exit code is 1 where anything differs.
+stderr is not compared, nor are pages (`--html`) and pictures. For each case the first file that
+differs is printed, with the tensor or the first JSON paths; the exit code is 1 where anything differs.
 
 How a command line runs: one process for each tree imports torch and forks for each command line; the
 child does what `python -m monosoup_cli …` does. This saves the import of torch, which takes longer

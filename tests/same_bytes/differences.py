@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ DROPPED = [
     (re.compile(rb"(Made with `monosoup` )\S+:"), rb"\g<1>0:"),
 ]
 DROPPED_AFTER_A_KILL = [(re.compile(rb'("bytes_(?:read|written)": )\d+'), rb"\g<1>0")]
+MAX_PATHS = 4
 NUMBER = re.compile(rb"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 TIME = re.compile(rb".*[0-9] [kMG]?B/s.*")
 """The line of a table that tells how long the run took."""
@@ -130,27 +133,33 @@ def of_json(old: bytes, new: bytes) -> str:
         before, after = (json.loads(text) for text in (old, new))
     except ValueError:
         return of_lines(old, new)
-    return of_values(before, after) or "the same JSON, in other order or layout"
+    return of_values(before, after) or "the same JSON in another layout"
 
 
-def of_values(old: object, new: object, path: str = "") -> str | None:
-    """The JSON path of the first difference, with both values."""
+def of_values(old: object, new: object) -> str:
+    """The JSON paths of the first differences, with both values."""
+    differences = list(islice(value_differences(old, new, ""), MAX_PATHS + 1))
+    return "; ".join([*differences[:MAX_PATHS], *["…"] * (len(differences) > MAX_PATHS)])
+
+
+def value_differences(old: object, new: object, path: str) -> Iterator[str]:
+    name = path.removeprefix(".") or "the whole"
     if isinstance(old, dict) and isinstance(new, dict):
+        shared = [key for key in old if key in new]
         for key in [*old, *(key for key in new if key not in old)]:
-            if key not in old or key not in new:
-                return f"{path}.{key}: only in the {'old' if key in old else 'new'}".lstrip(".")
-            difference = of_values(old[key], new[key], f"{path}.{key}")
-            if difference:
-                return difference.lstrip(".")
-        return None
-    if isinstance(old, list) and isinstance(new, list):
+            if key not in shared:
+                yield f"{path}.{key}: only in the {'old' if key in old else 'new'}".removeprefix(".")
+            else:
+                yield from value_differences(old[key], new[key], f"{path}.{key}")
+        if shared != [key for key in new if key in old]:
+            yield f"{name}: keys in another order"
+    elif isinstance(old, list) and isinstance(new, list):
         for number, pair in enumerate(zip(old, new, strict=False)):
-            difference = of_values(*pair, f"{path}[{number}]")
-            if difference:
-                return difference
-        return None if len(old) == len(new) else f"{path}: {len(old)} entries → {len(new)}"
-    is_same = type(old) is type(new) and old == new
-    return None if is_same else f"{path}: {str(old)[:200]} → {str(new)[:200]}"
+            yield from value_differences(*pair, f"{path}[{number}]")
+        if len(old) != len(new):
+            yield f"{name}: {len(old)} entries → {len(new)}"
+    elif type(old) is not type(new) or old != new:
+        yield f"{name}: {str(old)[:200]} → {str(new)[:200]}"
 
 
 def of_tensors(old: bytes, new: bytes) -> str:
