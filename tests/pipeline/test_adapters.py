@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import load_file
 
 from tests import oracle
-from tests.peft_adapters import CASES, MODELS, Folders, make, merge, tensors_in
 from tests.models import build
+from tests.peft_adapters import CASES, MODELS, Folders, make, merge, tensors_in
 from tests.schema import assert_valid
 
 EXACT = ("k", "rank")

@@ -19,10 +19,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tests import oracle
-from tests.peft_adapters import tensors_in
 from tests.conftest import everything_in
 from tests.hub import Hub
 from tests.models import MODELS, build, unet_pipeline
+from tests.peft_adapters import tensors_in
 from tests.schema import assert_valid
 
 RANK = 6
@@ -557,7 +557,7 @@ def test_a_base_for_a_soup_of_whole_checkpoints_is_refused(run, many, tmp_path):
     words = ["soup", many / "tuned.safetensors", many / "base.safetensors", "-o", tmp_path / "out"]
     result = run(*words, "--base", many / "base.safetensors")
     assert result.code == 2
-    assert "none is given" in result.err
+    assert "there are none" in result.err
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int64])

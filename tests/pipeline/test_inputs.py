@@ -170,7 +170,9 @@ def test_a_rename_that_one_input_needs_is_used(folder, count):
         with open_inputs(base, sources, ["old=new"]):
             pass
     else:
-        with pytest.raises(UsageError, match="--rename old=new has no effect: it matches no additional names"):
+        with pytest.raises(
+            UsageError, match="--rename old=new has no effect: it matches no additional names"
+        ):
             open_inputs(base, sources, ["old=new"])
 
 
