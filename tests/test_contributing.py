@@ -103,7 +103,7 @@ def test_the_method(python, tmp_path):
     listed = python("-m", "monosoup_cli", "--help").stdout
     assert "consensus" in listed
     assert "Multiply the mean" in python("-m", "monosoup_cli", "consensus", "--help").stdout
-    made = "import monosoup_cli; from monosoup_cli.api.commands import COMMANDS; print(COMMANDS['consensus'].__doc__)"
+    made = "from monosoup_cli.api.commands import COMMANDS; print(COMMANDS['consensus'].__doc__)"
     assert "scale: Multiply the mean" in python("-c", made).stdout
 
 

@@ -1,8 +1,8 @@
 """What is computed, one method a file: the formula, its pass over a layer, its settings, measures and paper.
 
 A file of this room has MEASURES. A method that needs no more than its settings also has a COMMAND, a function
-with an explicit signature: `monosoup NAME` and `monosoup_cli.NAME` are made of it. Importing this room loads no
-torch.
+with an explicit signature, from which `monosoup NAME` and `monosoup_cli.NAME` are made. Importing this room
+loads no torch.
 """
 
 from __future__ import annotations
