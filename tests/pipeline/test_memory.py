@@ -27,9 +27,10 @@ def peak():
 folder, options = Path(sys.argv[1]), eval(sys.argv[2])
 peaks = []
 for size in ("small", "large"):
-    rank = {"adapter_rank": min(options["adapter_rank"], 8)} if size == "small" and "adapter_rank" in options else {}
-    monosoup_cli.edit(folder / f"{size}-base", folder / f"{size}-ft", folder / f"{size}-out", workers=1,
-                      **{**options, **rank})
+    if "adapter_rank" in options:
+        options["adapter_rank"] = 8 if size == "small" else 256
+    paths = (folder / f"{size}-{name}" for name in ("base", "ft", "out"))
+    monosoup_cli.edit(*paths, workers=1, **options)
     peaks.append(peak())
 print(peaks[1] - peaks[0])
 """
