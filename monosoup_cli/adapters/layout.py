@@ -128,86 +128,86 @@ class _Modules:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None, heads: tuple[str, ...]
     ) -> None:
-        self.shapes, self.heads = shapes, heads
-        self.own: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+        self._shapes, self._heads = shapes, heads
+        self._own: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for name, shape in shapes.items():
-            self.own[_module(name)][_last(name)] = shape
-        self.parents = {
+            self._own[_module(name)][_last(name)] = shape
+        self._parents = {
             ".".join(parts[:end])
-            for parts in (name.split(".") for name in self.own)
+            for parts in (name.split(".") for name in self._own)
             for end in range(len(parts))
         }
         model_type = (config or {}).get("model_type")
-        self.is_renamed, self.is_mamba = model_type in RENAMED, model_type in MAMBA
-        self.has_experts = any("experts" in module.split(".") for module in self.own)
+        self._is_renamed, self._is_mamba = model_type in RENAMED, model_type in MAMBA
+        self._has_experts = any("experts" in module.split(".") for module in self._own)
         # Conv1D has a bias as long as its columns; of layers in which both are equal, the others tell
-        self.has_conv1d = any(
-            _last(module) in CONV1D and _is_across(tensors) for module, tensors in self.own.items()
+        self._has_conv1d = any(
+            _last(module) in CONV1D and _is_across(tensors) for module, tensors in self._own.items()
         )
-        self.has_head = HEADLESS.search(_architecture(config or {})) is None
+        self._has_head = HEADLESS.search(_architecture(config or {})) is None
 
     @cached_property
-    def all(self) -> set[str]:
-        return (self.own.keys() | self.parents) - {""}
+    def _all(self) -> set[str]:
+        return (self._own.keys() | self._parents) - {""}
 
     @cached_property
     def held_anyway(self) -> set[str]:
-        return {head for head in map(self.head_of, self.shapes) if head is not None}
+        return {head for head in map(self.head_of, self._shapes) if head is not None}
 
-    def is_named(self, module: str) -> bool:
+    def _is_named(self, module: str) -> bool:
         """Whether the module of the loaded model is called so, and is the only one with these weights."""
-        if self.is_renamed or not REGULAR.fullmatch(module) or self.is_tied(module):
+        if self._is_renamed or not REGULAR.fullmatch(module) or self._is_tied(module):
             return False
-        if not self.has_experts:
+        if not self._has_experts:
             return True
         parts = module.split(".")
         beside = ".".join([*parts[:-1], "experts"])
-        return "experts" not in parts and beside not in self.all and parts[-1] not in MOVED
+        return "experts" not in parts and beside not in self._all and parts[-1] not in MOVED
 
-    def is_tied(self, module: str) -> bool:
+    def _is_tied(self, module: str) -> bool:
         """Whether other modules have its weights too, as a head those of the table of a vocabulary.
 
         A head has its own where the file holds a second matrix of that shape.
         """
-        last, shape = _word(module), self.own.get(module, {}).get("weight")
+        last, shape = _word(module), self._own.get(module, {}).get("weight")
         if not SHARED.isdisjoint(module.split(".")):
             return True
         if last not in WORDS or shape is None:
             return False
-        twins = (other for other, tensors in self.own.items() if tensors.get("weight") == shape)
-        return self.has_head and all(_word(twin) in EMBEDDINGS for twin in twins)
+        twins = (other for other, tensors in self._own.items() if tensors.get("weight") == shape)
+        return self._has_head and all(_word(twin) in EMBEDDINGS for twin in twins)
 
-    def is_plain(self, module: str) -> bool:
+    def _is_plain(self, module: str) -> bool:
         """Whether it has weights, no modules inside, and is no stack of experts."""
-        shape = self.own.get(module, {}).get("weight")
-        return shape is not None and module not in self.parents and (len(shape) != 3 or "conv" in module)
+        shape = self._own.get(module, {}).get("weight")
+        return shape is not None and module not in self._parents and (len(shape) != 3 or "conv" in module)
 
     def head_of(self, name: str) -> str | None:
         """The outermost module around a tensor that peft holds whole, whatever the config says."""
         parts = name.split(".")
-        ends = range(1, len(parts)) if self.heads else ()
-        return next((".".join(parts[:end]) for end in ends if parts[end - 1].endswith(self.heads)), None)
+        ends = range(1, len(parts)) if self._heads else ()
+        return next((".".join(parts[:end]) for end in ends if parts[end - 1].endswith(self._heads)), None)
 
     def layout_of(self, name: str) -> FactorLayout | None:
         """How factors stand for the update of this tensor; None where peft gives it none."""
-        module, tensors = _module(name), self.own[_module(name)]
-        shape, last = self.shapes[name], _word(module)
+        module, tensors = _module(name), self._own[_module(name)]
+        shape, last = self._shapes[name], _word(module)
         if (
             _last(name) != "weight"
             or tensors.keys() - {"weight", "bias"}
-            or module in self.parents
+            or module in self._parents
             or self.head_of(name) is not None
-            or not self.is_named(module)
+            or not self._is_named(module)
         ):
             return None
-        if last == "out_proj" and (self.is_mamba or f"{_module(module)}.in_proj_weight" in self.shapes):
+        if last == "out_proj" and (self._is_mamba or f"{_module(module)}.in_proj_weight" in self._shapes):
             return None  # its weights are read without a call of the module
         if len(shape) == 2:
             if last in EMBEDDINGS and "bias" not in tensors:
                 return TRANSPOSED
             if MAYBE_EMBEDDINGS.search(last):
                 return None
-            if last in CONV1D and self.has_conv1d:
+            if last in CONV1D and self._has_conv1d:
                 return TRANSPOSED
         elif (
             len(shape) not in (4, 5)  # models ask a Conv1d for its stride, and peft's does not know
@@ -226,14 +226,14 @@ class _Modules:
         whole = {
             module
             for module in wanted
-            if self.is_named(module)
+            if self._is_named(module)
             and (
-                _last(module).endswith(self.heads)
-                if self.heads and module in self.parents
-                else self.is_plain(module)
+                _last(module).endswith(self._heads)
+                if self._heads and module in self._parents
+                else self._is_plain(module)
             )
         }
-        every, with_factors = ("\n".join(("", *names, "")) for names in (self.all, sorted(factored)))
+        every, with_factors = ("\n".join(("", *names, "")) for names in (self._all, sorted(factored)))
         while True:
             taken = "\n".join(("", *whole, ""))
             caught = {
@@ -250,7 +250,7 @@ class _Modules:
         """The target modules: their names, or one expression where the end of another is among them."""
         is_exact = not any(
             ".".join(parts[start:]) in factored
-            for parts in (module.split(".") for module in self.all - factored)
+            for parts in (module.split(".") for module in self._all - factored)
             for start in range(1, len(parts))
         )
         return sorted(factored) if is_exact else "|".join(map(re.escape, sorted(factored)))

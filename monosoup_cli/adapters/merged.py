@@ -38,7 +38,7 @@ class MergedSource:
     """
 
     def __init__(self, adapter: Adapter, base: Source | None) -> None:
-        self.adapter, self.base = adapter, base
+        self._adapter, self._base = adapter, base
         self.files: Files = replace(adapter.own.files, read_as=adapter.read_as)
         self.path = adapter.own.path
         self.tensors: Mapping[str, TensorInfo] = _pairs_alone(adapter) if base is None else base.tensors
@@ -47,11 +47,11 @@ class MergedSource:
     @property
     def model(self) -> Files:
         """The base's files; without a base, the adapter's."""
-        return self.files if self.base is None else self.base.model
+        return self.files if self._base is None else self._base.model
 
     def update(self, name: str) -> Update:
         """The factors of a tensor that the adapter updates by them alone."""
-        pair = self.adapter.pairs.get(name)
+        pair = self._adapter.pairs.get(name)
         if pair is not None and pair.magnitude is None:
             return LowRank(
                 pair.rank, pair.scale, lambda index, rows, columns: self._factors(pair, index, rows, columns)
@@ -59,14 +59,14 @@ class MergedSource:
         return DENSE if self._changes(name) else UNCHANGED
 
     def _changes(self, name: str) -> bool:
-        adapter = self.adapter
+        adapter = self._adapter
         return any(name in part for part in (adapter.pairs, adapter.replaced, adapter.rows, adapter.biases))
 
     def _factors(self, pair: LoraPair, index: int, rows: int, columns: int) -> Factors | None:
         last = self._last
         if getattr(last, "factored", None) != pair.name:  # of a stack, those of all its matrices
             last.factors, last.factored = None, None
-            last.factors, last.factored = _factors_of(self.adapter, pair, is_checked=True), pair.name
+            last.factors, last.factored = _factors_of(self._adapter, pair, is_checked=True), pair.name
         factors: list[Factors] = last.factors
         left, right = factors[index] if index < len(factors) else (factors[0][0][:0], factors[0][1])
         is_same_cut = (left.shape[0], right.shape[1]) == (rows, columns)
@@ -74,13 +74,13 @@ class MergedSource:
 
     def reader(self, name: str) -> Reader:
         """Read the merged tensor in float64, or the bytes of the one that has it whole."""
-        adapter = self.adapter
+        adapter = self._adapter
         if name in adapter.replaced:
             return adapter.own.reader(adapter.replaced[name])
-        if self.base is None:
+        if self._base is None:
             return Reader("F64", _refuse)
         if not self._changes(name):
-            return self.base.reader(name)
+            return self._base.reader(name)
         return Reader("F64", lambda buffer, offset: self._read_into(name, buffer, offset))
 
     def _read_into(self, name: str, buffer: memoryview, offset: int) -> None:
@@ -99,7 +99,7 @@ class MergedSource:
     def _merged(self, name: str) -> MergedTensor:
         from monosoup_cli.spectral.lora import MergedTensor
 
-        adapter, own, base = self.adapter, self.adapter.own, self.base
+        adapter, own, base = self._adapter, self._adapter.own, self._base
         assert base is not None
         pair, shape = adapter.pairs.get(name), self.tensors[name].shape
         rows = shape[0] * (shape[1] if pair is not None and pair.layout.is_stack else 1)
@@ -127,19 +127,19 @@ class MergedSource:
 
     def select(self, names: Iterable[str] | None) -> list[Download]:
         """All of the adapter's file."""
-        return self.adapter.own.select(None)
+        return self._adapter.own.select(None)
 
     def is_at_hand(self, name: str) -> bool:
         """Whether the base has the tensor, and `select` has not left it on the Hub."""
-        return self.base is not None and self.base.is_at_hand(name)
+        return self._base is not None and self._base.is_at_hand(name)
 
     @property
     def held_bytes(self) -> int:
         """The largest pair of factors in float64, and what the adapter's own file takes."""
-        own = self.adapter.own
+        own = self._adapter.own
         factors = (
             8 * (own.tensors[pair.a].elements + own.tensors[pair.b].elements)
-            for pair in self.adapter.pairs.values()
+            for pair in self._adapter.pairs.values()
         )
         return 2 * max(factors, default=0) + own.held_bytes
 

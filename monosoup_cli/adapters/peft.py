@@ -10,21 +10,28 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+from monosoup_cli.adapters.keys import (
+    INNER,
+    MAX_NESTED,
+    PREFIX,
+    WRAPPED,
+    ModuleFactors,
+    read_factors,
+    sort_keys,
+)
 from monosoup_cli.adapters.lora import (
     ADAPTER_CONFIG,
     EXPERTS,
     LINEAR,
     TRANSPOSED,
-    TRANSPOSED_EXPERTS,
     Adapter,
     FactorLayout,
     LoraPair,
 )
-from monosoup_cli.adapters.patterns import MAX_WORK, Settings
+from monosoup_cli.adapters.patterns import Settings
 from monosoup_cli.errors import CheckpointError, cropped
 from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.sources.alignment import Rename, align, tied_names
@@ -32,23 +39,6 @@ from monosoup_cli.sources.checkpoint import Checkpoint
 
 __all__ = ["read_adapter"]
 
-
-PREFIX = "base_model.model."
-INNER = ".base_layer"
-"""What peft puts in the place of a module that it wraps; around experts, once for each parameter but one."""
-WRAPPED = re.compile(rf"{re.escape(INNER)}(?=\.)")
-PARTS = {
-    "lora_A.weight": "a",
-    "lora_embedding_A": "a",
-    "lora_B.weight": "b",
-    "lora_embedding_B": "b",
-    "lora_B.bias": "bias",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-    "token_adapter.trainable_tokens_delta": "rows",
-}
-PART = re.compile(rf"(.+)\.({'|'.join(map(re.escape, PARTS))})", re.DOTALL)
-FOREIGN = re.compile(r"(^|\.)(lora_|token_adapter\.|modules_to_save\.|original_module\.)")
 
 INITS = ("gaussian", "eva", "orthogonal", "mica")
 """How factors are first filled where the base is left as it is. The others (PiSSA, OLoRA, CorDA, LoftQ,
@@ -58,47 +48,7 @@ NOT_LORA = {"layer_replication", "alora_invocation_tokens", "enable_lora"}
 OPTION = re.compile(r"use_.*|.*_config", re.DOTALL)
 FLAGS = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
 
-MAX_NESTED = 4
 MAX_NAMED = 3
-
-
-@dataclass(frozen=True)
-class _Factors:
-    """The factors of one tensor, as keys of the adapter, and what goes with them.
-
-    `parameters`: what in the module they may belong to; where the configuration names none, its weight.
-    `depth`: of the wrappers around the module, the inner-most of which is around its first parameter.
-    """
-
-    module: str
-    depth: int
-    keys: Mapping[str, str]
-    a: tuple[int, ...]
-    b: tuple[int, ...]
-    is_embedding: bool
-    parameters: tuple[str, ...]
-
-    @property
-    def targets(self) -> list[str]:
-        return [f"{self.module}.{parameter}" for parameter in self.parameters or ("weight",)]
-
-    def subject(self, target: str) -> str:
-        """What the patterns of the configuration are matched with."""
-        return target if self.parameters else self.module
-
-    def layouts(self, shape: tuple[int, ...]) -> list[FactorLayout]:
-        """How the update may lie in a tensor of this shape: none, one, or of a square one two."""
-        found: list[FactorLayout] = []
-        if self.parameters and len(shape) == 3:
-            if shape[0] and self.a[0] % shape[0] == 0:
-                found += [EXPERTS] if shape[1:] == (self.b[0], self.a[1]) else []
-                found += [TRANSPOSED_EXPERTS] if shape[1:] == (self.a[1], self.b[0]) else []
-            return found
-        if not self.is_embedding and shape == (self.b[0], *self.a[1:]):
-            found.append(LINEAR)
-        if not self.parameters and len(self.a) == 2 and shape == (self.a[1], self.b[0]):
-            found.append(TRANSPOSED)
-        return found
 
 
 def read_adapter(
@@ -112,8 +62,8 @@ def read_adapter(
     or does not fit the base."""
     path = own.path
     _check_config(config, path)
-    modules, others = _sorted_keys(own)
-    factors, deltas = _factors(own, modules, config)
+    modules, others = sort_keys(own)
+    factors, deltas = read_factors(own, modules, config)
     settings = Settings(config, [each.subject(target) for each in factors for target in each.targets], path)
 
     kept: dict[str, str] = {}
@@ -228,114 +178,8 @@ def _check_config(config: object, path: str) -> None:
             raise refuse(f"{cropped(name)} is set, and what it does is not plain LoRA")
 
 
-def _sorted_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The keys of the adapter: module → part → key of what peft adds to it; and name → key of the
-    tensors that peft saves besides."""
-    modules: dict[str, dict[str, str]] = defaultdict(dict)
-    others: dict[str, str] = {}
-    for key, tensor in own.tensors.items():
-        if tensor.dtype not in FLOATING:
-            raise CheckpointError(
-                "no dtype of an adapter",
-                path=own.path,
-                tensor=key,
-                expected=" or ".join(FLOATING),
-                found=tensor.dtype,
-            )
-        name = key.removeprefix(PREFIX)
-        if match := PART.fullmatch(name):
-            module, part = match[1], PARTS[match[2]]
-            keys = modules[module]
-        else:
-            if FOREIGN.search(name):
-                raise CheckpointError("no key of a LoRA adapter", path=own.path, tensor=key)
-            part, keys = WRAPPED.sub("", name), others
-        if part in keys:
-            raise CheckpointError(
-                "stands twice in the adapter", path=own.path, tensor=key, found=repr(keys[part])
-            )
-        keys[part] = key
-    return modules, others
-
-
-def _factors(
-    own: Checkpoint, modules: Mapping[str, Mapping[str, str]], config: Mapping[str, Any]
-) -> tuple[list[_Factors], dict[str, str]]:
-    """The factors of all modules; and module → key of the rows that replace some of an embedding's."""
-    path = own.path
-    wanted = config.get("target_parameters") or []
-    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
-        raise CheckpointError(f"{ADAPTER_CONFIG}: target_parameters must be a list of names", path=path)
-    if len(wanted) * len(modules) * 10 > MAX_WORK:
-        raise CheckpointError(f"{ADAPTER_CONFIG}: too many target_parameters", path=path)
-    found: list[_Factors] = []
-    deltas: dict[str, str] = {}
-    for wrapped, parts in modules.items():
-        keys = dict(parts)
-        if "rows" in keys:
-            deltas[wrapped] = keys.pop("rows")
-            if not keys:
-                continue
-        module, depth = wrapped, 0
-        while module.endswith(INNER) and depth < MAX_NESTED:
-            module, depth = module.removesuffix(INNER), depth + 1
-        for part, twin in (("a", "b"), ("b", "a")):
-            if part not in keys:
-                raise CheckpointError(
-                    f"lacks the factor {'AB'['ab'.index(part)]}",
-                    path=path,
-                    tensor=keys.get(twin, next(iter(keys.values()))),
-                )
-        is_embedding = keys["a"].endswith("lora_embedding_A")
-        for part, option in (("magnitude", "use_dora"), ("bias", "lora_bias")):
-            if (part in keys) != bool(config.get(option)):
-                raise CheckpointError(
-                    f"has {'a' if part in keys else 'no'} {part}, but {ADAPTER_CONFIG} says otherwise",
-                    path=path,
-                    tensor=keys.get(part, keys["b"]),
-                    expected=f"{option} {part in keys}".lower(),
-                )
-        a, b = own.tensors[keys["a"]].shape, own.tensors[keys["b"]].shape
-        if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or any(size != 1 for size in b[2:]):
-            raise CheckpointError(
-                "the factors do not fit each other",
-                path=path,
-                tensor=keys["b"],
-                expected=f"{a[0] if a else 'a rank of'} columns, as A {list(a)} has rows",
-                found=list(b),
-            )
-        if 0 in (*a, *b):
-            raise CheckpointError("a factor of rank 0, or empty", path=path, tensor=keys["a"], found=list(a))
-        if is_embedding and (len(a) != 2 or not keys["b"].endswith("lora_embedding_B")):
-            raise CheckpointError("no factor of an embedding", path=path, tensor=keys["b"])
-        parameters = dict.fromkeys(_parameters(module, wanted)) if not is_embedding else {}
-        found.append(_Factors(module, depth, keys, a, b, is_embedding, tuple(parameters)))
-    depths: dict[str, set[int]] = defaultdict(set)
-    for each in found:
-        depths[each.module].add(each.depth)
-    for each in found:
-        count = len(depths[each.module])
-        if max(depths[each.module]) != count - 1 or not count <= min(
-            max(len(each.parameters), 1), MAX_NESTED
-        ):
-            raise CheckpointError(
-                "wrapped more often than target_parameters has names for", path=path, tensor=each.keys["a"]
-            )
-        if each.parameters and ("magnitude" in each.keys or "bias" in each.keys or len(each.a) != 2):
-            raise CheckpointError("no factor of target_parameters", path=path, tensor=each.keys["a"])
-    return found, deltas
-
-
-def _parameters(module: str, wanted: Sequence[str]) -> Iterator[str]:
-    """What target_parameters names of this module, in its order."""
-    for each in wanted:
-        where, _, parameter = each.rpartition(".")
-        if not where or f".{module}".endswith(f".{where}"):
-            yield parameter
-
-
 def _without_base(
-    factors: _Factors, target: str, config: Mapping[str, Any], settings: Settings
+    factors: ModuleFactors, target: str, config: Mapping[str, Any], settings: Settings
 ) -> tuple[FactorLayout, tuple[int, ...]]:
     """The layout and shape of the update as the factors have them; of as many experts as the rank leaves."""
     shape = factors.b[0], *factors.a[1:]
@@ -421,13 +265,16 @@ def _are_same(own: Checkpoint, one: str, other: str) -> bool:
 
 
 def _told_apart(
-    factors: Sequence[_Factors], base: Mapping[str, TensorInfo] | None, read_as: Mapping[str, str], path: str
-) -> Iterator[tuple[_Factors, str]]:
+    factors: Sequence[ModuleFactors],
+    base: Mapping[str, TensorInfo] | None,
+    read_as: Mapping[str, str],
+    path: str,
+) -> Iterator[tuple[ModuleFactors, str]]:
     """All factors with the name of what they change: of several parameters of a module, by their shapes.
 
     Without a base, or its shapes, such factors are called as their wrapper is.
     """
-    modules: dict[str, list[_Factors]] = defaultdict(list)
+    modules: dict[str, list[ModuleFactors]] = defaultdict(list)
     for each in factors:
         modules[each.module].append(each)
     for group in modules.values():
@@ -459,7 +306,7 @@ def _told_apart(
 
 
 def _told_layouts(
-    factors: Sequence[_Factors], base: Mapping[str, TensorInfo] | None, read_as: Mapping[str, str]
+    factors: Sequence[ModuleFactors], base: Mapping[str, TensorInfo] | None, read_as: Mapping[str, str]
 ) -> set[FactorLayout]:
     """The layouts of which the base leaves no doubt, for its square weights to be read alike.
 
@@ -482,7 +329,7 @@ def _told_layouts(
 
 
 def _pair(
-    factors: _Factors,
+    factors: ModuleFactors,
     target: str,
     name: str,
     base: Mapping[str, TensorInfo] | None,

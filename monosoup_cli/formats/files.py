@@ -133,14 +133,14 @@ class InputFile:
         self._counting = threading.Lock()
         self.shown = shown or str(path)
         descriptor = _open_regular(path, self.shown)
-        self.status = os.fstat(descriptor)
+        self._status = os.fstat(descriptor)
         _held_open.add(self, descriptor)
 
     @property
     def path(self) -> Path:
         return self._path
 
-    def reopen(self) -> int:
+    def _reopen(self) -> int:
         """Another descriptor; raises CheckpointError where the path leads to another file by now."""
         descriptor = _open_regular(self.path, self.shown)
         try:
@@ -152,16 +152,16 @@ class InputFile:
 
     def _compare(self, now: os.stat_result) -> None:
         for fact in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
-            if getattr(now, fact) != getattr(self.status, fact):
+            if getattr(now, fact) != getattr(self._status, fact):
                 raise CheckpointError("the file changed while it was read", path=self.shown)
 
     @property
     def nbytes(self) -> int:
-        return self.status.st_size
+        return self._status.st_size
 
     @property
     def version(self) -> dict[str, Any]:
-        return {"mtime_ns": self.status.st_mtime_ns} if self._commit is None else {"commit": self._commit}
+        return {"mtime_ns": self._status.st_mtime_ns} if self._commit is None else {"commit": self._commit}
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with the bytes from `offset` on. Whoever reads on in pieces finds what follows
@@ -233,7 +233,7 @@ class _HeldOpen:
     def take(self, file: InputFile) -> _Descriptor:
         """The file's descriptor, which stays open until it is given back."""
         with self._lock:
-            held = self._held.get(file) or self._add(file, file.reopen())
+            held = self._held.get(file) or self._add(file, file._reopen())
             self._held.move_to_end(file)
             held.users += 1
         return held

@@ -13,7 +13,7 @@ from monosoup_cli.formats.strided import contiguous
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import DENSE, Reader, Update
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "rename"]
 
 SMALL_SHARE = 0.5
 """A smaller share of a file on the Hub is downloaded in parts, which are not kept for the next run."""
@@ -39,10 +39,6 @@ class Checkpoint:
         self._shard_of = {name: shard_of[tensor.name] for name, tensor in self.tensors.items()}
         self._left_on_hub: set[str] = set()
         self._in_order = threading.local()
-
-    def renamed(self, names: Mapping[str, str], read_as: tuple[str, ...]) -> Checkpoint:
-        """The same checkpoint under other names; `read_as` says in words how names are read."""
-        return Checkpoint(replace(self.files, read_as=read_as), names)
 
     @property
     def model(self) -> Files:
@@ -129,3 +125,14 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
+
+
+def rename(checkpoint: Checkpoint, names: Mapping[str, str], read_as: tuple[str, ...]) -> Checkpoint:
+    """Open the same files under other names.
+
+    Args:
+        checkpoint: The checkpoint whose files are read.
+        names: The new names, mapped to the names in the files.
+        read_as: How the names differ, in words for the report.
+    """
+    return Checkpoint(replace(checkpoint.files, read_as=read_as), names)
