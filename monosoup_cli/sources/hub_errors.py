@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -23,6 +23,7 @@ FILE_IN_URL = re.compile(r"/resolve/[^/]+/([^?#]+)")
 MAX_SERVER_TEXT = 200
 
 LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "requests", "hf_xet"}
+OURS = __name__.partition(".")[0]
 
 LOG_IN = "`hf auth login` (or HF_TOKEN)"
 LATER = "try again later: finished files are kept"
@@ -82,7 +83,7 @@ def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
     except MonosoupError:
         raise
     except Exception as error:
-        if not (isinstance(error, OSError) or _passed_a_library(error)):
+        if not _is_of_the_hub(error):
             raise
         advice = _told(error, action)
         raise advice.kind(advice.problem, path=repository, hint=advice.hint) from None
@@ -109,15 +110,18 @@ def quiet_hub() -> Iterator[None]:
                 enable_progress_bars()
 
 
-def _passed_a_library(error: BaseException) -> bool:
-    """Whether it was raised in the Hub's library or below: an answer that is not the Hub's, such as
-    the page of a captive portal, fails there as ValueError, KeyError or worse."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
-            return True
-        trace = trace.tb_next
-    return False
+def _is_of_the_hub(error: BaseException) -> bool:
+    """Whether the Hub's library, or the system below it, has failed.
+
+    An answer that is not the Hub's, such as the page of a captive portal, makes the library raise
+    ValueError, KeyError or worse. The same errors from a callback, which the library calls, are not its own.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    first = next((at for at, package in enumerate(packages) if package in LIBRARIES), None)
+    if first is None:
+        return isinstance(error, OSError)
+    return OURS not in packages[first:]
 
 
 def _told(error: BaseException, action: str) -> Advice:

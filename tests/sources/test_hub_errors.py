@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ from huggingface_hub.utils import logging as hub_logging
 
 from monosoup_cli.errors import CheckpointError, MismatchError, without_tokens
 from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
+from monosoup_cli.sources.transfer import RemoteFolder
 from tests.hub import Hub
 
 SECRET = "hf_" + "Ab1" * 11
@@ -282,6 +284,34 @@ def test_other_errors_pass():
         raise MismatchError("ours")
     with pytest.raises(KeyboardInterrupt), hub_errors("org/name"):
         raise KeyboardInterrupt
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("advance", "kind"),
+    [
+        (lambda nbytes: fail(KeyError("ours")), KeyError),
+        (lambda nbytes: fail(BrokenPipeError(errno.EPIPE, "ours")), BrokenPipeError),
+        (lambda nbytes: json.loads("ours"), json.JSONDecodeError),
+        (lambda nbytes: huggingface_hub.hf_hub_url("ours", "x", repo_type="ours"), ValueError),
+    ],
+)
+def test_errors_of_a_callback_pass(hub, advance, kind):
+    hub.add("org/big", {"model.bin": bytes(3000)})
+    with pytest.raises(kind) as caught:
+        RemoteFolder("org/big", "org/big", "main").download("model.bin", advance)
+    assert type(caught.value) is kind
+
+
+def test_errors_of_the_standard_library_below_the_library_are_the_hubs(hub):
+    def parse():
+        with _http.default_client_factory() as client:
+            client.get(f"{hub.url}/org/name/resolve/main/model.safetensors").json()
+
+    assert told(parse).startswith("cannot read it: the Hub's answer makes no sense")
 
 
 def test_the_library_is_quiet_and_then_as_before(hub, capfd):
