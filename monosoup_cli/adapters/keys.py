@@ -1,4 +1,4 @@
-"""The keys of a LoRA adapter, as peft writes them: which factors belong to which module."""
+"""The keys of a PEFT adapter: which factors belong to which module."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["INNER", "MAX_NESTED", "PREFIX", "WRAPPED", "ModuleFactors", "read_fa
 
 PREFIX = "base_model.model."
 INNER = ".base_layer"
-"""What peft puts in the place of a module that it wraps; around experts, once for each parameter but one."""
+"""The name of a module that peft has wrapped. It wraps experts once for each parameter but the first."""
 WRAPPED = re.compile(rf"{re.escape(INNER)}(?=\.)")
 PARTS = {
     "lora_A.weight": "a",
@@ -45,10 +45,17 @@ MAX_NESTED = 4
 
 @dataclass(frozen=True)
 class ModuleFactors:
-    """The factors of one tensor, as keys of the adapter, and what goes with them.
+    """The factors of one tensor.
 
-    `parameters`: what in the module they may belong to; where the configuration names none, its weight.
-    `depth`: of the wrappers around the module, the inner-most of which is around its first parameter.
+    Attributes:
+        module: The module in the base.
+        depth: How many wrappers are between the factors and the module. The innermost wrapper is that of the
+            first parameter.
+        keys: The keys in the adapter of what belongs to the factors: "a", "b", "bias", "magnitude".
+        a: The shape of the factor A.
+        b: The shape of the factor B.
+        is_embedding: Whether the factors are those of an embedding.
+        parameters: The parameters of the module that the factors may belong to; empty for its weight.
     """
 
     module: str
@@ -61,14 +68,15 @@ class ModuleFactors:
 
     @property
     def targets(self) -> list[str]:
+        """The tensors that the factors may belong to."""
         return [f"{self.module}.{parameter}" for parameter in self.parameters or ("weight",)]
 
     def subject(self, target: str) -> str:
-        """What the patterns of the configuration are matched with."""
+        """Return what the patterns of the configuration are matched with."""
         return target if self.parameters else self.module
 
     def layouts(self, shape: tuple[int, ...]) -> list[FactorLayout]:
-        """How the update may lie in a tensor of this shape: none, one, or of a square one two."""
+        """List the layouts that fit a tensor of this shape: none, one, or two for a square one."""
         found: list[FactorLayout] = []
         if self.parameters and len(shape) == 3:
             if shape[0] and self.a[0] % shape[0] == 0:
@@ -83,14 +91,20 @@ class ModuleFactors:
 
 
 def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The keys of the adapter: module → part → key of what peft adds to it; and name → key of the
-    tensors that peft saves besides."""
+    """Sort the keys of the adapter.
+
+    Returns:
+        The keys of what peft adds to modules, by module and part; and those of other saved tensors, by name.
+
+    Raises:
+        CheckpointError: A key is not one of a LoRA adapter, or appears twice.
+    """
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     others: dict[str, str] = {}
     for key, tensor in own.tensors.items():
         if tensor.dtype not in FLOATING:
             raise CheckpointError(
-                "no dtype of an adapter",
+                "unsupported dtype in an adapter",
                 path=own.path,
                 tensor=key,
                 expected=" or ".join(FLOATING),
@@ -102,11 +116,11 @@ def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str
             keys = modules[module]
         else:
             if FOREIGN.search(name):
-                raise CheckpointError("no key of a LoRA adapter", path=own.path, tensor=key)
+                raise CheckpointError("not a key of a LoRA adapter", path=own.path, tensor=key)
             part, keys = WRAPPED.sub("", name), others
         if part in keys:
             raise CheckpointError(
-                "stands twice in the adapter", path=own.path, tensor=key, found=repr(keys[part])
+                "appears twice in the adapter", path=own.path, tensor=key, found=repr(keys[part])
             )
         keys[part] = key
     return modules, others
@@ -115,7 +129,14 @@ def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str
 def read_factors(
     own: Checkpoint, modules: Mapping[str, Mapping[str, str]], config: Mapping[str, Any]
 ) -> tuple[list[ModuleFactors], dict[str, str]]:
-    """The factors of all modules; and module → key of the rows that replace some of an embedding's."""
+    """Find the factors of all modules.
+
+    Returns:
+        The factors; and, by module, the keys of the rows that replace rows of an embedding.
+
+    Raises:
+        CheckpointError: Factors are missing, or do not fit each other or the configuration.
+    """
     path = own.path
     wanted = config.get("target_parameters") or []
     if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
@@ -136,7 +157,7 @@ def read_factors(
         for part, twin in (("a", "b"), ("b", "a")):
             if part not in keys:
                 raise CheckpointError(
-                    f"lacks the factor {'AB'['ab'.index(part)]}",
+                    f"factor {part.upper()} of the same module is missing",
                     path=path,
                     tensor=keys.get(twin, next(iter(keys.values()))),
                 )
@@ -155,13 +176,15 @@ def read_factors(
                 "the factors do not fit each other",
                 path=path,
                 tensor=keys["b"],
-                expected=f"{a[0] if a else 'a rank of'} columns, as A {list(a)} has rows",
+                expected=f"{a[0] if a else 'a rank of'} columns, one for each row of A {list(a)}",
                 found=list(b),
             )
         if 0 in (*a, *b):
-            raise CheckpointError("a factor of rank 0, or empty", path=path, tensor=keys["a"], found=list(a))
+            raise CheckpointError(
+                "a factor is empty or has rank 0", path=path, tensor=keys["a"], found=list(a)
+            )
         if is_embedding and (len(a) != 2 or not keys["b"].endswith("lora_embedding_B")):
-            raise CheckpointError("no factor of an embedding", path=path, tensor=keys["b"])
+            raise CheckpointError("not a factor of an embedding", path=path, tensor=keys["b"])
         parameters = dict.fromkeys(_parameters(module, wanted)) if not is_embedding else {}
         found.append(ModuleFactors(module, depth, keys, a, b, is_embedding, tuple(parameters)))
     depths: dict[str, set[int]] = defaultdict(set)
@@ -173,15 +196,15 @@ def read_factors(
             max(len(each.parameters), 1), MAX_NESTED
         ):
             raise CheckpointError(
-                "wrapped more often than target_parameters has names for", path=path, tensor=each.keys["a"]
+                "wrapped more often than target_parameters names parameters", path=path, tensor=each.keys["a"]
             )
         if each.parameters and ("magnitude" in each.keys or "bias" in each.keys or len(each.a) != 2):
-            raise CheckpointError("no factor of target_parameters", path=path, tensor=each.keys["a"])
+            raise CheckpointError("not a factor of target_parameters", path=path, tensor=each.keys["a"])
     return found, deltas
 
 
 def _parameters(module: str, wanted: Sequence[str]) -> Iterator[str]:
-    """What target_parameters names of this module, in its order."""
+    """The parameters of this module that target_parameters names, in its order."""
     for each in wanted:
         where, _, parameter = each.rpartition(".")
         if not where or f".{module}".endswith(f".{where}"):

@@ -1,4 +1,4 @@
-"""A base and an adapter over it, read as the one checkpoint that merging them would make."""
+"""Read a base and an adapter as the checkpoint that merging them would make."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ __all__ = ["MergedSource", "read_float64"]
 
 
 class MergedSource:
-    """What merging `adapter` into `base` would make; a `Source`.
+    """A base with an adapter merged into it; a `Source`.
 
-    Tensors have the base's names, shapes and dtypes. Those that the adapter changes are read in float64, or
-    as the adapter has them where it replaces them. All others are the base's own bytes.
+    Tensors have the base's names, shapes and dtypes. Those that the adapter updates are read in float64.
+    Those that it replaces are the adapter's bytes, and all others are the base's.
 
     Args:
-        adapter: What changes.
-        base: The base. Without one there are the factors alone, and only tensors that the adapter replaces
-            can be read.
+        adapter: The adapter.
+        base: The base. Without one, only the factors and the tensors that the adapter replaces can be read.
     """
 
     def __init__(self, adapter: Adapter, base: Source | None) -> None:
@@ -50,7 +49,7 @@ class MergedSource:
         return self.files if self._base is None else self._base.model
 
     def update(self, name: str) -> Update:
-        """The factors of a tensor that the adapter updates by them alone."""
+        """Return the factors of a tensor whose update is nothing but their product."""
         pair = self._adapter.pairs.get(name)
         if pair is not None and pair.magnitude is None:
             return LowRank(
@@ -64,7 +63,7 @@ class MergedSource:
 
     def _factors(self, pair: LoraPair, index: int, rows: int, columns: int) -> Factors | None:
         last = self._last
-        if getattr(last, "factored", None) != pair.name:  # of a stack, those of all its matrices
+        if getattr(last, "factored", None) != pair.name:  # for a stack: the factors of all its matrices
             last.factors, last.factored = None, None
             last.factors, last.factored = _factors_of(self._adapter, pair, is_checked=True), pair.name
         factors: list[Factors] = last.factors
@@ -73,7 +72,7 @@ class MergedSource:
         return (left, right) if is_same_cut else None
 
     def reader(self, name: str) -> Reader:
-        """Read the merged tensor in float64, or the bytes of the one that has it whole."""
+        """Return a reader of the merged tensor in float64, or of the bytes of an unmerged one."""
         adapter = self._adapter
         if name in adapter.replaced:
             return adapter.own.reader(adapter.replaced[name])
@@ -85,7 +84,7 @@ class MergedSource:
 
     def _read_into(self, name: str, buffer: memoryview, offset: int) -> None:
         last = self._last
-        if getattr(last, "name", None) != name:  # each thread keeps the last tensor's factors
+        if getattr(last, "name", None) != name:  # each thread caches the last tensor's factors
             last.tensor, last.name = None, None
             last.tensor, last.name = self._merged(name), name
         if not len(buffer):
@@ -123,19 +122,19 @@ class MergedSource:
         return merged
 
     def prefetch(self, name: str, limit: int) -> None:
-        """Nothing: what the adapter changes is small, and the base is asked for the rest."""
+        """Do nothing: the adapter is small, and the base prefetches its own tensors."""
 
     def select(self, names: Iterable[str] | None) -> list[Download]:
-        """All of the adapter's file."""
+        """List the download of the adapter's file, which is needed as a whole."""
         return self._adapter.own.select(None)
 
     def is_at_hand(self, name: str) -> bool:
-        """Whether the base has the tensor, and `select` has not left it on the Hub."""
+        """Return whether the base has the tensor and `select` did not leave it on the Hub."""
         return self._base is not None and self._base.is_at_hand(name)
 
     @property
     def held_bytes(self) -> int:
-        """The largest pair of factors in float64, and what the adapter's own file takes."""
+        """What reading takes: the largest pair of factors in float64, and the adapter's own file."""
         own = self._adapter.own
         factors = (
             8 * (own.tensors[pair.a].elements + own.tensors[pair.b].elements)
@@ -144,11 +143,11 @@ class MergedSource:
         return 2 * max(factors, default=0) + own.held_bytes
 
     def forget(self) -> None:
-        """Drop the factors that the calling thread keeps."""
+        """Drop the factors that the calling thread caches."""
         self._last.__dict__.clear()
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError where the adapter or its configuration was written to since it was opened."""
+        """Raise CheckpointError if the adapter or its configuration has changed since it was opened."""
         self.files.check_unchanged()
         place, kind = self.files.place, self.files.kind
         if place.folder is None or not isinstance(kind, PeftAdapter):
@@ -159,7 +158,7 @@ class MergedSource:
 
 
 def _pairs_alone(adapter: Adapter) -> dict[str, TensorInfo]:
-    """The headers of the tensors that an adapter updates, in the dtypes of its factors."""
+    """The tensors that an adapter updates, in the dtypes of its factors."""
     tensors = {}
     for pair in adapter.pairs.values():
         dtype = adapter.own.tensors[pair.a].dtype
@@ -189,10 +188,10 @@ def _factors_of(adapter: Adapter, pair: LoraPair, *, is_checked: bool) -> list[F
 def read_float64(
     source: Source, name: str, start: int = 0, stop: int | None = None, *, is_checked: bool = True
 ) -> torch.Tensor:
-    """Read a floating tensor in its shape, or its elements start:stop, flat, in float64.
+    """Read a floating-point tensor in float64: whole in its shape, or the elements start:stop flat.
 
     Raises:
-        NonfiniteError: The elements have NaN or Inf, and `is_checked` is True.
+        NonfiniteError: An element is NaN or Inf, and `is_checked` is True.
     """
     info, reader = source.tensors[name], source.reader(name)
     item_bytes = BITS[reader.dtype] // 8

@@ -191,7 +191,7 @@ def _aligned(
 ) -> tuple[Checkpoint, Sequence[Rename]]:
     """The checkpoint under the names of the first, tied weights included; and the renames without effect."""
     alignment = align(other.tensors, first.tensors, renames, other.path)
-    names, words = dict(alignment.stored), list(alignment.said)
+    names, words = dict(alignment.stored), list(alignment.notes)
     for copy, kept in _copies(other, first, names):
         del names[copy]
         words.append(f"without {copy!r}, which is tied to {kept!r}")

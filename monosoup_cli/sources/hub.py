@@ -1,8 +1,8 @@
-"""Repositories on the Hub: their files are read from afar until they are downloaded.
+"""Repositories on the Hub.
 
-A commit is looked up once, and everything is read from that commit. Headers are read by range
-requests, so that a run can be refused before anything is downloaded; what it then needs is
-downloaded into the Hub's cache whole, or, of a file of which it needs little, in parts.
+The commit is looked up once, and everything is read from that commit. Headers are read by range requests, so
+a run can be refused before anything is downloaded. The files that it needs are then downloaded into the Hub's
+cache; if it needs little of a file, only those parts are downloaded.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ OTHER_KINDS = ("datasets/", "spaces/", "kernels/")
 ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 URI_WITH_REVISION = re.compile(r"([\w./-]+)@(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.+))?")
 HEAD_BYTES = 1 << 16
-"""What is asked for first: it holds most headers."""
+"""The size of the first request for a file. Most headers fit into it."""
 
 PART_BYTES = 4 << 20
-"""Of one range request."""
+"""The largest range request."""
 
 
 @dataclass(frozen=True)
 class HubId:
-    """`org/name`, `org/name@revision`, `hf://org/name@revision/folder`: what they say."""
+    """The parts of `org/name`, `org/name@revision` or `hf://org/name@revision/folder`."""
 
     repository: str
     revision: str | None = None
@@ -45,7 +45,7 @@ class HubId:
 
     @classmethod
     def parse(cls, source: str) -> HubId | None:
-        """None for what is no id of a model on the Hub."""
+        """Parse what the user typed. Return None if it cannot be the id of a model on the Hub."""
         rest = source.removeprefix(SCHEME).rstrip("/")
         if not source.startswith(SCHEME):
             found = ID.fullmatch(source)
@@ -63,19 +63,26 @@ class HubId:
 
 
 def open_repository(source: str, where: HubId) -> Folder:
-    """The files of a repository, or of a folder in it, at the commit that its revision means now.
+    """Open a repository, or a folder in it, at the current commit of its revision.
 
-    In the library's offline mode these are the files in its cache. Raises CheckpointError.
+    In the library's offline mode these are the files in its cache.
+
+    Args:
+        source: What the user typed; errors name it.
+        where: The same, parsed.
+
+    Raises:
+        CheckpointError: The repository or the folder does not exist, or cannot be read.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     api, inner = HfApi(library_name="monosoup"), where.inner.split("/") if where.inner else []
     if not all(map(is_plain_name, inner)):
-        raise CheckpointError("no folder of a repository", path=source)
+        raise CheckpointError("not a folder of a repository", path=source)
     with hub_errors(source):
         revision = api.resolve_revision(where.repository, revision=where.revision)
-        if HF_HUB_OFFLINE:  # nothing is asked for, so nothing can be missing
+        if HF_HUB_OFFLINE:  # every file is ignored, so none can be missing
             snapshot = snapshot_download(
                 where.repository, revision=revision, local_files_only=True, ignore_patterns=["*"]
             )
@@ -91,8 +98,10 @@ def open_repository(source: str, where: HubId) -> Folder:
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
     for name in sizes:
         if name.startswith("/") or {"", ".", ".."}.intersection(name.replace("\\", "/").split("/")):
-            raise CheckpointError("lists a file that would lie outside", path=source, found=repr(name)[:200])
-    # what is no name of a file on every system is not of any use here, and left alone
+            raise CheckpointError(
+                "the repository lists a file outside its folder", path=source, found=repr(name)[:200]
+            )
+    # ignore names that not every system allows
     sizes = {name: size for name, size in sizes.items() if all(map(is_plain_name, name.split("/")))}
     prefix = f"{where.inner}/" if inner else ""
     sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
@@ -102,8 +111,15 @@ def open_repository(source: str, where: HubId) -> Folder:
 
 
 class HubFolder:
-    """The files of a repository at one commit, or those in the folder `prefix` of it ("" or "unet/");
-    `sizes` in bytes, by their names there."""
+    """A repository at one commit, or a folder in it; a `Folder`.
+
+    Args:
+        source: What the user typed; errors name it.
+        repository: The id on the Hub.
+        revision: The commit.
+        sizes: The size of every file in bytes, by name.
+        prefix: The folder in the repository: "", or "unet/".
+    """
 
     def __init__(
         self, source: str, repository: str, revision: str, sizes: dict[str, int], prefix: str = ""
@@ -121,6 +137,7 @@ class HubFolder:
 
     @property
     def root(self) -> Path | None:
+        """The path in the Hub's cache; None until something is downloaded."""
         return None if self._downloaded is None else self._downloaded.root
 
     def names(self, inner: str = "") -> list[str]:
@@ -138,7 +155,7 @@ class HubFolder:
         nbytes, cached = self.nbytes(name), self._cached(name)
         if name.endswith(WEIGHTS):
             return RemoteFile(self, self._remote, name, nbytes, cached)
-        # others are small, and downloaded
+        # other files are small: download them
         return InputFile(cached or self.path(name), self.shown(name))
 
     def _cached(self, name: str) -> Path | None:
@@ -170,7 +187,7 @@ class HubFolder:
 
 
 class RemoteFile:
-    """A file on the Hub: read by range requests, until `select` and `fetch` have brought it here."""
+    """A file on the Hub; a `CheckpointFile`. Read by range requests until it is downloaded."""
 
     is_remote = True
 
@@ -186,7 +203,7 @@ class RemoteFile:
         self._parts: Parts | None = None
         if self._local is not None and self._local.nbytes != nbytes:
             raise CheckpointError(
-                "the file in the Hub's cache is not whole",
+                "the file in the Hub's cache is incomplete",
                 path=self.shown,
                 expected=f"{nbytes:,} bytes",
                 found=f"{self._local.nbytes:,}",
@@ -257,7 +274,7 @@ class RemoteFile:
     def _fetch(self, advance: Advance) -> None:
         self._local = InputFile(self._folder.download(self._name, advance), self.shown)
         if self._local.nbytes != self._nbytes or self._local.read(len(self._head)) != self._head:
-            raise CheckpointError("the download is not the file that was announced", path=self.shown)
+            raise CheckpointError("the download differs from the file that the Hub listed", path=self.shown)
 
     def _fetch_part(self, start: int, stop: int, advance: Advance) -> None:
         assert self._parts is not None

@@ -1,4 +1,4 @@
-"""Transfers from the Hub: parts of files, whole files, and several of them at once."""
+"""Download files and parts of files from the Hub, several at once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
 __all__ = ["Parts", "RemoteFolder", "fetch", "new_bar"]
 
 ATTEMPTS = 3
-"""To read a part, where the connection drops meanwhile."""
+"""How often a range is requested if the connection drops."""
 
 READ_BYTES = 1 << 18
-"""Of a download, held at once."""
+"""How many bytes of a download are held in memory at once."""
 
 AT_ONCE = 4
-"""Downloads."""
+"""How many downloads run at once."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RemoteFolder:
     prefix: str = ""
 
     def find_cached(self, name: str) -> str | None:
-        """The path of a file that has been downloaded before; None where it has not."""
+        """Return the path of a file in the cache; None if it has not been downloaded."""
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(self.repository, self.prefix + name, revision=self.revision)
@@ -65,7 +65,7 @@ class RemoteFolder:
             )
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """The bytes start:stop of a file; where the connection drops, they are asked for again."""
+        """Read the bytes start:stop of a file. Requests them again if the connection drops."""
         for attempt in range(ATTEMPTS):
             with hub_errors(self.source):
                 part, failure = self._read_range(name, start, stop)
@@ -74,7 +74,7 @@ class RemoteFolder:
             if failure is None:
                 break
         if len(part) != stop - start:
-            raise CheckpointError("the server sent another part than was asked for", path=self._shown(name))
+            raise CheckpointError("the server sent a different range than requested", path=self._shown(name))
         return part
 
     def _read_range(self, name: str, start: int, stop: int) -> tuple[bytes, Exception | None]:
@@ -88,13 +88,13 @@ class RemoteFolder:
         with http_stream_backoff("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:
-                raise CheckpointError("the server does not send parts of files", path=self._shown(name))
+                raise CheckpointError("the server does not support range requests", path=self._shown(name))
             try:
                 for piece in response.iter_bytes():
                     pieces.append(piece)
                     if sum(map(len, pieces)) > stop - start:
                         break
-            except Exception as failure:  # in here, the library would take it for one of its own
+            except Exception as failure:  # do not raise here: the library would handle it as its own
                 return b"", failure
         return b"".join(pieces), None
 
@@ -103,7 +103,7 @@ class RemoteFolder:
 
 
 class Parts:
-    """Parts of a file that is far away, in a temporary file with holes, each at its own place."""
+    """Parts of a remote file, in a sparse temporary file, each at its own offset."""
 
     def __init__(self, nbytes: int, shown: str) -> None:
         self._shown, self._lock = shown, threading.Lock()
@@ -114,7 +114,7 @@ class Parts:
             os.ftruncate(self.descriptor, nbytes)
 
     def add(self, part: bytes, start: int) -> None:
-        """Keep the bytes from `start` on."""
+        """Store the bytes of the file from `start` on."""
         offset, left = start, part
         with self._system_errors():
             while left:
@@ -135,9 +135,9 @@ class Parts:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"no place for parts of it in the temporary folder: {error.strerror}",
+                f"cannot keep parts of it in the temporary folder: {error.strerror}",
                 path=self._shown,
-                hint="make room there, or name another with TMPDIR",
+                hint="free some space there, or set TMPDIR to another folder",
             ) from None
 
     def holds(self, start: int, stop: int) -> bool:
@@ -150,8 +150,14 @@ class Parts:
 
 
 def fetch(downloads: list[Download], advance: Advance | None = None) -> None:
-    """Bring all of it, several at once, and empty the list. After an error or an interrupt what is under way
-    is dropped."""
+    """Run downloads, several at once, and empty the list.
+
+    After an error or an interrupt, the running downloads stop.
+
+    Args:
+        downloads: The downloads.
+        advance: Called with the number of bytes that have arrived, from several threads.
+    """
     if not downloads:
         return
     stop, lock, waiting = threading.Event(), threading.Lock(), iter(downloads)
@@ -184,7 +190,7 @@ def fetch(downloads: list[Download], advance: Advance | None = None) -> None:
             for thread in threads:
                 thread.start()
             for _ in threads:
-                error = ended.get()  # a queue that is proof against signals
+                error = ended.get()  # a queue that signals can interrupt safely
                 if error is not None:
                     raise error
     except BaseException:
@@ -198,7 +204,7 @@ def fetch(downloads: list[Download], advance: Advance | None = None) -> None:
 
 @contextmanager
 def _small_pieces() -> Iterator[None]:
-    """The library holds pieces of 10 MB, each several times over, for every file that it downloads."""
+    """Make the library download in small pieces. Its own are 10 MB, held several times over for each file."""
     from huggingface_hub import constants
 
     before = constants.DOWNLOAD_CHUNK_SIZE
@@ -210,11 +216,11 @@ def _small_pieces() -> Iterator[None]:
 
 
 class _Dropped(Exception):
-    """The download in hand is not wanted any more."""
+    """Stops a download that is no longer needed."""
 
 
 def new_bar(advance: Advance) -> type[Any]:
-    """What the library takes for a progress bar: it only tells how many bytes came."""
+    """Make a class that the library uses as its progress bar, which only passes on the number of bytes."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Bar(tqdm):
@@ -225,7 +231,7 @@ def new_bar(advance: Advance) -> type[Any]:
             advance(int(n or 0))
             return None
 
-        # with these two there is one bar, not one for what arrives and one for what is put together of it
+        # with these two the library makes one bar, not one for the transfer and one for the reconstruction
         def update_transfer(self, n: float) -> None:
             pass
 

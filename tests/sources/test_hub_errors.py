@@ -110,7 +110,7 @@ def test_trouble_of_the_hub_is_told_as_such(hub, call, status):
     hub.fail("*", status)
     assert (
         told(call)
-        == f"the Hub has trouble of its own (status {status}); try again later: finished files are kept"
+        == f"the Hub has an internal problem (status {status}); try again later: finished files are kept"
     )
 
 
@@ -167,7 +167,7 @@ def test_a_body_cut_short(hub, call):
 def test_what_a_server_says_is_cropped_to_one_line(hub, monkeypatch, message, said):
     answer = {"error": message}
     monkeypatch.setattr("tests.hub.Handler.answer_model", lambda self, **_: self.answer(answer, 418))
-    assert told(resolve()) == f"the Hub refuses (status 418){said}"
+    assert told(resolve()) == f"the Hub refused the request (status 418){said}"
 
 
 @pytest.mark.parametrize("call", [resolve(), snapshot(), download()])
@@ -243,14 +243,14 @@ def test_what_is_no_name(hub, name):
 
 
 def test_a_listing_that_climbs(hub, tmp_path):
-    assert told(snapshot("org/climbing")).startswith("cannot read it: the Hub's answer makes no sense; ")
+    assert told(snapshot("org/climbing")).startswith("cannot read it: the Hub's response is not valid; ")
     assert not list(tmp_path.rglob("climbed"))
 
 
 @pytest.mark.parametrize("answer", [[], {}, "text", {"id": 3}, None])
 def test_an_answer_that_is_not_the_hubs(hub, monkeypatch, answer):
     monkeypatch.setattr("tests.hub.Handler.answer_model", lambda self, **_: self.answer(answer))
-    assert told(resolve()).startswith("cannot read it: the Hub's answer makes no sense; check HF_ENDPOINT")
+    assert told(resolve()).startswith("cannot read it: the Hub's response is not valid; check HF_ENDPOINT")
 
 
 def test_a_captive_portal(hub, monkeypatch):
@@ -259,12 +259,12 @@ def test_a_captive_portal(hub, monkeypatch):
         self.write(b"<html>")
 
     monkeypatch.setattr("tests.hub.Handler.answer_model", page)
-    assert told(resolve()).startswith("cannot read it: the Hub's answer makes no sense; check HF_ENDPOINT")
+    assert told(resolve()).startswith("cannot read it: the Hub's response is not valid; check HF_ENDPOINT")
 
 
 def test_a_cache_that_is_a_file(hub, tmp_path):
     (tmp_path / "cache").write_text("")
-    expected = "cannot use the Hub's cache: Not a directory; HF_HOME tells where it is"
+    expected = "cannot use the Hub's cache: Not a directory; HF_HOME sets where it is"
     assert told(snapshot()) == expected
 
 
@@ -274,7 +274,9 @@ def test_a_full_disk(hub, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
-    assert told(download()).startswith("no room left for the Hub's cache; make room, or move it with HF_HOME")
+    assert told(download()).startswith(
+        "no space left for the Hub's cache; free some space, or move it with HF_HOME"
+    )
 
 
 def test_other_errors_pass():
@@ -311,7 +313,7 @@ def test_errors_of_the_standard_library_below_the_library_are_the_hubs(hub):
         with _http.default_client_factory() as client:
             client.get(f"{hub.url}/org/name/resolve/main/model.safetensors").json()
 
-    assert told(parse).startswith("cannot read it: the Hub's answer makes no sense")
+    assert told(parse).startswith("cannot read it: the Hub's response is not valid")
 
 
 def test_the_library_is_quiet_and_then_as_before(hub, capfd):
