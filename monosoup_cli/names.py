@@ -40,8 +40,8 @@ class Position:
     """The block to which a tensor belongs.
 
     Attributes:
-        stack: The prefix of the blocks' numbers, such as "model.layers". If two numbers count, the outer one is
-            a star: "stages.*.blocks" or "layer*". Empty if names start with the number.
+        stack: The prefix of the blocks' numbers, such as "model.layers". If two numbers count, the outer one
+            is a star: "stages.*.blocks" or "layer*". Empty if names start with the number.
         block: The index of the block in the stack, from 0.
         length: The number of blocks in the stack.
     """
