@@ -1,20 +1,20 @@
-"""Every error that monosoup raises on purpose.
+"""The errors that monosoup raises.
 
     MonosoupError
-    ├── UsageError        the command or the call contradicts itself (exit code 2)
-    ├── CheckpointError   a file that cannot be read, or not be trusted
-    │   └── AccessError   the Hub asks for another token, or for a new one
-    ├── MismatchError     inputs that do not belong together
+    ├── UsageError        contradictory or invalid arguments (exit code 2)
+    ├── CheckpointError   a file that cannot be read, or is malformed
+    │   └── AccessError   the Hub needs another token, or a new one
+    ├── MismatchError     inputs that do not match each other
     ├── NonfiniteError    NaN or Inf in an input
-    │   └── ResultOverflowError   a result that does not fit its dtype, of finite inputs
+    │   └── ResultOverflowError   a result of finite inputs that does not fit its dtype
     ├── OutputError       OUT cannot be written, or must not be
-    │   ├── OutputExistsError     OUT is there already
-    │   └── ResumeError           an interrupted run that these arguments do not continue
-    ├── ScoreError        the user's score command failed, or printed no number
-    ├── ReportError       a file that is no report, or one of a version that is not known
-    └── ResourceError     not enough memory or disk, known before the work starts
+    │   ├── OutputExistsError     OUT already exists
+    │   └── ResumeError           an interrupted run that cannot be resumed with these arguments
+    ├── ScoreError        the user's score command failed, or did not print a number
+    ├── ReportError       a file that is not a report, or of an unknown version
+    └── ResourceError     not enough memory or disk space, found before the work starts
 
-Anything else that escapes is a bug. This module needs the standard library alone.
+Any other exception is a bug. This module only imports the standard library.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_CROPPED = 300
 
 
 def cropped(text: str, limit: int = MAX_CROPPED) -> str:
-    """`text`, its middle cut out where it is longer than `limit`."""
+    """Cut out the middle of a text that is longer than `limit`."""
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
 
 
@@ -57,15 +57,22 @@ SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@")
 
 
 def without_tokens(text: str) -> str:
-    """`text` with `hf_…` in place of what looks like a token of the Hub, or a password in an address."""
+    """Replace what looks like a token of the Hub, or a password in an address, by `hf_…`."""
     return SECRET_IN_URL.sub("hf_…@", TOKEN.sub("hf_…", text))
 
 
 class MonosoupError(Exception):
-    """A refusal or a failure that the user can act on.
+    """An error that the user can act on.
 
-    The facts are fields; `str()` puts them into one line:
-    ``FILE: tensor 'NAME': problem: expected E, found F; hint``.
+    `str()` is one line: ``PATH: tensor 'NAME': problem: expected E, found F; hint``.
+
+    Attributes:
+        problem: What is wrong.
+        path: The file or folder; None if there is none.
+        tensor: The name of the tensor.
+        expected: What was expected.
+        found: What was found instead.
+        hint: What to do about it.
     """
 
     exit_code = 1
@@ -104,26 +111,26 @@ class MonosoupError(Exception):
 
 
 class UsageError(MonosoupError):
-    """The arguments contradict each other or are out of range."""
+    """The arguments contradict each other or are invalid."""
 
     exit_code = 2
 
 
 class CheckpointError(MonosoupError):
-    """A checkpoint that cannot be read, or whose headers cannot be trusted."""
+    """A checkpoint cannot be read, or is malformed."""
 
 
 class AccessError(CheckpointError):
-    """The Hub does not let this token read or write; `hint` says how to get one that may."""
+    """The Hub does not let this token read or write. `hint` says how to get one that may."""
 
 
 class MismatchError(MonosoupError):
-    """Checkpoints that do not belong together: names, shapes or dtypes disagree."""
+    """The names, shapes or dtypes of checkpoints do not match."""
 
 
 @contextmanager
 def mismatch_in(path: str) -> Iterator[None]:
-    """Have a MismatchError that is raised inside name this file."""
+    """Set the path of a MismatchError that is raised inside the `with` block."""
     try:
         yield
     except MismatchError as error:
@@ -132,29 +139,33 @@ def mismatch_in(path: str) -> Iterator[None]:
 
 
 class NonfiniteError(MonosoupError):
-    """NaN or Inf, in an input or after the cast to the output's dtype."""
+    """An input or a result contains NaN or Inf."""
 
 
 class ResultOverflowError(NonfiniteError):
-    """The inputs are finite, and a result is not: it does not fit float64, or the output's dtype."""
+    """The inputs are finite, but a result does not fit float64 or the output's dtype."""
 
 
 class OutputError(MonosoupError):
-    """OUT cannot be written, or must not be: it exists, is an input, or is in use."""
+    """The output cannot be written, or must not be: it exists, is an input, or is in use."""
 
 
 class OutputExistsError(OutputError):
-    """OUT exists and is not to be replaced, or there is nothing left to resume."""
+    """The output already exists, or is complete and cannot be resumed."""
 
 
 class ResumeError(OutputError):
-    """An interrupted run that these inputs, options or this machine do not continue."""
+    """An interrupted run cannot be resumed with these inputs or options, or on this machine."""
 
 
 class ScoreError(MonosoupError):
-    """The user's score command failed, or printed no number; `stderr` is what it printed there.
+    """The user's score command failed, or did not print a number.
 
-    `has_scores` is True where earlier scores are kept for a resumed run.
+    Args:
+        problem: What went wrong.
+        command: The command.
+        stderr: What it printed to stderr.
+        has_scores: Whether earlier scores are kept for a resumed run.
     """
 
     def __init__(self, problem: str, command: str, stderr: str, *, has_scores: bool = False) -> None:
@@ -166,8 +177,8 @@ class ScoreError(MonosoupError):
 
 
 class ReportError(MonosoupError):
-    """A file that is no report of monosoup's, or of a version that is not known."""
+    """A file is not a report of monosoup, or has an unknown version."""
 
 
 class ResourceError(MonosoupError):
-    """Not enough memory or disk for the run; found before any work is done."""
+    """There is not enough memory or disk space for the run. Raised before any work is done."""

@@ -1,4 +1,4 @@
-"""What the names of tensors tell: how deep a layer stands, what kind it is, whether it is a head's."""
+"""Read the names of tensors: the depth and kind of a layer, and whether it is part of a head."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["KINDS", "Place", "Position", "find_blocks", "is_head", "places"]
 HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 MAX_COMPONENTS = 64
-"""Of a name; what comes after so many says nothing of depth, and would cost its square."""
+"""How many components of a name are read: more say nothing, and the time is quadratic."""
 NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.DOTALL)
 
 Blocks = Mapping[int, Collection[str]]
 """The suffixes of the names in each block of a list, by the block's number."""
 Numbered = dict[str, tuple[str, tuple[int, ...]]]
-"""The stack of each name in a block, and the numbers that order the blocks of the stack."""
+"""The stack of each name in a block, and the numbers by which the blocks of the stack are ordered."""
 
 
 KINDS = ("embedding", "attention", "mlp", "convolution", "head", "other")
@@ -32,15 +32,18 @@ KIND_WORDS = {
     r"|dense|gate|(up|down)_proj|c_(fc|proj)",
     "convolution": r"conv|downsample",
 }
-"""What the kinds of layers are called by, in names in lower case; the first that matches counts."""
+"""Patterns of lower-case names for the kinds of layers. The first match counts."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a tensor stands in depth: block `block` (from 0) of the `length` blocks of `stack`.
+    """The block to which a tensor belongs.
 
-    `stack` is the prefix of the blocks' numbers, "model.layers"; where two numbers count, the outer
-    one is a star, "stages.*.blocks" or "layer*". It is empty where names begin with the number.
+    Attributes:
+        stack: The prefix of the blocks' numbers, such as "model.layers". If two numbers count, the outer one
+            is a star: "stages.*.blocks" or "layer*". Empty if names start with the number.
+        block: The index of the block in the stack, from 0.
+        length: The number of blocks in the stack.
     """
 
     stack: str
@@ -50,8 +53,13 @@ class Position:
 
 @dataclass(frozen=True)
 class Place:
-    """What a layer's name tells of it: its kind (of KINDS), its position in depth (None outside blocks),
-    and its part: what it is called in every block, "self_attn.q_proj"."""
+    """What the name of a layer says about it.
+
+    Attributes:
+        kind: One of KINDS.
+        position: The block; None outside blocks.
+        part: The name that the layer has in every block, such as "self_attn.q_proj".
+    """
 
     kind: str
     position: Position | None
@@ -59,14 +67,17 @@ class Place:
 
 
 def places(shapes: Mapping[str, Sequence[int]]) -> dict[str, Place]:
-    """The place of every tensor, by name; from all names of a checkpoint, and the tensors' shapes.
+    """Return the place of every tensor of a checkpoint, by name.
+
+    Args:
+        shapes: The shapes of all its tensors.
 
     >>> places({"h.0.attn.w": (4, 4), "h.1.attn.w": (4, 4), "wte.weight": (9, 4)})["h.1.attn.w"].part
     'attn.w'
     """
     try:
         positions = find_blocks(shapes)
-    except MismatchError:  # no blocks: all is outside
+    except MismatchError:  # no tensor is in a block
         positions = {}
     return {name: _place(name, shape, positions.get(name)) for name, shape in shapes.items()}
 
@@ -91,24 +102,33 @@ def _kind(name: str, shape: Sequence[int]) -> str:
 
 
 def is_head(name: str) -> bool:
-    """Whether a component of the name is one that heads are called by; meant for names outside blocks."""
+    """Return whether a component of the name is one of HEADS. Only meaningful outside blocks."""
     return not HEADS.isdisjoint(name.split("."))
 
 
 def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, Position]:
-    """The position of every name that lies in a block; names outside blocks are absent.
+    """Find the blocks of a model.
 
-    Each stack (encoder and decoder, vision and text) is counted on its own. `pattern`, a regular
-    expression searched in each name, replaces the detection: its groups are the numbers, outermost
-    first, and names alike up to the first of them are one stack. Raises UsageError for a pattern
-    that is none or finds nothing, MismatchError where the names hold no list of blocks.
+    The blocks of each stack (encoder and decoder, vision and text) are counted separately.
+
+    Args:
+        names: The names of all tensors.
+        pattern: A regular expression that is searched in each name, instead of the detection. Its groups are
+            the numbers, the outermost first. Names with the same text up to the first group are one stack.
+
+    Returns:
+        The position of every name in a block. Names outside blocks are absent.
+
+    Raises:
+        UsageError: The pattern is invalid or matches nothing.
+        MismatchError: The names contain no list of blocks.
     """
     places = _detect(names) if pattern is None else _match(names, pattern)
     if not places:
         raise MismatchError(
-            "the names of the tensors hold no list of blocks",
+            "the tensor names contain no list of blocks",
             expected="names like 'layers.0.…', 'layers.1.…'",
-            hint="--block-pattern tells where the number of a block stands",
+            hint="--block-pattern shows where the number of a block is",
         )
     found = defaultdict(set)
     for stack, numbers in places.values():
@@ -121,11 +141,11 @@ def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, P
 
 
 def _match(names: Iterable[str], pattern: str) -> Numbered:
-    """The places of the names that `pattern` matches."""
+    """The stacks and numbers of the names that `pattern` matches."""
     try:
         regex = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--block-pattern '{pattern}' is no regular expression: {error}") from None
+        raise UsageError(f"--block-pattern '{pattern}' is not a valid regular expression: {error}") from None
     if not regex.groups:
         raise UsageError(
             f"--block-pattern '{pattern}' has no group for the number of a block",
@@ -136,7 +156,7 @@ def _match(names: Iterable[str], pattern: str) -> Numbered:
         if match := regex.search(name):
             if not all(re.fullmatch("[0-9]{1,9}", group or "") for group in match.groups()):
                 raise UsageError(
-                    f"a group of --block-pattern '{pattern}' captures no integer",
+                    f"a group of --block-pattern '{pattern}' captures text that is not an integer",
                     tensor=name,
                     found=match.groups(),
                 )
@@ -147,13 +167,12 @@ def _match(names: Iterable[str], pattern: str) -> Numbered:
 
 
 def _detect(names: Iterable[str]) -> Numbered:
-    """The places of the names that lie in a list of blocks.
+    """The stacks and numbers of the names that are in a list of blocks.
 
-    A list of blocks is contiguous from 0, has two blocks or more, and a suffix that stands in most of
-    them: a hybrid's blocks, or a dense one before sparse ones, need have no more in common. Lists of
-    single layers (`net.0.weight`, `net.1.weight`: an MLP, the embeddings of codebooks) count only
-    where there is no list of modules. Of nested lists the outermost counts; see `_inner_list` for
-    stages.
+    The numbers of a list of blocks are contiguous from 0. It has at least two blocks, and a suffix that is in
+    most of them: the blocks of a hybrid, or a dense block before sparse ones, may have no more in common.
+    Lists of single layers (`net.0.weight`, `net.1.weight`: an MLP, the embeddings of codebooks) only count if
+    there is no list of modules. Of nested lists, the outermost counts; see `_inner_list` for stages.
     """
     names = list(names)
     lists: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -170,7 +189,7 @@ def _detect(names: Iterable[str]) -> Numbered:
     outermost = {
         prefix for prefix in candidates if not any(outer in candidates for outer, *_ in _readings(prefix))
     }
-    # a middle block's resnets, a lone layer's experts: parts that other blocks have too, not depth
+    # the resnets of a middle block, the experts of a single layer: other blocks have these parts, too
     parts = {(_word(prefix), frequent[prefix]) for prefix in candidates - outermost}
     stacks = {prefix for prefix in outermost if (_word(prefix), frequent[prefix]) not in parts}
     inner = {prefix: _inner_list(prefix, lists) for prefix in stacks}
@@ -185,7 +204,7 @@ def _detect(names: Iterable[str]) -> Numbered:
                 if word is not None:
                     stack = _join(prefix, "*", word)
                     numbers = number, _block_in_stage(suffix, word, number, lists[prefix])
-                # layer1, layer2, … of a ResNet: stages of one stack as well
+                # layer1, layer2, … of a ResNet are stages of one stack, too
                 if (match := NUMBERED.fullmatch(prefix)) and numbered[match[1]] > 1:
                     stack, numbers = match[1] + "*" + stack[len(prefix) :], (int(match[2]), *numbers)
                 places[name] = stack, numbers
@@ -194,12 +213,12 @@ def _detect(names: Iterable[str]) -> Numbered:
 
 
 def _inner_list(prefix: str, lists: Mapping[str, Blocks]) -> str | None:
-    """What names the blocks of stages: "blocks" in `stages.S.blocks.B`, "" in `block.S.B`.
+    """The name of the blocks in stages: "blocks" in `stages.S.blocks.B`, "" in `block.S.B`.
 
-    None where the outer blocks are no stages. In every stage the inner list is contiguous from 0;
-    at least half of the suffixes of each block stand in all of them (not so the parts of a T5
-    layer); and the stage holds no more besides than one block does (not so a layer with experts, or
-    a block with both resnets and attentions).
+    None if the outer blocks are not stages. In every stage, the inner list is contiguous from 0. At least
+    half of the suffixes of each block are in all blocks (unlike the parts of a T5 layer). Outside these
+    blocks the stage has no more tensors than one block (unlike a layer with experts, or a block with both
+    resnets and attentions).
     """
     stages = lists[prefix]
 
@@ -214,15 +233,14 @@ def _inner_list(prefix: str, lists: Mapping[str, Blocks]) -> str | None:
         )
 
     words = {word for suffix in stages[0] for word, *_ in islice(_readings(suffix), 1)}
-    return next((word for word in words if all(are_blocks_of(stage, word) for stage in stages)), None)
+    return next((word for word in sorted(words) if all(are_blocks_of(stage, word) for stage in stages)), None)
 
 
 def _block_in_stage(suffix: str, word: str, stage: int, stages: Blocks) -> int:
-    """The number of the block that a name of a stage counts with.
+    """The number of the block in a stage to which a name belongs.
 
-    Outside the stage's blocks, what the last stage lacks (Swin's downsample) leads out of a stage
-    and counts with its last block; all else (ConvNeXt's downsample) leads in, and counts with the
-    first.
+    Names outside the blocks belong to the last block if the last stage lacks them (Swin's downsample, which
+    leads out of a stage), and else to the first (ConvNeXt's downsample, which leads into one).
     """
     for inner, number, _ in _readings(suffix):
         if inner == word:
@@ -233,7 +251,7 @@ def _block_in_stage(suffix: str, word: str, stage: int, stages: Blocks) -> int:
 
 
 def _readings(name: str) -> Iterator[tuple[str, int, str]]:
-    """Each way to read a name as prefix, integer component, suffix; the outermost first."""
+    """Yield each way to read a name as (prefix, integer component, suffix), the outermost first."""
     parts = name.split(".", MAX_COMPONENTS)
     for at, part in enumerate(parts):
         if INTEGER.fullmatch(part):
@@ -245,7 +263,7 @@ def _is_contiguous(blocks: Blocks) -> bool:
 
 
 def _suffixes_of_most(blocks: Blocks) -> frozenset[str]:
-    """The suffixes that stand in more than half of the blocks."""
+    """The suffixes that are in more than half of the blocks."""
     count = Counter(suffix for suffixes in blocks.values() for suffix in suffixes)
     return frozenset(suffix for suffix in count if 2 * count[suffix] > len(blocks))
 

@@ -281,6 +281,12 @@ def test_the_order_of_names_does_not_matter():
     assert find_blocks(reversed(names)) == find_blocks(names)
 
 
+def test_of_two_lists_in_a_stage_the_first_by_name_counts():
+    for first in "abcdefgh":
+        names = [f"stages.{stage}.{word}.0.weight" for stage in (0, 1) for word in (first, f"{first}z")]
+        assert {position.stack for position in find_blocks(names).values()} == {f"stages.*.{first}"}
+
+
 def test_numbered_stages_are_one_stack():
     names = [
         name
@@ -351,12 +357,12 @@ def test_the_groups_of_a_pattern_count_through():
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("h.(", "is no regular expression"),
-        ("h.{99999999999}", "is no regular expression"),
+        ("h.(", "is not a valid regular expression"),
+        ("h.{99999999999}", "is not a valid regular expression"),
         (r"h\.\d+", "has no group"),
-        (r"(h)\.", "captures no integer"),
-        (r"h\.(\d*)", "captures no integer"),
-        (r"h\.(\d+)(\.attn)?", "captures no integer"),
+        (r"(h)\.", "captures text that is not an integer"),
+        (r"h\.(\d*)", "captures text that is not an integer"),
+        (r"h\.(\d+)(\.attn)?", "captures text that is not an integer"),
         (r"layers\.(\d+)", "matches no tensor"),
     ],
 )

@@ -1,9 +1,8 @@
-"""Updates of a whole model as a LoRA adapter that peft loads: which of them it can hold, and by which names.
+"""Lay out the updates of a whole model as a LoRA adapter that peft can load.
 
-Decided from names and shapes alone. Assumed is that a name in the file is that of the module and its
-parameter, as `save_pretrained` writes them for most models; that convolutions of more than one input
-channel are not grouped; and that weights are tied in none but tables of a
-vocabulary.
+Only names and shapes decide. We assume that a name in the file is that of the module and its parameter, as
+`save_pretrained` writes it for most models, that convolutions with more than one input channel are not
+grouped, and that only tables of a vocabulary are tied.
 """
 
 from __future__ import annotations
@@ -35,16 +34,18 @@ __all__ = ["AdapterLayout", "factor_shapes", "lay_out_adapter"]
 
 PREFIX = "base_model.model."
 REGULAR = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-"""Names of modules that mean themselves where peft reads them as regular expressions, but for the dots."""
+"""Module names that match themselves when peft uses them as regular expressions."""
 
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """How updates of a whole model are stored as a LoRA adapter that peft loads.
+    """How the updates of a whole model are stored as a LoRA adapter.
 
-    `config`: of adapter_config.json. `pairs`: the base's tensor → its factors' names, rank and layout,
-    all of scale 1. `carried`: a tensor of the fine-tuned model → the name under which the adapter holds
-    it whole. `left`: those that no adapter can carry.
+    Attributes:
+        config: The content of adapter_config.json.
+        pairs: The names, ranks and layouts of the factors, by the tensor of the base. All scales are 1.
+        carried: The tensors of the fine-tuned model that are stored whole, mapped to the adapter's names.
+        left: The tensors that no adapter can hold.
     """
 
     config: Mapping[str, Any]
@@ -60,11 +61,17 @@ def lay_out_adapter(
     model_config: Mapping[str, Any] | None,
     base_name: str | None,
 ) -> AdapterLayout:
-    """The adapter that holds as much as peft can load, in the names of the fine-tuned model.
+    """Lay out an adapter that holds as much as peft can load.
 
-    `shapes`: of all its tensors; `ranks`: of the updates of matrices, none above either side of its
-    matrix; `others`: tensors that changed, or are new, and have no factors. A matrix that peft gives no
-    factors to is carried whole where it is a module's. Without pairs, peft loads no adapter.
+    A matrix for which peft makes no factors is stored whole if it belongs to a module. peft loads no adapter
+    without pairs.
+
+    Args:
+        shapes: The shapes of all tensors of the fine-tuned model.
+        ranks: The ranks of the updates of matrices, at most the smaller side of each.
+        others: The tensors that changed or are new, and have no factors.
+        model_config: The content of the model's config.json.
+        base_name: What the configuration names as the base.
     """
     task = _task(model_config)
     modules = _Modules(shapes, model_config, HEADS if task in ("SEQ_CLS", "TOKEN_CLS") else ())
@@ -103,7 +110,7 @@ def lay_out_adapter(
 
 
 def factor_shapes(pair: LoraPair) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of A and B, as peft stores them."""
+    """Return the shapes of the factors A and B, as peft stores them."""
     if pair.layout == TRANSPOSED:
         return (pair.rank, pair.shape[0]), (pair.shape[1], pair.rank)
     return (pair.rank, *pair.shape[1:]), (pair.shape[0], pair.rank, *(1 for _ in pair.shape[2:]))
@@ -118,122 +125,122 @@ def _last(name: str) -> str:
 
 
 def _word(module: str) -> str:
-    """The last component that is no number of a list."""
+    """The last component that is not a number."""
     return _last(NUMBERS.sub("", module))
 
 
 class _Modules:
-    """What the names and shapes of all tensors tell of the modules of a model."""
+    """The modules of a model, by the names and shapes of its tensors and its configuration."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None, heads: tuple[str, ...]
     ) -> None:
-        self.shapes, self.heads = shapes, heads
-        self.own: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+        self._shapes, self._heads = shapes, heads
+        self._own: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for name, shape in shapes.items():
-            self.own[_module(name)][_last(name)] = shape
-        self.parents = {
+            self._own[_module(name)][_last(name)] = shape
+        self._parents = {
             ".".join(parts[:end])
-            for parts in (name.split(".") for name in self.own)
+            for parts in (name.split(".") for name in self._own)
             for end in range(len(parts))
         }
         model_type = (config or {}).get("model_type")
-        self.is_renamed, self.is_mamba = model_type in RENAMED, model_type in MAMBA
-        self.has_experts = any("experts" in module.split(".") for module in self.own)
-        # Conv1D has a bias as long as its columns; of layers in which both are equal, the others tell
-        self.has_conv1d = any(
-            _last(module) in CONV1D and _is_across(tensors) for module, tensors in self.own.items()
+        self._is_renamed, self._is_mamba = model_type in RENAMED, model_type in MAMBA
+        self._has_experts = any("experts" in module.split(".") for module in self._own)
+        # a Conv1D's bias is as long as its columns; square ones are assumed to be like the others
+        self._has_conv1d = any(
+            _last(module) in CONV1D and _is_across(tensors) for module, tensors in self._own.items()
         )
-        self.has_head = HEADLESS.search(_architecture(config or {})) is None
+        self._has_head = HEADLESS.search(_architecture(config or {})) is None
 
     @cached_property
-    def all(self) -> set[str]:
-        return (self.own.keys() | self.parents) - {""}
+    def _all(self) -> set[str]:
+        return (self._own.keys() | self._parents) - {""}
 
     @cached_property
     def held_anyway(self) -> set[str]:
-        return {head for head in map(self.head_of, self.shapes) if head is not None}
+        return {head for head in map(self.head_of, self._shapes) if head is not None}
 
-    def is_named(self, module: str) -> bool:
-        """Whether the module of the loaded model is called so, and is the only one with these weights."""
-        if self.is_renamed or not REGULAR.fullmatch(module) or self.is_tied(module):
+    def _is_named(self, module: str) -> bool:
+        """Whether the loaded model has a module of this name, and no other with the same weights."""
+        if self._is_renamed or not REGULAR.fullmatch(module) or self._is_tied(module):
             return False
-        if not self.has_experts:
+        if not self._has_experts:
             return True
         parts = module.split(".")
         beside = ".".join([*parts[:-1], "experts"])
-        return "experts" not in parts and beside not in self.all and parts[-1] not in MOVED
+        return "experts" not in parts and beside not in self._all and parts[-1] not in MOVED
 
-    def is_tied(self, module: str) -> bool:
-        """Whether other modules have its weights too, as a head those of the table of a vocabulary.
+    def _is_tied(self, module: str) -> bool:
+        """Whether other modules share its weights, as a head shares those of an embedding.
 
-        A head has its own where the file holds a second matrix of that shape.
+        A head has its own weights if the file has a second matrix of that shape.
         """
-        last, shape = _word(module), self.own.get(module, {}).get("weight")
+        last, shape = _word(module), self._own.get(module, {}).get("weight")
         if not SHARED.isdisjoint(module.split(".")):
             return True
         if last not in WORDS or shape is None:
             return False
-        twins = (other for other, tensors in self.own.items() if tensors.get("weight") == shape)
-        return self.has_head and all(_word(twin) in EMBEDDINGS for twin in twins)
+        twins = (other for other, tensors in self._own.items() if tensors.get("weight") == shape)
+        return self._has_head and all(_word(twin) in EMBEDDINGS for twin in twins)
 
-    def is_plain(self, module: str) -> bool:
-        """Whether it has weights, no modules inside, and is no stack of experts."""
-        shape = self.own.get(module, {}).get("weight")
-        return shape is not None and module not in self.parents and (len(shape) != 3 or "conv" in module)
+    def _is_plain(self, module: str) -> bool:
+        """Whether the module has weights, contains no modules, and is not a stack of experts."""
+        shape = self._own.get(module, {}).get("weight")
+        return shape is not None and module not in self._parents and (len(shape) != 3 or "conv" in module)
 
     def head_of(self, name: str) -> str | None:
-        """The outermost module around a tensor that peft holds whole, whatever the config says."""
+        """Return the outermost module around a tensor that peft always saves whole, or None."""
         parts = name.split(".")
-        ends = range(1, len(parts)) if self.heads else ()
-        return next((".".join(parts[:end]) for end in ends if parts[end - 1].endswith(self.heads)), None)
+        ends = range(1, len(parts)) if self._heads else ()
+        return next((".".join(parts[:end]) for end in ends if parts[end - 1].endswith(self._heads)), None)
 
     def layout_of(self, name: str) -> FactorLayout | None:
-        """How factors stand for the update of this tensor; None where peft gives it none."""
-        module, tensors = _module(name), self.own[_module(name)]
-        shape, last = self.shapes[name], _word(module)
+        """Return the layout of the factors of a tensor; None if peft makes none for it."""
+        module, tensors = _module(name), self._own[_module(name)]
+        shape, last = self._shapes[name], _word(module)
         if (
             _last(name) != "weight"
             or tensors.keys() - {"weight", "bias"}
-            or module in self.parents
+            or module in self._parents
             or self.head_of(name) is not None
-            or not self.is_named(module)
+            or not self._is_named(module)
         ):
             return None
-        if last == "out_proj" and (self.is_mamba or f"{_module(module)}.in_proj_weight" in self.shapes):
-            return None  # its weights are read without a call of the module
+        if last == "out_proj" and (self._is_mamba or f"{_module(module)}.in_proj_weight" in self._shapes):
+            return None  # the model uses its weights without calling the module
         if len(shape) == 2:
             if last in EMBEDDINGS and "bias" not in tensors:
                 return TRANSPOSED
             if MAYBE_EMBEDDINGS.search(last):
                 return None
-            if last in CONV1D and self.has_conv1d:
+            if last in CONV1D and self._has_conv1d:
                 return TRANSPOSED
         elif (
-            len(shape) not in (4, 5)  # models ask a Conv1d for its stride, and peft's does not know
-            or shape[1] == 1 < shape[0]  # each channel on its own
+            len(shape) not in (4, 5)  # models read the stride of a Conv1d, which peft's does not have
+            or shape[1] == 1 < shape[0]  # depthwise
             or TRANSPOSED_CONVOLUTION.search(module)
         ):
             return None
         return LINEAR if tensors.get("bias", shape[:1]) == shape[:1] else None
 
     def whole_ones(self, wanted: set[str], factored: set[str]) -> set[str]:
-        """Those of the wanted modules that `modules_to_save` can name, with nothing else caught by it.
+        """Return the wanted modules that `modules_to_save` can name without catching others.
 
-        peft takes every module whose name ends alike, and gives no factors to what the name, as a
-        regular expression, finds between two dots or ends.
+        peft saves every module whose name has the same ending. It makes no factors for modules in which the
+        name, as a regular expression, matches whole components.
         """
         whole = {
             module
             for module in wanted
-            if self.is_named(module)
+            if self._is_named(module)
             and (
-                _last(module).endswith(self.heads)
-                if self.heads and module in self.parents
-                else self.is_plain(module)
+                _last(module).endswith(self._heads)
+                if self._heads and module in self._parents
+                else self._is_plain(module)
             )
         }
-        every, with_factors = ("\n".join(("", *names, "")) for names in (self.all, sorted(factored)))
+        every, with_factors = ("\n".join(("", *names, "")) for names in (self._all, sorted(factored)))
         while True:
             taken = "\n".join(("", *whole, ""))
             caught = {
@@ -247,10 +254,10 @@ class _Modules:
             whole -= caught
 
     def pattern_of(self, factored: set[str]) -> list[str] | str:
-        """The target modules: their names, or one expression where the end of another is among them."""
+        """Return target_modules: the names, or a regular expression if another module's name ends in one."""
         is_exact = not any(
             ".".join(parts[start:]) in factored
-            for parts in (module.split(".") for module in self.all - factored)
+            for parts in (module.split(".") for module in self._all - factored)
             for start in range(1, len(parts))
         )
         return sorted(factored) if is_exact else "|".join(map(re.escape, sorted(factored)))
@@ -271,16 +278,16 @@ def _pair(name: str, shape: tuple[int, ...], rank: int, layout: FactorLayout) ->
 
 
 def _ranks_of(pairs: Mapping[str, LoraPair]) -> dict[str, Any]:
-    """The part of the config that tells ranks; with α the same, every scale is 1."""
+    """The ranks in the configuration. Every alpha equals its rank, so every scale is 1."""
     ranks = Counter(pair.rank for pair in pairs.values())
     rank = max(ranks, key=lambda rank: (ranks[rank], rank), default=1)
-    # peft puts `(.*\.)?` in front: only ^ keeps a pattern from names that end alike
+    # peft adds `(.*\.)?` in front: only ^ keeps a pattern from matching names with the same ending
     pattern = {f"^{re.escape(_module(name))}": pair.rank for name, pair in pairs.items() if pair.rank != rank}
     return {"r": rank, "lora_alpha": rank, "rank_pattern": pattern, "alpha_pattern": pattern}
 
 
 def _task(config: Mapping[str, Any] | None) -> str | None:
-    """What peft calls the task of a model; None where its class for it would not do."""
+    """peft's name for the task of a model; None if its class for that task would not fit."""
     if config is None:
         return None
     kind = _architecture(config)
@@ -297,6 +304,6 @@ def _task(config: Mapping[str, Any] | None) -> str | None:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    """The class that the model was saved from; "" where the config does not say."""
+    """The class that the model was saved from; "" if the config does not say."""
     architectures = config.get("architectures")
     return str(architectures[0]) if isinstance(architectures, list) and architectures else ""

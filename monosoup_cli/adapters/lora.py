@@ -1,4 +1,4 @@
-"""What a LoRA adapter changes of its base, as records."""
+"""Records of what a LoRA adapter changes in its base."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class FactorLayout:
-    """How an update follows from the factors B and A, flattened to (out, rank) and (rank, in).
+    """How the update is computed from the factors B and A, flattened to (out, rank) and (rank, in).
 
     The update is s·B·A, as for linear layers and convolutions.
 
     Attributes:
-        is_transposed: Whether it is the transpose of that, as for GPT-2's Conv1D and embeddings.
-        is_stack: Whether it is the same for each expert e of a stack, with A (experts · rank, in) as
-            [e, rank, in] and B (out, rank · experts) as [out, rank, e].
+        is_transposed: Whether the update is the transpose of s·B·A, as for GPT-2's Conv1D and embeddings.
+        is_stack: Whether the tensor is a stack of experts. For expert e, A is the part [e, rank, in] of
+            (experts · rank, in), and B the part [out, rank, e] of (out, rank · experts).
     """
 
     is_transposed: bool = False
@@ -48,10 +48,17 @@ TRANSPOSED_EXPERTS = FactorLayout(is_transposed=True, is_stack=True)
 class LoraPair:
     """The low-rank update of one tensor of the base.
 
-    `name`: the base's tensor; `shape`: its and the update's. `a`, `b`, `magnitude`: tensors of the
-    adapter's file; with a `magnitude` (DoRA) the sum of base and update is scaled to it, and no
-    longer of low rank: norms are over all dimensions but the first, for "transposed" but the last.
-    `rank`: of the factors, for one expert. `scale`: s.
+    Attributes:
+        name: The tensor of the base.
+        shape: Its shape, which is also that of the update.
+        a: The tensor with the factor A in the adapter's file.
+        b: The tensor with the factor B.
+        rank: The rank of the factors, for one expert.
+        scale: s, by which the product is multiplied.
+        layout: How the update is computed from the factors.
+        magnitude: The tensor with the magnitude of DoRA; None for plain LoRA. The sum of base and update is
+            scaled to it, so the update is no longer of low rank. Norms are over all dimensions but the first,
+            or but the last if the layout is transposed.
     """
 
     name: str
@@ -66,13 +73,23 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter changes of the base; no tensor of the base is named twice.
+    """What an adapter changes in the base. Each tensor of the base is in at most one of `pairs` to `biases`.
 
-    `own`: the adapter's own file, opened. `replaced`: the base's tensor → the adapter's that takes its
-    place. `rows`: → the adapter's, and the numbers of the rows that it replaces, in its order.
-    `biases`: → what is added, and the factor before it. `read_as` says to people how names are read.
-    `copies`: → the adapter's copy of it as it was before the update (peft keeps those of embeddings).
-    `twins`: → the adapter's second copy of one in `replaced`, which the base ties to another name.
+    Attributes:
+        own: The adapter's own file, open.
+        config: The content of adapter_config.json; empty for a single file.
+        pairs: The tensors of the base with a low-rank update.
+        replaced: The tensors of the base that are replaced, mapped to the adapter's tensors.
+        rows: The tensors of the base of which rows are replaced, mapped to the adapter's tensor and the
+            indices of the rows, in its order.
+        biases: The tensors of the base to which something is added, mapped to the adapter's tensor and its
+            scale.
+        read_as: How tensor names are changed when they are read, in words.
+        unused: The renames that matched no name.
+        copies: The tensors of the base of which the adapter has a copy from before the update, mapped to that
+            copy. peft saves copies of embeddings.
+        twins: The names in `replaced` of which the adapter has a second copy, under a name that the base
+            ties, mapped to that copy.
     """
 
     own: Checkpoint

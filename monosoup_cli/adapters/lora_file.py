@@ -1,7 +1,7 @@
-"""A LoRA in a single safetensors file, as diffusers and kohya's trainers write them for image models.
+"""Read single-file LoRAs, which diffusers and kohya's trainers write for image models.
 
-There is no configuration beside it. The rank is that of the shapes; alpha is a tensor beside the
-factors, or stands in what diffusers notes in the file's metadata; where it is nowhere, the scale is 1.
+These files have no adapter_config.json. Shapes say what the rank is. Alpha is a tensor next to the factors,
+or in the metadata that diffusers writes; without an alpha the scale is 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FLAT = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-"""What kohya has before a module's name, in which underscores stand for dots → the part of the pipeline."""
+"""kohya's prefixes of module names, in which underscores replace dots, mapped to parts of the pipeline."""
 DOTTED = {
     "unet.": "unet",
     "diffusion_model.": "unet",
@@ -51,9 +51,9 @@ ROOTS = {
     ),
     "text_encoder_2": ("text_encoders.clip_g.transformer.", "text_encoder_2."),
 }
-"""Where files of whole pipelines have the part; all others are denoisers."""
+"""The prefixes of these parts in files of whole pipelines. All other parts are denoisers."""
 TEXT_MODEL = re.compile(r"text_model[._]")
-"""Before the names of CLIP's text encoder in all but newer versions of transformers."""
+"""The prefix in names of CLIP's text encoder, which newer versions of transformers omit."""
 PROCESSOR = re.compile(r"\.(?:processor\.)?to_(q|k|v|out)$")
 
 UNET = {
@@ -70,7 +70,7 @@ RESNET = {
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
-"""Diffusers' names of the UNet of Stable Diffusion → the original's."""
+"""diffusers' names in the UNet of Stable Diffusion, mapped to the original names."""
 IN_BLOCK = re.compile(
     r"(down_blocks|mid_block|up_blocks)(?:[._](\d{1,3}))?"
     r"[._](resnets|attentions|downsamplers|upsamplers)[._](\d{1,3})[._](.+)"
@@ -79,7 +79,7 @@ ENLARGING = re.compile(r"(output_blocks)[._](\d{1,3})[._]\d[._]conv")
 
 METADATA = "lora_adapter_metadata"
 INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Those that leave the base as it is."""
+"""The initializations that leave the base unchanged."""
 VARIANTS = (
     "use_dora",
     "use_qalora",
@@ -93,7 +93,7 @@ VARIANTS = (
     "velora_config",
 )
 PLAIN = re.compile(r"\^?(\w|\\?\.|-){1,500}\$?")
-"""Patterns that are soon matched, whatever with."""
+"""Patterns that are fast to match with any name."""
 MAX_PATTERNS = 4096
 
 
@@ -103,9 +103,17 @@ Find = Callable[[str], Sequence[str]]
 def read_lora_file(
     own: Checkpoint, base: Mapping[str, TensorInfo], renames: Sequence[Rename] = ()
 ) -> Adapter:
-    """What the adapter in the file `own` changes of the tensors `base`, whose names they get. The renames
-    are of the file's names. Raises CheckpointError for what is malformed, is not LoRA, or does not fit
-    the base, and MismatchError where a rename makes one name of two."""
+    """Find what a single-file LoRA changes in its base.
+
+    Args:
+        own: The file.
+        base: The tensors of the base, whose names the result has.
+        renames: The renames that the user asked for, applied to the file's names.
+
+    Raises:
+        CheckpointError: The file is malformed, is not LoRA, or does not fit the base.
+        MismatchError: A rename maps two names to one.
+    """
     aligned = align(own.tensors, base, renames, own.path)
     modules = _modules(aligned.stored, own.path)
     finders = {prefix: _finder(base, prefix) for prefix, _ in modules}
@@ -117,7 +125,9 @@ def read_lora_file(
         tensor, names = next(iter(parts.values())), found[prefix, module]
         for factor in "AB":
             if factor not in parts:
-                raise CheckpointError(f"factor {factor} is missing beside it", path=own.path, tensor=tensor)
+                raise CheckpointError(
+                    f"factor {factor} of the same module is missing", path=own.path, tensor=tensor
+                )
         if not names:
             raise _not_in_base(own.path, tensor, PARTS[prefix], module, is_at_hand=prefix in at_hand)
         if len(names) > 1:
@@ -129,17 +139,17 @@ def read_lora_file(
             )
         if names[0] in pairs:
             raise CheckpointError(
-                f"changes the base's {cropped(repr(names[0]))}, as another does",
+                f"changes the base's {cropped(repr(names[0]))}, which another tensor changes, too",
                 path=own.path,
                 tensor=tensor,
                 found=cropped(repr(pairs[names[0]].a)),
             )
         pairs[names[0]] = _pair(own, parts, base[names[0]], configs[prefix], module)
-    return Adapter(own, {}, pairs, read_as=aligned.said, unused=aligned.unused)
+    return Adapter(own, {}, pairs, read_as=aligned.notes, unused=aligned.unused)
 
 
 def _modules(stored: Mapping[str, str], path: str) -> dict[tuple[str, str], dict[str, str]]:
-    """(prefix, module) → what the file has for it, by ENDS → the tensor."""
+    """Group the tensors by (prefix, module), and in each group by their kinds in ENDS."""
     modules: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name, tensor in stored.items():
         if kind := OTHER_KIND.search(name):
@@ -151,14 +161,14 @@ def _modules(stored: Mapping[str, str], path: str) -> dict[tuple[str, str], dict
             )
         if name.startswith(PEFT):
             raise CheckpointError(
-                "an adapter of peft, whose scale its configuration tells",
+                "a PEFT adapter, whose scale is in its configuration",
                 path=path,
                 tensor=tensor,
-                hint=f"name the folder that holds it and {ADAPTER_CONFIG}",
+                hint=f"pass the folder that holds it and {ADAPTER_CONFIG}",
             )
         end = end_of(name)
         if end is None:
-            raise CheckpointError("neither a factor of a LoRA nor an alpha", path=path, tensor=tensor)
+            raise CheckpointError("neither a LoRA factor nor an alpha", path=path, tensor=tensor)
         module = name.removesuffix(end)
         prefix = next(each for each in PARTS if module.startswith(each))
         module = module.removeprefix(prefix)
@@ -182,9 +192,9 @@ def _text_projection(match: re.Match[str]) -> str:
 
 
 def _finder(base: Iterable[str], prefix: str) -> Find:
-    """Finds the base's tensors that may be meant by a module's name after this prefix.
+    """Make a function that finds the base's tensors for a module's name with this prefix.
 
-    Names in which the two agree go before those that the UNet of Stable Diffusion has elsewhere.
+    Equal names go before those that the UNet of Stable Diffusion has in another library.
     """
     part, separator = PARTS[prefix], "_" if prefix in FLAT else "."
     roots = ROOTS.get(part, DENOISER)
@@ -213,7 +223,7 @@ def _finder(base: Iterable[str], prefix: str) -> Find:
 
 
 def _layers_per_block(modules: set[str]) -> int:
-    """Of a UNet as Stable Diffusion's, by diffusers' names or the original's; 0 where it is none."""
+    """How many layers a block of Stable Diffusion's UNet has; 0 for other models."""
     if "down_blocks.0.resnets.0.conv1" in modules:
         return next(
             n for n in range(1, len(modules) + 1) if f"down_blocks.0.resnets.{n}.conv1" not in modules
@@ -222,8 +232,11 @@ def _layers_per_block(modules: set[str]) -> int:
 
 
 def _original(module: str, layers: int) -> str:
-    """What the original calls a module of the UNet, by diffusers' name or its own; dots may be underscores.
-    What enlarges stands third in its block, or second without attention: here always as "up"."""
+    """Return the original name of a module of the UNet, from diffusers' or the original name.
+
+    Dots may be underscores. An upsampler is third in its block, or second in one without attention: here it
+    is always called "up".
+    """
     for name, original in UNET.items():
         if module in (name, name.replace(".", "_")):
             return original
@@ -256,10 +269,10 @@ def _not_in_base(path: str, tensor: str, part: str, module: str, *, is_at_hand: 
         )
     what = part.replace("_", " ")
     return CheckpointError(
-        f"is for the {what}'s {cropped(repr(module))}, and the base has nothing of the {what}",
+        f"changes the {what}'s {cropped(repr(module))}, but the base has no {what}",
         path=path,
         tensor=tensor,
-        hint="take a base that holds all parts, as the model's single file",
+        hint="use a base that holds all parts, such as the model's single file",
     )
 
 
@@ -270,7 +283,7 @@ def _pair(
     for factor in (a, b):
         if factor.dtype not in FLOATING or len(factor.shape) < 2:
             raise CheckpointError(
-                "no factor of a LoRA",
+                "not a LoRA factor",
                 path=own.path,
                 tensor=factor.name,
                 expected=f"a matrix or a kernel of {', '.join(FLOATING)}",
@@ -279,7 +292,7 @@ def _pair(
     rank = a.shape[0]
     if b.shape[1] != rank or rank == 0:
         raise CheckpointError(
-            "the factors have no rank in common",
+            "the factors differ in rank",
             path=own.path,
             tensor=b.name,
             found=f"{list(b.shape)} × {list(a.shape)}",
@@ -305,7 +318,7 @@ def _pair(
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a linear layer for the convolution that is one."""
+    """The shape without trailing ones, because a 1×1 convolution is a linear layer."""
     return shape[:2] if set(shape[2:]) == {1} else shape
 
 
@@ -319,17 +332,17 @@ def _scale(
         fitting = (alpha for pattern, alpha in config["alpha_pattern"].items() if pattern.match(module))
         alphas[METADATA] = next(fitting, config.get("lora_alpha"))
     for alpha in alphas.values():
-        # also what is no number, and an integer beyond them
+        # also refuses other types, and integers beyond float64
         if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
             raise CheckpointError(
-                "alpha is no finite number",
+                "alpha is not a finite number",
                 path=own.path,
                 tensor=parts.get("alpha", parts["A"]),
                 found=cropped(repr(alpha)),
             )
     if len(set(alphas.values())) > 1:
         raise CheckpointError(
-            f"alpha is another in the file's {METADATA}",
+            f"alpha differs from the file's {METADATA}",
             path=own.path,
             tensor=parts["alpha"],
             expected=alphas[METADATA],
@@ -343,7 +356,7 @@ def _number(own: Checkpoint, name: str) -> float:
     tensor = own.tensors[name]
     if tensor.elements != 1 or tensor.dtype not in NUMBERS:
         raise CheckpointError(
-            "alpha is no number",
+            "alpha is not a number",
             path=own.path,
             tensor=name,
             expected="one number",
@@ -355,14 +368,20 @@ def _number(own: Checkpoint, name: str) -> float:
 
 
 def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
-    """Of one part of the pipeline, from the file's metadata, with its alpha_pattern compiled; empty where
-    there is none. Raises CheckpointError for one that is not LoRA alone."""
+    """Read the configuration of a part of the pipeline from the file's metadata.
+
+    Returns:
+        The configuration, with its alpha_pattern compiled; empty if there is none.
+
+    Raises:
+        CheckpointError: The configuration is malformed, or describes more than LoRA.
+    """
     text = own.files.metadata.get(METADATA)
     if text is None:
         return {}
     noted = parse_json(text.encode(), own.path, METADATA)
     if not isinstance(noted, dict):
-        raise CheckpointError(f"{METADATA} is no JSON object", path=own.path)
+        raise CheckpointError(f"{METADATA} is not a JSON object", path=own.path)
     prefix = f"{part}." if part else ""
     config = {name.removeprefix(prefix): value for name, value in noted.items() if name.startswith(prefix)}
     if not config:
@@ -374,7 +393,7 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
         variants.append("init_lora_weights")
     if variants:
         raise CheckpointError(
-            f"{METADATA} tells of more than LoRA",
+            f"{METADATA} describes more than LoRA",
             path=own.path,
             found=cropped(f"{variants[0]} {config[variants[0]]!r}"),
             hint="merge it with the program that made it",
@@ -383,10 +402,10 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
 
 
 def _compiled(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
-    """As peft matches them: with the ends of modules' names."""
+    """Compile patterns as peft does, which matches them with the ends of module names."""
     if not isinstance(patterns, dict) or len(patterns) > MAX_PATTERNS:
         raise CheckpointError(
-            f"alpha_pattern in {METADATA} is no JSON object of at most {MAX_PATTERNS:,} entries", path=path
+            f"alpha_pattern in {METADATA} is not a JSON object of at most {MAX_PATTERNS:,} entries", path=path
         )
     for pattern in patterns:
         if not PLAIN.fullmatch(pattern):

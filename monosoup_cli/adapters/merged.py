@@ -1,4 +1,4 @@
-"""A base and an adapter over it, read as the one checkpoint that merging them would make."""
+"""Read a base and an adapter as the checkpoint that merging them would make."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ __all__ = ["MergedSource", "read_float64"]
 
 
 class MergedSource:
-    """What merging `adapter` into `base` would make; a `Source`.
+    """A base with an adapter merged into it; a `Source`.
 
-    Tensors have the base's names, shapes and dtypes. Those that the adapter changes are read in float64, or
-    as the adapter has them where it replaces them. All others are the base's own bytes.
+    Tensors have the base's names, shapes and dtypes. Those that the adapter updates are read in float64.
+    Those that it replaces are the adapter's bytes, and all others are the base's.
 
     Args:
-        adapter: What changes.
-        base: The base. Without one there are the factors alone, and only tensors that the adapter replaces
-            can be read.
+        adapter: The adapter.
+        base: The base. Without one, only the factors and the tensors that the adapter replaces can be read.
     """
 
     def __init__(self, adapter: Adapter, base: Source | None) -> None:
-        self.adapter, self.base = adapter, base
+        self._adapter, self._base = adapter, base
         self.files: Files = replace(adapter.own.files, read_as=adapter.read_as)
         self.path = adapter.own.path
         self.tensors: Mapping[str, TensorInfo] = _pairs_alone(adapter) if base is None else base.tensors
@@ -47,11 +46,11 @@ class MergedSource:
     @property
     def model(self) -> Files:
         """The base's files; without a base, the adapter's."""
-        return self.files if self.base is None else self.base.model
+        return self.files if self._base is None else self._base.model
 
     def update(self, name: str) -> Update:
-        """The factors of a tensor that the adapter updates by them alone."""
-        pair = self.adapter.pairs.get(name)
+        """Return the factors of a tensor whose update is nothing but their product."""
+        pair = self._adapter.pairs.get(name)
         if pair is not None and pair.magnitude is None:
             return LowRank(
                 pair.rank, pair.scale, lambda index, rows, columns: self._factors(pair, index, rows, columns)
@@ -59,33 +58,33 @@ class MergedSource:
         return DENSE if self._changes(name) else UNCHANGED
 
     def _changes(self, name: str) -> bool:
-        adapter = self.adapter
+        adapter = self._adapter
         return any(name in part for part in (adapter.pairs, adapter.replaced, adapter.rows, adapter.biases))
 
     def _factors(self, pair: LoraPair, index: int, rows: int, columns: int) -> Factors | None:
         last = self._last
-        if getattr(last, "factored", None) != pair.name:  # of a stack, those of all its matrices
+        if getattr(last, "factored", None) != pair.name:  # for a stack: the factors of all its matrices
             last.factors, last.factored = None, None
-            last.factors, last.factored = _factors_of(self.adapter, pair, is_checked=True), pair.name
+            last.factors, last.factored = _factors_of(self._adapter, pair, is_checked=True), pair.name
         factors: list[Factors] = last.factors
         left, right = factors[index] if index < len(factors) else (factors[0][0][:0], factors[0][1])
         is_same_cut = (left.shape[0], right.shape[1]) == (rows, columns)
         return (left, right) if is_same_cut else None
 
     def reader(self, name: str) -> Reader:
-        """Read the merged tensor in float64, or the bytes of the one that has it whole."""
-        adapter = self.adapter
+        """Return a reader of the merged tensor in float64, or of the bytes of an unmerged one."""
+        adapter = self._adapter
         if name in adapter.replaced:
             return adapter.own.reader(adapter.replaced[name])
-        if self.base is None:
+        if self._base is None:
             return Reader("F64", _refuse)
         if not self._changes(name):
-            return self.base.reader(name)
+            return self._base.reader(name)
         return Reader("F64", lambda buffer, offset: self._read_into(name, buffer, offset))
 
     def _read_into(self, name: str, buffer: memoryview, offset: int) -> None:
         last = self._last
-        if getattr(last, "name", None) != name:  # each thread keeps the last tensor's factors
+        if getattr(last, "name", None) != name:  # each thread caches the last tensor's factors
             last.tensor, last.name = None, None
             last.tensor, last.name = self._merged(name), name
         if not len(buffer):
@@ -99,7 +98,7 @@ class MergedSource:
     def _merged(self, name: str) -> MergedTensor:
         from monosoup_cli.spectral.lora import MergedTensor
 
-        adapter, own, base = self.adapter, self.adapter.own, self.base
+        adapter, own, base = self._adapter, self._adapter.own, self._base
         assert base is not None
         pair, shape = adapter.pairs.get(name), self.tensors[name].shape
         rows = shape[0] * (shape[1] if pair is not None and pair.layout.is_stack else 1)
@@ -123,32 +122,32 @@ class MergedSource:
         return merged
 
     def prefetch(self, name: str, limit: int) -> None:
-        """Nothing: what the adapter changes is small, and the base is asked for the rest."""
+        """Do nothing: the adapter is small, and the base prefetches its own tensors."""
 
     def select(self, names: Iterable[str] | None) -> list[Download]:
-        """All of the adapter's file."""
-        return self.adapter.own.select(None)
+        """List the download of the adapter's file, which is needed as a whole."""
+        return self._adapter.own.select(None)
 
     def is_at_hand(self, name: str) -> bool:
-        """Whether the base has the tensor, and `select` has not left it on the Hub."""
-        return self.base is not None and self.base.is_at_hand(name)
+        """Return whether the base has the tensor and `select` did not leave it on the Hub."""
+        return self._base is not None and self._base.is_at_hand(name)
 
     @property
     def held_bytes(self) -> int:
-        """The largest pair of factors in float64, and what the adapter's own file takes."""
-        own = self.adapter.own
+        """What reading takes: the largest pair of factors in float64, and the adapter's own file."""
+        own = self._adapter.own
         factors = (
             8 * (own.tensors[pair.a].elements + own.tensors[pair.b].elements)
-            for pair in self.adapter.pairs.values()
+            for pair in self._adapter.pairs.values()
         )
         return 2 * max(factors, default=0) + own.held_bytes
 
     def forget(self) -> None:
-        """Drop the factors that the calling thread keeps."""
+        """Drop the factors that the calling thread caches."""
         self._last.__dict__.clear()
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError where the adapter or its configuration was written to since it was opened."""
+        """Raise CheckpointError if the adapter or its configuration has changed since it was opened."""
         self.files.check_unchanged()
         place, kind = self.files.place, self.files.kind
         if place.folder is None or not isinstance(kind, PeftAdapter):
@@ -159,7 +158,7 @@ class MergedSource:
 
 
 def _pairs_alone(adapter: Adapter) -> dict[str, TensorInfo]:
-    """The headers of the tensors that an adapter updates, in the dtypes of its factors."""
+    """The tensors that an adapter updates, in the dtypes of its factors."""
     tensors = {}
     for pair in adapter.pairs.values():
         dtype = adapter.own.tensors[pair.a].dtype
@@ -189,10 +188,10 @@ def _factors_of(adapter: Adapter, pair: LoraPair, *, is_checked: bool) -> list[F
 def read_float64(
     source: Source, name: str, start: int = 0, stop: int | None = None, *, is_checked: bool = True
 ) -> torch.Tensor:
-    """Read a floating tensor in its shape, or its elements start:stop, flat, in float64.
+    """Read a floating-point tensor in float64: whole in its shape, or the elements start:stop flat.
 
     Raises:
-        NonfiniteError: The elements have NaN or Inf, and `is_checked` is True.
+        NonfiniteError: An element is NaN or Inf, and `is_checked` is True.
     """
     info, reader = source.tensors[name], source.reader(name)
     item_bytes = BITS[reader.dtype] // 8

@@ -1,4 +1,4 @@
-"""What the modules of known models are called, as far as peft treats them differently."""
+"""The module names of known models that peft treats differently."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ WORDS = {
     "word_embeddings",
     "wte",
 }
-"""What tables of the vocabulary are called, which a head may share."""
+"""The names of vocabulary embeddings, which a head may share."""
 SHARED = {"shared", "bbox_embed", "class_embed", "embed_out"}
-"""The table of an encoder and a decoder, the heads of detectors, and a head that is loaded as `lm_head`:
-other modules have their weights, or they are called otherwise."""
+"""The embedding of an encoder and a decoder, the heads of detectors, and a head that is loaded as `lm_head`:
+they share weights with other modules, or have other names when loaded."""
 NUMBERS = re.compile(r"(\.\d+)+$")
 EMBEDDINGS = WORDS | {
     "embed_tokens_per_layer",
@@ -46,15 +46,15 @@ EMBEDDINGS = WORDS | {
     "token_type_embeddings",
     "wpe",
 }
-"""What lookup tables are called, and nothing else."""
+"""Names that only embeddings have."""
 MAYBE_EMBEDDINGS = re.compile(
     r"^embed(?!_out$|.*_proj)|emb(ed|edders?|eddings?|eds)?(_\d+)?$|tokens?$|_table$|^(pe_k|reference_points)$",
     re.IGNORECASE,
 )
-"""What lookup tables are called as well as linear layers, and tables that are not called as modules or
-with the numbers of rows (`embed_positions`): an adapter holds them whole."""
+"""Names that both embeddings and linear layers have, and those of tables that are not called as modules or
+with row indices (`embed_positions`). An adapter stores them whole."""
 CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
-"""What GPT-2 and its kin call layers whose weights are (in, out)."""
+"""The names in GPT-2 and similar models of layers whose weights are (in, out)."""
 TRANSPOSED_CONVOLUTION = re.compile(r"transpose|deconv|upconv|upscale|resize")
 MOVED = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Modules that peft looks for in fused experts wherever a model has experts."""
@@ -191,13 +191,13 @@ RENAMED = {
     "zamba2",
     "zoedepth",
 }
-"""Models whose modules transformers 5 calls otherwise than their files do, so that peft finds none, and
-some whose layers share their weights."""
+"""Models whose modules have other names in transformers 5 than in their files, so that peft does not find
+them, and some models whose layers share weights."""
 MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Models whose `out_proj` peft refuses."""
 HEADLESS = re.compile(
     r"(?<!Head)(?<!Heads)(?<!MT)(?<!Decoder)Model$|For(\w*Classification|QuestionAnswering|MultipleChoice)$"
 )
-"""The ends of class names whose models have no head of a language model, whatever the config ties."""
+"""The ends of class names of models without a language model head, even if the config ties one."""
 HEADS = ("classifier", "score")
-"""The ends of names of modules that peft always holds whole, for classification of text."""
+"""The endings of module names that peft always saves whole in text classification."""

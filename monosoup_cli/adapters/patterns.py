@@ -1,4 +1,4 @@
-"""The ranks and alphas that an adapter's configuration gives by patterns, matched in bounded time."""
+"""Match the patterns of ranks and alphas in an adapter's configuration in bounded time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAX_PATTERNS = 10_000
 MAX_PATTERN = 300
 MAX_ALPHA = 2**53
 MAX_WORK = 50_000_000
-"""Steps of matching names with patterns, about a microsecond each at worst."""
+"""How many steps matching may take, each about a microsecond at worst."""
 
 CHARACTER = r"(?:\\[dw.-]|\[\^?[\w-]+\]|[\w.-])"
 REPEAT = r"[*+?]|\{\d{1,2}(?:,\d{0,2})?\}"
 TOKEN = re.compile(rf"({CHARACTER}|\((?:\?:)?((?:{CHARACTER}|\|)+)\))(?:({REPEAT})\??)?")
-"""A part of a plain pattern: a character, or a group of alternatives without repetition; repeated or not."""
+"""A part of a plain pattern: a character or a group of alternatives, which may be repeated as a whole."""
 OUTER_OR = re.compile(r"\|(?![^()]*\))")
 
 
@@ -36,11 +36,11 @@ class _Step:
 
     @property
     def work(self) -> int:
-        """At one place of a name; what is repeated without end comes to each place once."""
+        """The steps at one position of a name. An unbounded repetition visits each position once."""
         return len(self.branches) * (1 + self.low + (0 if math.isinf(self.high) else int(self.high)))
 
     def ends(self, name: str, starts: set[int]) -> set[int]:
-        """Where it may end that starts at one of these places."""
+        """Return where a match may end that starts at one of these positions."""
         found = set(starts) if self.low == 0 else set()
         count = 0
         while starts and count < self.high:
@@ -54,8 +54,11 @@ class _Step:
 
 
 def _parsed(pattern: str) -> list[tuple[bool, list[_Step]]] | None:
-    """The branches of a pattern, and whether they hold from the start of a name alone; None for one that
-    is not plain, or too long."""
+    """Parse a pattern into its branches, each with whether it only matches at the start of a name.
+
+    Returns:
+        The branches; None for a pattern that is too long or not plain.
+    """
     if len(pattern) > MAX_PATTERN:
         return None
     branches: list[tuple[bool, list[_Step]]] = []
@@ -90,7 +93,7 @@ def _times(repeat: str | None) -> tuple[int, float]:
 
 
 def _matches(branches: list[tuple[bool, list[_Step]]], name: str) -> bool:
-    """Whether the pattern matches the name, or its end from a component on."""
+    """Return whether the pattern matches the name, or an end of it that starts with a component."""
     for is_anchored, steps in branches:
         places = {0} if is_anchored else {0, *(dot.end() for dot in re.finditer(r"\.", name))}
         for step in steps:
@@ -101,10 +104,18 @@ def _matches(branches: list[tuple[bool, list[_Step]]], name: str) -> bool:
 
 
 class Settings:
-    """The rank and alpha of each of these modules, by the first pattern of the configuration that matches.
+    """The rank and alpha of modules, by the first pattern of the configuration that matches.
 
-    Patterns are anybody's, and are not given to `re`, which some keep busy for ever: they are followed
-    step by step, all ways at once, in time that grows with their length alone.
+    Patterns come from untrusted files, and some would keep `re` busy forever. So they are matched step by
+    step, all alternatives at once, in time that grows only with their length.
+
+    Args:
+        config: The content of adapter_config.json.
+        modules: The modules that will be looked up.
+        path: The file that errors name.
+
+    Raises:
+        CheckpointError: The patterns are malformed, or would take too long to match.
     """
 
     def __init__(self, config: Mapping[str, Any], modules: Sequence[str], path: str) -> None:
@@ -122,13 +133,14 @@ class Settings:
             for _, steps in branches
         )
         if work * len(modules) > MAX_WORK:
-            raise CheckpointError(f"{ADAPTER_CONFIG}: too many patterns of ranks and alphas", path=path)
+            raise CheckpointError(f"{ADAPTER_CONFIG}: too many rank and alpha patterns", path=path)
 
     def rank(self, module: str) -> float:
-        """The rank that the factors must have."""
+        """Return the rank that the factors of a module must have."""
         return self._first(self._ranks, module, self._rank)
 
     def alpha(self, module: str) -> float:
+        """Return the alpha of a module."""
         return self._first(self._alphas, module, self._alpha)
 
     def _first(self, table: list[tuple[Any, float]], module: str, default: float) -> float:
@@ -153,9 +165,10 @@ class Settings:
                 branches = None
             if branches is None:
                 raise CheckpointError(
-                    f"{ADAPTER_CONFIG}: {option} has no plain pattern in {cropped(repr(pattern), 60)}",
+                    f"{ADAPTER_CONFIG}: {option} has the pattern {cropped(repr(pattern), 60)},"
+                    " which is not plain",
                     path=self._path,
-                    expected=f"at most {MAX_PATTERN} characters, and in groups alternatives alone",
+                    expected=f"at most {MAX_PATTERN} characters, and only alternatives in groups",
                 )
             table.append((branches, self._number(number, option)))
         return table

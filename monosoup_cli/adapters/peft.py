@@ -1,7 +1,7 @@
-"""LoRA adapters, as peft writes them: which tensors of the base they change, and how.
+"""Read PEFT adapters: which tensors of the base they change, and how.
 
-Everything is decided from the configuration and the headers; the factors are read when they are
-wanted. What changes the base itself, or is not LoRA, is refused.
+Only the configuration and the headers are read; factors are read later. Adapters that are not LoRA, or that
+change the base itself, are refused.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+from monosoup_cli.adapters.keys import (
+    INNER,
+    MAX_NESTED,
+    PREFIX,
+    WRAPPED,
+    ModuleFactors,
+    read_factors,
+    sort_keys,
+)
 from monosoup_cli.adapters.lora import (
     ADAPTER_CONFIG,
     EXPERTS,
     LINEAR,
     TRANSPOSED,
-    TRANSPOSED_EXPERTS,
     Adapter,
     FactorLayout,
     LoraPair,
 )
-from monosoup_cli.adapters.patterns import MAX_WORK, Settings
+from monosoup_cli.adapters.patterns import Settings
 from monosoup_cli.errors import CheckpointError, cropped
 from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.sources.alignment import Rename, align, tied_names
@@ -33,72 +40,15 @@ from monosoup_cli.sources.checkpoint import Checkpoint
 __all__ = ["read_adapter"]
 
 
-PREFIX = "base_model.model."
-INNER = ".base_layer"
-"""What peft puts in the place of a module that it wraps; around experts, once for each parameter but one."""
-WRAPPED = re.compile(rf"{re.escape(INNER)}(?=\.)")
-PARTS = {
-    "lora_A.weight": "a",
-    "lora_embedding_A": "a",
-    "lora_B.weight": "b",
-    "lora_embedding_B": "b",
-    "lora_B.bias": "bias",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-    "token_adapter.trainable_tokens_delta": "rows",
-}
-PART = re.compile(rf"(.+)\.({'|'.join(map(re.escape, PARTS))})", re.DOTALL)
-FOREIGN = re.compile(r"(^|\.)(lora_|token_adapter\.|modules_to_save\.|original_module\.)")
-
 INITS = ("gaussian", "eva", "orthogonal", "mica")
-"""How factors are first filled where the base is left as it is. The others (PiSSA, OLoRA, CorDA, LoftQ,
-LoRA-GA) take the first update out of the base, whose original the factors then do not belong to."""
+"""The initializations that leave the base unchanged. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+subtract the first update from the base, so the factors do not belong to the original base."""
 KNOWN_OPTIONS = {"use_dora", "use_rslora", "eva_config", "runtime_config"}
 NOT_LORA = {"layer_replication", "alora_invocation_tokens", "enable_lora"}
 OPTION = re.compile(r"use_.*|.*_config", re.DOTALL)
 FLAGS = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
 
-MAX_NESTED = 4
 MAX_NAMED = 3
-
-
-@dataclass(frozen=True)
-class _Factors:
-    """The factors of one tensor, as keys of the adapter, and what goes with them.
-
-    `parameters`: what in the module they may belong to; where the configuration names none, its weight.
-    `depth`: of the wrappers around the module, the inner-most of which is around its first parameter.
-    """
-
-    module: str
-    depth: int
-    keys: Mapping[str, str]
-    a: tuple[int, ...]
-    b: tuple[int, ...]
-    is_embedding: bool
-    parameters: tuple[str, ...]
-
-    @property
-    def targets(self) -> list[str]:
-        return [f"{self.module}.{parameter}" for parameter in self.parameters or ("weight",)]
-
-    def subject(self, target: str) -> str:
-        """What the patterns of the configuration are matched with."""
-        return target if self.parameters else self.module
-
-    def layouts(self, shape: tuple[int, ...]) -> list[FactorLayout]:
-        """How the update may lie in a tensor of this shape: none, one, or of a square one two."""
-        found: list[FactorLayout] = []
-        if self.parameters and len(shape) == 3:
-            if shape[0] and self.a[0] % shape[0] == 0:
-                found += [EXPERTS] if shape[1:] == (self.b[0], self.a[1]) else []
-                found += [TRANSPOSED_EXPERTS] if shape[1:] == (self.a[1], self.b[0]) else []
-            return found
-        if not self.is_embedding and shape == (self.b[0], *self.a[1:]):
-            found.append(LINEAR)
-        if not self.parameters and len(self.a) == 2 and shape == (self.a[1], self.b[0]):
-            found.append(TRANSPOSED)
-        return found
 
 
 def read_adapter(
@@ -107,13 +57,21 @@ def read_adapter(
     base: Mapping[str, TensorInfo] | None,
     renames: Sequence[Rename] = (),
 ) -> Adapter:
-    """What the adapter in `own` changes of the tensors `base`, whose names they get; without a base, of
-    tensors that are called as in the adapter. Raises CheckpointError for what is malformed, is not LoRA,
-    or does not fit the base."""
+    """Find what an adapter changes in its base.
+
+    Args:
+        own: The adapter's own file.
+        config: The content of adapter_config.json.
+        base: The tensors of the base, whose names the result has; None to use the adapter's names.
+        renames: The renames that the user asked for.
+
+    Raises:
+        CheckpointError: The adapter is malformed, is not LoRA, or does not fit the base.
+    """
     path = own.path
     _check_config(config, path)
-    modules, others = _sorted_keys(own)
-    factors, deltas = _factors(own, modules, config)
+    modules, others = sort_keys(own)
+    factors, deltas = read_factors(own, modules, config)
     settings = Settings(config, [each.subject(target) for each in factors for target in each.targets], path)
 
     kept: dict[str, str] = {}
@@ -133,7 +91,7 @@ def read_adapter(
             shapes[target] = _without_base(each, target, config, settings)[1]
         if "bias" in each.keys:
             shapes[f"{each.module}.bias"] = own.tensors[each.keys["bias"]].shape
-    read_as, said, unused = _aligned(shapes, base, renames, path)
+    read_as, notes, unused = _aligned(shapes, base, renames, path)
     optional = {target for each in factors if len(each.targets) > 1 for target in each.targets}
     parameters = {target for each in factors if each.parameters for target in each.targets}
     twins = {}
@@ -143,12 +101,12 @@ def read_adapter(
     _check_present([name for name in shapes if name not in optional], read_as, base, parameters, path)
 
     def checked(kind: Mapping[str, str], is_whole: bool) -> dict[str, str]:
-        """name in the base → key, of tensors of its shape, or of a number of its rows."""
+        """Map names in the base to keys, of tensors with its shape or with some of its rows."""
         for name, key in kind.items():
             shape, wanted = own.tensors[key].shape, None if base is None else base[read_as[name]].shape
             if base is not None and base[read_as[name]].dtype not in FLOATING:
                 raise CheckpointError(
-                    "changes a tensor of the base that is no floating one",
+                    "changes a base tensor that is not floating-point",
                     path=path,
                     tensor=key,
                     expected=" or ".join(FLOATING),
@@ -163,9 +121,9 @@ def read_adapter(
     pairs: dict[str, LoraPair] = {}
     biases: dict[str, str] = {}
     scales: dict[str, float] = {}
-    told = _told_layouts(factors, base, read_as)
-    for each, target in _told_apart(factors, base, read_as, path):
-        pair = _pair(each, target, read_as.get(target, target), base, told, config, settings, path)
+    known = _known_layouts(factors, base, read_as)
+    for each, target in _named_factors(factors, base, read_as, path):
+        pair = _pair(each, target, read_as.get(target, target), base, known, config, settings, path)
         if pair.name in pairs:
             raise _twice(pair.name, pair.a, path)
         pairs[pair.name] = pair
@@ -194,7 +152,7 @@ def read_adapter(
             if name in changed:
                 raise _twice(name, None, path)
             changed.add(name)
-    return Adapter(own, config, pairs, replaced, rows, added, said, unused, checked(copies, True), twins)
+    return Adapter(own, config, pairs, replaced, rows, added, notes, unused, checked(copies, True), twins)
 
 
 def _twice(name: str, key: str | None, path: str) -> CheckpointError:
@@ -202,16 +160,16 @@ def _twice(name: str, key: str | None, path: str) -> CheckpointError:
 
 
 def _check_config(config: object, path: str) -> None:
-    """Raises CheckpointError for one that is none, is not of LoRA, or of a kind that changes the base."""
+    """Raise CheckpointError for a configuration that is malformed, is not LoRA, or changes the base."""
 
     def refuse(what: str, hint: str | None = None) -> CheckpointError:
         return CheckpointError(f"{ADAPTER_CONFIG}: {what}", path=path, hint=hint)
 
     if not isinstance(config, Mapping):
-        raise refuse("is no object of JSON")
+        raise refuse("is not a JSON object")
     if config.get("peft_type") != "LORA":
         raise refuse(
-            f"peft_type is {cropped(repr(config.get('peft_type')))}, and only LORA adapters are read"
+            f"peft_type is {cropped(repr(config.get('peft_type')))}, but only LORA adapters are supported"
         )
     for name in FLAGS:
         if not isinstance(config.get(name), bool | None):
@@ -219,125 +177,19 @@ def _check_config(config: object, path: str) -> None:
     init = config.get("init_lora_weights", True)
     if not (isinstance(init, bool | None) or (isinstance(init, str) and init.lower() in INITS)):
         raise refuse(
-            f"init_lora_weights is {cropped(repr(init))}, by which the base may have been changed",
-            "peft's save_pretrained converts some of these, with path_initial_model_for_weight_conversion",
+            f"init_lora_weights is {cropped(repr(init))}, which may have changed the base",
+            "peft's save_pretrained converts some of these with path_initial_model_for_weight_conversion",
         )
     for name, value in config.items():
         is_unknown = name in NOT_LORA or (OPTION.fullmatch(name) and name not in KNOWN_OPTIONS)
         if is_unknown and value not in (None, False, [], {}):
-            raise refuse(f"{cropped(name)} is set, and what it does is not plain LoRA")
-
-
-def _sorted_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The keys of the adapter: module → part → key of what peft adds to it; and name → key of the
-    tensors that peft saves besides."""
-    modules: dict[str, dict[str, str]] = defaultdict(dict)
-    others: dict[str, str] = {}
-    for key, tensor in own.tensors.items():
-        if tensor.dtype not in FLOATING:
-            raise CheckpointError(
-                "no dtype of an adapter",
-                path=own.path,
-                tensor=key,
-                expected=" or ".join(FLOATING),
-                found=tensor.dtype,
-            )
-        name = key.removeprefix(PREFIX)
-        if match := PART.fullmatch(name):
-            module, part = match[1], PARTS[match[2]]
-            keys = modules[module]
-        else:
-            if FOREIGN.search(name):
-                raise CheckpointError("no key of a LoRA adapter", path=own.path, tensor=key)
-            part, keys = WRAPPED.sub("", name), others
-        if part in keys:
-            raise CheckpointError(
-                "stands twice in the adapter", path=own.path, tensor=key, found=repr(keys[part])
-            )
-        keys[part] = key
-    return modules, others
-
-
-def _factors(
-    own: Checkpoint, modules: Mapping[str, Mapping[str, str]], config: Mapping[str, Any]
-) -> tuple[list[_Factors], dict[str, str]]:
-    """The factors of all modules; and module → key of the rows that replace some of an embedding's."""
-    path = own.path
-    wanted = config.get("target_parameters") or []
-    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
-        raise CheckpointError(f"{ADAPTER_CONFIG}: target_parameters must be a list of names", path=path)
-    if len(wanted) * len(modules) * 10 > MAX_WORK:
-        raise CheckpointError(f"{ADAPTER_CONFIG}: too many target_parameters", path=path)
-    found: list[_Factors] = []
-    deltas: dict[str, str] = {}
-    for wrapped, parts in modules.items():
-        keys = dict(parts)
-        if "rows" in keys:
-            deltas[wrapped] = keys.pop("rows")
-            if not keys:
-                continue
-        module, depth = wrapped, 0
-        while module.endswith(INNER) and depth < MAX_NESTED:
-            module, depth = module.removesuffix(INNER), depth + 1
-        for part, twin in (("a", "b"), ("b", "a")):
-            if part not in keys:
-                raise CheckpointError(
-                    f"lacks the factor {'AB'['ab'.index(part)]}",
-                    path=path,
-                    tensor=keys.get(twin, next(iter(keys.values()))),
-                )
-        is_embedding = keys["a"].endswith("lora_embedding_A")
-        for part, option in (("magnitude", "use_dora"), ("bias", "lora_bias")):
-            if (part in keys) != bool(config.get(option)):
-                raise CheckpointError(
-                    f"has {'a' if part in keys else 'no'} {part}, but {ADAPTER_CONFIG} says otherwise",
-                    path=path,
-                    tensor=keys.get(part, keys["b"]),
-                    expected=f"{option} {part in keys}".lower(),
-                )
-        a, b = own.tensors[keys["a"]].shape, own.tensors[keys["b"]].shape
-        if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or any(size != 1 for size in b[2:]):
-            raise CheckpointError(
-                "the factors do not fit each other",
-                path=path,
-                tensor=keys["b"],
-                expected=f"{a[0] if a else 'a rank of'} columns, as A {list(a)} has rows",
-                found=list(b),
-            )
-        if 0 in (*a, *b):
-            raise CheckpointError("a factor of rank 0, or empty", path=path, tensor=keys["a"], found=list(a))
-        if is_embedding and (len(a) != 2 or not keys["b"].endswith("lora_embedding_B")):
-            raise CheckpointError("no factor of an embedding", path=path, tensor=keys["b"])
-        parameters = dict.fromkeys(_parameters(module, wanted)) if not is_embedding else {}
-        found.append(_Factors(module, depth, keys, a, b, is_embedding, tuple(parameters)))
-    depths: dict[str, set[int]] = defaultdict(set)
-    for each in found:
-        depths[each.module].add(each.depth)
-    for each in found:
-        count = len(depths[each.module])
-        if max(depths[each.module]) != count - 1 or not count <= min(
-            max(len(each.parameters), 1), MAX_NESTED
-        ):
-            raise CheckpointError(
-                "wrapped more often than target_parameters has names for", path=path, tensor=each.keys["a"]
-            )
-        if each.parameters and ("magnitude" in each.keys or "bias" in each.keys or len(each.a) != 2):
-            raise CheckpointError("no factor of target_parameters", path=path, tensor=each.keys["a"])
-    return found, deltas
-
-
-def _parameters(module: str, wanted: Sequence[str]) -> Iterator[str]:
-    """What target_parameters names of this module, in its order."""
-    for each in wanted:
-        where, _, parameter = each.rpartition(".")
-        if not where or f".{module}".endswith(f".{where}"):
-            yield parameter
+            raise refuse(f"{cropped(name)} is set, which is more than plain LoRA")
 
 
 def _without_base(
-    factors: _Factors, target: str, config: Mapping[str, Any], settings: Settings
+    factors: ModuleFactors, target: str, config: Mapping[str, Any], settings: Settings
 ) -> tuple[FactorLayout, tuple[int, ...]]:
-    """The layout and shape of the update as the factors have them; of as many experts as the rank leaves."""
+    """Return the layout and shape by the factors alone. The rank tells the number of experts."""
     shape = factors.b[0], *factors.a[1:]
     if factors.parameters:
         experts = factors.a[0] // int(settings.rank(factors.subject(target)))
@@ -353,12 +205,12 @@ def _aligned(
     renames: Sequence[Rename],
     path: str,
 ) -> tuple[dict[str, str], tuple[str, ...], tuple[Rename, ...]]:
-    """Names in the adapter → as the base has them; what was recognised; the renames that matched none."""
+    """Return the adapter's names mapped to the base's, what was recognised, and renames without effect."""
     if base is None:
         return {name: name for name in shapes}, (), tuple(renames)
     headers = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
     alignment = align(headers, base, renames, path)
-    return {own: name for name, own in alignment.stored.items()}, alignment.said, alignment.unused
+    return {own: name for name, own in alignment.stored.items()}, alignment.notes, alignment.unused
 
 
 def _check_present(
@@ -368,21 +220,21 @@ def _check_present(
     parameters: Collection[str],
     path: str,
 ) -> None:
-    """Raises CheckpointError where the base lacks one; `parameters` are those of target_parameters."""
+    """Raise CheckpointError if the base lacks a tensor. `parameters` are those of target_parameters."""
     missing = [name for name in names if base is not None and read_as[name] not in base]
     if base is None or not missing:
         return
     tied = tied_names(base, {"tie_word_embeddings": True}, {}, {})
     holder = next((tied[read_as[name]] for name in missing if read_as[name] in tied), None)
     if holder is not None:
-        hint = f"in the base it is tied to {holder!r}, and would be changed with it"
+        hint = f"the base ties it to {holder!r}, which would change with it"
     elif missing[0] in parameters:
-        hint = "a base with its experts one by one is fused by transformers' save_original_format=False"
+        hint = "if the base stores experts one by one, fuse them: transformers' save_original_format=False"
     else:
-        hint = "is the adapter of another model? --rename reads names as others"
+        hint = "is it the adapter of another model? --rename maps names to the base's"
     named = ", ".join(cropped(repr(read_as[name])) for name in missing[:MAX_NAMED])
     more = f" and {len(missing) - MAX_NAMED:,} more" if len(missing) > MAX_NAMED else ""
-    raise CheckpointError(f"changes what the base has not: {named}{more}", path=path, hint=hint)
+    raise CheckpointError(f"changes tensors that the base does not have: {named}{more}", path=path, hint=hint)
 
 
 def _twins(
@@ -391,8 +243,11 @@ def _twins(
     base: Mapping[str, TensorInfo] | None,
     own: Checkpoint,
 ) -> dict[str, str]:
-    """What the base ties to another tensor → that one's name in it, where the adapter replaces both by the
-    same: peft writes a tied tensor under each of its names."""
+    """Find tied tensors that the adapter has twice: peft saves a tied tensor under each of its names.
+
+    Returns:
+        The names that the base lacks, mapped to the names in the base that they are tied to.
+    """
     lacking = [name for name in kept if base is not None and read_as[name] not in base]
     if base is None or not lacking:
         return {}
@@ -420,14 +275,18 @@ def _are_same(own: Checkpoint, one: str, other: str) -> bool:
     return True
 
 
-def _told_apart(
-    factors: Sequence[_Factors], base: Mapping[str, TensorInfo] | None, read_as: Mapping[str, str], path: str
-) -> Iterator[tuple[_Factors, str]]:
-    """All factors with the name of what they change: of several parameters of a module, by their shapes.
+def _named_factors(
+    factors: Sequence[ModuleFactors],
+    base: Mapping[str, TensorInfo] | None,
+    read_as: Mapping[str, str],
+    path: str,
+) -> Iterator[tuple[ModuleFactors, str]]:
+    """Yield all factors, each with the name of the tensor that it changes.
 
-    Without a base, or its shapes, such factors are called as their wrapper is.
+    Shapes say which of several parameters of a module factors belong to. Without a base such factors get the
+    name of their wrapper.
     """
-    modules: dict[str, list[_Factors]] = defaultdict(list)
+    modules: dict[str, list[ModuleFactors]] = defaultdict(list)
     for each in factors:
         modules[each.module].append(each)
     for group in modules.values():
@@ -450,7 +309,9 @@ def _told_apart(
         ]
         if len(fitting) != 1 or len(present) > MAX_NESTED:
             raise CheckpointError(
-                "cannot be told apart by their shapes" if fitting else "does not fit the base",
+                "the shapes do not say which parameters the factors belong to"
+                if fitting
+                else "does not fit the base",
                 path=path,
                 tensor=first.keys["a"],
                 found=f"factors of {len(group)} of {', '.join(map(repr, first.parameters[:MAX_NESTED]))}",
@@ -458,35 +319,35 @@ def _told_apart(
         yield from zip(group, fitting[0], strict=True)
 
 
-def _told_layouts(
-    factors: Sequence[_Factors], base: Mapping[str, TensorInfo] | None, read_as: Mapping[str, str]
+def _known_layouts(
+    factors: Sequence[ModuleFactors], base: Mapping[str, TensorInfo] | None, read_as: Mapping[str, str]
 ) -> set[FactorLayout]:
-    """The layouts of which the base leaves no doubt, for its square weights to be read alike.
+    """Find the layouts of weights that are not square. Square weights are assumed to have the same.
 
-    Of matrices the bias tells: it is as long as what a layer puts out. (The configuration's flag does
-    not: a model may have both kinds of layers, and peft keeps the flag of the last.) Of experts the
-    adapter's factors of those that are not square do.
+    A matrix's bias is as long as its output. The configuration's flag is no help: a model may have both kinds
+    of layers, and peft saves the flag of the last one. For experts, the factors of those that are not square
+    say it.
     """
-    told: set[FactorLayout] = set()
+    known: set[FactorLayout] = set()
     for name, tensor in (base or {}).items():
         bias = (base or {}).get(f"{name.removesuffix('.weight')}.bias")
         if bias is not None and len(tensor.shape) == 2 and tensor.shape[0] != tensor.shape[1]:
-            told |= {
+            known |= {
                 (LINEAR, TRANSPOSED)[tensor.shape.index(size)] for size in bias.shape if size in tensor.shape
             }
     for each in factors:
         for name in (read_as[target] for target in each.targets if each.parameters):
             layouts = each.layouts(base[name].shape) if base is not None and name in base else []
-            told.update(layouts if len(layouts) == 1 and LINEAR not in layouts else ())
-    return told
+            known.update(layouts if len(layouts) == 1 and LINEAR not in layouts else ())
+    return known
 
 
 def _pair(
-    factors: _Factors,
+    factors: ModuleFactors,
     target: str,
     name: str,
     base: Mapping[str, TensorInfo] | None,
-    told: set[FactorLayout],
+    known: set[FactorLayout],
     config: Mapping[str, Any],
     settings: Settings,
     path: str,
@@ -498,7 +359,7 @@ def _pair(
         shape = base[name].shape
         if base[name].dtype not in FLOATING:
             raise CheckpointError(
-                "changes a tensor of the base that is quantized, or of no floating dtype",
+                "changes a base tensor that is quantized or not floating-point",
                 path=path,
                 tensor=a,
                 expected=" or ".join(FLOATING),
@@ -514,13 +375,15 @@ def _pair(
                 found=f"A {list(factors.a)} and B {list(factors.b)}",
                 hint="is it the adapter of another model?",
             )
-        if len(layouts) == 2 and layouts[0] == LINEAR and told.isdisjoint(layouts):
+        if len(layouts) == 2 and layouts[0] == LINEAR and known.isdisjoint(layouts):
             layouts = [TRANSPOSED if config.get("fan_in_fan_out") else LINEAR]
         elif len(layouts) == 2:
-            layouts = [layout for layout in layouts if layout in told]
+            layouts = [layout for layout in layouts if layout in known]
         if len(layouts) != 1:
             raise CheckpointError(
-                "whether the weight is stored transposed cannot be told: it is square", path=path, tensor=a
+                "the weight is square: its shape does not say whether it is stored transposed",
+                path=path,
+                tensor=a,
             )
         layout = layouts[0]
     experts = shape[0] if layout.is_stack else 1
@@ -529,11 +392,11 @@ def _pair(
         subjects = set(factors.targets)
     wanted = {(settings.rank(subject), settings.alpha(subject)) for subject in subjects}
     if len(wanted) > 1:
-        raise CheckpointError("its rank and scale cannot be told without a base", path=path, tensor=a)
+        raise CheckpointError("its rank and scale are unknown without a base", path=path, tensor=a)
     [(expected, alpha)] = wanted
     if rank != expected:
         raise CheckpointError(
-            f"the rank is not that of {ADAPTER_CONFIG}", path=path, tensor=a, expected=expected, found=rank
+            f"the rank differs from {ADAPTER_CONFIG}", path=path, tensor=a, expected=expected, found=rank
         )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraPair(name, shape, a, b, rank, scale, layout, factors.keys.get("magnitude"))
@@ -542,7 +405,7 @@ def _pair(
 def _row_numbers(
     config: Mapping[str, Any], key: str, shape: tuple[int, ...], limit: float, path: str
 ) -> tuple[int, ...]:
-    """The rows, of `limit`, that the tensor of this key replaces, as trainable_token_indices has them."""
+    """The indices in trainable_token_indices of the rows that a tensor replaces, all below `limit`."""
     numbers = config.get("trainable_token_indices")
     if isinstance(numbers, Mapping):
         module = key.removeprefix(PREFIX).removesuffix(".token_adapter.trainable_tokens_delta")
@@ -555,10 +418,10 @@ def _row_numbers(
         or (len(numbers), 2) != (shape[0] if shape else 0, len(shape))
     ):
         raise CheckpointError(
-            "its rows are not those of trainable_token_indices",
+            "its rows do not match trainable_token_indices",
             path=path,
             tensor=key,
-            expected="the number of a row of the embedding for each",
+            expected="the index of an embedding row for each row",
             found=list(shape),
         )
     return tuple(numbers)

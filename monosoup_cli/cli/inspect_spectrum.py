@@ -17,7 +17,7 @@ def _inspect(arguments: dict[str, Any], **options: Any) -> None:
 
     def make() -> dict[str, Any]:
         from monosoup_cli.cli.writing import import_torch
-        from monosoup_cli.sources.hub import fetch
+        from monosoup_cli.sources.transfer import fetch
 
         with function.prepare(layer=display.view.layer, **arguments) as inspected:
             inspection = inspected.inspection

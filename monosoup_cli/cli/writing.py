@@ -69,7 +69,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
     from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.ready import make_ready
-    from monosoup_cli.sources.hub import fetch
+    from monosoup_cli.sources.transfer import fetch
 
     if planned.examined:
         with console.downloading(planned.downloads()) as advance:

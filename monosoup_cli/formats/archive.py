@@ -1,4 +1,4 @@
-"""The zip archives that `torch.save` writes: their records, without inflating anything."""
+"""Read the zip archives that `torch.save` writes, without inflating anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAVE_ALONE = "save the state dict alone: torch.save(model.state_dict(), PATH)"
 
 
 class Seekable(io.RawIOBase):
-    """The file as zipfile wants it."""
+    """A file with the interface that zipfile needs."""
 
     def __init__(self, file: Bytes) -> None:
         self._file, self._position = file, 0
@@ -58,7 +58,14 @@ class Seekable(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Record:
-    """An uncompressed record: where its header is, and where the next one's is at the earliest."""
+    """An uncompressed record of an archive.
+
+    Attributes:
+        name: Its name, as stored.
+        header: The offset of its header.
+        nbytes: Its size.
+        end: The offset at which it has to end: that of the next header, or the end of the file.
+    """
 
     name: bytes
     header: int
@@ -67,7 +74,11 @@ class Record:
 
 
 def read_records(file: Bytes) -> dict[str, Record]:
-    """The records of the zip archive by their names, without those of its one folder."""
+    """Read the directory of an archive: its records by name, without the name of its one folder.
+
+    Raises:
+        CheckpointError: The archive is damaged, or `torch.save` did not write it.
+    """
 
     def refuse(problem: str, **facts: Any) -> CheckpointError:
         return CheckpointError(problem, path=file.shown, **facts)
@@ -77,7 +88,7 @@ def read_records(file: Bytes) -> dict[str, Record]:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     except MonosoupError:
         raise
-    except Exception:  # zipfile has no word of its own for much that can be wrong
+    except Exception:  # zipfile raises all kinds of errors for damaged archives
         raise refuse("the zip archive is damaged or truncated") from None
     records: dict[str, Record] = {}
     folders = {info.filename.partition("/")[0] for info in infos}
@@ -109,7 +120,11 @@ def read_records(file: Bytes) -> dict[str, Record]:
 
 
 def start_of(file: Bytes, record: Record) -> int:
-    """Where the record's bytes start, by its own header; it has to agree with the directory."""
+    """Return where the bytes of a record start.
+
+    Raises:
+        CheckpointError: The header of the record disagrees with the directory of the archive.
+    """
     size = LOCAL_HEADER.size + len(record.name)
     if 0 <= record.header <= record.end - size:
         raw = file.read(size, record.header)
@@ -125,5 +140,5 @@ def start_of(file: Bytes, record: Record) -> int:
 
 
 def quoted(name: object) -> str:
-    """A name for a message: quoted and cropped; for anything but text and numbers, its type."""
+    """Quote and crop a name for a message. Anything but text and numbers is shown as its type."""
     return cropped(repr(name) if isinstance(name, str | int | float) else type(name).__name__)

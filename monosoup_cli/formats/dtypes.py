@@ -1,4 +1,4 @@
-"""The one dtype policy: the names of the format, torch's dtypes, and every cast between them.
+"""The dtypes of safetensors, their torch dtypes, and every cast between them.
 
 Tensors are upcast to float64 before anything is computed, and results are cast once, when they are stored.
 (torch casts to 16 bits by way of float32.)
@@ -35,11 +35,11 @@ __all__ = [
 ]
 
 NUMBERS = {**FLOATING, "I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64"}
-"""The dtypes of the format that a single number can have, with torch's names."""
+"""The dtypes that a single number can have, mapped to torch's names."""
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of a dtype of the format; uint8 for those that are only moved as bytes."""
+    """Return the torch dtype of a safetensors dtype; uint8 for those that are only copied as bytes."""
     import torch
 
     torch_one: torch.dtype = getattr(torch, FLOATING.get(dtype, "uint8"))
@@ -47,35 +47,35 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def finfo(dtype: str) -> torch.finfo:
-    """The limits of a floating dtype of the format."""
+    """Return torch's limits of a floating-point dtype of safetensors."""
     import torch
 
     return torch.finfo(torch_dtype(dtype))
 
 
 def empty(shape: tuple[int, ...], dtype: str, device: torch.device) -> torch.Tensor:
-    """An uninitialised tensor of a dtype of the format."""
+    """Allocate an uninitialized tensor of a safetensors dtype."""
     import torch
 
     return torch.empty(shape, dtype=torch_dtype(dtype), device=device)
 
 
 def float64_in(buffer: memoryview) -> torch.Tensor:
-    """The memory of a buffer as a float64 tensor."""
+    """View the memory of a buffer as a float64 tensor."""
     import torch
 
     return torch.frombuffer(buffer, dtype=torch.float64)
 
 
 def number_in(data: bytearray, dtype: str) -> float:
-    """The one number that these bytes are in a dtype of NUMBERS."""
+    """Read the one number in these bytes, of a dtype in NUMBERS."""
     import torch
 
     return float(torch.frombuffer(data, dtype=getattr(torch, NUMBERS[dtype])).item())
 
 
 def as_float64(data: bytearray, dtype: str) -> torch.Tensor:
-    """The elements in these bytes, flat, upcast to float64."""
+    """Upcast the elements in these bytes to a flat float64 tensor."""
     import torch
 
     if not data:
@@ -84,10 +84,10 @@ def as_float64(data: bytearray, dtype: str) -> torch.Tensor:
 
 
 def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:
-    """A result in the dtype in which it is stored, contiguous.
+    """Cast a result to the dtype in which it is stored, contiguous.
 
     Raises:
-        ResultOverflowError: An element is finite and does not fit the dtype.
+        ResultOverflowError: A finite element does not fit the dtype.
     """
     stored = part.to(torch_dtype(dtype)).contiguous()
     check_overflow(stored, dtype, tensor)
@@ -95,7 +95,7 @@ def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, to read from or write to."""
+    """Return the memory of a contiguous CPU tensor, to read from or write to."""
     return _memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
@@ -105,7 +105,7 @@ def _memory(address: int, nbytes: int) -> memoryview:
 
 
 def count_nonfinite(tensor: torch.Tensor) -> int:
-    """Count the elements that are NaN or Inf; one cheap pass where there are none."""
+    """Count the elements that are NaN or Inf, in one cheap pass if there are none."""
     import torch
 
     if tensor.numel() == 0:
@@ -118,7 +118,7 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
 
 
 def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
-    """Raise NonfiniteError where a tensor, or a part of one, of the checkpoint at `path` has NaN or Inf."""
+    """Raise NonfiniteError if a tensor of the checkpoint at `path`, or a part of it, has NaN or Inf."""
     if count := count_nonfinite(tensor):
         raise NonfiniteError(
             f"holds NaN or Inf ({count:,} or more elements)",
@@ -129,7 +129,7 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
 
 
 def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
-    """Raise ResultOverflowError where a result is finite in float64 and not in its stored dtype."""
+    """Raise ResultOverflowError if a result is finite in float64 but not in its stored dtype."""
     if count := count_nonfinite(part):
         raise ResultOverflowError(
             f"the result overflows {dtype} in {count:,} elements",

@@ -1,4 +1,4 @@
-"""Input files: opened safely, read at offsets into the caller's buffers, watched for changes."""
+"""Open input files safely, read them at offsets, and notice when they change."""
 
 from __future__ import annotations
 
@@ -32,29 +32,38 @@ __all__ = [
 MAX_JSON_BYTES = 100_000_000
 MAX_HELD_OPEN = 64
 READ_AHEAD = 1 << 20
-"""Systems read about as much ahead for one request, and ignore the rest of a longer one."""
+"""How many bytes to request at once. Systems ignore the rest of a longer request."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02")
 LFS_POINTER = b"version https://git-lfs"
 
 
 Advance = Callable[[int], None]
-"""Told of bytes that have arrived; from any thread."""
+"""A callback that gets the number of bytes that have arrived. Any thread may call it."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """Something to be brought to this machine: its size, and how."""
+    """A pending download.
+
+    Attributes:
+        nbytes: Its size.
+        run: Downloads it, and reports progress to the callback.
+    """
 
     nbytes: int
     run: Callable[[Advance], None]
 
 
 class CheckpointFile(Protocol):
-    """A file of a checkpoint, wherever it lies; safe to read from several threads at once.
+    """A file of a checkpoint, on the disk or on the Hub. Several threads may read it at once.
 
-    `shown`: what to call it. `path`: where it lies on this machine, None where it does not.
-    `version`: tells this content from an earlier one of the same size. `bytes_read`: so far.
-    `is_remote`: on the Hub, though it may have been downloaded.
+    Attributes:
+        shown: The name to use in messages.
+        is_remote: Whether the file is from the Hub, downloaded or not.
+        bytes_read: How many bytes have been read so far.
+        path: The path on this machine; None if the file is not here.
+        nbytes: The size of the file.
+        version: What distinguishes this content from another of the same size.
     """
 
     shown: str
@@ -72,23 +81,37 @@ class CheckpointFile(Protocol):
     @property
     def version(self) -> dict[str, Any]: ...
 
-    def read_into(self, buffer: memoryview, offset: int) -> None: ...
-
-    def read(self, nbytes: int, offset: int = 0) -> bytes: ...
-
-    def prefetch(self, offset: int, nbytes: int) -> None: ...
-
-    def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
-        """What has to be downloaded to have the bytes start:stop of `parts`, or all of them, at hand."""
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer with the bytes from `offset` on."""
         ...
 
-    def check_unchanged(self) -> None: ...
+    def read(self, nbytes: int, offset: int = 0) -> bytes:
+        """Read `nbytes` bytes from `offset` on."""
+        ...
 
-    def close(self) -> None: ...
+    def prefetch(self, offset: int, nbytes: int) -> None:
+        """Ask the system to have these bytes ready soon. Does not wait."""
+        ...
+
+    def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
+        """List the downloads that make some bytes available on this machine.
+
+        Args:
+            parts: The ranges of bytes as (start, stop); None for the whole file.
+        """
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file has changed since it was opened."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Fill `buffer` from `offset` on; returns the bytes read, fewer only at the end of the file."""
+    """Fill `buffer` from `offset` on, and return the bytes read: fewer only at the end of the file."""
     done = os.preadv(descriptor, [buffer], offset)
     while 0 < done < len(buffer):
         count = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -99,7 +122,7 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def _request(descriptor: int, offset: int, nbytes: int) -> None:
-    """Have the system read ahead, where it takes advice."""
+    """Ask the system to read ahead, if it supports that."""
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
@@ -118,11 +141,18 @@ def _open_regular(path: Path, shown: str) -> int:
 
 
 class InputFile:
-    """A regular file, for reading only. Safe to read from several threads at once.
+    """A regular file, open for reading; a `CheckpointFile`.
 
-    `commit`: of a file in the Hub's cache. Links are resolved by the caller; a FIFO or a device is
-    refused instead of waited for. Reading past the end, or a file that changed meanwhile, raises
-    CheckpointError. However many there are, few are held open at a time.
+    Any number of files can be open: few descriptors are held at a time.
+
+    Args:
+        path: The path of the file; the caller has resolved links.
+        shown: The name to use in messages; None for the path.
+        commit: The commit of a file in the Hub's cache.
+
+    Raises:
+        CheckpointError: The path is a link, a FIFO or a device, or cannot be opened. Reading raises it past
+            the end of the file, or if the file has changed.
     """
 
     is_remote = False
@@ -133,15 +163,15 @@ class InputFile:
         self._counting = threading.Lock()
         self.shown = shown or str(path)
         descriptor = _open_regular(path, self.shown)
-        self.status = os.fstat(descriptor)
+        self._status = os.fstat(descriptor)
         _held_open.add(self, descriptor)
 
     @property
     def path(self) -> Path:
         return self._path
 
-    def reopen(self) -> int:
-        """Another descriptor; raises CheckpointError where the path leads to another file by now."""
+    def _reopen(self) -> int:
+        """Open another descriptor. Raise CheckpointError if the path is another file by now."""
         descriptor = _open_regular(self.path, self.shown)
         try:
             self._compare(os.fstat(descriptor))
@@ -152,20 +182,19 @@ class InputFile:
 
     def _compare(self, now: os.stat_result) -> None:
         for fact in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
-            if getattr(now, fact) != getattr(self.status, fact):
+            if getattr(now, fact) != getattr(self._status, fact):
                 raise CheckpointError("the file changed while it was read", path=self.shown)
 
     @property
     def nbytes(self) -> int:
-        return self.status.st_size
+        return self._status.st_size
 
     @property
     def version(self) -> dict[str, Any]:
-        return {"mtime_ns": self.status.st_mtime_ns} if self._commit is None else {"commit": self._commit}
+        return {"mtime_ns": self._status.st_mtime_ns} if self._commit is None else {"commit": self._commit}
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` with the bytes from `offset` on. Whoever reads on in pieces finds what follows
-        requested."""
+        """Fill `buffer` with the bytes from `offset` on, and request what follows ahead of time."""
         window, end = offset // READ_AHEAD, (offset + len(buffer)) // READ_AHEAD
         held = _held_open.take(self)
         try:
@@ -187,7 +216,7 @@ class InputFile:
         return bytes(buffer)
 
     def prefetch(self, offset: int, nbytes: int) -> None:
-        """Ask the system to have these bytes at hand soon; does not wait."""
+        """Ask the system to have these bytes ready soon. Does not wait."""
         end = offset + nbytes
         with _held_open.descriptor(self) as descriptor:
             for start in range(offset, end, READ_AHEAD):
@@ -197,7 +226,7 @@ class InputFile:
         return []
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError where the file was written to since it was opened."""
+        """Raise CheckpointError if the file has changed since it was opened."""
         with _held_open.descriptor(self) as descriptor:
             self._compare(os.fstat(descriptor))
 
@@ -211,7 +240,7 @@ class _Descriptor:
 
 
 class _HeldOpen:
-    """Descriptors of input files; beyond `limit`, the one unused for longest is closed."""
+    """The open descriptors of input files. Beyond `limit`, the one unused for longest is closed."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -231,9 +260,9 @@ class _HeldOpen:
         return held
 
     def take(self, file: InputFile) -> _Descriptor:
-        """The file's descriptor, which stays open until it is given back."""
+        """Return the file's descriptor, which stays open until `give_back`."""
         with self._lock:
-            held = self._held.get(file) or self._add(file, file.reopen())
+            held = self._held.get(file) or self._add(file, file._reopen())
             self._held.move_to_end(file)
             held.users += 1
         return held
@@ -261,7 +290,7 @@ _held_open = _HeldOpen(MAX_HELD_OPEN)
 
 
 def read_header(file: CheckpointFile) -> Header:
-    """The header of a safetensors file, validated against the size of the file."""
+    """Read the header of a safetensors file, and validate it against the size of the file."""
     start = file.read(min(file.nbytes, 64))
     if start.startswith(LFS_POINTER):
         raise CheckpointError(
@@ -277,7 +306,7 @@ def read_header(file: CheckpointFile) -> Header:
             raise CheckpointError(
                 "a PyTorch pickle, not a safetensors file",
                 path=file.shown,
-                hint="if it is a state dict, call it .pt",
+                hint="if it is a state dict, rename it to end in .pt",
             )
         raise CheckpointError(
             "not a safetensors file, or truncated: its header length is impossible",
@@ -290,7 +319,7 @@ def read_header(file: CheckpointFile) -> Header:
 
 
 def read_json_file(file: CheckpointFile, what: str) -> Any:
-    """The content of a small JSON file, parsed strictly; closes it."""
+    """Parse a small JSON file strictly, and close it."""
     try:
         check_json_size(file.nbytes, file.shown, what)
         return parse_json(file.read(file.nbytes), file.shown, what)
@@ -299,11 +328,11 @@ def read_json_file(file: CheckpointFile, what: str) -> Any:
 
 
 def check_json_size(nbytes: int, shown: str, what: str) -> None:
-    """Raise CheckpointError for more than is parsed."""
+    """Raise CheckpointError for a JSON file that is too large to parse."""
     if nbytes > MAX_JSON_BYTES:
         raise CheckpointError(f"the {what} is too large", path=shown, found=f"{nbytes:,} bytes")
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a small JSON file on the disk."""
+    """Parse a small JSON file on the disk."""
     return read_json_file(InputFile(path), what)

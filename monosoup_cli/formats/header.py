@@ -1,8 +1,8 @@
-"""The header of a safetensors file: parsed strictly, built exactly.
+"""Parse and build the headers of safetensors files.
 
-Layout of a file: u64 little-endian N, N bytes of JSON, then the tensors' bytes. Rules where the
-reference reader (0.8) is laxer: a name may stand only once, sizes may not overflow, and nothing
-but spaces may follow the JSON. A file that passes here is one that every reader understands alike.
+A file is a little-endian u64 N, N bytes of JSON, then the bytes of the tensors. This parser is stricter than
+the reference reader (0.8): a name may appear only once, sizes may not overflow, and only spaces may follow
+the JSON. So every reader understands a file that passes in the same way.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ BITS = {
 """Bits per element of every dtype of the format."""
 
 FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-"""The dtypes that are edited, with torch's names. Smaller floats are codes that need their scales;
-they and complex numbers are moved as bytes."""
+"""The dtypes that are edited, mapped to torch's names. Smaller floats mean nothing without their scales: they
+and complex numbers are copied as bytes."""
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
@@ -60,7 +60,7 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file: `start` and `stop` are byte offsets from the start of the data."""
+    """One tensor of a file. `start` and `stop` are byte offsets from the start of the data."""
 
     name: str
     dtype: str
@@ -79,7 +79,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A parsed header. `raw` holds the N and the JSON as they stand in the file."""
+    """A parsed header. `raw` is N and the JSON, byte for byte as in the file."""
 
     raw: bytes
     tensors: Mapping[str, TensorInfo]
@@ -91,9 +91,15 @@ class Header:
 
 
 def parse_json(text: bytes, path: str, what: str) -> Any:
-    """JSON in which a key stands once and all text is Unicode; raises CheckpointError.
+    """Parse JSON in which no key repeats and all text is Unicode.
 
-    What would take a large multiple of its size in memory is refused before it is parsed.
+    Args:
+        text: The JSON.
+        path: The file that errors name.
+        what: What errors call the JSON: "header", "index".
+
+    Raises:
+        CheckpointError: The JSON is invalid, or would take a large multiple of its size in memory.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,9 +138,15 @@ def _integer(digits: str) -> int:
 
 
 def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
-    """The header of a file of `file_bytes` bytes that starts with `raw` (N and the JSON).
+    """Parse a header.
 
-    Raises CheckpointError naming `path` and, where there is one, the tensor.
+    Args:
+        raw: The start of the file: N and the JSON.
+        file_bytes: The size of the file.
+        path: The file that errors name.
+
+    Raises:
+        CheckpointError: The header is invalid, or does not fit the size of the file.
     """
     text = raw[8:]
     if not text.startswith(b"{"):
@@ -186,8 +198,8 @@ def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
         and all(type(offset) is int for offset in offsets)
         and 0 <= offsets[0] <= offsets[1]
     ):
-        raise refuse("data_offsets must be two rising integers", found=repr(offsets)[:80])
-    # a zero size does not excuse the others: readers multiply from the left, and would overflow
+        raise refuse("data_offsets must be two ascending integers", found=repr(offsets)[:80])
+    # zero sizes are skipped: readers multiply from the left, and overflow before they come to a zero
     if math.prod(size for size in shape if size) > MAX_ELEMENTS:
         raise refuse("the shape overflows", found=shape)
     bits = math.prod(shape) * BITS[dtype]
@@ -203,7 +215,12 @@ def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
 def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None
 ) -> Header:
-    """The header of a new file with these (name, dtype, shape), in this order of bytes."""
+    """Build the header of a new file.
+
+    Args:
+        tensors: (name, dtype, shape) of every tensor, in the order of their bytes.
+        metadata: The `__metadata__`; None for none.
+    """
     placed, end = {}, 0
     for name, dtype, shape in tensors:
         nbytes = math.prod(shape) * BITS[dtype] // 8

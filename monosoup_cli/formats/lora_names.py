@@ -1,4 +1,4 @@
-"""How the tensors of a LoRA in a single file are called, by diffusers, kohya's trainers and others."""
+"""The tensor names in single-file LoRAs from diffusers, kohya's trainers and others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDS = {
     "_lora.up.weight": "B",  # of an attention processor
     ".alpha": "alpha",
 }
-"""How names end, and what stands there."""
+"""The endings of tensor names, mapped to what the tensors are."""
 OTHER_KINDS = {
     "hada": "LoHa, which is not LoRA",
     "lokr": "LoKr, which is not LoRA",
@@ -34,7 +34,7 @@ OTHER_KIND = re.compile(rf"\.({'|'.join(OTHER_KINDS)})(_\w+)?(\.weight)?$")
 
 
 def is_lora_file(names: Iterable[str]) -> bool:
-    """Whether tensors that are called so are an adapter's: most are factors, of LoRA or what is like it."""
+    """Return whether these names are those of an adapter: most are factors, of LoRA or something similar."""
     listed = list(names)
     alphas = sum(name.endswith(".alpha") for name in listed)
     factors = sum(end_of(name) is not None or OTHER_KIND.search(name) is not None for name in listed) - alphas
@@ -42,5 +42,5 @@ def is_lora_file(names: Iterable[str]) -> bool:
 
 
 def end_of(name: str) -> str | None:
-    """The ending of ENDS that a name has; None where it has none of them."""
+    """Return the ending in ENDS that a name has, or None."""
     return next((end for end in ENDS if name.endswith(end)), None)

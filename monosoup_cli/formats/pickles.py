@@ -1,4 +1,4 @@
-"""Pickles of state dicts, screened before torch parses them."""
+"""Screen the pickles of state dicts before torch parses them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REBUILT = {
     "torch Size",
     "torch device",
 }
-"""The functions that a state dict and plain values beside it need, as a pickle names them."""
+"""The functions that a state dict and plain values next to it need, by their names in a pickle."""
 NOT_DENSE = {
     "_rebuild_qtensor": "a quantised tensor",
     "_rebuild_sparse_tensor": "a sparse tensor",
@@ -54,11 +54,15 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclass(eq=False)
 class _Part:
-    """What is known of a value while a pickle is screened.
+    """A value in a pickle that is being screened.
 
-    `weight` is how many parts it takes to hash or to copy it: its own items and, as a tuple cannot
-    change, those of the tuples in it. `depth` counts tuples in tuples, `items` are a tuple's. What
-    `rebuilds` may be called, and what is `rebuilt` may be given a state.
+    Attributes:
+        weight: How many parts hashing or copying the value visits: its own items and, because tuples cannot
+            change, those of the tuples in it.
+        depth: How deep tuples are nested in it.
+        items: The items of a tuple.
+        rebuilds: Whether the value is a function that may be called.
+        rebuilt: Whether the value is the result of such a call, and may get a state.
     """
 
     weight: int = 1
@@ -72,7 +76,7 @@ class _Part:
 
     @property
     def cost(self) -> int:
-        """Of passing it on as arguments: the lists in a tuple may have grown since it was made."""
+        """The work of passing it on as arguments. The lists in a tuple may have grown since it was made."""
         return self.weight + sum(item.weight for item in self.items or ())
 
 
@@ -94,8 +98,18 @@ class _Stack:
 
 
 def screen(pickle: bytes, shown: str) -> None:
-    """Refuse a pickle that names anything but tensors and plain values, or that would cost more than
-    its length warrants: values can refer to each other, so that few bytes make for much work."""
+    """Refuse a pickle that is unsafe or too expensive to parse.
+
+    Values can refer to each other, so a few bytes can make for a lot of work.
+
+    Args:
+        pickle: The pickle.
+        shown: The file that errors name.
+
+    Raises:
+        CheckpointError: The pickle names anything but tensors and plain values, or takes far more work than
+            its size warrants.
+    """
     allowed = _allowed()
     stack, memo = _Stack(), dict[int, _Part]()
     left = 1_000_000 + 16 * len(pickle)
@@ -162,7 +176,7 @@ def screen(pickle: bytes, shown: str) -> None:
 
 
 def _allowed() -> set[str]:
-    """What a pickle may name: REBUILT, dtypes and storages."""
+    """Return the names that a pickle may use: REBUILT, dtypes and storages."""
     import torch
 
     return (
@@ -177,7 +191,7 @@ def _allowed() -> set[str]:
 
 
 def _foreign(named: str) -> tuple[str, str]:
-    """What is refused that a pickle names, and what to do."""
+    """Describe a refused name, and say what to do."""
     module, _, name = named.rpartition(" ")
     if name in NOT_DENSE:
         return f"holds {NOT_DENSE[name]}", SAVE_ALONE

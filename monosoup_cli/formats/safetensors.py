@@ -1,4 +1,4 @@
-"""Files of safetensors, whose header says where every tensor is."""
+"""The safetensors format, whose header says where every tensor is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file of weights, open: what every format makes of its files."""
+"""One open file of weights, and the interface of file formats."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Shard:
     Attributes:
         name: Its name in the folder.
         file: The file.
-        header: Its tensors. `header.raw` is everything in the file that says what they are.
-        data_start: The byte of the file from which the offsets of its tensors count.
-        is_safetensors: Whether the header can be copied into a safetensors file as it is.
+        header: Its tensors. `header.raw` is everything in the file that describes them.
+        data_start: The byte of the file from which the offsets of its tensors are counted.
+        is_safetensors: Whether the header can be copied into a safetensors file unchanged.
         strided: The tensors whose elements are not stored in order.
-        tied: The tensors that share all elements with an earlier one, which this maps to.
-        left_out: What the file has besides tensors, by name.
+        tied: The names of tensors that share all elements with an earlier one, mapped to its name.
+        left_out: The names of what the file has besides tensors.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Shard:
 
 
 class Format(Protocol):
-    """A format of files of weights. Each is one file of this room, and one line in `table.py`.
+    """A file format of weights. To add one, write a module and add a line to `table.py`.
 
     Attributes:
-        suffixes: How names of its files end.
-        stems: What libraries call the weights of a model, for each suffix.
+        suffixes: The suffixes of its files.
+        stems: The names that libraries give to the weights of a model, by suffix.
     """
 
     suffixes: ClassVar[Sequence[str]]
     stems: ClassVar[Mapping[str, Sequence[str]]]
 
     def open(self, name: str, file: CheckpointFile) -> Shard:
-        """Read what the file says of its tensors, but none of their bytes.
+        """Read the description of the tensors in a file, but none of their bytes.
 
         Raises:
             CheckpointError: The file is malformed, or not of this format.

@@ -1,9 +1,9 @@
-"""PyTorch state dicts in zip files, read at offsets as safetensors files are: only the pickle is parsed.
+"""Read PyTorch state dicts in zip files at offsets, like safetensors files.
 
-`torch.save` stores every storage uncompressed in a record of its own, so a tensor has a fixed place
-in the file. The archive and the pickle are checked before torch sees them: nothing is inflated, and
-what would take time or memory out of proportion to the pickle is refused. torch then parses the
-pickle with `weights_only=True`, without the tensors' bytes.
+`torch.save` stores every storage uncompressed in its own record, so a tensor has a fixed place in the file.
+Only the pickle is parsed. The archive and the pickle are checked before torch sees them: nothing is inflated,
+and a pickle that would take time or memory out of proportion to its size is refused. torch then parses the
+pickle with `weights_only=True`, without the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -59,25 +59,28 @@ DTYPES = {
     "uint64": "U64",
     **{name: dtype for dtype, name in FLOATING.items()},
 }
-"""torch's names of the dtypes that safetensors has, of whole bytes per element."""
+"""torch's dtypes of whole bytes, mapped to the names that safetensors has for them."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Where training scripts keep the state dict, beside the optimizer and the like."""
+"""The keys under which training scripts keep the state dict, next to the optimizer and so on."""
 MAX_WRAPPED = 2
 
 AT_ONCE = 8
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""The pickled number that `torch.save` began files with before they were zip files."""
+"""How files of `torch.save` started before they were zip files: a pickled number."""
 STORAGE = re.compile(r"data/([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of a state dict, in its order, by name.
+    """The tensors of a state dict.
 
-    `start` is a byte offset in the file, and `stop - start` the bytes of the elements, also for the
-    tensors in `strided`, whose elements lie in a span of their own. `tied` maps a name to the first
-    name with the very same elements. `pickle` holds all of the file but elements and their places;
-    `left_out` names what stood beside the state dict.
+    Attributes:
+        tensors: The tensors by name, in the order of the state dict. `start` is a byte offset in the
+            file, and `stop - start` the number of bytes of the elements, also for strided tensors.
+        strided: The tensors whose elements are not stored in order.
+        tied: The names of tensors that share all elements with an earlier one, mapped to its name.
+        pickle: Everything in the file except the elements and their offsets.
+        left_out: The names of what is saved next to the state dict.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -101,7 +104,11 @@ class StateDicts:
 
 
 def read_state_dict(file: Bytes) -> StateDict:
-    """The state dict in a file that `torch.save` wrote; raises CheckpointError. Runs nothing from it."""
+    """Read the state dict in a file of `torch.save`, without running any code from it.
+
+    Raises:
+        CheckpointError: The file is malformed or holds anything but tensors and plain values.
+    """
     _check_magic(file)
     records = read_records(file)
     pickle = file.read(records["data.pkl"].nbytes, start_of(file, records["data.pkl"]))
@@ -138,8 +145,7 @@ def read_state_dict(file: Bytes) -> StateDict:
 
 
 def _starts(file: Bytes, keys: Mapping[int, Record], tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Where the records of these tensors start, by key; asked for several at once, for the file may be far
-    away."""
+    """Find where the records of these tensors start, by key. Several at once: the file may be remote."""
     wanted = {getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for tensor in tensors}
     used = [key for key in keys if key in wanted]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -147,7 +153,7 @@ def _starts(file: Bytes, keys: Mapping[int, Record], tensors: Iterable[torch.Ten
 
 
 def _check_magic(file: Bytes) -> None:
-    """Refuse what is no zip file, with what to do about it."""
+    """Refuse a file that is not a zip file, and say what to do about it."""
     start = file.read(min(file.nbytes, 512))
     if start.startswith(b"PK\x03\x04"):
         return
@@ -168,10 +174,12 @@ def _check_magic(file: Bytes) -> None:
 
 
 def _parse(pickle: bytes, records: Mapping[str, Record], shown: str) -> tuple[Any, dict[int, Record]]:
-    """What torch makes of the pickle, its storages without bytes, and the record of each
-    `_checkpoint_offset` of a storage.
+    """Have torch parse the pickle, with storages that have no bytes.
 
-    torch is given an archive of the same pickle and of empty records, so that it reads nothing else.
+    torch gets an archive of the same pickle and empty records, so it cannot read anything else.
+
+    Returns:
+        The content, and the record of each `_checkpoint_offset` of a storage.
     """
     import torch
 
@@ -195,7 +203,7 @@ def _parse(pickle: bytes, records: Mapping[str, Record], shown: str) -> tuple[An
 
 
 def _without_bytes() -> Any:
-    """Where torch does not read storages: of itself on the meta device since 2.11, before among fakes."""
+    """Return a context in which torch reads no storages. Since torch 2.11 the meta device is enough."""
     import torch
 
     if hasattr(torch.serialization, "_is_meta_location"):
@@ -206,7 +214,7 @@ def _without_bytes() -> Any:
 
 
 def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """The dict of tensors in what was saved, and the names of what stood beside it."""
+    """Find the dict of tensors in what was saved, and the names of what is saved next to it."""
     import torch
 
     def refuse(problem: str, **facts: Any) -> CheckpointError:
@@ -236,7 +244,7 @@ def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple
             if under:
                 inside = cropped("".join(f"[{key!r}]" for key in [*within.split(".")[:-1], under[0]]))
                 raise refuse(
-                    f"its tensors stand under {cropped(', '.join(map(repr, under[:4])))}",
+                    f"its tensors are under {cropped(', '.join(map(repr, under[:4])))}",
                     hint=f"save them alone: torch.save(torch.load(OLD, weights_only=True){inside}, NEW)",
                 )
             raise refuse(
@@ -256,8 +264,11 @@ def _holds_tensors(value: object) -> bool:
 
 
 def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:
-    """The strides of a plain dense tensor that safetensors can hold, 0 where they do not matter,
-    and the bits of an element."""
+    """Return the strides of a dense tensor, 0 where the size is 1, and the bits of an element.
+
+    Raises:
+        CheckpointError: safetensors cannot hold the tensor.
+    """
     import torch
 
     dtype, shape = _torch_name(tensor.dtype), tuple(tensor.shape)
@@ -282,7 +293,11 @@ def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:
 def _span(
     tensor: torch.Tensor, strides: tuple[int, ...], itemsize: int, storage_bytes: int, record: Record
 ) -> tuple[int, int]:
-    """Where in its storage the tensor starts, and how far it spans; both in bytes, and inside."""
+    """Return where in its storage the tensor starts, and how far it reaches, both in bytes.
+
+    Raises:
+        CheckpointError: Elements overlap, or are outside the storage.
+    """
     offset, span = int(tensor.storage_offset()) * itemsize, 0
     if 0 not in tensor.shape:
         reach = 0
@@ -300,7 +315,7 @@ def _span(
             )
     if storage_bytes != record.nbytes:
         raise CheckpointError(
-            "its storage is not of the size that its record has",
+            "its storage and its record differ in size",
             expected=f"{storage_bytes:,} bytes",
             found=f"{record.nbytes:,}",
         )

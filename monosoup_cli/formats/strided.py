@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["Bytes", "Strided", "contiguous"]
 
 INTEGERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
-"""By their bits: what elements of any dtype can be moved as."""
+"""The integers that elements of any dtype are copied as, by the number of bits."""
 
 PIECE = 1 << 20
-"""Bytes read at once even where few of them are the tensor's."""
+"""How many bytes may be read at once even if few of them belong to the tensor."""
 
 
 class Bytes(Protocol):
-    """A file that is read at offsets; `shown` is what messages call it."""
+    """A file that is read at offsets. `shown` is its name in messages."""
 
     shown: str
 
@@ -35,10 +35,11 @@ class Bytes(Protocol):
 
 @dataclass(frozen=True)
 class Strided:
-    """How the elements of a tensor lie that do not follow each other in row-major order.
+    """Where the elements of a tensor are that are not stored in row-major order.
 
-    `strides` are in elements, 0 where the size is 1; `span` is the bytes from the first element's
-    first to the last one's last, which start where the tensor starts.
+    Attributes:
+        strides: The strides in elements; 0 where the size is 1.
+        span: How many bytes the elements spread over, from the start of the tensor.
     """
 
     strides: tuple[int, ...]
@@ -46,7 +47,10 @@ class Strided:
 
 
 def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> memoryview:
-    """The elements in row-major order. At most twice their bytes, or a piece, are held beside them."""
+    """Read the elements of a tensor in row-major order.
+
+    Besides the result this takes up to twice its memory, or PIECE bytes.
+    """
     import torch
 
     elements = _room(tensor.nbytes)
@@ -56,8 +60,7 @@ def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> memoryview:
 
 
 def _room(nbytes: int) -> memoryview:
-    """Memory that goes back to the system when it is not used any more: a freed block of this size would
-    have the allocator keep others."""
+    """Allocate memory that returns to the system when it is freed, which the allocator does not guarantee."""
     return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
 
 

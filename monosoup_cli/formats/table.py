@@ -1,4 +1,4 @@
-"""The formats of weights that are read, in the order in which a folder is searched for them."""
+"""The file formats of weights, in the order in which a folder is searched for them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["FORMATS", "OTHER_WEIGHTS", "STEMS", "WEIGHTS", "open_shard"]
 FORMATS: tuple[Format, ...] = (Safetensors(), StateDicts())
 
 WEIGHTS = tuple(suffix for one in FORMATS for suffix in one.suffixes)
-"""How names of files of weights end."""
+"""The suffixes of files of weights."""
 
 OTHER_WEIGHTS = tuple(suffix for suffix in WEIGHTS if suffix != ".safetensors")
-"""The same, without the format that is written."""
+"""The suffixes of formats that are read but not written."""
 
 STEMS = {suffix: stems for one in FORMATS for suffix, stems in one.stems.items()}
-"""What libraries call the weights of a model, for each suffix."""
+"""The names that libraries give to the weights of a model, without the suffix, by suffix."""
 
 
 def open_shard(name: str, file: CheckpointFile) -> Shard:
-    """Open a file of weights in the format that its name says, or else as safetensors; close it on an error.
+    """Open a file of weights in the format of its suffix, by default as safetensors. Closes it on an error.
 
     Raises:
         CheckpointError: The file is malformed, or not of that format.

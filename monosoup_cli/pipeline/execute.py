@@ -21,7 +21,7 @@ from monosoup_cli.pipeline.publication import as_text, make_identity, make_repor
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.task import Choice
-from monosoup_cli.sources.hub import fetch
+from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.ingredients import Ingredients
 from monosoup_cli.tensors.plan import Selection
 

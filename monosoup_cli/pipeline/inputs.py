@@ -13,11 +13,11 @@ from monosoup_cli.adapters.merged import MergedSource
 from monosoup_cli.adapters.peft import read_adapter
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.sources.alignment import Rename, align, suggestion, tied_names
-from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.checkpoint import Checkpoint, rename
 from monosoup_cli.sources.files import Files, Model, PeftAdapter
-from monosoup_cli.sources.hub import fetch
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.sources.source import Source, Unchanged
+from monosoup_cli.sources.transfer import fetch
 
 __all__ = ["Inputs", "open_inputs"]
 
@@ -192,7 +192,7 @@ def _aligned(
 ) -> tuple[Checkpoint, Sequence[Rename]]:
     """The checkpoint under the names of the first, tied weights included; and the renames without effect."""
     alignment = align(other.tensors, first.tensors, renames, other.path)
-    names, words = dict(alignment.stored), list(alignment.said)
+    names, words = dict(alignment.stored), list(alignment.notes)
     for copy, kept in _copies(other, first, names):
         del names[copy]
         words.append(f"without {copy!r}, which is tied to {kept!r}")
@@ -201,7 +201,7 @@ def _aligned(
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
             words.append(f"with {holder!r} for {missing!r}, which is tied to it")
-    return (other.renamed(names, tuple(words)) if words else other), alignment.unused
+    return (rename(other, names, tuple(words)) if words else other), alignment.unused
 
 
 def _copies(other: Checkpoint, first: Source, names: Mapping[str, str]) -> list[tuple[str, str]]:

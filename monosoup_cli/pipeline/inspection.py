@@ -17,7 +17,7 @@ from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.memory import Resources, allot, need_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.report.records import LayerRecord, SliceRecord
-from monosoup_cli.sources.hub import fetch
+from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer

@@ -15,8 +15,8 @@ from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, need_of
 from monosoup_cli.pipeline.planned import Planned
-from monosoup_cli.sources.hub import fetch
 from monosoup_cli.sources.source import Source
+from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 

@@ -1,8 +1,8 @@
-"""Names that differ between checkpoints of one model: renamed, wrapped by a library, or left out as tied.
+"""Match the tensor names of checkpoints that are renamed, wrapped by a library or left out as tied.
 
-The output has the names of the first fine-tuned checkpoint, and all others are read under these. What
-libraries put in front of names, and `torch.compile` into them, is recognised where both sides then match;
-for the rest there is `--rename`. Decided from names and shapes; no byte of a tensor is read.
+The output has the names of the first fine-tuned checkpoint, and all others are read under these names.
+Prefixes that libraries add, and the component that `torch.compile` inserts, are recognised if the names then
+match. Everything else needs `--rename`. Only names and shapes are compared; no byte of a tensor is read.
 """
 
 from __future__ import annotations
@@ -23,47 +23,52 @@ __all__ = ["Alignment", "Rename", "align", "suggestion", "tied_names"]
 Headers = Mapping[str, TensorInfo]
 
 WRAPPER = re.compile(r"(base_model\.model|module|model)\.")
-"""What libraries put in front of names: peft, DDP, Lightning and the models with a head."""
+"""The prefixes that peft, DDP, Lightning and models with a head add to names."""
 WRAPPERS = re.compile(rf"({WRAPPER.pattern}){{0,8}}")
 COMPILED = "_orig_mod"
-"""The component that `torch.compile` inserts, in front of names or where a submodule was compiled."""
+"""The component that `torch.compile` inserts, at the start or where a submodule was compiled."""
 MAX_NAMESAKES = 8
-"""Names that differ by wrappers alone; of more, each would be tried with each, and tells nothing."""
+"""How many names may differ only by wrappers. More would take too long to try, and are ambiguous anyway."""
 
 MAX_COMPONENTS = 32
 MAX_COMPARED = 20_000
-"""Names of each side that a suggestion is drawn from: it is a hint, and their suffixes take memory."""
+"""How many names of each side a suggestion considers, because their suffixes take memory."""
 MAX_TWINS = 4
 MANY = 1 / 4
-"""Of the first checkpoint's names; of fewer that match none, a new head is the likely reason."""
+"""The share of the first checkpoint's names that must be unmatched. Fewer are likely those of a new head."""
 ENOUGH = 1 / 3
-"""Of these names, that a suggestion must explain."""
+"""The share of the unmatched names that a suggestion must explain."""
 
 
 @dataclass(frozen=True)
 class Rename:
-    """One `--rename OLD=NEW`, of runs of whole components: an empty `new` removes `old`, an empty `old`
-    puts `new` in front of names."""
+    """One `--rename OLD=NEW`, which replaces runs of whole components.
+
+    Attributes:
+        old: What is replaced; if empty, `new` is added at the start of names.
+        new: The replacement; if empty, `old` is removed.
+    """
 
     old: str
     new: str
 
     @classmethod
     def parse(cls, text: str) -> Rename:
-        """Raises UsageError for what is no OLD=NEW."""
+        """Parse OLD=NEW. Raise UsageError for anything else."""
         old, equals, new = text.partition("=")
         old, new = old.removesuffix("."), new.removesuffix(".")
         if not equals or old == new:
             raise UsageError(
-                f"--rename {text!r} renames nothing", expected="OLD=NEW, as 'transformer.h=model.layers'"
+                f"--rename {text!r} renames nothing", expected="OLD=NEW, such as 'transformer.h=model.layers'"
             )
         return cls(old, new)
 
     def apply(self, names: Iterable[str]) -> list[str]:
+        """Rename all names, in their order."""
         if not self.old:
             return [f"{self.new}.{name}" for name in names]
         run, new = re.compile(rf"\.{re.escape(self.old)}(?=\.)"), f".{self.new}" if self.new else ""
-        # dots around the name stand for its ends; what holds no OLD at all need not be looked through
+        # dots mark the ends of the name; names without OLD are skipped, which is faster
         return [run.sub(lambda _: new, f".{name}.")[1:-1] if self.old in name else name for name in names]
 
     def __str__(self) -> str:
@@ -72,26 +77,35 @@ class Rename:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a checkpoint's names stand to those of the first fine-tuned one.
+    """How a checkpoint's names map to those of the first fine-tuned checkpoint.
 
-    `stored` leads from a name as the first would have it to the name in this checkpoint, in its order and
-    for every tensor once; `said` is what was recognised, for people; `unused` are the renames that
-    matched no name.
+    Attributes:
+        stored: The names under which tensors are read, mapped to the names in this checkpoint, in its order.
+        notes: What was recognised, in words.
+        unused: The renames that matched no name.
     """
 
     stored: Mapping[str, str]
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     unused: tuple[Rename, ...]
 
 
 def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) -> Alignment:
-    """Read the names of `other`, the checkpoint at `path`, as `first` would have them.
+    """Map the names of a checkpoint to those of the first fine-tuned checkpoint.
 
-    Renames come first, in their order, unless more names match without them. Names that match then are
-    left alone, and of the others the wrappers are recognised. Raises MismatchError where a rename makes
-    one name of two.
+    Renames are applied first, in their order, unless more names match without them. Then wrappers are
+    recognised in the names that still do not match.
+
+    Args:
+        other: The tensors of the checkpoint.
+        first: The tensors of the first fine-tuned checkpoint.
+        renames: The renames that the user asked for.
+        path: The path of the checkpoint, for errors.
+
+    Raises:
+        MismatchError: A rename maps two names to one.
     """
-    names, said, unused = list(other), [], []
+    names, notes, unused = list(other), [], []
     renamed = names
     for rename in renames:
         renamed = rename.apply(renamed)
@@ -100,24 +114,24 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
         before, names = names, rename.apply(names)
         count = sum(name != old for name, old in zip(names, before, strict=True))
         if count:
-            said.append(f"{_reading(rename.old, rename.new)} {_tensors(count)}")
+            notes.append(f"{_reading(rename.old, rename.new)} {_tensors(count)}")
         else:
             unused.append(rename)
     stored: dict[str, str] = {}
     for name, old in zip(names, other, strict=True):
         if name in stored:
             raise MismatchError(
-                "--rename makes one name of two",
+                "--rename maps two names to one",
                 path=path,
                 tensor=name,
                 found=f"{stored[name]!r} and {old!r}",
-                hint="a longer OLD tells them apart",
+                hint="use a longer OLD to tell them apart",
             )
         stored[name] = old
     unwrapped, recognised = _unwrap({name: other[old] for name, old in stored.items()}, first)
     return Alignment(
         {unwrapped.get(name, name): old for name, old in stored.items()},
-        (*said, *recognised),
+        (*notes, *recognised),
         tuple(unused) if is_wanted else tuple(renames),
     )
 
@@ -133,11 +147,13 @@ def _tensors(count: int) -> str:
 
 
 def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
-    """Names of `other` without a match → names of `first` without one, where they differ by wrappers
-    alone; and what these are, for people.
+    """Match names that differ only by wrappers.
 
-    The difference that most names show comes first; one by which most shapes disagree is a coincidence,
-    or leads to another model.
+    The most frequent difference is tried first. If most shapes disagree, it is a coincidence, or belongs to
+    another model.
+
+    Returns:
+        Unmatched names of `other`, mapped to unmatched names of `first`; and the differences, in words.
     """
     ours, theirs = _unmatched_cores(other, first), _unmatched_cores(first, other)
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
@@ -147,7 +163,7 @@ def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
                 pairs[_difference(wrappers, target_wrappers)].append((name, target))
     found: dict[str, str] = {}
     taken: set[str] = set()
-    said: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for (old, new), candidates in sorted(pairs.items(), key=lambda item: (-len(item[1]), item[0])):
         chosen: dict[str, str] = {}
         for name, target in candidates:
@@ -160,17 +176,17 @@ def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
             continue
         found |= chosen
         if old or new:
-            said[_reading(old, new)] += len(chosen)
+            notes[_reading(old, new)] += len(chosen)
         for name, target in chosen.items():
             if _is_compiled(name) != _is_compiled(target):
-                said[f"with{'out' if _is_compiled(name) else ''} '{COMPILED}'"] += 1
+                notes[f"with{'out' if _is_compiled(name) else ''} '{COMPILED}'"] += 1
             elif not old and not new:
-                said[f"with '{COMPILED}' in another place"] += 1
-    return found, [f"{reading} {_tensors(count)}" for reading, count in said.items() if count]
+                notes[f"with '{COMPILED}' in another place"] += 1
+    return found, [f"{reading} {_tensors(count)}" for reading, count in notes.items() if count]
 
 
 def _unmatched_cores(headers: Headers, matched: Headers) -> dict[str, dict[str, tuple[str, ...]]]:
-    """What is left of the names without a match when wrappers are taken off → name → its wrappers."""
+    """Map unmatched names without their wrappers to the full names and the wrappers of each."""
     cores: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     for name in headers:
         if name not in matched:
@@ -178,13 +194,13 @@ def _unmatched_cores(headers: Headers, matched: Headers) -> dict[str, dict[str, 
             if COMPILED in name:
                 plain = ".".join(part for part in name.split(".") if part != COMPILED)
             outer = WRAPPERS.match(plain)
-            assert outer is not None  # it matches nothing, too
+            assert outer is not None  # it also matches an empty string
             cores[plain[outer.end() :]][name] = tuple(WRAPPER.findall(outer[0]))
     return {core: names for core, names in cores.items() if len(names) <= MAX_NAMESAKES}
 
 
 def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, str]:
-    """What stands in front of what both have in common, next to the core."""
+    """Remove the wrappers that both have next to the core."""
     while old and new and old[-1] == new[-1]:
         old, new = old[:-1], new[:-1]
     return ".".join(old), ".".join(new)
@@ -195,16 +211,21 @@ def _is_compiled(name: str) -> bool:
 
 
 def _is_fitting(tensor: TensorInfo, other: TensorInfo) -> bool:
-    """Whether they have one shape, or are matrices of another number of rows: a resized vocabulary."""
+    """Return whether the shapes are equal, or differ only in the rows, as those of a resized vocabulary."""
     if tensor.shape == other.shape:
         return True
     return len(tensor.shape) > 1 and tensor.shape[1:] == other.shape[1:]
 
 
 def suggestion(other: Headers, first: Headers) -> str | None:
-    """The `--rename` that would have most names of `other` match those of `first`, where many match none.
+    """Suggest the `--rename` that makes most names match, from names with a common ending and equal shapes.
 
-    Names are those that `align` ended with. Drawn from names that end alike and have the same shape.
+    Args:
+        other: The tensors of a checkpoint, by the names from `align`.
+        first: The tensors of the first fine-tuned checkpoint.
+
+    Returns:
+        The option as the user would type it; None if few names are unmatched, or no rename explains them.
     """
     ours = [name for name in other if name not in first]
     theirs = [name for name in first if name not in other]
@@ -234,14 +255,14 @@ def suggestion(other: Headers, first: Headers) -> str | None:
 
 
 def _suffixes(name: str) -> Iterable[str]:
-    """The ends of the name that are whole components; the longest, the name itself, first."""
+    """The ends of a name that are whole components, the longest first, which is the name itself."""
     yield name
     starts = (match.end() for match in re.finditer(r"\.", name))
     yield from (name[start:] for start in islice(starts, MAX_COMPONENTS))
 
 
 def _gain(rename: Rename, other: Headers, first: Headers) -> int:
-    """How many names more match with it, in their shapes too."""
+    """How many more names match with this rename, shapes included."""
     renamed = dict(zip(rename.apply(other), other.values(), strict=True))
     if len(renamed) < len(other):
         return 0
@@ -260,10 +281,10 @@ MASKED_HEADS = {
     "generator_lm_head": ("electra", "convbert"),
     "predictions.decoder": ("albert",),
 }
-"""The heads of masked language models, and what precedes `embeddings` in the names of such models."""
+"""The heads of masked language models, mapped to what precedes `embeddings` in the names of their models."""
 TiedGroup = tuple[tuple[str, ...], tuple[str, ...]]
 TIED: tuple[TiedGroup, ...] = (
-    # Llama and what is like it; a language model inside a larger one; without the class of the head
+    # Llama and similar models; a language model inside a larger one; without the class of the head
     *(
         ((f"{where}{EMBEDDED}",), ("lm_head.weight",))
         for where in ("model.", "model.language_model.", "model.text_model.", "")
@@ -298,23 +319,28 @@ TIED: tuple[TiedGroup, ...] = (
     ),
     (("model.embeddings.tok_embeddings.weight",), ("decoder.weight",)),  # ModernBERT
 )
-"""(names of one embedding, names of heads tied to it), as in the `_tied_weights_keys` of transformers."""
+"""(names of one embedding, names of heads tied to it), from the `_tied_weights_keys` of transformers."""
 MAX_TIED_COMPONENTS = 4
-"""Of a name in TIED."""
+"""The most components of a name in TIED."""
 TIED_CONFIGS = ("text_config", "decoder", "language_config", "llm_config")
-"""The parts of a config, besides itself, that tell of the head of its language model."""
+"""The parts of a config that may describe the head of its language model, besides the config itself."""
 WITH_HEAD = re.compile(r"(For(CausalLM|ConditionalGeneration|MaskedLM|PreTraining)|LMHeadModel|MTModel)$")
-"""The ends of class names whose models have such a head."""
+"""The ends of class names of models with such a head."""
 
 
 def tied_names(
     headers: Headers, config: Mapping[str, Any] | None, metadata: Mapping[str, str], tied: Mapping[str, str]
 ) -> dict[str, str]:
-    """A name that the checkpoint leaves out → the name of the tensor that holds its weights.
+    """Map names that a checkpoint leaves out to the names of the tensors with their weights.
 
-    From `metadata`, where safetensors' `save_model` notes {left out: kept}; from `tied`, the same as the
-    checkpoint's reader knows it; and by convention. Shapes are not compared. A convention holds for many
-    models, so names that this one never had are among them: ask for those that are wanted.
+    Conventions hold for many models, so the result also contains names that this model never had. Shapes are
+    not compared.
+
+    Args:
+        headers: The tensors of the checkpoint.
+        config: The content of its config.json.
+        metadata: Its metadata, in which safetensors' `save_model` notes {left out: kept}.
+        tied: The same from the reader of the checkpoint.
     """
     noted = {**metadata, **tied}
     found = {name: kept for name, kept in noted.items() if kept in headers and name not in headers}
@@ -337,7 +363,7 @@ def tied_names(
 
 
 def _groups(name: str) -> list[tuple[str, TiedGroup]]:
-    """The groups of TIED that the name belongs to, with what stands in front of its names."""
+    """The groups of TIED that a name belongs to, each with the prefix of its names."""
     parts = name.rsplit(".", MAX_TIED_COMPONENTS)
     for at in range(len(parts)):
         if groups := _tied_groups().get(".".join(parts[at:])):
@@ -356,13 +382,15 @@ def _tied_groups() -> dict[str, list[TiedGroup]]:
 
 
 def _has_tied_head(config: Mapping[str, Any] | None) -> bool:
-    """Whether a model of this config ties its head to its embedding. Configs that do not say are of
-    models with the default, which was to tie."""
+    """Return whether a model with this config ties its head to its embedding.
+
+    The default of transformers was to tie, so configs that do not say count as tied.
+    """
     if config is None:
         return False
     parts = [config, *(config[name] for name in TIED_CONFIGS if isinstance(config.get(name), dict))]
-    said = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
-    if said:
-        return any(each is True for each in said)
+    ties = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
+    if ties:
+        return any(each is True for each in ties)
     architectures = config.get("architectures")
     return isinstance(architectures, list) and any(WITH_HEAD.search(str(name)) for name in architectures)

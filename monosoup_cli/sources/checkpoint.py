@@ -13,10 +13,10 @@ from monosoup_cli.formats.strided import contiguous
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import DENSE, Reader, Update
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "rename"]
 
 SMALL_SHARE = 0.5
-"""A smaller share of a file on the Hub is downloaded in parts, which are not kept for the next run."""
+"""If less than this share of a file on the Hub is needed, only parts of it are downloaded, and not cached."""
 
 
 class Checkpoint:
@@ -24,8 +24,7 @@ class Checkpoint:
 
     Args:
         files: The open files.
-        names: How the tensors are called here, mapped to what they are called in the files. None where the
-            names are the same.
+        names: The names of the tensors, mapped to their names in the files. None if the names are the same.
     """
 
     def __init__(self, files: Files, names: Mapping[str, str] | None = None) -> None:
@@ -40,21 +39,17 @@ class Checkpoint:
         self._left_on_hub: set[str] = set()
         self._in_order = threading.local()
 
-    def renamed(self, names: Mapping[str, str], read_as: tuple[str, ...]) -> Checkpoint:
-        """The same checkpoint under other names; `read_as` says in words how names are read."""
-        return Checkpoint(replace(self.files, read_as=read_as), names)
-
     @property
     def model(self) -> Files:
         """Its own files."""
         return self.files
 
     def update(self, name: str) -> Update:
-        """Nothing is known of the update of a whole tensor."""
+        """Return `DENSE`: nothing is known of the update of a whole tensor."""
         return DENSE
 
     def reader(self, name: str) -> Reader:
-        """Read the bytes of a tensor where they are stored."""
+        """Return a reader of the bytes of a tensor."""
         shard, tensor = self._shard_of[name], self.tensors[name]
         if tensor.name in shard.strided:
             return Reader(
@@ -64,7 +59,7 @@ class Checkpoint:
         return Reader(tensor.dtype, lambda buffer, offset: read_into(buffer, start + offset))
 
     def _read_in_order(self, shard: Shard, tensor: TensorInfo, buffer: memoryview, offset: int) -> None:
-        """Read a tensor whose elements are not stored in order. Each thread keeps the last one in order."""
+        """Read a tensor whose elements are not stored in order. Each thread caches the last one."""
         last = self._in_order
         if getattr(last, "tensor", None) is not tensor:
             last.data = None  # before the next one is made
@@ -73,14 +68,18 @@ class Checkpoint:
         buffer[:] = last.data[offset : offset + len(buffer)]
 
     def prefetch(self, name: str, limit: int) -> None:
-        """Ask the system to have a tensor, or its first `limit` bytes, ready soon. Does not wait."""
+        """Ask the system to have up to `limit` bytes of a tensor ready soon. Does not wait."""
         shard, tensor = self._shard_of[name], self.tensors[name]
         shard.file.prefetch(shard.data_start + tensor.start, min(tensor.nbytes, limit))
 
     def select(self, names: Iterable[str] | None) -> list[Download]:
-        """What has to be downloaded to read the tensors of these names, or of all tensors.
+        """List the downloads that are needed to read some tensors.
 
-        If little of a file is needed, only those parts are downloaded, and the rest is not `is_at_hand`.
+        If little of a file is needed, only those parts are downloaded, and its other tensors are no longer
+        at hand.
+
+        Args:
+            names: The tensors; None for all.
         """
         wanted: dict[str, list[TensorInfo]] = {shard.name: [] for shard in self.files.shards}
         for name in self.tensors if names is None else names:
@@ -101,12 +100,12 @@ class Checkpoint:
         return downloads
 
     def is_at_hand(self, name: str) -> bool:
-        """Whether there is such a tensor, and `select` has not left it on the Hub."""
+        """Return whether the tensor exists and `select` did not leave it on the Hub."""
         return name in self.tensors and self.tensors[name].name not in self._left_on_hub
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of the largest tensor whose elements are not stored in order, and their span."""
+        """What reading the largest strided tensor takes: its elements in order, and as stored."""
         return max(
             (
                 shard.header.tensors[name].nbytes + strided.span
@@ -117,11 +116,11 @@ class Checkpoint:
         )
 
     def forget(self) -> None:
-        """Drop the tensor that the calling thread keeps in order."""
+        """Drop the tensor that the calling thread caches."""
         self._in_order.__dict__.clear()
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError where a file was written to since it was opened."""
+        """Raise CheckpointError if a file has changed since it was opened."""
         self.files.check_unchanged()
 
     def __enter__(self) -> Checkpoint:
@@ -129,3 +128,14 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
+
+
+def rename(checkpoint: Checkpoint, names: Mapping[str, str], read_as: tuple[str, ...]) -> Checkpoint:
+    """Open the same files under other names.
+
+    Args:
+        checkpoint: The checkpoint whose files are read.
+        names: The new names, mapped to the names in the files.
+        read_as: How the names differ, in words for the report.
+    """
+    return Checkpoint(replace(checkpoint.files, read_as=read_as), names)

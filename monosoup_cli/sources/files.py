@@ -1,4 +1,4 @@
-"""The files that a checkpoint is read from, open; and where they were found."""
+"""The open files of a checkpoint, and where they were found."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LoraFile:
 
 
 Kind: TypeAlias = "Model | PeftAdapter | LoraFile"
-"""What the tensors of some files are. Adapters are no checkpoints until they are merged into a base."""
+"""What the tensors in some files are. An adapter is a checkpoint only when merged into a base."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Place:
         source: What the user typed.
         folder: The folder that the weights belong to; None for a single file.
         inner: The part of the folder that has the weights, "" or "unet/".
-        origin: The folder on the Hub that a single file is from; None for any other file.
+        origin: The folder on the Hub that contains the single file; None for files on the disk.
         file_name: The name of a single file.
     """
 
@@ -64,7 +64,7 @@ class Place:
 
     @property
     def repository(self) -> str | None:
-        """The id on the Hub; None where the checkpoint is not from there."""
+        """The id on the Hub; None if the checkpoint is not from there."""
         folder = self.folder or self.origin
         return None if folder is None else folder.repository
 
@@ -76,7 +76,7 @@ class Place:
 
     @property
     def path(self) -> str:
-        """What other programs open: the folder or the file on this machine."""
+        """The path of the folder or file on this machine, for other programs."""
         if os.path.lexists(self.source):
             return self.source
         folder = self.folder or self.origin
@@ -95,7 +95,7 @@ class Files:
         index: The index of a sharded checkpoint.
         config: The content of config.json.
         kind: What the tensors are.
-        read_as: How tensor names are read where they differ from those in the files, in words.
+        read_as: How tensor names are changed when they are read, in words.
         tensors: Every tensor, in the order of the files and of the bytes in each.
     """
 
@@ -133,7 +133,7 @@ class Files:
         return sum(shard.file.bytes_read for shard in self.shards)
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError where a file was written to since it was opened."""
+        """Raise CheckpointError if a file has changed since it was opened."""
         for shard in self.shards:
             shard.file.check_unchanged()
 

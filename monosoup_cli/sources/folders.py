@@ -1,4 +1,4 @@
-"""The folder that a checkpoint lies in: on the disk, or on the Hub."""
+"""The folders that checkpoints are read from, on the disk or on the Hub."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ __all__ = ["Folder", "LocalFolder", "is_plain_name", "read_config", "resolve_ins
 
 
 class Folder(Protocol):
-    """Files that belong together. Names are relative, with slashes.
+    """A folder of files. File names are relative to it, with slashes.
 
-    `source`: what the user typed. `root`: where it lies on this machine, None where it does not
-    (yet). `repository`, `revision`: on the Hub, its id and the commit.
+    Attributes:
+        source: What the user typed.
+        repository: The id on the Hub; None if the folder is not from there.
+        revision: The commit on the Hub.
+        root: The path on this machine; None until something is downloaded.
     """
 
     source: str
@@ -32,30 +35,36 @@ class Folder(Protocol):
     def root(self) -> Path | None: ...
 
     def names(self, inner: str = "") -> list[str]:
-        """What stands directly in the folder, or in the folder `inner` of it; sorted."""
+        """List the files and folders in this folder, or in its subfolder `inner`, sorted by name."""
         ...
 
-    def is_folder(self, name: str) -> bool: ...
+    def is_folder(self, name: str) -> bool:
+        """Return whether this is a subfolder."""
+        ...
 
     def nbytes(self, name: str) -> int:
-        """Of a regular file that can be read; raises CheckpointError for anything else."""
+        """Return the size of a regular file. Raise CheckpointError for anything else."""
         ...
 
-    def open(self, name: str) -> CheckpointFile: ...
+    def open(self, name: str) -> CheckpointFile:
+        """Open a file for reading."""
+        ...
 
     def path(self, name: str) -> Path:
-        """Where the file lies on the disk; from the Hub, it has been downloaded before."""
+        """Return the path of a file on the disk, and download it first if it is not there."""
         ...
 
     def select(self, names: Iterable[str]) -> list[Download]:
-        """What has to be downloaded to have these files on the disk."""
+        """List the downloads that bring these files to the disk."""
         ...
 
-    def shown(self, name: str) -> str: ...
+    def shown(self, name: str) -> str:
+        """Return the name of a file for messages."""
+        ...
 
 
 class LocalFolder:
-    """A folder on the disk. What is linked to from it must lie in it, or in the Hub's cache."""
+    """A folder on the disk. Links must lead to files in the folder or in the Hub's cache."""
 
     def __init__(
         self, path: Path, source: str, repository: str | None = None, revision: str | None = None
@@ -99,7 +108,7 @@ class LocalFolder:
 
 
 def read_config(folder: Folder, name: str) -> Any:
-    """The content of a JSON file of the folder, None where it has none of that name."""
+    """Parse a JSON file of the folder. Return None if there is no such file."""
     inner, _, last = name.rpartition("/")
     if last not in folder.names(inner):
         return None
@@ -109,7 +118,7 @@ def read_config(folder: Folder, name: str) -> Any:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether it is the name of a file and nothing more, on every system."""
+    """Return whether this is a plain file name, without a folder, on every system."""
     return (
         isinstance(name, str)
         and name not in {"", ".", ".."}
@@ -119,7 +128,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def _in_cache(path: Path) -> tuple[str | None, str | None]:
-    """(id on the Hub, commit) of a snapshot in the Hub's cache."""
+    """Return the id and the commit of a snapshot in the Hub's cache; (None, None) for other folders."""
     for each in (path.absolute(), *path.absolute().parents):
         if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
             return each.parent.parent.name.removeprefix("models--").replace("--", "/"), each.name
@@ -127,8 +136,13 @@ def _in_cache(path: Path) -> tuple[str | None, str | None]:
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
-    """The real path of a file in `folder`; a link may lead to the folder itself or, from a
-    snapshot in the Hub's cache, to that cache's blobs, and nowhere else. Raises CheckpointError."""
+    """Resolve the links in the path of a file.
+
+    Links may lead to the folder itself or, from a snapshot in the Hub's cache, to the blobs of that cache.
+
+    Raises:
+        CheckpointError: The file does not exist, or a link leads elsewhere.
+    """
     root = folder.resolve()
     allowed = [root]
     for each in (root, *root.parents):
@@ -139,7 +153,7 @@ def resolve_inside(folder: Path, name: str) -> Path:
     try:
         resolved = (folder / name).resolve(strict=True)
     except (OSError, RuntimeError):
-        raise CheckpointError("a link that leads nowhere", path=folder / name) from None
+        raise CheckpointError("a broken link", path=folder / name) from None
     if not any(resolved.is_relative_to(place) for place in allowed):
         raise CheckpointError("a link that leads out of the folder", path=folder / name)
     return resolved

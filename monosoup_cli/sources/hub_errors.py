@@ -1,6 +1,6 @@
-"""What goes wrong between here and the Hub, in one line that tells what to do next.
+"""Turn errors of the Hub and its library into one line that says what to do next.
 
-The library's own texts are not repeated: they hold addresses, which may hold tokens, and pages of HTML.
+The library's own messages are not repeated: they contain addresses, which may contain tokens, and HTML.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -23,6 +23,7 @@ FILE_IN_URL = re.compile(r"/resolve/[^/]+/([^?#]+)")
 MAX_SERVER_TEXT = 200
 
 LIBRARIES = {"huggingface_hub", "httpx", "httpx2", "requests", "hf_xet"}
+OURS = __name__.partition(".")[0]
 
 LOG_IN = "`hf auth login` (or HF_TOKEN)"
 LATER = "try again later: finished files are kept"
@@ -35,15 +36,15 @@ CUT = "the transfer was cut short"
 
 
 class Advice(NamedTuple):
-    """What happened, what to do, and the class of the error."""
+    """What happened, what to do about it, and the class of the error."""
 
     problem: str
     hint: str | None = None
     kind: type[CheckpointError] = CheckpointError
 
 
-# By name, for which of them there are, and whose they are, depends on the library's version.
-TOLD = {
+# By name, because it depends on the library's version which of them exist, and where.
+ADVICE = {
     "GatedRepoError": Advice("gated on the Hub", f"accept the conditions on its page, then {LOG_IN}"),
     "DisabledRepoError": Advice("disabled on the Hub"),
     "RepositoryNotFoundError": Advice(
@@ -56,9 +57,9 @@ TOLD = {
     "HfUriError": Advice("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),
     "LocalTokenNotFoundError": Advice("there is no token for the Hub", LOG_IN, AccessError),
     "ProxyError": Advice(f"{UNREACHABLE}: the proxy fails", f"check HTTPS_PROXY and NO_PROXY; {OFFLINE}"),
-    "UnsupportedProtocol": Advice(f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
-    "InvalidURL": Advice(f"{UNREACHABLE}: its address is none", "check HF_ENDPOINT"),
-    "TooManyRedirects": Advice(f"{UNREACHABLE}: redirected in a circle", "check HF_ENDPOINT"),
+    "UnsupportedProtocol": Advice(f"{UNREACHABLE}: its address is not valid", "check HF_ENDPOINT"),
+    "InvalidURL": Advice(f"{UNREACHABLE}: its address is not valid", "check HF_ENDPOINT"),
+    "TooManyRedirects": Advice(f"{UNREACHABLE}: too many redirects", "check HF_ENDPOINT"),
     "RemoteProtocolError": Advice(CUT, AGAIN),
     "ReadError": Advice(CUT, AGAIN),
     "WriteError": Advice(CUT, AGAIN),
@@ -72,25 +73,28 @@ TOLD = {
 
 @contextmanager
 def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
-    """Have what the Hub, its library or the connection raise be a CheckpointError.
+    """Turn errors of the Hub, its library or the connection into CheckpointErrors.
 
-    `repository` is named as the user typed it; `action` is what is done to it: "read", "write to".
-    Other errors pass.
+    Other errors pass unchanged, also those of callbacks that the library calls.
+
+    Args:
+        repository: The repository, as the user typed it.
+        action: What is done to it: "read" or "write to".
     """
     try:
         yield
     except MonosoupError:
         raise
     except Exception as error:
-        if not (isinstance(error, OSError) or _passed_a_library(error)):
+        if not _is_of_the_hub(error):
             raise
-        advice = _told(error, action)
+        advice = _advice(error, action)
         raise advice.kind(advice.problem, path=repository, hint=advice.hint) from None
 
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the library's progress bars, warnings and log lines, in which addresses stand."""
+    """Silence the library's progress bars, warnings and log lines, which contain addresses."""
     import huggingface_hub.hf_api  # noqa: F401  (sets the level of the log, so first)
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
@@ -109,34 +113,39 @@ def quiet_hub() -> Iterator[None]:
                 enable_progress_bars()
 
 
-def _passed_a_library(error: BaseException) -> bool:
-    """Whether it was raised in the Hub's library or below: an answer that is not the Hub's, such as
-    the page of a captive portal, fails there as ValueError, KeyError or worse."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
-            return True
-        trace = trace.tb_next
-    return False
+def _is_of_the_hub(error: BaseException) -> bool:
+    """Whether the Hub's library, or the system below it, has failed.
+
+    An answer that is not the Hub's, such as the page of a captive portal, makes the library raise
+    ValueError, KeyError or worse. The same errors from a callback, which the library calls, are not its own.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    first = next((at for at, package in enumerate(packages) if package in LIBRARIES), None)
+    if first is None:
+        return isinstance(error, OSError)
+    return OURS not in packages[first:]
 
 
-def _told(error: BaseException, action: str) -> Advice:
-    """What happened, and what to do."""
+def _advice(error: BaseException, action: str) -> Advice:
+    """Describe an error, and say what to do about it."""
     causes = list(_causes(error))
     kinds = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes]
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Advice("no room left for the Hub's cache", f"make room, or move it with HF_HOME; {AGAIN}")
+            return Advice(
+                "no space left for the Hub's cache", f"free some space, or move it with HF_HOME; {AGAIN}"
+            )
     if any("OfflineModeIsEnabled" in names for names in kinds):
         return Advice(f"offline, and {_extent(kinds)} in the cache", ONLINE)
     for cause, names in zip(causes, kinds, strict=True):
         if "RemoteEntryNotFoundError" in names:
             return Advice(f"no file {_file_of(cause)} on the Hub", ANOTHER)
-        told = next((TOLD[name] for name in names if name in TOLD), None)
-        if told is not None:
-            return told
+        known = next((ADVICE[name] for name in names if name in ADVICE), None)
+        if known is not None:
+            return known
         if getattr(cause, "response", None) is not None:
-            return _told_by_status(cause, action)
+            return _status_advice(cause, action)
         if "HTTPError" in names or "RequestException" in names:
             return Advice(_unreachable(causes), OFFLINE)
         if "LocalEntryNotFoundError" not in names and isinstance(cause, ConnectionError):
@@ -144,17 +153,19 @@ def _told(error: BaseException, action: str) -> Advice:
     if any("LocalEntryNotFoundError" in names or "RevisionResolutionError" in names for names in kinds):
         return Advice(f"{_extent(kinds)} in the cache", ONLINE)
     if isinstance(error, OSError) and error.strerror:
-        return Advice(f"cannot use the Hub's cache: {error.strerror}", "HF_HOME tells where it is")
+        return Advice(f"cannot use the Hub's cache: {error.strerror}", "HF_HOME sets where it is")
     if isinstance(error, FileNotFoundError):
         return Advice("a file that it should have is not on the Hub", ANOTHER)
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return Advice(CUT, AGAIN)
-    return Advice(f"cannot {action} it: the Hub's answer makes no sense", "check HF_ENDPOINT and the proxy")
+    return Advice(f"cannot {action} it: the Hub's response is not valid", "check HF_ENDPOINT and the proxy")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it, from the outside in: the library wraps a failed request into an
-    error that says no more than that the file is not in the cache either."""
+    """The error and its causes, from the outside in.
+
+    The library wraps a failed request into an error that only says that the file is not in the cache either.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -172,26 +183,26 @@ def _unreachable(causes: list[BaseException]) -> str:
     return UNREACHABLE if reason is None else f"{UNREACHABLE}: {_one_line(reason)}"
 
 
-def _told_by_status(error: Any, action: str) -> Advice:
+def _status_advice(error: Any, action: str) -> Advice:
     status = error.response.status_code
     if status == 401:
         return Advice("the Hub does not accept the token", f"renew it with {LOG_IN}", AccessError)
     if status == 403:
         return Advice(f"the token may not {action} it", f"use one that may: {LOG_IN}", AccessError)
     if status == 412:
-        return Advice("somebody else has changed it meanwhile")
+        return Advice("someone else has changed it in the meantime")
     if status == 429:
         wait = _wait(error.response.headers)
         when = "later" if wait is None else f"in {wait} s"
         return Advice("too many requests to the Hub", f"try again {when}: finished files are kept")
     if status >= 500:
-        return Advice(f"the Hub has trouble of its own (status {status})", LATER)
-    said = _one_line(getattr(error, "server_message", None) or "")
-    return Advice(f"the Hub refuses (status {status}){': ' if said else ''}{said}")
+        return Advice(f"the Hub has an internal problem (status {status})", LATER)
+    message = _one_line(getattr(error, "server_message", None) or "")
+    return Advice(f"the Hub refused the request (status {status}){': ' if message else ''}{message}")
 
 
 def _wait(headers: Any) -> int | None:
-    """Seconds that a server asks to wait, where it does."""
+    """How many seconds the server asks to wait; None if it does not say."""
     for name, pattern in (("retry-after", r"\s*(\d{1,9})\s*"), ("ratelimit", r".*\bt\s*=\s*(\d{1,9})\b.*")):
         if match := re.fullmatch(pattern, headers.get(name, "")):
             return int(match[1])
@@ -199,12 +210,12 @@ def _wait(headers: Any) -> int | None:
 
 
 def _file_of(error: Any) -> str:
-    """The name in the address that was asked for."""
+    """The name of the requested file."""
     match = FILE_IN_URL.search(str(error.response.request.url))
     return cropped(repr(without_tokens(unquote(match[1]))), MAX_SERVER_TEXT) if match else "of this name"
 
 
 def _one_line(text: str) -> str:
-    """What a server says, cropped; nothing of a page of HTML."""
-    said = "".join(char if char.isprintable() else " " for char in text)
-    return "" if "<" in said else cropped(without_tokens(" ".join(said.split())), MAX_SERVER_TEXT)
+    """The message of a server in one line, cropped; empty for a page of HTML."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return "" if "<" in text else cropped(without_tokens(" ".join(printable.split())), MAX_SERVER_TEXT)

@@ -1,6 +1,6 @@
-"""From what the user typed to a `Checkpoint`: its files, its tensors, its index.
+"""Find and open the checkpoint that the user typed, on the disk or on the Hub.
 
-Everything here is decided from names and headers; no byte of a tensor is read.
+Only names and headers are read; no byte of a tensor is.
 """
 
 from __future__ import annotations
@@ -34,23 +34,29 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DENOISERS = ("transformer", "unet")
-"""The parts of a diffusers pipeline that are fine-tuned."""
+"""The parts of a diffusers pipeline that are usually fine-tuned."""
 WORDS = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 AT_ONCE = 8
-"""Shards whose headers are read."""
+"""How many headers of shards are read at once."""
 
 QUANTISED = re.compile(
     r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|scale_weight|scaled_fp8"
     r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
 )
-"""The last components of names that GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors and mxfp4 write."""
+"""The ends of tensor names that GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors and mxfp4 write."""
 UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
-    """Open a file of weights, a folder with one or with an index and shards, or a repository on the Hub.
+    """Open a checkpoint, and read and validate all headers.
 
-    Every header is read and validated. Raises CheckpointError.
+    Args:
+        source: A file of weights, a folder with such a file or with an index and shards, or the id of a
+            repository on the Hub.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it cannot be read, is malformed or is quantised.
+        UsageError: `source` is empty.
     """
     source = os.fspath(source)
     if not source:
@@ -65,18 +71,18 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if stat.S_ISDIR(mode):
         return _open_folder(LocalFolder(path, source), "")
     if path.name.endswith(INDEX_SUFFIX):
-        raise CheckpointError("an index, not a checkpoint", path=source, hint="name its folder")
+        raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise CheckpointError("a link that leads nowhere", path=source) from None
+        raise CheckpointError("a broken link", path=source) from None
     return _checked(
         Files(Place(source, file_name=path.name), (open_shard(path.name, InputFile(resolved, source)),))
     )
 
 
 def _open_afar(source: str, path: Path) -> Checkpoint:
-    """What is not on the disk: a repository on the Hub, one of its folders or files."""
+    """Open a repository on the Hub, or one of its folders or files."""
     from monosoup_cli.sources.hub import HubId, open_repository
     from monosoup_cli.sources.hub_errors import quiet_hub
 
@@ -103,7 +109,7 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
 
 
 def _meant(source: str) -> str | None:
-    """What may have been meant by something that is neither a path nor an id on the Hub."""
+    """Suggest what the user meant by something that is neither a path nor an id on the Hub."""
     from monosoup_cli.sources.hub import HubId
 
     if source.startswith(("http://", "https://")):
@@ -127,16 +133,16 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
         raise _without_weights(folder, inner, names)
     if len(candidates) > 1:
         raise CheckpointError(
-            "more than one checkpoint in this folder, and loaders disagree which to take",
+            "more than one checkpoint in this folder, and loaders disagree on which to load",
             path=folder.source,
             found=", ".join(candidates[:4]),
-            hint="name one file, or remove the others",
+            hint="pass one file, or remove the others",
         )
     if candidates[0] in ADAPTER_WEIGHTS:
         raise CheckpointError(
-            f"{ADAPTER_CONFIG} is missing beside {candidates[0]}",
+            f"{ADAPTER_CONFIG} is missing next to {candidates[0]}",
             path=folder.source,
-            hint="it tells the scale of the adapter",
+            hint="it holds the scale of the adapter",
         )
     if candidates[0].endswith(INDEX_SUFFIX):
         return _open_sharded(folder, inner, candidates[0], names, config)
@@ -146,7 +152,7 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
 
 
 def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoint:
-    """An adapter of peft: its own file and its configuration; what it changes is for `read_adapter`."""
+    """Open a PEFT adapter: its weights and its configuration. `read_adapter` says what it changes."""
     config = read_config(folder, f"{inner}{ADAPTER_CONFIG}")
     if not isinstance(config, dict) or not config:
         raise CheckpointError(
@@ -164,7 +170,7 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
 
 
 def _is_offline(folder: Folder) -> bool:
-    """Whether these are no more than the files that the Hub's cache has of a repository."""
+    """Return whether this folder is a snapshot in the Hub's cache, opened by its id."""
     return isinstance(folder, LocalFolder) and not os.path.lexists(folder.source)
 
 
@@ -184,7 +190,7 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
     parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
     hint = None
     if parts:
-        hint = f"there are some in {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}: name one"
+        hint = f"pass one that has some: {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
     elif HUB_ID.fullmatch(folder.source):
         hint = f"for the repository on the Hub: hf://{folder.source}"
     found = f", only {other}" if other else ""
@@ -192,8 +198,10 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
 
 
 def _candidates(names: Sequence[str]) -> list[str]:
-    """The files that may be what the folder's model is loaded from: of safetensors, or else of pickles; by
-    the names that libraries look for, or else whatever there is."""
+    """List the files that the model may be loaded from.
+
+    Safetensors files go before pickles, and the names that libraries look for go before others.
+    """
     for suffix in WEIGHTS:
         weights = [name for name in names if name.endswith(suffix) and not TRAINING_STATE.fullmatch(name)]
         indexes = [name for name in names if name.endswith(f"{suffix}{INDEX_SUFFIX}")]
@@ -206,8 +214,11 @@ def _candidates(names: Sequence[str]) -> list[str]:
 
 
 def parts_of(folder: Folder) -> list[str]:
-    """The sub-folders that a pipeline of diffusers or sentence-transformers is made of, in its order; ""
-    for the folder itself; empty where it is no pipeline."""
+    """List the subfolders of a diffusers or sentence-transformers pipeline, in its order.
+
+    Returns:
+        The names; "" for the folder itself. Empty if the folder is not a pipeline.
+    """
     names = folder.names()
     parts: list[str] = []
     if PIPELINE in names:
@@ -223,7 +234,7 @@ def parts_of(folder: Folder) -> list[str]:
 
 
 def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
-    """Of a pipeline without weights of its own, the part that is edited."""
+    """Choose the part of a pipeline that is edited; "" if the folder is not a pipeline."""
     parts = parts_of(folder)
     if PIPELINE in names:
         parts = [part for part in DENOISERS if part in parts]
@@ -231,7 +242,7 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
             raise CheckpointError(
                 "a pipeline without a part called transformer or unet",
                 path=folder.source,
-                hint="name the folder of the part that was fine-tuned",
+                hint="pass the folder of the part that was fine-tuned",
             )
     return parts[0] if parts else ""
 
@@ -289,7 +300,7 @@ def _open_sharded(
         for name in weight_map:
             if name not in files.tensors:
                 raise CheckpointError(
-                    "the index names a tensor that its shard has not",
+                    "the index names a tensor that its shard does not have",
                     path=index_path,
                     tensor=name,
                     found=weight_map[name],
@@ -302,7 +313,7 @@ def _open_sharded(
 
 
 def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
-    """All of them, or none; several at once, since they may be far away."""
+    """Open all shards or none; several at once, because they may be remote."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = [pool.submit(lambda name: open_shard(name, folder.open(name)), name) for name in names]
     failures = [failure for future in futures if (failure := future.exception()) is not None]
@@ -315,7 +326,7 @@ def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
 
 
 def _checked(files: Files) -> Checkpoint:
-    """The checkpoint in these files, unless it is quantised; a LoRA in a single file is marked as one."""
+    """Make a checkpoint of these files, refuse a quantised one, and mark a LoRA in a single file as such."""
     if len(files.shards) == 1 and is_lora_file(files.tensors):
         return Checkpoint(replace(files, kind=LoraFile()))
     for name in files.tensors:

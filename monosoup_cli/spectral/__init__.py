@@ -1,1 +1,1 @@
-"""The linear algebra under MonoSoup: the spectrum of an update and its leading directions."""
+"""Linear algebra on tensors: spectra of updates, low-rank approximations, and products of LoRA factors."""

@@ -1,4 +1,4 @@
-"""The updates that LoRA and DoRA adapters make, from their factors."""
+"""Compute the updates of LoRA and DoRA adapters from their factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 def lora_factors(
     a: torch.Tensor, b: torch.Tensor, scale: float, *, rank: int, experts: int | None, is_transposed: bool
 ) -> list[Factors]:
-    """The update of every matrix as left (rows, rank) times right (rank, columns), with the scale in left.
+    """Return the factors of every matrix: left (rows, rank), times the scale, and right (rank, columns).
 
     Args:
         a: The factor A in float64; (rank, in, …), or (experts · rank, in) for a stack.
@@ -40,17 +40,17 @@ def lora_factors(
 
 @dataclass
 class MergedTensor:
-    """One tensor with an adapter's changes, as rows of (shape[0], −1); of a stack, (experts · rows, −1).
+    """A tensor with an adapter merged into it, as a matrix (shape[0], −1); for a stack (experts · rows, −1).
 
-    NaN and Inf pass through; whoever reads looks for them.
+    NaN and Inf pass through: the reader checks for them.
 
     Attributes:
         base: Reads the base's elements start:stop, flat in float64.
         rows: The number of rows.
         columns: The number of columns.
         factors: The update of every matrix.
-        replaced: Rows that the adapter replaces, by number.
-        added: What is added to all rows; None for nothing.
+        replaced: The rows that the adapter replaces, by index.
+        added: A bias that is added, (rows, −1); None for none.
     """
 
     base: Callable[[int, int], torch.Tensor]
@@ -63,11 +63,11 @@ class MergedTensor:
     _by_column: torch.Tensor | None = None
 
     def scale_to(self, magnitude: torch.Tensor, *, by_column: bool) -> None:
-        """Scale the sum of base and update to DoRA's magnitudes from now on; takes one pass over it.
+        """Scale the sum of base and update to DoRA's magnitudes from now on. Takes one pass over the tensor.
 
         Args:
-            magnitude: The norms that the rows, or the columns, are scaled to.
-            by_column: Whether the norms are those of columns.
+            magnitude: The norms to which the rows, or the columns, are scaled.
+            by_column: Whether to scale columns instead of rows.
         """
         squares = torch.zeros(self.columns if by_column else self.rows, dtype=torch.float64)
         step = max(BLOCK_ELEMENTS // max(self.columns, 1), 1)
@@ -84,7 +84,7 @@ class MergedTensor:
             self._by_row = scales[:, None]
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start:stop, (rows, columns) in float64."""
+        """Compute the rows start:stop, (rows, columns) in float64."""
         block = self.base(start * self.columns, stop * self.columns).view(stop - start, self.columns)
         size = self.rows // max(len(self.factors), 1)
         for index, (left, right) in enumerate(self.factors):
@@ -105,7 +105,7 @@ class MergedTensor:
         return block
 
     def parts(self, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """The elements start:stop of the tensor, flat, part after part."""
+        """Yield the elements start:stop of the tensor, flat, in consecutive parts."""
         step = max(BLOCK_ELEMENTS // max(self.columns, 1), 1)
         while start < stop:
             row = start // self.columns

@@ -1,8 +1,8 @@
-"""Singular values and vectors of a product of two thin matrices, without the product.
+"""The singular value decomposition of a product of two thin matrices, without computing the product.
 
-With B = Q_B R_B and Aᵀ = Q_A R_A the product is B A = Q_B (R_B R_Aᵀ) Q_Aᵀ: its singular values are those
-of the small core in the middle, and its singular vectors are Q_B and Q_A times the core's. So an update of
-rank r takes a decomposition of an r × r matrix, whatever the size of the layer.
+With B = Q_B R_B and Aᵀ = Q_A R_A the product is B A = Q_B (R_B R_Aᵀ) Q_Aᵀ. Its singular values are those of
+the small core R_B R_Aᵀ, and its singular vectors are Q_B and Q_A times those of the core. So an update of
+rank r only takes the decomposition of an r × r matrix, whatever the size of the layer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ __all__ = ["LowRankSpectrum", "decompose_product"]
 class LowRankSpectrum:
     """The singular value decomposition of an (m, n) matrix of low rank, left · diag(σ) · right.
 
-    `singular_values`: (min(m, n),) float64 on the CPU, largest first, zero from the rank of the factors
-    on. `left` (m, r) and `right` (r, n): the vectors of the first r of them, float64 on the factors' device.
+    Attributes:
+        singular_values: (min(m, n),) float64 on the CPU, largest first, zero beyond the factors' rank r.
+        left: The left singular vectors of the first r, (m, r) float64 on the factors' device.
+        right: The right singular vectors of the first r, (r, n) float64 on the factors' device.
     """
 
     singular_values: torch.Tensor
@@ -29,10 +31,14 @@ class LowRankSpectrum:
 
 
 def decompose_product(left: torch.Tensor, right: torch.Tensor) -> LowRankSpectrum:
-    """The spectrum of left @ right, of factors (m, r) and (r, n) in float64.
+    """Decompose left @ right. Singular values are exact to about 1e-15 of the product of the factors' norms.
 
-    Singular values are right to about 1e-15 of the product of the factors' norms. Raises
-    FloatingPointError where a factor holds NaN or Inf.
+    Args:
+        left: (m, r) float64.
+        right: (r, n) float64.
+
+    Raises:
+        FloatingPointError: A factor contains NaN or Inf.
     """
     left, left_exponent = _in_range(left)
     right, right_exponent = _in_range(right)
@@ -46,7 +52,7 @@ def decompose_product(left: torch.Tensor, right: torch.Tensor) -> LowRankSpectru
 
 
 def _in_range(factor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The factor with its largest element between 1/2 and 1, and the exponent of 2 that is missing."""
+    """Scale a factor so that its largest element is between 1/2 and 1. Return it and the exponent of 2."""
     peak = float(factor.abs().max()) if factor.numel() else 0.0
     if not math.isfinite(peak):
         raise FloatingPointError("a factor holds NaN or Inf")

@@ -1,7 +1,7 @@
-"""The largest singular value that storing a matrix in few bits makes, by rounding alone.
+"""Estimate the largest singular value that rounding a matrix to few bits adds to it.
 
-Rounding to the nearest number of a format errs by up to half a unit in the last place, evenly: its
-variance is ulp²/12. A random matrix whose independent entries have variances s²_ij has no singular
+Rounding to the nearest number of a format has an error that is uniform within half a unit in the last place:
+its variance is ulp²/12. A random matrix whose independent entries have variances s²_ij has no singular
 value much above sqrt(max_i Σ_j s²_ij) + sqrt(max_j Σ_i s²_ij) (Bandeira & van Handel, 2016,
 Theorem 3.1), which for equal variances is the familiar s (√m + √n).
 """
@@ -16,20 +16,22 @@ import torch
 __all__ = ["AboveRounding", "Rounding", "above_rounding"]
 
 EXPONENT_BITS = 0x7FF0000000000000
-"""Of a float64; what is left of a number is the power of two below it."""
+"""The exponent bits of a float64. Masking a number with them leaves the power of two below it."""
 
 
 CACHED_ELEMENTS = 1 << 17
-"""Of a block, what is looked at together: all steps then find it in the cache."""
+"""How many elements of a block are processed at a time, so that they stay in the cache."""
 
 MARGIN = 1.5
-"""For the rounding of what was computed before it was stored: of a product that is merged, say."""
+"""A safety margin for rounding in earlier computations, such as merging a product."""
 
 
 class Rounding:
-    """Collects, block by block, what rounding to a format of this `finfo` may have added to an update.
+    """Collects, block by block, what rounding may have added to an update.
 
-    `count`: of how many stored matrices the update is the mean.
+    Args:
+        finfo: The format to which the matrices were rounded.
+        count: The number of stored matrices of which the update is the mean.
     """
 
     def __init__(self, finfo: torch.finfo, count: int = 1) -> None:
@@ -40,8 +42,12 @@ class Rounding:
         self._unit = 0.0
 
     def add(self, base: torch.Tensor, update: torch.Tensor) -> None:
-        """A block of the base and of the update, (rows, side) float64. Rows that did not move were not
-        rounded: they were copied."""
+        """Add a block. Rows that did not move do not count: they were copied, not rounded.
+
+        Args:
+            base: A block of the base, (rows, side) float64.
+            update: The same block of the update, (rows, side) float64.
+        """
         step = max(CACHED_ELEMENTS // max(base.shape[1], 1), 1)
         if not self._unit:  # about the weights' size, so that their squares neither over- nor underflow
             peak = float(torch.maximum(base[:step].abs().max(), update[:step].abs().max()))
@@ -61,10 +67,13 @@ class Rounding:
         self._of_columns = columns if self._of_columns is None else self._of_columns + columns
 
     def sigma(self, update_norm: float) -> float:
-        """The largest singular value to be expected of the rounding, with a margin.
+        """Return the largest singular value to expect from rounding, with a margin.
 
-        The mean of N has less of it by √N, if the roundings are independent: not where updates are so
-        small that all round the same base in the same way. `update_norm`: ‖Δ‖_F, which tells.
+        The mean of N matrices has √N times less of it if their roundings are independent. They are not if the
+        updates are so small that all matrices round the same base in the same way.
+
+        Args:
+            update_norm: ‖Δ‖_F, which decides whether the roundings are independent.
         """
         if self._of_columns is None:
             return 0.0
@@ -77,11 +86,14 @@ class Rounding:
 
 @dataclass(frozen=True)
 class AboveRounding:
-    """How a spectrum stands to `rounding_sigma`, the largest singular value that rounding makes.
+    """How much of a spectrum is above what rounding makes.
 
-    `rank_above_rounding` counts the singular values above it; `rounding_share` is the others' part of
-    Σσ; `gap_above_rounding` how many times the last above is the first below (None where either is
-    missing, or the latter is 0).
+    Attributes:
+        rounding_sigma: The largest singular value that rounding makes.
+        rank_above_rounding: The number of singular values above it.
+        rounding_share: The share of the other singular values in Σσ.
+        gap_above_rounding: The smallest singular value above it, divided by the largest one below. None if
+            either is missing, or the latter is 0.
     """
 
     rounding_sigma: float
@@ -91,7 +103,12 @@ class AboveRounding:
 
 
 def above_rounding(singular_values: torch.Tensor, sigma: float) -> AboveRounding:
-    """`singular_values`: (r,) float64, largest first, not all zero; `sigma`: of `Rounding`."""
+    """Compare a spectrum with what rounding makes.
+
+    Args:
+        singular_values: (r,) float64, largest first, not all zero.
+        sigma: The result of `Rounding.sigma`.
+    """
     rank = int((singular_values > sigma).sum())
     below = float(singular_values[rank:].sum() / singular_values.sum())
     gap = None

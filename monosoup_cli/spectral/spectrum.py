@@ -1,10 +1,10 @@
-"""Singular values and right singular vectors of a matrix that is seen one block of rows at a time.
+"""Singular values and right singular vectors of a matrix that is read one block of rows at a time.
 
-The route is the Gram matrix of the short side in float64 and its eigenvectors: less time and
-memory than a singular value decomposition, and blocks of a huge matrix can come and go. Squaring
-costs half of the digits: values below about 1e-8 of the largest would be noise. So the part of
-the spectrum that the Gram matrix does not resolve is projected out and decomposed by itself
-(`decompose` calls this deflation), until what is left is the rounding noise of float64.
+We compute the Gram matrix of the short side in float64 and its eigenvectors. This takes less time and memory
+than a singular value decomposition, and a huge matrix never has to be in memory. But squaring loses half of
+the digits: values below about 1e-8 of the largest would be noise. So the part of the spectrum that the Gram
+matrix does not resolve is projected out and decomposed separately ("deflation"), until only the rounding
+noise of float64 is left.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ import torch
 __all__ = ["Blocks", "Spectrum", "decompose", "gram", "has_moved", "singular_values"]
 
 Blocks = Callable[[], Iterable[torch.Tensor]]
-"""A matrix (rows, side) with rows >= side, as blocks (any number of rows, side) in float64.
+"""A matrix (rows, side) with rows >= side, as float64 blocks of any number of rows.
 
-Calling it starts a new pass over the matrix; every pass yields the same blocks.
+Each call starts a new pass over the matrix; every pass yields the same blocks.
 """
 
 RESOLVED = 1e-10
-"""Eigenvalues of a Gram matrix above this share of the largest are kept; there σ is right to
-about 5e-11 σ_1. The others are found again from what is left of the matrix without them."""
+"""Eigenvalues of a Gram matrix above this share of the largest are kept: their σ are exact to about
+5e-11 σ_1. The others are computed again from the rest of the matrix."""
 
 SAFE_SQUARES = (1e-200, 1e200)
-"""Where sums of squares lose nothing to overflow or to denormals."""
+"""The range in which sums of squares neither overflow nor lose digits to denormals."""
 
 GRAM_STRIPS = 4
-"""The Gram matrix is symmetric: its upper triangle by strips saves 3/8 of the products."""
+"""The number of strips in which the upper triangle is computed, which saves 3/8 of the products."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """The singular values of a (rows, side) matrix and its right singular vectors.
 
-    `singular_values`: (side,) float64 on the CPU, largest first. `vectors`: (side, side) float64
-    on the matrix's device, one direction a column, in the same order.
+    Attributes:
+        singular_values: (side,) float64 on the CPU, largest first.
+        vectors: The right singular vectors as columns in the same order, (side, side) float64 on the matrix's
+            device.
     """
 
     singular_values: torch.Tensor
@@ -47,9 +49,14 @@ class Spectrum:
 
 
 def gram(blocks: Iterable[torch.Tensor], side: int) -> torch.Tensor:
-    """AᵀA of a matrix A (rows, side) given in blocks; only its upper triangle is filled in.
+    """Compute the upper triangle of AᵀA for a matrix A (rows, side).
 
-    Returns (side, side) float64 on the blocks' device.
+    Args:
+        blocks: The blocks of rows of A.
+        side: The number of columns.
+
+    Returns:
+        (side, side) float64 on the blocks' device; zero below the diagonal blocks.
     """
     strip = max(-(-side // GRAM_STRIPS), 64)
     total: torch.Tensor | None = None
@@ -64,14 +71,20 @@ def gram(blocks: Iterable[torch.Tensor], side: int) -> torch.Tensor:
 
 
 def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum:
-    """The spectrum of a matrix (rows, side), rows >= side, in one pass over its blocks.
+    """Decompose a matrix (rows, side), rows >= side.
 
-    A matrix of low rank takes a pass more for each deflation. Singular values are right to about
-    1e-10 σ_1, and to 1e-15 σ_1 where the spectrum has a clear gap; no epsilon is used, so that a
-    matrix of norm 1e-150 is decomposed like any other. A higher `resolved` (a share of σ_1²) takes
-    more passes and keeps the weak directions purer.
+    Takes one pass over the blocks, and one more for each deflation of a matrix of low rank. Singular values
+    are exact to about 1e-10 σ_1, and to 1e-15 σ_1 if the spectrum has a clear gap. No epsilon is used, so a
+    matrix of norm 1e-150 is decomposed like any other.
 
-    Raises FloatingPointError where the matrix holds NaN or Inf.
+    Args:
+        blocks: The matrix.
+        side: The number of columns.
+        resolved: The share of σ_1² above which eigenvalues are kept. A higher value takes more passes, and
+            makes the weak directions more exact.
+
+    Raises:
+        FloatingPointError: The matrix contains NaN or Inf.
     """
     blocks, matrix, exponent = _in_range(blocks, side)
     if not matrix.any():
@@ -81,10 +94,15 @@ def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum
 
 
 def singular_values(blocks: Blocks, side: int) -> torch.Tensor:
-    """The singular values of a matrix (rows, side), rows >= side: (side,) float64 on the CPU, largest first.
+    """Compute the singular values of a matrix (rows, side), rows >= side.
 
-    As right as `decompose` has them, in half of its time; where the Gram matrix does not resolve them
-    all, by way of `decompose`. Raises FloatingPointError where the matrix holds NaN or Inf.
+    They are as exact as those of `decompose`, and take half the time unless deflation is needed.
+
+    Returns:
+        (side,) float64 on the CPU, largest first.
+
+    Raises:
+        FloatingPointError: The matrix contains NaN or Inf.
     """
     blocks, matrix, exponent = _in_range(blocks, side)
     if not matrix.any():
@@ -98,7 +116,7 @@ def singular_values(blocks: Blocks, side: int) -> torch.Tensor:
 
 
 def has_moved(singular_values: torch.Tensor) -> bool:
-    """Whether the matrix with these singular values, largest first, is not zero.
+    """Return whether a matrix with these singular values, largest first, is not zero.
 
     Raises:
         FloatingPointError: Their sum overflows float64.
@@ -109,8 +127,11 @@ def has_moved(singular_values: torch.Tensor) -> bool:
 
 
 def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:
-    """The matrix, times 2^-exponent where its squares would over- or underflow; its Gram matrix; and the
-    exponent."""
+    """Scale the matrix by 2^-exponent if its squares would overflow or underflow.
+
+    Returns:
+        The scaled matrix, its Gram matrix, and the exponent.
+    """
     matrix = gram(blocks(), side)
     if SAFE_SQUARES[0] < float(matrix.diagonal().sum()) < SAFE_SQUARES[1]:
         return blocks, matrix, 0
@@ -130,7 +151,7 @@ def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:
 def _decompose(
     blocks: Blocks, matrix: torch.Tensor, share: float, floor: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """σ (on the CPU) and V from a Gram matrix, deflated until what is left lies below `floor`."""
+    """Compute σ (on the CPU) and V from a Gram matrix, with deflation until the rest is below `floor`."""
     squares, vectors = torch.linalg.eigh(matrix, UPLO="U")
     squares, vectors = squares.cpu().flip(0).clamp_(min=0.0), vectors.flip(1)
     side, largest = len(squares), float(squares[0])

@@ -1,4 +1,4 @@
-"""The best approximation of low rank of an edited update (Eckart and Young, 1936)."""
+"""Approximate an edited update by a low rank (Eckart and Young, 1936)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ __all__ = ["Truncated", "held_bytes", "rank_holding", "truncate"]
 
 @dataclass(frozen=True)
 class Truncated:
-    """An approximation of an edited update, left (rows, rank) @ right (rank, side), float64 on its device.
+    """A low-rank approximation left @ right of an edited update.
 
-    `error` is ‖edited − left @ right‖_F / ‖edited‖_F; 0 for an edited update of zeros.
+    Attributes:
+        left: (rows, rank) float64 on the update's device.
+        right: (rank, side) float64 on the update's device.
+        error: ‖edited − left @ right‖_F / ‖edited‖_F; 0 for an edited update of zeros.
     """
 
     left: torch.Tensor
@@ -28,10 +31,10 @@ class Truncated:
 def truncate(
     updates: Blocks, length: int, spectrum: Spectrum, edited: Sequence[torch.Tensor], rank: int
 ) -> list[Truncated]:
-    """Approximate edited updates by their `rank` largest parts; takes one more pass over the update.
+    """Approximate edited updates by their `rank` largest components. Takes one pass over the update.
 
     Args:
-        updates: The update Δ by blocks (any number of rows, side).
+        updates: The update Δ in blocks of rows.
         length: The number of rows of Δ.
         spectrum: The decomposition of Δ.
         edited: For every approximation, the singular values of the edited update, (side,) float64 on the CPU,
@@ -39,7 +42,7 @@ def truncate(
         rank: The rank of the approximations.
     """
     values = spectrum.singular_values
-    chosen = [weighed.argsort(descending=True, stable=True)[:rank] for weighed in edited]
+    chosen = [scaled.argsort(descending=True, stable=True)[:rank] for scaled in edited]
     vectors = [spectrum.vectors[:, kept.to(spectrum.vectors.device)] for kept in chosen]
     lefts = [columns.new_empty(length, columns.shape[1]) for columns in vectors]
     start = 0
@@ -48,11 +51,11 @@ def truncate(
             torch.mm(block, columns, out=left[start : start + len(block)])
         start += len(block)
     truncated = []
-    for left, kept, weighed, columns in zip(lefts, chosen, edited, vectors, strict=True):
-        half = weighed[kept].sqrt()
-        # Δ v is σ u: half of the weighed σ goes to each side
+    for left, kept, scaled, columns in zip(lefts, chosen, edited, vectors, strict=True):
+        half = scaled[kept].sqrt()
+        # Δ v is σ u; the square root of the edited σ goes to each side
         share = torch.where(values[kept] > 0.0, half / values[kept], 0.0).to(columns)
-        squares = (weighed / values[0]).square()
+        squares = (scaled / values[0]).square()
         total = float(squares.sum())
         squares[kept] = 0.0
         error = math.sqrt(float(squares.sum()) / total) if total else 0.0
@@ -61,13 +64,13 @@ def truncate(
 
 
 def held_bytes(length: int, side: int, rank: int, count: int) -> int:
-    """How much memory `count` approximations take: both factors, and the vectors they are made with."""
+    """How many bytes `count` approximations take: both factors, and the vectors from which they are made."""
     rank = min(rank, side)
     return 8 * count * rank * (length + 2 * side)
 
 
 def rank_holding(edited: torch.Tensor, energy: float) -> int:
-    """The smallest rank whose best approximation has a share `energy` of ‖edited‖_F².
+    """Return the smallest rank whose best approximation has a share `energy` of ‖edited‖_F².
 
     Args:
         edited: The singular values of the edited update, (side,) float64, in any order, not all zero.

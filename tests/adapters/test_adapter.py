@@ -332,10 +332,10 @@ def test_what_the_other_tests_break_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ([], "is no object"),
-        (None, "is no object"),
+        ([], "is not a JSON object"),
+        (None, "is not a JSON object"),
         ({}, "peft_type is None"),
-        ({**CONFIG, "peft_type": "LOHA"}, "peft_type is 'LOHA', and only LORA adapters are read"),
+        ({**CONFIG, "peft_type": "LOHA"}, "peft_type is 'LOHA', but only LORA adapters are supported"),
         ({**CONFIG, "peft_type": ["LORA"]}, "peft_type"),
     ],
 )
@@ -383,7 +383,7 @@ def test_what_is_not_plain_lora_is_refused(refused, option, value):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"r": 3}, "the rank is not that of adapter_config.json: expected 3, found 2"),
+        ({"r": 3}, "the rank differs from adapter_config.json: expected 3, found 2"),
         ({"rank_pattern": {"block": 7}}, "expected 7, found 2"),
         ({"r": 0}, "r must be a positive whole number"),
         ({"r": 2.0}, "r must be a positive whole number: found 2.0"),
@@ -428,24 +428,30 @@ def test_options_that_do_not_fit_are_refused(refused, options, said):
 )
 def test_patterns_that_are_not_plain_are_refused(refused, pattern):
     for option in ("rank_pattern", "alpha_pattern"):
-        assert f"{option} has no plain pattern in" in refused(**{option: {pattern: 2}})
+        problem = refused(**{option: {pattern: 2}})
+        assert f"{option} has the pattern" in problem
+        assert "which is not plain" in problem
 
 
 @pytest.mark.parametrize("pattern", ["(a|a)" * 60, "a?" * 150, ".*" * 150, "(a|a)*" * 50, "a{1,99}" * 40])
 def test_patterns_that_keep_re_busy_are_followed_in_bounded_time(refused, pattern):
     stem = f"base_model.model.{'a' * 80}!"
     said = refused(factors(stem), rank_pattern={f"{pattern}x"[:300]: 3})
-    assert "changes what the base has not" in said
+    assert "changes tensors that the base does not have" in said
 
 
 def test_too_many_patterns_are_refused(refused):
     many = {f"layers.{number}.*.proj": 2 for number in range(20_000)}
     tensors = {key: t for number in range(200) for key, t in factors(f"model.layers.{number}.proj").items()}
-    assert "too many patterns" in refused(tensors, rank_pattern=dict(list(many.items())[:9_000]))
+    assert "too many rank and alpha patterns" in refused(
+        tensors, rank_pattern=dict(list(many.items())[:9_000])
+    )
     assert "rank_pattern has too many patterns" in refused(rank_pattern=many)
     assert "too many target_parameters" in refused(tensors, target_parameters=list(many) * 2)
     dots = factors(f"model{'.x' * 20_000}.proj")  # each a place where a pattern may begin
-    assert "too many patterns" in refused(dots, rank_pattern={f"y{number}": 2 for number in range(3_000)})
+    assert "too many rank and alpha patterns" in refused(
+        dots, rank_pattern={f"y{number}": 2 for number in range(3_000)}
+    )
 
 
 def magnitude(elements=OUT, key="lora_magnitude_vector"):
@@ -459,13 +465,13 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
     ("tensors", "options", "said"),
     [
         ({}, {}, "holds no update"),
-        ({f"{STEM}.lora_A.weight": torch.ones(2, 4)}, {}, "lacks the factor B"),
-        ({f"{STEM}.lora_B.weight": torch.ones(6, 2)}, {}, "lacks the factor A"),
-        (magnitude(), {"use_dora": True}, "lacks the factor A"),
+        ({f"{STEM}.lora_A.weight": torch.ones(2, 4)}, {}, "factor B of the same module is missing"),
+        ({f"{STEM}.lora_B.weight": torch.ones(6, 2)}, {}, "factor A of the same module is missing"),
+        (magnitude(), {"use_dora": True}, "factor A of the same module is missing"),
         (factors() | {f"{STEM}.lora_B.weight": torch.ones(6, 3)}, {}, "the factors do not fit each other"),
         (factors() | {f"{STEM}.lora_B.weight": torch.ones(6)}, {}, "the factors do not fit each other"),
         (factors() | {f"{STEM}.lora_A.weight": torch.ones(2)}, {}, "the factors do not fit each other"),
-        (factors(rank=0), {}, "a factor of rank 0"),
+        (factors(rank=0), {}, "a factor is empty or has rank 0"),
         (factors(out=5), {}, "does not fit the base: expected [6, 4], found A [2, 4] and B [5, 2]"),
         (factors(f"{STEM}.base_layer"), {}, "wrapped more often"),
         (
@@ -473,9 +479,9 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
             {"target_parameters": ["block.weight"]},
             "wrapped more often",
         ),
-        (factors() | factors("block"), {}, "stands twice"),
-        (factors() | {f"{STEM}.lora_E": torch.ones(2)}, {}, "no key of a LoRA adapter"),
-        (factors() | {f"{STEM}.lora_A.default.weight": torch.ones(2, 4)}, {}, "no key of a LoRA adapter"),
+        (factors() | factors("block"), {}, "appears twice"),
+        (factors() | {f"{STEM}.lora_E": torch.ones(2)}, {}, "not a key of a LoRA adapter"),
+        (factors() | {f"{STEM}.lora_A.default.weight": torch.ones(2, 4)}, {}, "not a key of a LoRA adapter"),
         (factors() | magnitude(), {}, "has a magnitude, but adapter_config.json says otherwise"),
         (
             factors() | magnitude(5),
@@ -485,7 +491,7 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
         (
             factors() | magnitude() | magnitude(key="lora_magnitude_vector.weight"),
             {"use_dora": True},
-            "stands twice",
+            "appears twice",
         ),
         (factors() | {f"{STEM}.lora_B.bias": torch.ones(6)}, {}, "has a bias, but"),
         (factors() | {f"{STEM}.lora_B.bias": torch.ones(5)}, {"lora_bias": True}, "does not fit the base"),
@@ -498,25 +504,29 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
         ),
         (factors() | {f"{STEM}.base_layer.weight": torch.ones(7, 4)}, {}, "does not fit the base"),
         (factors() | ROWS, {"trainable_token_indices": [1, 2]}, "the adapter changes 'block.weight' twice"),
-        (ROWS, {}, "its rows are not those of trainable_token_indices"),
-        (ROWS, {"trainable_token_indices": [1]}, "its rows are not those of"),
-        (ROWS, {"trainable_token_indices": [1, 1]}, "its rows are not those of"),
-        (ROWS, {"trainable_token_indices": [1, 6]}, "its rows are not those of"),
-        (ROWS, {"trainable_token_indices": [1, -1]}, "its rows are not those of"),
-        (ROWS, {"trainable_token_indices": [1, True]}, "its rows are not those of"),
-        (ROWS, {"trainable_token_indices": {"other": [1, 2]}}, "its rows are not those of"),
+        (ROWS, {}, "its rows do not match trainable_token_indices"),
+        (ROWS, {"trainable_token_indices": [1]}, "its rows do not match"),
+        (ROWS, {"trainable_token_indices": [1, 1]}, "its rows do not match"),
+        (ROWS, {"trainable_token_indices": [1, 6]}, "its rows do not match"),
+        (ROWS, {"trainable_token_indices": [1, -1]}, "its rows do not match"),
+        (ROWS, {"trainable_token_indices": [1, True]}, "its rows do not match"),
+        (ROWS, {"trainable_token_indices": {"other": [1, 2]}}, "its rows do not match"),
         (
             {key: t[:, :3].contiguous() for key, t in ROWS.items()},
             {"trainable_token_indices": [1, 2]},
             "does not fit the base",
         ),
-        ({key: t.long() for key, t in factors().items()}, {}, "no dtype of an adapter"),
+        ({key: t.long() for key, t in factors().items()}, {}, "unsupported dtype in an adapter"),
         (
             factors("base_model.model.other"),
             {},
-            "changes what the base has not: 'other.weight'; is the adapter of",
+            "changes tensors that the base does not have: 'other.weight'; is it the adapter of",
         ),
-        (factors() | {f"{STEM}.scale": torch.ones(1)}, {}, "changes what the base has not: 'block.scale'"),
+        (
+            factors() | {f"{STEM}.scale": torch.ones(1)},
+            {},
+            "changes tensors that the base does not have: 'block.scale'",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(refused, tensors, options, said):
@@ -525,7 +535,7 @@ def test_tensors_that_do_not_fit_are_refused(refused, tensors, options, said):
 
 def test_a_quantized_base_is_refused(refused):
     base = {"block.weight": torch.ones(OUT, IN).to(torch.float8_e4m3fn)}
-    assert "quantized, or of no floating dtype" in refused(base=base)
+    assert "quantized or not floating-point" in refused(base=base)
 
 
 def test_many_modules_that_the_base_lacks_are_told_in_one_line(refused):
@@ -536,7 +546,7 @@ def test_many_modules_that_the_base_lacks_are_told_in_one_line(refused):
 def test_a_tied_head_that_the_base_lacks_is_refused(tmp_path):
     write(tmp_path, "llama, tied", {"target_modules": ["q_proj", "lm_head"]})
     with pytest.raises(
-        CheckpointError, match=r"not: 'lm_head\.weight'; .* tied to 'model\.embed_tokens\.weight'"
+        CheckpointError, match=r"not have: 'lm_head\.weight'; .* ties it to 'model\.embed_tokens\.weight'"
     ):
         read(tmp_path)
 
@@ -544,7 +554,9 @@ def test_a_tied_head_that_the_base_lacks_is_refused(tmp_path):
 def test_experts_that_the_base_holds_one_by_one_are_refused(tmp_path):
     write(tmp_path, *WRITTEN["experts"])
     build("moe").save_pretrained(tmp_path / "unfused")
-    with pytest.raises(CheckpointError, match=r"experts\.gate_up_proj.*; a base with its experts one by one"):
+    with pytest.raises(
+        CheckpointError, match=r"experts\.gate_up_proj.*; if the base stores experts one by one"
+    ):
         read(tmp_path, "unfused")
 
 
@@ -553,10 +565,14 @@ def test_experts_that_shapes_do_not_tell_apart_are_refused(refused):
     tensors = factors(stem, 2 * RANK) | factors(f"{stem}.base_layer", 2 * RANK)
     said = {"target_parameters": ["experts.w1", "experts.w3"]}
     base = {f"experts.{name}": torch.ones(2, OUT, IN) for name in ("w1", "w3")}
-    assert "cannot be told apart by their shapes" in refused(tensors, base=base, **said)
+    assert "the shapes do not say which parameters the factors belong to" in refused(
+        tensors, base=base, **said
+    )
     square = factors(stem, 2 * RANK, IN, IN)
     base = {"experts.w1": torch.ones(2, IN, IN)}
-    assert "stored transposed cannot be told" in refused(square, base=base, target_parameters=["experts.w1"])
+    assert "its shape does not say whether it is stored transposed" in refused(
+        square, base=base, target_parameters=["experts.w1"]
+    )
 
 
 def test_only_whole_components_are_taken_for_wrappers(tmp_path):

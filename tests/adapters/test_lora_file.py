@@ -375,21 +375,21 @@ A, B, CONV_A, CONV_B = good()
 ALPHA = f"unet.{Q}.alpha"
 TEXT = "encoder.layers.0.self_attn.q_proj"
 REFUSED = {
-    "no second factor": ({B: None}, "factor B is missing"),
-    "no first factor": ({A: None}, "factor A is missing"),
-    "an alpha alone": ({f"unet.{OUT}.alpha": torch.tensor(1.0)}, "factor A is missing"),
-    "ranks": ({B: torch.ones(16, 3)}, "no rank in common: found [16, 3] × [2, 16]"),
-    "no rank": ({A: torch.ones(0, 16), B: torch.ones(16, 0)}, "no rank in common"),
+    "no second factor": ({B: None}, "factor B of the same module is missing"),
+    "no first factor": ({A: None}, "factor A of the same module is missing"),
+    "an alpha alone": ({f"unet.{OUT}.alpha": torch.tensor(1.0)}, "factor A of the same module is missing"),
+    "ranks": ({B: torch.ones(16, 3)}, "the factors differ in rank: found [16, 3] × [2, 16]"),
+    "no rank": ({A: torch.ones(0, 16), B: torch.ones(16, 0)}, "the factors differ in rank"),
     "more inputs": ({A: torch.ones(2, 17)}, "do not fit the base: expected [16, 16] of"),
     "more outputs": ({B: torch.ones(17, 2)}, "do not fit the base"),
     "another kernel": ({CONV_A: torch.ones(2, 8, 1, 1)}, "do not fit the base: expected [8, 8, 3, 3] of"),
     "a flat kernel": ({CONV_A: torch.ones(2, 72)}, "do not fit the base"),
     "a kernel on the way out": ({CONV_B: torch.ones(8, 2, 3, 3)}, "do not fit the base"),
-    "a vector": ({A: torch.ones(32)}, "no factor of a LoRA: expected a matrix"),
+    "a vector": ({A: torch.ones(32)}, "not a LoRA factor: expected a matrix"),
     "integers": ({A: torch.ones(2, 16, dtype=torch.int64)}, "found [2, 16] of I64"),
-    "an unknown tensor": ({f"unet.{Q}.lora_C.weight": torch.ones(1)}, "neither a factor of a LoRA nor"),
-    "a bias": ({f"unet.{Q}.lora_B.bias": torch.ones(16)}, "neither a factor of a LoRA nor an alpha"),
-    "an embedding": ({"m.lora_embedding_A": torch.ones(1)}, "neither a factor of a LoRA nor an alpha"),
+    "an unknown tensor": ({f"unet.{Q}.lora_C.weight": torch.ones(1)}, "neither a LoRA factor nor"),
+    "a bias": ({f"unet.{Q}.lora_B.bias": torch.ones(16)}, "neither a LoRA factor nor an alpha"),
+    "an embedding": ({"m.lora_embedding_A": torch.ones(1)}, "neither a LoRA factor nor an alpha"),
     "LoHa": ({"lora_unet_m.hada_w1_a": torch.ones(1)}, "this is LoHa, which is not LoRA"),
     "LoKr": ({"lora_unet_m.lokr_w1": torch.ones(1)}, "this is LoKr, which is not LoRA"),
     "OFT": ({"lora_unet_m.oft_blocks": torch.ones(1)}, "this is OFT, which is not LoRA"),
@@ -399,27 +399,27 @@ REFUSED = {
     "DoRA of peft, a weight": ({f"unet.{Q}.lora_magnitude_vector.weight": torch.ones(1)}, "this is DoRA"),
     "a difference": ({"lora_unet_m.diff": torch.ones(1)}, "the difference of a whole tensor"),
     "a difference of biases": ({"lora_unet_m.diff_b": torch.ones(1)}, "the difference of a whole tensor"),
-    "not a number": ({ALPHA: torch.tensor(float("nan"))}, "alpha is no finite number: found nan"),
-    "infinite": ({ALPHA: torch.tensor(float("inf"))}, "alpha is no finite number: found inf"),
-    "a truth": ({ALPHA: torch.tensor(True)}, "alpha is no number: expected one number, found [] of BOOL"),
-    "several": ({ALPHA: torch.ones(2)}, "alpha is no number: expected one number, found [2] of F32"),
-    "none": ({ALPHA: torch.ones(0)}, "alpha is no number"),
+    "not a number": ({ALPHA: torch.tensor(float("nan"))}, "alpha is not a finite number: found nan"),
+    "infinite": ({ALPHA: torch.tensor(float("inf"))}, "alpha is not a finite number: found inf"),
+    "a truth": ({ALPHA: torch.tensor(True)}, "alpha is not a number: expected one number, found [] of BOOL"),
+    "several": ({ALPHA: torch.ones(2)}, "alpha is not a number: expected one number, found [2] of F32"),
+    "none": ({ALPHA: torch.ones(0)}, "alpha is not a number"),
     "two forms": ({f"unet.{Q}.lora.down.weight": torch.ones(2, 16)}, "its module has two such tensors"),
     "another module": (factors(f"unet.{Q}x"), f"the base has no module '{Q}x'"),
     "without a prefix": (factors("m"), "the base has no module 'm'"),
     "a text encoder's": (
         factors(f"text_encoder.{TEXT}"),
-        f"for the text encoder's '{TEXT}', and the base has nothing of the text encoder; take",
+        f"changes the text encoder's '{TEXT}', but the base has no text encoder; use",
     ),
     "a text encoder's in kohya's form": (
         factors("lora_te_text_model_m"),
-        "is for the text encoder's 'text_model_m', and the base has nothing",
+        "changes the text encoder's 'text_model_m', but the base has no text encoder",
     ),
     "the same twice": (
         factors(f"lora_unet_{Q.replace('.', '_')}"),
-        f"changes the base's '{Q}.weight', as another does",
+        f"changes the base's '{Q}.weight', which another tensor changes, too",
     ),
-    "of peft": ({"base_model.model.m.lora_A.weight": torch.ones(2, 16)}, "name the folder that holds it"),
+    "of peft": ({"base_model.model.m.lora_A.weight": torch.ones(2, 16)}, "pass the folder that holds it"),
 }
 
 
@@ -465,24 +465,27 @@ def test_a_base_of_codes_is_refused(tmp_path):
 
 NOTED = {
     "no JSON": ("{", "is not valid JSON"),
-    "a list": ("[]", "is no JSON object"),
-    "text for alpha": ({"lora_alpha": "8"}, "alpha is no finite number: found '8'"),
-    "a truth for alpha": ({"lora_alpha": True}, "alpha is no finite number: found True"),
-    "no alpha": ({"r": 8}, "alpha is no finite number: found None"),
-    "huge": ({"lora_alpha": 10**400}, "alpha is no finite number"),
-    "an endless number": ('{"unet.lora_alpha": 1e999}', "alpha is no finite number: found inf"),
-    "a list of patterns": ({"lora_alpha": 1, "alpha_pattern": ["m"]}, "is no JSON object of at most 4,096"),
+    "a list": ("[]", "is not a JSON object"),
+    "text for alpha": ({"lora_alpha": "8"}, "alpha is not a finite number: found '8'"),
+    "a truth for alpha": ({"lora_alpha": True}, "alpha is not a finite number: found True"),
+    "no alpha": ({"r": 8}, "alpha is not a finite number: found None"),
+    "huge": ({"lora_alpha": 10**400}, "alpha is not a finite number"),
+    "an endless number": ('{"unet.lora_alpha": 1e999}', "alpha is not a finite number: found inf"),
+    "a list of patterns": (
+        {"lora_alpha": 1, "alpha_pattern": ["m"]},
+        "is not a JSON object of at most 4,096",
+    ),
     "many patterns": (
         {"lora_alpha": 1, "alpha_pattern": dict.fromkeys(map(str, range(4097)), 1)},
         "of at most 4,096",
     ),
     "a long pattern": ({"lora_alpha": 1, "alpha_pattern": {"a" * 501: 1}}, "is not plain"),
-    "text in a pattern": ({"lora_alpha": 1, "alpha_pattern": {"to_q": "1"}}, "alpha is no finite number"),
+    "text in a pattern": ({"lora_alpha": 1, "alpha_pattern": {"to_q": "1"}}, "alpha is not a finite number"),
     "an expression": ({"lora_alpha": 1, "alpha_pattern": {"(a+)+b": 1}}, "is not plain: expected names"),
     "a dangling escape": ({"lora_alpha": 1, "alpha_pattern": {"a\\": 1}}, "is not plain"),
     "PiSSA": ({"lora_alpha": 1, "init_lora_weights": "pissa"}, "found init_lora_weights 'pissa'"),
-    "DoRA": ({"lora_alpha": 1, "use_dora": True}, "of more than LoRA: found use_dora True"),
-    "LoHa": ({"lora_alpha": 1, "peft_type": "LOHA"}, "of more than LoRA: found peft_type 'LOHA'"),
+    "DoRA": ({"lora_alpha": 1, "use_dora": True}, "describes more than LoRA: found use_dora True"),
+    "LoHa": ({"lora_alpha": 1, "peft_type": "LOHA"}, "describes more than LoRA: found peft_type 'LOHA'"),
 }
 
 
@@ -497,7 +500,7 @@ def test_malformed_metadata_is_refused(tmp_path, case):
 def test_alphas_that_contradict_the_metadata_are_refused(tmp_path):
     noted = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 3})}
     line = refusal(tmp_path, {**good(), ALPHA: torch.tensor(2.0)}, noted)
-    assert "alpha is another in the file's lora_adapter_metadata: expected 3, found 2.0" in line
+    assert "alpha differs from the file's lora_adapter_metadata: expected 3, found 2.0" in line
     save({**good(), ALPHA: torch.tensor(3.0)}, tmp_path / FILE, noted)
     _, adapter = effective(unet_weights(), tmp_path / FILE)
     assert {pair.scale for pair in adapter.pairs.values()} == {1.5}

@@ -386,7 +386,7 @@ def climbing(hub):
         (limited, ["too many requests", "in 7 s"]),
         (cut, ["cut short", "run it again"]),
         (cut_config, ["cut short", "run it again"]),
-        (climbing, ["lists a file that would lie outside"]),
+        (climbing, ["the repository lists a file outside its folder"]),
     ],
 )
 def test_trouble_is_told_in_a_line(hub, edit, trouble, words):

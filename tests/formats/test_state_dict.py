@@ -287,10 +287,10 @@ def test_a_wrapper_s_name_that_is_no_wrapper(path, read):
         ({("a",) * 9: torch.zeros(2)}, "a name in the state dict is not text: found tuple"),
         ({"a": torch.zeros(2), "b": 3}, "'b' is not a tensor: found a int"),
         ({"model": {"a": [torch.zeros(2)]}}, "'model.a' is not a tensor: found a list"),
-        ({"model": {"model": {"model": {"a": torch.zeros(2)}}}}, "its tensors stand under 'model'; "),
+        ({"model": {"model": {"model": {"a": torch.zeros(2)}}}}, "its tensors are under 'model'; "),
         (
             {"net": {"a": torch.zeros(2)}, "epoch": 3},
-            "its tensors stand under 'net'; save them alone:"
+            "its tensors are under 'net'; save them alone:"
             " torch.save(torch.load(OLD, weights_only=True)['net'], NEW)",
         ),
         ({"model": {"a": torch.zeros(2)}, "module": {}}, "holds several state dicts: model, module"),
@@ -420,7 +420,7 @@ def test_a_record_of_another_size_than_the_storage_is_refused(path, refused):
     assert refused().startswith("tensor 'a': it reaches beyond its storage: expected at most 396 bytes")
     rewritten(path, lambda name, content: content + bytes(8) if name == "data/0" else content)
     assert refused() == (
-        "tensor 'a': its storage is not of the size that its record has: expected 400 bytes, found 404"
+        "tensor 'a': its storage and its record differ in size: expected 400 bytes, found 404"
     )
 
 
@@ -550,7 +550,7 @@ def test_the_pickles_written_here_are_read_where_they_are_honest(path, read):
         (rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"K\x04", long(2**70))), ""),
         (
             rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"K\x04", long(2**40))),
-            "its storage is not of the size",
+            "its storage and its record differ in size",
         ),
         (rebuilt(b"K\x00", b"K\x04\x85", b"K\x01\x85", STORED.replace(b"\x000X", b"\x001X")), ""),
     ],

@@ -194,7 +194,7 @@ def test_trouble_in_the_middle_of_an_upload(hub, folder):
     hub.fail("*", 500, method="PUT")
     line = refused(pushed, folder)
     assert line.startswith(
-        "the Hub has trouble of its own (status 500); the folder is complete; upload it with `hf upload "
+        "the Hub has an internal problem (status 500); the folder is complete; upload it with `hf upload "
     )
     assert set(content(hub)) == {".gitattributes"}
 
@@ -217,5 +217,5 @@ def test_a_change_by_others_meanwhile_is_not_mixed_with(hub, folder, monkeypatch
     monkeypatch.setattr(Handler, "answer_preupload", meanwhile)
     (folder / "config.json").write_text("[]")
     line = refused(pushed, folder, overwrite=True)
-    assert line.startswith("somebody else has changed it meanwhile; the folder is complete; ")
+    assert line.startswith("someone else has changed it in the meantime; the folder is complete; ")
     assert set(content(hub)) == {"pytorch_model.bin"}

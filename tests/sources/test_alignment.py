@@ -80,7 +80,7 @@ def aligned(other, first, *renames):
     """name as the first has it → name in the other, where the two differ."""
     found = align(other, first, [Rename.parse(text) for text in renames], "base")
     assert list(found.stored.values()) == list(other)
-    return {name: stored for name, stored in found.stored.items() if name != stored}, found.said
+    return {name: stored for name, stored in found.stored.items() if name != stored}, found.notes
 
 
 @pytest.mark.parametrize(
@@ -130,21 +130,21 @@ def test_renames_are_told_with_how_often_and_whether_they_were_used():
     other = headers({"a.x": (2,), "a.y": (2,), "z": (2,)})
     renames = [Rename.parse(text) for text in ("q=r", "a=b", "z=", "b=", "=c")]
     found = align(headers({"a.x": (2,), "a.y": (2,), "z.z": (2,)}), {}, renames[:2], "base")
-    assert found.said == ("with 'b' for 'a' (2 tensors)",)
+    assert found.notes == ("with 'b' for 'a' (2 tensors)",)
     assert found.unused == (renames[0],)
     found = align(other, {}, renames[3:], "base")
-    assert found.said == ("with 'c.' before (3 tensors)",)
+    assert found.notes == ("with 'c.' before (3 tensors)",)
     assert found.unused == (renames[3],)
     found = align(headers({"z.x": (2,)}), {}, [renames[2]], "base")
-    assert found.said == ("without 'z.' (1 tensor)",)
+    assert found.notes == ("without 'z.' (1 tensor)",)
 
 
 def test_two_names_are_never_made_one():
     with pytest.raises(MismatchError) as refused:
         align(headers({"a.x": (2,), "b.x": (2,)}), {}, [Rename.parse("a=b")], "base.pt")
     assert str(refused.value) == (
-        "base.pt: tensor 'b.x': --rename makes one name of two: found 'a.x' and 'b.x';"
-        " a longer OLD tells them apart"
+        "base.pt: tensor 'b.x': --rename maps two names to one: found 'a.x' and 'b.x';"
+        " use a longer OLD to tell them apart"
     )
 
 
@@ -307,7 +307,7 @@ def test_every_tensor_keeps_a_name_of_its_own(other, first):
     assert all(found.stored[name] == name for name in other.keys() & first.keys())
     changed = {name for name, stored in found.stored.items() if name != stored}
     assert changed <= first.keys() - other.keys()
-    assert bool(changed) is bool(found.said)
+    assert bool(changed) is bool(found.notes)
     shuffled = align(dict(reversed(other.items())), dict(reversed(first.items())), [], "base")
     assert len(shuffled.stored) == len(other)
     assert align(other, first, [], "base") == found
@@ -316,7 +316,7 @@ def test_every_tensor_keeps_a_name_of_its_own(other, first):
 @given(HEADERS)
 def test_a_checkpoint_is_read_as_itself(other):
     found = align(other, other, [], "base")
-    assert (found.stored, found.said) == ({name: name for name in other}, ())
+    assert (found.stored, found.notes) == ({name: name for name in other}, ())
 
 
 def swapped(kind, old, new):

@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ from huggingface_hub.utils import logging as hub_logging
 
 from monosoup_cli.errors import CheckpointError, MismatchError, without_tokens
 from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
+from monosoup_cli.sources.transfer import RemoteFolder
 from tests.hub import Hub
 
 SECRET = "hf_" + "Ab1" * 11
@@ -108,7 +110,7 @@ def test_trouble_of_the_hub_is_told_as_such(hub, call, status):
     hub.fail("*", status)
     assert (
         told(call)
-        == f"the Hub has trouble of its own (status {status}); try again later: finished files are kept"
+        == f"the Hub has an internal problem (status {status}); try again later: finished files are kept"
     )
 
 
@@ -165,7 +167,7 @@ def test_a_body_cut_short(hub, call):
 def test_what_a_server_says_is_cropped_to_one_line(hub, monkeypatch, message, said):
     answer = {"error": message}
     monkeypatch.setattr("tests.hub.Handler.answer_model", lambda self, **_: self.answer(answer, 418))
-    assert told(resolve()) == f"the Hub refuses (status 418){said}"
+    assert told(resolve()) == f"the Hub refused the request (status 418){said}"
 
 
 @pytest.mark.parametrize("call", [resolve(), snapshot(), download()])
@@ -241,14 +243,14 @@ def test_what_is_no_name(hub, name):
 
 
 def test_a_listing_that_climbs(hub, tmp_path):
-    assert told(snapshot("org/climbing")).startswith("cannot read it: the Hub's answer makes no sense; ")
+    assert told(snapshot("org/climbing")).startswith("cannot read it: the Hub's response is not valid; ")
     assert not list(tmp_path.rglob("climbed"))
 
 
 @pytest.mark.parametrize("answer", [[], {}, "text", {"id": 3}, None])
 def test_an_answer_that_is_not_the_hubs(hub, monkeypatch, answer):
     monkeypatch.setattr("tests.hub.Handler.answer_model", lambda self, **_: self.answer(answer))
-    assert told(resolve()).startswith("cannot read it: the Hub's answer makes no sense; check HF_ENDPOINT")
+    assert told(resolve()).startswith("cannot read it: the Hub's response is not valid; check HF_ENDPOINT")
 
 
 def test_a_captive_portal(hub, monkeypatch):
@@ -257,12 +259,12 @@ def test_a_captive_portal(hub, monkeypatch):
         self.write(b"<html>")
 
     monkeypatch.setattr("tests.hub.Handler.answer_model", page)
-    assert told(resolve()).startswith("cannot read it: the Hub's answer makes no sense; check HF_ENDPOINT")
+    assert told(resolve()).startswith("cannot read it: the Hub's response is not valid; check HF_ENDPOINT")
 
 
 def test_a_cache_that_is_a_file(hub, tmp_path):
     (tmp_path / "cache").write_text("")
-    expected = "cannot use the Hub's cache: Not a directory; HF_HOME tells where it is"
+    expected = "cannot use the Hub's cache: Not a directory; HF_HOME sets where it is"
     assert told(snapshot()) == expected
 
 
@@ -272,7 +274,9 @@ def test_a_full_disk(hub, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
-    assert told(download()).startswith("no room left for the Hub's cache; make room, or move it with HF_HOME")
+    assert told(download()).startswith(
+        "no space left for the Hub's cache; free some space, or move it with HF_HOME"
+    )
 
 
 def test_other_errors_pass():
@@ -282,6 +286,34 @@ def test_other_errors_pass():
         raise MismatchError("ours")
     with pytest.raises(KeyboardInterrupt), hub_errors("org/name"):
         raise KeyboardInterrupt
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("advance", "kind"),
+    [
+        (lambda nbytes: fail(KeyError("ours")), KeyError),
+        (lambda nbytes: fail(BrokenPipeError(errno.EPIPE, "ours")), BrokenPipeError),
+        (lambda nbytes: json.loads("ours"), json.JSONDecodeError),
+        (lambda nbytes: huggingface_hub.hf_hub_url("ours", "x", repo_type="ours"), ValueError),
+    ],
+)
+def test_errors_of_a_callback_pass(hub, advance, kind):
+    hub.add("org/big", {"model.bin": bytes(3000)})
+    with pytest.raises(kind) as caught:
+        RemoteFolder("org/big", "org/big", "main").download("model.bin", advance)
+    assert type(caught.value) is kind
+
+
+def test_errors_of_the_standard_library_below_the_library_are_the_hubs(hub):
+    def parse():
+        with _http.default_client_factory() as client:
+            client.get(f"{hub.url}/org/name/resolve/main/model.safetensors").json()
+
+    assert told(parse).startswith("cannot read it: the Hub's response is not valid")
 
 
 def test_the_library_is_quiet_and_then_as_before(hub, capfd):

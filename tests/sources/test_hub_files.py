@@ -21,9 +21,12 @@ from monosoup_cli.formats.files import Download
 from monosoup_cli.pipeline.execute import execute
 from monosoup_cli.pipeline.ready import make_ready
 from monosoup_cli.sources import hub as hub_module
+from monosoup_cli.sources import transfer
+from monosoup_cli.sources.checkpoint import rename
 from monosoup_cli.sources.folders import LocalFolder
-from monosoup_cli.sources.hub import HubFolder, HubId, RemoteFile, fetch, open_repository
+from monosoup_cli.sources.hub import HubFolder, HubId, RemoteFile, open_repository
 from monosoup_cli.sources.locate import open_checkpoint
+from monosoup_cli.sources.transfer import fetch
 from tests.hub import Handler, Hub
 
 NAME = "model.safetensors"
@@ -167,7 +170,7 @@ def test_a_small_file_is_downloaded_when_it_is_opened_and_weights_are_not(hub):
 def test_a_listing_of_names_that_climb_is_refused(hub, tmp_path, name):
     hub.add("org/name", {NAME: CONTENT})
     hub.hostile_tree("org/name", [name])
-    with pytest.raises(CheckpointError, match="lists a file that would lie outside") as caught:
+    with pytest.raises(CheckpointError, match="the repository lists a file outside its folder") as caught:
         opened()
     assert str(caught.value).isprintable()
     assert asked(hub) == {"model", "tree"}
@@ -225,7 +228,7 @@ def test_a_folder_that_the_repository_has_not(hub, monkeypatch, inner, is_offlin
 
 @pytest.mark.parametrize("inner", ["../other", "unet/../..", "/unet", "unet//deep", "unet\\..", "./unet"])
 def test_what_can_be_no_folder_of_a_repository_is_not_asked_for(hub, inner):
-    with pytest.raises(CheckpointError, match="no folder of a repository"):
+    with pytest.raises(CheckpointError, match="not a folder of a repository"):
         open_checkpoint(f"hf://org/name/{inner}")
     assert not hub.requests
 
@@ -327,7 +330,7 @@ def test_several_threads_read_at_once(remote, small):
 def test_a_file_on_the_hub_says_what_it_is(remote):
     assert remote.shown == f"org/name/{NAME}"
     assert (remote.nbytes, remote.path) == (10_000, None)
-    assert remote.version == {"commit": remote.folder.revision}
+    assert remote.version == {"commit": opened().revision}
     remote.prefetch(0, 100)
     remote.check_unchanged()
     assert remote.bytes_read == 0
@@ -347,14 +350,14 @@ def answering(monkeypatch, status: int, start: int, stop: int) -> None:
 
 def test_a_server_that_sends_no_parts(monkeypatch, remote):
     answering(monkeypatch, 200, 0, 10_000)
-    with pytest.raises(CheckpointError, match="does not send parts of files") as caught:
+    with pytest.raises(CheckpointError, match="does not support range requests") as caught:
         remote.read(8)
     assert caught.value.path == f"org/name/{NAME}"
 
 
 @pytest.mark.parametrize("length", [0, 99, 101, 10_000])
 def test_a_server_that_sends_another_length(monkeypatch, remote, small, length):
-    other = remote.folder.open(NAME)
+    other = opened().open(NAME)
     other.read(8)
     answering(monkeypatch, 206, 0, length)
     readings = (
@@ -363,7 +366,7 @@ def test_a_server_that_sends_another_length(monkeypatch, remote, small, length):
         lambda: other.read(100, 500),
     )
     for read in readings:
-        with pytest.raises(CheckpointError, match="another part than was asked for"):
+        with pytest.raises(CheckpointError, match="a different range than requested"):
             read()
 
 
@@ -459,7 +462,7 @@ def test_a_download_that_begins_otherwise_than_its_head_did_is_refused(hub, remo
     commit = repository.commits[repository.revisions["main"]]
     commit[NAME] = hub.blob(NAME, hub.store([other]))
     if place < 100:
-        with pytest.raises(CheckpointError, match="not the file that was announced"):
+        with pytest.raises(CheckpointError, match="the download differs from the file that the Hub listed"):
             fetch(remote.select(None))
     else:
         fetch(remote.select(None))
@@ -469,7 +472,7 @@ def test_a_download_of_another_size_than_the_listing_said_is_refused(hub, remote
     repository = hub.repositories["org/name"]
     commit = repository.commits[repository.revisions["main"]]
     commit[NAME] = hub.blob(NAME, hub.store([CONTENT + b"more"]))
-    with pytest.raises(CheckpointError, match="not the file that was announced"):
+    with pytest.raises(CheckpointError, match="the download differs from the file that the Hub listed"):
         fetch(remote.select(None))
 
 
@@ -479,22 +482,22 @@ def test_a_file_in_the_cache_that_is_not_whole_is_refused(remote):
     with pytest.raises(CheckpointError) as caught:
         opened().open(NAME)
     line = str(caught.value)
-    assert line.startswith(f"org/name/{NAME}: the file in the Hub's cache is not whole")
+    assert line.startswith(f"org/name/{NAME}: the file in the Hub's cache is incomplete")
     assert "expected 10,000 bytes, found 9,999" in line
     assert "remove it" in line
 
 
 def test_downloads_run_at_once_and_all_are_told(monkeypatch):
-    together = threading.Barrier(hub_module.AT_ONCE, timeout=20)
+    together = threading.Barrier(transfer.AT_ONCE, timeout=20)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 12_345)
 
     def bring(advance):
-        assert hub_module.READ_BYTES == constants.DOWNLOAD_CHUNK_SIZE
+        assert transfer.READ_BYTES == constants.DOWNLOAD_CHUNK_SIZE
         together.wait()
         advance(5)
 
     told: list[int] = []
-    downloads = [Download(5, bring)] * (2 * hub_module.AT_ONCE)
+    downloads = [Download(5, bring)] * (2 * transfer.AT_ONCE)
     fetch(downloads, told.append)
     assert (downloads, told) == ([], [5] * 8)
     assert constants.DOWNLOAD_CHUNK_SIZE == 12_345
@@ -525,7 +528,7 @@ def test_an_error_stops_the_other_downloads(monkeypatch, error, tells):
     with pytest.raises(type(error)) as caught:
         fetch(downloads)
     assert caught.value is error
-    assert len(begun) < hub_module.AT_ONCE
+    assert len(begun) < transfer.AT_ONCE
     assert len(ended) == (0 if tells else len(begun))
     assert len(downloads) == 31
     assert constants.DOWNLOAD_CHUNK_SIZE == 12_345
@@ -607,7 +610,7 @@ def test_of_shards_those_that_are_needed_are_fetched(hub):
 def test_names_under_which_tensors_are_read_are_those_that_are_at_hand(hub):
     hub.add("org/name", {NAME: halves(-1)})
     with open_checkpoint("org/name") as checkpoint:
-        renamed = checkpoint.renamed({"A": "a", "B": "b", "c": "c"}, ("so",))
+        renamed = rename(checkpoint, {"A": "a", "B": "b", "c": "c"}, ("so",))
         renamed.select(["A"])
         assert [renamed.is_at_hand(name) for name in ("A", "B", "c", "a")] == [True, False, False, False]
 
@@ -690,7 +693,7 @@ def test_bytes_that_come_in_chunks_of_their_own_storage_count_once():
 
     told: list[int] = []
     reporter = XetDownloadProgressReporter(
-        reconstruction_desc="", total=100, log_level=30, tqdm_class=hub_module._bar(told.append)
+        reconstruction_desc="", total=100, log_level=30, tqdm_class=transfer.new_bar(told.append)
     )
     facts = {
         "total_bytes": 100,

@@ -291,7 +291,7 @@ def test_what_people_type_by_mistake(tmp_path):
     fill(tmp_path / "folder", {A: ["a"], "model.safetensors.index.json": index(a=A)})
     with pytest.raises(MonosoupError, match="is empty"):
         open_checkpoint("")
-    with pytest.raises(CheckpointError, match="name its folder"):
+    with pytest.raises(CheckpointError, match="pass its folder"):
         open_checkpoint(tmp_path / "folder" / "model.safetensors.index.json")
     for path in ("org/model.safetensors", "org/model.bin", "./org/name", "name", "a/b/c", "/org/name"):
         with pytest.raises(CheckpointError, match=r"no such file or folder"):
