@@ -15,7 +15,8 @@ import typer
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import LayerFormat, NoProgress
 from monosoup_cli.errors import ReportError
-from monosoup_cli.report.view import Grouping, View
+from monosoup_cli.report.grouping import Grouping
+from monosoup_cli.report.view import View
 
 if TYPE_CHECKING:
     from monosoup_cli.report.rows import Row

@@ -1,23 +1,22 @@
-"""The layers of a report: grouped, and as a table or as comma-separated values."""
+"""The layers of a report as a table, or as comma-separated values."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from monosoup_cli.names import KINDS
-from monosoup_cli.report.measures import COMPARABLE, LABELS
-from monosoup_cli.report.records import spread
+from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
+from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row
-from monosoup_cli.report.view import Grouping, View
+from monosoup_cli.report.view import View
 from monosoup_cli.report.words import plural, shown
 
-__all__ = ["as_csv", "grouped", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
+__all__ = ["as_csv", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
-MIN_NAME, MIN_SPARKLINE, MAX_SPARKLINE = 32, 8, 24
+MIN_NAME, MIN_SPARKLINE = 32, 8
 GAP = 2
 
 DISPENSABLE = (
@@ -44,53 +43,10 @@ HARDLY = ("rho", "cos_alpha")
 """What it leaves out for names of half that room alone."""
 
 
-def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
-    """One row for each kind of layer, or for each block, with the means of what was measured."""
-    groups: dict[str, list[Row]] = {}
-    order = {kind: number for number, kind in enumerate(KINDS)}
-    rows = sorted(rows, key=by_depth if group == "depth" else lambda row: order[row["kind"]])
-    for row in rows:
-        groups.setdefault(row["kind"] if group == "kind" else _depth(row), []).append(row)
-    return [
-        {
-            "name": name,
-            "layers": len(members),
-            **{measure: _mean(members, measure) for measure in LABELS if measure in COMPARABLE},
-            "spectrum": _mean_spectrum([row["spectrum"] for row in members if row.get("spectrum")]),
-        }
-        for name, members in groups.items()
-    ]
-
-
-def by_depth(row: Row) -> tuple[Any, ...]:
-    """Where a layer stands: outside blocks first, then block after block of each stack."""
-    return (0,) if row["block"] is None else (1, row["stack"], row["block"])
-
-
-def _depth(row: Row) -> str:
-    return "outside blocks" if row["block"] is None else f"{row['stack'] or 'block'} {row['block']}"
-
-
-def _mean(rows: Sequence[Row], measure: str) -> float | None:
-    found = spread(row.get(measure) for row in rows)
-    return None if found is None else found["mean"]
-
-
-def _mean_spectrum(spectra: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over spectra of any lengths, at `MAX_SPARKLINE` evenly spaced places."""
-    sampled = [list(_sampled(spectrum, MAX_SPARKLINE)) for spectrum in spectra]
-    return [sum(values) / len(values) for values in zip(*sampled, strict=True)]
-
-
 def sparkline(spectrum: Sequence[float], width: int = MIN_SPARKLINE) -> str:
     """σ_i/σ_1 from the first to the last, a bar for each of `width` evenly spaced values."""
-    heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in _sampled(spectrum, width))
+    heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in sample(spectrum, width))
     return "".join(BARS[min(int(height), len(BARS) - 1)] for height in heights)
-
-
-def _sampled(values: Sequence[float], count: int) -> Iterator[float]:
-    for number in range(count if values else 0):
-        yield values[round(number * (len(values) - 1) / max(count - 1, 1))]
 
 
 def short(value: Any) -> str:

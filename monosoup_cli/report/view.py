@@ -6,15 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.report.grouping import Grouping, group_rows
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row
 
-__all__ = ["Grouping", "View"]
-
-Grouping = Literal["kind", "depth"]
+__all__ = ["View"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,7 @@ class View:
             raise UsageError(f"--layer {' '.join(self.layer)!r} matches no tensor of the report")
         chosen = [row for row in rows if row["action"] == "edited" and self.matches(row["name"])]
         if self.group is not None:
-            from monosoup_cli.report.layers import grouped
-
-            chosen = grouped(chosen, self.group)
+            chosen = group_rows(chosen, self.group)
         if self.sort is not None:
             there = [row for row in chosen if row.get(self._key) is not None]
             is_rising = self.reverse != (self._key == "name")
