@@ -136,7 +136,8 @@ def _show_table(
     report: dict[str, Any], rows: Sequence[Row], chosen: Sequence[Row], words: Sequence[str], display: Display
 ) -> None:
     from monosoup_cli.report.files import OF_SEVERAL
-    from monosoup_cli.report.layers import layers_table, measures_in, shown_of
+    from monosoup_cli.report.layers import layers_table, shown_of
+    from monosoup_cli.report.measures import measures_in
     from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 
     console = display.console

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.errors import ReportError
 from monosoup_cli.options import RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
-from monosoup_cli.report.layers import measures_in, short
-from monosoup_cli.report.measures import LABELS, WITH_UNIT
+from monosoup_cli.report.layers import short
+from monosoup_cli.report.measures import WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.tables import grid
 from monosoup_cli.report.words import plural, shown
@@ -39,7 +39,18 @@ SHOWN = (
     "anisotropy",
     "relative_update",
 )
-"""What the table shows of a change, in this order, as far as it fits."""
+"""The measures that the table shows first, in this order, as far as they fit."""
+NOT_SHOWN = (
+    "rank",
+    "effective_rank",
+    "k",
+    "energy_high",
+    "sigma_max",
+    "update_norm",
+    "clamped",
+    "rank_above_rounding",
+)
+"""The measures that the table leaves out. It shows all others, such as those of a new method, last."""
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,13 +121,18 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     from rich.text import Text
 
     changed = comparison["changed"][:top]
-    columns = {name: [_arrow(each["measures"].get(name)) for each in changed] for name in ("reason", *SHOWN)}
+    names = dict.fromkeys(("reason", *SHOWN, *(name for each in changed for name in each["measures"])))
+    columns = {
+        name: [_arrow(each["measures"].get(name)) for each in changed]
+        for name in names
+        if name not in NOT_SHOWN
+    }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold", min_width=20)
     taken = 20
     kept: list[Sequence[str]] = []
     for name, cells in columns.items():
-        label = LABELS.get(name, name)
+        label = label_of(name)
         needed = 2 + max(map(len, [label, *cells]))
         if any(cells) and (width is None or taken + needed <= width):
             taken += needed

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
-from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.measures import LABELS, label_of, measures_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.view import View
 from monosoup_cli.report.words import plural, shown
 
-__all__ = ["as_csv", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
+__all__ = ["as_csv", "layers_table", "short", "shown_of", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
 MIN_NAME, MIN_SPARKLINE = 32, 8
@@ -56,11 +56,6 @@ def short(value: Any) -> str:
     return str(value) if isinstance(value, (int, str)) else f"{value:.3g}"
 
 
-def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
-    """The measures that some row has, in the order of LABELS."""
-    return [name for name in LABELS if any(row.get(name) is not None for row in rows)]
-
-
 def layers_table(rows: Sequence[Row], width: int | None) -> str:
     """A line a layer, below a line of names; `width` in cells of a terminal, None for a pipe: all columns,
     and names in full."""
@@ -71,7 +66,9 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     columns["kind"] = [row.get("kind", "") for row in rows]
     columns["shape"] = [" × ".join(map(str, row.get("shape", ()))) for row in rows]
     columns |= {name: [short(row.get(name)) for row in rows] for name in measures_in(rows)}
-    widths = {name: max(map(len, [_label(name), *cells])) for name, cells in columns.items() if any(cells)}
+    widths = {
+        name: max(map(cell_len, [_label(name), *cells])) for name, cells in columns.items() if any(cells)
+    }
     spectra = [row.get("spectrum") or () for row in rows]
     has_spectra = any(spectra)
     widest = max(map(cell_len, ["layer", *names]))
@@ -83,7 +80,8 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
 
     bars = MAX_SPARKLINE
     if width is not None:
-        for name in DISPENSABLE:
+        unknown = [name for name in measures_in(rows) if name not in LABELS]
+        for name in (*unknown, *DISPENSABLE):
             if room() < min(widest, MIN_NAME if name not in HARDLY else MIN_NAME // 2):
                 widths.pop(name, None)
         widest = max(min(widest, room()), len("layer"))
@@ -117,7 +115,7 @@ ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivale
 
 
 def _label(name: str) -> str:
-    return ABBREVIATED.get(name) or LABELS.get(name, name)
+    return ABBREVIATED.get(name) or label_of(name)
 
 
 def shown_of(chosen: int, rows: Sequence[Row], view: View) -> str:
@@ -137,7 +135,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     names += [name for name in FURTHER if any(row.get(name) is not None for row in rows)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([shown(name) for name in names])
     writer.writerows([_field(row.get(name)) for name in names] for row in rows)
     return text.getvalue()
 

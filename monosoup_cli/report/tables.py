@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.measures import label_of
 from monosoup_cli.report.preview import Preview
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, plural, shown, size, verdict
@@ -160,10 +160,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     means = grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
         if bounds is not None:
-            means.add_row(
-                LABELS.get(name, shown(name)),
-                *(f"{value:.4g}" for value in (summary["means"][name], *bounds)),
-            )
+            means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
 
 

@@ -221,7 +221,7 @@ def test_an_inspection_and_its_edit_differ_in_nothing(run, reports):
 def test_layers_are_tensors_to_an_inspection(run, files):
     result = run("inspect-spectrum", *files[:2], "--layer", "*down_proj[[]1]")
     assert (result.code, "--layer '*down_proj[[]1]' matches no tensor" in result.err) == (2, True)
-    assert "whole names, as '*layers.3.*'" in result.err
+    assert "must match the whole name, as '*layers.3.*' does" in result.err
     inspected = run("inspect-spectrum", *files[:2], "--layer", "*.1.*down_proj", "--format", "csv").out
     assert inspected.count("\n") == 3
 
@@ -287,7 +287,7 @@ def test_the_table_is_printed_before_files_are_written(monkeypatch, run, reports
     def fail(path, write):
         raise OutputError("cannot be written", path=path)
 
-    monkeypatch.setattr("monosoup_cli.cli.showing.replace_file", fail)
+    monkeypatch.setattr("monosoup_cli.report.files.replace_file", fail)
     for options in ([], ["--format", "csv"], ["--format", "json"]):
         asked = ["report", reports["inspect"], *options]
         code, out, err = run(*asked, "--html", tmp_path / "page.html")

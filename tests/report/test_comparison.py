@@ -184,6 +184,18 @@ def test_the_table_fits_and_has_the_figures(reports, width):
     assert facts == [["energy", "– → 0.8"], ["changed", "14 layers"], ["no difference", "1 tensor"]]
 
 
+def test_a_measure_of_a_newer_version_is_compared_by_its_name(reports):
+    first, second = copy.deepcopy(reports["default"]), copy.deepcopy(reports["default"])
+    for report, value in ((first, 0.25), (second, 0.75)):
+        next(layer for layer in report["layers"] if layer["name"] == QUERY.format(3))["novelty"] = value
+    comparison = compare_reports(first, second)
+    (changed,) = comparison["changed"]
+    assert changed == {"name": QUERY.format(3), "change": 0.5, "measures": {"novelty": [0.25, 0.75]}}
+    lines = drawn(comparison)
+    assert lines[0].split() == ["layer", "novelty"]
+    assert lines[1].split() == [QUERY.format(3), "0.25", "→", "0.75"]
+
+
 def test_no_more_layers_than_asked_for(reports):
     found = compare_reports(reports["default"], reports["energy"])
     lines = drawn(found, None, 3)

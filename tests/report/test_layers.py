@@ -309,3 +309,29 @@ def test_cells_are_the_reports_numbers(inspect):
 def test_a_table_of_nothing_and_one_without_spectra():
     assert drawn([], 80) == ["layer"]
     assert drawn([{"name": "a", "scale": 0.25}], 80)[1].split() == ["a", "0.25"]
+
+
+@pytest.mark.parametrize("width", [None, 400])
+def test_a_measure_of_a_newer_version_is_shown_by_its_name(edited, width):
+    newer = [{**row, "novelty": number / 4, "remark": "none"} for number, row in enumerate(edited)]
+    lines = drawn(newer, width)
+    assert columns(lines[0])[-2:] == ["novelty", "spectrum"]
+    values = [columns(line)[-2] for line in lines[1:]]
+    assert values == [f"{number / 4:.3g}" for number in range(len(edited))]
+    assert "remark" not in lines[0]
+    table = list(csv.DictReader(io.StringIO(as_csv(newer))))
+    assert [float(row["novelty"]) for row in table] == [row["novelty"] for row in newer]
+    assert "remark" not in table[0]
+
+
+def test_a_narrow_terminal_leaves_out_unknown_measures_first(edited):
+    newer = [{**row, "novelty": 0.25} for row in edited]
+    assert drawn(newer, 80) == drawn(edited, 80)
+
+
+def test_the_name_of_an_unknown_measure_drives_no_terminal(edited):
+    newer = [{**row, "a\x1b[2J\nb": 0.25} for row in edited]
+    for text in (layers_table(newer, None), as_csv(newer)):
+        assert "\x1b" not in text
+        assert text.count("\n") == 1 + len(edited)
+        assert "a\\x1b[2J\\x0ab" in text

@@ -1,6 +1,8 @@
 """Reports that are read again, and files made of them: refused in a line, replaced as a whole."""
 
+import csv
 import errno
+import io
 import json
 import os
 import shlex
@@ -294,3 +296,21 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(ReportError) as refused:
         read_report(tmp_path / "absent.json")
     assert (refused.value.path, refused.value.exit_code) == (str(tmp_path / "absent.json"), 1)
+
+
+def test_the_commands_show_measures_of_a_newer_version_by_their_names(run, report, tmp_path):
+    for layer in report["layers"]:
+        layer["novelty"] = 0.25 if layer["action"] == "edited" else None
+        for part in layer.get("slices", ()):
+            part["novelty"] = 0.5
+    report["summary"]["means"]["novelty"] = 0.375
+    report["summary"]["ranges"]["novelty"] = [0.25, 0.5]
+    path = tmp_path / "newer.json"
+    path.write_text(json.dumps(report))
+    code, out, _ = run("report", path)
+    assert code == 0
+    assert "novelty" in out.splitlines()[0]
+    assert ["novelty", "0.375", "0.25", "0.5"] in [line.split() for line in out.splitlines()]
+    code, out, _ = run("report", path, "--format", "csv")
+    assert code == 0
+    assert {row["novelty"] for row in csv.DictReader(io.StringIO(out))} == {"0.25", "0.5"}
