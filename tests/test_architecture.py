@@ -18,33 +18,34 @@ import monosoup_cli
 
 PACKAGE = Path(monosoup_cli.__file__).parent
 
-ROOMS = [
-    "version",
-    "errors",
-    "names",
-    "declaration",
-    "options",
-    "formats",
-    "sources",
-    "devices",
-    "spectral",
-    "tensors",
-    "adapters",
-    "methods",
-    "report",
-    "outputs",
-    "pipeline",
-    "api",
-    "__init__",
-    "cli",
-    "__main__",
-]
-"""From the lowest to the highest. A room may import itself and those below it."""
+BOTTOM = {"version", "errors", "names", "declaration", "options"}
+ROOMS = {
+    "version": set(),
+    "errors": set(),
+    "names": {"errors"},
+    "declaration": {"errors"},
+    "options": {"errors", "declaration"},
+    "formats": BOTTOM,
+    "sources": BOTTOM | {"formats"},
+    "devices": BOTTOM | {"formats"},
+    "spectral": {"errors"},
+    "tensors": BOTTOM | {"formats", "sources", "devices"},
+    "adapters": BOTTOM | {"formats", "sources", "spectral"},
+    "methods": BOTTOM | {"formats", "sources", "devices", "spectral", "tensors"},
+    "report": BOTTOM | {"tensors", "methods"},
+    "outputs": BOTTOM | {"formats", "sources", "devices", "tensors", "adapters"},
+    "pipeline": BOTTOM | {"formats", "sources", "devices", "tensors", "adapters", "report", "outputs"},
+    "api": BOTTOM
+    | {"formats", "sources", "spectral", "tensors", "adapters", "methods", "report", "outputs", "pipeline"},
+    "__init__": {"version", "api"},
+    "cli": BOTTOM | {"formats", "sources", "tensors", "methods", "report", "outputs", "pipeline", "api"},
+    "__main__": {"cli"},
+}
+"""From the lowest to the highest, each with the rooms that it may import."""
 
 MAX_LINES = 450
 MAX_MEMBERS = 12
 
-SOURCES = {"Checkpoint", "MergedSource"}
 OUTPUT_CLASS = re.compile(r"(Kind|Form|Draft|Sink)$")
 
 CASTS = "formats/dtypes.py"
@@ -101,14 +102,14 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def imports_upwards(folder: Path) -> Iterator[str]:
-    """Find imports of a higher room, and rooms that `ROOMS` does not name."""
+def wrong_imports(folder: Path) -> Iterator[str]:
+    """Find imports of a room that `ROOMS` does not allow, and rooms that it does not name."""
     for module, imported in imports_of(folder).items():
         if room_of(module) not in ROOMS:
             yield f"{module} is in a room without a place in ROOMS"
             continue
         for other in sorted(imported):
-            if room_of(other) in ROOMS and ROOMS.index(room_of(other)) > ROOMS.index(room_of(module)):
+            if room_of(other) not in {room_of(module), *ROOMS[room_of(module)]}:
                 yield f"{module} imports {other}"
 
 
@@ -160,13 +161,20 @@ def wide_classes(folder: Path) -> Iterator[str]:
 
 def concrete_checks(folder: Path) -> Iterator[str]:
     """Find tests for a concrete source, or for a class of outputs/, outside of the room that defines it."""
-    home = {}
-    for _, room, tree in trees_in(folder):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and (
-                node.name in SOURCES or (room == "outputs" and OUTPUT_CLASS.search(node.name))
-            ):
-                home[node.name] = room
+    classes = [
+        (room, node)
+        for _, room, tree in trees_in(folder)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]
+    # a concrete source is any other class with all members of the protocol
+    protocol = next((node for _, node in classes if node.name == "Source"), None)
+    home = {
+        node.name: room
+        for room, node in classes
+        if (room == "outputs" and OUTPUT_CLASS.search(node.name))
+        or (protocol is not None and node is not protocol and members_of(protocol) <= members_of(node))
+    }
     for path, room, tree in trees_in(folder):
         for node in ast.walk(tree):
             tested = [each for each in _classes_tested(node) if home.get(each, room) != room]
@@ -248,7 +256,7 @@ def format_skips(folder: Path) -> Iterator[str]:
 
 
 CHECKS = [
-    imports_upwards,
+    wrong_imports,
     import_circles,
     long_files,
     wide_classes,
@@ -277,24 +285,47 @@ def test_every_room_exists():
 MEMBERS = "".join(f"    field_{number}: int\n" for number in range(MAX_MEMBERS))
 METHOD = "    def __init__(self):\n        self.{name} = 1\n"
 SINK = {"outputs/sinks.py": "class FileSink: ...\n", "outputs/use.py": "isinstance(0, FileSink)\n"}
-SOURCE = {"sources/one.py": "class Checkpoint: ...\n", "sources/use.py": "isinstance(0, (int, Checkpoint))\n"}
+READ = "    def read(self): ...\n"
+SOURCE = {
+    "sources/source.py": f"class Source(Protocol):\n{READ}    path: str\n",
+    "sources/one.py": f"class Checkpoint:\n{READ}{METHOD.format(name='path')}",
+    "sources/use.py": "isinstance(0, (int, Checkpoint))\nisinstance(0, Source)\nisinstance(0, File)\n",
+    "sources/file.py": f"class File:\n{READ}",
+    "api/use.py": "isinstance(0, (Source, File))\n",
+}
 FAULTS = [
     # check, a package without the fault, the files that add it, how many faults they are
     (
-        imports_upwards,
+        wrong_imports,
         {"formats/a.py": "from tree.errors import Fault\nimport torch\n", "errors.py": ""},
         {"errors.py": "def f():\n    from tree.formats.a import b\n"},
         1,
     ),
     (
-        imports_upwards,
+        wrong_imports,
         {"formats/a.py": "", "cli/b.py": "import tree.formats.a\n"},
         {"formats/a.py": "if TYPE_CHECKING:\n    from tree.cli import b\n    import tree.cli.b\n"},
         1,
     ),
-    (imports_upwards, {"api/a.py": "", "cli/a.py": ""}, {"api/a.py": "from ..cli.a import b\n"}, 1),
-    (imports_upwards, {"api/a.py": "", "cli/a.py": ""}, {"api/a.py": "import_module('tree.cli.a')\n"}, 1),
-    (imports_upwards, {"api/a.py": ""}, {"attic/a.py": ""}, 1),
+    (wrong_imports, {"api/a.py": "", "cli/a.py": ""}, {"api/a.py": "from ..cli.a import b\n"}, 1),
+    (wrong_imports, {"api/a.py": "", "cli/a.py": ""}, {"api/a.py": "import_module('tree.cli.a')\n"}, 1),
+    (wrong_imports, {"api/a.py": ""}, {"attic/a.py": ""}, 1),
+    (
+        wrong_imports,
+        {
+            "methods/a.py": "import tree.spectral.a\n",
+            "spectral/a.py": "",
+            "sources/a.py": "",
+            "pipeline/a.py": "",
+        },
+        {
+            "pipeline/b.py": "from tree.methods.a import f\n",
+            "spectral/b.py": "import tree.sources.a\n",
+            "report/b.py": "from tree import __version__\n",
+            "__init__.py": "",
+        },
+        3,
+    ),
     (
         import_circles,
         {"api/a.py": "from tree.api.b import x\n", "api/b.py": "from tree.api import c\n", "api/c.py": ""},
@@ -327,7 +358,10 @@ FAULTS = [
     (
         concrete_checks,
         SOURCE,
-        {"adapters/a.py": "class MergedSource: ...\n", "api/a.py": "issubclass(0, MergedSource)"},
+        {
+            "adapters/a.py": f"class MergedSource:\n{READ}    path = 1\n",
+            "api/a.py": "issubclass(0, MergedSource)",
+        },
         1,
     ),
     (
