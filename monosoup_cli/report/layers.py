@@ -11,9 +11,9 @@ from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
 from monosoup_cli.report.measures import LABELS, label_of, measures_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.view import View
-from monosoup_cli.report.words import plural, shown
+from monosoup_cli.report.words import plural, printable
 
-__all__ = ["as_csv", "layers_table", "short", "shown_of", "sparkline"]
+__all__ = ["as_csv", "hidden_note", "layers_table", "short", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
 MIN_NAME, MIN_SPARKLINE = 32, 8
@@ -38,30 +38,34 @@ DISPENSABLE = (
     "rho",
     "cos_alpha",
 )
-"""What a narrow table leaves out, in this order."""
-HARDLY = ("rho", "cos_alpha")
-"""What it leaves out for names of half that room alone."""
+"""The columns that a narrow table leaves out, in this order."""
+LAST_DISPENSABLE = ("rho", "cos_alpha")
+"""The columns that it leaves out only to make room for half of `MIN_NAME`."""
 
 
 def sparkline(spectrum: Sequence[float], width: int = MIN_SPARKLINE) -> str:
-    """σ_i/σ_1 from the first to the last, a bar for each of `width` evenly spaced values."""
+    """Draw σ_i/σ_1 as bars, one for each of `width` evenly spaced values."""
     heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in sample(spectrum, width))
     return "".join(BARS[min(int(height), len(BARS) - 1)] for height in heights)
 
 
 def short(value: Any) -> str:
-    """A measure in few characters."""
+    """Format a measure in a few characters."""
     if value is None:
         return ""
     return str(value) if isinstance(value, (int, str)) else f"{value:.3g}"
 
 
 def layers_table(rows: Sequence[Row], width: int | None) -> str:
-    """A line a layer, below a line of names; `width` in cells of a terminal, None for a pipe: all columns,
-    and names in full."""
+    """Draw a table with a line per layer.
+
+    Args:
+        rows: The layers.
+        width: Cells in a line of the terminal; None for a pipe, which gets all columns and full names.
+    """
     from rich.cells import cell_len
 
-    names = [shown(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
+    names = [printable(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
     columns: dict[str, list[str]] = {"layers": [short(row.get("layers")) for row in rows]}
     columns["kind"] = [row.get("kind", "") for row in rows]
     columns["shape"] = [" × ".join(map(str, row.get("shape", ()))) for row in rows]
@@ -74,7 +78,7 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     widest = max(map(cell_len, ["layer", *names]))
 
     def room() -> int:
-        """For names, beside the other columns and the shortest sparkline."""
+        """Return the cells left for names, next to the other columns and the shortest sparkline."""
         assert width is not None
         return width - sum(each + GAP for each in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
 
@@ -82,7 +86,7 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     if width is not None:
         unknown = [name for name in measures_in(rows) if name not in LABELS]
         for name in (*unknown, *DISPENSABLE):
-            if room() < min(widest, MIN_NAME if name not in HARDLY else MIN_NAME // 2):
+            if room() < min(widest, MIN_NAME if name not in LAST_DISPENSABLE else MIN_NAME // 2):
                 widths.pop(name, None)
         widest = max(min(widest, room()), len("layer"))
         bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
@@ -101,7 +105,7 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
 
 
 def _end_of(name: str, width: int) -> str:
-    """The last `width` cells: names of layers begin alike."""
+    """Return the last `width` cells of a name, because names of layers begin alike."""
     from rich.cells import cell_len
 
     if cell_len(name) <= width:
@@ -118,8 +122,8 @@ def _label(name: str) -> str:
     return ABBREVIATED.get(name) or label_of(name)
 
 
-def shown_of(chosen: int, rows: Sequence[Row], view: View) -> str:
-    """What to say below a table that does not show every layer; else nothing."""
+def hidden_note(chosen: int, rows: Sequence[Row], view: View) -> str:
+    """Return the note below a table that does not show every layer; "" below others."""
     edited = sum(row["action"] == "edited" for row in rows)
     if view.group is not None or chosen == edited:
         return ""
@@ -127,15 +131,14 @@ def shown_of(chosen: int, rows: Sequence[Row], view: View) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as comma-separated values, with a line of names; all singular values in one field, if
-    there are any."""
+    """Return the rows as CSV with a header. All singular values of a row are in one field."""
     facts = ["name", "layers", "kind", "stack", "block", "part", "shape", "dtype"]
     names = [name for name in facts if any(name in row for row in rows) or (not rows and name != "layers")]
     names += measures_in(rows) if rows else list(LABELS)
     names += [name for name in FURTHER if any(row.get(name) is not None for row in rows)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([shown(name) for name in names])
+    writer.writerow([printable(name) for name in names])
     writer.writerows([_field(row.get(name)) for name in names] for row in rows)
     return text.getvalue()
 
@@ -146,5 +149,5 @@ FURTHER = ("rounding_sigma", "rounding_share", "gap_above_rounding", "singular_v
 
 def _field(value: Any) -> Any:
     if isinstance(value, str):
-        return shown(value, MAX_TEXT)
+        return printable(value, MAX_TEXT)
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""What reports measure, collected from the methods that measure it."""
+"""The measures of reports, collected from the methods."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from monosoup_cli.methods import MEASURES
-from monosoup_cli.report.words import shown
+from monosoup_cli.report.words import printable
 from monosoup_cli.tensors.method import Measure
 
 __all__ = ["ABOVE_ROUNDING", "COMPARABLE", "LABELS", "WITH_UNIT", "label_of", "measures_in"]
 
 ABOVE_ROUNDING = ("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding")
-"""What an inspection measures beyond what the methods do (spectral/rounding.py)."""
+"""Measures that only an inspection takes (spectral/rounding.py)."""
 
 _ALL = (*MEASURES, Measure("rank_above_rounding", "above rounding", unit="directions", is_comparable=False))
 
 LABELS = {measure.name: measure.label for measure in _ALL if measure.label}
-"""What people read for the report's measures, in the order in which they are shown."""
+"""The labels of measures, in the order in which tables show them."""
 
 COMPARABLE = {measure.name for measure in _ALL if measure.label and measure.is_comparable}
-"""Measures whose mean over layers of different sizes says something."""
+"""Measures whose mean over layers of different sizes is meaningful."""
 
 WITH_UNIT = {measure.name for measure in _ALL if measure.unit is not None}
-"""Measures whose differences are taken relative to the larger of two."""
+"""Measures whose differences are relative to the larger of two values."""
 
 
 FACTS = {
@@ -36,7 +36,7 @@ FACTS = {
 
 def label_of(name: str) -> str:
     """Return the label of a measure, or its name where no method of this version declares it."""
-    return LABELS.get(name) or shown(name, 60)
+    return LABELS.get(name) or printable(name, 60)
 
 
 def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:

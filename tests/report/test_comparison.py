@@ -149,12 +149,12 @@ def test_two_commands(reports):
     assert found["commands"] == ["inspect-spectrum", "lines"]
     assert found["arguments"] == {}  # "alpha" and others only one has; those of both are alike
     lines = drawn(found)
-    assert "inspect-spectrum → lines: only what both measure is compared" in "\n".join(lines)
+    assert "inspect-spectrum → lines: only the measures of both are compared" in "\n".join(lines)
     edited = {**reports["default"], "command": "lines", "arguments": reports["lines"]["arguments"]}
     other = {**edited, "arguments": {**edited["arguments"], "alpha": 0.2, "output": "elsewhere"}}
     found_too = compare_reports(edited, other)
     assert found_too["arguments"] == {"alpha": [0.1, 0.2]}
-    assert "only what both measure" not in "\n".join(drawn(found_too))
+    assert "only the measures of both" not in "\n".join(drawn(found_too))
     changed = {each["name"]: each["measures"] for each in found["changed"]}
     assert QUERY.format(0) not in changed  # no measure is taken by both
     assert changed["model.norm.weight"]["reason"] == ["vector", None]
@@ -201,7 +201,7 @@ def test_no_more_layers_than_asked_for(reports):
     lines = drawn(found, None, 3)
     assert [line.split()[0] for line in lines[1:4]] == [each["name"] for each in found["changed"][:3]]
     assert lines[4] == ""
-    assert "changed        14 layers, of which 3 shown" in lines
+    assert "changed        14 layers (3 shown)" in lines
 
 
 def test_of_the_same_report_there_is_no_table(reports):

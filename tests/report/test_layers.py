@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import UsageError
-from monosoup_cli.report.layers import as_csv, layers_table, shown_of, sparkline
+from monosoup_cli.report.layers import as_csv, hidden_note, layers_table, sparkline
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.view import View
@@ -148,7 +148,7 @@ def test_globs_that_match_no_row_are_refused(rows, glob):
 def test_of_kept_tensors_alone_no_row_is_shown(rows, edited):
     view = View(layer=["model.norm.weight"])
     assert view.rows(rows) == []
-    assert shown_of(0, rows, view) == f"0 of {len(edited)} layers shown"
+    assert hidden_note(0, rows, view) == f"0 of {len(edited)} layers shown"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_groups_are_chosen_and_sorted_like_layers(rows):
     found = view.rows(rows)
     assert [row["layers"] for row in found] == [2, 2]
     assert found[0]["lambda_low"] >= found[1]["lambda_low"]
-    assert shown_of(2, rows, view) == ""
+    assert hidden_note(2, rows, view) == ""
 
 
 def test_a_sparkline_has_a_bar_for_every_height():
@@ -207,8 +207,8 @@ def test_a_sparkline_has_a_bar_for_every_height():
 
 
 def test_what_is_not_shown_is_said(rows, edited):
-    assert shown_of(len(edited), rows, View()) == ""
-    assert shown_of(1, rows, View(top=1)) == f"1 of {len(edited)} layers shown"
+    assert hidden_note(len(edited), rows, View()) == ""
+    assert hidden_note(1, rows, View(top=1)) == f"1 of {len(edited)} layers shown"
 
 
 def read_csv(text):
