@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from monosoup_cli.names import KINDS
-from monosoup_cli.report.measures import COMPARABLE, LABELS
+from monosoup_cli.report.measures import COMPARABLE, LABELS, measures_in
 from monosoup_cli.report.records import spread
 from monosoup_cli.report.rows import Row
 
@@ -25,11 +25,13 @@ def group_rows(rows: Sequence[Row], group: Grouping) -> list[Row]:
     rows = sorted(rows, key=_by_depth if group == "depth" else lambda row: order[row["kind"]])
     for row in rows:
         groups.setdefault(row["kind"] if group == "kind" else _depth(row), []).append(row)
+    unknown = [measure for measure in measures_in(rows) if measure not in LABELS]
+    measures = [*(measure for measure in LABELS if measure in COMPARABLE), *unknown]
     return [
         {
             "name": name,
             "layers": len(members),
-            **{measure: _mean(members, measure) for measure in LABELS if measure in COMPARABLE},
+            **{measure: _mean(members, measure) for measure in measures},
             "spectrum": _mean_spectrum([row["spectrum"] for row in members if row.get("spectrum")]),
         }
         for name, members in groups.items()

@@ -9,7 +9,17 @@ from monosoup_cli.methods import MEASURES
 from monosoup_cli.report.words import printable
 from monosoup_cli.tensors.method import Measure
 
-__all__ = ["ABOVE_ROUNDING", "COMPARABLE", "LABELS", "WITH_UNIT", "label_of", "measures_in"]
+__all__ = [
+    "ABOVE_ROUNDING",
+    "COMPARABLE",
+    "FACTS",
+    "LABELS",
+    "WITH_UNIT",
+    "derived_measures",
+    "is_number",
+    "label_of",
+    "measures_in",
+]
 
 ABOVE_ROUNDING = ("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding")
 """Measures that only an inspection takes (spectral/rounding.py)."""
@@ -46,6 +56,17 @@ def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
     return [*known, *(name for name in others if _are_numbers([row.get(name) for row in rows]))]
 
 
+def derived_measures(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measures that reports do not store, from those that they do."""
+    k, rank = part.get("k"), part.get("rank")
+    return {"k_ratio": k / rank if k and rank else None}
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _are_numbers(values: Collection[Any]) -> bool:
     present = [value for value in values if value is not None]
-    return bool(present) and all(isinstance(value, (int, float)) for value in present)
+    return bool(present) and all(map(is_number, present))

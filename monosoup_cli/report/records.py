@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from monosoup_cli.report.measures import derived_measures
 from monosoup_cli.tensors.method import Measure
 
 __all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "spread", "summarise"]
@@ -103,11 +104,11 @@ def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] =
         "means": {},
         "ranges": {},
     }
-    parts = measures_of(edited)
+    parts = [{**part, **derived_measures(part)} for part in measures_of(edited)]
     for measure in measures:
         name = measure.name
         if measure.summary == "mean":
-            values = spread([part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts])
+            values = spread([part[name] for part in parts])
             summary["means"][name] = values and values["mean"]
             summary["ranges"][name] = values and [values["min"], values["max"]]
         elif measure.summary == "sum":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from monosoup_cli.report.measures import FACTS, derived_measures
+
 __all__ = ["Row", "rows_of"]
 
 Row: TypeAlias = "dict[str, Any]"
@@ -12,8 +14,6 @@ Row: TypeAlias = "dict[str, Any]"
 
 A matrix of a stack has its tensor's name with its index ("experts.w1[3]"), and the shape of one matrix.
 """
-
-OF_TENSORS = ("cosine", "ratio", "clamped", "cosines")
 
 
 def rows_of(report: Mapping[str, Any]) -> list[Row]:
@@ -35,12 +35,14 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
             stack, block = layer["stack"], layer["block"]
         slices = layer.get("slices", [])
         whole = {name: value for name, value in layer.items() if name != "slices"}
-        for part in [{**whole, **each, **_one_of(layer, each)} for each in slices] or [whole]:
-            if part.get("index"):  # measures of the whole tensor go with its first matrix
-                part = {name: value for name, value in part.items() if name not in OF_TENSORS}
-            k, rank = part.get("k"), part.get("rank")
-            place_facts = {"kind": place.kind, "stack": stack, "block": block, "part": place.part}
-            rows.append({**part, **place_facts, "k_ratio": k / rank if k and rank else None})
+        facts = {name: value for name, value in whole.items() if name in FACTS}
+        place_facts = {"kind": place.kind, "stack": stack, "block": block, "part": place.part}
+        matrices = [
+            # measures of the whole tensor go with its first matrix
+            {**(facts if part["index"] else whole), **part, **_one_of(layer, part)}
+            for part in slices
+        ]
+        rows += [{**part, **place_facts, **derived_measures(part)} for part in matrices or [whole]]
     return rows
 
 

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.measures import label_of
+from monosoup_cli.report.measures import is_number, label_of
 from monosoup_cli.report.preview import Preview
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, plural, printable, size, verdict
@@ -33,6 +33,8 @@ __all__ = [
 
 SHADES = " ░▒▓█"
 BAR_WIDTH = 40
+PARTS_OF_SUMMARY = {"tensors", "edited", "kept", "parameters_edited", "means", "ranges", "clamped"}
+"""The parts of a summary that have their own lines. The others are sums of measures of a new method."""
 MAX_NUMBERED = 10
 """How many checkpoints' similarities fit into a terminal as numbers."""
 
@@ -114,17 +116,24 @@ def _tensors(plan: Preview) -> Table:
                 view = f"{sizes[0]} of {rows} × {columns}"
         action = f"{plan.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.measures:
-            action += _planned_scale(tensor.measures, plan.details.get("stacks", []))
+            action += _planned_measures(tensor.measures, plan.details.get("stacks", []))
         table.add_row(Text(printable(tensor.name)), tensor.dtype, Text(action))
     return table
 
 
-def _planned_scale(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:
-    """Describe what LiNeS plans: the scale and the block, with its stack where there are several."""
-    where = "" if measures["block"] is None else f", block {measures['block']}"
-    if where and len(stacks) > 1:
-        where += f" of {printable(measures['stack'])}"
-    return f" by {measures['scale']:.4g}{where}"
+def _planned_measures(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:
+    """Describe the measures that a method plans: the scale and the block of LiNeS, and those of any method.
+
+    The block is named with its stack where there are several.
+    """
+    words = f" by {measures['scale']:.4g}" if "scale" in measures else ""
+    if measures.get("block") is not None:
+        words += f", block {measures['block']}"
+        words += f" of {printable(measures['stack'])}" if len(stacks) > 1 else ""
+    for name, value in measures.items():
+        if name not in {"scale", "block", "stack"} and is_number(value):
+            words += f", {label_of(name)} {value:.4g}"
+    return words
 
 
 def summary_table(report: Mapping[str, Any], report_path: Path | None = None) -> RenderableType:
@@ -143,6 +152,9 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
     if "clamped" in summary:
         counts.add_row("clamped", f"{plural(summary['clamped'], 'ratio')} below 0")
+    for name, total in summary.items():
+        if name not in PARTS_OF_SUMMARY and is_number(total):
+            counts.add_row(label_of(name), f"{total:,}")
     counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
