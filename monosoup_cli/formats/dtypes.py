@@ -1,7 +1,7 @@
 """The one dtype policy: the names of the format, torch's dtypes, and every cast between them.
 
-Tensors are upcast to float64 before anything is computed, and results are cast once, when they are stored. (To
-16 bits torch goes by way of float32.)
+Tensors are upcast to float64 before anything is computed, and results are cast once, when they are stored.
+(torch casts to 16 bits by way of float32.)
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
 
 
 def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
-    """Raise ResultOverflowError where a result that was finite in float64 is not finite in its stored dtype."""
+    """Raise ResultOverflowError where a result is finite in float64 and not in its stored dtype."""
     if count := count_nonfinite(part):
         raise ResultOverflowError(
             f"the result overflows {dtype} in {count:,} elements",

@@ -1,4 +1,4 @@
-"""The best approximation of low rank of an update whose singular values are weighed anew (Eckart and Young, 1936)."""
+"""The best approximation of low rank of an edited update (Eckart and Young, 1936)."""
 
 from __future__ import annotations
 
