@@ -622,7 +622,7 @@ def test_people_are_told_what_an_edit_of_adapters_comes_to(run, many, tmp_path):
         factors[key] = (basis if is_b else basis.T).contiguous()
     save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
     result = done(run("edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out"))
-    assert f"in {LAYERS} of {LAYERS} updates k reaches the adapter's rank" in result.err
+    assert f"in {LAYERS} of {LAYERS} updates, k reaches the adapter's rank" in result.err
     result = done(run(*words_of(many, "of a whole fine-tune", tmp_path / "whole")))
     errors = [layer["adapter_error"] for layer in report_of(tmp_path / "whole")["layers"]]
     assert f"the factors leave out {min(errors):.1%} to {max(errors):.1%}" in result.err
