@@ -7,6 +7,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 __all__ = ["Call", "Declared", "Option", "declared_in", "from_keywords"]
@@ -58,7 +60,8 @@ class Declared:
         return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
 
 
-def declared_in(owner: Any) -> dict[str, Declared]:
+@cache
+def declared_in(owner: Any) -> Mapping[str, Declared]:
     """The options that a function's signature, or a dataclass, declares."""
     if is_dataclass(owner):
         hints: Mapping[str, Any] = get_type_hints(owner, include_extras=True)
@@ -74,7 +77,7 @@ def declared_in(owner: Any) -> dict[str, Declared]:
             option = next((fact for fact in facts if isinstance(fact, Option)), None)
             if option is not None:
                 declared[name] = Declared(name, kind, defaults[name], option)
-    return declared
+    return MappingProxyType(declared)
 
 
 def _evaluate(annotation: Any, owner: Callable[..., Any]) -> Any:

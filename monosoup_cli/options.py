@@ -369,6 +369,8 @@ class RunOptions:
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """(name, value) of every shared option."""
-        for group in (self.selecting, self.storing, self.computing, self.writing):
-            for name in declared_in(type(group)):
-                yield name, getattr(group, name)
+        for group, values in zip(
+            GROUPS, (self.selecting, self.storing, self.computing, self.writing), strict=True
+        ):
+            for name in declared_in(group):
+                yield name, getattr(values, name)

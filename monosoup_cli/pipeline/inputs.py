@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from monosoup_cli.adapters.lora import Adapter
-from monosoup_cli.adapters.lora_file import read_lora_file
-from monosoup_cli.adapters.merged import MergedSource
-from monosoup_cli.adapters.peft import read_adapter
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.sources.alignment import Rename, align, suggestion, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename
@@ -18,6 +15,9 @@ from monosoup_cli.sources.files import Files, Model, PeftAdapter
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.transfer import fetch
+
+if TYPE_CHECKING:
+    from monosoup_cli.adapters.lora import Adapter
 
 __all__ = ["Inputs", "open_inputs"]
 
@@ -116,6 +116,8 @@ def _align(
             merged = _adapter(base, checkpoint, renames, alone=alone)
             unused_by.append(merged.unused)
             adapters[number] = merged
+            from monosoup_cli.adapters.merged import MergedSource  # full models do without
+
             sources.append(MergedSource(merged, base))
         if number == 0 and base is not None:  # further adapters change a base that has the names of the first
             base, unused = _aligned(base, sources[0], renames)
@@ -146,6 +148,8 @@ def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename]
             "a LoRA adapter needs its base", path=own.path, hint=f"add --base{_named_base(own.files)}"
         )
     if isinstance(kind, PeftAdapter):
+        from monosoup_cli.adapters.peft import read_adapter
+
         adapter = read_adapter(own, kind.config, None if base is None else base.tensors, renames)
     elif base is None:
         raise CheckpointError(
@@ -154,6 +158,8 @@ def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename]
             hint="give the base",
         )
     else:
+        from monosoup_cli.adapters.lora_file import read_lora_file
+
         fetch(own.select(None))  # its scales are among the tensors, and it is small
         adapter = read_lora_file(own, base.tensors, renames)
     if base is not None:

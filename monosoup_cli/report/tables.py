@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from monosoup_cli.report.measures import is_number, label_of
-from monosoup_cli.report.preview import Preview
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, plural, printable, size, verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from monosoup_cli.report.preview import Preview
 
 
 __all__ = [
