@@ -106,7 +106,7 @@ def read_adapter(
             shape, wanted = own.tensors[key].shape, None if base is None else base[read_as[name]].shape
             if base is not None and base[read_as[name]].dtype not in FLOATING:
                 raise CheckpointError(
-                    "changes a base tensor that is not floating-point",
+                    "changes a base tensor of a dtype that cannot be edited",
                     path=path,
                     tensor=key,
                     expected=" or ".join(FLOATING),

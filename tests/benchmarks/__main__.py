@@ -108,7 +108,7 @@ def kernel(folder):
             *(f"{f(ratios):.2f}" for f in (statistics.median, min, max)),
             *(f"{result[side]:.1e}" for side in ("our_error", "their_error")),
         )
-    header("Looking at them, `inspect-spectrum`", "matrix", "CPU", "to the edit")
+    header("Inspecting these matrices, `inspect-spectrum`", "matrix", "CPU", "ratio to the edit")
     for result in results:
         ratios = [look / edit for look, edit in zip(result["looks"], result["ours"], strict=True)]
         row(result["name"], f"{statistics.median(result['looks']):.2f} s", spread(ratios))
@@ -196,7 +196,7 @@ def merge(folder):
         "mergekit, wall",
         "ratio",
         "cat, cp, sync",
-        "monosoup without import, to that",
+        "monosoup without import, ratio to these",
         "monosoup, peak",
         "mergekit, peak",
     )
