@@ -141,7 +141,11 @@ def publish(
         returns: The type of what `prepare` returns.
     """
     name = declaration.__name__
-    parameters = frozenset(inspect.signature(declaration).parameters)
+    parameters = frozenset(
+        parameter.name
+        for parameter in inspect.signature(declaration).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    )
     known = {*parameters, *declared, PROGRESS.name}
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:

@@ -38,7 +38,7 @@ __all__ = ["Accept", "Watch", "soup"]
 
 Accept = Literal["ge", "gt"]
 
-Watch: TypeAlias = "Callable[[str, Trial | None, int], None]"
+Watch: TypeAlias = Callable[[str, Trial | None, int], None]
 """Called before and after every score of the greedy soup: with a source, the trial (None before the score is
 known), and the number of checkpoints whose mean is scored."""
 
@@ -80,7 +80,7 @@ def soup(
     accept: Annotated[
         Accept, Option("A candidate joins if the score is as good (ge), or only if it is better (gt).")
     ] = "ge",
-    watch: Watch = _ignore,
+    watch: Watch | None = None,
     **options: Unpack[RunKeywords],
 ) -> Request:
     """Average two or more checkpoints: model soups.
@@ -98,7 +98,7 @@ def soup(
             found=len(weights),
         )
     check_choice("accept", accept, Accept)
-    known = None if scores is None else scores_of(scores, sources)
+    known = None
     chooser = None
     if greedy:
         if score_command is None:
@@ -106,7 +106,8 @@ def soup(
         if weights is not None:
             raise UsageError("--weights and --greedy exclude each other: the greedy soup is uniform")
         check_template(score_command)
-        chooser = _Greedy(sources, score_command, known, accept == "gt", watch)
+        known = None if scores is None else scores_of(scores, sources)
+        chooser = _Greedy(sources, score_command, known, accept == "gt", watch or _ignore)
     elif score_command is not None or scores is not None or accept != "ge":
         raise UsageError("--score-command, --scores and --accept need --greedy")
     order = Order(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import Draft, Opened
@@ -68,6 +69,7 @@ def prepare(task: Task) -> Planned:
     Raises:
         MonosoupError: The inputs do not belong together, or the output cannot be written.
     """
+    find_devices(task.options.computing.device)  # refuse an unknown one before anything is downloaded
     destination = Destination.of(
         task.order.output, task.options, is_sweep=bool(task.order.method.variants()[0].folder)
     )

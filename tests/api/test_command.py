@@ -37,10 +37,11 @@ def test_help_says_what_a_function_returns(function):
 
 
 @every_function
-def test_an_unknown_keyword_is_refused_as_python_does(function):
+@pytest.mark.parametrize("keyword", ["foo", "options"])
+def test_an_unknown_keyword_is_refused_as_python_does(function, keyword):
     with pytest.raises(TypeError) as caught:
-        function("a", "b", "c", foo=1)
-    assert str(caught.value) == f"{function.__name__}() got an unexpected keyword argument 'foo'"
+        function("a", "b", "c", **{keyword: 1})
+    assert str(caught.value) == f"{function.__name__}() got an unexpected keyword argument '{keyword}'"
     with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'foo'"):
         function.prepare("a", "b", "c", foo=1)
 
@@ -157,3 +158,21 @@ def test_scores_are_only_called_kept_where_there_are_some(three, tmp_path):
             shutil.rmtree("out")
         for partial in tmp_path.glob(".out*"):
             shutil.rmtree(partial)
+
+
+def test_an_unknown_device_is_refused_before_the_output_is_looked_at(tmp_path):
+    with pytest.raises(UsageError, match="unknown device"):
+        monosoup_cli.edit.prepare("a", "b", tmp_path, device="foo")
+
+
+def test_scores_without_greedy_are_refused_before_they_are_read(tmp_path):
+    with pytest.raises(UsageError, match="need --greedy"):
+        monosoup_cli.soup(["a", "b"], tmp_path / "out", scores=tmp_path / "missing.json")
+
+
+def test_a_greedy_soup_needs_no_callback(tmp_path):
+    names = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for name in names:
+        save_file({"w": torch.ones(2, 2)}, name)
+    monosoup_cli.soup(names, tmp_path / "out", greedy=True, score_command="test -e {} && echo 1", watch=None)
+    assert any((tmp_path / "out").iterdir())
