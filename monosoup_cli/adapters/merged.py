@@ -137,7 +137,7 @@ class MergedSource:
     def held_bytes(self) -> int:
         """What reading takes: of the largest change its tensors in float64, and a merged block."""
         adapter = self._adapter
-        names = {*adapter.pairs, *adapter.rows, *adapter.biases}
+        names = {*adapter.pairs, *adapter.rows, *adapter.biases} & self.tensors.keys()  # no others are read
         return max(map(self._held_for, names), default=0) + adapter.own.held_bytes
 
     def _held_for(self, name: str) -> int:
