@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.same_bytes.cases import CASES, make_case
-from tests.same_bytes.differences import first_difference
+from tests.same_bytes.differences import find_differences
 from tests.same_bytes.inputs import ADAPTERS, MAKERS
 from tests.same_bytes.trees import Outcome
 
@@ -17,6 +17,10 @@ REPORT = {
     "timing": {"seconds": 1.5, "bytes_read": 8},
     "k": 3,
 }
+
+
+def first_difference(*words):
+    return next(find_differences(*words), None)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_time_and_version_may_differ(outcome):
         ({"report": {**REPORT, "k": 4}}, "stdout of command 1: k: 3 → 4"),
         ({"report": {**REPORT, "k": 3.0}}, "stdout of command 1: k: 3 → 3.0"),
         ({"report": dict(reversed(REPORT.items()))}, "stdout of command 1: the whole: keys in another order"),
-        ({"card": "Made with `monosoup` 0.1.0\n"}, "README.md: line 1"),
+        ({"card": "Made with `monosoup` 0.1.0\n"}, "README.md: line 1, from byte"),
         ({"out": b'{"k": 3}'}, "stdout of command 1: tool: only in the old"),
         ({"code": 1}, "exit codes [0] → [1]"),
     ],

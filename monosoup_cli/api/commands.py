@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from monosoup_cli.api.command import Command, command
 from monosoup_cli.api.edit import edit
@@ -11,14 +11,13 @@ from monosoup_cli.api.inspect_spectrum import inspect_spectrum
 from monosoup_cli.api.sfgs import sfgs
 from monosoup_cli.api.soup import soup
 from monosoup_cli.methods import COMMANDS as METHODS
-from monosoup_cli.tensors.method import Order
 
 if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
 
 __all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
 
-_METHODS = {name: command(cast("Callable[..., Order]", order)) for name, order in METHODS.items()}
+_METHODS = {name: command(order) for name, order in METHODS.items()}
 
 COMMANDS: Mapping[str, Command[..., Planned]] = {
     "edit": edit,

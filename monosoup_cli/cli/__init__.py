@@ -1,1 +1,1 @@
-"""What a person sees: the commands, their options, and everything that is printed."""
+"""The command line: the commands, their options, and everything that is printed."""

@@ -1,4 +1,4 @@
-"""The table of contents, and `main`: the one place where an error becomes a line and an exit code."""
+"""The list of commands, and `main`, which turns errors into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def monosoup(
 
 
 class Interrupted(SystemExit):
-    """SIGINT or SIGTERM; `code` is what the shell expects, 130 or 143."""
+    """SIGINT or SIGTERM arrived; `code` is the exit code that the shell expects, 130 or 143."""
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """The first SIGINT or SIGTERM raises Interrupted; the second ends the process at once."""
+    """Raise Interrupted at the first SIGINT or SIGTERM; the second ends the process at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -74,12 +74,19 @@ def _signals() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: sys.argv[1:]); returns the exit code."""
+    """Run the command line.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     console = Console()
-    # torch says at import that it has no NumPy; nothing here needs it
+    # torch warns at import if NumPy is missing; nothing here needs NumPy
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # λ and × where the terminal knows only ASCII
+        if isinstance(stream, io.TextIOWrapper):  # λ and × in a terminal that knows only ASCII
             stream.reconfigure(errors="backslashreplace")
     try:
         with _signals():
@@ -100,6 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script."""
-    gc.disable()  # imports take a quarter less time; `show_and_run` enables it
+    """Run the console script."""
+    gc.disable()  # makes imports a quarter faster; `import_torch` enables it again
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""The only module that prints: what is for people goes to stderr, data to stdout.
+"""The only module that prints: messages go to stderr, data to stdout.
 
-Names and paths come from files that anybody may have made; `shown` makes them harmless.
+Names and paths come from untrusted files; `printable` makes them safe to print.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import OutputError, without_tokens
-from monosoup_cli.report.words import duration, plural, shown, size, verdict
+from monosoup_cli.report.words import duration, plural, printable, size, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -34,7 +34,12 @@ MAX_DETAIL_LINES = 20
 
 
 class Console:
-    """Where a command talks. `quiet` leaves errors alone; `live` asks for a moving progress bar."""
+    """Where a command prints.
+
+    Args:
+        quiet: Whether to print only errors and data.
+        live: Whether to show a progress bar in a terminal.
+    """
 
     def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
         self.quiet = quiet
@@ -42,38 +47,38 @@ class Console:
         self._live: Live | None = None
 
     def error(self, message: object) -> None:
-        print(f"error: {shown(message, 2000)}", file=sys.stderr)
+        print(f"error: {printable(message, 2000)}", file=sys.stderr)
 
     def note(self, message: object) -> None:
         if not self.quiet:
-            print(shown(message, 1000), file=sys.stderr)
+            print(printable(message, 1000), file=sys.stderr)
 
     def detail(self, text: str) -> None:
-        """What another program said, below an error: its last lines."""
+        """Print the last lines of another program's output, below an error."""
         for line in text.strip().splitlines()[-MAX_DETAIL_LINES:]:
-            print(f"  {shown(line, 1000)}", file=sys.stderr)
+            print(f"  {printable(line, 1000)}", file=sys.stderr)
 
     def data(self, text: str) -> None:
         if sys.stdout is None:
             raise OutputError("stdout is closed")
-        with _reader():
+        with _tolerate_closed_reader():
             sys.stdout.write(without_tokens(text))
 
     def text(self, *lines: str) -> None:
-        """Paragraphs for people who asked to see something, on stdout; folded in a terminal."""
+        """Print paragraphs on stdout, folded in a terminal."""
         from rich.text import Text
 
         for line in lines:
-            self.table(Text(shown(line, 1000)), to_stdout=True)
+            self.table(Text(printable(line, 1000)), to_stdout=True)
 
     @property
     def width(self) -> int | None:
-        """Characters in a line of stdout; None where it is no terminal, and lines have no end."""
+        """Characters in a line of stdout; None if it is not a terminal, where lines have any length."""
         console = self._rich(stderr=False)
         return console.width if console.is_terminal else None
 
     def table(self, renderable: RenderableType, *, to_stdout: bool = False) -> None:
-        """A rich renderable. In a terminal it is folded to its width; in a pipe a row is a line."""
+        """Print a rich renderable. A terminal folds it to its width; a pipe gets one line per row."""
         if self.quiet and not to_stdout:
             return
         console = self._rich(stderr=not to_stdout)
@@ -99,10 +104,10 @@ class Console:
 
     @contextmanager
     def trials(self) -> Iterator[Callable[[str, Trial | None, int], None]]:
-        """A callback for the greedy soup, which shows its trials: a live table, or a line for each."""
+        """Show the trials of a greedy soup, as a live table or a line each, through a callback."""
         done: list[tuple[str, float, bool]] = []
 
-        def say(source: str, trial: Trial | None, count: int) -> None:
+        def show_trial(source: str, trial: Trial | None, count: int) -> None:
             others = f" with {plural(count - 1, 'other')}" if count > 1 else ""
             now = f"scoring {source}{others}" if trial is None else ""
             if trial is not None:
@@ -122,19 +127,19 @@ class Console:
                 self.note(f"trial {len(done)}: {source}: {trial.score:g}, {verdict(trial.joined)}")
 
         try:
-            yield say
+            yield show_trial
         finally:
             self._end_live()
 
     def _end_live(self) -> None:
-        """Leave the live table as it stands: two live displays exclude each other."""
+        """Stop the live table and leave it on screen, because only one display can be live."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     @contextmanager
-    def downloading(self, downloads: Sequence[Download]) -> Iterator[Advance]:
-        """A callback for downloads that shows how far they are."""
+    def download_progress(self, downloads: Sequence[Download]) -> Iterator[Advance]:
+        """Show the progress of downloads through the callback it yields."""
         total = sum(download.nbytes for download in downloads)
         if not total or self.quiet:
             yield lambda nbytes: None
@@ -165,7 +170,7 @@ class Console:
 
     @contextmanager
     def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
-        """A callback for the pipeline that shows how far it is."""
+        """Show the progress of a run through the callback it yields."""
         if self.is_live:
             with self._bar(tensors) as callback:
                 yield callback
@@ -180,23 +185,23 @@ class Console:
         from rich.table import Column
         from rich.text import Text
 
-        class InHand(TextColumn):
+        class CurrentTensor(TextColumn):
             def render(self, task: object) -> Text:
-                return Text(task.fields["in_hand"], overflow="ellipsis", no_wrap=True)  # type: ignore[attr-defined]
+                return Text(task.fields["current"], overflow="ellipsis", no_wrap=True)  # type: ignore[attr-defined]
 
-        in_hand: dict[str, None] = {}
+        current: dict[str, None] = {}
         lock, done = threading.Lock(), 0
         bar = Progress(
             BarColumn(bar_width=14),
             DownloadColumn(),
             TextColumn("{task.fields[count]}", markup=False),
             TimeRemainingColumn(compact=True),
-            InHand("", table_column=Column(ratio=1, no_wrap=True)),
+            CurrentTensor("", table_column=Column(ratio=1, no_wrap=True)),
             console=self._rich(stderr=True),
             transient=True,
             expand=True,
         )
-        task = bar.add_task("", total=sum(tensor.nbytes for tensor in tensors), count="", in_hand="")
+        task = bar.add_task("", total=sum(tensor.nbytes for tensor in tensors), count="", current="")
 
         def callback(tensor: PlannedTensor, is_done: bool) -> None:
             nonlocal done
@@ -206,14 +211,14 @@ class Console:
                     bar.start()
                 if is_done:
                     done += 1
-                    in_hand.pop(tensor.name, None)
+                    current.pop(tensor.name, None)
                 else:
-                    in_hand[tensor.name] = None
+                    current[tensor.name] = None
                 bar.update(
                     task,
                     advance=tensor.nbytes if is_done else 0,
                     count=f"{done}/{len(tensors)}",
-                    in_hand=shown(next(iter(in_hand), ""), 80),
+                    current=printable(next(iter(current), ""), 80),
                 )
 
         try:
@@ -223,64 +228,64 @@ class Console:
 
 
 @contextmanager
-def _reader() -> Iterator[None]:
-    """A reader of stdout that has seen enough, as `head` does, is no failure: the rest goes nowhere."""
+def _tolerate_closed_reader() -> Iterator[None]:
+    """Discard output after the reader of stdout has closed it, as `head` does. That is not an error."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # what is left in the buffer must find a file, now and when the interpreter ends
+        # the rest of the buffer needs a file to go to, now and when the interpreter exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
 class _DownloadLines:
-    """The progress of downloads for logs: a plain line at first, then now and then."""
+    """The progress of downloads in logs: a line at the start, then one every few seconds."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console, self._total, self._bytes = console, total, 0
         self._lock = threading.Lock()
-        self._spoke = time.monotonic()
+        self._last_note = time.monotonic()
         console.note(f"downloading {size(total)}")
 
     def __call__(self, nbytes: int) -> None:
         with self._lock:
             self._bytes += nbytes
             now = time.monotonic()
-            if now - self._spoke < SECONDS_BETWEEN_LINES:
+            if now - self._last_note < SECONDS_BETWEEN_LINES:
                 return
-            self._spoke = now
+            self._last_note = now
             share = self._bytes / self._total
             self._console.note(f"{share:4.0%}  {size(self._bytes)} of {size(self._total)} downloaded")
 
 
 class _Lines:
-    """Progress for logs: a plain line now and then."""
+    """The progress of a run in logs: a line every few seconds."""
 
     def __init__(self, console: Console, tensors: Iterable[PlannedTensor]) -> None:
         self._console = console
         nbytes = [tensor.nbytes for tensor in tensors]
         self._total, self._count = sum(nbytes), len(nbytes)
         self._bytes = self._done = 0
-        self._started = self._spoke = 0.0
+        self._started = self._last_note = 0.0
         self._lock = threading.Lock()
 
     def __call__(self, tensor: PlannedTensor, is_done: bool) -> None:
         with self._lock:
             if not self._started:
-                self._started = self._spoke = time.monotonic()
+                self._started = self._last_note = time.monotonic()
             if not is_done:
                 return
             self._bytes += tensor.nbytes
             self._done += 1
             now = time.monotonic()
-            if now - self._spoke < SECONDS_BETWEEN_LINES or self._done == self._count:
+            if now - self._last_note < SECONDS_BETWEEN_LINES or self._done == self._count:
                 return
-            self._spoke = now
+            self._last_note = now
             share = self._bytes / max(self._total, 1)
             left = (now - self._started) * (1 - share) / max(share, 1e-9)
             self._console.note(
                 f"{share:4.0%}  {size(self._bytes)} of {size(self._total)},"
-                f" {self._done} of {self._count} tensors, {duration(left)} left, {shown(tensor.name, 60)}"
+                f" {self._done} of {self._count} tensors, {duration(left)} left, {printable(tensor.name, 60)}"
             )

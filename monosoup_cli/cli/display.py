@@ -1,4 +1,4 @@
-"""The options of the commands that show layers, and what those commands do with a report."""
+"""The options of the commands that show layers, and the way these commands show a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import typer
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import LayerFormat, NoProgress
 from monosoup_cli.errors import ReportError
-from monosoup_cli.report.view import Grouping, View
+from monosoup_cli.report.grouping import Grouping
+from monosoup_cli.report.view import View
 
 if TYPE_CHECKING:
     from monosoup_cli.report.rows import Row
@@ -30,9 +31,9 @@ class Display:
     Attributes:
         view: Which layers are shown, and in which order.
         format: A table, the whole report as JSON, or the rows as CSV.
-        html: Where a page goes.
-        plot: Where pictures go.
-        console: Where the command talks.
+        html: Where to write a page; None for no page.
+        plot: Where to write pictures; None for no pictures.
+        console: Where the command prints.
     """
 
     view: View
@@ -72,7 +73,7 @@ def display_options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and data only.")] = False,
     no_progress: NoProgress = False,
 ) -> Display:
-    """How the user wants layers shown; the signature declares the options."""
+    """Return how to show layers. The signature declares the options."""
     view = View(layer or (), group, sort, reverse, top)
     return Display(view, format, html, plot, Console(quiet=quiet, live=not no_progress))
 
@@ -83,8 +84,8 @@ def with_display(command: Callable[..., None]) -> Callable[..., None]:
     common = list(inspect.signature(display_options, eval_str=True).parameters.values())
 
     @wraps(command)
-    def complete(**given: Any) -> None:
-        command(display_options(**{one.name: given.pop(one.name) for one in common}), **given)
+    def complete(**words: Any) -> None:
+        command(display_options(**{one.name: words.pop(one.name) for one in common}), **words)
 
     complete.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     complete.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
@@ -92,7 +93,7 @@ def with_display(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
-    """Make a report and show it: the table, the summary and the verdict, or data; a page; pictures."""
+    """Make a report and show it: as tables with the verdict, or as data; and as a page or pictures."""
     from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
@@ -106,7 +107,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
         check_plot(display.plot)
     report = make()
     if "layers" not in report and (display.plot is not None or display.format == "csv"):
-        raise ReportError("has no layers: it is of several checkpoints", hint=OF_SEVERAL)
+        raise ReportError("has no layers: it covers several checkpoints", hint=OF_SEVERAL)
     rows = rows_of(report)
     chosen = display.view.rows(rows)
     words = sentences(report.get("verdict") or verdict_of(report, rows))
@@ -117,7 +118,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     else:
         _show_table(report, rows, chosen, words, display)
     if display.format != "json" and display.view.lacks(chosen):
-        display.console.note(f"note: nothing here has a {display.view.sort}, to be sorted by")
+        display.console.note(f"note: no layer here has {display.view.sort}, so the rows are not sorted")
     if display.html is not None:
         from monosoup_cli.report.page import page
 
@@ -135,14 +136,15 @@ def _show_table(
     report: dict[str, Any], rows: Sequence[Row], chosen: Sequence[Row], words: Sequence[str], display: Display
 ) -> None:
     from monosoup_cli.report.files import OF_SEVERAL
-    from monosoup_cli.report.layers import layers_table, measures_in, shown_of
+    from monosoup_cli.report.layers import hidden_note, layers_table
+    from monosoup_cli.report.measures import measures_in
     from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 
     console = display.console
     if measures_in(chosen):
         console.data(layers_table(chosen, console.width))
     if measures_in(rows):
-        console.text(*filter(None, [shown_of(len(chosen), rows, display.view)]), "")
+        console.text(*filter(None, [hidden_note(len(chosen), rows, display.view)]), "")
     console.table(summary_table(report), to_stdout=True)
     if "layers" not in report:
         console.text(OF_SEVERAL)

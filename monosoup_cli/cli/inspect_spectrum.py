@@ -21,7 +21,7 @@ def _inspect(arguments: dict[str, Any], **options: Any) -> None:
 
         with function.prepare(layer=display.view.layer, **arguments) as inspected:
             inspection = inspected.inspection
-            with display.console.downloading(inspection.downloads) as advance:
+            with display.console.download_progress(inspection.downloads) as advance:
                 fetch(inspection.downloads, advance)
             import_torch()
             for notice in inspection.inputs.notices:

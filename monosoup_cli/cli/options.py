@@ -1,4 +1,4 @@
-"""Shell options from the options that Python functions declare, and those about how a command talks."""
+"""Shell options: those that the Python functions declare, and those for a command's messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from monosoup_cli.cli.console import Console
 from monosoup_cli.options import Declared
 
 __all__ = ["LayerFormat", "NoProgress", "Quiet", "TalkFormat", "add_options", "parameter_of", "shell_help"]
@@ -20,13 +19,13 @@ LayerFormat = Literal["table", "json", "csv"]
 
 
 def parameter_of(declared: Declared) -> inspect.Parameter:
-    """The typer parameter for an option."""
+    """Return the typer parameter for an option."""
     option = declared.option
     kind = option.shell or declared.type
     is_optional = declared.default is not inspect.Parameter.empty
     default: Any = declared.default if is_optional else inspect.Parameter.empty
     if kind == list[str] and is_optional:
-        default = None  # typer's own word for an empty list
+        default = None  # this is how typer spells an empty list
     if is_optional and default is None:
         kind = kind | None
     if option.is_argument:
@@ -44,7 +43,7 @@ def parameter_of(declared: Declared) -> inspect.Parameter:
 def add_options(
     command: Callable[..., None], name: str, text: str, declared: Mapping[str, Declared]
 ) -> Callable[..., None]:
-    """A function for typer that passes declared options on to `command`.
+    """Make a function for typer that passes the declared options to `command`.
 
     Args:
         command: Takes the declared options as one dict, then its own options as keywords.
@@ -69,17 +68,12 @@ def add_options(
 
 
 def _from_shell(declared: Declared, value: Any) -> Any:
-    """The Python argument for a value from the shell."""
+    """Return the Python argument for a value from the shell."""
     if value is None and (declared.option.shell == list[str]):
         return ()
     return value
 
 
 def shell_help(function: Callable[..., Any]) -> str:
-    """The part of a docstring that is the help of the command: all before the arguments."""
+    """Return the help of a command: the part of the docstring before the arguments."""
     return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:\n")[0]
-
-
-def console_of(*, quiet: bool, no_progress: bool) -> Console:
-    """Where the command talks."""
-    return Console(quiet=quiet, live=not no_progress)

@@ -1,4 +1,4 @@
-"""The commands that write an output: made from the Python functions, with the options about how they talk."""
+"""The commands that write an output, made from the Python functions, with the options for their messages."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             bool,
             typer.Option(
                 "--dry-run",
-                help="Check everything that headers tell, print the plan, write nothing. (sfgs, and edit"
-                " --as-adapter of a whole checkpoint, read the data that they need.)",
+                help="Check everything that the headers show, print the plan, and write nothing. (sfgs, and"
+                " edit --as-adapter of a whole checkpoint, read the data that they need.)",
             ),
         ] = False,
         format: Annotated[
@@ -56,7 +56,7 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
 
 
 def _numbers(text: str | None) -> list[float] | None:
-    """The numbers in a comma list."""
+    """Parse numbers that are separated by commas."""
     try:
         return None if text is None else [float(number) for number in text.split(",")]
     except ValueError:
@@ -72,7 +72,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
     from monosoup_cli.sources.transfer import fetch
 
     if planned.examined:
-        with console.downloading(planned.downloads()) as advance:
+        with console.download_progress(planned.downloads()) as advance:
             fetch(planned.downloads(), advance)
         import_torch()
         with console.progress(planned.examined) as progress:
@@ -85,7 +85,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
     chooses_dry = chooser is not None and not chooser.drafts
     as_json = as_json or report_path is None
     if not is_dry or chooses_dry:
-        with console.downloading(ready.downloads) as advance:
+        with console.download_progress(ready.downloads) as advance:
             fetch(ready.downloads, advance)
     import_torch()
     if is_dry:
@@ -98,7 +98,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
             report = execute(ready, progress)
     except SystemExit:  # a signal
         if planned.destination.is_unfinished:
-            console.note("note: the same command with --resume continues from here")
+            console.note("note: rerun the command with --resume to continue from here")
         raise
     _show_report(report, report_path, console, as_json=as_json)
     if planned.destination.options.push is not None:
@@ -118,7 +118,7 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
     for note in notes_on_adapters(report.get("layers", [])):
         console.note(f"note: {note}")
     if len(report.get("selection", {}).get("members", ())) == 1:
-        console.note("note: one checkpoint is left, and the output is a copy of its tensors")
+        console.note("note: only one checkpoint is left, so the output is a copy of its tensors")
     elif not any(output["summary"]["edited"] for output in report.get("outputs", [report])):
         console.note("note: nothing was edited; the report gives the reason for every tensor")
 
@@ -136,7 +136,7 @@ def _push(planned: Planned, console: Console) -> None:
 
 
 def import_torch() -> None:
-    """Import torch; from here on garbage is collected again, see `app.run`."""
+    """Import torch, and enable the garbage collector again, which `app.run` disabled."""
     import torch  # noqa: F401
 
     if not gc.isenabled():

@@ -12,7 +12,7 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, MonosoupError, cropped
 from monosoup_cli.formats.strided import Bytes
 
-__all__ = ["RESAVE", "SAVE_ALONE", "Record", "quoted", "read_records", "start_of"]
+__all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "quoted", "read_records", "start_of"]
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 16_000_000
@@ -22,7 +22,7 @@ RESAVE = "save it again with a current torch: torch.save(torch.load(OLD, weights
 SAVE_ALONE = "save the state dict alone: torch.save(model.state_dict(), PATH)"
 
 
-class _Seekable(io.RawIOBase):
+class Seekable(io.RawIOBase):
     """A file with the interface that zipfile needs."""
 
     def __init__(self, file: Bytes) -> None:
@@ -84,7 +84,7 @@ def read_records(file: Bytes) -> dict[str, Record]:
         return CheckpointError(problem, path=file.shown, **facts)
 
     try:
-        with zipfile.ZipFile(_Seekable(file)) as archive:
+        with zipfile.ZipFile(Seekable(file)) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     except MonosoupError:
         raise

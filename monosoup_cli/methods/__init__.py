@@ -1,20 +1,28 @@
 """What is computed, one method a file: the formula, its pass over a layer, its settings, measures and paper.
 
-A method that needs no more than its settings is a command, too: one line in COMMANDS makes `monosoup NAME`
-and `monosoup_cli.NAME` of the function that its file has for it. Importing this room loads no torch.
+A file of this room has MEASURES. A method that needs no more than its settings also has a COMMAND, a function
+with an explicit signature, from which `monosoup NAME` and `monosoup_cli.NAME` are made. Importing this room
+loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 
-from monosoup_cli.methods import lines, model_stock, monosoup, wise_ft
-from monosoup_cli.tensors.method import Measure
+from monosoup_cli.tensors.method import Measure, Order
 
-__all__ = ["COMMANDS", "MEASURES"]
+__all__ = ["COMMANDS", "CONTENTS", "MEASURES"]
 
-COMMANDS = {"stock": model_stock.stock, "wise": wise_ft.wise, "lines": lines.lines}
-"""The methods that are commands by themselves."""
+CONTENTS = ("monosoup", "model_stock", "wise_ft", "lines")
+"""The methods, in the order in which tables show their measures and the shell lists their commands."""
 
-MEASURES: Sequence[Measure] = (*monosoup.MEASURES, *model_stock.MEASURES, *wise_ft.MEASURES, *lines.MEASURES)
-"""Everything that methods measure, in the order in which tables show it."""
+_FILES = [import_module(f"{__name__}.{name}") for name in CONTENTS]
+
+MEASURES: Sequence[Measure] = tuple(measure for file in _FILES for measure in file.MEASURES)
+"""Everything that methods measure."""
+
+COMMANDS: Mapping[str, Callable[..., Order]] = {
+    file.COMMAND.__name__: file.COMMAND for file in _FILES if hasattr(file, "COMMAND")
+}
+"""The commands of methods that need no more than their settings."""

@@ -23,7 +23,7 @@ from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, Plai
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["MEASURES", "Head", "Lines", "Scale", "lines", "scales"]
+__all__ = ["COMMAND", "MEASURES", "Head", "Lines", "Scale", "lines", "scales"]
 
 Head = Literal["last", "alpha", "ft"]
 
@@ -80,6 +80,9 @@ def lines(
     """
     method = Lines(alpha, beta, head, block_pattern)
     return Order(method, [os.fspath(finetuned)], os.fspath(output), os.fspath(base))
+
+
+COMMAND = lines
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-__all__ = ["MEASURES", "Granularity", "ModelStock", "StockRatio", "stock", "stock_ratio"]
+__all__ = ["COMMAND", "MEASURES", "Granularity", "ModelStock", "StockRatio", "stock", "stock_ratio"]
 
 Granularity = Literal["tensor", "filter"]
 
@@ -73,6 +73,9 @@ def stock(
     """
     sources = as_paths(finetuned, at_least=2)
     return Order(ModelStock(granularity, clamp), sources, os.fspath(output), os.fspath(base))
+
+
+COMMAND = stock
 
 
 class StockRatio(NamedTuple):

@@ -17,6 +17,9 @@ __all__ = ["Decision", "cosines", "decide", "gram_matrix", "members_of", "simila
 
 Matrix = Sequence[Sequence[float]]
 
+ROUNDING = 1e-12
+"""Similarities that are closer than this differ by rounding alone, as those of two copies may."""
+
 
 def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     """Compute the inner products of N rows that are seen range by range.
@@ -128,4 +131,4 @@ def thresholds(matrix: Matrix, order: Sequence[int]) -> Iterator[tuple[float | N
         rejected = [decision.similarity for decision in decisions if not decision.joined]
         if not rejected:
             return
-        highest = max(rejected)
+        highest = min(value for value in rejected if value > max(rejected) - ROUNDING)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-__all__ = ["MEASURES", "WiseFt", "interpolate", "interpolations", "wise"]
+__all__ = ["COMMAND", "MEASURES", "WiseFt", "interpolate", "interpolations", "wise"]
 
 PAPER = Paper(
     "The weights between base and fine-tuned checkpoint, (1 - alpha) base + alpha fine-tuned: WiSE-FT.",
@@ -73,6 +73,9 @@ def wise(
     )
     sources = [os.fspath(finetuned)]
     return Order(method, sources, os.fspath(output), os.fspath(base), arguments={"alpha": alphas.argument})
+
+
+COMMAND = wise
 
 
 @dataclass(frozen=True)

@@ -176,9 +176,20 @@ def _keep_blas_threads() -> Iterator[None]:
 
 @contextmanager
 def _hold_signals() -> Iterator[None]:
-    """Have signals that arrive in this thread wait until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Have signals wait until the end. Blocking them in this thread is not enough: the system may deliver a
+    signal to a thread of a library, and Python then still runs the handler here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers only run in the main thread
+        return
+    arrived: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for arrival in arrived:
+            signal.raise_signal(arrival)

@@ -79,7 +79,8 @@ def open_inputs(
     parsed = [Rename.parse(text) for text in renames]
     if alone and base is None and len(finetuned) > 1:
         raise UsageError(
-            f"without a base there can be one adapter, found {len(finetuned)}: with a base, their mean is merged"
+            f"without a base there can be one adapter, found {len(finetuned)}: with a base, their mean is"
+            " merged"
         )
     with ExitStack() as opened:
         checkpoints = []
@@ -101,7 +102,7 @@ def open_inputs(
 def _align(
     base: Checkpoint | None, checkpoints: Sequence[Checkpoint], renames: Sequence[Rename], *, alone: bool
 ) -> Inputs:
-    """Merge adapters into the base, and read everything under the names of the first fine-tuned checkpoint."""
+    """Merge adapters into the base, and read everything under the names of the first checkpoint."""
     unused_by: list[Sequence[Rename]] = []
     adapters: list[Adapter | None] = [None] * len(checkpoints)
     sources: list[Source] = []

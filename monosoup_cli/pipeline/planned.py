@@ -22,8 +22,8 @@ __all__ = ["Planned", "prepare"]
 class Planned:
     """A task on opened inputs; a context manager, because it holds their files.
 
-    Making one reads headers and refuses what they tell. `make_ready` then examines the tensors that the layout
-    of the output depends on, which are none for a whole checkpoint.
+    Making one reads headers and refuses what can be refused by them. `make_ready` then examines the tensors
+    that the layout of the output depends on; for a whole checkpoint there are none.
 
     Attributes:
         task: What the call asks for.

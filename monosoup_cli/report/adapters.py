@@ -1,4 +1,4 @@
-"""What people should know of a result that adapters go into, or that is one."""
+"""Notes on results that were made from adapters, or that are adapters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ __all__ = ["notes_on_adapters"]
 
 
 def notes_on_adapters(layers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on the entries of a report: how many updates had no weak part within the rank of their
-    factors; and what factors of a whole fine-tune leave out."""
+    """Return notes on the layers of a report.
+
+    They count the updates without a weak part within their adapter's rank, and give the share of an
+    update that the factors of an extracted adapter leave out.
+    """
     edited = [layer for layer in layers if layer["action"] == "edited"]
     ranks = [
         (part["k"], layer["adapter_rank"])
@@ -25,14 +28,14 @@ def notes_on_adapters(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     whole = sum(k >= rank for k, rank in ranks)
     if whole:
         notes.append(
-            f"in {whole:,} of {len(ranks):,} updates k reaches the adapter's rank: all of their directions"
-            " are alike, none is weak, and they stay as fine-tuned"
+            f"in {whole:,} of {len(ranks):,} updates, k reaches the adapter's rank: all of their"
+            " directions are similar in size, so they stay as fine-tuned"
         )
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
     if errors:
         mean = sum(errors) / len(errors)
         notes.append(
             f"the factors leave out {min(errors):.1%} to {max(errors):.1%} of an edited update"
-            f" (‖·‖, {mean:.1%} in the mean): a higher --adapter-rank or --adapter-energy leaves out less"
+            f" (in norm; {mean:.1%} on average): raise --adapter-rank or --adapter-energy to keep more"
         )
     return notes

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.errors import ReportError
 from monosoup_cli.options import RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
-from monosoup_cli.report.layers import measures_in, short
-from monosoup_cli.report.measures import LABELS, WITH_UNIT
+from monosoup_cli.report.layers import short
+from monosoup_cli.report.measures import WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.tables import grid
-from monosoup_cli.report.words import plural, shown
+from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["compare_reports", "comparison_table"]
 
 ROUNDING = 1e-6
-"""Measures this close are the same, as those from another machine are; and so are those without a unit
-that differ by less than `NOTHING`."""
+"""Relative difference up to which measures are equal, because machines differ in the last digits."""
 NOTHING = 1e-9
+"""Absolute difference up to which measures without a unit are equal."""
 
 SHOWN = (
     "k_ratio",
@@ -39,20 +39,35 @@ SHOWN = (
     "anisotropy",
     "relative_update",
 )
-"""What the table shows of a change, in this order, as far as it fits."""
+"""The measures that the table shows first, in this order, as far as they fit."""
+NOT_SHOWN = (
+    "rank",
+    "effective_rank",
+    "k",
+    "energy_high",
+    "sigma_max",
+    "update_norm",
+    "clamped",
+    "rank_above_rounding",
+)
+"""The measures that the table leaves out. It shows all others, such as those of a new method, last."""
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs: `arguments`, and of the layers that both name `changed`, the most changed first, each
-    with the pairs of its measures that differ and its `change`, the largest difference among them (of
-    those with a unit, and of ranks, relative to the larger of the two); how many are the `same`; and
-    the names that only one has.
+    """Compare two reports layer by layer, by the measures that both have.
 
-    Measures that only one of the commands takes are left out. Raises ReportError for a report without
-    layers."""
+    Returns:
+        The `commands`; the `arguments` that differ; the `changed` layers, most changed first; how many layers
+        are the `same`; and the names `only_in_first` and `only_in_second`. A changed layer has its `measures`
+        that differ, as pairs, and its `change`, the largest difference among them. Differences of measures
+        with a unit are relative to the larger of the two values.
+
+    Raises:
+        ReportError: A report has no layers.
+    """
     for report in (first, second):
         if "layers" not in report:
-            raise ReportError("no layers to compare: the report is of several checkpoints", hint=OF_SEVERAL)
+            raise ReportError("no layers to compare: the report covers several checkpoints", hint=OF_SEVERAL)
     rows, others = ({row["name"]: row for row in rows_of(report)} for report in (first, second))
     measured = [name for name in measures_in(rows.values()) if name in measures_in(others.values())]
     both = [name for name in rows if name in others]
@@ -74,13 +89,13 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 
 
 def changes_layers(name: str) -> bool:
-    """Whether the layers may depend on an argument; on the device they do, in the last bits."""
+    """Whether the layers may depend on an argument. The device changes their last bits."""
     shared = RunOptions.declared()
     return name != "output" and (name == "device" or name not in shared or shared[name].option.changes_bytes)
 
 
 def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:
-    """Of one layer: the measures that differ, as pairs; `reason` among them, where one was kept."""
+    """Compare one layer. `reason` is among its measures if only one report kept the layer."""
     pairs = {name: [first.get(name), second.get(name)] for name in measures}
     pairs = {name: pair for name, pair in pairs.items() if not _is_same(name, *pair)}
     return {
@@ -104,19 +119,30 @@ def _difference(name: str, first: Any, second: Any) -> float:
 
 
 def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int | None) -> RenderableType:
-    """`width` in characters, None for a pipe; `top`: no more than so many layers."""
+    """Show a comparison.
+
+    Args:
+        comparison: What `compare_reports` returns.
+        width: Characters in a line; None for a pipe.
+        top: The largest number of layers to show.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     changed = comparison["changed"][:top]
-    columns = {name: [_arrow(each["measures"].get(name)) for each in changed] for name in ("reason", *SHOWN)}
+    names = dict.fromkeys(("reason", *SHOWN, *(name for each in changed for name in each["measures"])))
+    columns = {
+        name: [_arrow(each["measures"].get(name)) for each in changed]
+        for name in names
+        if name not in NOT_SHOWN
+    }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold", min_width=20)
     taken = 20
     kept: list[Sequence[str]] = []
     for name, cells in columns.items():
-        label = LABELS.get(name, name)
+        label = label_of(name)
         needed = 2 + max(map(len, [label, *cells]))
         if any(cells) and (width is None or taken + needed <= width):
             taken += needed
@@ -124,27 +150,27 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
             kept.append(cells)
     for number, each in enumerate(changed):
         name = each["name"].removesuffix(".weight") if width else each["name"]
-        table.add_row(Text(shown(name)), *(Text(cells[number]) for cells in kept))
+        table.add_row(Text(printable(name)), *(Text(cells[number]) for cells in kept))
     facts = grid("", "")
     commands = comparison["commands"]
     if commands[0] != commands[1]:
-        facts.add_row("commands", f"{' → '.join(commands)}: only what both measure is compared")
+        facts.add_row("commands", f"{' → '.join(commands)}: only the measures of both are compared")
     for name, pair in comparison["arguments"].items():
-        facts.add_row(name, Text(" → ".join(map(_said, pair)), overflow="fold"))
-    some = f", of which {len(changed):,} shown" if len(changed) < len(comparison["changed"]) else ""
+        facts.add_row(name, Text(" → ".join(map(_value_text, pair)), overflow="fold"))
+    some = f" ({len(changed):,} shown)" if len(changed) < len(comparison["changed"]) else ""
     facts.add_row("changed", plural(len(comparison["changed"]), "layer") + some)
     facts.add_row("no difference", plural(comparison["same"], "tensor"))
     for side in ("first", "second"):
         if names := comparison[f"only_in_{side}"]:
-            first = ", ".join([*(shown(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
+            first = ", ".join([*(printable(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
             facts.add_row(f"only in the {side}", Text(f"{plural(len(names), 'tensor')}: {first}"))
     return Group(table, Text(""), facts) if changed else facts
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(shown(each, 60) for each in value) or "none"
-    return "–" if value is None else shown(value, 60)
+        return ", ".join(printable(each, 60) for each in value) or "none"
+    return "–" if value is None else printable(value, 60)
 
 
 def _arrow(pair: Sequence[Any] | None) -> str:

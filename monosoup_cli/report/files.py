@@ -1,4 +1,4 @@
-"""Reports that are read again, and files that are made from them."""
+"""Read reports, and write files made from them."""
 
 from __future__ import annotations
 
@@ -18,36 +18,43 @@ from monosoup_cli.report.shape import is_report
 __all__ = ["OF_SEVERAL", "REPORT_NAME", "check_target", "read_report", "replace_file"]
 
 REPORT_NAME = "monosoup_report.json"
-OF_SEVERAL = "each checkpoint has a report of its own, in its folder"
+OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
 MAX_DIGITS = 18
-"""Of an integer: more than any report has, and few enough for a float."""
+"""The most digits of an integer: more than any report has, and few enough for a float."""
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that a command has written; of a folder, the one in it. Raises ReportError."""
+    """Read a report that a command has written.
+
+    Args:
+        path: The report, or a folder that has one.
+
+    Raises:
+        ReportError: The file cannot be read, or is not a report.
+    """
     try:
         if path.is_dir():
             path = path / REPORT_NAME
         if not path.is_file():
-            raise ReportError("is no file" if path.exists() else "no such file", path=path)
+            raise ReportError("is not a file" if path.exists() else "no such file", path=path)
         report = json.loads(
             path.read_bytes(), parse_constant=_refuse, parse_float=_finite, parse_int=_integer
         )
     except OSError as error:
         raise ReportError(f"cannot be read: {error.strerror}", path=path) from None
     except (ValueError, RecursionError):
-        raise ReportError("is not JSON, or has numbers that no report has", path=path) from None
+        raise ReportError("is not JSON, or has numbers out of range", path=path) from None
     if isinstance(report, dict) and report.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise ReportError(
-            "a schema_version that this monosoup does not know",
+            "unsupported schema_version",
             path=path,
             expected=SCHEMA_VERSION,
             found=cropped(str(report["schema_version"]), 60),
         )
     if not is_report(report):
         hint = "give a monosoup_report.json, or an X.report.json"
-        raise ReportError("is no report of monosoup", path=path, hint=hint)
+        raise ReportError("is not a monosoup report", path=path, hint=hint)
     return dict(report)
 
 
@@ -65,11 +72,15 @@ def _integer(digits: str) -> int:
 
 
 def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
-    """Raise UsageError for another suffix, OutputError for a folder that is missing or in the place of
-    the file."""
+    """Check that a file can be written.
+
+    Raises:
+        UsageError: The file has none of these suffixes.
+        OutputError: Its folder is missing or not writable, or the path is a folder.
+    """
     allowed = [suffixes] if isinstance(suffixes, str) else list(suffixes)
     if path.suffix.lower() not in allowed:
-        raise UsageError("the suffix says no known format", path=path, expected=", ".join(allowed))
+        raise UsageError("unsupported file extension", path=path, expected=", ".join(allowed))
     try:
         if not path.parent.is_dir():
             raise OutputError("its folder does not exist", path=path)
@@ -82,7 +93,11 @@ def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file that takes the place of `path` once it is complete. Raises OutputError."""
+    """Write a file next to `path`, and put it in place once it is complete.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     draft = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         write(draft)

@@ -1,23 +1,22 @@
-"""The layers of a report: grouped, and as a table or as comma-separated values."""
+"""The layers of a report as a table, or as comma-separated values."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monosoup_cli.names import KINDS
-from monosoup_cli.report.measures import COMPARABLE, LABELS
-from monosoup_cli.report.records import spread
+from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
+from monosoup_cli.report.measures import LABELS, label_of, measures_in
 from monosoup_cli.report.rows import Row
-from monosoup_cli.report.view import Grouping, View
-from monosoup_cli.report.words import plural, shown
+from monosoup_cli.report.view import View
+from monosoup_cli.report.words import plural, printable
 
-__all__ = ["as_csv", "grouped", "layers_table", "measures_in", "short", "shown_of", "sparkline"]
+__all__ = ["as_csv", "hidden_note", "layers_table", "short", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
-MIN_NAME, MIN_SPARKLINE, MAX_SPARKLINE = 32, 8, 24
+MIN_NAME, MIN_SPARKLINE = 32, 8
 GAP = 2
 
 DISPENSABLE = (
@@ -39,96 +38,55 @@ DISPENSABLE = (
     "rho",
     "cos_alpha",
 )
-"""What a narrow table leaves out, in this order."""
-HARDLY = ("rho", "cos_alpha")
-"""What it leaves out for names of half that room alone."""
-
-
-def grouped(rows: Sequence[Row], group: Grouping) -> list[Row]:
-    """One row for each kind of layer, or for each block, with the means of what was measured."""
-    groups: dict[str, list[Row]] = {}
-    order = {kind: number for number, kind in enumerate(KINDS)}
-    rows = sorted(rows, key=by_depth if group == "depth" else lambda row: order[row["kind"]])
-    for row in rows:
-        groups.setdefault(row["kind"] if group == "kind" else _depth(row), []).append(row)
-    return [
-        {
-            "name": name,
-            "layers": len(members),
-            **{measure: _mean(members, measure) for measure in LABELS if measure in COMPARABLE},
-            "spectrum": _mean_spectrum([row["spectrum"] for row in members if row.get("spectrum")]),
-        }
-        for name, members in groups.items()
-    ]
-
-
-def by_depth(row: Row) -> tuple[Any, ...]:
-    """Where a layer stands: outside blocks first, then block after block of each stack."""
-    return (0,) if row["block"] is None else (1, row["stack"], row["block"])
-
-
-def _depth(row: Row) -> str:
-    return "outside blocks" if row["block"] is None else f"{row['stack'] or 'block'} {row['block']}"
-
-
-def _mean(rows: Sequence[Row], measure: str) -> float | None:
-    found = spread(row.get(measure) for row in rows)
-    return None if found is None else found["mean"]
-
-
-def _mean_spectrum(spectra: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over spectra of any lengths, at `MAX_SPARKLINE` evenly spaced places."""
-    sampled = [list(_sampled(spectrum, MAX_SPARKLINE)) for spectrum in spectra]
-    return [sum(values) / len(values) for values in zip(*sampled, strict=True)]
+"""The columns that a narrow table leaves out, in this order."""
+LAST_DISPENSABLE = ("rho", "cos_alpha")
+"""The columns that it leaves out only to make room for half of `MIN_NAME`."""
 
 
 def sparkline(spectrum: Sequence[float], width: int = MIN_SPARKLINE) -> str:
-    """σ_i/σ_1 from the first to the last, a bar for each of `width` evenly spaced values."""
-    heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in _sampled(spectrum, width))
+    """Draw σ_i/σ_1 as bars, one for each of `width` evenly spaced values."""
+    heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in sample(spectrum, width))
     return "".join(BARS[min(int(height), len(BARS) - 1)] for height in heights)
 
 
-def _sampled(values: Sequence[float], count: int) -> Iterator[float]:
-    for number in range(count if values else 0):
-        yield values[round(number * (len(values) - 1) / max(count - 1, 1))]
-
-
 def short(value: Any) -> str:
-    """A measure in few characters."""
+    """Format a measure in a few characters."""
     if value is None:
         return ""
     return str(value) if isinstance(value, (int, str)) else f"{value:.3g}"
 
 
-def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
-    """The measures that some row has, in the order of LABELS."""
-    return [name for name in LABELS if any(row.get(name) is not None for row in rows)]
-
-
 def layers_table(rows: Sequence[Row], width: int | None) -> str:
-    """A line a layer, below a line of names; `width` in cells of a terminal, None for a pipe: all columns,
-    and names in full."""
+    """Draw a table with a line per layer.
+
+    Args:
+        rows: The layers.
+        width: Cells in a line of the terminal; None for a pipe, which gets all columns and full names.
+    """
     from rich.cells import cell_len
 
-    names = [shown(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
+    names = [printable(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
     columns: dict[str, list[str]] = {"layers": [short(row.get("layers")) for row in rows]}
     columns["kind"] = [row.get("kind", "") for row in rows]
     columns["shape"] = [" × ".join(map(str, row.get("shape", ()))) for row in rows]
     columns |= {name: [short(row.get(name)) for row in rows] for name in measures_in(rows)}
-    widths = {name: max(map(len, [_label(name), *cells])) for name, cells in columns.items() if any(cells)}
+    widths = {
+        name: max(map(cell_len, [_label(name), *cells])) for name, cells in columns.items() if any(cells)
+    }
     spectra = [row.get("spectrum") or () for row in rows]
     has_spectra = any(spectra)
     widest = max(map(cell_len, ["layer", *names]))
 
     def room() -> int:
-        """For names, beside the other columns and the shortest sparkline."""
+        """Return the cells left for names, next to the other columns and the shortest sparkline."""
         assert width is not None
         return width - sum(each + GAP for each in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
 
     bars = MAX_SPARKLINE
     if width is not None:
-        for name in DISPENSABLE:
-            if room() < min(widest, MIN_NAME if name not in HARDLY else MIN_NAME // 2):
+        unknown = [name for name in measures_in(rows) if name not in LABELS]
+        for name in (*unknown, *DISPENSABLE):
+            if room() < min(widest, MIN_NAME if name not in LAST_DISPENSABLE else MIN_NAME // 2):
                 widths.pop(name, None)
         widest = max(min(widest, room()), len("layer"))
         bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
@@ -147,7 +105,7 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
 
 
 def _end_of(name: str, width: int) -> str:
-    """The last `width` cells: names of layers begin alike."""
+    """Return the last `width` cells of a name, because names of layers begin alike."""
     from rich.cells import cell_len
 
     if cell_len(name) <= width:
@@ -161,11 +119,11 @@ ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivale
 
 
 def _label(name: str) -> str:
-    return ABBREVIATED.get(name) or LABELS.get(name, name)
+    return ABBREVIATED.get(name) or label_of(name)
 
 
-def shown_of(chosen: int, rows: Sequence[Row], view: View) -> str:
-    """What to say below a table that does not show every layer; else nothing."""
+def hidden_note(chosen: int, rows: Sequence[Row], view: View) -> str:
+    """Return the note below a table that does not show every layer; "" below others."""
     edited = sum(row["action"] == "edited" for row in rows)
     if view.group is not None or chosen == edited:
         return ""
@@ -173,15 +131,14 @@ def shown_of(chosen: int, rows: Sequence[Row], view: View) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as comma-separated values, with a line of names; all singular values in one field, if
-    there are any."""
+    """Return the rows as CSV with a header. All singular values of a row are in one field."""
     facts = ["name", "layers", "kind", "stack", "block", "part", "shape", "dtype"]
     names = [name for name in facts if any(name in row for row in rows) or (not rows and name != "layers")]
     names += measures_in(rows) if rows else list(LABELS)
     names += [name for name in FURTHER if any(row.get(name) is not None for row in rows)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([printable(name) for name in names])
     writer.writerows([_field(row.get(name)) for name in names] for row in rows)
     return text.getvalue()
 
@@ -192,5 +149,5 @@ FURTHER = ("rounding_sigma", "rounding_share", "gap_above_rounding", "singular_v
 
 def _field(value: Any) -> Any:
     if isinstance(value, str):
-        return shown(value, MAX_TEXT)
+        return printable(value, MAX_TEXT)
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -1,27 +1,72 @@
-"""What reports measure, collected from the methods that measure it."""
+"""The measures of reports, collected from the methods."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from monosoup_cli.methods import MEASURES
+from monosoup_cli.report.words import printable
 from monosoup_cli.tensors.method import Measure
 
-__all__ = ["ABOVE_ROUNDING", "COMPARABLE", "LABELS", "WITH_UNIT", "label_of"]
+__all__ = [
+    "ABOVE_ROUNDING",
+    "COMPARABLE",
+    "FACTS",
+    "LABELS",
+    "WITH_UNIT",
+    "derived_measures",
+    "is_number",
+    "label_of",
+    "measures_in",
+]
 
 ABOVE_ROUNDING = ("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding")
-"""What an inspection measures beyond what the methods do (spectral/rounding.py)."""
+"""Measures that only an inspection takes (spectral/rounding.py)."""
 
 _ALL = (*MEASURES, Measure("rank_above_rounding", "above rounding", unit="directions", is_comparable=False))
 
 LABELS = {measure.name: measure.label for measure in _ALL if measure.label}
-"""What people read for the report's measures, in the order in which they are shown."""
+"""The labels of measures, in the order in which tables show them."""
 
 COMPARABLE = {measure.name for measure in _ALL if measure.label and measure.is_comparable}
-"""Measures whose mean over layers of different sizes says something."""
+"""Measures whose mean over layers of different sizes is meaningful."""
 
 WITH_UNIT = {measure.name for measure in _ALL if measure.unit is not None}
-"""Measures whose differences are taken relative to the larger of two."""
+"""Measures whose differences are relative to the larger of two values."""
+
+
+FACTS = {
+    *("name", "layers", "shape", "shared_rows", "dtype", "action", "reason", "index"),
+    *("kind", "stack", "block", "part", "adapter_rank", "adapter_scale", "adapter_error"),
+    *("rounding_sigma", "rounding_share", "gap_above_rounding"),
+}
+"""Numbers and words of a row that tables do not show as measures."""
 
 
 def label_of(name: str) -> str:
-    """What people read for a measure; its name where it is of a method that is not known here."""
-    return LABELS.get(name, name)
+    """Return the label of a measure, or its name where no method of this version declares it."""
+    return LABELS.get(name) or printable(name, 60)
+
+
+def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
+    """Return the measures that some row has: first those of `LABELS`, then any that a newer version wrote."""
+    known = [name for name in LABELS if any(row.get(name) is not None for row in rows)]
+    others = dict.fromkeys(name for row in rows for name in row if name not in FACTS and name not in LABELS)
+    return [*known, *(name for name in others if _are_numbers([row.get(name) for row in rows]))]
+
+
+def derived_measures(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measures that reports do not store, from those that they do."""
+    k, rank = part.get("k"), part.get("rank")
+    return {"k_ratio": k / rank if k and rank else None}
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_numbers(values: Collection[Any]) -> bool:
+    present = [value for value in values if value is not None]
+    return bool(present) and all(map(is_number, present))

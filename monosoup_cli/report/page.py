@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside itself: a table of layers, their spectra, pictures."""
+"""A report as one self-contained HTML page: a table of layers, their spectra, and pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.words import shown
+from monosoup_cli.report.words import printable
 
 __all__ = ["page"]
 
@@ -23,16 +23,16 @@ ASSETS = {
 }
 MAX_SENTENCE = 2000
 MAX_POINTS = 256
-"""Of a spectrum, where the report holds all of it; no screen shows more."""
+"""The most points of a spectrum; no screen shows more."""
 
 
 def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
-    """The page of any command's report; `sentences` say in words what it comes to, and stand first.
+    """Return the page of a report, with the `sentences` of its verdict at the top.
 
-    Whoever made the checkpoints may have chosen the names in a report: they travel as JSON in which
-    no markup can begin, are escaped as everywhere, and are only ever shown as text.
+    Names in a report are untrusted. The page gets them escaped, in JSON without markup, and shows them only
+    as text.
     """
-    rows = [_thinned(row) for row in rows_of(report)] if "layers" in report else []
+    rows = [_thin_row(row) for row in rows_of(report)] if "layers" in report else []
     columns = list(dict.fromkeys(name for row in rows for name in row))
     data = {
         "report": {name: value for name, value in report.items() if name != "layers"},
@@ -40,13 +40,16 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
     }
-    harmless = {**_harmless(data), "sentences": [shown(sentence, MAX_SENTENCE) for sentence in sentences]}
+    harmless = {
+        **_make_printable(data),
+        "sentences": [printable(sentence, MAX_SENTENCE) for sentence in sentences],
+    }
     texts = {name: _asset(file) for name, file in ASSETS.items()}
     return Template(_asset("page.html")).substitute(texts, data=_script_json(harmless))
 
 
-def _thinned(row: Row) -> Row:
-    """The row with a spectrum as exact and as fine as a screen shows it."""
+def _thin_row(row: Row) -> Row:
+    """Reduce a row's spectrum to the precision and the points that a screen shows."""
     thin = {name: value for name, value in row.items() if name != "singular_values"}
     ratios = row.get("spectrum") or []
     if values := row.get("singular_values"):
@@ -57,18 +60,18 @@ def _thinned(row: Row) -> Row:
     return {**thin, "spectrum": [float(f"{ratio:.4g}") for ratio in ratios] or None}
 
 
-def _harmless(value: Any) -> Any:
+def _make_printable(value: Any) -> Any:
     if isinstance(value, str):
-        return shown(value)
+        return printable(value)
     if isinstance(value, Mapping):
-        return {shown(name): _harmless(inner) for name, inner in value.items()}
+        return {printable(name): _make_printable(inner) for name, inner in value.items()}
     if isinstance(value, Sequence):
-        return [_harmless(inner) for inner in value]
+        return [_make_printable(inner) for inner in value]
     return value
 
 
 def _script_json(data: Any) -> str:
-    """JSON, in ASCII, that ends no script element and begins no comment."""
+    """Return ASCII JSON that cannot end a script element or begin a comment."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")

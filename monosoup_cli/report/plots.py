@@ -1,7 +1,7 @@
 """Pictures of a report, with matplotlib: the optional dependency `plot`.
 
-Legible in print, in grey and for the colour-blind: the colours are Okabe and Ito's, and lines differ in
-style or marker too.
+The pictures are legible in print, in grey and for colour-blind readers: the colours are Okabe and Ito's, and
+lines also differ in style or marker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.words import plural, shown
+from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["check_plot", "figure", "plot"]
 
 METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-"""By suffix, what keeps the time out of a file: the same report makes the same bytes."""
+"""Metadata by suffix, without the time, so that the same report makes the same bytes."""
 
 FONT = "DejaVu Sans"
-"""Comes with matplotlib."""
+"""Matplotlib includes it."""
 STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -59,7 +59,7 @@ STYLE = {
     "text.parse_math": False,  # names may hold dollar signs
 }
 WIDTH = 4.8
-"""Of the figure, in inches: shrunk to a column, its text is still 6 pt."""
+"""Width of the figure in inches. Shrunk to a column, its text is still 6 pt."""
 
 BLACK, ORANGE, SKY, BLUE, VERMILLION, PURPLE = (
     "#000000",
@@ -77,18 +77,18 @@ CURVES: tuple[tuple[str, Any, str], ...] = (
     (SKY, "-", "v"),
     (PURPLE, (0, (3, 1, 1, 1, 1, 1)), ">"),
 )
-"""Colour, line and marker of the layers whose singular values are drawn."""
+"""Colour, line style and marker of each layer in the plot of singular values."""
 
 OVER_DEPTH = {("lambda_high", "lambda_low"): "factor", ("ratio",): "ratio", ("scale",): "factor"}
-"""Measures that are drawn over depth, those of a tuple together, and what their axis says."""
+"""Measures to plot over depth, those of a tuple together, and the label of their axis."""
 
 MAX_COLUMNS = 16
 MAX_MARKED = 60
-"""Layers over depth whose points are still told apart."""
+"""The most layers over depth whose points get markers."""
 MAX_STACKS = 4
 MAX_TICKS = 14
 SMALLEST = 1e-8
-"""Of σ_1: smaller singular values are rounding of the computation, and would squeeze the others."""
+"""Share of σ_1. Smaller singular values are rounding errors, and would squeeze the others."""
 
 _drawing = threading.RLock()
 
@@ -99,7 +99,12 @@ class _Panel(NamedTuple):
 
 
 def check_plot(path: Path) -> None:
-    """Raise UsageError or OutputError where `plot` could not write to `path`, whatever the report."""
+    """Check that `plot` can write to `path`.
+
+    Raises:
+        UsageError: The suffix is unsupported, or matplotlib is missing.
+        OutputError: The file cannot be written.
+    """
     check_target(path, list(METADATA))
     try:
         import matplotlib  # noqa: F401
@@ -108,10 +113,14 @@ def check_plot(path: Path) -> None:
 
 
 def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = None) -> None:
-    """Draw `figure` to a .png (200 dpi), .svg or .pdf; the same report makes the same bytes.
+    """Write `figure` to a .png (200 dpi), .svg or .pdf file. The same report makes the same bytes.
 
-    A file in its place is replaced once the picture is complete. Raises what `check_plot` and `figure`
-    raise, and OutputError.
+    An existing file is replaced once the picture is complete.
+
+    Raises:
+        UsageError: The suffix is unsupported, or matplotlib is missing.
+        OutputError: The file cannot be written.
+        ReportError: The report has nothing to draw.
     """
     check_plot(path)
     suffix = path.suffix.lower()
@@ -123,15 +132,21 @@ def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = Non
 
 
 def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figure:
-    """The panels that any command's report has data for, one above the other; of some of its `rows`.
+    """Draw every panel that the report has data for, one above the other.
 
-    Raises ReportError where there is none, and ImportError without matplotlib.
+    Args:
+        report: The report of any command.
+        rows: The layers to draw; None for all.
+
+    Raises:
+        ReportError: There is nothing to draw.
+        ImportError: Matplotlib is missing.
     """
     if "layers" not in report:
-        raise ReportError("no layers to draw: the report is of several checkpoints", hint=OF_SEVERAL)
+        raise ReportError("no layers to draw: the report covers several checkpoints", hint=OF_SEVERAL)
     panels = list(_panels(_by_depth(rows_of(report) if rows is None else rows)))
     if not panels:
-        raise ReportError(f"the report of this {report['command']} has nothing to draw")
+        raise ReportError(f"this report of {report['command']} has nothing to draw")
     from matplotlib.figure import Figure
 
     heights = [panel.height for panel in panels]
@@ -145,8 +160,10 @@ def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figu
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib's own defaults and STYLE, whatever the user's settings; for one thread at a time,
-    since SVG's settings are the process's."""
+    """Use matplotlib's defaults and `STYLE` instead of the user's settings.
+
+    One thread at a time: the settings belong to the process.
+    """
     from matplotlib import style
 
     with _drawing, style.context(["default", STYLE]):
@@ -169,7 +186,7 @@ def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
         blocks = 1 + max(row["block"] for row in inside)
         draw = partial(_draw_heat_map, rows=_with(inside, "k_ratio"), blocks=blocks, left_out=left_out)
         yield _Panel(2.4 + min(max(0.1 * blocks, 0.8), 4), draw)
-        left_out = 0  # said once
+        left_out = 0  # noted once
     if with_cosines := [row for row in rows if _cosines(row)]:
         yield _Panel(2.3, partial(_draw_cosines, rows=with_cosines))
 
@@ -179,7 +196,7 @@ def _with(rows: Sequence[Row], measure: str) -> list[Row]:
 
 
 def _by_depth(rows: Sequence[Row]) -> list[Row]:
-    """The rows block by block, heads last; files often have block 10 before block 2."""
+    """Sort rows by block, heads last; files often have block 10 before block 2."""
     stacks = {stack: number for number, stack in enumerate(dict.fromkeys(row["stack"] for row in rows))}
 
     def depth(row: Row) -> tuple[int, int, int]:
@@ -191,13 +208,13 @@ def _by_depth(rows: Sequence[Row]) -> list[Row]:
 
 
 def _label(text: str, limit: int) -> str:
-    """`text` as `shown` has it, and characters that the font lacks as escapes."""
+    """Return `text` with everything that cannot be printed, or that the font lacks, as escapes."""
     from matplotlib.font_manager import findfont, get_font
 
     glyphs = get_font(findfont(FONT)).get_charmap()
     drawn = (
         char if ord(char) in glyphs else char.encode("ascii", "backslashreplace").decode()
-        for char in shown(text, limit)
+        for char in printable(text, limit)
     )
     return cropped("".join(drawn), limit)
 
@@ -211,7 +228,7 @@ def _spectrum(row: Row) -> Sequence[float] | None:
 
 
 def _singular_values(row: Row) -> tuple[NDArray[Any], NDArray[Any]]:
-    """i, from 1, and σ_i: of all singular values, or of the quantiles that the report has."""
+    """Return i, from 1, and σ_i: all singular values, or the quantiles in the report."""
     import numpy as np
 
     if row.get("singular_values"):
@@ -222,13 +239,13 @@ def _singular_values(row: Row) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _smallest(row: Row) -> float:
-    """The smallest singular value that is worth its room on the axis."""
+    """Return the smallest singular value to show on the axis."""
     _, values = _singular_values(row)
     return float(max(values[values > 0].min(), SMALLEST * values[0]))
 
 
-def _chosen(rows: Sequence[Row], count: int) -> list[Row]:
-    """One row from each of `count` even stretches of depth, of the kinds and parts that are rarest so far."""
+def _choose_layers(rows: Sequence[Row], count: int) -> list[Row]:
+    """Choose a row from each of `count` equal stretches of depth, preferring new kinds and parts."""
     stretches = min(count, len(rows))
     ends = [number * len(rows) // stretches for number in range(stretches + 1)]
     used: Counter[tuple[str, str]] = Counter()
@@ -245,7 +262,7 @@ def _draw_spectra(panel: SubFigure, rows: Sequence[Row]) -> None:
     from matplotlib.ticker import LogFormatter
 
     axes = panel.subplots()
-    chosen = _chosen(rows, len(CURVES))
+    chosen = _choose_layers(rows, len(CURVES))
     is_relative = len({row["rank"] for row in chosen}) > 1
     handles = [
         _draw_spectrum(axes, row, *curve, width=row["rank"] if is_relative else 1)
@@ -273,7 +290,7 @@ def _draw_spectra(panel: SubFigure, rows: Sequence[Row]) -> None:
 
 
 def _draw_spectrum(axes: Axes, row: Row, colour: str, line: Any, marker: str, width: int) -> Line2D:
-    """The curve, its k and the layer's noise; returns what stands for them in the legend."""
+    """Draw a layer's curve, its k and its noise, and return their legend entry."""
     import numpy as np
     from matplotlib.lines import Line2D
 
@@ -320,7 +337,7 @@ def _draw_over_depth(panel: SubFigure, rows: Sequence[Row], measures: tuple[str,
 
 
 def _mark_blocks(axes: Axes, rows: Sequence[Row]) -> None:
-    """Ticks where blocks begin, as many as fit; a line and a name for each of several stacks."""
+    """Add ticks where blocks begin, as many as fit, and a line and a name for each of several stacks."""
     from matplotlib.ticker import MaxNLocator
 
     starts: dict[tuple[str, int], int] = {}
@@ -400,8 +417,8 @@ def _draw_cosines(panel: SubFigure, rows: Sequence[Row]) -> None:
 
     axes = panel.subplots()
     cosines = [cosine for row in rows for cosine in _cosines(row)]
-    found = histogram(cosines)
-    edges, counts = np.array(found["edges"]), found["counts"]
+    bins = histogram(cosines)
+    edges, counts = np.array(bins["edges"]), bins["counts"]
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=SKY, edgecolor="black", linewidth=0.4)
     mean = float(np.mean(cosines))
     axes.axvline(mean, color=VERMILLION, linestyle="--", label=f"mean {mean:.3f}")

@@ -1,4 +1,4 @@
-"""The plan of a run, as a record that tables and JSON are made from."""
+"""The plan of a run, as a record for tables and JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["Cost", "Preview", "PreviewedTensor"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes.
+    """What a run needs.
 
     Attributes:
         device: The devices that compute.
-        download_bytes: What has to be downloaded first.
-        workers: How many tensors are computed at once.
-        memory_bytes: The memory of the host that they take, beside the libraries.
-        device_memory_bytes: The memory that they take on one card; 0 without cards.
-        trials: How many times a score command is run at most.
+        download_bytes: How many bytes to download first.
+        workers: How many tensors the run edits at once.
+        memory_bytes: The host memory of the workers, without that of the libraries.
+        device_memory_bytes: The memory of the workers on one card; 0 without cards.
+        trials: The largest number of runs of a score command.
     """
 
     device: str
@@ -39,10 +39,10 @@ class PreviewedTensor:
         shape: Its shape.
         dtype: Its dtype in the fine-tuned checkpoint.
         reason: Why it is kept; None where it is edited.
-        shared_rows: How many rows all inputs have, where they differ in their number.
-        matrix: The rows and columns of the matrix that is edited, or of each in a stack.
-        stack: The number of matrices in a stack; None for what is no stack.
-        measures: The measures that are known beforehand.
+        shared_rows: How many rows all inputs have, where the inputs differ in their number of rows.
+        matrix: The rows and columns of the edited matrix, or of each matrix of a stack.
+        stack: The number of matrices in a stack; None for a tensor that is not a stack.
+        measures: The measures that are known before the run.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Preview:
         verb: What its method does to a layer.
         inputs: The role and the path of every input.
         path: The path of the output.
-        push: The repository that it is pushed to.
+        push: The repository on the Hub that the output is uploaded to.
         files: The name and size of every file of weights in one checkpoint of the output.
-        side_files: The names of the files that are copied.
+        side_files: The names of the files to copy.
         folders: The folder of every checkpoint; [""] where the output is one checkpoint.
         details: What the method adds.
-        only_in_base: The names that only the base has.
+        only_in_base: The names of tensors that only the base has.
         tensors: What is planned for every tensor.
-        cost: What the run takes.
+        cost: What the run needs.
     """
 
     command: str

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from monosoup_cli.report.measures import derived_measures
 from monosoup_cli.tensors.method import Measure
 
 __all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "spread", "summarise"]
@@ -17,7 +18,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class SliceRecord:
-    """One matrix of a stacked tensor; `measures` is None where it did not change."""
+    """One matrix of a stacked tensor; `measures` is None if it did not change."""
 
     index: int
     measures: Mapping[str, Any] | None
@@ -25,13 +26,18 @@ class SliceRecord:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One tensor of the output: what was done with it and why, and what was measured.
+    """One tensor of the output.
 
-    `measures` maps the report's names to numbers; None where nothing was measured. A stacked
-    tensor has `slices` instead. `together` is what several checkpoints show of the whole tensor,
-    stacked or not. `dtype` is the fine-tuned checkpoint's, as the format names it. `shared_rows`: how
-    many rows are edited, where the inputs differ in their number. `update_of`: what is known of the update
-    of an edited one, its rank and scale where adapters make it.
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype in the fine-tuned checkpoint, as the format names it.
+        reason: Why it was kept; None if it was edited.
+        measures: The measures by name; None where nothing was measured.
+        slices: The matrices of a stacked tensor, which have `measures` of their own.
+        together: Measures of the whole tensor over several checkpoints.
+        shared_rows: How many rows were edited, where the inputs differ in their number of rows.
+        update_of: Facts about the update that are known from adapters: rank and scale.
     """
 
     name: str
@@ -49,7 +55,7 @@ class LayerRecord:
         return self.reason is None
 
     def to_json(self, measured: Sequence[str]) -> dict[str, Any]:
-        """The report's entry; `measured` names the command's measures, null where not taken."""
+        """Return the entry in the report; of the measures that `measured` names, missing ones are null."""
         nothing = dict.fromkeys(measured)
         entry: dict[str, Any] = {
             "name": self.name,
@@ -76,7 +82,7 @@ class LayerRecord:
 
 
 def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries of the report that were measured: edited layers, and slices of stacked ones."""
+    """Return the entries that were measured: edited layers, or the edited matrices of stacked ones."""
     parts = [part for layer in layers for part in layer.get("slices", [layer])]
     return [part for part in parts if part["reason"] is None]
 
@@ -98,11 +104,11 @@ def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] =
         "means": {},
         "ranges": {},
     }
-    parts = measures_of(edited)
+    parts = [{**part, **derived_measures(part)} for part in measures_of(edited)]
     for measure in measures:
         name = measure.name
         if measure.summary == "mean":
-            values = spread([part["k"] / part["rank"] if name == "k_ratio" else part[name] for part in parts])
+            values = spread([part[name] for part in parts])
             summary["means"][name] = values and values["mean"]
             summary["ranges"][name] = values and [values["min"], values["max"]]
         elif measure.summary == "sum":
@@ -111,20 +117,20 @@ def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] =
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Mean, least and largest of the values that exist; None where none does."""
-    found = [value for value in values if value is not None]
-    if not found:
+    """Return mean, minimum and maximum of the values that are not None; None if all are."""
+    present = [value for value in values if value is not None]
+    if not present:
         return None
-    return {"mean": sum(value / len(found) for value in found), "min": min(found), "max": max(found)}
+    return {"mean": sum(value / len(present) for value in present), "min": min(present), "max": max(present)}
 
 
 BINS = 40
 
 
 def histogram(cosines: Iterable[float]) -> dict[str, Any]:
-    """How many lie in each of `BINS` even parts of −1 to 1: on an edge in the part above, 1 in the last."""
+    """Count cosines in `BINS` equal bins from −1 to 1. A bin includes its lower edge, the last also 1."""
     counts = [0] * BINS
     for cosine in cosines:
-        # an edge may be a rounding below itself
+        # rounding may put a value on an edge just below it
         counts[min(math.floor((cosine + 1.0) / 2.0 * BINS + 1e-9), BINS - 1)] += 1
     return {"edges": [round(2.0 * number / BINS - 1.0, 9) for number in range(BINS + 1)], "counts": counts}

@@ -1,23 +1,26 @@
-"""A report's layers as flat rows, one for each tensor or matrix of a stack: what tables, pictures and
-pages are made from."""
+"""The layers of a report as flat rows, one per tensor or matrix of a stack."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from monosoup_cli.report.measures import FACTS, derived_measures
+
 __all__ = ["Row", "rows_of"]
 
 Row: TypeAlias = "dict[str, Any]"
-"""A layer's entry in the report, of a slice with its tensor's name and index ("experts.w1[3]") and the
-shape of one matrix; and with `kind`, `stack`, `block` (null outside blocks), `part` and `k_ratio`."""
+"""A layer's entry in the report, with `kind`, `stack`, `block` (None outside blocks), `part` and `k_ratio`.
 
-OF_TENSORS = ("cosine", "ratio", "clamped", "cosines")
+A matrix of a stack has its tensor's name with its index ("experts.w1[3]"), and the shape of one matrix.
+"""
 
 
 def rows_of(report: Mapping[str, Any]) -> list[Row]:
-    """The rows of any command's report, in its order, the kept tensors among them; none of a report on
-    several checkpoints, each of which has its own."""
+    """Return the rows of a report in its order, kept tensors included.
+
+    A report on several checkpoints has no rows: each checkpoint has its own report.
+    """
     if "layers" not in report:
         return []
     from monosoup_cli.names import places
@@ -28,16 +31,18 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
         place = where[layer["name"]]
         position = place.position
         stack, block = (None, None) if position is None else (position.stack, position.block)
-        if layer.get("block") is not None:  # LiNeS has looked for itself
+        if layer.get("block") is not None:  # LiNeS has its own stacks and blocks
             stack, block = layer["stack"], layer["block"]
         slices = layer.get("slices", [])
         whole = {name: value for name, value in layer.items() if name != "slices"}
-        for part in [{**whole, **each, **_one_of(layer, each)} for each in slices] or [whole]:
-            if part.get("index"):  # what was measured of the tensor stands with its first matrix
-                part = {name: value for name, value in part.items() if name not in OF_TENSORS}
-            k, rank = part.get("k"), part.get("rank")
-            told = {"kind": place.kind, "stack": stack, "block": block, "part": place.part}
-            rows.append({**part, **told, "k_ratio": k / rank if k and rank else None})
+        facts = {name: value for name, value in whole.items() if name in FACTS}
+        place_facts = {"kind": place.kind, "stack": stack, "block": block, "part": place.part}
+        matrices = [
+            # measures of the whole tensor go with its first matrix
+            {**(facts if part["index"] else whole), **part, **_one_of(layer, part)}
+            for part in slices
+        ]
+        rows += [{**part, **place_facts, **derived_measures(part)} for part in matrices or [whole]]
     return rows
 
 

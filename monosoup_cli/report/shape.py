@@ -1,6 +1,6 @@
-"""What tables, pages and pictures take from a report, so that a file which lacks it is refused.
+"""The fields of a report that tables, pages and pictures use, to refuse files that lack them.
 
-The whole, with what values mean, is docs/report.schema.json.
+docs/report.schema.json describes the whole report.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from monosoup_cli.report.measures import LABELS
 __all__ = ["is_report"]
 
 
-class Each:
-    """The shape of an object whose names are free, and whose values have one shape."""
+class Values:
+    """The shape of an object with any names, whose values all have the same shape."""
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
@@ -25,10 +25,10 @@ NUMBER_OR_NONE = (int, float, type(None))
 SUMMARY = {
     "tensors": int,
     "edited": int,
-    "kept": Each(int),
+    "kept": Values(int),
     "parameters_edited": int,
-    "means": Each(NUMBER_OR_NONE),
-    "ranges": Each(([NUMBER], type(None))),
+    "means": Values(NUMBER_OR_NONE),
+    "ranges": Values(([NUMBER], type(None))),
     "clamped?": int,
 }
 CHECKPOINT = {"path": str, "files": [{"name": str, "bytes": int}]}
@@ -54,7 +54,7 @@ SPECTRAL = (
     "sigma_max",
     "update_norm",
 )
-"""Measures that are there together or not at all."""
+"""Measures that a layer has all together or not at all."""
 LAYER = {
     "name": str,
     "shape": [int],
@@ -66,7 +66,7 @@ LAYER = {
 }
 SPREAD = ({"mean": NUMBER, "min": NUMBER, "max": NUMBER}, type(None))
 MAX_DEPTH = 20
-"""Of nested values."""
+"""How deep values may be nested."""
 THRESHOLD = {"highest": NUMBER_OR_NONE, "members": [str]}
 SLICE = {**MEASURES, "index": int}
 REPORT = {
@@ -102,11 +102,11 @@ REPORT = {
         "stock": {"cosine": SPREAD, "ratio": SPREAD, "clamped": int},
     },
 }
-"""By name; one with ? may be missing, and a tuple has alternatives."""
+"""Shapes by name. A name with ? may be missing; a tuple lists alternatives."""
 
 
 def is_report(report: Any) -> bool:
-    """Whether a JSON value has all that is taken from a report, in the right types."""
+    """Whether a JSON value has all the fields that are used, with the right types."""
     if not _fits(report, REPORT) or not _is_shallow(report, MAX_DEPTH):
         return False
     for choice in (report.get("similarity"), report.get("selection")):
@@ -125,7 +125,7 @@ def is_report(report: Any) -> bool:
 
 
 def _has_means(summary: Mapping[str, Any]) -> bool:
-    """Whether what has a range has a mean."""
+    """Whether the same measures have means and ranges."""
     means, ranges = (
         {n for n, each in summary[name].items() if each is not None} for name in ("means", "ranges")
     )
@@ -133,7 +133,7 @@ def _has_means(summary: Mapping[str, Any]) -> bool:
 
 
 def _is_consistent(choice: Mapping[str, Any]) -> bool:
-    """Whether checkpoints that are chosen are among the candidates, and the matrix is theirs."""
+    """Whether all members are candidates, and the matrix has a row and a column per candidate."""
     candidates = choice.get("candidates", choice.get("order"))
     chosen = [choice.get("members", ()), *(each["members"] for each in choice.get("thresholds", ()))]
     named = [name for names in chosen for name in names]
@@ -150,7 +150,7 @@ def _fits(value: Any, shape: Any) -> bool:
             _fits(value[name.rstrip("?")], inner) if name.rstrip("?") in value else name.endswith("?")
             for name, inner in shape.items()
         )
-    if isinstance(shape, Each):
+    if isinstance(shape, Values):
         return isinstance(value, dict) and all(_fits(inner, shape.shape) for inner in value.values())
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)

@@ -1,4 +1,4 @@
-"""Plans and reports as tables for people and as JSON for programs."""
+"""Plans and reports as tables for a terminal, and plans as JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.measures import is_number, label_of
 from monosoup_cli.report.preview import Preview
 from monosoup_cli.report.verdict import AS_LARGE
-from monosoup_cli.report.words import duration, plural, shown, size, verdict
+from monosoup_cli.report.words import duration, plural, printable, size, verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,12 +33,14 @@ __all__ = [
 
 SHADES = " ░▒▓█"
 BAR_WIDTH = 40
+PARTS_OF_SUMMARY = {"tensors", "edited", "kept", "parameters_edited", "means", "ranges", "clamped"}
+"""The parts of a summary that have their own lines. The others are sums of measures of a new method."""
 MAX_NUMBERED = 10
-"""Checkpoints whose similarities fit into a terminal as numbers."""
+"""How many checkpoints' similarities fit into a terminal as numbers."""
 
 
 def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The plan of a dry run for programs: what would be done to each tensor, and what it takes."""
+    """Return the plan of a dry run as JSON: what the run would do to each tensor, and what it needs."""
     folders, cost = [folder for folder in plan.folders if folder], plan.cost
     on_cards = {"device_memory_bytes": cost.device_memory_bytes} if cost.device_memory_bytes else {}
     return {
@@ -74,7 +76,7 @@ def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> d
 
 
 def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
-    """The plan of a dry run for people: a line a tensor (not where `is_short`), then the totals."""
+    """Return the plan of a dry run as a table: a line per tensor (unless `is_short`), then the totals."""
     reasons = Counter(tensor.reason for tensor in plan.tensors if not tensor.is_edited)
     edited, cost = sum(tensor.is_edited for tensor in plan.tensors), plan.cost
     nbytes = sum(size_of_file for _, size_of_file in plan.files)
@@ -90,10 +92,10 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     if cost.download_bytes:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")
-    totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {shown(plan.path)}"))
+    totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
     if plan.push is not None:
-        totals.add_row("push", Text(f"to {shown(plan.push)}"))
-    memory = f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, beside the libraries"
+        totals.add_row("push", Text(f"to {printable(plan.push)}"))
+    memory = f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, plus the libraries"
     if cost.device_memory_bytes:
         memory += f"; about {size(cost.device_memory_bytes)} on each card"
     totals.add_row("memory", memory)
@@ -114,21 +116,28 @@ def _tensors(plan: Preview) -> Table:
                 view = f"{sizes[0]} of {rows} × {columns}"
         action = f"{plan.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.measures:
-            action += _foretold(tensor.measures, plan.details.get("stacks", []))
-        table.add_row(Text(shown(tensor.name)), tensor.dtype, Text(action))
+            action += _planned_measures(tensor.measures, plan.details.get("stacks", []))
+        table.add_row(Text(printable(tensor.name)), tensor.dtype, Text(action))
     return table
 
 
-def _foretold(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:
-    """Of LiNeS: the scale, and the block; its stack where there are several."""
-    where = "" if measures["block"] is None else f", block {measures['block']}"
-    if where and len(stacks) > 1:
-        where += f" of {shown(measures['stack'])}"
-    return f" by {measures['scale']:.4g}{where}"
+def _planned_measures(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:
+    """Describe the measures that a method plans: the scale and the block of LiNeS, and those of any method.
+
+    The block is named with its stack where there are several.
+    """
+    words = f" by {measures['scale']:.4g}" if "scale" in measures else ""
+    if measures.get("block") is not None:
+        words += f", block {measures['block']}"
+        words += f" of {printable(measures['stack'])}" if len(stacks) > 1 else ""
+    for name, value in measures.items():
+        if name not in {"scale", "block", "stack"} and is_number(value):
+            words += f", {label_of(name)} {value:.4g}"
+    return words
 
 
 def summary_table(report: Mapping[str, Any], report_path: Path | None = None) -> RenderableType:
-    """What a run did: counts, means and ranges over the edited layers, time, and what it wrote."""
+    """Summarise a run: counts, means and ranges over the edited layers, the time, and the files it wrote."""
     wrote = report.get("outputs") or ([report["output"]] if "output" in report else [])
     summary, timing = wrote[0]["summary"] if "outputs" in report else report["summary"], report["timing"]
     counts = grid("", "")
@@ -143,6 +152,9 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
     if "clamped" in summary:
         counts.add_row("clamped", f"{plural(summary['clamped'], 'ratio')} below 0")
+    for name, total in summary.items():
+        if name not in PARTS_OF_SUMMARY and is_number(total):
+            counts.add_row(label_of(name), f"{total:,}")
     counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
@@ -152,36 +164,38 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     counts.add_row("time", f"{duration(seconds)}, {size(moved / seconds)}/s {done}")
     for output in wrote:
         total = sum(file["bytes"] for file in output["files"])
-        counts.add_row("wrote", Text(f"{shown(output['path'])} ({size(total)})"))
+        counts.add_row("wrote", Text(f"{printable(output['path'])} ({size(total)})"))
     if report_path is not None:
-        counts.add_row("report", Text(shown(report_path)))
+        counts.add_row("report", Text(printable(report_path)))
     if len(wrote) > 1 or not any(summary["ranges"].values()):
         return counts
     means = grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
         if bounds is not None:
-            means.add_row(
-                LABELS.get(name, shown(name)),
-                *(f"{value:.4g}" for value in (summary["means"][name], *bounds)),
-            )
+            means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
 
 
 def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> RenderableType:
-    """The greedy soup's trials (candidate, score, whether it joined), and what is being scored."""
+    """Show the trials of a greedy soup.
+
+    Args:
+        trials: Candidate, score, and whether it joined the soup.
+        now: What is being scored now.
+    """
     table = grid("", "candidate", "score", "", show_header=True)
     table.columns[1].justify = table.columns[3].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
-        table.add_row(str(number), Text(shown(source)), f"{score:.6g}", verdict(joined))
-    return Group(table, Text(shown(now))) if now else table
+        table.add_row(str(number), Text(printable(source)), f"{score:.6g}", verdict(joined))
+    return Group(table, Text(printable(now))) if now else table
 
 
 def selection_table(selection: Mapping[str, Any]) -> RenderableType:
-    """How soup --greedy or sfgs chose: the trials, or similarities and decisions; and the members."""
+    """Show how `soup --greedy` or `sfgs` chose: trials, or similarities and decisions; and members."""
     members = grid("", "")
     count = f"{len(selection['members'])} of {len(selection['order'])}"
     members.add_row(
-        "members", Text(f"{count}: {', '.join(shown(source) for source in selection['members'])}")
+        "members", Text(f"{count}: {', '.join(printable(source) for source in selection['members'])}")
     )
     if "trials" in selection:
         trials = [(trial["candidate"], trial["score"], trial["joined"]) for trial in selection["trials"]]
@@ -190,17 +204,16 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
     decisions = grid("", "", "similarity", "", show_header=True)
     decisions.columns[1].justify = decisions.columns[3].justify = "left"
     first = selection["order"][0]
-    decisions.add_row(str(number_of[first]), Text(shown(first)), "", "first")
+    decisions.add_row(str(number_of[first]), Text(printable(first)), "", "first")
     for decision in selection["decisions"]:
         source, mean = decision["candidate"], f"{decision['similarity']:.4f}"
-        decisions.add_row(str(number_of[source]), Text(shown(source)), mean, verdict(decision["joined"]))
+        decisions.add_row(str(number_of[source]), Text(printable(source)), mean, verdict(decision["joined"]))
     choices = _thresholds(selection["thresholds"], number_of)
     return Group(decisions, Text(""), *_similarities(selection), Text(""), choices, Text(""), members)
 
 
 def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
-    """How alike the updates of several checkpoints are, layer by layer and in all; and what `sfgs` and
-    `stock` would make of it."""
+    """Show how similar the updates of checkpoints are, and what `sfgs` and `stock` would make of them."""
     number_of = {source: number for number, source in enumerate(similarity["candidates"], start=1)}
     stock = similarity["stock"]
     if not similarity["layers"]:
@@ -214,7 +227,7 @@ def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
     checkpoints.columns[1].justify = checkpoints.columns[3].justify = "left"
     for source, relative in zip(similarity["candidates"], similarity["relative_updates"], strict=True):
         size = "" if relative is None else f"{relative:.4g}"
-        checkpoints.add_row(str(number_of[source]), Text(shown(source)), size, _judged(relative))
+        checkpoints.add_row(str(number_of[source]), Text(printable(source)), size, _doubt_about(relative))
     histogram = [Text(line, no_wrap=True) for line in _histogram(similarity["histogram"])]
     heading = Text(f"cosine of two updates in a layer; mean of a layer {words.format(**stock['cosine'])}")
     return Group(
@@ -230,17 +243,15 @@ def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def _judged(relative: float | None) -> str:
-    """What is odd about a checkpoint among several."""
+def _doubt_about(relative: float | None) -> str:
+    """Return what is unusual about one of several checkpoints; "" for most."""
     if relative == 0.0:
         return "a copy of the base"
-    return (
-        "as large as the weights: of another base?" if relative is not None and relative >= AS_LARGE else ""
-    )
+    return "as large as the weights: wrong base?" if relative is not None and relative >= AS_LARGE else ""
 
 
 def _histogram(histogram: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each bin that lies between the first and the last that are not empty."""
+    """Yield a line for each bin from the first to the last that is not empty."""
     counts, edges = histogram["counts"], histogram["edges"]
     filled = [number for number, count in enumerate(counts) if count]
     for number in range(filled[0], filled[-1] + 1):
@@ -249,7 +260,7 @@ def _histogram(histogram: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
-    """The matrix, darker by a step of five from 0 to 1; with numbers where they fit."""
+    """Draw the similarities in five shades from 0 to 1, with numbers where they fit."""
     matrix = selection["similarity"]
 
     def shade(value: float) -> str:
@@ -264,12 +275,12 @@ def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _rounded_down(threshold: float) -> str:
-    """Four digits that, typed again, still choose what the threshold does."""
+    """Round to four digits that choose the same members when the user types them."""
     return f"{math.floor(threshold * 1e4) / 1e4:.4f}"
 
 
 def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, int]) -> Table:
-    """What every threshold would choose."""
+    """List which members each range of thresholds would choose."""
     table = grid("threshold", "", "members", show_header=True)
     table.columns[2].justify = "left"
     for number, choice in enumerate(choices):
@@ -287,16 +298,16 @@ def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, in
 
 def _add_stacks(table: Table, stacks: Sequence[Mapping[str, Any]]) -> None:
     for stack in stacks:
-        table.add_row("blocks", Text(f"{stack['length']} of {shown(stack['name'] or '(no prefix)')}"))
+        table.add_row("blocks", Text(f"{stack['length']} of {printable(stack['name'] or '(no prefix)')}"))
 
 
 def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
     for role, source in inputs:
-        table.add_row("fine-tuned" if role == "finetuned" else role, Text(shown(source)))
+        table.add_row("fine-tuned" if role == "finetuned" else role, Text(printable(source)))
 
 
 def grid(first: str, *others: str, show_header: bool = False) -> Table:
-    """A table without lines, whose columns have these headings."""
+    """Return a table without lines, with these headings."""
     table = Table(box=None, show_header=show_header, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first, overflow="fold")
     for name in others:

@@ -1,7 +1,7 @@
-"""What a report says, in words: sentences, each tied to figures of the layers.
+"""Explain a report in sentences, each with the layers and the figures that it is about.
 
-Every layer tells at most one story: the first of the `STORIES` that fits it. The thresholds stand
-in docs/inspect.md with their reasons.
+Every layer counts in at most one finding: the first of `STORIES` that fits it. docs/inspect.md gives the
+reasons for the thresholds.
 """
 
 from __future__ import annotations
@@ -25,30 +25,36 @@ LORA_RANKS = 0.25
 """Share of r up to which a rank counts as low."""
 
 LORA_GAP = 2.0
-"""How many times larger than the next the last singular value of a low rank is."""
+"""Factor by which the smallest singular value of a low rank exceeds the next one."""
 
 LORA_LAYERS = 0.9
-"""Share of the moved layers that have a low rank in a merged LoRA."""
+"""Share of the changed layers that have a low rank in a merged LoRA."""
 
 ROUNDED = 0.25
-"""Share of Σσ at or below the rounding from which the effective rank counts noise."""
+"""Share of Σσ in singular values no larger than rounding, from which the effective rank counts noise."""
 
 WEAKENED = 0.5
-"""λ_high below which MonoSoup takes away most of what is strong."""
+"""λ_high below which MonoSoup removes most of the strong part."""
 
 NEAR = 0.05
-"""Distance between two sets of weights, of ‖Δ‖, up to which they are nearly the same."""
-
+"""Distance between two sets of weights, as a share of ‖Δ‖, up to which they are nearly the same."""
 
 MAX_NAMED = 2
 
 BY_DEFAULT = asdict(MonoSoup())
-"""The arguments under which k and λ tell of the spectrum, and not of what was asked for."""
+"""The arguments with which k and λ follow from the spectrum alone, not from what the user asked for."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A story that some layers tell: its kind, the layers' names, its figures, and the sentence."""
+    """One observation about some layers.
+
+    Attributes:
+        kind: Its key in `STORIES`.
+        layers: The names of the layers.
+        figures: The numbers behind the sentence.
+        sentence: The observation in words.
+    """
 
     kind: str
     layers: Sequence[str]
@@ -57,7 +63,12 @@ class Finding:
 
 
 def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """The report's `verdict`: `findings`, and how far the edit is from plain `interpolation`. `rows`: its."""
+    """Return the `verdict` of a report: its `findings`, and how far the edit is from plain `interpolation`.
+
+    Args:
+        report: The report.
+        rows: Its layers, from `rows_of`.
+    """
     arguments = report["arguments"]
     is_default = all(arguments.get(name, value) == value for name, value in BY_DEFAULT.items())
     wise = arguments.get("wise")
@@ -72,36 +83,38 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
-    """What people read of a verdict."""
+    """Return the sentences of a verdict, in the order in which they are shown."""
     last = verdict["interpolation"]
     return [*(each["sentence"] for each in verdict["findings"]), *([last["sentence"]] if last else [])]
 
 
 def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:
-    """What there is to say of layers that are not as one would expect; of most fine-tunes nothing.
+    """Return what is unusual about the layers. For most fine-tunes that is nothing.
 
-    `is_default`: MonoSoup has chosen k and λ, and not the user.
+    Args:
+        rows: The layers of a report.
+        is_default: Whether MonoSoup chose k and λ, not the user.
     """
     moved = [row for row in rows if row["reason"] is None and row.get("k")]
     own = [row for row in moved if not _is_as_large(row)]
     is_lora = sum(map(_is_low, own)) >= max(1, LORA_LAYERS * len(own))
-    told: dict[str, list[Row]] = {kind: [] for kind in STORIES}
-    told["frozen"] = [row for row in rows if row["reason"] == "unchanged" and math.prod(row["shape"])]
+    by_kind: dict[str, list[Row]] = {kind: [] for kind in STORIES}
+    by_kind["frozen"] = [row for row in rows if row["reason"] == "unchanged" and math.prod(row["shape"])]
     for row in moved:
         kind = _story(row, is_lora=is_lora, is_default=is_default)
         if kind is not None:
-            told[kind].append(row)
+            by_kind[kind].append(row)
     return [
-        Finding(kind, [row["name"] for row in found], *STORIES[kind](found, len(moved)))
-        for kind, found in told.items()
-        if found
+        Finding(kind, [row["name"] for row in members], *STORIES[kind](members, len(moved)))
+        for kind, members in by_kind.items()
+        if members
     ]
 
 
 def _story(row: Row, *, is_lora: bool, is_default: bool) -> str | None:
     if _is_as_large(row):
         return "wrong_base"
-    if is_lora and _is_low(row) and "adapter_rank" not in row:  # which needs no guess
+    if is_lora and _is_low(row) and "adapter_rank" not in row:  # of an adapter the rank is known
         return "lora"
     if (row.get("rounding_share") or 0.0) >= ROUNDED:
         return "rounding"
@@ -113,78 +126,79 @@ def _story(row: Row, *, is_lora: bool, is_default: bool) -> str | None:
 
 
 def _is_as_large(row: Row) -> bool:
-    """As large as the weights; of a base of zeros, the update is all there is."""
+    """Whether the update is as large as the weights, as any update of a base of zeros is."""
     return row["relative_update"] is None or row["relative_update"] >= AS_LARGE
 
 
 def _is_low(row: Row) -> bool:
-    """Whether few singular values lie above the rounding, set apart by a gap."""
+    """Whether only a few singular values exceed the rounding, with a gap below them."""
     rank, gap = row.get("rank_above_rounding"), row.get("gap_above_rounding")
     if not rank or rank > LORA_RANKS * row["rank"]:
         return False
-    return gap is None or gap >= LORA_GAP  # None: nothing lies below
+    return gap is None or gap >= LORA_GAP  # None: there is none below
 
 
-Told = tuple[dict[str, Any], str]
+Story = tuple[dict[str, Any], str]
 
 
-def _wrong_base(found: Sequence[Row], of: int) -> Told:
-    ratios = [row["relative_update"] for row in found if row["relative_update"] is not None]
+def _wrong_base(rows: Sequence[Row], of: int) -> Story:
+    ratios = [row["relative_update"] for row in rows if row["relative_update"] is not None]
     range_ = [min(ratios), max(ratios)] if ratios else None
     size = f"‖Δ‖/‖W0‖ {_between(*range_)}" if range_ else "the base is zero"
-    sentence = f"{_in(found, of)} the update is as large as the weights ({size}): "
-    if 2 * len(found) > of:
-        sentence += "is BASE what was fine-tuned? If not, nothing else here holds."
+    sentence = f"{_in(rows, of)} the update is as large as the weights ({size}): "
+    if 2 * len(rows) > of:
+        sentence += "is BASE the model that was fine-tuned? If not, ignore everything else here."
     else:
-        sentence += "made anew rather than fine-tuned, as a new head is?"
+        sentence += "was it newly initialised rather than fine-tuned, like a new head?"
     return {"relative_update": range_}, sentence
 
 
-def _lora(found: Sequence[Row], of: int) -> Told:
-    low, high = _range(found, "rank_above_rounding")
-    effective = statistics.median(row["effective_rank"] for row in found)
-    values = "singular value stands" if high == 1 else "singular values stand"
+def _lora(rows: Sequence[Row], of: int) -> Story:
+    low, high = _range(rows, "rank_above_rounding")
+    effective = statistics.median(row["effective_rank"] for row in rows)
+    values = "singular value exceeds" if high == 1 else "singular values exceed"
     sentence = (
-        f"{_in(found, of)} just {_between(low, high)} {values} above rounding: a merged LoRA of rank"
-        f" {_between(low, high)}, it seems (or more, if its weakest directions lie below)."
+        f"{_in(rows, of)} only {_between(low, high)} {values} the rounding noise, which suggests a merged"
+        f" LoRA of rank {_between(low, high)} (or higher, if the noise hides its weakest directions)."
     )
     if effective > high + 1:
-        sentence += f" Rounding makes its effective rank {_short(effective)} (median)."
+        sentence += f" Rounding raises the effective rank to {_short(effective)} (median)."
     return {"rank": [low, high], "effective_rank": effective}, sentence
 
 
-def _rounding(found: Sequence[Row], of: int) -> Told:
-    low, high = _range(found, "rounding_share")
-    above = statistics.median(row["rank_above_rounding"] for row in found)
-    effective = statistics.median(row["effective_rank"] for row in found)
+def _rounding(rows: Sequence[Row], of: int) -> Story:
+    low, high = _range(rows, "rounding_share")
+    above = statistics.median(row["rank_above_rounding"] for row in rows)
+    effective = statistics.median(row["effective_rank"] for row in rows)
     figures = {"rounding_share": [low, high], "rank_above_rounding": above, "effective_rank": effective}
     return figures, (
-        f"{_in(found, of)} {_percent(low, high)} of Σσ lies at or below what rounding to the stored dtype"
-        f" makes: noise, but the effective rank ({_short(effective)} in the median) counts it; above it stand"
-        f" {_short(above)} singular values in the median. A checkpoint stored in more bits has less."
+        f"{_in(rows, of)} {_percent(low, high)} of Σσ comes from singular values no larger than the error of"
+        f" rounding to the stored dtype. This is noise, but the effective rank (median {_short(effective)})"
+        f" counts it; the median number of larger singular values is {_short(above)}. A checkpoint stored"
+        " with more bits has less noise."
     )
 
 
-def _whole(found: Sequence[Row], of: int) -> Told:
+def _whole(rows: Sequence[Row], of: int) -> Story:
     return {}, (
-        f"{_in(found, of)} k = r, the spectrum has no weak part: MonoSoup leaves"
-        f" {'it' if len(found) == 1 else 'them'} as fine-tuned."
+        f"{_in(rows, of)} k = r: the spectrum has no weak part, so MonoSoup leaves"
+        f" {'this layer' if len(rows) == 1 else 'these layers'} as fine-tuned."
     )
 
 
-def _weakened(found: Sequence[Row], of: int) -> Told:
-    low, high = _range(found, "lambda_high")
+def _weakened(rows: Sequence[Row], of: int) -> Story:
+    low, high = _range(rows, "lambda_high")
     return {"lambda_high": [low, high]}, (
-        f"Warning: {_in(found, of, lower=True)} the spectrum is nearly flat, but k < r: λ_high falls to"
-        f" {_between(low, high)}, and most of the update is taken away. --exclude keeps such layers."
+        f"Warning: {_in(rows, of, lower=True)} the spectrum is nearly flat, but k < r: λ_high falls to"
+        f" {_between(low, high)}, so MonoSoup removes most of the update. --exclude keeps such layers."
     )
 
 
-def _frozen(found: Sequence[Row], of: int) -> Told:
-    return {}, f"{plural(len(found), 'layer')}{_named(found)} did not move: frozen, or a copy of the base."
+def _frozen(rows: Sequence[Row], of: int) -> Story:
+    return {}, f"{plural(len(rows), 'layer')}{_named(rows)} did not change: frozen, or copied from the base."
 
 
-STORIES: dict[str, Callable[[Sequence[Row], int], Told]] = {
+STORIES: dict[str, Callable[[Sequence[Row], int], Story]] = {
     "wrong_base": _wrong_base,
     "lora": _lora,
     "rounding": _rounding,
@@ -195,11 +209,16 @@ STORIES: dict[str, Callable[[Sequence[Row], int], Told]] = {
 
 
 def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = False) -> dict[str, Any] | None:
-    """The α for which (1 − α) base + α fine-tuned is nearest to the edit on all edited layers, the
-    distance left, and that from the fine-tuned weights, both relative to the norm of the whole update;
-    None where nothing is edited.
+    """Compare the edit with plain interpolation, (1 − α) base + α fine-tuned, on all edited layers together.
 
-    `wise`: how far the edit then goes from the base. `is_mean`: of several fine-tuned checkpoints.
+    Args:
+        rows: The layers of a report.
+        wise: How far the edit is then interpolated from the base, as by `--wise`.
+        is_mean: Whether the fine-tuned weights are a mean of several checkpoints.
+
+    Returns:
+        The nearest `alpha`, its `distance` from the edit, the edit's distance `from_finetuned`, both as
+        shares of the norm of the whole update, and the `sentence`; None where nothing is edited.
     """
     edited = [row for row in rows if row["reason"] is None and row.get("equivalent_alpha") is not None]
     if not edited:
@@ -213,36 +232,37 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     )
     alpha, distance = wise * mean, wise * math.sqrt(math.fsum(squares) / total)
     moved = math.hypot(1.0 - alpha, distance)
-    tuned = "their mean" if is_mean else "fine-tuned"
-    nearest = f"The edit is {_percent(distance)} of ‖Δ‖ from the nearest plain interpolation"
-    nearest += f"{' with their mean' if is_mean else ''}, α = {alpha:.3g}"
+    unmoved = "at the mean of the checkpoints" if is_mean else "as fine-tuned"
+    nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
+    nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (α = {alpha:.3g})"
     if moved <= NEAR:
         sentence = (
-            f"The edit leaves these layers nearly as {tuned}: it moves them by {_percent(moved)} of ‖Δ‖."
+            f"The edit leaves these layers nearly {unmoved}: it moves them by {_percent(moved)} of ‖Δ‖."
         )
     elif distance <= NEAR:
         sentence = f"{nearest}, which gives these layers nearly the same weights"
         sentence += "." if is_mean else f": WiSE-FT at {alpha:.3g}."
     else:
-        sentence = f"{nearest}: no {'interpolation' if is_mean else 'WiSE-FT'} gives these weights."
+        impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
+        sentence = f"{nearest}: {impossible} these weights."
     return {"alpha": alpha, "distance": distance, "from_finetuned": moved, "sentence": sentence}
 
 
-def _in(found: Sequence[Row], of: int, *, lower: bool = False) -> str:
-    if len(found) < of:
-        words = f"In {len(found):,} of {plural(of, 'layer')}{_named(found)}"
+def _in(rows: Sequence[Row], of: int, *, lower: bool = False) -> str:
+    if len(rows) < of:
+        words = f"In {len(rows):,} of {plural(of, 'layer')}{_named(rows)}"
     else:
         words = "In the only layer" if of == 1 else f"In all {of:,} layers"
-    return words[0].lower() + words[1:] if lower else words
+    return f"{words[0].lower() + words[1:] if lower else words},"
 
 
-def _named(found: Sequence[Row]) -> str:
-    """A few layers by name."""
-    return f" ({', '.join(row['name'] for row in found)})" if len(found) <= MAX_NAMED else ""
+def _named(rows: Sequence[Row]) -> str:
+    """The names of the layers in parentheses, where they are few."""
+    return f" ({', '.join(row['name'] for row in rows)})" if len(rows) <= MAX_NAMED else ""
 
 
-def _range(found: Sequence[Row], name: str) -> tuple[float, float]:
-    values = [row[name] for row in found]
+def _range(rows: Sequence[Row], name: str) -> tuple[float, float]:
+    values = [row[name] for row in rows]
     return min(values), max(values)
 
 

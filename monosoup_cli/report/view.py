@@ -6,24 +6,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.report.grouping import Grouping, group_rows
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row
 
-__all__ = ["Grouping", "View"]
-
-Grouping = Literal["kind", "depth"]
+__all__ = ["View"]
 
 
 @dataclass(frozen=True)
 class View:
     """Which layers are shown, and in which order.
 
-    `layer`: globs over names. `group`: one row for each kind of layer, or for each block. `sort`: a
-    measure, the largest first, or a name; `reverse`: the smallest first. `top`: no more than so many
-    rows.
+    Attributes:
+        layer: Globs over names; none for all layers.
+        group: One row per kind of layer, or per block.
+        sort: A measure, largest first, or "name".
+        reverse: Whether to reverse the order.
+        top: The largest number of rows.
+
+    Raises:
+        UsageError: `sort` is not a known measure.
     """
 
     layer: Sequence[str] = ()
@@ -38,22 +43,23 @@ class View:
             if self.sort == label:
                 object.__setattr__(self, "sort", name)
         if self.sort is not None and self._key not in known:
-            raise UsageError("--sort knows no such measure", expected=", ".join(known), found=self.sort)
+            raise UsageError("--sort names an unknown measure", expected=", ".join(known), found=self.sort)
 
     @property
     def _key(self) -> str:
         return (self.sort or "").replace("-", "_")
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of the edited layers, as asked for; those that lack what is sorted by come last. Raises
-        UsageError where `layer` names none."""
+        """Select, group and sort the rows of edited layers; rows without the measure to sort by come last.
+
+        Raises:
+            UsageError: `layer` matches no row.
+        """
         if self.layer and rows and not any(self.matches(row["name"]) for row in rows):
             raise UsageError(f"--layer {' '.join(self.layer)!r} matches no tensor of the report")
         chosen = [row for row in rows if row["action"] == "edited" and self.matches(row["name"])]
         if self.group is not None:
-            from monosoup_cli.report.layers import grouped
-
-            chosen = grouped(chosen, self.group)
+            chosen = group_rows(chosen, self.group)
         if self.sort is not None:
             there = [row for row in chosen if row.get(self._key) is not None]
             is_rising = self.reverse != (self._key == "name")
@@ -64,11 +70,11 @@ class View:
         return chosen[: self.top]
 
     def lacks(self, chosen: Sequence[Row]) -> bool:
-        """Whether no row of those that `rows` chose has what is sorted by."""
+        """Whether none of the rows from `rows` has the measure to sort by."""
         return self.sort is not None and bool(chosen) and all(row.get(self._key) is None for row in chosen)
 
     def _rank(self, row: Row) -> Any:
-        """What a row is sorted by; in names, numbers count as such: block 2 before block 10."""
+        """Return the sort key of a row. Numbers in names count as numbers: block 2 comes before block 10."""
         if self._key != "name":
             return row[self._key]
         return [
@@ -76,8 +82,8 @@ class View:
         ]
 
     def matches(self, name: str) -> bool:
-        """Whether a layer, or a matrix of a stack, is among those asked for."""
-        # a slice goes by its tensor's name, too; and its own, experts[3], would be a glob for experts3
+        """Whether `layer` selects a layer or a matrix of a stack."""
+        # a slice matches by its tensor's name, too; its own name, experts[3], would be a glob for experts3
         names = [name, name.rpartition("[")[0]] if name.endswith("]") else [name]
         return not self.layer or any(
             each == glob or fnmatchcase(each, glob) for each in names for glob in self.layer

@@ -1,6 +1,6 @@
-"""Numbers and names as people read them.
+"""Numbers and names for display.
 
-Names and paths come from files that anybody may have made; `shown` makes them harmless.
+Names and paths come from untrusted files; `printable` makes them safe to print.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ import unicodedata
 
 from monosoup_cli.errors import MAX_CROPPED, cropped, without_tokens
 
-__all__ = ["duration", "plural", "shown", "size", "verdict"]
+__all__ = ["duration", "plural", "printable", "size", "verdict"]
 
 
-def shown(text: object, limit: int = MAX_CROPPED) -> str:
-    """`text` on one line: control, format and surrogate characters as escapes, the middle cut out, and no
-    token of the Hub in it."""
+def printable(text: object, limit: int = MAX_CROPPED) -> str:
+    """Return `text` on one line, safe to print.
+
+    Control, format and surrogate characters become escapes, tokens of the Hub are removed, and the middle of
+    a text of more than `limit` characters is cut out.
+    """
     unescaped = cropped(without_tokens(str(text)), 2 * limit)
     return cropped("".join(_escape(char) if _is_unsafe(char) else char for char in unescaped), limit)
 
@@ -29,7 +32,7 @@ def _escape(char: str) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people, in powers of ten: 1.2 GB."""
+    """Format bytes in powers of ten: 1.2 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 999.5:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
@@ -38,7 +41,7 @@ def size(nbytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 1.5 s, 2 min 5 s, 1 h 4 min."""
+    """Format seconds: 1.5 s, 2 min 5 s, 1 h 4 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -46,10 +49,10 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """1 tensor, 2 tensors."""
+    """Format a count with its noun: 1 tensor, 2 tensors."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def verdict(joined: bool) -> str:
-    """On a candidate of a soup."""
+    """Say whether a candidate joined the soup."""
     return "joined" if joined else "left out"

@@ -1,4 +1,4 @@
-"""The best low-rank approximation of an update with edited singular values (Eckart and Young, 1936)."""
+"""Approximate an edited update by a low rank (Eckart and Young, 1936)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import sys
 import time
 
 import torch
-from monosoup_cli.pipeline.blocks import bytes_of
 from safetensors import safe_open
 
 from monosoup_cli.formats.dtypes import bytes_of

@@ -195,7 +195,7 @@ def test_the_report_of_several_checkpoints_is_shown(run, files, folder, tmp_path
     path = folder / "sweep" / "monosoup_report.json"
     code, out, err = run("report", path, "--html", tmp_path / "page.html")
     assert (code, out.count("wrote"), "energy-0.8" in out) == (0, 2, True), err
-    assert "each checkpoint has a report of its own, in its folder" in out.splitlines()
+    assert "each checkpoint has its own report, in its folder" in out.splitlines()
     assert "shown" not in out
     assert "energy-0.8" in (tmp_path / "page.html").read_text()
     assert json.loads(run("report", path, "--format", "json").out) == json.loads(path.read_text())
@@ -206,7 +206,7 @@ def test_the_report_of_several_checkpoints_is_shown(run, files, folder, tmp_path
     ):
         code, out, err = run(*command)
         assert (code, out) == (1, "")
-        assert "each checkpoint has a report of its own" in err
+        assert "each checkpoint has its own report" in err
 
 
 def test_what_was_chosen_is_shown_again(run, reports):
@@ -221,7 +221,7 @@ def test_an_inspection_and_its_edit_differ_in_nothing(run, reports):
 def test_layers_are_tensors_to_an_inspection(run, files):
     result = run("inspect-spectrum", *files[:2], "--layer", "*down_proj[[]1]")
     assert (result.code, "--layer '*down_proj[[]1]' matches no tensor" in result.err) == (2, True)
-    assert "whole names, as '*layers.3.*'" in result.err
+    assert "must match the whole name, as '*layers.3.*' does" in result.err
     inspected = run("inspect-spectrum", *files[:2], "--layer", "*.1.*down_proj", "--format", "csv").out
     assert inspected.count("\n") == 3
 
@@ -266,7 +266,7 @@ def test_a_reader_that_stops_early_stops_no_page(large, tmp_path):
 def test_what_nothing_can_be_sorted_by_is_said(run, reports, options):
     measure = {"σ_1": "sigma_max"}.get(options[-1], options[-1])
     code, out, err = run("report", reports["inspect"], *options)
-    assert (code, err) == (0, f"note: nothing here has a {measure}, to be sorted by\n")
+    assert (code, err) == (0, f"note: no layer here has {measure}, so the rows are not sorted\n")
     assert out == run("report", reports["inspect"], *options[:-2]).out
 
 
@@ -287,7 +287,7 @@ def test_the_table_is_printed_before_files_are_written(monkeypatch, run, reports
     def fail(path, write):
         raise OutputError("cannot be written", path=path)
 
-    monkeypatch.setattr("monosoup_cli.cli.showing.replace_file", fail)
+    monkeypatch.setattr("monosoup_cli.report.files.replace_file", fail)
     for options in ([], ["--format", "csv"], ["--format", "json"]):
         asked = ["report", reports["inspect"], *options]
         code, out, err = run(*asked, "--html", tmp_path / "page.html")

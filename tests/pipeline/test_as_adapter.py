@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,44 @@ def test_a_whole_fine_tune_at_an_energy(run, tmp_path, tuned_of):
             assert error <= np.linalg.norm(sigma[rank:]) * (1 + 1e-5)
             ranks.add(rank)
     assert len(ranks) > 2
+
+
+@pytest.mark.parametrize("options", [("--adapter-rank", RANK), ("--adapter-energy", "0.9")], ids=str)
+def test_what_did_not_move_is_not_announced_as_lost(run, tmp_path, tuned_of, options):
+    """Experts have no factors in peft. Where they did not move, nothing is lost, and they are unchanged."""
+    base, tuned = tuned_of("qwen3-moe")
+    folder = tmp_path / "tuned"
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    moved = [name for name in tensors if "self_attn.q_proj" in name]
+    tensors |= {name: load_file(tuned / "model.safetensors")[name] for name in moved}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    for dry in (["--dry-run"], []):
+        result = done(run("edit", base, folder, "-o", out, "--as-adapter", *options, *dry))
+        assert "adapter can hold" not in result.err
+    layers = {layer["name"]: layer for layer in report_of(out)["layers"]}
+    assert [name for name, layer in layers.items() if layer["action"] == "edited"] == moved
+    experts = [layer for name, layer in layers.items() if "experts" in name]
+    assert experts
+    assert {layer["reason"] for layer in experts} == {"unchanged"}
+
+    tensors[experts[0]["name"]] = tensors[experts[0]["name"]] + 1.0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    result = done(run("edit", base, folder, "-o", tmp_path / "other", "--as-adapter", *options))
+    assert f"no LoRA adapter can hold it: 1 tensor: {experts[0]['name']}" in result.err
+    layers = {layer["name"]: layer for layer in report_of(tmp_path / "other")["layers"]}
+    assert layers[experts[0]["name"]]["reason"] == "excluded"
+
+
+@pytest.mark.parametrize("options", [("--adapter-rank", RANK), ("--adapter-energy", "0.9")], ids=str)
+def test_the_disk_is_checked_for_what_is_written(run, tmp_path, tuned_of, options, monkeypatch):
+    checked = []
+    monkeypatch.setattr("monosoup_cli.pipeline.ready.check_space", lambda _, nbytes: checked.append(nbytes))
+    base, tuned = tuned_of("llama")
+    done(run("edit", base, tuned, "-o", tmp_path / "out", "--as-adapter", *options))
+    written = (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+    assert set(checked) == {written}
 
 
 def test_a_dry_run_at_an_energy_tells_what_is_written(run, tmp_path, tuned_of):
@@ -583,7 +622,7 @@ def test_people_are_told_what_an_edit_of_adapters_comes_to(run, many, tmp_path):
         factors[key] = (basis if is_b else basis.T).contiguous()
     save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
     result = done(run("edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out"))
-    assert f"in {LAYERS} of {LAYERS} updates k reaches the adapter's rank" in result.err
+    assert f"in {LAYERS} of {LAYERS} updates, k reaches the adapter's rank" in result.err
     result = done(run(*words_of(many, "of a whole fine-tune", tmp_path / "whole")))
     errors = [layer["adapter_error"] for layer in report_of(tmp_path / "whole")["layers"]]
     assert f"the factors leave out {min(errors):.1%} to {max(errors):.1%}" in result.err

@@ -201,7 +201,7 @@ def test_each_checkpoint_is_as_far_from_the_base_as_it_is(family, run):
     out = run("inspect-spectrum", *family).out
     assert re.search(r"^2 .*2\.safetensors +0 +a copy of the base$", out, re.MULTILINE)
     assert re.search(
-        r"^3 .*3\.safetensors +1\.\d+ +as large as the weights: of another base\?$", out, re.MULTILINE
+        r"^3 .*3\.safetensors +1\.\d+ +as large as the weights: wrong base\?$", out, re.MULTILINE
     )
 
 

@@ -64,7 +64,7 @@ def asked(tmp_path):
         for path, tensors in zip(paths, (base, finetuned), strict=True):
             save_file(tensors, path)
         with open_checkpoint(str(paths[0])) as one, open_checkpoint(str(paths[1])) as two:
-            plan = make_plan(one.tensors, [two.tensors], Selection(**selection), access=view)
+            plan = make_plan(one.tensors, [two.tensors], Selection(**selection), access=access)
             return doubts_of_names(plan) if ask is doubts_of_names else ask(one, two, plan)
 
     return asked
@@ -119,9 +119,9 @@ def test_the_sample_takes_the_larger_tensors_and_little_of_each(asked):
     assert asked(base, finetuned) == []
 
     def read(one, two, plan):
-        before = one.bytes_read, two.bytes_read
+        before = one.files.bytes_read, two.files.bytes_read
         doubts_of_values(one, two, plan)
-        return [each.bytes_read - start for each, start in zip((one, two), before, strict=True)]
+        return [each.files.bytes_read - start for each, start in zip((one, two), before, strict=True)]
 
     assert asked(base, finetuned, ask=read) == [4 * 8 * 65536] * 2
 

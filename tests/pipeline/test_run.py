@@ -492,7 +492,7 @@ def test_what_was_put_in_the_way_meanwhile_is_not_replaced(pair, tmp_path):
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "precious.txt").write_text("kept")
 
-    with pytest.raises(MonosoupError, match="meanwhile"):
+    with pytest.raises(MonosoupError, match="during the run"):
         monosoup_cli.edit(*pair, tmp_path / "out", progress=put)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
 

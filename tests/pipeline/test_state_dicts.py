@@ -118,7 +118,8 @@ def test_what_stands_beside_is_named(run, small, tmp_path):
     for name, weights in zip(("base.pt", "ft.pt"), small, strict=True):
         torch.save(WAYS["wrapped"](weights), tmp_path / name)
     result = run("edit", tmp_path / "base.pt", tmp_path / "ft.pt", "-o", tmp_path / "out", "--dry-run")
-    assert f"note: {tmp_path / 'ft.pt'}: beside the state dict, and left out: epoch, optimizer" in result.err
+    note = f"note: {tmp_path / 'ft.pt'}: not part of the state dict, and left out: epoch, optimizer"
+    assert note in result.err
 
 
 def test_workers_do_not_change_the_bytes_of_strided_tensors(run, small, tmp_path):

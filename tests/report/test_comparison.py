@@ -149,12 +149,12 @@ def test_two_commands(reports):
     assert found["commands"] == ["inspect-spectrum", "lines"]
     assert found["arguments"] == {}  # "alpha" and others only one has; those of both are alike
     lines = drawn(found)
-    assert "inspect-spectrum → lines: only what both measure is compared" in "\n".join(lines)
+    assert "inspect-spectrum → lines: only the measures of both are compared" in "\n".join(lines)
     edited = {**reports["default"], "command": "lines", "arguments": reports["lines"]["arguments"]}
     other = {**edited, "arguments": {**edited["arguments"], "alpha": 0.2, "output": "elsewhere"}}
     found_too = compare_reports(edited, other)
     assert found_too["arguments"] == {"alpha": [0.1, 0.2]}
-    assert "only what both measure" not in "\n".join(drawn(found_too))
+    assert "only the measures of both" not in "\n".join(drawn(found_too))
     changed = {each["name"]: each["measures"] for each in found["changed"]}
     assert QUERY.format(0) not in changed  # no measure is taken by both
     assert changed["model.norm.weight"]["reason"] == ["vector", None]
@@ -184,12 +184,24 @@ def test_the_table_fits_and_has_the_figures(reports, width):
     assert facts == [["energy", "– → 0.8"], ["changed", "14 layers"], ["no difference", "1 tensor"]]
 
 
+def test_a_measure_of_a_newer_version_is_compared_by_its_name(reports):
+    first, second = copy.deepcopy(reports["default"]), copy.deepcopy(reports["default"])
+    for report, value in ((first, 0.25), (second, 0.75)):
+        next(layer for layer in report["layers"] if layer["name"] == QUERY.format(3))["novelty"] = value
+    comparison = compare_reports(first, second)
+    (changed,) = comparison["changed"]
+    assert changed == {"name": QUERY.format(3), "change": 0.5, "measures": {"novelty": [0.25, 0.75]}}
+    lines = drawn(comparison)
+    assert lines[0].split() == ["layer", "novelty"]
+    assert lines[1].split() == [QUERY.format(3), "0.25", "→", "0.75"]
+
+
 def test_no_more_layers_than_asked_for(reports):
     found = compare_reports(reports["default"], reports["energy"])
     lines = drawn(found, None, 3)
     assert [line.split()[0] for line in lines[1:4]] == [each["name"] for each in found["changed"][:3]]
     assert lines[4] == ""
-    assert "changed        14 layers, of which 3 shown" in lines
+    assert "changed        14 layers (3 shown)" in lines
 
 
 def test_of_the_same_report_there_is_no_table(reports):

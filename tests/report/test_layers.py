@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import UsageError
-from monosoup_cli.report.layers import as_csv, layers_table, shown_of, sparkline
+from monosoup_cli.report.layers import as_csv, hidden_note, layers_table, sparkline
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.view import View
@@ -148,7 +148,7 @@ def test_globs_that_match_no_row_are_refused(rows, glob):
 def test_of_kept_tensors_alone_no_row_is_shown(rows, edited):
     view = View(layer=["model.norm.weight"])
     assert view.rows(rows) == []
-    assert shown_of(0, rows, view) == f"0 of {len(edited)} layers shown"
+    assert hidden_note(0, rows, view) == f"0 of {len(edited)} layers shown"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_groups_are_chosen_and_sorted_like_layers(rows):
     found = view.rows(rows)
     assert [row["layers"] for row in found] == [2, 2]
     assert found[0]["lambda_low"] >= found[1]["lambda_low"]
-    assert shown_of(2, rows, view) == ""
+    assert hidden_note(2, rows, view) == ""
 
 
 def test_a_sparkline_has_a_bar_for_every_height():
@@ -207,8 +207,8 @@ def test_a_sparkline_has_a_bar_for_every_height():
 
 
 def test_what_is_not_shown_is_said(rows, edited):
-    assert shown_of(len(edited), rows, View()) == ""
-    assert shown_of(1, rows, View(top=1)) == f"1 of {len(edited)} layers shown"
+    assert hidden_note(len(edited), rows, View()) == ""
+    assert hidden_note(1, rows, View(top=1)) == f"1 of {len(edited)} layers shown"
 
 
 def read_csv(text):
@@ -309,3 +309,29 @@ def test_cells_are_the_reports_numbers(inspect):
 def test_a_table_of_nothing_and_one_without_spectra():
     assert drawn([], 80) == ["layer"]
     assert drawn([{"name": "a", "scale": 0.25}], 80)[1].split() == ["a", "0.25"]
+
+
+@pytest.mark.parametrize("width", [None, 400])
+def test_a_measure_of_a_newer_version_is_shown_by_its_name(edited, width):
+    newer = [{**row, "novelty": number / 4, "remark": "none"} for number, row in enumerate(edited)]
+    lines = drawn(newer, width)
+    assert columns(lines[0])[-2:] == ["novelty", "spectrum"]
+    values = [columns(line)[-2] for line in lines[1:]]
+    assert values == [f"{number / 4:.3g}" for number in range(len(edited))]
+    assert "remark" not in lines[0]
+    table = list(csv.DictReader(io.StringIO(as_csv(newer))))
+    assert [float(row["novelty"]) for row in table] == [row["novelty"] for row in newer]
+    assert "remark" not in table[0]
+
+
+def test_a_narrow_terminal_leaves_out_unknown_measures_first(edited):
+    newer = [{**row, "novelty": 0.25} for row in edited]
+    assert drawn(newer, 80) == drawn(edited, 80)
+
+
+def test_the_name_of_an_unknown_measure_drives_no_terminal(edited):
+    newer = [{**row, "a\x1b[2J\nb": 0.25} for row in edited]
+    for text in (layers_table(newer, None), as_csv(newer)):
+        assert "\x1b" not in text
+        assert text.count("\n") == 1 + len(edited)
+        assert "a\\x1b[2J\\x0ab" in text

@@ -1,6 +1,8 @@
 """Reports that are read again, and files made of them: refused in a line, replaced as a whole."""
 
+import csv
 import errno
+import io
 import json
 import os
 import shlex
@@ -67,11 +69,11 @@ CONTENTS = {
     "NaN": (b'{"schema_version": NaN}', "is not JSON"),
     "minus infinity": (b'{"schema_version": -Infinity}', "is not JSON"),
     "digits": (b"1" * 10_000, "is not JSON"),
-    "list": (b"[]", "is no report of monosoup"),
-    "null": (b"null", "is no report of monosoup"),
-    "string": (b'"report"', "is no report of monosoup"),
-    "object": (b'{"weight_map": {}}', "is no report of monosoup"),
-    "version alone": (b'{"schema_version": 1}', "is no report of monosoup"),
+    "list": (b"[]", "is not a monosoup report"),
+    "null": (b"null", "is not a monosoup report"),
+    "string": (b'"report"', "is not a monosoup report"),
+    "object": (b'{"weight_map": {}}', "is not a monosoup report"),
+    "version alone": (b'{"schema_version": 1}', "is not a monosoup report"),
     "later version": (b'{"schema_version": 2}', "expected 1, found 2"),
     "version in words": (b'{"schema_version": "\\u001b[2J"}', "expected 1, found \\x1b[2J"),
 }
@@ -145,7 +147,7 @@ def test_values_of_another_type_are_refused(run, report, tmp_path, where, value)
     inner[last] = value
     path = tmp_path / "x.json"
     path.write_text(json.dumps(report))
-    refused(run, path, "is no report of monosoup", "monosoup_report.json")
+    refused(run, path, "is not a monosoup report", "monosoup_report.json")
 
 
 @pytest.mark.parametrize("change", [{"cos_alpha": "x"}, {"index": None}, {"k": 3, "rank": None}], ids=str)
@@ -153,21 +155,21 @@ def test_slices_are_looked_at_too(run, report, tmp_path, change):
     (stack,) = (layer for layer in report["layers"] if "slices" in layer)
     stack["slices"][1].update(change)
     (tmp_path / "x.json").write_text(json.dumps(report))
-    refused(run, tmp_path / "x.json", "is no report of monosoup")
+    refused(run, tmp_path / "x.json", "is not a monosoup report")
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400])
 def test_numbers_that_no_float_holds_are_refused(run, report, tmp_path, number):
     report["timing"]["seconds"] = "here"
     (tmp_path / "x.json").write_text(json.dumps(report).replace('"here"', number))
-    refused(run, tmp_path / "x.json", "numbers that no report has")
+    refused(run, tmp_path / "x.json", "numbers out of range")
 
 
 def test_members_are_among_the_candidates(run, written, tmp_path):
     report = json.loads(written["sfgs"].read_text())
     report["selection"]["members"] = ["another"]
     (tmp_path / "x.json").write_text(json.dumps(report))
-    refused(run, tmp_path / "x.json", "is no report of monosoup")
+    refused(run, tmp_path / "x.json", "is not a monosoup report")
 
 
 @pytest.mark.parametrize("value", [-5, 1e308])
@@ -202,7 +204,7 @@ def test_a_fifo_is_not_waited_for(tmp_path):
     command = [sys.executable, "-m", "monosoup_cli", "report", tmp_path / "fifo.json"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"error: {tmp_path / 'fifo.json'}: is no file\n"
+    assert result.stderr == f"error: {tmp_path / 'fifo.json'}: is not a file\n"
 
 
 def test_the_name_of_a_file_is_shown_harmlessly(run, tmp_path):
@@ -221,7 +223,7 @@ def test_the_target_is_looked_at_before_the_inputs(run, tmp_path, path):
         for name in ("page.txt", "page", "page.html.gz"):
             code, out, err = run(*command, "--html", tmp_path / name)
             assert (code, out) == (2, "")
-            expected = "the suffix says no known format: expected .html"
+            expected = "unsupported file extension: expected .html"
             assert err == f"error: {tmp_path / name}: {expected}\n"
         code, out, err = run(*command, "--html", tmp_path / "no folder" / "page.html")
         assert (code, out, err.count("\n")) == (1, "", 1)
@@ -294,3 +296,21 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(ReportError) as refused:
         read_report(tmp_path / "absent.json")
     assert (refused.value.path, refused.value.exit_code) == (str(tmp_path / "absent.json"), 1)
+
+
+def test_the_commands_show_measures_of_a_newer_version_by_their_names(run, report, tmp_path):
+    for layer in report["layers"]:
+        layer["novelty"] = 0.25 if layer["action"] == "edited" else None
+        for part in layer.get("slices", ()):
+            part["novelty"] = 0.5
+    report["summary"]["means"]["novelty"] = 0.375
+    report["summary"]["ranges"]["novelty"] = [0.25, 0.5]
+    path = tmp_path / "newer.json"
+    path.write_text(json.dumps(report))
+    code, out, _ = run("report", path)
+    assert code == 0
+    assert "novelty" in out.splitlines()[0]
+    assert ["novelty", "0.375", "0.25", "0.5"] in [line.split() for line in out.splitlines()]
+    code, out, _ = run("report", path, "--format", "csv")
+    assert code == 0
+    assert {row["novelty"] for row in csv.DictReader(io.StringIO(out))} == {"0.25", "0.5"}

@@ -115,7 +115,7 @@ def test_a_lora_stored_in_16_bits_does_not_look_like_its_rank(told):
     found = only_finding(told(both, rounded))
     assert found["kind"] == "lora"
     assert found["figures"]["effective_rank"] > 40
-    assert re.search(r"Rounding makes its effective rank \d+", found["sentence"])
+    assert re.search(r"Rounding raises the effective rank to \d+", found["sentence"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -131,7 +131,7 @@ def test_a_copy_in_16_bits_with_noise(told, seed, dtype):
     found = only_finding(told(base, copy))
     assert (found["kind"], len(found["layers"])) == ("rounding", len(base))
     assert found["figures"]["rounding_share"] == [1.0, 1.0]
-    assert "100 % of Σσ lies at or below what rounding" in found["sentence"]
+    assert "100 % of Σσ comes from singular values no larger than the error of rounding" in found["sentence"]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -156,7 +156,7 @@ def test_a_wrong_base(told, seed, dtype):
     other = {name: (size * model.normal(*weights.shape)).to(dtype) for name, weights in base.items()}
     found = only_finding(told(base, other))
     assert (found["kind"], len(found["layers"])) == ("wrong_base", len(base))
-    assert "is BASE what was fine-tuned?" in found["sentence"]
+    assert "is BASE the model that was fine-tuned?" in found["sentence"]
     low, high = found["figures"]["relative_update"]
     ratios = [
         float(torch.dist(other[name].double(), base[name].double()) / base[name].double().norm())
@@ -176,7 +176,7 @@ def test_frozen_layers(told, seed):
     }
     found = only_finding(told(base, finetuned))
     assert (found["kind"], sorted(found["layers"])) == ("frozen", frozen)
-    assert re.match(rf"{len(frozen)} layers? (\(.*\) )?did not move", found["sentence"])
+    assert re.match(rf"{len(frozen)} layers? (\(.*\) )?did not change", found["sentence"])
     assert (frozen[0] in found["sentence"]) == (len(frozen) <= 2)
 
 
@@ -236,8 +236,8 @@ def test_every_layer_tells_its_own_story(told):
         "whole": ["flat"],
         "frozen": ["still"],
     }
-    assert "In 1 of 4 layers (new.head) the update is as large as" in found["wrong_base"]["sentence"]
-    assert "as a new head is" in found["wrong_base"]["sentence"]
+    assert "In 1 of 4 layers (new.head), the update is as large as" in found["wrong_base"]["sentence"]
+    assert "like a new head" in found["wrong_base"]["sentence"]
 
 
 @pytest.mark.parametrize("dtype", SHORT)
@@ -252,7 +252,7 @@ def test_a_lora_of_several_ranks_or_of_one_layer(told, ranks, dtype):
     found = only_finding(told(base, finetuned))
     assert (found["kind"], found["figures"]["rank"]) == ("lora", [min(ranks), max(ranks)])
     words = f"{ranks[0]}" if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
-    assert f"a merged LoRA of rank {words}, it seems" in found["sentence"]
+    assert f"which suggests a merged LoRA of rank {words} (or higher" in found["sentence"]
 
 
 def test_a_lora_whose_weakest_directions_lie_below_rounding(told):
@@ -268,7 +268,7 @@ def test_a_lora_whose_weakest_directions_lie_below_rounding(told):
     found = only_finding(told(base, finetuned))
     assert found["kind"] == "lora"
     assert 8 < found["figures"]["rank"][0] < 16
-    assert "(or more, if its weakest directions lie below)" in found["sentence"]
+    assert "(or higher, if the noise hides its weakest directions)" in found["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_of_several_their_mean_is_spoken_of(tmp_path):
         save_file(content, tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "one", "other")]
     found = monosoup_cli.inspect_spectrum(paths[0], paths[1:])["verdict"]["interpolation"]
-    assert "with their mean" in found["sentence"]
+    assert "with the mean of the checkpoints" in found["sentence"]
     assert "WiSE-FT" not in found["sentence"]
 
 
@@ -399,8 +399,14 @@ def row(**measures):
     [
         ([row(equivalent_alpha=0.99, anisotropy=0.02)], "nearly as fine-tuned: it moves them by 2.2 %"),
         ([row()], "which gives these layers nearly the same weights: WiSE-FT at 0.9."),
-        ([row(anisotropy=0.1)], "10 % of ‖Δ‖ from the nearest plain interpolation, α = 0.9: no WiSE-FT"),
-        ([row(equivalent_alpha=0.8), row()], "5.1 % of ‖Δ‖ from the nearest plain interpolation, α = 0.85"),
+        (
+            [row(anisotropy=0.1)],
+            "10 % of ‖Δ‖ away from the nearest plain interpolation (α = 0.9): WiSE-FT cannot",
+        ),
+        (
+            [row(equivalent_alpha=0.8), row()],
+            "5.1 % of ‖Δ‖ away from the nearest plain interpolation (α = 0.85",
+        ),
         ([row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)], "WiSE-FT at 0.9"),
     ],
 )
@@ -416,7 +422,7 @@ def test_nothing_edited_is_no_interpolation():
                 "kind": "frozen",
                 "layers": ["w"],
                 "figures": {},
-                "sentence": "1 layer (w) did not move: frozen, or a copy of the base.",
+                "sentence": "1 layer (w) did not change: frozen, or copied from the base.",
             }
         ],
         "interpolation": None,

@@ -1,12 +1,13 @@
 """Prove that two versions of the package write the same bytes.
 
-    python -m tests.same_bytes OLD_TREE NEW_TREE [--only NAME…] [--list] [--keep FOLDER]
+    python -m tests.same_bytes OLD_TREE NEW_TREE [--only NAME…] [--ignore NAME…] [--all] [--keep FOLDER]
 
 OLD_TREE and NEW_TREE are checkouts. `inputs.py` makes a fixed set of small checkpoints and adapters in
 a temporary folder, from fixed seeds. `cases.txt` lists command lines. Each command line runs once with
 the package of each tree, and everything that the two runs leave behind is compared. `--only` takes
 names of cases, or globs such as `adapter*`. `--keep` puts the inputs and outputs in a folder that is
-not removed afterwards.
+not removed afterwards. `--all` prints every file that differs, instead of the first of each case.
+`--ignore` takes globs of files that may differ, such as `README.md`. `--list` prints the names of the cases.
 
 What is compared:
 
@@ -39,7 +40,7 @@ import time
 from pathlib import Path
 
 from tests.same_bytes.cases import CASES
-from tests.same_bytes.differences import first_difference
+from tests.same_bytes.differences import find_differences
 from tests.same_bytes.inputs import Inputs
 from tests.same_bytes.trees import Tree
 
@@ -49,6 +50,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.same_bytes", description=__doc__.split("\n")[0])
     parser.add_argument("trees", type=Path, nargs="*", metavar="TREE", help="the old and the new checkout")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="names or globs of cases")
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="NAME", help="files that may differ")
+    parser.add_argument("--all", action="store_true", help="print all files that differ in a case")
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and stop")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep inputs and outputs in this folder")
     arguments = parser.parse_args()
@@ -64,29 +67,41 @@ def main() -> int:
         parser.error("no case has such a name; --list shows them")
     if arguments.keep is None:
         with tempfile.TemporaryDirectory(prefix="same-bytes-") as folder:
-            return compare(cases, arguments.trees, Path(folder).resolve())
+            return compare(cases, arguments, Path(folder).resolve())
     arguments.keep.mkdir(parents=True)
-    return compare(cases, arguments.trees, arguments.keep.resolve())
+    return compare(cases, arguments, arguments.keep.resolve())
 
 
-def compare(cases, paths, folder) -> int:
+def compare(cases, arguments, folder) -> int:
     """The exit code: 1 where a case differs, or changes its inputs."""
     inputs, started, differing = Inputs(folder / "in"), time.monotonic(), 0
-    with Tree(paths[0], folder / "old") as old, Tree(paths[1], folder / "new") as new:
+    with Tree(arguments.trees[0], folder / "old") as old, Tree(arguments.trees[1], folder / "new") as new:
         for case in cases:
             begun = time.monotonic()
             inputs.make(case)
             before = digests(inputs.folder)
-            difference = first_difference(old.run(case), new.run(case), case)
-            if difference is None and digests(inputs.folder) != before:
-                difference = "the inputs were changed"
-            differing += difference is not None
-            print(f"{case.name:<32} {difference or 'same':<8} {time.monotonic() - begun:6.1f} s", flush=True)
+            differences = [
+                difference
+                for difference in find_differences(old.run(case), new.run(case), case)
+                if not is_ignored(difference, arguments.ignore)
+            ]
+            if digests(inputs.folder) != before:
+                differences.append("the inputs were changed")
+            differing += bool(differences)
+            shown = differences if arguments.all else differences[:1]
+            spent = f"{time.monotonic() - begun:6.1f} s"
+            print(f"{case.name:<28} {spent}  ", "\n    ".join(shown) or "same", flush=True)
     verdict = (
         f"{differing} of {len(cases)} cases differ" if differing else f"all {len(cases)} cases are the same"
     )
     print(f"{verdict}, in {time.monotonic() - started:.0f} s")
     return int(differing > 0)
+
+
+def is_ignored(difference: str, patterns) -> bool:
+    """Whether the file that a difference begins with is one of those that may differ."""
+    file = Path(difference.partition(":")[0]).name
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
 
 
 def digests(folder):

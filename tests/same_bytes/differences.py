@@ -1,4 +1,4 @@
-"""The first difference between what two runs of a case left behind."""
+"""What differs between what two runs of a case left behind."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ TIME = re.compile(rb".*[0-9] [kMG]?B/s.*")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def first_difference(old, new, case) -> str | None:
-    """In words, or None: of exit codes, then tensors, then standard outputs, then other files."""
+def find_differences(old, new, case) -> Iterator[str]:
+    """In words: of exit codes, then weights, then standard outputs, then other files."""
     if old.codes != new.codes:
-        return f"exit codes {old.codes} → {new.codes}\n{indented(new.stderr)}"
+        yield f"exit codes {old.codes} → {new.codes}\n{indented(new.stderr)}"
+        return
     if list(case.codes) != old.codes:
-        return f"the old tree has exit codes {old.codes}, not {case.codes}\n{indented(old.stderr)}"
+        yield f"the old tree has exit codes {old.codes}, not {case.codes}\n{indented(old.stderr)}"
+        return
     files = [paths_in(outcome.folder) for outcome in (old, new)]
     names = sorted(files[0].keys() | files[1].keys(), key=lambda name: (not is_weights(name), name))
     differences = [
@@ -42,7 +44,7 @@ def first_difference(old, new, case) -> str | None:
         ),
         *(of_paths(name, old, new, files, case) for name in names if not is_weights(name)),
     ]
-    return next(filter(None, differences), None)
+    yield from filter(None, differences)
 
 
 def is_weights(name: str) -> bool:
@@ -107,7 +109,10 @@ def of_lines(old: bytes, new: bytes) -> str:
     before, after = old.split(b"\n"), new.split(b"\n")
     for number, (one, other) in enumerate(zip(before, after, strict=False), 1):
         if one != other:
-            return f"line {number}: {one.decode()[:200]} → {other.decode()[:200]}"
+            equal = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
+            start = max(equal - 20, 0)
+            parts = [line[start : start + 100].decode(errors="replace") for line in (one, other)]
+            return f"line {number}, from byte {start}: {' → '.join(parts)}"
     return f"{len(before)} lines → {len(after)} lines"
 
 
@@ -122,10 +127,7 @@ def of_files(name: str, old: Path, new: Path, case) -> str | None:
         return None
     if name.endswith(".json"):
         return of_json(before, after)
-    try:
-        return of_lines(before, after)
-    except UnicodeDecodeError:
-        return f"{len(before)} bytes → {len(after)} bytes, or others"
+    return of_lines(before, after)
 
 
 def of_json(old: bytes, new: bytes) -> str:

@@ -4,19 +4,19 @@ const { report, sentences, labels, columns, rows: entries } = JSON.parse(byId("d
 const rows = entries.map((values, order) => ({
   order, ...Object.fromEntries(columns.map((name, at) => [name, values[at]])),
 }));
-/* Of a row, what is told of a layer beside its measures. */
-const TOLD = [
+/* Fields of a row that are not measures. */
+const FACTS = [
   "order", "name", "shape", "dtype", "action", "reason", "index", "kind", "stack", "block", "part",
 ];
-/* What the table shows first, where there is no room for all. */
+/* Measures that the table shows first. */
 const FIRST = ["k_ratio", "rho", "cos_alpha", "lambda_high", "lambda_low"];
 const measures = [...new Set([...FIRST, ...Object.keys(labels), ...columns])].filter(
-  (name) => !TOLD.includes(name) && rows.some((row) => ["number", "boolean"].includes(typeof row[name])));
+  (name) => !FACTS.includes(name) && rows.some((row) => ["number", "boolean"].includes(typeof row[name])));
 const ROLES = { base: "base", finetuned: "fine-tuned" };
 const TITLES = { arguments: "Options", output: "Output", only_in_base: "Only in the base" };
 const MAX_PARTS = 24;
 const SPARK = { width: 72, height: 18, points: 36, decades: 4 };
-/* Of a spectrum; beside 1, a double tells less from nothing, whose logarithm has no place on the scale. */
+/* Smaller ratios of a spectrum count as 0, which a logarithmic scale cannot show. */
 const LEAST = 1e-18;
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -24,7 +24,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/* An element; text among the children stays text, whatever it holds. */
+/* Make an element. Strings among the children become text, never markup. */
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -44,7 +44,7 @@ function label(name) {
   return labels[name] ?? name.replaceAll("_", " ");
 }
 
-/* Significant digits, as many as asked for. */
+/* Format a value with a number of significant digits. */
 function short(value, digits = 4) {
   if (value === null || value === undefined) return "";
   if (typeof value === "boolean") return value ? "yes" : "no";
@@ -86,7 +86,7 @@ function number(value) {
   return element("td", { className: "number" }, short(value));
 }
 
-/* Head: what ran on what, and what it came to */
+/* Head: the command, its inputs, and the summary */
 
 function drawHead() {
   const head = byId("head");
@@ -143,7 +143,7 @@ function outputs(written) {
 
 /* The table of layers */
 
-/* Columns: what stands in a row's cell, what it is sorted by, and how many characters wide it is. */
+/* Columns: the text of a cell, the key to sort by, and the width in characters. */
 
 function numeric(name, title = label(name)) {
   return {
@@ -193,7 +193,7 @@ function drawLayers() {
   }
   grid.append(...rows.map((row) => row.line));
   const made = element("table", {}, element("thead", {}, head), grid);
-  // the padding, and the arrow of the column that is sorted by
+  // room for the padding and the sort arrow
   const widths = shownColumns.map(({ width }) => width + 2.5);
   made.style.setProperty("--columns", widths.map((width) => `minmax(${width}ch, ${width}fr)`).join(" "));
   made.style.setProperty("--width", `${widths.reduce((sum, width) => sum + width, 0)}ch`);
@@ -203,7 +203,7 @@ function drawLayers() {
   const kinds = [...new Set(rows.map((row) => row.kind))].sort();
   byId("kind").append(...kinds.map((kind) => element("option", {}, kind)));
   rows[0].line.tabIndex = 0;
-  // thousands of rows take a second to fill; the browser's own search needs their names only
+  // fill rows only when they come near: thousands take a second, and the browser's search needs only names
   const near = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
       if (isIntersecting) fill(target.row);
@@ -266,7 +266,7 @@ function sort(head, column) {
   grid.replaceChildren(...lines.map((row) => row.line));
 }
 
-/* A name with * or ? in it is a glob over the whole name, as in --include; else a part of it will do. */
+/* Text with * or ? is a glob over the whole name, as in --include; other text matches any part. */
 function matcher(text) {
   if (!/[*?]/.test(text)) {
     return (row) => row.name.toLowerCase().includes(text.toLowerCase()) || row.kind === text.toLowerCase();
@@ -290,7 +290,7 @@ function filter() {
   if (entry.hidden) enter(lines.find((row) => !row.line.hidden) ?? rows[0]);
 }
 
-/* The one row that the Tab key goes to. */
+/* Make this row the only one that the Tab key reaches. */
 function enter(row) {
   grid.querySelector("tr[tabindex='0']").tabIndex = -1;
   row.line.tabIndex = 0;
@@ -308,7 +308,7 @@ function walk(event) {
   open[Math.min(Math.max(to, 0), open.length - 1)].line.focus();
 }
 
-/* The layer in hand */
+/* The selected layer */
 
 function choose(row) {
   if (row === current) return;
@@ -345,9 +345,9 @@ function drawSpectrum(host, row) {
   const last = spectrum.length - 1;
   const index = spectrum.map((_, point) => 1 + Math.round((point * (rank - 1)) / Math.max(last, 1)));
   const rounding = row.rounding_sigma && row.sigma_max ? row.rounding_sigma / row.sigma_max : null;
-  const found = spectrum.filter((value) => value > LEAST);
-  // far below the spectrum it would squeeze the curve
-  const positive = rounding > Math.min(...found) / 100 ? [...found, rounding] : found;
+  const visible = spectrum.filter((value) => value > LEAST);
+  // a value far below the spectrum would squeeze the curve
+  const positive = rounding > Math.min(...visible) / 100 ? [...visible, rounding] : visible;
   const range = [10 ** Math.floor(Math.log10(Math.min(...positive) * 0.9)), Math.max(...positive) * 1.4];
   const margin = Math.max(rank * 0.02, 0.5);
   const marks = (plot) => {
@@ -371,7 +371,7 @@ function drawSpectrum(host, row) {
   }, [index, spectrum.map((value) => (value > LEAST ? value : null))], host);
 }
 
-/* A dashed line across the plot, at x or at y, with its name beside it. */
+/* Draw a labelled dashed line across the plot, at x or at y. */
 function mark(plot, { x, y, text }) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
@@ -433,7 +433,7 @@ function logarithmic(text) {
   return made;
 }
 
-/* A figure whose content is drawn again whenever width or colours change. */
+/* Make a figure that is redrawn when the width or the colours change. */
 function figure(title, draw, note = "") {
   const caption = element("figcaption", {}, element("h3", {}, title));
   if (note) caption.append(element("p", { className: "note" }, note));
@@ -445,7 +445,7 @@ function figure(title, draw, note = "") {
   return element("figure", {}, caption, host);
 }
 
-/* Embeddings lead into the blocks, and what else is outside leads out. */
+/* Sort by depth: embeddings before the blocks, other layers outside blocks after them. */
 function inDepth(measured) {
   const stacks = [...new Set(measured.map((row) => row.stack))].filter((stack) => stack !== null);
   const outside = (row) => (row.kind === "embedding" ? -1 : stacks.length);
@@ -453,24 +453,24 @@ function inDepth(measured) {
   return [...measured].sort((a, b) => group(a) - group(b) || a.block - b.block || a.order - b.order);
 }
 
-/* Measures over depth, as one line a block; between two of them the space is filled. */
+/* Plot measures over depth, with the space between two of them filled. */
 function overDepth(title, names, y, range) {
   const measured = inDepth(rows.filter((row) => typeof row[names[0]] === "number"));
   if (measured.length < 2) return [];
   const isStart = measured.map((row, x) => x === 0 || row.block === null
     || row.block !== measured[x - 1].block || row.stack !== measured[x - 1].stack);
-  // with one layer a block, the line runs from block to block
+  // with one layer per block, the line runs from block to block
   const isOneEach = !isStart.includes(false);
   const isBreak = (row, x) => x > 0 && isStart[x]
     && !(isOneEach && row.block !== null && row.stack === measured[x - 1].stack);
-  const at = [], found = names.map(() => []);
+  const at = [], valuesOf = names.map(() => []);
   measured.forEach((row, x) => {
     if (isBreak(row, x)) {
       at.push(x - 0.5);
-      found.forEach((values) => values.push(null));
+      valuesOf.forEach((values) => values.push(null));
     }
     at.push(x);
-    names.forEach((name, which) => found[which].push(row[name]));
+    names.forEach((name, which) => valuesOf[which].push(row[name]));
   });
   const stacks = [...new Set(measured.map((row) => row.stack))].filter((stack) => stack !== null);
   const starts = measured.map((row, x) => x).filter((x) => isStart[x] && measured[x].block !== null);
@@ -498,18 +498,18 @@ function overDepth(title, names, y, range) {
         }),
       ],
       bands: names.length > 1 ? [{ series: [1, 2], fill: colour("--band") }] : [],
-    }, [at, ...found], host);
+    }, [at, ...valuesOf], host);
   };
   return [figure(title, draw)];
 }
 
 function histogram() {
   const pairwise = rows.some((row) => row.cosines);
-  const found = rows.flatMap((row) => (pairwise ? row.cosines : row.cosine) ?? []).filter((value) => value !== null);
-  if (found.length < 2) return [];
-  // as whole twentieths, since 0.05 is none of the machine's numbers
+  const cosines = rows.flatMap((row) => (pairwise ? row.cosines : row.cosine) ?? []).filter((value) => value !== null);
+  if (cosines.length < 2) return [];
+  // count in twentieths, because 0.05 has no exact double
   const counts = Array(40).fill(0);
-  for (const value of found) counts[Math.min(Math.floor(value * 20 + 20 + 1e-9), 39)] += 1;
+  for (const value of cosines) counts[Math.min(Math.floor(value * 20 + 20 + 1e-9), 39)] += 1;
   const isFilled = (times) => times > 0;
   const first = counts.findIndex(isFilled) - 20, last = counts.findLastIndex(isFilled) - 20;
   const times = counts.slice(first + 20, last + 21);
@@ -538,9 +538,9 @@ function histogram() {
   return [figure("Cosines of the updates of two checkpoints", draw)];
 }
 
-/* Maps: tables whose cells are darker, or in the dark lighter, for more */
+/* Maps: tables whose cells are darker (lighter in dark mode) for larger values */
 
-/* A function from 0…1 to a cell's colours; the text is the black or white that stands out more. */
+/* Return a function from 0…1 to the colours of a cell; its text is black or white, whichever is more legible. */
 function ramp() {
   const parse = (name) => colour(name).match(/\w\w/g).map((part) => parseInt(part, 16));
   const pale = parse("--pale"), deep = parse("--deep");
@@ -611,9 +611,9 @@ function rankMap(inside, by) {
 }
 
 function similarityMap() {
-  const found = report.similarity ?? report.selection;
-  if (!found?.similarity) return [];
-  const { candidates, similarity, layers } = found;
+  const choice = report.similarity ?? report.selection;
+  if (!choice?.similarity) return [];
+  const { candidates, similarity, layers } = choice;
   const draw = (host) => {
     const colours = ramp();
     const body = similarity.map((line, row) => [
@@ -625,7 +625,7 @@ function similarityMap() {
     const head = [heading(""), ...candidates.map((_, at) => heading(String(at + 1)))];
     host.append(key(colours, 0, 1), map(head, body, "listed"));
   };
-  const note = `Cosine, mean of ${count(layers, "layer")}; up to 0 has one colour.`;
+  const note = `Cosine, mean of ${count(layers, "layer")}; values up to 0 have one colour.`;
   return [figure("How alike the updates of the checkpoints are", draw, note)];
 }
 
@@ -645,7 +645,7 @@ function drawPictures() {
   for (const each of drawings) each();
 }
 
-/* Details: the rest of the report, whatever it holds */
+/* Details: the rest of the report */
 
 function isObject(value) {
   return value !== null && typeof value === "object";
@@ -702,7 +702,7 @@ drawLayers();
 drawDetails();
 if (rows.some((row) => row.spectrum)) choose(rows.find((row) => row.spectrum));
 else for (const id of ["panel", "keys"]) byId(id).hidden = true;
-// the table is there to be read while the pictures below it are drawn
+// show the table before the pictures are drawn
 setTimeout(drawPictures);
 addEventListener("resize", () => requestAnimationFrame(redraw));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
