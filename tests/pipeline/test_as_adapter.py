@@ -609,7 +609,7 @@ def test_a_tensor_of_codes_is_not_replaced_by_numbers(run, many, tmp_path, dtype
     save_file(base, tmp_path / "base.safetensors", {"format": "pt"})
     result = run("wise", tmp_path / "base.safetensors", adapter, "-o", tmp_path / "out", "--alpha", "1")
     assert result.code == 1
-    assert "no floating one" in result.err
+    assert "changes a base tensor that is not floating-point" in result.err
 
 
 def test_people_are_told_what_an_edit_of_adapters_comes_to(run, many, tmp_path):
@@ -634,7 +634,7 @@ def test_an_adapter_without_its_configuration_is_told_so(run, many, tmp_path):
     for base in ("-", many / "base.safetensors"):
         result = run("edit", base, adapter, "-o", tmp_path / "out", "--as-adapter")
         assert result.code == 1
-        assert "adapter_config.json is missing beside adapter_model.safetensors" in result.err
+        assert "adapter_config.json is missing next to adapter_model.safetensors" in result.err
 
 
 @pytest.mark.parametrize("shape", [(700, 24), (24, 700)], ids=["tall", "wide"])
