@@ -398,10 +398,10 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
             found=cropped(f"{variants[0]} {config[variants[0]]!r}"),
             hint="merge it with the program that made it",
         )
-    return {**config, "alpha_pattern": _compiled(config.get("alpha_pattern") or {}, own.path)}
+    return {**config, "alpha_pattern": _compile(config.get("alpha_pattern") or {}, own.path)}
 
 
-def _compiled(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
+def _compile(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
     """Compile patterns as peft does, which matches them with the ends of module names."""
     if not isinstance(patterns, dict) or len(patterns) > MAX_PATTERNS:
         raise CheckpointError(

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, LoraPair
@@ -132,19 +133,35 @@ class MergedSource:
         """Return whether the base has the tensor and `select` did not leave it on the Hub."""
         return self._base is not None and self._base.is_at_hand(name)
 
-    @property
+    @cached_property
     def held_bytes(self) -> int:
-        """What reading takes: the largest pair of factors in float64, and the adapter's own file."""
-        own = self._adapter.own
-        factors = (
-            8 * (own.tensors[pair.a].elements + own.tensors[pair.b].elements)
-            for pair in self._adapter.pairs.values()
+        """What reading takes: of the largest change its tensors in float64, and a merged block."""
+        adapter = self._adapter
+        names = {*adapter.pairs, *adapter.rows, *adapter.biases} & self.tensors.keys()  # no others are read
+        return max(map(self._held_for, names), default=0) + adapter.own.held_bytes
+
+    def _held_for(self, name: str) -> int:
+        from monosoup_cli.spectral.lora import held_bytes
+
+        adapter, shape = self._adapter, self.tensors[name].shape
+        pair, kept = adapter.pairs.get(name), []
+        if pair is not None and pair.magnitude is not None:
+            kept.append(pair.magnitude)
+        if name in adapter.rows:
+            kept.append(adapter.rows[name][0])
+        if name in adapter.biases:
+            kept.append(adapter.biases[name][0])
+        elements = adapter.own.tensors
+        return held_bytes(
+            math.prod(shape[1:]) if pair is None or not pair.layout.is_stack else math.prod(shape[2:]),
+            factors=() if pair is None else (elements[pair.a].elements, elements[pair.b].elements),
+            others=[elements[own].elements for own in kept],
         )
-        return 2 * max(factors, default=0) + own.held_bytes
 
     def forget(self) -> None:
         """Drop the factors that the calling thread caches."""
         self._last.__dict__.clear()
+        self._adapter.own.forget()
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the adapter or its configuration has changed since it was opened."""

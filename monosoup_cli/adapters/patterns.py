@@ -53,7 +53,7 @@ class _Step:
         return found
 
 
-def _parsed(pattern: str) -> list[tuple[bool, list[_Step]]] | None:
+def _parse(pattern: str) -> list[tuple[bool, list[_Step]]] | None:
     """Parse a pattern into its branches, each with whether it only matches at the start of a name.
 
     Returns:
@@ -160,7 +160,7 @@ class Settings:
         table = []
         for pattern, number in patterns.items():
             try:
-                branches = _parsed(pattern)
+                branches = _parse(pattern)
             except re.error:
                 branches = None
             if branches is None:

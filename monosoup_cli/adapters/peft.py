@@ -91,7 +91,7 @@ def read_adapter(
             shapes[target] = _without_base(each, target, config, settings)[1]
         if "bias" in each.keys:
             shapes[f"{each.module}.bias"] = own.tensors[each.keys["bias"]].shape
-    read_as, notes, unused = _aligned(shapes, base, renames, path)
+    read_as, notes, unused = _align_names(shapes, base, renames, path)
     optional = {target for each in factors if len(each.targets) > 1 for target in each.targets}
     parameters = {target for each in factors if each.parameters for target in each.targets}
     twins = {}
@@ -100,7 +100,7 @@ def read_adapter(
         del shapes[name]
     _check_present([name for name in shapes if name not in optional], read_as, base, parameters, path)
 
-    def checked(kind: Mapping[str, str], is_whole: bool) -> dict[str, str]:
+    def fit_to_base(kind: Mapping[str, str], is_whole: bool) -> dict[str, str]:
         """Map names in the base to keys, of tensors with its shape or with some of its rows."""
         for name, key in kind.items():
             shape, wanted = own.tensors[key].shape, None if base is None else base[read_as[name]].shape
@@ -141,18 +141,18 @@ def read_adapter(
                     found=found.elements,
                 )
     rows = {}
-    for name, key in checked({f"{module}.weight": key for module, key in deltas.items()}, False).items():
+    for name, key in fit_to_base({f"{module}.weight": key for module, key in deltas.items()}, False).items():
         limit = math.inf if base is None else base[name].shape[0]
         rows[name] = key, _row_numbers(config, key, own.tensors[key].shape, limit, path)
-    replaced = checked(kept, True)
-    added = {name: (key, scales[name]) for name, key in checked(biases, True).items()}
+    replaced = fit_to_base(kept, True)
+    added = {name: (key, scales[name]) for name, key in fit_to_base(biases, True).items()}
     changed: set[str] = set()
     for kind in (pairs, replaced, rows, added):
         for name in kind:
             if name in changed:
                 raise _twice(name, None, path)
             changed.add(name)
-    return Adapter(own, config, pairs, replaced, rows, added, notes, unused, checked(copies, True), twins)
+    return Adapter(own, config, pairs, replaced, rows, added, notes, unused, fit_to_base(copies, True), twins)
 
 
 def _twice(name: str, key: str | None, path: str) -> CheckpointError:
@@ -199,7 +199,7 @@ def _without_base(
     return LINEAR, shape
 
 
-def _aligned(
+def _align_names(
     shapes: Mapping[str, tuple[int, ...]],
     base: Mapping[str, TensorInfo] | None,
     renames: Sequence[Rename],

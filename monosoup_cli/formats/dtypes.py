@@ -30,12 +30,16 @@ __all__ = [
     "empty",
     "finfo",
     "float64_in",
+    "integers_in",
     "number_in",
     "torch_dtype",
 ]
 
 NUMBERS = {**FLOATING, "I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64"}
 """The dtypes that a single number can have, mapped to torch's names."""
+
+INTEGERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
+"""torch's integers by their bits."""
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -65,6 +69,13 @@ def float64_in(buffer: memoryview) -> torch.Tensor:
     import torch
 
     return torch.frombuffer(buffer, dtype=torch.float64)
+
+
+def integers_in(buffer: memoryview, bits: int) -> torch.Tensor:
+    """View the memory of a buffer as integers of some bits, to copy elements of any dtype of that width."""
+    import torch
+
+    return torch.frombuffer(buffer, dtype=getattr(torch, INTEGERS[bits]))
 
 
 def number_in(data: bytearray, dtype: str) -> float:

@@ -110,7 +110,7 @@ def screen(pickle: bytes, shown: str) -> None:
         CheckpointError: The pickle names anything but tensors and plain values, or takes far more work than
             its size warrants.
     """
-    allowed = _allowed()
+    allowed = _allowed_names()
     stack, memo = _Stack(), dict[int, _Part]()
     left = 1_000_000 + 16 * len(pickle)
 
@@ -175,7 +175,7 @@ def screen(pickle: bytes, shown: str) -> None:
         raise refuse("its pickle is malformed", None) from None
 
 
-def _allowed() -> set[str]:
+def _allowed_names() -> set[str]:
     """Return the names that a pickle may use: REBUILT, dtypes and storages."""
     import torch
 

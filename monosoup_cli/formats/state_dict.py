@@ -114,7 +114,7 @@ def read_state_dict(file: Bytes) -> StateDict:
     pickle = file.read(records["data.pkl"].nbytes, start_of(file, records["data.pkl"]))
     screen(pickle, file.shown)
     content, keys = _parse(pickle, records, file.shown)
-    state, left_out = _unwrapped(content, file.shown)
+    state, left_out = _unwrap(content, file.shown)
     starts = _starts(file, keys, state.values())
     tensors: dict[str, TensorInfo] = {}
     strided: dict[str, Strided] = {}
@@ -213,7 +213,7 @@ def _without_bytes() -> Any:
     return FakeTensorMode()
 
 
-def _unwrapped(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def _unwrap(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Find the dict of tensors in what was saved, and the names of what is saved next to it."""
     import torch
 

@@ -6,15 +6,13 @@ import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from monosoup_cli.formats.header import BITS, TensorInfo
+from monosoup_cli.formats.dtypes import BITS, integers_in
+from monosoup_cli.formats.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Bytes", "Strided", "contiguous"]
-
-INTEGERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
-"""The integers that elements of any dtype are copied as, by the number of bits."""
 
 PIECE = 1 << 20
 """How many bytes may be read at once even if few of them belong to the tensor."""
@@ -51,11 +49,8 @@ def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> memoryview:
 
     Besides the result this takes up to twice its memory, or PIECE bytes.
     """
-    import torch
-
     elements = _room(tensor.nbytes)
-    dtype = getattr(torch, INTEGERS[BITS[tensor.dtype]])
-    _gather(file, torch.frombuffer(elements, dtype=dtype).view(tensor.shape), tensor.start, strided.strides)
+    _gather(file, integers_in(elements, BITS[tensor.dtype]).view(tensor.shape), tensor.start, strided.strides)
     return elements
 
 
@@ -65,14 +60,12 @@ def _room(nbytes: int) -> memoryview:
 
 
 def _gather(file: Bytes, into: torch.Tensor, start: int, strides: tuple[int, ...]) -> None:
-    import torch
-
     reach = [(size - 1) * stride for size, stride in zip(into.shape, strides, strict=True)]
     span = (sum(reach) + 1) * into.element_size()
     if span <= max(2 * into.numel() * into.element_size(), PIECE):
         buffer = _room(span)
         file.read_into(buffer, start)
-        into.copy_(torch.frombuffer(buffer, dtype=into.dtype).as_strided(into.shape, strides))
+        into.copy_(integers_in(buffer, 8 * into.element_size()).as_strided(into.shape, strides))
         return
     widest = reach.index(max(reach))
     for row in range(into.shape[widest]):

@@ -109,7 +109,7 @@ def _align(
     for number, checkpoint in enumerate(checkpoints):
         if isinstance(checkpoint.files.kind, Model):
             if number:
-                checkpoint, unused = _aligned(checkpoint, sources[0], renames)
+                checkpoint, unused = _align_names(checkpoint, sources[0], renames)
                 unused_by.append(unused)
             sources.append(checkpoint)
         else:
@@ -120,7 +120,7 @@ def _align(
 
             sources.append(MergedSource(merged, base))
         if number == 0 and base is not None:  # further adapters change a base that has the names of the first
-            base, unused = _aligned(base, sources[0], renames)
+            base, unused = _align_names(base, sources[0], renames)
             unused_by.append(unused)
     without_effect = set(renames).intersection(*unused_by)
     if without_effect:
@@ -193,7 +193,7 @@ def _named_base(files: Files) -> str:
     return f" ({name})" if isinstance(name, str) and name and name.isprintable() else ""
 
 
-def _aligned(
+def _align_names(
     other: Checkpoint, first: Source, renames: Sequence[Rename]
 ) -> tuple[Checkpoint, Sequence[Rename]]:
     """The checkpoint under the names of the first, tied weights included; and the renames without effect."""

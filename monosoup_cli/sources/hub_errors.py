@@ -114,17 +114,16 @@ def quiet_hub() -> Iterator[None]:
 
 
 def _is_of_the_hub(error: BaseException) -> bool:
-    """Whether the Hub's library, or the system below it, has failed.
+    """Whether the Hub's library, or what it calls, has failed.
 
     An answer that is not the Hub's, such as the page of a captive portal, makes the library raise
-    ValueError, KeyError or worse. The same errors from a callback, which the library calls, are not its own.
+    ValueError, KeyError or worse. The same errors are not the library's own if our code raises them, or a
+    callback of ours that the library calls.
     """
     frames = traceback.walk_tb(error.__traceback__)
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
     first = next((at for at, package in enumerate(packages) if package in LIBRARIES), None)
-    if first is None:
-        return isinstance(error, OSError)
-    return OURS not in packages[first:]
+    return first is not None and OURS not in packages[first:]
 
 
 def _advice(error: BaseException, action: str) -> Advice:

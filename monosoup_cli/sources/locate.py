@@ -76,7 +76,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a broken link", path=source) from None
-    return _checked(
+    return _new_checkpoint(
         Files(Place(source, file_name=path.name), (open_shard(path.name, InputFile(resolved, source)),))
     )
 
@@ -105,7 +105,7 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
         if file not in folder.names() and _is_offline(folder):
             raise _not_cached(f"{source}/{file}")
         shard = open_shard(file, folder.open(file))
-        return _checked(Files(Place(f"{source}/{file}", origin=folder, file_name=file), (shard,)))
+        return _new_checkpoint(Files(Place(f"{source}/{file}", origin=folder, file_name=file), (shard,)))
 
 
 def _meant(source: str) -> str | None:
@@ -148,7 +148,7 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
         return _open_sharded(folder, inner, candidates[0], names, config)
     name = f"{inner}{candidates[0]}"
     place = Place(folder.source, folder, inner)
-    return _checked(Files(place, (open_shard(name, folder.open(name)),), config=config))
+    return _new_checkpoint(Files(place, (open_shard(name, folder.open(name)),), config=config))
 
 
 def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoint:
@@ -309,7 +309,7 @@ def _open_sharded(
         for shard in shards:
             shard.file.close()
         raise
-    return _checked(files)
+    return _new_checkpoint(files)
 
 
 def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
@@ -325,7 +325,7 @@ def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
     return tuple(future.result() for future in futures)
 
 
-def _checked(files: Files) -> Checkpoint:
+def _new_checkpoint(files: Files) -> Checkpoint:
     """Make a checkpoint of these files, refuse a quantised one, and mark a LoRA in a single file as such."""
     if len(files.shards) == 1 and is_lora_file(files.tensors):
         return Checkpoint(replace(files, kind=LoraFile()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["MergedTensor", "lora_factors"]
+__all__ = ["MergedTensor", "held_bytes", "lora_factors"]
 
 BLOCK_ELEMENTS = 1 << 19
 """How many elements of a tensor are merged at a time."""
@@ -36,6 +36,20 @@ def lora_factors(
     if is_transposed:
         pairs = [(a.T, b.T) for b, a in pairs]
     return [(left * scale, right) for left, right in pairs]
+
+
+def held_bytes(columns: int, factors: Sequence[int], others: Sequence[int]) -> int:
+    """Compute how many bytes making and reading a `MergedTensor` takes at most.
+
+    Args:
+        columns: The number of columns of the tensor.
+        factors: The elements of A and of B; empty if there are none.
+        others: The elements of everything else that the adapter has for the tensor.
+    """
+    held = 2 * sum(factors) + sum(others)  # the factors once for the blocks, once for their own sake
+    copied = max((*(2 * count for count in factors), *others), default=0)  # as stored, and before scaling
+    blocks = 2 * max(BLOCK_ELEMENTS, columns)  # in float64, as stored, and squared
+    return 8 * (held + max(copied, blocks))
 
 
 @dataclass

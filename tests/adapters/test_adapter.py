@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from monosoup_cli.adapters.lora import TRANSPOSED
-from monosoup_cli.adapters.patterns import _matches, _parsed
+from monosoup_cli.adapters.patterns import _matches, _parse
 from monosoup_cli.adapters.peft import read_adapter
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.alignment import Rename
@@ -279,7 +279,7 @@ PATTERNS = [
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_match_what_they_match_in_peft(pattern):
-    branches = _parsed(pattern)
+    branches = _parse(pattern)
     if branches is None:
         assert pattern in ("((", r"\D+")
         return

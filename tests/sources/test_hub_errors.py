@@ -282,6 +282,8 @@ def test_a_full_disk(hub, monkeypatch, number):
 def test_other_errors_pass():
     with pytest.raises(ValueError, match="ours"), hub_errors("org/name"):
         raise ValueError("ours")
+    with pytest.raises(FileNotFoundError), hub_errors("org/name"):
+        os.stat("/there/is/no/such/file")
     with pytest.raises(MismatchError, match=r"^ours$"), hub_errors("org/name"):
         raise MismatchError("ours")
     with pytest.raises(KeyboardInterrupt), hub_errors("org/name"):

@@ -355,6 +355,19 @@ def test_a_server_that_sends_no_parts(monkeypatch, remote):
     assert caught.value.path == f"org/name/{NAME}"
 
 
+@pytest.mark.parametrize("status", [404, 403, 416])
+def test_a_server_that_refuses_a_part(monkeypatch, remote, status):
+    """The library fails in a context manager around our own frame, which does not make the error ours."""
+
+    def answer(self, blob, headers):
+        self.start(status, 0, {**headers, "X-Error-Code": "EntryNotFound"} if status == 404 else headers)
+
+    monkeypatch.setattr(Handler, "answer_content", answer)
+    with pytest.raises(CheckpointError) as caught:
+        remote.read(8)
+    assert caught.value.path == "org/name"
+
+
 @pytest.mark.parametrize("length", [0, 99, 101, 10_000])
 def test_a_server_that_sends_another_length(monkeypatch, remote, small, length):
     other = opened().open(NAME)
