@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import Request, command
-from monosoup_cli.api.scores import scores_of
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.methods.model_soup import Average, best_first
 from monosoup_cli.methods.monosoup import PAPER
-from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity, thresholds
 from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, Scores, Strictness, as_paths
 from monosoup_cli.tensors.method import Order, Paper
 
@@ -59,9 +57,11 @@ def sfgs(
     sources = as_paths(finetuned, at_least=2)
     if not math.isfinite(threshold):
         raise UsageError("--threshold is not a number", found=threshold)
-    known = None if scores is None else scores_of(scores, sources)
-    order = list(range(len(sources)))
-    if known is not None:
+    known, order = None, list(range(len(sources)))
+    if scores is not None:
+        from monosoup_cli.api.scores import scores_of
+
+        known = scores_of(scores, sources)
         order = best_first([known[source] for source in sources])
     on_nonfinite = options.get("on_nonfinite", "error")
     chooser = _BySimilarity(sources, order, threshold, include_vectors, on_nonfinite)
@@ -100,6 +100,7 @@ class _BySimilarity:
 
     def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Compare all updates in one pass, and add one candidate after the other."""
+        from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity
         from monosoup_cli.pipeline.gram import gram_matrices
         from monosoup_cli.pipeline.task import Choice
 
@@ -139,6 +140,8 @@ def choices(
     matrix: Sequence[Sequence[float]], order: Sequence[int], sources: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What every threshold would choose, in the form of the report, from the strictest down."""
+    from monosoup_cli.methods.similarity import thresholds
+
     return [
         {"highest": highest, "members": [sources[number] for number in members]}
         for highest, members in thresholds(matrix, order)

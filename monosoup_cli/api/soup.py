@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from monosoup_cli.api.command import Request, command
-from monosoup_cli.api.scores import check_template, run_score_command, scores_of
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalised
 from monosoup_cli.options import (
@@ -101,6 +100,8 @@ def soup(
     known = None
     chooser = None
     if greedy:
+        from monosoup_cli.api.scores import check_template, scores_of
+
         if score_command is None:
             raise UsageError("--greedy needs --score-command: it scores every trial")
         if weights is not None:
@@ -167,6 +168,8 @@ class _Greedy:
 
     def _score(self, members: Sequence[int], kitchen: Kitchen, partial: PartialOutput) -> float:
         """The score of the uniform mean of some checkpoints; of a single one, as it is."""
+        from monosoup_cli.api.scores import run_score_command
+
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:
             self.watch(self.sources[members[-1]], None, len(members))

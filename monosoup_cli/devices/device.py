@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from monosoup_cli.devices.cpu import Cpu
@@ -16,25 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as TorchDevice
 
-__all__ = ["Device", "Held", "find_devices"]
+__all__ = ["Device", "find_devices"]
 
 CARD = re.compile(r"cuda:(0|[1-9][0-9]{0,8})", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Held:
-    """Memory that something holds: on the host, and on the device that computes.
-
-    Args:
-        host: Bytes on the host.
-        device: Bytes on the device; where the CPU computes, this is the host's memory, too.
-    """
-
-    host: int = 0
-    device: int = 0
-
-    def __add__(self, other: Held) -> Held:
-        return Held(self.host + other.host, self.device + other.device)
 
 
 class Device(Protocol):

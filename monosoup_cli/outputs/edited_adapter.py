@@ -10,7 +10,7 @@ from glob import escape
 from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import Adapter
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.dtypes import BITS, bytes_of, cast
 from monosoup_cli.formats.header import TensorInfo

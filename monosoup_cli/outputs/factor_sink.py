@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import LoraPair
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.dtypes import bytes_of, cast
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.form import Target

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from monosoup_cli.adapters.lora import Adapter
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.outputs.layout import OutputLayout
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.sources.files import Files

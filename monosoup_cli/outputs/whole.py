@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.outputs.form import Description, Opened, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.side_files import side_files

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monosoup_cli.devices.cpu import Cpu
-from monosoup_cli.devices.device import Device, Held
+from monosoup_cli.devices.device import Device
+from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.outputs.form import OutputForm

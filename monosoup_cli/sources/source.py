@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from monosoup_cli.formats.files import Download
-from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.sources.files import Files
-
 if TYPE_CHECKING:
     import torch
+
+    from monosoup_cli.formats.files import Download
+    from monosoup_cli.formats.header import TensorInfo
+    from monosoup_cli.sources.files import Files
 
 __all__ = ["DENSE", "UNCHANGED", "Dense", "Factors", "LowRank", "Reader", "Source", "Unchanged", "Update"]
 

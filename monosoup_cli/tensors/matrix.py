@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.devices.scratch import Scratch
 from monosoup_cli.formats.dtypes import BITS, bytes_of, check_finite
 from monosoup_cli.sources.source import Factors, LowRank, Source

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.sources.source import Factors
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.flat import FlatLayer

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from monosoup_cli.devices.device import Device
-from monosoup_cli.devices.scratch import Scratch
+if TYPE_CHECKING:
+    from monosoup_cli.devices.device import Device
+    from monosoup_cli.devices.scratch import Scratch
 
 __all__ = ["Worker"]
 

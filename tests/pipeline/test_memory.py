@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from monosoup_cli.devices.cpu import Cpu
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.pipeline.memory import allot
 

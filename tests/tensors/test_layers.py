@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from monosoup_cli.devices.cpu import Cpu
-from monosoup_cli.devices.device import Held
+from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import NonfiniteError
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.tensors.chunks import check_stored, stored_chunks
