@@ -72,8 +72,8 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
     from monosoup_cli.sources.transfer import fetch
 
     if planned.examined:
-        with console.download_progress(planned.downloads()) as advance:
-            fetch(planned.downloads(), advance)
+        with console.download_progress(planned.downloads) as advance:
+            fetch(planned.downloads, advance)
         import_torch()
         with console.progress(planned.examined) as progress:
             ready = make_ready(planned, progress)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
-from monosoup_cli.devices.device import find_devices
+from monosoup_cli.devices.device import Device, find_devices
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import Draft, Opened
@@ -35,6 +36,7 @@ class Planned:
         selection: Which tensors the user wants edited.
         destination: Where the output goes.
         examined: The tensors that `make_ready` examines.
+        devices: The devices that compute.
     """
 
     task: Task
@@ -45,9 +47,11 @@ class Planned:
     selection: Selection
     destination: Destination
     examined: Sequence[PlannedTensor]
+    devices: Sequence[Device]
 
+    @cached_property
     def downloads(self) -> list[Download]:
-        """What has to be downloaded to examine those tensors."""
+        """What has to be downloaded to examine those tensors; empty once it is."""
         names = [tensor.name for tensor in self.examined]
         return [
             download
@@ -69,7 +73,7 @@ def prepare(task: Task) -> Planned:
     Raises:
         MonosoupError: The inputs do not belong together, or the output cannot be written.
     """
-    find_devices(task.options.computing.device)  # refuse an unknown one before anything is downloaded
+    devices = find_devices(task.options.computing.device)
     destination = Destination.of(
         task.order.output, task.options, is_sweep=bool(task.order.method.variants()[0].folder)
     )
@@ -118,4 +122,4 @@ def prepare(task: Task) -> Planned:
         destination.check_path(inputs.sources)
         destination.check_push(inputs.sources)
         opened.pop_all()
-    return Planned(task, inputs, method, plan, draft, selection, destination, examined)
+    return Planned(task, inputs, method, plan, draft, selection, destination, examined, devices)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from monosoup_cli.devices.device import find_devices
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
 from monosoup_cli.outputs.model_card import CARD_NAME, has_card
@@ -113,9 +112,9 @@ def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:
         MonosoupError: The output cannot be written.
     """
     task, sources = planned.task, planned.inputs.sources
-    devices, workers = find_devices(task.options.computing.device), task.options.computing.workers
+    devices, workers = planned.devices, task.options.computing.workers
     if planned.examined:
-        fetch(planned.downloads())
+        fetch(planned.downloads)
         needs = [need_of(tensor, planned.method, sources) for tensor in planned.examined]
 
         def reads(tensor: PlannedTensor) -> list[Source]:

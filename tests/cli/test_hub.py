@@ -309,6 +309,18 @@ def test_of_the_base_only_what_is_included_is_fetched(large, tmp_path, run):
     assert written[0].read_bytes() == written[1].read_bytes()
 
 
+def test_what_an_adapter_compares_first_is_fetched_once(hub, edit, tmp_path):
+    """The vectors of the base are compared before the adapter is laid out; then its layers are read."""
+    layers = {f"model.layers.{number}.self_attn.q_proj.weight": torch.randn(400, 400) for number in range(4)}
+    vectors = {f"model.layers.{number}.norm.weight": torch.randn(60_000) for number in range(4)}
+    for name, weights in {"wide": {**layers, **vectors}, "wide-ft": near({**layers, **vectors}, 1)}.items():
+        hub.add(f"org/{name}", folder(tmp_path / name, weights))
+    edit("org/wide", "org/wide-ft", "--as-adapter", "--adapter-rank", 4)
+    compared = sum(vector.nbytes for vector in vectors.values())
+    whole = (tmp_path / "wide" / "model.safetensors").stat().st_size
+    assert whole < sent(hub, "org/wide/*model.safetensors") < 1.1 * (whole + compared)
+
+
 def test_what_headers_tell_is_refused_before_the_download(hub, edit):
     hub.add("org/other", {"config.json": b"{}", "model.safetensors": _with_other_shapes()})
     assert "the shapes differ" in edit("org/base", "org/other", code=1)
