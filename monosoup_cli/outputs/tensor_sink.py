@@ -8,7 +8,7 @@ from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import ResultOverflowError
 from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite, count_nonfinite
 from monosoup_cli.outputs.form import Target
-from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter
+from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter, Slot
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import stored_chunks
 from monosoup_cli.tensors.method import Edit, Layer, Wanted
@@ -46,11 +46,12 @@ class TensorSink:
                 writer.put(start, stop, result)
 
     def _writer(self, folder: str, index: int) -> FlatWriter | MatrixWriter:
-        tensor, scratch = self._tensor, self._worker.scratch
-        where = self._target.output, folder, self._stored_name, tensor.stored_dtype, scratch
-        if tensor.matrices is None:
-            return FlatWriter(*where)
-        return MatrixWriter(*where, tensor.matrices.cut, index)
+        matrices, slot = self._tensor.matrices, self._slot(folder)
+        return FlatWriter(slot) if matrices is None else MatrixWriter(slot, matrices.cut, index)
+
+    def _slot(self, folder: str) -> Slot:
+        output, dtype = self._target.output, self._tensor.stored_dtype
+        return Slot(output, folder, self._stored_name, dtype, self._worker.scratch)
 
     def keep(self, index: int, layer: Layer | None = None) -> None:
         """Write matrix `index` of the rows that all inputs have, or a whole kept tensor, as fine-tuned: the
@@ -66,10 +67,7 @@ class TensorSink:
 
         flat = target.ingredients.flat(tensor, worker)
         size = tensor.elements // (1 if tensor.matrices is None else tensor.matrices.count)
-        writers = [
-            FlatWriter(target.output, variant.folder, self._stored_name, tensor.stored_dtype, worker.scratch)
-            for variant in target.variants
-        ]
+        writers = [FlatWriter(self._slot(variant.folder)) for variant in target.variants]
         for start, stop in flat.ranges(index * size, (index + 1) * size):
             if all(wise is None for wise in wises):
                 base = mean = flat.mean(start, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from monosoup_cli.devices.scratch import Scratch
@@ -12,11 +13,12 @@ from monosoup_cli.tensors.cut import Cut
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FlatWriter", "MatrixWriter"]
+__all__ = ["FlatWriter", "MatrixWriter", "Slot"]
 
 
-class MatrixWriter:
-    """Writes one matrix of an output tensor, block after block.
+@dataclass(frozen=True)
+class Slot:
+    """An output tensor in one variant, and the buffers of the worker that makes it.
 
     Args:
         output: What is written.
@@ -24,27 +26,34 @@ class MatrixWriter:
         tensor: The name of the output tensor.
         dtype: The dtype in which it is stored.
         scratch: The worker's buffers.
+    """
+
+    output: PartialOutput
+    folder: str
+    tensor: str
+    dtype: str
+    scratch: Scratch
+
+    def write(self, part: torch.Tensor, element: int) -> None:
+        """Write contiguous elements of the stored dtype, from the tensor's element number `element` on."""
+        offset = element * BITS[self.dtype] // 8
+        self.output.write(self.tensor, bytes_of(part), offset, self.folder)
+
+
+class MatrixWriter:
+    """Writes one matrix of an output tensor, block after block.
+
+    Args:
+        slot: The output tensor.
         cut: How the matrix is cut into blocks.
         index: Which matrix of a stack it is.
     """
 
-    def __init__(
-        self,
-        output: PartialOutput,
-        folder: str,
-        tensor: str,
-        dtype: str,
-        scratch: Scratch,
-        cut: Cut,
-        index: int = 0,
-    ) -> None:
-        self._output, self._folder, self._tensor, self._dtype = output, folder, tensor, dtype
-        self._cut = cut
-        self._scratch, self._item_bytes = scratch, BITS[dtype] // 8
-        self._offset = index * cut.elements * self._item_bytes
+    def __init__(self, slot: Slot, cut: Cut, index: int = 0) -> None:
+        self._slot, self._cut, self._first = slot, cut, index * cut.elements
         self._whole: torch.Tensor | None = None
-        if cut.is_wide and cut.is_resident(self._item_bytes):
-            self._whole = scratch.take(f"output {folder}", dtype, cut.rows, cut.columns)
+        if cut.is_wide and cut.is_resident(BITS[slot.dtype] // 8):
+            self._whole = slot.scratch.take(f"output {slot.folder}", slot.dtype, cut.rows, cut.columns)
 
     def put(self, start: int, stop: int, block: torch.Tensor) -> None:
         """Store one block.
@@ -57,27 +66,23 @@ class MatrixWriter:
         Raises:
             NonfiniteError: An element does not fit the stored dtype.
         """
-        cut = self._cut
+        cut, slot = self._cut, self._slot
         if self._whole is not None:
             part = self._whole[:, start:stop]
         elif cut.is_wide:
-            part = self._scratch.take("output", self._dtype, cut.rows, stop - start)
+            part = slot.scratch.take("output", slot.dtype, cut.rows, stop - start)
         else:
-            part = self._scratch.take("output", self._dtype, stop - start, cut.columns)
+            part = slot.scratch.take("output", slot.dtype, stop - start, cut.columns)
         part.copy_(block.T if cut.is_wide else block)
-        check_overflow(part, self._dtype, self._tensor)
+        check_overflow(part, slot.dtype, slot.tensor)
         if self._whole is not None:
             if stop == cut.length:
-                self._write(self._whole, 0)
+                slot.write(self._whole, self._first)
         elif cut.is_wide:
             for number, row in enumerate(part):
-                self._write(row, number * cut.columns + start)
+                slot.write(row, self._first + number * cut.columns + start)
         else:
-            self._write(part, start * cut.columns)
-
-    def _write(self, part: torch.Tensor, element: int) -> None:
-        offset = self._offset + element * self._item_bytes
-        self._output.write(self._tensor, bytes_of(part), offset, self._folder)
+            slot.write(part, self._first + start * cut.columns)
 
     @staticmethod
     def held_bytes(cut: Cut, item_bytes: int, variants: int) -> int:
@@ -95,16 +100,11 @@ class FlatWriter:
     """Writes an output tensor from its first element to its last.
 
     Args:
-        output: What is written.
-        folder: The variant's folder in it.
-        tensor: The name of the output tensor.
-        dtype: The dtype in which it is stored.
-        scratch: The worker's buffers.
+        slot: The output tensor.
     """
 
-    def __init__(self, output: PartialOutput, folder: str, tensor: str, dtype: str, scratch: Scratch) -> None:
-        self._output, self._folder, self._tensor, self._dtype = output, folder, tensor, dtype
-        self._scratch = scratch
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
 
     def put(self, start: int, stop: int, block: torch.Tensor) -> None:
         """Store the elements start:stop of the result.
@@ -112,6 +112,7 @@ class FlatWriter:
         Raises:
             NonfiniteError: An element does not fit the stored dtype.
         """
-        part = self._scratch.take("output", self._dtype, stop - start).copy_(block.view(-1))
-        check_overflow(part, self._dtype, self._tensor)
-        self._output.write(self._tensor, bytes_of(part), start * BITS[self._dtype] // 8, self._folder)
+        slot = self._slot
+        part = slot.scratch.take("output", slot.dtype, stop - start).copy_(block.view(-1))
+        check_overflow(part, slot.dtype, slot.tensor)
+        slot.write(part, start)
