@@ -9,7 +9,6 @@ import warnings
 import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from monosoup_cli.adapters.lora import TRANSPOSED
@@ -18,52 +17,14 @@ from monosoup_cli.adapters.peft import read_adapter
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.alignment import Rename
 from monosoup_cli.sources.locate import open_checkpoint
+from tests import models, peft_adapters
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 99,
-    "max_position_embeddings": 64,
-}
-ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
 MODELS = {
-    "llama": ("LlamaForCausalLM", TEXT),
-    "llama, tied": ("LlamaForCausalLM", {**TEXT, "tie_word_embeddings": True}),
-    "moe": ("Qwen3MoeForCausalLM", {**TEXT, **EXPERTS}),
-    "gpt-oss": (
-        "GptOssForCausalLM",
-        {
-            **TEXT,
-            "intermediate_size": 32,
-            "head_dim": 8,
-            "num_local_experts": 4,
-            "layer_types": ["full_attention"] * 2,
-        },
-    ),
-    "gpt2": ("GPT2LMHeadModel", {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, **ENDS}),
-    "bert": ("BertModel", {**TEXT, "num_key_value_heads": None}),
-    "convnext": ("ConvNextForImageClassification", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}),
+    **peft_adapters.MODELS,
+    "bert": ("BertModel", models.TEXT),
     "whisper": (
         "WhisperForConditionalGeneration",
-        {
-            "vocab_size": 99,
-            "d_model": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "encoder_ffn_dim": 48,
-            "decoder_ffn_dim": 48,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "num_mel_bins": 8,
-            "max_source_positions": 16,
-            "max_target_positions": 16,
-            "decoder_start_token_id": 0,
-            **ENDS,
-        },
+        {**models.SPEECH, "encoder_layers": 1, "decoder_layers": 1},
     ),
 }
 ATTENTION = ["q_proj", "v_proj"]
@@ -95,11 +56,14 @@ WRITTEN = {
     "conv1d of transformers, dora": ("gpt2", {"target_modules": ["c_attn"], "use_dora": True}),
     "convolutions": ("convnext", {"target_modules": ["patch_embeddings", r"1.downsampling_layer.1"]}),
     "convolutions, dora": ("whisper", {"target_modules": ["conv1", "q_proj"], "use_dora": True}),
-    "experts": ("moe", {"target_modules": [], "target_parameters": BOTH_EXPERTS}),
-    "experts the other way": ("gpt-oss", {"target_modules": [], "target_parameters": BOTH_EXPERTS[::-1]}),
-    "one of experts": ("moe", {"target_modules": ATTENTION, "target_parameters": BOTH_EXPERTS[1:]}),
+    "experts": ("qwen3-moe", {"target_modules": [], "target_parameters": BOTH_EXPERTS}),
+    "experts the other way": (
+        "gpt-oss, square",
+        {"target_modules": [], "target_parameters": BOTH_EXPERTS[::-1]},
+    ),
+    "one of experts": ("qwen3-moe", {"target_modules": ATTENTION, "target_parameters": BOTH_EXPERTS[1:]}),
     "ranks of experts": (
-        "moe",
+        "qwen3-moe",
         {"target_modules": [], "target_parameters": BOTH_EXPERTS, "rank_pattern": {"experts.down_proj": 2}},
     ),
     "a matrix as a parameter": ("llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
@@ -108,19 +72,12 @@ WRITTEN = {
 }
 
 
-def build(kind):
-    torch.manual_seed(0)
-    kind, options = MODELS[kind]
-    kind = getattr(transformers, kind)
-    return kind(kind.config_class(**options))
-
-
 def write(folder, kind, options):
     """The model saved at folder/base, an adapter over it at folder/adapter, and the merged state."""
-    build(kind).save_pretrained(folder / "base", save_original_format=False)
+    models.build(*MODELS[kind]).save_pretrained(folder / "base", save_original_format=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(build(kind), peft.LoraConfig(**{"r": 4, **options}))
+        model = peft.get_peft_model(models.build(*MODELS[kind]), peft.LoraConfig(**{"r": 4, **options}))
         noise = torch.Generator().manual_seed(1)
         for name, weights in model.named_parameters():
             if weights.requires_grad:
@@ -553,7 +510,7 @@ def test_a_tied_head_that_the_base_lacks_is_refused(tmp_path):
 
 def test_experts_that_the_base_holds_one_by_one_are_refused(tmp_path):
     write(tmp_path, *WRITTEN["experts"])
-    build("moe").save_pretrained(tmp_path / "unfused")
+    models.build(*MODELS["qwen3-moe"]).save_pretrained(tmp_path / "unfused")
     with pytest.raises(
         CheckpointError, match=r"experts\.gate_up_proj.*; if the base stores experts one by one"
     ):
