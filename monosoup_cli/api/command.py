@@ -66,13 +66,11 @@ class Command(Protocol[P, Prepared]):
     Attributes:
         prepare: Takes the same arguments and stops before the first tensor is read.
         declared: The options of the command, its own before the shared ones.
-        parameters: The names of the parameters that the declaration has.
     """
 
     __name__: str
     __doc__: str | None
     declared: Mapping[str, Declared]
-    parameters: frozenset[str]
     prepare: Callable[P, Prepared]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]: ...
@@ -141,16 +139,11 @@ def publish(
         returns: The type of what `prepare` returns.
     """
     name = declaration.__name__
-    parameters = frozenset(
-        parameter.name
-        for parameter in inspect.signature(declaration).parameters.values()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    )
-    known = {*parameters, *declared, PROGRESS.name}
+    signature = _signature(declaration, declared)
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
         for keyword in kwargs:
-            if keyword not in known:
+            if keyword not in signature.parameters:
                 raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}")
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
@@ -162,44 +155,46 @@ def publish(
         with prepared(*args, **kwargs) as opened:
             return run(opened, progress)
 
-    _document(public, declaration, declared, name, "dict[str, Any]")
+    _document(public, declaration.__module__, name, signature.replace(return_annotation="dict[str, Any]"))
     public.__doc__ = _docstring(
         declaration,
         declared,
         "The report as a dict (docs/report.schema.json). A command that writes an output also writes it as"
         " JSON.",
     )
-    _document(prepared, declaration, declared, f"prepare_{name}", returns)
+    _document(
+        prepared, declaration.__module__, f"prepare_{name}", signature.replace(return_annotation=returns)
+    )
     prepared.__doc__ = _docstring(declaration, declared, "A context manager that holds the opened inputs.")
     made = cast("Command[P, Prepared]", public)
-    made.prepare, made.declared, made.parameters = prepared, declared, parameters
+    made.prepare, made.declared = prepared, declared
     return made
 
 
-def _document(
-    function: Callable[..., Any],
-    declaration: Callable[..., Any],
-    declared: Mapping[str, Declared],
-    name: str,
-    returns: str,
-) -> None:
-    """Give a function the name, the module and the whole signature of a command."""
+def _signature(declaration: Callable[..., Any], declared: Mapping[str, Declared]) -> inspect.Signature:
+    """The signature of a command: that of its declaration, with the shared options and `progress` in the
+    place of `**options`."""
     own = inspect.signature(declaration).parameters
     parameters = [
-        one.replace(annotation=declared[key].type) if key in declared else one
-        for key, one in own.items()
-        if one.kind is not inspect.Parameter.VAR_KEYWORD
+        one.replace(annotation=declared[name].type) if name in declared else one
+        for name, one in own.items()
+        if one.kind is not one.VAR_KEYWORD
     ]
-    parameters += [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
-        for key, one in declared.items()
-        if key not in own
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+        for name, one in declared.items()
+        if name not in own
     ]
-    parameters.append(PROGRESS)
+    return inspect.Signature([*parameters, *shared, PROGRESS])
+
+
+def _document(function: Callable[..., Any], module: str, name: str, signature: inspect.Signature) -> None:
+    """Give a function the name, the module and the whole signature of a command."""
     function.__name__ = function.__qualname__ = name
-    function.__module__ = declaration.__module__
-    function.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
-    function.__annotations__ = {**{one.name: one.annotation for one in parameters}, "return": returns}
+    function.__module__ = module
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    annotations = {one.name: one.annotation for one in signature.parameters.values()}
+    function.__annotations__ = {**annotations, "return": signature.return_annotation}
 
 
 def _docstring(declaration: Callable[..., Any], declared: Mapping[str, Declared], returns: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
         if "weights" in arguments:
             arguments["weights"] = _numbers(arguments["weights"])
         with console.trials() as watch:
-            if "watch" in command.parameters:
+            if "watch" in inspect.signature(command).parameters:
                 arguments["watch"] = watch
             with command.prepare(**arguments) as planned:
                 _run(planned, console, is_dry=dry_run, as_json=format == "json")
