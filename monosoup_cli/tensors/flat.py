@@ -139,7 +139,8 @@ class FlatLayer(_Extent):
         is_short = all(BITS[flat.dtype] == 16 for flat in inputs)
         is_exact = is_short and weights is None and 1 < self.count <= MAX_EXACT
         self.memory = Memory(worker, "F32" if is_exact else "F64")
-        self.updates = Updates(self, self._base, self._finetuned, self.memory, worker)
+        extent = _Extent(name, shape, worker.interrupt)  # not this layer: a circle would hold the buffers
+        self.updates = Updates(extent, self._base, self._finetuned, self.memory, worker)
         self._is_different = base is None
 
     @property
