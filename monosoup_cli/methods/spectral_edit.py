@@ -57,18 +57,23 @@ class SpectralEdit(PlainMethod):
         """The checkpoints of the sweep."""
         return self.sweep
 
-    def held(self, cut: Cut | None, wanted: Wanted) -> Held:
+    def held(self, cut: Cut | None, wanted: Wanted, rank: int | None) -> Held:
         """The Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions and two
-        blocks; for factors, also those of every split and every step."""
+        blocks; and the factors of the update and of every edit."""
         if cut is None:
             return Held()
+        edits = len(self.splits)
+        if wanted.factors and self.steps != (1.0,):
+            edits *= 1 + len(self.steps)
         factors = 0
-        if wanted.factors:
-            from monosoup_cli.spectral.truncation import held_bytes
+        if rank is not None:
+            from monosoup_cli.spectral import low_rank
 
-            rank = cut.side if wanted.rank is None else wanted.rank
-            count = len(self.splits) * (1 if self.steps == (1.0,) else 1 + len(self.steps))
-            factors = held_bytes(cut.length, cut.side, rank, count)
+            factors = low_rank.held_bytes(cut.length, cut.side, rank, edits)
+        elif wanted.rank is not None:
+            from monosoup_cli.spectral import truncation
+
+            factors = truncation.held_bytes(cut.length, cut.side, wanted.rank, edits)
         return Held(device=2 * 8 * cut.block_length * cut.side + 5 * 8 * cut.side**2 + factors)
 
     def edit(self, layer: Layer) -> Edit | None:

@@ -13,6 +13,7 @@ from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.outputs.form import OutputForm
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Method, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
@@ -104,6 +105,8 @@ def need_of(
     if tensor.matrices is None:
         return reading + FlatLayer.held() + written
     cut, item_bytes = tensor.matrices.cut, BITS[tensor.dtype] // 8 or 1
-    count = len(sources) - (1 if tensor.reads.base else 0)
+    finetuned = sources[1:] if tensor.reads.base else sources
+    rank = product_rank(finetuned, tensor.name)
     wanted = Wanted() if form is None else form.wanted(tensor)
-    return reading + MatrixLayer.held(cut, item_bytes, count) + method.held(cut, wanted) + written
+    layer = MatrixLayer.held(cut, item_bytes, len(finetuned), rank)
+    return reading + layer + method.held(cut, wanted, rank) + written

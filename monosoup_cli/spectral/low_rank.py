@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["LowRankSpectrum", "decompose_product"]
+__all__ = ["LowRankSpectrum", "decompose_product", "held_bytes"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,19 @@ def decompose_product(left: torch.Tensor, right: torch.Tensor) -> LowRankSpectru
     padded[: len(values)] = values.cpu()
     exponent = torch.tensor(left_exponent + right_exponent)
     return LowRankSpectrum(torch.ldexp(padded, exponent), q_left @ u, vt @ q_right.T)
+
+
+def held_bytes(length: int, side: int, rank: int, edits: int) -> int:
+    """How many bytes the decomposition of a product takes, or what it is and `edits` products made from it.
+
+    Args:
+        length: The number of rows of the left factor.
+        side: The number of columns of the right factor.
+        rank: The rank of the factors.
+        edits: How many products of the same rank are made from the singular vectors.
+    """
+    # scaled factors, their orthogonal bases, and the workspace of QR or the singular vectors
+    return 8 * rank * (length + side) * max(3, 1 + edits) + 6 * 8 * rank**2
 
 
 def _in_range(factor: torch.Tensor) -> tuple[torch.Tensor, int]:

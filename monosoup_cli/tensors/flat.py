@@ -33,8 +33,11 @@ MAX_EXACT = 16
 HELD_BYTES = 64 << 20
 """What `Memory.held` keeps of a tensor between two passes. A larger tensor is read again."""
 
-FLAT_BYTES = 80 << 20
-"""What a worker takes, at most, for a `FlatLayer` or to move bytes."""
+STORED_BYTES = 8 << 20
+"""What a worker takes, at most, for ranges as they are stored, or to move bytes."""
+
+COMPUTED_BYTES = HELD_BYTES + (8 << 20)
+"""What a worker takes, at most, for the ranges that it computes on, and for what is held of them."""
 
 
 class Memory:
@@ -205,7 +208,7 @@ class FlatLayer(_Extent):
     @staticmethod
     def held() -> Held:
         """How much memory it takes, at most, to read and upcast one layer, `memory.held` included."""
-        return Held(FLAT_BYTES)
+        return Held(STORED_BYTES, COMPUTED_BYTES)
 
 
 class Updates:

@@ -13,7 +13,7 @@ from monosoup_cli.tensors.method import Layer, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["Ingredients", "update_facts"]
+__all__ = ["Ingredients", "product_rank", "update_facts"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ class Ingredients:
                 check_stored(source, tensor.name, worker)
 
 
+def product_rank(finetuned: Sequence[Source], name: str) -> int | None:
+    """The rank of the mean update of a tensor, which is the sum of the checkpoints' ranks.
+
+    Returns:
+        None where one of them does not have the update as factors.
+    """
+    updates = [source.update(name) for source in finetuned]
+    ranks = [update.rank for update in updates if isinstance(update, LowRank)]
+    return sum(ranks) if len(ranks) == len(updates) else None
+
+
 def update_facts(finetuned: Sequence[Source], name: str) -> dict[str, int | float | None]:
     """What the report says about a tensor's update when adapters make it.
 
@@ -85,12 +96,9 @@ def update_facts(finetuned: Sequence[Source], name: str) -> dict[str, int | floa
         The rank, which for a mean is the sum of the adapters' ranks, and the scale if they agree on one.
         Empty where a checkpoint does not have the update as factors.
     """
-    updates = [source.update(name) for source in finetuned]
-    low_rank = [update for update in updates if isinstance(update, LowRank)]
-    if len(low_rank) < len(updates):
+    rank = product_rank(finetuned, name)
+    if rank is None:
         return {}
-    scales = {update.scale for update in low_rank}
-    return {
-        "adapter_rank": sum(update.rank for update in low_rank),
-        "adapter_scale": scales.pop() if len(scales) == 1 else None,
-    }
+    updates = [source.update(name) for source in finetuned]
+    scales = {update.scale for update in updates if isinstance(update, LowRank)}
+    return {"adapter_rank": rank, "adapter_scale": scales.pop() if len(scales) == 1 else None}

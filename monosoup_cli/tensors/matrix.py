@@ -237,17 +237,20 @@ class MatrixLayer:
         return 0.0 if self._base_square is None else math.sqrt(float(self._base_square))
 
     @staticmethod
-    def held(cut: Cut, item_bytes: int, count: int) -> Held:
+    def held(cut: Cut, item_bytes: int, count: int, rank: int | None = None) -> Held:
         """How much memory it takes to read and upcast one layer.
 
         Args:
             cut: How the matrix is cut into blocks.
             item_bytes: The size of a stored element.
             count: The number of fine-tuned checkpoints.
+            rank: The rank of the update's factors; None where it has none.
         """
         stored = 2 * cut.held_bytes(item_bytes)  # the base and one of the fine-tuned matrices
+        mean = MeanMatrix.held_bytes(cut) if count > 1 else 0
         upcast = 2 * 8 * cut.block_length * cut.side  # W0 and Δ
-        return Held(stored + (MeanMatrix.held_bytes(cut) if count > 1 else 0), upcast)
+        factors = 8 * (rank or 0) * (cut.length + cut.side)
+        return Held(stored + mean, upcast + (factors if count == 1 else 2 * factors))
 
     def _upcast(self, block: torch.Tensor, purpose: str) -> torch.Tensor:
         is_wide, worker = self.cut.is_wide, self._worker
@@ -306,6 +309,9 @@ def _mean_of_products(products: Sequence[Factors], cut: Cut, worker: Worker) -> 
     import torch
 
     device = worker.device.torch
-    left = torch.cat([left for left, _ in products], dim=1).to(device).div_(len(products))
-    right = torch.cat([right for _, right in products]).to(device)
+    lefts, rights = ([factor.to(device) for factor in factors] for factors in zip(*products, strict=True))
+    if len(products) == 1:
+        left, right = lefts[0], rights[0]
+    else:
+        left, right = torch.cat(lefts, dim=1).div_(len(products)), torch.cat(rights)
     return (right.T, left.T) if cut.is_wide else (left, right)

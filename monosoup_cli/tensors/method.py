@@ -150,12 +150,13 @@ class Method(Protocol):
             FloatingPointError: A norm overflows float64.
         """
 
-    def held(self, cut: Cut | None, wanted: Wanted) -> Held:
+    def held(self, cut: Cut | None, wanted: Wanted, rank: int | None) -> Held:
         """How much memory `edit` takes in addition to the layer's own buffers.
 
         Args:
             cut: How the matrix is cut into blocks; None for a `FlatLayer`.
             wanted: What the output takes.
+            rank: The rank of the update's factors; None where it has none.
         """
 
     def foretell(self, name: str) -> Mapping[str, Any]:
@@ -185,7 +186,7 @@ class PlainMethod:
         """The same: names do not matter."""
         return self
 
-    def held(self, cut: Cut | None, wanted: Wanted) -> Held:
+    def held(self, cut: Cut | None, wanted: Wanted, rank: int | None) -> Held:
         """Nothing but the layer's own buffers."""
         return Held()
 

@@ -24,21 +24,24 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
-folder, options = Path(sys.argv[1]), eval(sys.argv[2])
+folder, names, options = Path(sys.argv[1]), eval(sys.argv[2]), eval(sys.argv[3])
 peaks = []
 for size in ("small", "large"):
     if "adapter_rank" in options:
         options["adapter_rank"] = 8 if size == "small" else 256
-    paths = (folder / f"{size}-{name}" for name in ("base", "ft", "out"))
-    monosoup_cli.edit(*paths, workers=1, **options)
+    base, *finetuned, out = (folder / f"{size}-{name}" for name in ("base", *names, "out"))
+    monosoup_cli.edit(base, finetuned, out, workers=1, **options)
     peaks.append(peak())
 print(peaks[1] - peaks[0])
 """
 
 
+MODULE = "model.layers.0.mlp.up_proj"
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A pair with one tall matrix, and one with a small matrix, to load all libraries first."""
+    """Pairs and adapters for one tall matrix, and for a small matrix, to load all libraries first."""
     folder = tmp_path_factory.mktemp("pairs")
     generator = torch.Generator().manual_seed(0)
     for size, shape in {"small": (40, 30), "large": (60_000, 384)}.items():
@@ -47,27 +50,46 @@ def pairs(tmp_path_factory):
         for name, tensor in (("base", base), ("ft", finetuned)):
             (folder / f"{size}-{name}").mkdir()
             path = folder / f"{size}-{name}" / "model.safetensors"
-            save_file({"model.layers.0.mlp.up_proj.weight": tensor.bfloat16()}, path)
+            save_file({f"{MODULE}.weight": tensor.bfloat16()}, path)
+        for name in ("lora-1", "lora-2"):
+            rank, (rows, columns) = 256 if size == "large" else 8, shape
+            a, b = (torch.randn(of, generator=generator) for of in ((rank, columns), (rows, rank)))
+            (folder / f"{size}-{name}").mkdir()
+            factors = {f"base_model.model.{MODULE}.lora_{key}.weight": of for key, of in (("A", a), ("B", b))}
+            save_file(factors, folder / f"{size}-{name}" / "adapter_model.safetensors")
+            config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1, "target_modules": ["up_proj"]}
+            (folder / f"{size}-{name}" / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"as_adapter": True, "adapter_rank": 256}, {"as_adapter": True, "adapter_energy": 0.99}],
-    ids=["whole", "rank", "energy"],
+    ("finetuned", "options"),
+    [
+        (["ft"], {}),
+        (["ft"], {"as_adapter": True, "adapter_rank": 256}),
+        (["ft"], {"as_adapter": True, "adapter_energy": 0.99}),
+        (["lora-1"], {}),
+        (["lora-1"], {"energy": [0.5, 0.8, 0.9]}),
+        (["lora-1", "lora-2"], {}),
+        (["lora-1"], {"as_adapter": True}),
+        (["lora-1"], {"as_adapter": True, "energy": [0.5, 0.8, 0.9]}),
+    ],
+    ids=["whole", "rank", "energy", "merged", "merged, sweep", "merged, mean", "adapter", "adapter, sweep"],
 )
-def test_a_run_takes_no_more_than_its_plan_says(pairs, tmp_path, run, options):
-    words = [f"--{name.replace('_', '-')}" for name in options]
-    words = [word for flag, value in zip(words, options.values(), strict=True) for word in (flag, str(value))]
-    words = [word for word in words if word != "True"]
+def test_a_run_takes_no_more_than_its_plan_says(pairs, tmp_path, run, finetuned, options):
+    words = []
+    for name, value in options.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
     out = ["-o", tmp_path / "out", "--workers", "1", "--dry-run", "--format", "json"]
-    plan = run("edit", pairs / "large-base", pairs / "large-ft", *out, *words)
+    plan = run("edit", *(pairs / f"large-{name}" for name in ("base", *finetuned)), *out, *words)
     assert plan.code == 0, plan.err
     for old in pairs.glob("*-out"):
         subprocess.run(["rm", "-r", old], check=True)
-    command = [sys.executable, "-c", MEASURED, pairs, repr(options)]
+    command = [sys.executable, "-c", MEASURED, pairs, repr(finetuned), repr(options)]
     growth = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     planned = json.loads(plan.out)["memory_bytes"]
     assert growth <= planned

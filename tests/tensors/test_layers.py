@@ -12,7 +12,7 @@ from monosoup_cli.errors import NonfiniteError
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.tensors.chunks import check_stored, stored_chunks
 from monosoup_cli.tensors.cut import Cut
-from monosoup_cli.tensors.flat import FlatLayer
+from monosoup_cli.tensors.flat import HELD_BYTES, FlatLayer
 from monosoup_cli.tensors.matrix import MatrixLayer, Wanted, matrix_layer
 from monosoup_cli.tensors.worker import Worker
 
@@ -151,6 +151,19 @@ def test_what_a_layer_holds():
     block = embedding.block_length * 4096
     assert MatrixLayer.held(embedding, 2, 1) == Held(2 * (32 << 20), 2 * 8 * block)
     assert MatrixLayer.held(Cut(2**40, 4096), 2, 1) == MatrixLayer.held(embedding, 2, 1)
+    # the factors are on the device that computes; those of a mean once more, until they are side by side
+    factors = Held(device=8 * 16 * (300 + 200))
+    assert MatrixLayer.held(small, 2, 1, 16) == MatrixLayer.held(small, 2, 1) + factors
+    assert MatrixLayer.held(small, 2, 5, 16) == MatrixLayer.held(small, 2, 5) + factors + factors
+
+
+def test_what_a_flat_tensor_holds_is_mostly_on_the_device(checkpoints, worker):
+    held = FlatLayer.held()
+    (one,) = checkpoints(values(0, (100,), F32))
+    memory = FlatLayer("w", (100,), None, [one, one], None, worker).memory
+    largest = memory.held(HELD_BYTES // 8)
+    assert held.device > largest.numel() * largest.element_size() == HELD_BYTES
+    assert 0 < held.host < held.device
 
 
 # -- flat tensors ---------------------------------------------------------------------------------
