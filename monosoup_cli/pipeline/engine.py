@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
+from types import FrameType
 from typing import Protocol, TypeAlias
 
 from monosoup_cli.devices.device import Device
@@ -181,15 +182,27 @@ def _hold_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers only run in the main thread
         return
-    arrived: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: arrived.append(number))
+    handlers = {
+        number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))  # others raise nothing, and may not be Python's
     }
+    arrived: list[int] = []
+    is_holding = True
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if is_holding:
+            arrived.append(number)
+        else:  # before it is restored below, where another handler may raise first
+            handlers[signal.Signals(number)](number, frame)
+
     try:
+        for number in handlers:
+            signal.signal(number, hold)
         yield
     finally:
-        for number, handler in before.items():
+        is_holding = False
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         for arrival in arrived:
             signal.raise_signal(arrival)

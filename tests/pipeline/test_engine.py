@@ -238,3 +238,37 @@ def test_a_signal_waits_until_the_pool_is_filled():
         else:
             raise AssertionError("was not interrupted")
     """)
+
+
+def test_a_signal_between_two_handlers_given_back_is_not_lost():
+    in_a_process("""
+        arrived, set_handler = [], signal.signal
+        set_handler(signal.SIGTERM, lambda number, frame: arrived.append(number))
+
+        def set_and_interrupt(number, handler):
+            before = set_handler(number, handler)
+            if handler is signal.default_int_handler:
+                interrupt()
+            return before
+
+        signal.signal = set_and_interrupt
+        try:
+            engine.run(1, lambda tensor, worker: None)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert arrived == [signal.SIGTERM]
+        else:
+            raise AssertionError("was not interrupted")
+    """)
+
+
+def test_handlers_that_are_not_pythons_stay():
+    in_a_process("""
+        import faulthandler, tempfile
+
+        with tempfile.TemporaryFile() as traces:
+            faulthandler.register(signal.SIGTERM, traces)
+            engine.run(1, lambda tensor, worker: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert traces.tell()
+    """)
