@@ -36,6 +36,7 @@ PROGRESS = inspect.Parameter(
 )
 PROGRESS_HELP = (
     "Called from worker threads with a tensor, and with False when it is begun or True when it is finished."
+    " A tensor that must be examined before the output is laid out is begun and finished twice."
 )
 
 

@@ -123,7 +123,7 @@ def edit(
         os.fspath(output),
         os.fspath(base) if has_base else None,
         stacked=stacks,
-        arguments={"energy": energies.argument, "wise": wises.argument},
+        arguments={"energy": energies.argument, "wise": wises.argument, "stacked": stacks},
     )
     if as_adapter:
         return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))
@@ -142,7 +142,10 @@ def _check_adapter(
                 "--wise interpolates with the base, and the tensors that an adapter keeps have none"
             )
     elif min_update or options.get("on_nonfinite") == "keep":
-        raise UsageError("an extracted adapter would lose what --min-update and --on-nonfinite keep")
+        raise UsageError(
+            "an extracted adapter cannot leave tensors as fine-tuned: --min-update, --on-nonfinite keep",
+            hint="write a whole checkpoint, without --as-adapter",
+        )
     if rank is not None and energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy exclude each other")
     if rank is not None and rank < 1:

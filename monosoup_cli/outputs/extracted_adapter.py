@@ -183,8 +183,14 @@ class ExtractedAdapterDraft:
             self._moved[tensor.name] = self._has_moved(tensor.name, worker)
 
     def _has_moved(self, name: str, worker: Worker) -> bool:
-        """Whether a tensor differs from the base's in one of the checkpoints."""
-        return not all(are_equal(self.base, source, name, worker) for source in self.opened.finetuned)
+        """Whether a tensor differs from the base's in one of the checkpoints.
+
+        Raises:
+            NonfiniteError: It has NaN or Inf in one of them.
+        """
+        # all are compared, to see every NaN
+        equals = [are_equal(self.base, source, name, worker) for source in self.opened.finetuned]
+        return not all(equals)
 
     def _lay_out(
         self, plan: Plan, rank_of: Callable[[PlannedTensor], int], has_moved: Callable[[str], bool]
@@ -206,7 +212,7 @@ class ExtractedAdapterDraft:
         adapter = lay_out_adapter(shapes, ranks, others, self.opened.first.model.config, name)
         if not adapter.pairs:
             path = self.opened.first.path
-            raise CheckpointError("peft can give LoRA factors to none of its layers", path=path)
+            raise CheckpointError("peft can give LoRA factors to none of the layers that changed", path=path)
         return adapter
 
     def form(self, plan: Plan) -> tuple[Plan, ExtractedAdapterForm]:

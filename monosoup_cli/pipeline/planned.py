@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from monosoup_cli.devices.device import Device, find_devices
@@ -13,6 +13,7 @@ from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import Draft, Opened
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.memory import Resources, allot, need_of
 from monosoup_cli.pipeline.task import Task
 from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
@@ -35,8 +36,9 @@ class Planned:
         draft: The output that is planned.
         selection: Which tensors the user wants edited.
         destination: Where the output goes.
-        examined: The tensors that `make_ready` examines.
         devices: The devices that compute.
+        examined: The tensors that `make_ready` examines.
+        examining: What they are examined with; None where there are none.
     """
 
     task: Task
@@ -46,8 +48,9 @@ class Planned:
     draft: Draft
     selection: Selection
     destination: Destination
-    examined: Sequence[PlannedTensor]
     devices: Sequence[Device]
+    examined: Sequence[PlannedTensor] = ()
+    examining: Resources | None = None
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -121,5 +124,10 @@ def prepare(task: Task) -> Planned:
             task.chooser.check(inputs, selection)
         destination.check_path(inputs.sources)
         destination.check_push(inputs.sources)
+        planned = Planned(task, inputs, method, plan, draft, selection, destination, devices)
+        if examined:
+            needs = [need_of(tensor, method, inputs.sources) for tensor in examined]
+            resources = allot(needs, devices, task.options.computing.workers)
+            planned = replace(planned, examined=examined, examining=resources)
         opened.pop_all()
-    return Planned(task, inputs, method, plan, draft, selection, destination, examined, devices)
+    return planned

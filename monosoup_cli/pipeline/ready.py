@@ -113,14 +113,13 @@ def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:
     """
     task, sources = planned.task, planned.inputs.sources
     devices, workers = planned.devices, task.options.computing.workers
-    if planned.examined:
+    if planned.examining is not None:
         fetch(planned.downloads)
-        needs = [need_of(tensor, planned.method, sources) for tensor in planned.examined]
 
         def reads(tensor: PlannedTensor) -> list[Source]:
             return [source for source in sources if tensor.name in source.tensors]
 
-        engine = Threads(devices, allot(needs, devices, workers).workers)
+        engine = Threads(devices, planned.examining.workers)
         engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
     plan, form = planned.draft.form(planned.plan)
     needs = [need_of(tensor, planned.method, sources, form) for tensor in plan.tensors]

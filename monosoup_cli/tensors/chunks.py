@@ -66,26 +66,33 @@ def are_equal(one: Source, other: Source, name: str, worker: Worker) -> bool:
     """Whether both checkpoints have a tensor with the same numbers, whatever its dtype.
 
     Tensors of codes, which are never edited, count as equal where both checkpoints have one.
+
+    Raises:
+        NonfiniteError: One of the tensors has NaN or Inf.
     """
-    if name not in one.tensors or name not in other.tensors:
-        return False
-    infos = one.tensors[name], other.tensors[name]
-    if any(info.dtype not in FLOATING for info in infos):
+    infos = [source.tensors[name] for source in (one, other) if name in source.tensors]
+    is_of_both = len(infos) == 2
+    if is_of_both and any(info.dtype not in FLOATING for info in infos):
         return True
-    if infos[0].shape != infos[1].shape:
+    if not is_of_both or infos[0].shape != infos[1].shape:
+        for source in (one, other):
+            check_stored(source, name, worker)
         return False
-    for start in range(0, infos[0].elements, COMPARED_ELEMENTS):
+    are_equal = True
+    for start in range(0, infos[0].elements, COMPARED_ELEMENTS):  # all of them, to see every NaN
         worker.interrupt()
         stop = min(start + COMPARED_ELEMENTS, infos[0].elements)
-        if not _read(one, name, start, stop).equal(_read(other, name, start, stop)):
-            return False
-    return True
+        parts = [_read(source, name, start, stop) for source in (one, other)]
+        are_equal = are_equal and parts[0].equal(parts[1])
+    return are_equal
 
 
 def _read(source: Source, name: str, start: int, stop: int) -> torch.Tensor:
-    """The elements start:stop of a tensor in float64."""
+    """The elements start:stop of a tensor in float64. Raises NonfiniteError for NaN and Inf."""
     reader = source.reader(name)
     item_bytes = BITS[reader.dtype] // 8
     data = bytearray((stop - start) * item_bytes)
     reader.read_into(memoryview(data), start * item_bytes)
-    return as_float64(data, reader.dtype)
+    values = as_float64(data, reader.dtype)
+    check_finite(values, source.path, name)
+    return values

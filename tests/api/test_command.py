@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 import monosoup_cli
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.app import main
-from monosoup_cli.errors import ScoreError, UsageError
+from monosoup_cli.devices.cpu import Cpu
+from monosoup_cli.errors import ResourceError, ScoreError, UsageError
 from tests import peft_adapters as adapters
 
 FUNCTIONS = [getattr(monosoup_cli, name) for name in (*COMMANDS, "inspect_spectrum")]
@@ -176,3 +177,30 @@ def test_a_greedy_soup_needs_no_callback(tmp_path):
         save_file({"w": torch.ones(2, 2)}, name)
     monosoup_cli.soup(names, tmp_path / "out", greedy=True, score_command="test -e {} && echo 1", watch=None)
     assert any((tmp_path / "out").iterdir())
+
+
+def test_an_iterator_of_globs_is_reported_as_it_was_given(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "ft"):
+        tensors = {"layers.0.w": torch.randn(2, 6, 5, generator=generator)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    paths = tmp_path / "base.safetensors", tmp_path / "ft.safetensors"
+    report = monosoup_cli.edit(*paths, tmp_path / "out", stacked=(glob for glob in ("*.w",)))
+    assert report["arguments"]["stacked"] == ["*.w"]
+    assert len(report["layers"][0]["slices"]) == 2
+
+
+def test_memory_for_what_is_examined_is_checked_before_it_is_read(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "ft"):
+        tensors = {"layers.0.up.weight": torch.randn(60, 50, generator=generator)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(Cpu, "free_bytes", lambda self: 1000)
+    with pytest.raises(ResourceError, match="does not fit into memory"):
+        monosoup_cli.edit.prepare(
+            tmp_path / "base.safetensors",
+            tmp_path / "ft.safetensors",
+            tmp_path / "out",
+            as_adapter=True,
+            adapter_energy=0.9,
+        )

@@ -160,6 +160,35 @@ def test_what_did_not_move_is_not_announced_as_lost(run, tmp_path, tuned_of, opt
     assert layers[experts[0]["name"]]["reason"] == "excluded"
 
 
+LAYER, VECTOR, STACK = "layers.0.mlp.up_proj.weight", "layers.0.norm.weight", "layers.0.mlp.stack"
+
+
+@pytest.mark.parametrize("options", [("--adapter-rank", "2"), ("--adapter-energy", "0.9")], ids=str)
+@pytest.mark.parametrize("name", [LAYER, VECTOR, STACK])
+@pytest.mark.parametrize("where", ["base", "tuned"])
+def test_nan_is_refused_also_in_what_an_adapter_cannot_hold(run, tmp_path, options, name, where):
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for which in ("base", "tuned"):
+        shapes = {LAYER: (9, 7), VECTOR: (9,), STACK: (2, 9, 7)}
+        tensors = {of: torch.randn(shape, generator=generator) for of, shape in shapes.items()}
+        if which == where:
+            tensors[name].view(-1)[-1] = math.nan
+        paths.append(tmp_path / f"{which}.safetensors")
+        save_file(tensors, paths[-1])
+    out = ("-o", tmp_path / "out", "--as-adapter", *options)
+    result = run("edit", *paths, *out)
+    assert result.code == 1
+    assert f"{where}.safetensors: tensor '{name}': holds NaN or Inf" in result.err
+    # what the hint says is refused here, with a next step that works
+    assert "--on-nonfinite keep" in result.err
+    refused = run("edit", *paths, *out, "--on-nonfinite", "keep")
+    assert refused.code == 2
+    assert refused.err.endswith("write a whole checkpoint, without --as-adapter\n")
+    assert not (tmp_path / "out").exists()
+    done(run("edit", *paths, "-o", tmp_path / "out", "--on-nonfinite", "keep"))
+
+
 @pytest.mark.parametrize("options", [("--adapter-rank", RANK), ("--adapter-energy", "0.9")], ids=str)
 def test_the_disk_is_checked_for_what_is_written(run, tmp_path, tuned_of, options, monkeypatch):
     checked = []
