@@ -77,17 +77,17 @@ class ModuleFactors:
 
     def layouts(self, shape: tuple[int, ...]) -> list[FactorLayout]:
         """List the layouts that fit a tensor of this shape: none, one, or two for a square one."""
-        found: list[FactorLayout] = []
+        layouts: list[FactorLayout] = []
         if self.parameters and len(shape) == 3:
             if shape[0] and self.a[0] % shape[0] == 0:
-                found += [EXPERTS] if shape[1:] == (self.b[0], self.a[1]) else []
-                found += [TRANSPOSED_EXPERTS] if shape[1:] == (self.a[1], self.b[0]) else []
-            return found
+                layouts += [EXPERTS] if shape[1:] == (self.b[0], self.a[1]) else []
+                layouts += [TRANSPOSED_EXPERTS] if shape[1:] == (self.a[1], self.b[0]) else []
+            return layouts
         if not self.is_embedding and shape == (self.b[0], *self.a[1:]):
-            found.append(LINEAR)
+            layouts.append(LINEAR)
         if not self.parameters and len(self.a) == 2 and shape == (self.a[1], self.b[0]):
-            found.append(TRANSPOSED)
-        return found
+            layouts.append(TRANSPOSED)
+        return layouts
 
 
 def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -139,7 +139,7 @@ def read_factors(
     """
     path = own.path
     wanted = config.get("target_parameters") or []
-    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
+    if not isinstance(wanted, list) or not all(isinstance(one, str) for one in wanted):
         raise CheckpointError(f"{ADAPTER_CONFIG}: target_parameters must be a list of names", path=path)
     if len(wanted) * len(modules) * 10 > MAX_WORK:
         raise CheckpointError(f"{ADAPTER_CONFIG}: too many target_parameters", path=path)
@@ -188,24 +188,22 @@ def read_factors(
         parameters = dict.fromkeys(_parameters(module, wanted)) if not is_embedding else {}
         found.append(ModuleFactors(module, depth, keys, a, b, is_embedding, tuple(parameters)))
     depths: dict[str, set[int]] = defaultdict(set)
-    for each in found:
-        depths[each.module].add(each.depth)
-    for each in found:
-        count = len(depths[each.module])
-        if max(depths[each.module]) != count - 1 or not count <= min(
-            max(len(each.parameters), 1), MAX_NESTED
-        ):
+    for one in found:
+        depths[one.module].add(one.depth)
+    for one in found:
+        count = len(depths[one.module])
+        if max(depths[one.module]) != count - 1 or not count <= min(max(len(one.parameters), 1), MAX_NESTED):
             raise CheckpointError(
-                "wrapped more often than target_parameters names parameters", path=path, tensor=each.keys["a"]
+                "wrapped more often than target_parameters names parameters", path=path, tensor=one.keys["a"]
             )
-        if each.parameters and ("magnitude" in each.keys or "bias" in each.keys or len(each.a) != 2):
-            raise CheckpointError("not a factor of target_parameters", path=path, tensor=each.keys["a"])
+        if one.parameters and ("magnitude" in one.keys or "bias" in one.keys or len(one.a) != 2):
+            raise CheckpointError("not a factor of target_parameters", path=path, tensor=one.keys["a"])
     return found, deltas
 
 
 def _parameters(module: str, wanted: Sequence[str]) -> Iterator[str]:
     """The parameters of this module that target_parameters names, in its order."""
-    for each in wanted:
-        where, _, parameter = each.rpartition(".")
+    for one in wanted:
+        where, _, parameter = one.rpartition(".")
         if not where or f".{module}".endswith(f".{where}"):
             yield parameter

@@ -170,7 +170,7 @@ def _modules(stored: Mapping[str, str], path: str) -> dict[tuple[str, str], dict
         if end is None:
             raise CheckpointError("neither a LoRA factor nor an alpha", path=path, tensor=tensor)
         module = name.removesuffix(end)
-        prefix = next(each for each in PARTS if module.startswith(each))
+        prefix = next(one for one in PARTS if module.startswith(one))
         module = module.removeprefix(prefix)
         if end.startswith("_"):
             module = PROCESSOR.sub(_text_projection if PARTS[prefix] in ROOTS else _projection, module)

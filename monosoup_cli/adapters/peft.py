@@ -72,11 +72,11 @@ def read_adapter(
     _check_config(config, path)
     modules, others = sort_keys(own)
     factors, deltas = read_factors(own, modules, config)
-    settings = Settings(config, [each.subject(target) for each in factors for target in each.targets], path)
+    settings = Settings(config, [one.subject(target) for one in factors for target in one.targets], path)
 
     kept: dict[str, str] = {}
     copies: dict[str, str] = {}
-    targets = {target for each in factors for target in each.targets}
+    targets = {target for one in factors for target in one.targets}
     for name, key in others.items():
         is_copy = WRAPPED.search(key) is not None and name in targets
         (copies if is_copy else kept)[name] = key
@@ -86,14 +86,14 @@ def read_adapter(
     shapes = {name: own.tensors[key].shape for name, key in (*kept.items(), *copies.items())}
     for module, key in deltas.items():
         shapes.setdefault(f"{module}.weight", own.tensors[key].shape)
-    for each in factors:
-        for target in each.targets:
-            shapes[target] = _without_base(each, target, config, settings)[1]
-        if "bias" in each.keys:
-            shapes[f"{each.module}.bias"] = own.tensors[each.keys["bias"]].shape
+    for one in factors:
+        for target in one.targets:
+            shapes[target] = _without_base(one, target, config, settings)[1]
+        if "bias" in one.keys:
+            shapes[f"{one.module}.bias"] = own.tensors[one.keys["bias"]].shape
     read_as, notes, unused = _align_names(shapes, base, renames, path)
-    optional = {target for each in factors if len(each.targets) > 1 for target in each.targets}
-    parameters = {target for each in factors if each.parameters for target in each.targets}
+    optional = {target for one in factors if len(one.targets) > 1 for target in one.targets}
+    parameters = {target for one in factors if one.parameters for target in one.targets}
     twins = {}
     for name, holder in _twins(kept, read_as, base, own).items():
         twins[holder] = kept.pop(name)
@@ -122,14 +122,14 @@ def read_adapter(
     biases: dict[str, str] = {}
     scales: dict[str, float] = {}
     known = _known_layouts(factors, base, read_as)
-    for each, target in _named_factors(factors, base, read_as, path):
-        pair = _pair(each, target, read_as.get(target, target), base, known, config, settings, path)
+    for one, target in _named_factors(factors, base, read_as, path):
+        pair = _pair(one, target, read_as.get(target, target), base, known, config, settings, path)
         if pair.name in pairs:
             raise _twice(pair.name, pair.a, path)
         pairs[pair.name] = pair
-        if "bias" in each.keys:
-            bias = f"{each.module}.bias"
-            biases[bias], scales[read_as[bias]] = each.keys["bias"], pair.scale
+        if "bias" in one.keys:
+            bias = f"{one.module}.bias"
+            biases[bias], scales[read_as[bias]] = one.keys["bias"], pair.scale
         if pair.magnitude is not None:
             size, found = pair.shape[0 if pair.layout == LINEAR else -1], own.tensors[pair.magnitude]
             if found.elements != size:
@@ -287,15 +287,15 @@ def _named_factors(
     name of their wrapper.
     """
     modules: dict[str, list[ModuleFactors]] = defaultdict(list)
-    for each in factors:
-        modules[each.module].append(each)
+    for one in factors:
+        modules[one.module].append(one)
     for group in modules.values():
         first = group[0]
         if len(first.targets) == 1:
             yield first, first.targets[0]
             continue
         if base is None:
-            yield from ((each, each.module + each.depth * INNER) for each in group)
+            yield from ((one, one.module + one.depth * INNER) for one in group)
             continue
         present = [target for target in first.targets if read_as[target] in base]
         if len(present) < len(group):
@@ -304,7 +304,7 @@ def _named_factors(
             chosen
             for chosen in permutations(present[: MAX_NESTED + 1], len(group))
             if all(
-                each.layouts(base[read_as[target]].shape) for each, target in zip(group, chosen, strict=True)
+                one.layouts(base[read_as[target]].shape) for one, target in zip(group, chosen, strict=True)
             )
         ]
         if len(fitting) != 1 or len(present) > MAX_NESTED:
@@ -335,9 +335,9 @@ def _known_layouts(
             known |= {
                 (LINEAR, TRANSPOSED)[tensor.shape.index(size)] for size in bias.shape if size in tensor.shape
             }
-    for each in factors:
-        for name in (read_as[target] for target in each.targets if each.parameters):
-            layouts = each.layouts(base[name].shape) if base is not None and name in base else []
+    for one in factors:
+        for name in (read_as[target] for target in one.targets if one.parameters):
+            layouts = one.layouts(base[name].shape) if base is not None and name in base else []
             known.update(layouts if len(layouts) == 1 and LINEAR not in layouts else ())
     return known
 

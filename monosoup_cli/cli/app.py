@@ -61,16 +61,16 @@ def _signals() -> Iterator[None]:
     """Raise Interrupted at the first SIGINT or SIGTERM; the second ends the process at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda number, frame: os._exit(128 + number))
+        for known in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(known, lambda number, frame: os._exit(128 + number))
         raise Interrupted(128 + number)
 
-    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

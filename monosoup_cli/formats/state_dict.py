@@ -260,7 +260,7 @@ def _unwrap(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[st
 def _holds_tensors(value: object) -> bool:
     import torch
 
-    return isinstance(value, dict) and any(isinstance(each, torch.Tensor) for each in value.values())
+    return isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in value.values())
 
 
 def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:

@@ -178,7 +178,7 @@ class EditedAdapterDraft:
         """
         is_file, output = adapter.own.files.place.folder is None, opened.path
         if (output.suffix == ".safetensors") != is_file:
-            expected = f"{output}.safetensors" if is_file else f"a folder, as {output.with_suffix('')}"
+            expected = f"{output}.safetensors" if is_file else f"a folder, such as {output.with_suffix('')}"
             raise UsageError(
                 "an adapter is written in the form it was given", expected=expected, found=output
             )

@@ -46,7 +46,7 @@ def doubts_of_names(plan: Plan) -> list[str]:
         return []
     return [
         f"only {len(shared):,} of {len(matrices):,} matrices, with {found / total:.0%} of the parameters,"
-        " stand in the base under these names: is it what this model was fine-tuned from?"
+        " are in the base under these names: is it what this model was fine-tuned from?"
     ]
 
 
@@ -59,7 +59,7 @@ def doubts_of_values(base: Source, finetuned: Source, plan: Plan) -> list[str]:
     weights = updates = 0.0
     for layer in layers:
         for start, stop in _pieces(layer.elements):
-            before, after = (_read(each, layer.name, start, stop) for each in (base, finetuned))
+            before, after = (_read(source, layer.name, start, stop) for source in (base, finetuned))
             weights += float(before.square().sum())
             updates += float((after - before).square().sum())
     if weights == 0 or not math.isfinite(weights) or not math.isfinite(updates):

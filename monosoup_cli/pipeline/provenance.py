@@ -31,7 +31,7 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
 
 def with_roles(base: Source | None, finetuned: Sequence[Source]) -> list[tuple[str, Source]]:
     """(role, source), in the order of the command line."""
-    return [*([] if base is None else [("base", base)]), *(("finetuned", each) for each in finetuned)]
+    return [*([] if base is None else [("base", base)]), *(("finetuned", source) for source in finetuned)]
 
 
 def names_only_in_base(base: Source | None, finetuned: Sequence[Source]) -> list[str]:

@@ -72,7 +72,7 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     measured = [name for name in measures_in(rows.values()) if name in measures_in(others.values())]
     both = [name for name in rows if name in others]
     changes = [_change(rows[name], others[name], ["reason", *measured]) for name in both]
-    changed = sorted((each for each in changes if each["measures"]), key=lambda each: -each["change"])
+    changed = sorted((one for one in changes if one["measures"]), key=lambda one: -one["change"])
     of_first, of_second = first["arguments"], second["arguments"]
     return {
         "commands": [first["command"], second["command"]],
@@ -106,8 +106,8 @@ def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_same(name: str, first: Any, second: Any) -> bool:
-    numbers = [each for each in (first, second) if isinstance(each, (int, float))]
-    if len(numbers) == 2 and any(isinstance(each, float) for each in numbers):
+    numbers = [value for value in (first, second) if isinstance(value, (int, float))]
+    if len(numbers) == 2 and any(isinstance(value, float) for value in numbers):
         return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=0.0 if name in WITH_UNIT else NOTHING)
     return bool(first == second)
 
@@ -131,9 +131,9 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     from rich.text import Text
 
     changed = comparison["changed"][:top]
-    names = dict.fromkeys(("reason", *SHOWN, *(name for each in changed for name in each["measures"])))
+    names = dict.fromkeys(("reason", *SHOWN, *(name for change in changed for name in change["measures"])))
     columns = {
-        name: [_arrow(each["measures"].get(name)) for each in changed]
+        name: [_arrow(change["measures"].get(name)) for change in changed]
         for name in names
         if name not in NOT_SHOWN
     }
@@ -148,8 +148,8 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
             taken += needed
             table.add_column(label, justify="right", no_wrap=True)
             kept.append(cells)
-    for number, each in enumerate(changed):
-        name = each["name"].removesuffix(".weight") if width else each["name"]
+    for number, change in enumerate(changed):
+        name = change["name"].removesuffix(".weight") if width else change["name"]
         table.add_row(Text(printable(name)), *(Text(cells[number]) for cells in kept))
     facts = grid("", "")
     commands = comparison["commands"]
@@ -169,7 +169,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
 
 def _value_text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(printable(each, 60) for each in value) or "none"
+        return ", ".join(printable(item, 60) for item in value) or "none"
     return "–" if value is None else printable(value, 60)
 
 

@@ -80,7 +80,7 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     def room() -> int:
         """Return the cells left for names, next to the other columns and the shortest sparkline."""
         assert width is not None
-        return width - sum(each + GAP for each in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
+        return width - sum(size + GAP for size in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
 
     bars = MAX_SPARKLINE
     if width is not None:
@@ -94,14 +94,14 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
 
     def line(name: str, cells: Mapping[str, str], spectrum: str) -> str:
         parts = [f"{name}{' ' * (widest - cell_len(name))}"]
-        parts += [f"{cells[each]:{'<' if each == 'kind' else '>'}{size}}" for each, size in widths.items()]
+        parts += [f"{cells[key]:{'<' if key == 'kind' else '>'}{size}}" for key, size in widths.items()]
         return (" " * GAP).join([*parts, spectrum]).rstrip()
 
     lines = [line("layer", {name: _label(name) for name in widths}, "spectrum" if has_spectra else "")]
     for number, name in enumerate(names):
-        cells = {each: columns[each][number] for each in widths}
+        cells = {column: columns[column][number] for column in widths}
         lines.append(line(name, cells, sparkline(spectra[number], bars)))
-    return "".join(f"{each}\n" for each in lines)
+    return "".join(f"{text}\n" for text in lines)
 
 
 def _end_of(name: str, width: int) -> str:

@@ -113,7 +113,7 @@ def is_report(report: Any) -> bool:
         if choice is not None and not _is_consistent(choice):
             return False
     if "outputs" in report:
-        return bool(report["outputs"]) and all(_has_means(each["summary"]) for each in report["outputs"])
+        return bool(report["outputs"]) and all(_has_means(output["summary"]) for output in report["outputs"])
     if not {"summary", "layers"} <= report.keys():
         return False
     return _has_means(report["summary"]) and all(
@@ -127,7 +127,7 @@ def is_report(report: Any) -> bool:
 def _has_means(summary: Mapping[str, Any]) -> bool:
     """Whether the same measures have means and ranges."""
     means, ranges = (
-        {n for n, each in summary[name].items() if each is not None} for name in ("means", "ranges")
+        {n for n, value in summary[name].items() if value is not None} for name in ("means", "ranges")
     )
     return means == ranges and all(len(summary["ranges"][name]) == 2 for name in ranges)
 
@@ -135,9 +135,9 @@ def _has_means(summary: Mapping[str, Any]) -> bool:
 def _is_consistent(choice: Mapping[str, Any]) -> bool:
     """Whether all members are candidates, and the matrix has a row and a column per candidate."""
     candidates = choice.get("candidates", choice.get("order"))
-    chosen = [choice.get("members", ()), *(each["members"] for each in choice.get("thresholds", ()))]
+    chosen = [choice.get("members", ()), *(one["members"] for one in choice.get("thresholds", ()))]
     named = [name for names in chosen for name in names]
-    named += [each["candidate"] for name in ("decisions", "trials") for each in choice.get(name, ())]
+    named += [trial["candidate"] for name in ("decisions", "trials") for trial in choice.get(name, ())]
     matrix = choice.get("similarity")
     relative = choice.get("relative_updates", candidates)
     is_square = matrix is None or {len(relative), len(matrix), *map(len, matrix)} == {len(candidates)}
@@ -155,7 +155,7 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
     if isinstance(shape, tuple):
-        return any(_fits(value, each) for each in shape)
+        return any(_fits(value, option) for option in shape)
     return isinstance(value, shape)
 
 
@@ -163,4 +163,4 @@ def _is_shallow(value: Any, depth: int) -> bool:
     if not isinstance(value, (dict, list)):
         return True
     inside = value.values() if isinstance(value, dict) else value
-    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inside)
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inside)

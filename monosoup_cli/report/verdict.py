@@ -73,11 +73,11 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     is_default = all(arguments.get(name, value) == value for name, value in BY_DEFAULT.items())
     wise = arguments.get("wise")
     return {
-        "findings": [asdict(each) for each in findings(rows, is_default=is_default)],
+        "findings": [asdict(finding) for finding in findings(rows, is_default=is_default)],
         "interpolation": interpolation(
             rows,
             wise=float(wise) if isinstance(wise, (int, float)) else 1.0,
-            is_mean=sum(each["role"] == "finetuned" for each in report["inputs"]) > 1,
+            is_mean=sum(source["role"] == "finetuned" for source in report["inputs"]) > 1,
         ),
     }
 
@@ -85,7 +85,7 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
     """Return the sentences of a verdict, in the order in which they are shown."""
     last = verdict["interpolation"]
-    return [*(each["sentence"] for each in verdict["findings"]), *([last["sentence"]] if last else [])]
+    return [*(finding["sentence"] for finding in verdict["findings"]), *([last["sentence"]] if last else [])]
 
 
 def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:

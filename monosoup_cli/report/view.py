@@ -86,5 +86,5 @@ class View:
         # a slice matches by its tensor's name, too; its own name, experts[3], would be a glob for experts3
         names = [name, name.rpartition("[")[0]] if name.endswith("]") else [name]
         return not self.layer or any(
-            each == glob or fnmatchcase(each, glob) for each in names for glob in self.layer
+            name == glob or fnmatchcase(name, glob) for name in names for glob in self.layer
         )

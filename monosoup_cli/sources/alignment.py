@@ -243,7 +243,7 @@ def suggestion(other: Headers, first: Headers) -> str | None:
             if twins := by_suffix.get((suffix, other[name].shape), []):
                 if len(twins) <= MAX_TWINS:
                     votes.update(
-                        Rename(*(each[: -len(suffix)].removesuffix(".") for each in (name, target)))
+                        Rename(*(full[: -len(suffix)].removesuffix(".") for full in (name, target)))
                         for target in twins
                     )
                 break
@@ -391,6 +391,6 @@ def _has_tied_head(config: Mapping[str, Any] | None) -> bool:
     parts = [config, *(config[name] for name in TIED_CONFIGS if isinstance(config.get(name), dict))]
     ties = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
     if ties:
-        return any(each is True for each in ties)
+        return any(tie is True for tie in ties)
     architectures = config.get("architectures")
     return isinstance(architectures, list) and any(WITH_HEAD.search(str(name)) for name in architectures)

@@ -129,9 +129,9 @@ def is_plain_name(name: object) -> bool:
 
 def _in_cache(path: Path) -> tuple[str | None, str | None]:
     """Return the id and the commit of a snapshot in the Hub's cache; (None, None) for other folders."""
-    for each in (path.absolute(), *path.absolute().parents):
-        if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
-            return each.parent.parent.name.removeprefix("models--").replace("--", "/"), each.name
+    for snapshot in (path.absolute(), *path.absolute().parents):
+        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith("models--"):
+            return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/"), snapshot.name
     return None, None
 
 
@@ -145,10 +145,10 @@ def resolve_inside(folder: Path, name: str) -> Path:
     """
     root = folder.resolve()
     allowed = [root]
-    for each in (root, *root.parents):
-        if each.parent.name == "snapshots" and each.parent.parent.name.startswith("models--"):
-            repository, cache = each.parents[1], each.parents[2]
-            allowed += [each, repository / "blobs", cache / "blobs"]
+    for snapshot in (root, *root.parents):
+        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith("models--"):
+            repository, cache = snapshot.parents[1], snapshot.parents[2]
+            allowed += [snapshot, repository / "blobs", cache / "blobs"]
             break
     try:
         resolved = (folder / name).resolve(strict=True)

@@ -291,7 +291,7 @@ def matrix_layer(
         matrices[0] if is_alone else MeanMatrix(matrices, worker.scratch),
         worker,
         dtypes=[matrix.dtype for matrix in inputs],
-        factors=_mean_of_products([each for each in factors if each is not None], cut, worker)
+        factors=_mean_of_products([one for one in factors if one is not None], cut, worker)
         if None not in factors
         else None,
         wanted=wanted,

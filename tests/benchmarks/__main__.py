@@ -1,10 +1,12 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
 Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [hub] [adapter]
+[before]
 
-All of them by default.
+All of them by default, `before` only where BEFORE is set.
 
 `merge` and `equal` run mergekit, from the environment that MERGEKIT names (`make bench` makes it).
+`before` runs another version of monosoup, from the checkout that BEFORE names.
 
 This process stays small, and starts everything that is measured as a process of its own: peak
 memory and CPU time are the operating system's accounting of that process.
@@ -27,7 +29,7 @@ from tests.hub import Hub
 REPEATS = 5
 
 
-def measured(*command, environment=None):
+def measured(*command, environment=None, cwd=None):
     """(wall seconds, CPU seconds, peak memory in bytes) of one finished process."""
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -35,6 +37,7 @@ def measured(*command, environment=None):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, **(environment or {})},
+        cwd=cwd,
     )
     stderr = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -45,12 +48,13 @@ def measured(*command, environment=None):
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
+MONOSOUP = [sys.executable, "-m", "monosoup_cli"]
+
+
 def edit(folder, *options):
     out = folder / "out.safetensors"
     return [
-        sys.executable,
-        "-m",
-        "monosoup_cli",
+        *MONOSOUP,
         "edit",
         folder / "base.safetensors",
         folder / "finetuned.safetensors",
@@ -162,27 +166,31 @@ def mergekit(folder, name, method, models, **parameters):
 MERGEKIT_FLAGS = ["--no-copy-tokenizer", "--no-write-model-card", "--lazy-unpickle", "--async-write"]
 
 
+FINETUNED = ("ft1", "ft2", "ft3", "ft4")
+
+
+def our_merges(folder):
+    """name → our command."""
+    paths, base = [folder / name for name in FINETUNED], folder / "base"
+    words = {
+        "soup": ["soup", *paths],
+        "stock": ["stock", base, *paths, "--no-clamp"],
+        "wise": ["wise", base, paths[0], "--alpha", "0.3"],
+    }
+    end = ["--overwrite", "--quiet", "-o"]
+    return {name: [*MONOSOUP, *own, *end, folder / f"ours-{name}"] for name, own in words.items()}
+
+
 def merges(folder, dtype):
     """name → (our command, mergekit's, how many checkpoints both read)."""
-    ours, fts = [sys.executable, "-m", "monosoup_cli"], [f"ft{n}" for n in (1, 2, 3, 4)]
-    paths, base = [folder / ft for ft in fts], folder / "base"
-    end = ["--overwrite", "--quiet", "-o"]
+    ours, base, evenly = our_merges(folder), folder / "base", dict.fromkeys(FINETUNED, 1.0)
+    theirs = {
+        "soup": mergekit(folder, "soup", "linear", evenly, dtype=dtype),
+        "stock": mergekit(folder, "stock", "model_stock", evenly, base_model=base, dtype=dtype),
+        "wise": mergekit(folder, "wise", "linear", {"base": 0.7, "ft1": 0.3}, dtype=dtype),
+    }
     return {
-        "soup": (
-            [*ours, "soup", *paths, *end, folder / "ours-soup"],
-            mergekit(folder, "soup", "linear", dict.fromkeys(fts, 1.0), dtype=dtype),
-            4,
-        ),
-        "stock": (
-            [*ours, "stock", base, *paths, "--no-clamp", *end, folder / "ours-stock"],
-            mergekit(folder, "stock", "model_stock", dict.fromkeys(fts, 1.0), base_model=base, dtype=dtype),
-            5,
-        ),
-        "wise": (
-            [*ours, "wise", base, paths[0], "--alpha", "0.3", *end, folder / "ours-wise"],
-            mergekit(folder, "wise", "linear", {"base": 0.7, "ft1": 0.3}, dtype=dtype),
-            2,
-        ),
+        name: (ours[name], theirs[name], count) for name, count in {"soup": 4, "stock": 5, "wise": 2}.items()
     }
 
 
@@ -234,6 +242,33 @@ def merge(folder):
         )
 
 
+def before(folder):
+    """The commands against another version of them, with the same interpreter."""
+    generate(folder, "half_billion")
+    generate(folder, "blocks")
+    versions = {"now": Path.cwd(), "before": Path(os.environ["BEFORE"]).resolve()}
+    for checkout in versions.values():
+        measured(sys.executable, "-m", "compileall", "-q", checkout / "monosoup_cli")
+    ratios = ("ratio of CPU", "ratio of wall")
+    header("Against the version before", "command", "CPU, now", "CPU, before", *ratios)
+    commands = {"--help": [*MONOSOUP, "--help"], "edit": edit(folder), **our_merges(folder)}
+    for name, command in commands.items():
+        runs = {side: [] for side in versions}
+        for number in range(1 + REPEATS):
+            for side, checkout in versions.items():
+                # not from this folder, whose package Python would prefer
+                result = measured(*command, environment={"PYTHONPATH": str(checkout)}, cwd=folder)
+                os.sync()
+                if number:
+                    runs[side].append(result)
+        walls, cpus, _ = zip(*(zip(*results, strict=True) for results in runs.values()), strict=True)
+        row(
+            f"`{name}`",
+            *(f"{statistics.median(of_one):.2f} s" for of_one in cpus),
+            *(spread([a / b for a, b in zip(*of_both, strict=True)]) for of_both in (cpus, walls)),
+        )
+
+
 def family(folder):
     """The files of a base and its four fine-tunes."""
     return [folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")]
@@ -267,7 +302,7 @@ def bare(folder):
 def hub(folder):
     """Two ids on a Hub on loopback against the same two local folders, 988 MB each."""
     generate(folder, "half_billion")
-    ours, end = [sys.executable, "-m", "monosoup_cli"], ["--quiet", "-o"]
+    end = ["--quiet", "-o"]
     local, ids = [folder / "base", folder / "ft1"], ["org/base", "org/ft1"]
     with Hub(folder / "hub") as served:
         for path, name in zip(local, ids, strict=True):
@@ -286,7 +321,7 @@ def hub(folder):
             "`edit`, again": ["edit", *ids, *end, folder / "again"],
         }.items():
             served.clear()
-            wall, cpu, peak = measured(*ours, *words, environment=environment)
+            wall, cpu, peak = measured(*MONOSOUP, *words, environment=environment)
             sent = served.bytes_sent()
             row(name, f"{wall:.1f} s", f"{cpu:.1f} s", size(peak), size(sent), f"{sent / total:.2%}")
             shutil.rmtree(words[-1], ignore_errors=True)
@@ -298,8 +333,7 @@ def adapter(folder):
     words = ["edit", "-", folder / "adapter", "--as-adapter", "--quiet", "-o"]
     header("LoRA adapters", "rank 16, 64 layers of 4096 × 4096", "wall", "CPU", "peak")
     walls, cpus, peaks = zip(
-        *(measured(sys.executable, "-m", "monosoup_cli", *words, folder / f"out-{n}") for n in range(3)),
-        strict=True,
+        *(measured(*MONOSOUP, *words, folder / f"out-{n}") for n in range(3)), strict=True
     )
     median = statistics.median
     row("`edit - adapter --as-adapter`", f"{median(walls):.1f} s", f"{median(cpus):.1f} s", size(max(peaks)))
@@ -366,9 +400,10 @@ def main():
         "equal": equal,
         "hub": hub,
         "adapter": adapter,
+        "before": before,
     }
     machine()
-    for name in sys.argv[1:] or benchmarks:
+    for name in sys.argv[1:] or (name for name in benchmarks if name != "before" or "BEFORE" in os.environ):
         folder = Path(tempfile.mkdtemp(prefix="monosoup-bench-"))
         try:
             benchmarks[name](folder)

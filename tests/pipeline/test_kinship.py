@@ -133,7 +133,7 @@ def test_few_names_in_common_are_doubted(asked):
     matrices = [name for name, W in finetuned.items() if W.ndim > 1]
     share = finetuned[one].numel() / sum(finetuned[name].numel() for name in matrices)
     assert asked(norms | {one: base[one]}, finetuned, ask=doubts_of_names) == [
-        f"only 1 of {len(matrices)} matrices, with {share:.0%} of the parameters, stand in the base under"
+        f"only 1 of {len(matrices)} matrices, with {share:.0%} of the parameters, are in the base under"
         " these names: is it what this model was fine-tuned from?"
     ]
     assert asked(norms | {one: base[one]}, finetuned, ask=doubts_of_names, include=(one,)) == []
