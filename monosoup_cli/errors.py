@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 __all__ = [
@@ -53,6 +53,7 @@ def cropped(text: str, limit: int = MAX_CROPPED) -> str:
 
 
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.~-]{20,})")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@")
 
 
@@ -64,7 +65,8 @@ def without_tokens(text: str) -> str:
 class MonosoupError(Exception):
     """An error that the user can act on.
 
-    `str()` is one line: ``PATH: tensor 'NAME': problem: expected E, found F; hint``.
+    `str()` is one line: ``PATH: tensor 'NAME': problem: expected E, found F; hint``. It names options as the
+    user typed them: flags in the shell, keywords in Python.
 
     Attributes:
         problem: What is wrong.
@@ -108,6 +110,19 @@ class MonosoupError(Exception):
         if facts:
             line += f": {', '.join(facts)}"
         return line if self.hint is None else f"{line}; {self.hint}"
+
+    def rename_options(self, names: Mapping[str, str]) -> None:
+        """Name options in another way.
+
+        Args:
+            names: The new names of flags, such as "on_nonfinite" for "--on-nonfinite".
+        """
+
+        def renamed(text: str) -> str:
+            return FLAG.sub(lambda flag: names.get(flag[0], flag[0]), text)
+
+        self.problem = renamed(self.problem)
+        self.hint = None if self.hint is None else renamed(self.hint)
 
 
 class UsageError(MonosoupError):
@@ -169,11 +184,17 @@ class ScoreError(MonosoupError):
     """
 
     def __init__(self, problem: str, command: str, stderr: str, *, has_scores: bool = False) -> None:
-        again = "fix it, then rerun with --resume: earlier scores are kept"
+        again = "fix what it runs, then rerun with --resume: earlier scores are kept"
         super().__init__(
-            f"{problem}: {cropped(command)}", hint=again if has_scores else "fix it, then run it again"
+            f"{problem}: {cropped(command)}", hint=again if has_scores else "fix it, then run monosoup again"
         )
         self.stderr = stderr
+
+    def rename_options(self, names: Mapping[str, str]) -> None:
+        """Name options in the hint in another way; those in the problem are the command's own."""
+        problem = self.problem
+        super().rename_options(names)
+        self.problem = problem
 
 
 class ReportError(MonosoupError):

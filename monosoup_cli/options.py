@@ -98,7 +98,9 @@ def parse_size(text: str | int) -> int:
     except (ValueError, KeyError, OverflowError):
         nbytes = 0
     if nbytes < 1:
-        raise UsageError("not a size", expected="a number and a unit, such as 5GB", found=repr(text))
+        raise UsageError(
+            "--max-shard-size is not a size", expected="a number and a unit, such as 5GB", found=repr(text)
+        )
     return nbytes
 
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
+from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, Declared, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import Order
 
@@ -153,8 +154,12 @@ def publish(
         from monosoup_cli.pipeline.engine import ignore
 
         progress: Any = kwargs.get(PROGRESS.name) or ignore
-        with prepared(*args, **kwargs) as opened:
-            return run(opened, progress)
+        try:
+            with prepared(*args, **kwargs) as opened:
+                return run(opened, progress)
+        except MonosoupError as error:
+            error.rename_options({one.flag: one.name for one in declared.values()})
+            raise
 
     _document(public, declaration.__module__, name, signature.replace(return_annotation="dict[str, Any]"))
     public.__doc__ = _docstring(

@@ -10,18 +10,16 @@ from monosoup_cli.options import Option
 __all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "Weigh"]
 
 EnergySplit = Annotated[
-    "float | None",
+    float | None,
     Option(
         "Split where this share of the energy is reached (0 < R <= 1), and not by entropy.",
         metavar="R",
         shell=float,
     ),
 ]
-RankSplit = Annotated[
-    "int | None", Option("Split after N singular values.", metavar="N", shell=int, minimum=1)
-]
+RankSplit = Annotated[int | None, Option("Split after N singular values.", metavar="N", shell=int, minimum=1)]
 RankFractionSplit = Annotated[
-    "float | None",
+    float | None,
     Option("Split after this share of the singular values (0 < F <= 1).", metavar="F", shell=float),
 ]
 Weigh = Annotated[

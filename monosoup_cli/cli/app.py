@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from monosoup_cli.cli.compare import compare
-from monosoup_cli.cli.console import Console
+from monosoup_cli.cli.console import Console, restore_terminal
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.report import report
 from monosoup_cli.cli.writing import WRITING
@@ -60,9 +60,13 @@ class Interrupted(SystemExit):
 def _signals() -> Iterator[None]:
     """Raise Interrupted at the first SIGINT or SIGTERM; the second ends the process at once."""
 
+    def end(number: int, frame: FrameType | None) -> None:
+        restore_terminal()
+        os._exit(128 + number)
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         for known in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(known, lambda number, frame: os._exit(128 + number))
+            signal.signal(known, end)
         raise Interrupted(128 + number)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -5,13 +5,14 @@ Names and paths come from untrusted files; `printable` makes them safe to print.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from monosoup_cli.errors import OutputError, without_tokens
 from monosoup_cli.report.words import duration, plural, printable, size, verdict
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.tensors.plan import PlannedTensor
 
-__all__ = ["Console"]
+__all__ = ["Console", "restore_terminal"]
 
 SECONDS_BETWEEN_LINES = 10.0
 PIPE_WIDTH = 10_000
@@ -43,25 +44,31 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
         self.quiet = quiet
-        self.is_live = live and not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_live = live and not quiet and _has_terminal() and os.environ.get("TERM") != "dumb"
         self._live: Live | None = None
 
     def error(self, message: object) -> None:
-        print(f"error: {printable(message, 2000)}", file=sys.stderr)
+        self._say(f"error: {printable(message, 2000)}\n")
 
     def note(self, message: object) -> None:
         if not self.quiet:
-            print(printable(message, 1000), file=sys.stderr)
+            self._say(f"{printable(message, 1000)}\n")
 
     def detail(self, text: str) -> None:
         """Print the last lines of another program's output, below an error."""
         for line in text.strip().splitlines()[-MAX_DETAIL_LINES:]:
-            print(f"  {printable(line, 1000)}", file=sys.stderr)
+            self._say(f"  {printable(line, 1000)}\n")
+
+    def _say(self, text: str) -> None:
+        """Write to stderr. What nobody can read is dropped: it must not make a run fail."""
+        if sys.stderr is not None:
+            with suppress(OutputError), _tolerate_closed_reader(sys.stderr):
+                sys.stderr.write(text)
 
     def data(self, text: str) -> None:
         if sys.stdout is None:
             raise OutputError("stdout is closed")
-        with _tolerate_closed_reader():
+        with _tolerate_closed_reader(sys.stdout):
             sys.stdout.write(without_tokens(text))
 
     def text(self, *lines: str) -> None:
@@ -85,14 +92,13 @@ class Console:
         if console.is_terminal:
             console.print(renderable)
             return
-        console.width = PIPE_WIDTH
-        with console.capture() as captured:
-            console.print(renderable)
-        text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+        console.width, console.file = PIPE_WIDTH, io.StringIO()
+        console.print(renderable)
+        text = "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
         if to_stdout:
             self.data(text)
         else:
-            sys.stderr.write(text)
+            self._say(text)
 
     def _rich(self, *, stderr: bool) -> RichConsole:
         from rich.console import Console as RichConsole
@@ -227,15 +233,25 @@ class Console:
             bar.stop()
 
 
+def _has_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def restore_terminal() -> None:
+    """End the line and show the cursor, which a progress bar hides. Safe to call in a signal handler."""
+    if _has_terminal():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")
+
+
 @contextmanager
-def _tolerate_closed_reader() -> Iterator[None]:
-    """Discard output after the reader of stdout has closed it, as `head` does. That is not an error."""
+def _tolerate_closed_reader(stream: TextIO) -> Iterator[None]:
+    """Discard output after the reader of a stream has closed it, as `head` does. That is not an error."""
     try:
         yield
-        sys.stdout.flush()
+        stream.flush()
     except OSError as error:
         # the rest of the buffer needs a file to go to, now and when the interpreter exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 

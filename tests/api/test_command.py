@@ -167,7 +167,7 @@ def test_an_unknown_device_is_refused_before_the_output_is_looked_at(tmp_path):
 
 
 def test_scores_without_greedy_are_refused_before_they_are_read(tmp_path):
-    with pytest.raises(UsageError, match="need --greedy"):
+    with pytest.raises(UsageError, match="score_command, scores and accept need greedy"):
         monosoup_cli.soup(["a", "b"], tmp_path / "out", scores=tmp_path / "missing.json")
 
 
@@ -204,3 +204,52 @@ def test_memory_for_what_is_examined_is_checked_before_it_is_read(tmp_path, monk
             as_adapter=True,
             adapter_energy=0.9,
         )
+
+
+def test_messages_name_options_as_they_were_typed(three, tmp_path, capsys):
+    base, first, second = three
+    cases = [
+        (
+            lambda: monosoup_cli.edit(base, first, "out", energy=2.0),
+            ["edit", base, first, "--energy", "2"],
+            "energy is out of range",
+        ),
+        (
+            lambda: monosoup_cli.edit(base, first, "out", adapter_rank=2),
+            ["edit", base, first, "--adapter-rank", "2"],
+            "adapter-rank and --adapter-energy need --as-adapter",
+        ),
+        (
+            lambda: monosoup_cli.soup([first, second], "out", max_shard_size="x"),
+            ["soup", first, second, "--max-shard-size", "x"],
+            "max-shard-size is not a size",
+        ),
+        (
+            lambda: monosoup_cli.inspect_spectrum(base, first, layer="nothing"),
+            ["inspect-spectrum", base, first, "--layer", "nothing"],
+            "layer 'nothing' matches no tensor",
+        ),
+    ]
+    for call, words, named in cases:
+        out = [] if words[0] == "inspect-spectrum" else ["-o", "out"]
+        assert main([*words, *out]) != 0
+        shown = capsys.readouterr().err
+        assert f"--{named}" in shown
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert f"error: {caught.value}\n" == shown.replace("--", "").replace(
+            named.replace("--", ""), named.replace("--", "").replace("-", "_")
+        )
+
+
+def test_the_command_of_the_user_is_quoted_as_it_is(three):
+    _, first, second = three
+    command = "false --rank 3 {}"
+    with pytest.raises(ScoreError) as caught:
+        monosoup_cli.soup([first, second], "out", greedy=True, score_command=command)
+    assert "false --rank 3 " in str(caught.value)
+
+
+def test_the_functions_are_found_by_completion_and_help():
+    assert {*COMMANDS, "inspect_spectrum"} <= set(dir(monosoup_cli))
+    assert "edit(base" in pydoc.plain(pydoc.render_doc(monosoup_cli))

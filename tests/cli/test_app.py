@@ -5,8 +5,11 @@ import os
 import pty
 import re
 import select
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -119,6 +122,47 @@ def test_a_terminal_that_knows_only_ascii(files, tmp_path):
     for options, stream in (["--dry-run"], "stdout"), ([], "stderr"):
         result = subprocess.run([*command, *options], capture_output=True, env=environment, check=True)
         assert b"\\x" in getattr(result, stream) or b"\\u" in getattr(result, stream)
+
+
+@pytest.mark.parametrize("target", ["2>&-", "2>/dev/full", "2> >(true)"])
+@pytest.mark.parametrize("options", [[], ["--resume", "--overwrite"]])
+def test_messages_that_nobody_can_read_fail_nothing(files, tmp_path, target, options):
+    words = [sys.executable, "-m", "monosoup_cli", "edit", *files, "-o", str(tmp_path / "out"), *options]
+    for _ in range(2 if "--overwrite" in options else 1):
+        shell = subprocess.run(
+            ["bash", "-c", f"{shlex.join(words)} {target}"], capture_output=True, text=True, check=False
+        )
+        assert (shell.returncode, shell.stdout) == (0, "")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_two_interrupts_leave_a_terminal_that_can_be_used(tmp_path):
+    for name, seed in (("base", 0), ("ft", 1)):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {f"layers.{n}.weight": torch.randn(1600, 1600, generator=generator) for n in range(4)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    words = ["edit", tmp_path / "base.safetensors", tmp_path / "ft.safetensors", "-o", tmp_path / "out"]
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "monosoup_cli", *words, "--workers", "1"]
+    with subprocess.Popen(command, stderr=follower, env=environment) as process:
+        os.close(follower)
+        seen = b""
+        while b"\x1b[?25l" not in seen:  # the bar has hidden the cursor
+            seen += os.read(leader, 4096)
+        time.sleep(0.5)  # in the first decomposition, which takes longer
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)  # the first signal waits for it, the second does not
+        process.send_signal(signal.SIGINT)
+        while True:
+            try:
+                seen += os.read(leader, 4096)
+            except OSError:  # the terminal is closed
+                break
+    os.close(leader)
+    assert process.returncode in (130, -signal.SIGINT)  # the latter where the first had ended the run
+    assert seen.count(b"\x1b[?25h") >= 1
+    assert seen.endswith(b"\n")
 
 
 def test_debugging_shows_the_traceback(files, tmp_path):
