@@ -164,13 +164,14 @@ def concrete_checks(folder: Path) -> Iterator[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     ]
-    # a concrete source is any other class with all members of the protocol
+    # a concrete source is any other class with all members of the protocol, or a subclass of Kind
     protocol = next((node for _, node in classes if node.name == "Source"), None)
     home = {
         node.name: room
         for room, node in classes
         if (room == "outputs" and OUTPUT_CLASS.search(node.name))
         or (protocol is not None and node is not protocol and members_of(protocol) <= members_of(node))
+        or "Kind" in map(ast.unparse, node.bases)
     }
     for path, room, tree in trees_in(folder):
         for node in ast.walk(tree):
@@ -281,6 +282,7 @@ def test_every_room_exists():
 MEMBERS = "".join(f"    field_{number}: int\n" for number in range(MAX_MEMBERS))
 METHOD = "    def __init__(self):\n        self.{name} = 1\n"
 SINK = {"outputs/sinks.py": "class FileSink: ...\n", "outputs/use.py": "isinstance(0, FileSink)\n"}
+KIND = {"sources/files.py": "class Kind: ...\nclass PeftAdapter(Kind): ...\n"}
 READ = "    def read(self): ...\n"
 SOURCE = {
     "sources/source.py": f"class Source(Protocol):\n{READ}    path: str\n",
@@ -349,6 +351,8 @@ FAULTS = [
     ),
     (concrete_checks, SINK, {"pipeline/a.py": "isinstance(0, outputs.FileSink)\n"}, 1),
     (concrete_checks, SINK, {"pipeline/a.py": "match 0:\n    case FileSink(): ...\n"}, 1),
+    (concrete_checks, KIND, {"pipeline/a.py": "isinstance(0, PeftAdapter)\n"}, 1),
+    (concrete_checks, KIND, {"sources/a.py": "isinstance(0, PeftAdapter)\n"}, 0),
     (concrete_checks, SINK, {"pipeline/a.py": "type(0) is FileSink\n"}, 1),
     (concrete_checks, SOURCE, {"tensors/a.py": "isinstance(0, int | Checkpoint)\n"}, 1),
     (

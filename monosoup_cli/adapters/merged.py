@@ -14,7 +14,7 @@ from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import BITS, as_float64, check_finite, float64_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.sources.files import Files, PeftAdapter
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import read_config
 from monosoup_cli.sources.source import DENSE, UNCHANGED, Factors, LowRank, Reader, Source, Update
 
@@ -166,11 +166,11 @@ class MergedSource:
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the adapter or its configuration has changed since it was opened."""
         self.files.check_unchanged()
-        place, kind = self.files.place, self.files.kind
-        if place.folder is None or not isinstance(kind, PeftAdapter):
+        place, settings = self.files.place, self.files.kind.settings
+        if place.folder is None or settings is None:
             return
         name = f"{place.inner}{ADAPTER_CONFIG}"
-        if read_config(place.folder, name) != kind.config:
+        if read_config(place.folder, name) != settings:
             raise CheckpointError("the file changed while it was read", path=place.folder.shown(name))
 
 

@@ -16,7 +16,7 @@ from monosoup_cli.outputs.model_card import (
 )
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
-from monosoup_cli.sources.files import Files, PeftAdapter
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.hub import HubId
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.method import Variant
@@ -83,8 +83,7 @@ def _name(source: Source) -> str:
 
 def _base_named_by(files: Files) -> list[Parent]:
     """The base of an adapter that is read without one, where the adapter names one on the Hub."""
-    config: Any = files.kind.config if isinstance(files.kind, PeftAdapter) else {}
-    name = config.get("base_model_name_or_path")
+    name = (files.kind.settings or {}).get("base_model_name_or_path")
     hub_id = HubId.parse(name) if isinstance(name, str) else None
     return [Parent("base", hub_id.repository, hub_id.repository, None)] if hub_id else []
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.sources.alignment import Rename, align, suggestion, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename
-from monosoup_cli.sources.files import Files, Model, PeftAdapter
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.sources.source import Source, Unchanged
-from monosoup_cli.sources.transfer import fetch
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -88,7 +87,7 @@ def open_inputs(
             checkpoints.append(open_checkpoint(path))
             opened.enter_context(checkpoints[-1].files)
         base_checkpoint = None if base is None else checkpoints.pop(0)
-        if base_checkpoint is not None and not isinstance(base_checkpoint.files.kind, Model):
+        if base_checkpoint is not None and base_checkpoint.files.kind.is_adapter:
             raise CheckpointError(
                 "BASE is a LoRA adapter; a full model is needed",
                 path=base_checkpoint.path,
@@ -107,7 +106,7 @@ def _align(
     adapters: list[Adapter | None] = [None] * len(checkpoints)
     sources: list[Source] = []
     for number, checkpoint in enumerate(checkpoints):
-        if isinstance(checkpoint.files.kind, Model):
+        if not checkpoint.files.kind.is_adapter:
             if number:
                 checkpoint, unused = _align_names(checkpoint, sources[0], renames)
                 unused_by.append(unused)
@@ -142,26 +141,14 @@ def _align(
 
 def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], *, alone: bool) -> Adapter:
     """What an adapter changes of its base."""
-    kind = own.files.kind
     if base is None and not alone:
         raise CheckpointError(
             "a LoRA adapter needs its base", path=own.path, hint=f"add --base{_named_base(own.files)}"
         )
-    if isinstance(kind, PeftAdapter):
-        from monosoup_cli.adapters.peft import read_adapter
+    from monosoup_cli.adapters.table import READERS
 
-        adapter = read_adapter(own, kind.config, None if base is None else base.tensors, renames)
-    elif base is None:
-        raise CheckpointError(
-            "a single LoRA file names its layers as the base does, and cannot be read without it",
-            path=own.path,
-            hint="give the base",
-        )
-    else:
-        from monosoup_cli.adapters.lora_file import read_lora_file
-
-        fetch(own.select(None))  # its scales are among the tensors, and it is small
-        adapter = read_lora_file(own, base.tensors, renames)
+    read = READERS[type(own.files.kind)]
+    adapter = read(own, None if base is None else base.tensors, renames)
     if base is not None:
         _check_ties(base, adapter)
     return adapter
@@ -188,8 +175,7 @@ def _check_ties(base: Checkpoint, adapter: Adapter) -> None:
 
 def _named_base(files: Files) -> str:
     """What an adapter says about its base, for a message; it is never opened unasked."""
-    config = files.kind.config if isinstance(files.kind, PeftAdapter) else {}
-    name = config.get("base_model_name_or_path")
+    name = (files.kind.settings or {}).get("base_model_name_or_path")
     return f" ({name})" if isinstance(name, str) and name and name.isprintable() else ""
 
 

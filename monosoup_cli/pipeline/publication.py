@@ -17,7 +17,6 @@ from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.report.records import summarise
-from monosoup_cli.sources.files import PeftAdapter
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 
@@ -52,9 +51,8 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
                 **shard.file.version,
                 "header": shard.header_sha256,
             }
-        kind = source.files.kind
-        if isinstance(kind, PeftAdapter):
-            settings[f"{role} {number}"] = kind.config
+        if source.files.kind.settings is not None:
+            settings[f"{role} {number}"] = source.files.kind.settings
     return {
         "version": __version__,
         **({"settings": settings} if settings else {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
@@ -16,24 +16,33 @@ __all__ = ["Files", "Index", "Kind", "LoraFile", "Model", "PeftAdapter", "Place"
 
 
 @dataclass(frozen=True)
-class Model:
+class Kind:
+    """What the tensors in some files are. An adapter is a checkpoint only when merged into a base.
+
+    Attributes:
+        is_adapter: Whether they are what an adapter changes, and not whole tensors.
+        settings: The configuration of an adapter that has one.
+    """
+
+    is_adapter: ClassVar[bool] = True
+    settings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Model(Kind):
     """A checkpoint of whole tensors."""
 
-
-@dataclass(frozen=True)
-class PeftAdapter:
-    """A LoRA adapter as peft writes it, with its adapter_config.json."""
-
-    config: Mapping[str, Any]
+    is_adapter: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
-class LoraFile:
+class PeftAdapter(Kind):
+    """A LoRA adapter as peft writes it. Its settings are its adapter_config.json."""
+
+
+@dataclass(frozen=True)
+class LoraFile(Kind):
     """A LoRA adapter in a single file, which has no configuration."""
-
-
-Kind: TypeAlias = "Model | PeftAdapter | LoraFile"
-"""What the tensors in some files are. An adapter is a checkpoint only when merged into a base."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""The kinds of adapters, and what reads each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from monosoup_cli.adapters.lora import Adapter
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.sources.alignment import Rename
+from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.files import Kind, LoraFile, PeftAdapter
+from monosoup_cli.sources.transfer import fetch
+
+__all__ = ["READERS", "ReadAdapter"]
+
+ReadAdapter: TypeAlias = "Callable[[Checkpoint, Mapping[str, TensorInfo] | None, Sequence[Rename]], Adapter]"
+"""Finds what an adapter changes in its base: takes its own file, the tensors of the base and renames."""
+
+
+def _read_peft(own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename]) -> Adapter:
+    from monosoup_cli.adapters.peft import read_adapter
+
+    return read_adapter(own, own.files.kind.settings or {}, base, renames)
+
+
+def _read_lora_file(
+    own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename]
+) -> Adapter:
+    from monosoup_cli.adapters.lora_file import read_lora_file
+
+    if base is None:
+        raise CheckpointError(
+            "a single LoRA file names its layers as the base does, and cannot be read without it",
+            path=own.path,
+            hint="give the base",
+        )
+    fetch(own.select(None))  # its scales are among the tensors, and it is small
+    return read_lora_file(own, base, renames)
+
+
+READERS: Mapping[type[Kind], ReadAdapter] = {PeftAdapter: _read_peft, LoraFile: _read_lora_file}
