@@ -119,8 +119,8 @@ def import_circles(folder: Path) -> Iterator[str]:
 
 
 def long_files(folder: Path) -> Iterator[str]:
-    """Find modules of more than `MAX_LINES` lines."""
-    for path in sorted(folder.rglob("*.py")):
+    """Find files of more than `MAX_LINES` lines."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".js", ".css", ".html"}):
         count = len(path.read_text().splitlines())
         if count > MAX_LINES:
             yield f"{path.relative_to(folder).as_posix()} has {count} lines"
@@ -336,7 +336,7 @@ FAULTS = [
         {"api/b.py": "from . import a\n"},
         1,
     ),
-    (long_files, {"api/a.py": "\n" * MAX_LINES}, {"api/b.py": "\n" * (MAX_LINES + 1)}, 1),
+    (long_files, {"api/a.py": "\n" * MAX_LINES}, {"api/b.js": "\n" * (MAX_LINES + 1)}, 1),
     (
         wide_classes,
         {"api/a.py": f"class A:\n{MEMBERS}{METHOD.format(name='_own')}"},

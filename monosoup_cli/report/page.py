@@ -16,6 +16,8 @@ __all__ = ["page"]
 
 ASSETS = {
     "css": "page.css",
+    "layers_js": "layers.js",
+    "pictures_js": "pictures.js",
     "js": "page.js",
     "uplot_css": "uPlot.min.css",
     "uplot_js": "uPlot.iife.min.js",
