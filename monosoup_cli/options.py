@@ -11,27 +11,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
-from monosoup_cli.declaration import Call, Declared, Option, declared_in, from_keywords
+from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, from_keywords
 from monosoup_cli.errors import UsageError
 
 __all__ = [
     "Base",
     "Call",
-    "Computing",
-    "Declared",
+    "ComputeOptions",
+    "DeclaredOption",
     "Finetuned",
     "FinetunedOne",
     "Option",
     "Output",
+    "OutputOptions",
     "RunKeywords",
     "RunOptions",
     "Scores",
-    "Selecting",
+    "SelectionOptions",
     "Stacked",
-    "Storing",
+    "StorageOptions",
     "StrPath",
     "Strictness",
-    "Writing",
     "as_list",
     "as_paths",
     "check_choice",
@@ -164,7 +164,7 @@ Scores = Annotated[
 
 
 @dataclass(frozen=True)
-class Selecting:
+class SelectionOptions:
     """The shared options about what is edited, and what happens to tensors that do not fit."""
 
     include: Annotated[
@@ -207,7 +207,7 @@ class Selecting:
 
 
 @dataclass(frozen=True)
-class Storing:
+class StorageOptions:
     """The shared options about how tensors are stored."""
 
     dtype: Annotated[Dtype, Option("The dtype of the written floating tensors.")] = "keep"
@@ -230,7 +230,7 @@ class Storing:
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputeOptions:
     """The shared options about the machine."""
 
     device: Annotated[
@@ -260,7 +260,7 @@ class Computing:
 
 
 @dataclass(frozen=True)
-class Writing:
+class OutputOptions:
     """The shared options about where the output goes."""
 
     report: Annotated[
@@ -301,8 +301,8 @@ class Writing:
             raise UsageError("--public needs --push")
 
 
-class SelectingKeywords(TypedDict, total=False):
-    """`Selecting` as keyword arguments; a test holds the two together."""
+class SelectionKeywords(TypedDict, total=False):
+    """`SelectionOptions` as keyword arguments; a test holds the two together."""
 
     include: str | Sequence[str]
     exclude: str | Sequence[str]
@@ -311,22 +311,22 @@ class SelectingKeywords(TypedDict, total=False):
     on_nonfinite: Strictness
 
 
-class ComputingKeywords(TypedDict, total=False):
-    """`Computing` as keyword arguments."""
+class ComputeKeywords(TypedDict, total=False):
+    """`ComputeOptions` as keyword arguments."""
 
     device: str
     workers: int | None
 
 
-class StoringKeywords(TypedDict, total=False):
-    """`Storing` as keyword arguments."""
+class StorageKeywords(TypedDict, total=False):
+    """`StorageOptions` as keyword arguments."""
 
     dtype: Dtype
     max_shard_size: str | int | None
 
 
-class WritingKeywords(TypedDict, total=False):
-    """`Writing` as keyword arguments."""
+class OutputKeywords(TypedDict, total=False):
+    """`OutputOptions` as keyword arguments."""
 
     report: StrPath | None
     overwrite: bool
@@ -335,7 +335,7 @@ class WritingKeywords(TypedDict, total=False):
     public: bool
 
 
-class RunKeywords(SelectingKeywords, StoringKeywords, ComputingKeywords, WritingKeywords, total=False):
+class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
     """The keyword arguments that all writing commands share.
 
     `progress` is called from worker threads with a tensor, and with False when it is begun or True when it is
@@ -345,17 +345,17 @@ class RunKeywords(SelectingKeywords, StoringKeywords, ComputingKeywords, Writing
     progress: Callable[[Any, bool], None] | None
 
 
-GROUPS = (Selecting, Storing, Computing, Writing)
+GROUPS = (SelectionOptions, StorageOptions, ComputeOptions, OutputOptions)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """The options that all writing commands share."""
 
-    selecting: Selecting
-    storing: Storing
-    computing: Computing
-    writing: Writing
+    selecting: SelectionOptions
+    storing: StorageOptions
+    computing: ComputeOptions
+    writing: OutputOptions
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> RunOptions:
@@ -363,7 +363,7 @@ class RunOptions:
         return cls(*(from_keywords(group, keywords) for group in GROUPS))  # type: ignore[arg-type]
 
     @staticmethod
-    def declared() -> dict[str, Declared]:
+    def declared() -> dict[str, DeclaredOption]:
         """Every shared option, by name."""
         return {name: one for group in GROUPS for name, one in declared_in(group).items()}
 

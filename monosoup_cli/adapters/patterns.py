@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monosoup_cli.adapters.lora import ADAPTER_CONFIG
-from monosoup_cli.errors import CheckpointError, cropped
+from monosoup_cli.errors import CheckpointError, crop
 
 __all__ = ["MAX_WORK", "Settings"]
 
@@ -165,7 +165,7 @@ class Settings:
                 branches = None
             if branches is None:
                 raise CheckpointError(
-                    f"{ADAPTER_CONFIG}: {option} has the pattern {cropped(repr(pattern), 60)},"
+                    f"{ADAPTER_CONFIG}: {option} has the pattern {crop(repr(pattern), 60)},"
                     " which is not plain",
                     path=self._path,
                     expected=f"at most {MAX_PATTERN} characters, and only alternatives in groups",
@@ -182,5 +182,5 @@ class Settings:
         raise CheckpointError(
             f"{ADAPTER_CONFIG}: {option} must be a {'positive whole ' if is_rank else ''}number",
             path=self._path,
-            found=cropped(repr(number), 80) if isinstance(number, float | str) else None,
+            found=crop(repr(number), 80) if isinstance(number, float | str) else None,
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from monosoup_cli.api.command import Request, command
-from monosoup_cli.api.split import RankFractionSplit, RankSplit, Weigh
+from monosoup_cli.api.split import RankFractionSplit, RankSplit, WeightingOption
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
@@ -45,7 +45,7 @@ def edit(
     ] = None,
     rank: RankSplit = None,
     rank_fraction: RankFractionSplit = None,
-    weighting: Weigh = "monosoup",
+    weighting: WeightingOption = "monosoup",
     wise: Annotated[
         Numbers | None,
         Option(

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import publish
 from monosoup_cli.api.edit import NO_BASE
-from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, Weigh
+from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, WeightingOption
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit
 from monosoup_cli.options import (
     Base,
-    Computing,
-    ComputingKeywords,
-    Declared,
+    ComputeKeywords,
+    ComputeOptions,
+    DeclaredOption,
     Finetuned,
     Option,
-    Selecting,
-    SelectingKeywords,
+    SelectionKeywords,
+    SelectionOptions,
     Stacked,
     as_list,
     as_paths,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect_spectrum"]
 
 
-class InspectKeywords(SelectingKeywords, ComputingKeywords, total=False):
+class InspectKeywords(SelectionKeywords, ComputeKeywords, total=False):
     """The shared options that an inspection has; `include` is called `layer`."""
 
 
@@ -53,7 +53,7 @@ def _inspect_spectrum(
     energy: EnergySplit = None,
     rank: RankSplit = None,
     rank_fraction: RankFractionSplit = None,
-    weighting: Weigh = "monosoup",
+    weighting: WeightingOption = "monosoup",
     stacked: Stacked = (),
     **options: Unpack[InspectKeywords],
 ) -> Inspected:
@@ -69,7 +69,7 @@ def _inspect_spectrum(
     from monosoup_cli.pipeline.inspection import Inspection
 
     rule = MonoSoup(energy=energy, rank=rank, rank_fraction=rank_fraction, weighting=weighting)
-    selecting = from_keywords(Selecting, {**options, "include": layer})
+    selecting = from_keywords(SelectionOptions, {**options, "include": layer})
     arguments: dict[str, Any] = {
         "base": os.fspath(base),
         "finetuned": as_paths(finetuned),
@@ -86,7 +86,7 @@ def _inspect_spectrum(
         None if arguments["base"] == NO_BASE else arguments["base"],
         arguments["finetuned"],
         selecting,
-        from_keywords(Computing, options),
+        from_keywords(ComputeOptions, options),
         SpectralEdit([rule]),
         arguments["stacked"],
     )
@@ -97,8 +97,8 @@ def _run(inspected: Inspected, progress: Progress) -> dict[str, Any]:
     return inspected.run(progress)
 
 
-def _declared() -> Mapping[str, Declared]:
-    shared = {**declared_in(Selecting), **declared_in(Computing)}
+def _declared() -> Mapping[str, DeclaredOption]:
+    shared = {**declared_in(SelectionOptions), **declared_in(ComputeOptions)}
     del shared["include"]
     return {**declared_in(_inspect_spectrum), **shared}
 

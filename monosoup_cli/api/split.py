@@ -7,7 +7,7 @@ from typing import Annotated
 from monosoup_cli.methods.monosoup import Weighting
 from monosoup_cli.options import Option
 
-__all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "Weigh"]
+__all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "WeightingOption"]
 
 EnergySplit = Annotated[
     "float | None",
@@ -24,6 +24,6 @@ RankFractionSplit = Annotated[
     "float | None",
     Option("Split after this share of the singular values (0 < F <= 1).", metavar="F", shell=float),
 ]
-Weigh = Annotated[
+WeightingOption = Annotated[
     Weighting, Option("How the two parts are weighed; all but monosoup are the paper's ablations.")
 ]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import OutputError, without_tokens
-from monosoup_cli.report.words import duration, plural, printable, size, verdict
+from monosoup_cli.report.words import duration, joined_label, plural, printable, size
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -124,7 +124,7 @@ class Console:
             elif trial is None:
                 self.note(now)
             else:
-                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {verdict(trial.joined)}")
+                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {joined_label(trial.joined)}")
 
         try:
             yield show_trial

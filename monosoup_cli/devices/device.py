@@ -61,7 +61,7 @@ class Device(Protocol):
             purpose: What the copy is for; the next call with the same purpose may reuse its memory.
         """
 
-    def room(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
+    def buffer(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
         """An uninitialized tensor on this device, in memory that the next call for `purpose` may reuse."""
 
     def warm_up(self) -> None:

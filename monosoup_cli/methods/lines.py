@@ -173,7 +173,7 @@ class Lines(PlainMethod):
         lengths = {position.stack: position.length for position in positions}
         return {"stacks": [{"name": stack, "length": length} for stack, length in lengths.items()]}
 
-    def foretell(self, name: str) -> Mapping[str, Any]:
+    def planned_measures(self, name: str) -> Mapping[str, Any]:
         """The scale of a tensor, and where it is in depth."""
         scale = self.scale_of[name]
         return {
@@ -185,4 +185,4 @@ class Lines(PlainMethod):
     def edit(self, layer: Layer) -> Edit:
         """Scale the update of one tensor."""
         assert isinstance(layer, FlatLayer)
-        return interpolations(layer, [self.scale_of[layer.name].value], [self.foretell(layer.name)])
+        return interpolations(layer, [self.scale_of[layer.name].value], [self.planned_measures(layer.name)])

@@ -186,7 +186,7 @@ def _pass_over(
 
     memory, count = layer.memory, layer.count
     total = memory.held(last - first)
-    ones = memory.room("ones", 1, count, dtype=memory.sums).fill_(1.0)
+    ones = memory.buffer("ones", 1, count, dtype=memory.sums).fill_(1.0)
 
     def exact() -> Iterator[torch.Tensor]:
         for start, stop, updates in layer.updates.ranges(first, last):

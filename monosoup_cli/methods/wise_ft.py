@@ -110,7 +110,7 @@ def interpolations(layer: FlatLayer, alphas: Sequence[float], measures: Sequence
     def blocks() -> Iterator[tuple[int, int, Iterator[torch.Tensor]]]:
         for start, stop in layer.ranges():
             base, finetuned = layer.pair(start, stop)
-            out = layer.memory.room("result", stop - start)
+            out = layer.memory.buffer("result", stop - start)
             yield start, stop, (interpolate(base, finetuned, alpha, out=out) for alpha in alphas)
 
     return Edit(measures, blocks())

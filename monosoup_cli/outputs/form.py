@@ -27,7 +27,7 @@ __all__ = [
     "AdapterDescription",
     "Description",
     "Draft",
-    "Opened",
+    "OutputContext",
     "OutputForm",
     "OutputKind",
     "Sink",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Opened:
+class OutputContext:
     """What an output kind knows of a task: its opened inputs and where it writes.
 
     Attributes:
@@ -214,7 +214,7 @@ class OutputKind(Protocol):
 
     takes_no_base: ClassVar[bool]
 
-    def draft(self, opened: Opened) -> Draft:
+    def draft(self, opened: OutputContext) -> Draft:
         """The output of these inputs.
 
         Raises:

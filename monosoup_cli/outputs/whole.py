@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from monosoup_cli.devices.held import Held
-from monosoup_cli.outputs.form import Description, Opened, Target
+from monosoup_cli.outputs.form import Description, OutputContext, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
@@ -63,7 +63,7 @@ class WholeForm:
 class WholeDraft:
     """A whole checkpoint, whose layout the headers tell."""
 
-    opened: Opened
+    opened: OutputContext
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of the inputs as they are."""
@@ -95,7 +95,7 @@ class WholeKind:
 
     takes_no_base: ClassVar[bool] = False
 
-    def draft(self, opened: Opened) -> WholeDraft:
+    def draft(self, opened: OutputContext) -> WholeDraft:
         """The draft of a whole checkpoint; nothing stands against one."""
         return WholeDraft(opened)
 

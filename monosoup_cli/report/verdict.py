@@ -101,7 +101,7 @@ def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:
     by_kind: dict[str, list[Row]] = {kind: [] for kind in STORIES}
     by_kind["frozen"] = [row for row in rows if row["reason"] == "unchanged" and math.prod(row["shape"])]
     for row in moved:
-        kind = _story(row, is_lora=is_lora, is_default=is_default)
+        kind = _kind_of(row, is_lora=is_lora, is_default=is_default)
         if kind is not None:
             by_kind[kind].append(row)
     return [
@@ -111,7 +111,7 @@ def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:
     ]
 
 
-def _story(row: Row, *, is_lora: bool, is_default: bool) -> str | None:
+def _kind_of(row: Row, *, is_lora: bool, is_default: bool) -> str | None:
     if _is_as_large(row):
         return "wrong_base"
     if is_lora and _is_low(row) and "adapter_rank" not in row:  # of an adapter the rank is known

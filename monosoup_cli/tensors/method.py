@@ -159,7 +159,7 @@ class Method(Protocol):
             rank: The rank of the update's factors; None where it has none.
         """
 
-    def foretell(self, name: str) -> Mapping[str, Any]:
+    def planned_measures(self, name: str) -> Mapping[str, Any]:
         """The measures of a tensor that are known before it is read."""
 
 
@@ -174,7 +174,7 @@ class PlainMethod:
         """Nothing."""
         return {}
 
-    def foretell(self, name: str) -> Mapping[str, Any]:
+    def planned_measures(self, name: str) -> Mapping[str, Any]:
         """Nothing."""
         return {}
 
