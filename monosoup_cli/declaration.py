@@ -11,7 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["Call", "Declared", "Option", "declared_in", "from_keywords"]
+__all__ = ["Call", "DeclaredOption", "Option", "declared_in", "from_keywords"]
 
 Group = TypeVar("Group")
 
@@ -46,7 +46,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredOption:
     """An option where it is declared: its name, type and default in Python, and its facts."""
 
     name: str
@@ -61,7 +61,7 @@ class Declared:
 
 
 @cache
-def declared_in(owner: Any) -> Mapping[str, Declared]:
+def declared_in(owner: Any) -> Mapping[str, DeclaredOption]:
     """The options that a function's signature, or a dataclass, declares."""
     if is_dataclass(owner):
         hints: Mapping[str, Any] = get_type_hints(owner, include_extras=True)
@@ -76,7 +76,7 @@ def declared_in(owner: Any) -> Mapping[str, Declared]:
             kind, *facts = get_args(hint)
             option = next((fact for fact in facts if isinstance(fact, Option)), None)
             if option is not None:
-                declared[name] = Declared(name, kind, defaults[name], option)
+                declared[name] = DeclaredOption(name, kind, defaults[name], option)
     return MappingProxyType(declared)
 
 
@@ -107,7 +107,7 @@ class Call:
 
     command: str
     arguments: Mapping[str, Any]
-    declared: Mapping[str, Declared]
+    declared: Mapping[str, DeclaredOption]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that the bytes of a finished tensor depend on."""
@@ -135,7 +135,7 @@ def _plain(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-def _words(declared: Declared, value: Any) -> list[str]:
+def _words(declared: DeclaredOption, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [declared.flag if value else f"--no-{declared.flag.removeprefix('--')}"]
     if declared.option.is_private:

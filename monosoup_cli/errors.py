@@ -38,7 +38,7 @@ __all__ = [
     "ResumeError",
     "ScoreError",
     "UsageError",
-    "cropped",
+    "crop",
     "mismatch_in",
     "without_tokens",
 ]
@@ -47,7 +47,7 @@ __all__ = [
 MAX_CROPPED = 300
 
 
-def cropped(text: str, limit: int = MAX_CROPPED) -> str:
+def crop(text: str, limit: int = MAX_CROPPED) -> str:
     """Cut out the middle of a text that is longer than `limit`."""
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
 
@@ -100,7 +100,7 @@ class MonosoupError(Exception):
     def __str__(self) -> str:
         where = [] if self.path is None else [self.path]
         if self.tensor is not None:
-            where.append(f"tensor {cropped(repr(self.tensor))}")
+            where.append(f"tensor {crop(repr(self.tensor))}")
         line = ": ".join([*where, self.problem])
         facts = [
             f"{word} {fact}"
@@ -186,7 +186,7 @@ class ScoreError(MonosoupError):
     def __init__(self, problem: str, command: str, stderr: str, *, has_scores: bool = False) -> None:
         again = "fix what it runs, then rerun with --resume: earlier scores are kept"
         super().__init__(
-            f"{problem}: {cropped(command)}", hint=again if has_scores else "fix it, then run monosoup again"
+            f"{problem}: {crop(command)}", hint=again if has_scores else "fix it, then run monosoup again"
         )
         self.stderr = stderr
 

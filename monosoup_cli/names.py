@@ -10,7 +10,7 @@ from itertools import islice
 
 from monosoup_cli.errors import MismatchError, UsageError
 
-__all__ = ["KINDS", "Place", "Position", "find_blocks", "is_head", "places"]
+__all__ = ["KINDS", "NameParts", "Position", "find_blocks", "is_head", "places"]
 
 HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -52,7 +52,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Place:
+class NameParts:
     """What the name of a layer says about it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Place:
     part: str
 
 
-def places(shapes: Mapping[str, Sequence[int]]) -> dict[str, Place]:
+def places(shapes: Mapping[str, Sequence[int]]) -> dict[str, NameParts]:
     """Return the place of every tensor of a checkpoint, by name.
 
     Args:
@@ -82,14 +82,14 @@ def places(shapes: Mapping[str, Sequence[int]]) -> dict[str, Place]:
     return {name: _place(name, shape, positions.get(name)) for name, shape in shapes.items()}
 
 
-def _place(name: str, shape: Sequence[int], position: Position | None) -> Place:
+def _place(name: str, shape: Sequence[int], position: Position | None) -> NameParts:
     if position is None:
         kind = "head" if is_head(name) else _kind(name, shape)
-        return Place(kind, None, name.removesuffix(".weight"))
+        return NameParts(kind, None, name.removesuffix(".weight"))
     starred = ".".join("*" if INTEGER.fullmatch(part) else part for part in name.split("."))
     prefix = _join(position.stack, "*.")
     part = starred.removeprefix(prefix) if starred.startswith(prefix) else starred.partition("*.")[2]
-    return Place(_kind(part, shape), position, part.removesuffix(".weight"))
+    return NameParts(_kind(part, shape), position, part.removesuffix(".weight"))
 
 
 def _kind(name: str, shape: Sequence[int]) -> str:
@@ -128,7 +128,7 @@ def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, P
         raise MismatchError(
             "the tensor names contain no list of blocks",
             expected="names like 'layers.0.…', 'layers.1.…'",
-            hint="--block-pattern shows where the number of a block is",
+            hint="use --block-pattern to capture the block number",
         )
     found = defaultdict(set)
     for stack, numbers in places.values():

@@ -1,7 +1,7 @@
 """Options, declared once for the shell, Python, the report, the model card and resumed runs.
 
 A command is a Python function with an explicit signature. Each parameter is annotated with its type and an
-`Option`, which has the facts that the type and the default do not tell.
+`Option`, which has the facts that the type and the default do not show.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
-from monosoup_cli.declaration import Call, Declared, Option, declared_in, from_keywords
+from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, from_keywords
 from monosoup_cli.errors import UsageError
 
 __all__ = [
     "Base",
     "Call",
-    "Computing",
-    "Declared",
+    "ComputeOptions",
+    "DeclaredOption",
     "Finetuned",
     "FinetunedOne",
     "Option",
     "Output",
+    "OutputOptions",
     "RunKeywords",
     "RunOptions",
     "Scores",
-    "Selecting",
+    "SelectionOptions",
     "Stacked",
-    "Storing",
+    "StorageOptions",
     "StrPath",
     "Strictness",
-    "Writing",
     "as_list",
     "as_paths",
     "check_choice",
@@ -137,7 +137,7 @@ FinetunedOne = Annotated[
 Output = Annotated[
     StrPath,
     Option(
-        "A path that ends in .safetensors writes that one file. Any other path is a folder, laid out as the"
+        "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
         " (first) fine-tuned checkpoint, with its side files and a model card.",
         metavar="OUT",
         shell=str,
@@ -149,7 +149,8 @@ Output = Annotated[
 Stacked = Annotated[
     str | Sequence[str],
     Option(
-        "Tensors that stack one matrix per index of dimension 0. 3-D tensors named *experts* are recognised.",
+        "Treat tensors whose names match as stacks, one matrix per index of dimension 0. 3-D tensors named"
+        " *experts* are recognised anyway.",
         metavar="GLOB",
         shell=list[str],
     ),
@@ -157,7 +158,7 @@ Stacked = Annotated[
 Scores = Annotated[
     StrPath | Mapping[str, float] | None,
     Option(
-        "A JSON file that maps paths to scores, higher is better. It gives the order of the candidates.",
+        "A JSON file that maps paths to scores; higher is better. It sets the order of the candidates.",
         metavar="FILE",
         shell=str,
         is_private=True,
@@ -166,26 +167,26 @@ Scores = Annotated[
 
 
 @dataclass(frozen=True)
-class Selecting:
+class SelectionOptions:
     """The shared options about what is edited, and what happens to tensors that do not fit."""
 
     include: Annotated[
         str | Sequence[str],
         Option(
-            "Edit only tensors with such names; repeatable. The rest is kept as fine-tuned.",
+            "Edit only tensors whose names match; keep the rest as fine-tuned. Repeatable.",
             metavar="GLOB",
             shell=list[str],
         ),
     ] = ()
     exclude: Annotated[
         str | Sequence[str],
-        Option("Keep tensors with such names as fine-tuned; repeatable.", metavar="GLOB", shell=list[str]),
+        Option("Keep tensors whose names match as fine-tuned. Repeatable.", metavar="GLOB", shell=list[str]),
     ] = ()
     rename: Annotated[
         str | Sequence[str],
         Option(
-            "Read names with OLD as names with NEW, in BASE and in further FINETUNED, so that they match the"
-            " (first) FINETUNED; repeatable. For example transformer.h=model.layers, or bert= to remove it.",
+            "Replace OLD with NEW in the names of BASE and of further FINETUNED, so that they match the"
+            " (first) FINETUNED. Repeatable. Examples: transformer.h=model.layers; bert= removes bert.",
             metavar="OLD=NEW",
             shell=list[str],
         ),
@@ -209,10 +210,10 @@ class Selecting:
 
 
 @dataclass(frozen=True)
-class Storing:
+class StorageOptions:
     """The shared options about how tensors are stored."""
 
-    dtype: Annotated[Dtype, Option("The dtype of the written floating tensors.")] = "keep"
+    dtype: Annotated[Dtype, Option("The dtype of floating-point tensors in the output.")] = "keep"
     max_shard_size: Annotated[
         str | int | None,
         Option(
@@ -232,7 +233,7 @@ class Storing:
 
 
 @dataclass(frozen=True)
-class Computing:
+class ComputeOptions:
     """The shared options about the machine."""
 
     device: Annotated[
@@ -247,7 +248,8 @@ class Computing:
     workers: Annotated[
         int | None,
         Option(
-            "How many tensors to compute at once; never changes the bytes. Default: as many as pay and fit.",
+            "How many tensors to compute at once. The bytes do not depend on it. Default: as many as the"
+            " hardware can use and memory allows.",
             metavar="N",
             shell=int,
             minimum=1,
@@ -262,7 +264,7 @@ class Computing:
 
 
 @dataclass(frozen=True)
-class Writing:
+class OutputOptions:
     """The shared options about where the output goes."""
 
     report: Annotated[
@@ -286,8 +288,8 @@ class Writing:
     push: Annotated[
         str | None,
         Option(
-            "Upload the finished folder to this repository on the Hub. A new repository is created, private."
-            " --overwrite replaces the files of an existing one.",
+            "Upload the finished folder to this repository on the Hub. A repository that does not exist is"
+            " created as private. --overwrite replaces the files of an existing one.",
             metavar="ORG/NAME",
             shell=str,
             changes_bytes=False,
@@ -303,8 +305,8 @@ class Writing:
             raise UsageError("--public needs --push")
 
 
-class SelectingKeywords(TypedDict, total=False):
-    """`Selecting` as keyword arguments; a test holds the two together."""
+class SelectionKeywords(TypedDict, total=False):
+    """`SelectionOptions` as keyword arguments; a test holds the two together."""
 
     include: str | Sequence[str]
     exclude: str | Sequence[str]
@@ -313,22 +315,22 @@ class SelectingKeywords(TypedDict, total=False):
     on_nonfinite: Strictness
 
 
-class ComputingKeywords(TypedDict, total=False):
-    """`Computing` as keyword arguments."""
+class ComputeKeywords(TypedDict, total=False):
+    """`ComputeOptions` as keyword arguments."""
 
     device: str
     workers: int | None
 
 
-class StoringKeywords(TypedDict, total=False):
-    """`Storing` as keyword arguments."""
+class StorageKeywords(TypedDict, total=False):
+    """`StorageOptions` as keyword arguments."""
 
     dtype: Dtype
     max_shard_size: str | int | None
 
 
-class WritingKeywords(TypedDict, total=False):
-    """`Writing` as keyword arguments."""
+class OutputKeywords(TypedDict, total=False):
+    """`OutputOptions` as keyword arguments."""
 
     report: StrPath | None
     overwrite: bool
@@ -337,27 +339,27 @@ class WritingKeywords(TypedDict, total=False):
     public: bool
 
 
-class RunKeywords(SelectingKeywords, StoringKeywords, ComputingKeywords, WritingKeywords, total=False):
+class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
     """The keyword arguments that all writing commands share.
 
-    `progress` is called from worker threads with a tensor, and with False when it is begun or True when it is
-    finished.
+    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
+    when they finish it.
     """
 
     progress: Callable[[Any, bool], None] | None
 
 
-GROUPS = (Selecting, Storing, Computing, Writing)
+GROUPS = (SelectionOptions, StorageOptions, ComputeOptions, OutputOptions)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """The options that all writing commands share."""
 
-    selecting: Selecting
-    storing: Storing
-    computing: Computing
-    writing: Writing
+    selecting: SelectionOptions
+    storing: StorageOptions
+    computing: ComputeOptions
+    writing: OutputOptions
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> RunOptions:
@@ -365,7 +367,7 @@ class RunOptions:
         return cls(*(from_keywords(group, keywords) for group in GROUPS))  # type: ignore[arg-type]
 
     @staticmethod
-    def declared() -> dict[str, Declared]:
+    def declared() -> dict[str, DeclaredOption]:
         """Every shared option, by name."""
         return {name: one for group in GROUPS for name, one in declared_in(group).items()}
 

@@ -9,16 +9,16 @@ import typer
 from monosoup_cli import options
 from monosoup_cli.api.commands import COMMANDS, inspect_spectrum
 from monosoup_cli.cli.app import app
-from monosoup_cli.declaration import Call, Declared, Option, declared_in
+from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in
 
-GROUPS = [options.Selecting, options.Storing, options.Computing, options.Writing]
+GROUPS = [options.SelectionOptions, options.StorageOptions, options.ComputeOptions, options.OutputOptions]
 TALK = {"dry_run", "format", "quiet", "no_progress", "help"}
 VIEW = {"group", "sort", "reverse", "top", "html", "plot"}
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_has_its_keywords(group):
-    keywords = getattr(options, f"{group.__name__}Keywords")
+    keywords = getattr(options, group.__name__.replace("Options", "Keywords"))
     declared = {name: one.type for name, one in declared_in(group).items()}
     assert typing.get_type_hints(keywords) == declared
 
@@ -48,7 +48,7 @@ def test_the_shell_and_python_have_the_same_options(function):
 @pytest.fixture
 def call():
     declared = {
-        name: Declared(name, object, default, Option("", **facts))
+        name: DeclaredOption(name, object, default, Option("", **facts))
         for name, default, facts in [
             ("base", inspect.Parameter.empty, {"in_card": False}),
             ("include", (), {}),

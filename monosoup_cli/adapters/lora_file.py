@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.adapters.lora import ADAPTER_CONFIG, Adapter, LoraPair
-from monosoup_cli.errors import CheckpointError, cropped
+from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.dtypes import FLOATING, NUMBERS, number_in
 from monosoup_cli.formats.header import TensorInfo, parse_json
 from monosoup_cli.formats.lora_names import ENDS, OTHER_KIND, OTHER_KINDS, end_of
@@ -135,14 +135,14 @@ def read_lora_file(
                 "may belong to more than one module of the base",
                 path=own.path,
                 tensor=tensor,
-                found=" and ".join(cropped(repr(name)) for name in names[:2]),
+                found=" and ".join(crop(repr(name)) for name in names[:2]),
             )
         if names[0] in pairs:
             raise CheckpointError(
-                f"changes the base's {cropped(repr(names[0]))}, which another tensor changes, too",
+                f"changes the base's {crop(repr(names[0]))}, which another tensor changes, too",
                 path=own.path,
                 tensor=tensor,
-                found=cropped(repr(pairs[names[0]].a)),
+                found=crop(repr(pairs[names[0]].a)),
             )
         pairs[names[0]] = _pair(own, parts, base[names[0]], configs[prefix], module)
     return Adapter(own, {}, pairs, read_as=aligned.notes, unused=aligned.unused)
@@ -262,14 +262,14 @@ def _original(module: str, layers: int) -> str:
 def _not_in_base(path: str, tensor: str, part: str, module: str, *, is_at_hand: bool) -> CheckpointError:
     if is_at_hand or not part:
         return CheckpointError(
-            f"the base has no module {cropped(repr(module))}",
+            f"the base has no module {crop(repr(module))}",
             path=path,
             tensor=tensor,
             hint="is it an adapter of another model?",
         )
     what = part.replace("_", " ")
     return CheckpointError(
-        f"changes the {what}'s {cropped(repr(module))}, but the base has no {what}",
+        f"changes the {what}'s {crop(repr(module))}, but the base has no {what}",
         path=path,
         tensor=tensor,
         hint="use a base that holds all parts, such as the model's single file",
@@ -303,12 +303,12 @@ def _pair(
             "the factors do not fit the base",
             path=own.path,
             tensor=b.name,
-            expected=f"{list(target.shape)} of {cropped(repr(target.name))}",
+            expected=f"{list(target.shape)} of {crop(repr(target.name))}",
             found=f"{list(b.shape)} × {list(a.shape)}",
         )
     if target.dtype not in FLOATING:
         raise CheckpointError(
-            f"the base's {cropped(repr(target.name))} cannot be changed",
+            f"the base's {crop(repr(target.name))} cannot be changed",
             path=own.path,
             tensor=b.name,
             expected=", ".join(FLOATING),
@@ -338,7 +338,7 @@ def _scale(
                 "alpha is not a finite number",
                 path=own.path,
                 tensor=parts.get("alpha", parts["A"]),
-                found=cropped(repr(alpha)),
+                found=crop(repr(alpha)),
             )
     if len(set(alphas.values())) > 1:
         raise CheckpointError(
@@ -395,7 +395,7 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{METADATA} describes more than LoRA",
             path=own.path,
-            found=cropped(f"{variants[0]} {config[variants[0]]!r}"),
+            found=crop(f"{variants[0]} {config[variants[0]]!r}"),
             hint="merge it with the program that made it",
         )
     return {**config, "alpha_pattern": _compile(config.get("alpha_pattern") or {}, own.path)}
@@ -410,9 +410,9 @@ def _compile(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
     for pattern in patterns:
         if not PLAIN.fullmatch(pattern):
             raise CheckpointError(
-                f"alpha_pattern in {METADATA} is not plain",
+                f"alpha_pattern in {METADATA} has a pattern that is not supported",
                 path=path,
                 expected="names of modules",
-                found=cropped(repr(pattern)),
+                found=crop(repr(pattern)),
             )
     return {re.compile(rf"(.*\.)?({pattern})$"): alpha for pattern, alpha in patterns.items()}

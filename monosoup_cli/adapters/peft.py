@@ -32,7 +32,7 @@ from monosoup_cli.adapters.lora import (
     LoraPair,
 )
 from monosoup_cli.adapters.patterns import Settings
-from monosoup_cli.errors import CheckpointError, cropped
+from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint
@@ -156,7 +156,7 @@ def read_adapter(
 
 
 def _twice(name: str, key: str | None, path: str) -> CheckpointError:
-    return CheckpointError(f"the adapter changes {cropped(repr(name))} twice", path=path, tensor=key)
+    return CheckpointError(f"the adapter changes {crop(repr(name))} twice", path=path, tensor=key)
 
 
 def _check_config(config: object, path: str) -> None:
@@ -169,7 +169,7 @@ def _check_config(config: object, path: str) -> None:
         raise refuse("is not a JSON object")
     if config.get("peft_type") != "LORA":
         raise refuse(
-            f"peft_type is {cropped(repr(config.get('peft_type')))}, but only LORA adapters are supported"
+            f"peft_type is {crop(repr(config.get('peft_type')))}, but only LORA adapters are supported"
         )
     for name in FLAGS:
         if not isinstance(config.get(name), bool | None):
@@ -177,19 +177,19 @@ def _check_config(config: object, path: str) -> None:
     init = config.get("init_lora_weights", True)
     if not (isinstance(init, bool | None) or (isinstance(init, str) and init.lower() in INITS)):
         raise refuse(
-            f"init_lora_weights is {cropped(repr(init))}, which may have changed the base",
+            f"init_lora_weights is {crop(repr(init))}, which may have changed the base",
             "peft's save_pretrained converts some of these with path_initial_model_for_weight_conversion",
         )
     for name, value in config.items():
         is_unknown = name in NOT_LORA or (OPTION.fullmatch(name) and name not in KNOWN_OPTIONS)
         if is_unknown and value not in (None, False, [], {}):
-            raise refuse(f"{cropped(name)} is set, which is more than plain LoRA")
+            raise refuse(f"{crop(name)} is set, which is more than plain LoRA")
 
 
 def _without_base(
     factors: ModuleFactors, target: str, config: Mapping[str, Any], settings: Settings
 ) -> tuple[FactorLayout, tuple[int, ...]]:
-    """Return the layout and shape by the factors alone. The rank tells the number of experts."""
+    """Return the layout and shape by the factors alone. The rank determines the number of experts."""
     shape = factors.b[0], *factors.a[1:]
     if factors.parameters:
         experts = factors.a[0] // int(settings.rank(factors.subject(target)))
@@ -232,7 +232,7 @@ def _check_present(
         hint = "if the base stores experts one by one, fuse them: transformers' save_original_format=False"
     else:
         hint = "is it the adapter of another model? --rename maps names to the base's"
-    named = ", ".join(cropped(repr(read_as[name])) for name in missing[:MAX_NAMED])
+    named = ", ".join(crop(repr(read_as[name])) for name in missing[:MAX_NAMED])
     more = f" and {len(missing) - MAX_NAMED:,} more" if len(missing) > MAX_NAMED else ""
     raise CheckpointError(f"changes tensors that the base does not have: {named}{more}", path=path, hint=hint)
 
@@ -314,7 +314,7 @@ def _named_factors(
                 else "does not fit the base",
                 path=path,
                 tensor=first.keys["a"],
-                found=f"factors of {len(group)} of {', '.join(map(repr, first.parameters[:MAX_NESTED]))}",
+                found=f"factors for {len(group)} of {', '.join(map(repr, first.parameters[:MAX_NESTED]))}",
             )
         yield from zip(group, fitting[0], strict=True)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from monosoup_cli.errors import MonosoupError
-from monosoup_cli.options import Call, Declared, RunOptions, as_list, declared_in
+from monosoup_cli.options import Call, DeclaredOption, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import Order
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ PROGRESS = inspect.Parameter(
     annotation="Callable[[PlannedTensor, bool], None] | None",
 )
 PROGRESS_HELP = (
-    "Called from worker threads with a tensor, and with False when it is begun or True when it is finished."
-    " A tensor that must be examined before the output is laid out is begun and finished twice."
+    "A function that worker threads call with a tensor and a flag: False when they start it, True when they"
+    " finish it. A tensor that must be examined before the output is laid out is started and finished twice."
 )
 
 
@@ -72,7 +72,7 @@ class Command(Protocol[P, Prepared]):
 
     __name__: str
     __doc__: str | None
-    declared: Mapping[str, Declared]
+    declared: Mapping[str, DeclaredOption]
     prepare: Callable[P, Prepared]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]: ...
@@ -122,7 +122,7 @@ def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
 
 def publish(
     declaration: Callable[P, Any],
-    declared: Mapping[str, Declared],
+    declared: Mapping[str, DeclaredOption],
     prepare: Callable[P, Prepared],
     run: Callable[[Prepared, Progress], dict[str, Any]],
     *,
@@ -177,7 +177,7 @@ def publish(
     return made
 
 
-def _signature(declaration: Callable[..., Any], declared: Mapping[str, Declared]) -> inspect.Signature:
+def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption]) -> inspect.Signature:
     """The signature of a command: that of its declaration, with the shared options and `progress` in the
     place of `**options`."""
     own = inspect.signature(declaration).parameters
@@ -203,7 +203,7 @@ def _document(function: Callable[..., Any], module: str, name: str, signature: i
     function.__annotations__ = {**annotations, "return": signature.return_annotation}
 
 
-def _docstring(declaration: Callable[..., Any], declared: Mapping[str, Declared], returns: str) -> str:
+def _docstring(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption], returns: str) -> str:
     """The docstring of a command's function: the help of the shell, then every option."""
     options = "\n".join(f"    {name}: {one.option.help}" for name, one in declared.items())
     return (
@@ -213,7 +213,7 @@ def _docstring(declaration: Callable[..., Any], declared: Mapping[str, Declared]
     )
 
 
-def _reported(value: Any, declared: Declared) -> Any:
+def _reported(value: Any, declared: DeclaredOption) -> Any:
     """An argument as the report has it: paths as text, and lists where Python takes one value or several."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)

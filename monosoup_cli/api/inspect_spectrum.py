@@ -1,4 +1,4 @@
-"""`inspect_spectrum`: the spectra of the updates, and what the methods would make of them."""
+"""`inspect_spectrum`: the spectra of the updates, and what the methods would do with them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import publish
 from monosoup_cli.api.edit import NO_BASE
-from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, Weigh
+from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, WeightingOption
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit
 from monosoup_cli.options import (
     Base,
-    Computing,
-    ComputingKeywords,
-    Declared,
+    ComputeKeywords,
+    ComputeOptions,
+    DeclaredOption,
     Finetuned,
     Option,
-    Selecting,
-    SelectingKeywords,
+    SelectionKeywords,
+    SelectionOptions,
     Stacked,
     as_list,
     as_paths,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect_spectrum"]
 
 
-class InspectKeywords(SelectingKeywords, ComputingKeywords, total=False):
+class InspectKeywords(SelectionKeywords, ComputeKeywords, total=False):
     """The shared options that an inspection has; `include` is called `layer`."""
 
 
@@ -47,21 +47,22 @@ def _inspect_spectrum(
     *,
     layer: Annotated[
         str | Sequence[str],
-        Option("Only layers with such names; repeatable.", metavar="GLOB", shell=list[str]),
+        Option("Inspect only layers whose names match. Repeatable.", metavar="GLOB", shell=list[str]),
     ] = (),
     values: Annotated[bool, Option("Report all singular values, in json and csv.")] = False,
     energy: EnergySplit = None,
     rank: RankSplit = None,
     rank_fraction: RankFractionSplit = None,
-    weighting: Weigh = "monosoup",
+    weighting: WeightingOption = "monosoup",
     stacked: Stacked = (),
     **options: Unpack[InspectKeywords],
 ) -> Inspected:
-    """Show the spectra of a fine-tune, and what `edit` would make of them; writes no checkpoint.
+    """Show the spectra of a fine-tune's updates.
 
-    For every layer it shows where the spectrum is split, the coefficients, and how far the edit is from plain
-    interpolation. Sentences below the table say what to know before trusting it. With several fine-tunes it
-    inspects their mean, and how similar their updates are. An adapter needs no BASE (-).
+    The command also shows what `edit` would do with them, and writes no checkpoint. For every layer it shows
+    where the spectrum is split, the coefficients, and how far the edit is from plain interpolation. Sentences
+    below the table say what to check before you trust the edit. With several fine-tunes it inspects their
+    mean, and how similar their updates are. An adapter needs no BASE (-).
 
     Example: monosoup inspect-spectrum base.safetensors ft.safetensors
     """
@@ -69,7 +70,7 @@ def _inspect_spectrum(
     from monosoup_cli.pipeline.inspection import Inspection
 
     rule = MonoSoup(energy=energy, rank=rank, rank_fraction=rank_fraction, weighting=weighting)
-    selecting = from_keywords(Selecting, {**options, "include": layer})
+    selecting = from_keywords(SelectionOptions, {**options, "include": layer})
     arguments: dict[str, Any] = {
         "base": os.fspath(base),
         "finetuned": as_paths(finetuned),
@@ -86,7 +87,7 @@ def _inspect_spectrum(
         None if arguments["base"] == NO_BASE else arguments["base"],
         arguments["finetuned"],
         selecting,
-        from_keywords(Computing, options),
+        from_keywords(ComputeOptions, options),
         SpectralEdit([rule]),
         arguments["stacked"],
     )
@@ -97,8 +98,8 @@ def _run(inspected: Inspected, progress: Progress) -> dict[str, Any]:
     return inspected.run(progress)
 
 
-def _declared() -> Mapping[str, Declared]:
-    shared = {**declared_in(Selecting), **declared_in(Computing)}
+def _declared() -> Mapping[str, DeclaredOption]:
+    shared = {**declared_in(SelectionOptions), **declared_in(ComputeOptions)}
     del shared["include"]
     return {**declared_in(_inspect_spectrum), **shared}
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import ScoreError, UsageError, cropped
+from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
 from monosoup_cli.options import StrPath
 
@@ -49,7 +49,7 @@ def _finite(score: Any, source: str, where: str | None) -> float:
     except OverflowError:
         pass
     raise UsageError(
-        f"no score for {source}", path=where, expected="a number under that path", found=cropped(str(score))
+        f"no score for {source}", path=where, expected="a number under that path", found=crop(str(score))
     )
 
 

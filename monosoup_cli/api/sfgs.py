@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.inputs import Inputs
-    from monosoup_cli.pipeline.task import Choice, Kitchen
+    from monosoup_cli.pipeline.task import Choice, ChooserContext
     from monosoup_cli.tensors.plan import Plan, Selection
 
 __all__ = ["choices", "sfgs"]
@@ -43,10 +43,10 @@ def sfgs(
         float, Option("A candidate joins if its mean similarity to the members is at least D.", metavar="D")
     ],
     scores: Scores = None,
-    include_vectors: Annotated[bool, Option("Compare tensors of one dimension, too.")] = False,
+    include_vectors: Annotated[bool, Option("Also compare one-dimensional tensors.")] = False,
     **options: Unpack[RunKeywords],
 ) -> Request:
-    """Average the checkpoints whose updates are similar.
+    """Average checkpoints with similar updates.
 
     This is the similarity-filtered greedy soup. Similarity is the cosine between two updates, averaged over
     layers. --dry-run reads the checkpoints, and prints the similarities and what every threshold would
@@ -98,21 +98,21 @@ class _BySimilarity:
         # a scalar is no vector: its cosine is 1 or -1
         return Plan(tuple(one if one.shape else replace(one, reason="vector") for one in plan.tensors))
 
-    def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
+    def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Compare all updates in one pass, and add one candidate after the other."""
         from monosoup_cli.methods.similarity import decide, gram_matrix, members_of, similarity
         from monosoup_cli.pipeline.gram import gram_matrices
         from monosoup_cli.pipeline.task import Choice
 
-        inputs = kitchen.inputs
+        inputs = context.inputs
         assert inputs.base is not None
-        layers = self._layers(inputs, kitchen.selection)
+        layers = self._layers(inputs, context.selection)
         grams = gram_matrices(
             layers,
             inputs.base,
             inputs.finetuned,
             partial,
-            kitchen.engine,
+            context.engine,
             progress,
             gram_matrix,
             self.on_nonfinite,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.errors import UsageError
-from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalised
+from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalise
 from monosoup_cli.options import (
     Finetuned,
     Option,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.inputs import Inputs
-    from monosoup_cli.pipeline.task import Choice, Kitchen
+    from monosoup_cli.pipeline.task import Choice, ChooserContext
     from monosoup_cli.tensors.plan import Selection
 
 __all__ = ["Accept", "Watch", "soup"]
@@ -62,7 +62,9 @@ def soup(
     ] = None,
     weights: Annotated[
         Sequence[float] | None,
-        Option("A weight for each checkpoint; scaled to sum 1.", metavar="W1,W2,…", shell=str, is_list=True),
+        Option(
+            "A weight for each checkpoint; scaled to sum to 1.", metavar="W1,W2,…", shell=str, is_list=True
+        ),
     ] = None,
     greedy: Annotated[bool, Option("Add checkpoints, best first, while the score does not fall.")] = False,
     score_command: Annotated[
@@ -77,15 +79,18 @@ def soup(
     ] = None,
     scores: Scores = None,
     accept: Annotated[
-        Accept, Option("A candidate joins if the score is as good (ge), or only if it is better (gt).")
+        Accept,
+        Option(
+            "Add a candidate if the score is at least the best so far (ge), or only if it is better (gt)."
+        ),
     ] = "ge",
     watch: Watch | None = None,
     **options: Unpack[RunKeywords],
 ) -> Request:
-    """Average two or more checkpoints: model soups.
+    """Average checkpoints: model soups.
 
-    The mean is uniform, weighted or greedy. The greedy soup scores every trial with a command of yours, and
-    --resume continues without scoring anything twice.
+    The mean of two or more checkpoints is uniform, weighted or greedy. The greedy soup scores every trial
+    with a command of yours, and --resume continues without scoring anything twice.
 
     Example: monosoup soup ft1.safetensors ft2.safetensors ft3.safetensors -o out
     """
@@ -116,7 +121,7 @@ def soup(
         sources,
         os.fspath(output),
         None if base is None else os.fspath(base),
-        weights=None if weights is None else normalised(weights),
+        weights=None if weights is None else normalise(weights),
         base_is_option=True,
         arguments={"weights": None if weights is None else list(weights), "scores": known},
     )
@@ -137,20 +142,20 @@ class _Greedy:
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Nothing: any checkpoints can be scored."""
 
-    def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
+    def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Score the candidates, and add one after the other while the score does not fall."""
         from monosoup_cli.pipeline.task import Choice
 
         assert partial is not None
         numbers = range(len(self.sources))
         if self.scores is None:
-            scores = [self._score([number], kitchen, partial) for number in numbers]
+            scores = [self._score([number], context, partial) for number in numbers]
         else:
             scores = [self.scores[source] for source in self.sources]
         order = best_first(scores)
         trials = []
         for trial in greedy(
-            order, lambda members: self._score(members, kitchen, partial), strict=self.is_strict
+            order, lambda members: self._score(members, context, partial), strict=self.is_strict
         ):
             trials.append(trial)
             self.watch(self.sources[trial.candidate], trial, len(trials))
@@ -166,30 +171,30 @@ class _Greedy:
         }
         return Choice(members, selection)
 
-    def _score(self, members: Sequence[int], kitchen: Kitchen, partial: PartialOutput) -> float:
+    def _score(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> float:
         """The score of the uniform mean of some checkpoints; of a single one, as it is."""
         from monosoup_cli.api.scores import run_score_command
 
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:
             self.watch(self.sources[members[-1]], None, len(members))
-            is_whole = len(members) == 1 and kitchen.inputs.adapters[members[0]] is None
-            path: StrPath = kitchen.inputs.finetuned[members[0]].files.place.path if is_whole else ""
+            is_whole = len(members) == 1 and context.inputs.adapters[members[0]] is None
+            path: StrPath = context.inputs.finetuned[members[0]].files.place.path if is_whole else ""
             if not is_whole:  # an adapter is scored merged
-                path = self._draft(members, kitchen, partial)
+                path = self._draft(members, context, partial)
             has_scores = any(note.startswith("score ") for note in partial.notes)
             partial.note(name, run_score_command(self.template, path, has_scores=has_scores))
         return float(partial.notes[name])
 
-    def _draft(self, members: Sequence[int], kitchen: Kitchen, partial: PartialOutput) -> Path:
+    def _draft(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> Path:
         """Write the mean of some checkpoints in the form of the first one; replaces the last draft."""
         for old in partial.workplace.glob("draft-*"):
             if old.is_dir():
                 shutil.rmtree(old)
             else:
                 old.unlink()
-        suffix = ".safetensors" if kitchen.inputs.finetuned[0].model.place.folder is None else ""
+        suffix = ".safetensors" if context.inputs.finetuned[0].model.place.folder is None else ""
         # a name of its own: what a killed run left may still read the one before
         draft = partial.workplace / f"draft-{len(partial.notes)}{suffix}"
-        kitchen.draft(members, draft)
+        context.draft(members, draft)
         return draft

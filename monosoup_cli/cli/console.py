@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from monosoup_cli.errors import OutputError, without_tokens
-from monosoup_cli.report.words import duration, plural, printable, size, verdict
+from monosoup_cli.report.words import duration, joined_label, plural, printable, size
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -114,7 +114,7 @@ class Console:
         done: list[tuple[str, float, bool]] = []
 
         def show_trial(source: str, trial: Trial | None, count: int) -> None:
-            others = f" with {plural(count - 1, 'other')}" if count > 1 else ""
+            others = f" averaged with {plural(count - 1, 'other')}" if count > 1 else ""
             now = f"scoring {source}{others}" if trial is None else ""
             if trial is not None:
                 done.append((source, trial.score, trial.joined))
@@ -130,7 +130,7 @@ class Console:
             elif trial is None:
                 self.note(now)
             else:
-                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {verdict(trial.joined)}")
+                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {joined_label(trial.joined)}")
 
         try:
             yield show_trial

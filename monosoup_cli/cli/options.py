@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from monosoup_cli.options import Declared
+from monosoup_cli.options import DeclaredOption
 
 __all__ = ["LayerFormat", "NoProgress", "Quiet", "TalkFormat", "add_options", "parameter_of", "shell_help"]
 
@@ -18,7 +18,7 @@ TalkFormat = Literal["table", "json"]
 LayerFormat = Literal["table", "json", "csv"]
 
 
-def parameter_of(declared: Declared) -> inspect.Parameter:
+def parameter_of(declared: DeclaredOption) -> inspect.Parameter:
     """Return the typer parameter for an option."""
     option = declared.option
     kind = option.shell or declared.type
@@ -41,7 +41,7 @@ def parameter_of(declared: Declared) -> inspect.Parameter:
 
 
 def add_options(
-    command: Callable[..., None], name: str, text: str, declared: Mapping[str, Declared]
+    command: Callable[..., None], name: str, text: str, declared: Mapping[str, DeclaredOption]
 ) -> Callable[..., None]:
     """Make a function for typer that passes the declared options to `command`.
 
@@ -67,7 +67,7 @@ def add_options(
     return shell
 
 
-def _from_shell(declared: Declared, value: Any) -> Any:
+def _from_shell(declared: DeclaredOption, value: Any) -> Any:
     """Return the Python argument for a value from the shell."""
     if value is None and (declared.option.shell == list[str]):
         return ()

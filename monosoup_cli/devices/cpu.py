@@ -54,7 +54,7 @@ class Cpu:
     def upcast(self, stored: Tensor, dtype: str, scratch: Scratch, purpose: str) -> Tensor:
         return scratch.take(purpose, dtype, *stored.shape).copy_(stored)
 
-    def room(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
+    def buffer(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
         return scratch.take(purpose, dtype, *shape)
 
     def warm_up(self) -> None:

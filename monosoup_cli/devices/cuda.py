@@ -82,7 +82,7 @@ class Cuda:
     def upcast(self, stored: Tensor, dtype: str, scratch: Scratch, purpose: str) -> Tensor:
         return stored.to(self.torch).to(torch_dtype(dtype))
 
-    def room(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
+    def buffer(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
         import torch
 
         return torch.empty(shape, dtype=torch_dtype(dtype), device=self.torch)

@@ -43,7 +43,7 @@ class Device(Protocol):
         """Its model; results may differ in the last bits between models."""
 
     def free_bytes(self) -> int | None:
-        """How much memory can be allocated on it now, None where the system does not tell."""
+        """How much memory can be allocated on it now, None where the system does not say."""
 
     def new_scratch(self) -> Scratch:
         """Buffers for one worker, from which this device can be fed."""
@@ -61,7 +61,7 @@ class Device(Protocol):
             purpose: What the copy is for; the next call with the same purpose may reuse its memory.
         """
 
-    def room(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
+    def buffer(self, scratch: Scratch, purpose: str, dtype: str, *shape: int) -> Tensor:
         """An uninitialized tensor on this device, in memory that the next call for `purpose` may reuse."""
 
     def warm_up(self) -> None:

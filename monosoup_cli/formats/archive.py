@@ -9,10 +9,10 @@ import zipfile
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.errors import CheckpointError, MonosoupError, cropped
+from monosoup_cli.errors import CheckpointError, MonosoupError, crop
 from monosoup_cli.formats.strided import Bytes
 
-__all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "quoted", "read_records", "start_of"]
+__all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "quote", "read_records", "start_of"]
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 16_000_000
@@ -98,11 +98,11 @@ def read_records(file: Bytes) -> dict[str, Record]:
     for info, end in zip(infos, ends, strict=True):
         name = info.filename.partition("/")[2]
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise refuse(f"the record {quoted(name)} is compressed", hint=RESAVE)
+            raise refuse(f"the record {quote(name)} is compressed", hint=RESAVE)
         if info.flag_bits & 1:
-            raise refuse(f"the record {quoted(name)} is encrypted")
+            raise refuse(f"the record {quote(name)} is encrypted")
         if name in records:
-            raise refuse(f"the zip archive has the record {quoted(name)} twice")
+            raise refuse(f"the zip archive has the record {quote(name)} twice")
         raw = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
         records[name] = Record(raw, info.header_offset, info.file_size, end)
     if "data.pkl" not in records or len(folders) != 1:
@@ -134,11 +134,11 @@ def start_of(file: Bytes, record: Record) -> int:
         if agrees and raw[LOCAL_HEADER.size :] == record.name and start + record.nbytes <= record.end:
             return start
     raise CheckpointError(
-        f"the record {quoted(record.name.decode(errors='replace'))} is not where the zip archive says",
+        f"the record {quote(record.name.decode(errors='replace'))} is not where the zip archive says",
         path=file.shown,
     )
 
 
-def quoted(name: object) -> str:
+def quote(name: object) -> str:
     """Quote and crop a name for a message. Anything but text and numbers is shown as its type."""
-    return cropped(repr(name) if isinstance(name, str | int | float) else type(name).__name__)
+    return crop(repr(name) if isinstance(name, str | int | float) else type(name).__name__)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.errors import CheckpointError, cropped
+from monosoup_cli.errors import CheckpointError, crop
 
 __all__ = ["BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
 
@@ -106,7 +106,7 @@ def parse_json(text: bytes, path: str, what: str) -> Any:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise CheckpointError(f"the {what} names {cropped(repr(twice))} twice", path=path)
+            raise CheckpointError(f"the {what} names {crop(repr(twice))} twice", path=path)
         return found
 
     def refuse(constant: str) -> None:

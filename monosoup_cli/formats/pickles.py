@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, quoted
+from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, quote
 
-__all__ = ["screen"]
+__all__ = ["check_pickle"]
 
 MAX_OPERATIONS = 5_000_000
 MAX_TUPLE_DEPTH = 100
@@ -97,7 +97,7 @@ class _Stack:
         return found
 
 
-def screen(pickle: bytes, shown: str) -> None:
+def check_pickle(pickle: bytes, shown: str) -> None:
     """Refuse a pickle that is unsafe or too expensive to parse.
 
     Values can refer to each other, so a few bytes can make for a lot of work.
@@ -195,4 +195,4 @@ def _foreign(named: str) -> tuple[str, str]:
     module, _, name = named.rpartition(" ")
     if name in NOT_DENSE:
         return f"holds {NOT_DENSE[name]}", SAVE_ALONE
-    return f"holds an object that is not a tensor: {quoted(f'{module}.{name}')}", SAVE_ALONE
+    return f"holds an object that is not a tensor: {quote(f'{module}.{name}')}", SAVE_ALONE

@@ -20,8 +20,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from monosoup_cli.errors import CheckpointError, cropped
-from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, Record, quoted, read_records, start_of
+from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, Record, quote, read_records, start_of
 from monosoup_cli.formats.files import CheckpointFile
 from monosoup_cli.formats.header import (
     BITS,
@@ -32,7 +32,7 @@ from monosoup_cli.formats.header import (
     Header,
     TensorInfo,
 )
-from monosoup_cli.formats.pickles import screen
+from monosoup_cli.formats.pickles import check_pickle
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.formats.strided import Bytes, Strided
 
@@ -112,7 +112,7 @@ def read_state_dict(file: Bytes) -> StateDict:
     _check_magic(file)
     records = read_records(file)
     pickle = file.read(records["data.pkl"].nbytes, start_of(file, records["data.pkl"]))
-    screen(pickle, file.shown)
+    check_pickle(pickle, file.shown)
     content, keys = _parse(pickle, records, file.shown)
     state, left_out = _unwrap(content, file.shown)
     starts = _starts(file, keys, state.values())
@@ -226,9 +226,9 @@ def _unwrap(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[st
             raise refuse("not a state dict", found=f"a {type(content).__name__}", hint=SAVE_ALONE)
         for name in content:
             if not isinstance(name, str):
-                raise refuse("a name in the state dict is not text", found=quoted(name))
+                raise refuse("a name in the state dict is not text", found=quote(name))
             if not _is_unicode(name):
-                raise refuse(f"the name {quoted(name)} is not valid Unicode")
+                raise refuse(f"the name {quote(name)} is not valid Unicode")
         others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
         if not others:
             if not content:
@@ -242,13 +242,13 @@ def _unwrap(content: Any, shown: str) -> tuple[dict[str, torch.Tensor], tuple[st
         if not inner or wrapped == MAX_WRAPPED:
             under = [name for name, value in content.items() if _holds_tensors(value)]
             if under:
-                inside = cropped("".join(f"[{key!r}]" for key in [*within.split(".")[:-1], under[0]]))
+                inside = crop("".join(f"[{key!r}]" for key in [*within.split(".")[:-1], under[0]]))
                 raise refuse(
-                    f"its tensors are under {cropped(', '.join(map(repr, under[:4])))}",
+                    f"its tensors are under {crop(', '.join(map(repr, under[:4])))}",
                     hint=f"save them alone: torch.save(torch.load(OLD, weights_only=True){inside}, NEW)",
                 )
             raise refuse(
-                f"{quoted(within + others[0])} is not a tensor",
+                f"{quote(within + others[0])} is not a tensor",
                 found=f"a {type(content[others[0]]).__name__}",
                 hint=SAVE_ALONE,
             )
@@ -277,7 +277,7 @@ def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
         raise CheckpointError("not a dense tensor")
     if dtype not in DTYPES:
-        raise CheckpointError("a dtype that safetensors does not have", found=cropped(dtype))
+        raise CheckpointError("a dtype that safetensors does not have", found=crop(dtype))
     if tensor.is_conj() or tensor.is_neg():
         raise CheckpointError(
             "a view that conjugates or negates", hint="save what .resolve_conj().resolve_neg() returns"
@@ -285,7 +285,7 @@ def _layout(name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], int]:
     if len(shape) > MAX_DIMENSIONS:
         raise CheckpointError("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=len(shape))
     if math.prod(size for size in shape if size) > MAX_ELEMENTS:
-        raise CheckpointError("the shape overflows", found=cropped(str(shape)))
+        raise CheckpointError("the shape overflows", found=crop(str(shape)))
     strides = (stride if size > 1 else 0 for size, stride in zip(shape, tensor.stride(), strict=True))
     return tuple(strides), BITS[DTYPES[dtype]]
 

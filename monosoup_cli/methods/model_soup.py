@@ -18,7 +18,7 @@ from monosoup_cli.tensors.method import Edit, Layer, Paper, PlainMethod
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PAPER", "Average", "Trial", "best_first", "greedy", "normalised"]
+__all__ = ["PAPER", "Average", "Trial", "best_first", "greedy", "normalise"]
 
 PAPER = Paper(
     "The mean of the weights of several fine-tuned checkpoints: a model soup.",
@@ -56,8 +56,8 @@ class Average(PlainMethod):
             yield start, stop, [layer.mean(start, stop)]
 
 
-def normalised(weights: Sequence[float]) -> list[float]:
-    """Scale weights to sum 1.
+def normalise(weights: Sequence[float]) -> list[float]:
+    """Scale weights to sum to 1.
 
     Raises:
         UsageError: A weight is negative or not finite, or all are 0.

@@ -8,7 +8,7 @@ from typing import ClassVar
 from monosoup_cli.errors import UsageError
 from monosoup_cli.outputs.edited_adapter import EditedAdapterDraft
 from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterDraft, RankOf
-from monosoup_cli.outputs.form import Draft, Opened
+from monosoup_cli.outputs.form import Draft, OutputContext
 
 __all__ = ["AdapterKind"]
 
@@ -27,7 +27,7 @@ class AdapterKind:
     rank_of: RankOf | None = None
     takes_no_base: ClassVar[bool] = True
 
-    def draft(self, opened: Opened) -> Draft:
+    def draft(self, opened: OutputContext) -> Draft:
         """The adapter that fits the inputs.
 
         Raises:

@@ -15,7 +15,7 @@ from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.dtypes import BITS, bytes_of, cast
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.factor_sink import FactorSink
-from monosoup_cli.outputs.form import AdapterDescription, Description, Opened, Sink, Target
+from monosoup_cli.outputs.form import AdapterDescription, Description, OutputContext, Sink, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink, copy_within, move
@@ -164,12 +164,12 @@ class _Rows:
 class EditedAdapterDraft:
     """An adapter that is written again, whose layout is its own."""
 
-    opened: Opened
+    opened: OutputContext
     adapter: Adapter
     stored: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, opened: Opened, adapter: Adapter) -> EditedAdapterDraft:
+    def of(cls, opened: OutputContext, adapter: Adapter) -> EditedAdapterDraft:
         """The draft for one adapter.
 
         Raises:
@@ -217,7 +217,7 @@ class EditedAdapterDraft:
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
         """Never called."""
-        raise AssertionError("the adapter tells the layout")
+        raise AssertionError("the layout follows from the adapter")
 
     def form(self, plan: Plan) -> tuple[Plan, EditedAdapterForm]:
         """The adapter's own layout."""

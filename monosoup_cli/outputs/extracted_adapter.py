@@ -13,7 +13,7 @@ from monosoup_cli.errors import CheckpointError, UsageError, without_tokens
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.formats.header import Header, build_header
 from monosoup_cli.outputs.factor_sink import FactorSink
-from monosoup_cli.outputs.form import AdapterDescription, Description, Opened, Sink, Target
+from monosoup_cli.outputs.form import AdapterDescription, Description, OutputContext, Sink, Target
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
@@ -129,7 +129,7 @@ class ExtractedAdapterDraft:
         rank_of: Finds the rank of each layer's factors, where an energy is given.
     """
 
-    opened: Opened
+    opened: OutputContext
     base: Source
     rank: int | None
     rank_of: RankOf | None
@@ -137,7 +137,7 @@ class ExtractedAdapterDraft:
     _moved: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, opened: Opened, rank: int | None, rank_of: RankOf | None) -> ExtractedAdapterDraft:
+    def of(cls, opened: OutputContext, rank: int | None, rank_of: RankOf | None) -> ExtractedAdapterDraft:
         """The draft for whole checkpoints.
 
         Raises:

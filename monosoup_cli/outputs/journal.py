@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import ResumeError, cropped
+from monosoup_cli.errors import ResumeError, crop
 from monosoup_cli.outputs.durable import sync_data, write_all
 
 __all__ = ["Journal", "finished_line", "note_line", "read_journal"]
@@ -87,9 +87,9 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[bytes]:
     if changed:
         then = "rerun with the same arguments"
         if moved := _moved(before, identity):
-            then = f"a branch on the Hub has moved, it was at @{moved}: rerun with that commit"
+            then = f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
         raise ResumeError(
-            f"the interrupted run differs in {cropped(', '.join(changed))}",
+            f"the interrupted run differs in {crop(', '.join(changed))}",
             path=path.parent,
             hint=f"{then}, or start over with --overwrite",
         )

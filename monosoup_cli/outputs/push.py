@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monosoup_cli.errors import AccessError, CheckpointError, OutputError, UsageError, cropped
+from monosoup_cli.errors import AccessError, CheckpointError, OutputError, UsageError, crop
 from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check_push(repository: str, *, overwrite: bool) -> None:
         is_name = False
     if not is_name:
         raise UsageError(
-            "cannot push: not a repository name", expected="ORG/NAME", found=cropped(repr(repository))
+            "cannot push: not a repository name", expected="ORG/NAME", found=crop(repr(repository))
         )
     if constants.HF_HUB_OFFLINE:
         raise OutputError("cannot push while offline", path=repository, hint="run without HF_HUB_OFFLINE")
@@ -136,7 +136,7 @@ def _head(api: HfApi, repository: str, *, overwrite: bool) -> tuple[str | None, 
         raise OutputError(
             "the repository already holds files",
             path=repository,
-            found=cropped(", ".join(lost[:4]) + (", …" if len(lost) > 4 else "")),
+            found=crop(", ".join(lost[:4]) + (", …" if len(lost) > 4 else "")),
             hint="choose another, or pass --overwrite",
         )
     return info.sha, held

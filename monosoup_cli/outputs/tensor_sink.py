@@ -76,7 +76,7 @@ class TensorSink:
             for writer, wise in zip(writers, wises, strict=True):
                 result = mean
                 if wise is not None:
-                    result = torch.lerp(base, mean, wise, out=flat.memory.room("result", stop - start))
+                    result = torch.lerp(base, mean, wise, out=flat.memory.buffer("result", stop - start))
                 writer.put(start, stop, result)
 
     def finish(self, *, is_edited: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from monosoup_cli.devices.held import Held
-from monosoup_cli.outputs.form import Description, Opened, Target
+from monosoup_cli.outputs.form import Description, OutputContext, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
@@ -61,9 +61,9 @@ class WholeForm:
 
 @dataclass(frozen=True)
 class WholeDraft:
-    """A whole checkpoint, whose layout the headers tell."""
+    """A whole checkpoint, whose layout follows from the headers."""
 
-    opened: Opened
+    opened: OutputContext
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of the inputs as they are."""
@@ -75,12 +75,12 @@ class WholeDraft:
         return ()
 
     def examined(self, plan: Plan) -> Sequence[PlannedTensor]:
-        """Nothing: the headers tell the layout."""
+        """Nothing: the layout follows from the headers."""
         return ()
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
         """Never called."""
-        raise AssertionError("the headers tell the layout of a whole checkpoint")
+        raise AssertionError("the layout of a whole checkpoint follows from the headers")
 
     def form(self, plan: Plan) -> tuple[Plan, WholeForm]:
         """The layout of the (first) fine-tuned checkpoint, one file, or shards of the size asked for."""
@@ -95,7 +95,7 @@ class WholeKind:
 
     takes_no_base: ClassVar[bool] = False
 
-    def draft(self, opened: Opened) -> WholeDraft:
+    def draft(self, opened: OutputContext) -> WholeDraft:
         """The draft of a whole checkpoint; nothing stands against one."""
         return WholeDraft(opened)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
 from monosoup_cli.formats.table import OTHER_WEIGHTS
-from monosoup_cli.options import RunOptions, Writing
+from monosoup_cli.options import OutputOptions, RunOptions
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
 from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
@@ -31,7 +31,7 @@ class Destination:
     """
 
     path: Path
-    options: Writing
+    options: OutputOptions
 
     @classmethod
     def of(cls, output: str, options: RunOptions, *, is_sweep: bool) -> Destination:

@@ -80,10 +80,10 @@ def choose(ready: Ready, partial: PartialOutput | None, progress: Progress = ign
     chooser = ready.planned.task.chooser
     if chooser is None:
         return Choice(range(len(ready.planned.inputs.finetuned)), {})
-    return chooser.choose(_Kitchen(ready), partial, progress)
+    return chooser.choose(_Context(ready), partial, progress)
 
 
-class _Kitchen:
+class _Context:
     """What a chooser works with."""
 
     def __init__(self, ready: Ready) -> None:

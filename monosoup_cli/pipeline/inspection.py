@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from monosoup_cli.devices.device import find_devices
 from monosoup_cli.errors import NonfiniteError, UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
-from monosoup_cli.options import Computing, Selecting
+from monosoup_cli.options import ComputeOptions, SelectionOptions
 from monosoup_cli.outputs.edited_adapter import adapter_headers, stacked_patterns
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
@@ -60,12 +60,12 @@ class Inspection:
         cls,
         base: str | None,
         finetuned: Sequence[str],
-        selecting: Selecting,
-        computing: Computing,
+        selecting: SelectionOptions,
+        computing: ComputeOptions,
         method: Method,
         stacked: Sequence[str] = (),
     ) -> Inspection:
-        """Open the inputs and refuse what their headers tell.
+        """Open the inputs, and refuse everything that their headers show to be wrong.
 
         Raises:
             MonosoupError: The inputs cannot be read, or do not belong together.

@@ -10,7 +10,7 @@ from functools import cached_property
 from monosoup_cli.devices.device import Device, find_devices
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
-from monosoup_cli.outputs.form import Draft, Opened
+from monosoup_cli.outputs.form import Draft, OutputContext
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.memory import Resources, allot, need_of
@@ -71,7 +71,7 @@ class Planned:
 
 
 def prepare(task: Task) -> Planned:
-    """Open the inputs and plan the output; refuse everything that headers tell.
+    """Open the inputs and plan the output; refuse everything that headers show to be wrong.
 
     Raises:
         MonosoupError: The inputs do not belong together, or the output cannot be written.
@@ -90,7 +90,7 @@ def prepare(task: Task) -> Planned:
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
             raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
         draft = task.kind.draft(
-            Opened(
+            OutputContext(
                 inputs.base,
                 inputs.finetuned,
                 inputs.adapters,

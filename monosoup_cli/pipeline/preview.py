@@ -50,5 +50,5 @@ def _tensor(ready: Ready, tensor: PlannedTensor) -> PreviewedTensor:
         shared_rows=tensor.shared_rows,
         matrix=None if matrices is None else (matrices.cut.rows, matrices.cut.columns),
         stack=None if matrices is None or not matrices.is_stack else matrices.count,
-        measures=method.foretell(tensor.name) if tensor.is_edited else {},
+        measures=method.planned_measures(tensor.name) if tensor.is_edited else {},
     )

@@ -16,7 +16,7 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.tensors.method import Order
 from monosoup_cli.tensors.plan import Selection
 
-__all__ = ["Choice", "Chooser", "Kitchen", "Task"]
+__all__ = ["Choice", "Chooser", "ChooserContext", "Task"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Choice:
     selection: Mapping[str, Any]
 
 
-class Kitchen(Protocol):
+class ChooserContext(Protocol):
     """What a chooser works with: the opened inputs, an engine, and a way to write a mean for a score."""
 
     inputs: Inputs
@@ -53,11 +53,11 @@ class Chooser(Protocol):
         """Refuse inputs among which there is nothing to choose by.
 
         Raises:
-            UsageError: The headers tell that no choice can be made.
+            UsageError: The headers show that no choice can be made.
         """
         ...
 
-    def choose(self, kitchen: Kitchen, partial: PartialOutput | None, progress: Progress) -> Choice:
+    def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Make the choice; `partial` keeps what a resumed run need not do again."""
         ...
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monosoup_cli.errors import OutputError, ReportError, UsageError, cropped
+from monosoup_cli.errors import OutputError, ReportError, UsageError, crop
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import is_report
 
@@ -50,7 +50,7 @@ def read_report(path: Path) -> dict[str, Any]:
             "unsupported schema_version",
             path=path,
             expected=SCHEMA_VERSION,
-            found=cropped(str(report["schema_version"]), 60),
+            found=crop(str(report["schema_version"]), 60),
         )
     if not is_report(report):
         hint = "give a monosoup_report.json, or an X.report.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from monosoup_cli.errors import ReportError, UsageError, cropped
+from monosoup_cli.errors import ReportError, UsageError, crop
 from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
@@ -216,7 +216,7 @@ def _label(text: str, limit: int) -> str:
         char if ord(char) in glyphs else char.encode("ascii", "backslashreplace").decode()
         for char in printable(text, limit)
     )
-    return cropped("".join(drawn), limit)
+    return crop("".join(drawn), limit)
 
 
 def _cosines(row: Row) -> list[float]:

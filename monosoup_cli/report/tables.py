@@ -14,7 +14,7 @@ from rich.text import Text
 
 from monosoup_cli.report.measures import is_number, label_of
 from monosoup_cli.report.verdict import AS_LARGE
-from monosoup_cli.report.words import duration, plural, printable, size, verdict
+from monosoup_cli.report.words import duration, joined_label, plural, printable, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,7 +96,9 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
     if plan.push is not None:
         totals.add_row("push", Text(f"to {printable(plan.push)}"))
-    memory = f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, plus the libraries"
+    memory = (
+        f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, in addition to torch itself"
+    )
     if cost.device_memory_bytes:
         memory += f"; about {size(cost.device_memory_bytes)} on each card"
     totals.add_row("memory", memory)
@@ -187,7 +189,7 @@ def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> Re
     table = grid("", "candidate", "score", "", show_header=True)
     table.columns[1].justify = table.columns[3].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
-        table.add_row(str(number), Text(printable(source)), f"{score:.6g}", verdict(joined))
+        table.add_row(str(number), Text(printable(source)), f"{score:.6g}", joined_label(joined))
     return Group(table, Text(printable(now))) if now else table
 
 
@@ -208,7 +210,9 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
     decisions.add_row(str(number_of[first]), Text(printable(first)), "", "first")
     for decision in selection["decisions"]:
         source, mean = decision["candidate"], f"{decision['similarity']:.4f}"
-        decisions.add_row(str(number_of[source]), Text(printable(source)), mean, verdict(decision["joined"]))
+        decisions.add_row(
+            str(number_of[source]), Text(printable(source)), mean, joined_label(decision["joined"])
+        )
     choices = _thresholds(selection["thresholds"], number_of)
     return Group(decisions, Text(""), *_similarities(selection), Text(""), choices, Text(""), members)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import unicodedata
 
-from monosoup_cli.errors import MAX_CROPPED, cropped, without_tokens
+from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
-__all__ = ["duration", "plural", "printable", "size", "verdict"]
+__all__ = ["duration", "joined_label", "plural", "printable", "size"]
 
 
 def printable(text: object, limit: int = MAX_CROPPED) -> str:
@@ -18,8 +18,8 @@ def printable(text: object, limit: int = MAX_CROPPED) -> str:
     Control, format and surrogate characters become escapes, tokens of the Hub are removed, and the middle of
     a text of more than `limit` characters is cut out.
     """
-    unescaped = cropped(without_tokens(str(text)), 2 * limit)
-    return cropped("".join(_escape(char) if _is_unsafe(char) else char for char in unescaped), limit)
+    unescaped = crop(without_tokens(str(text)), 2 * limit)
+    return crop("".join(_escape(char) if _is_unsafe(char) else char for char in unescaped), limit)
 
 
 def _is_unsafe(char: str) -> bool:
@@ -53,6 +53,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def verdict(joined: bool) -> str:
+def joined_label(joined: bool) -> str:
     """Say whether a candidate joined the soup."""
     return "joined" if joined else "left out"

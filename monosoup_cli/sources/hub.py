@@ -233,9 +233,9 @@ class RemoteFile:
             read_into(self._parts.descriptor, buffer, offset)
             self._count(len(buffer))
         else:
-            buffer[:] = self._from_afar(offset, offset + len(buffer))
+            buffer[:] = self._read_remote(offset, offset + len(buffer))
 
-    def _from_afar(self, start: int, stop: int) -> bytes:
+    def _read_remote(self, start: int, stop: int) -> bytes:
         if not self._head and self._nbytes:
             self._head = self._remote.read_range(self._name, 0, min(HEAD_BYTES, self._nbytes))
             self._count(len(self._head))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from monosoup_cli.errors import AccessError, CheckpointError, MonosoupError, cropped, without_tokens
+from monosoup_cli.errors import AccessError, CheckpointError, MonosoupError, crop, without_tokens
 
 __all__ = ["hub_errors", "quiet_hub"]
 
@@ -51,7 +51,7 @@ ADVICE = {
         "not on the Hub, or private", f"check the name; if it is private, {LOG_IN}"
     ),
     "RevisionNotFoundError": Advice(
-        "no such revision on the Hub", "after @ comes a branch, a tag or a whole commit hash"
+        "no such revision on the Hub", "after @ comes a branch, a tag or a full commit hash"
     ),
     "HFValidationError": Advice("not a name on the Hub", "names are ORG/NAME or ORG/NAME@REVISION"),
     "HfUriError": Advice("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),
@@ -211,10 +211,10 @@ def _wait(headers: Any) -> int | None:
 def _file_of(error: Any) -> str:
     """The name of the requested file."""
     match = FILE_IN_URL.search(str(error.response.request.url))
-    return cropped(repr(without_tokens(unquote(match[1]))), MAX_SERVER_TEXT) if match else "of this name"
+    return crop(repr(without_tokens(unquote(match[1]))), MAX_SERVER_TEXT) if match else "of this name"
 
 
 def _one_line(text: str) -> str:
     """The message of a server in one line, cropped; empty for a page of HTML."""
     printable = "".join(char if char.isprintable() else " " for char in text)
-    return "" if "<" in text else cropped(without_tokens(" ".join(printable.split())), MAX_SERVER_TEXT)
+    return "" if "<" in text else crop(without_tokens(" ".join(printable.split())), MAX_SERVER_TEXT)

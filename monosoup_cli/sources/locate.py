@@ -67,7 +67,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"cannot open: {error.strerror}", path=source) from None
     if source.startswith("hf://") or not os.path.lexists(path):
-        return _open_afar(source, path)
+        return _open_remote(source, path)
     if stat.S_ISDIR(mode):
         return _open_folder(LocalFolder(path, source), "")
     if path.name.endswith(INDEX_SUFFIX):
@@ -81,7 +81,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
-def _open_afar(source: str, path: Path) -> Checkpoint:
+def _open_remote(source: str, path: Path) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
     from monosoup_cli.sources.hub import HubId, open_repository
     from monosoup_cli.sources.hub_errors import quiet_hub
@@ -89,7 +89,7 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
     where, is_told = HubId.parse(source), source.startswith("hf://")
     is_typed_as_path = not is_told and source.endswith((*WEIGHTS, ".json"))
     if where is None or is_typed_as_path:
-        raise CheckpointError("no such file or folder", path=source, hint=_meant(source))
+        raise CheckpointError("no such file or folder", path=source, hint=_suggestion(source))
     file = PurePosixPath(where.inner).name if where.inner.endswith(WEIGHTS) else ""
     if file:
         source = source.rstrip("/").removesuffix(file).rstrip("/")
@@ -108,7 +108,7 @@ def _open_afar(source: str, path: Path) -> Checkpoint:
         return _new_checkpoint(Files(Place(f"{source}/{file}", origin=folder, file_name=file), (shard,)))
 
 
-def _meant(source: str) -> str | None:
+def _suggestion(source: str) -> str | None:
     """Suggest what the user meant by something that is neither a path nor an id on the Hub."""
     from monosoup_cli.sources.hub import HubId
 

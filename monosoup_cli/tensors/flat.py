@@ -50,11 +50,11 @@ class Memory:
 
     def __init__(self, worker: Worker, sums: str) -> None:
         self.sums = sums
-        self._room, self._scratch = worker.device.room, worker.scratch
+        self._buffer, self._scratch = worker.device.buffer, worker.scratch
 
-    def room(self, purpose: str, *shape: int, dtype: str = "F64") -> torch.Tensor:
+    def buffer(self, purpose: str, *shape: int, dtype: str = "F64") -> torch.Tensor:
         """An uninitialized tensor on the device, in memory that the next call for `purpose` may reuse."""
-        return self._room(self._scratch, purpose, dtype, *shape)
+        return self._buffer(self._scratch, purpose, dtype, *shape)
 
     def upcast(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums or differences in float64."""
@@ -62,7 +62,7 @@ class Memory:
 
         if sums.dtype == torch.float64:
             return sums
-        return self.room("float64", *sums.shape).copy_(sums)
+        return self.buffer("float64", *sums.shape).copy_(sums)
 
     def held(self, size: int) -> torch.Tensor | None:
         """Room for sums that are kept from one pass to the next.
@@ -74,7 +74,7 @@ class Memory:
             (1, size), uninitialized; None where it would be too large.
         """
         fits = size * BITS[self.sums] // 8 <= HELD_BYTES
-        return self.room("held", 1, size, dtype=self.sums) if fits else None
+        return self.buffer("held", 1, size, dtype=self.sums) if fits else None
 
 
 class _Extent:
@@ -297,7 +297,7 @@ class Updates:
     def _rows(self, size: int) -> _Rows:
         assert self._base is not None
         inputs = [self._base, *self._finetuned]
-        sums = self._memory.room("rows", len(inputs), size, dtype=self.sums)
+        sums = self._memory.buffer("rows", len(inputs), size, dtype=self.sums)
         dtypes = {flat.dtype for flat in inputs}
         if len(dtypes) == 1:
             together = self._scratch.take("stored rows", dtypes.pop(), len(inputs), size)

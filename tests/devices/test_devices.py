@@ -68,10 +68,10 @@ def test_the_versions_name_rocm_only_where_there_is_one(monkeypatch, hip, versio
 def test_memory_is_used_again():
     cpu = Cpu()
     scratch = cpu.new_scratch()
-    large = cpu.room(scratch, "a", "F64", 10, 4)
-    small = cpu.room(scratch, "a", "F32", 5)
+    large = cpu.buffer(scratch, "a", "F64", 10, 4)
+    small = cpu.buffer(scratch, "a", "F32", 5)
     assert small.data_ptr() == large.data_ptr()
-    assert cpu.room(scratch, "b", "F32", 5).data_ptr() != small.data_ptr()
+    assert cpu.buffer(scratch, "b", "F32", 5).data_ptr() != small.data_ptr()
 
 
 def test_upcasts_are_exact():
