@@ -182,8 +182,8 @@ class _Greedy:
             path: StrPath = context.inputs.finetuned[members[0]].files.place.path if is_whole else ""
             if not is_whole:  # an adapter is scored merged
                 path = self._draft(members, context, partial)
-            has_scores = any(note.startswith("score ") for note in partial.notes)
-            partial.note(name, run_score_command(self.template, path, has_scores=has_scores))
+            score = run_score_command(self.template, path, has_scores=bool(partial.notes))
+            partial.note(name, score)
         return float(partial.notes[name])
 
     def _draft(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> Path:

@@ -34,8 +34,8 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             bool,
             typer.Option(
                 "--dry-run",
-                help="Check whatever can be checked from headers, print the plan, and write nothing. (sfgs,"
-                " and edit --as-adapter on a whole checkpoint, also read the data that they need.)",
+                help="Check whatever can be checked from headers, print the plan, and write nothing. (sfgs"
+                " and edit --adapter-energy also read the data that they need.)",
             ),
         ] = False,
         format: Annotated[
@@ -70,10 +70,12 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
     from monosoup_cli.pipeline.execute import execute
     from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
-    from monosoup_cli.pipeline.ready import make_ready
+    from monosoup_cli.pipeline.ready import foresee, make_ready
     from monosoup_cli.sources.transfer import fetch
 
-    if planned.examined:
+    if is_dry and planned.draft.is_foreseeable:
+        ready = foresee(planned)
+    elif planned.examined:
         with console.download_progress(planned.downloads) as advance:
             fetch(planned.downloads, advance)
         import_torch()

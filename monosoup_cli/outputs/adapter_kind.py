@@ -27,6 +27,11 @@ class AdapterKind:
     rank_of: RankOf | None = None
     takes_no_base: ClassVar[bool] = True
 
+    @property
+    def keeps_finetuned(self) -> bool:
+        """Whether it is the same adapter again; a new one only has updates of low rank."""
+        return self.rank is None and self.rank_of is None
+
     def draft(self, opened: OutputContext) -> Draft:
         """The adapter that fits the inputs.
 

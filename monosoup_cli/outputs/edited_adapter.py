@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.devices.held import Held
@@ -167,6 +167,7 @@ class EditedAdapterDraft:
     opened: OutputContext
     adapter: Adapter
     stored: Mapping[str, tuple[str, ...]]
+    is_foreseeable: ClassVar[bool] = True
 
     @classmethod
     def of(cls, opened: OutputContext, adapter: Adapter) -> EditedAdapterDraft:

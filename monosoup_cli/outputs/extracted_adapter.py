@@ -154,6 +154,11 @@ class ExtractedAdapterDraft:
             raise UsageError("an adapter needs a folder as output", path=opened.path)
         return cls(opened, opened.base, rank, rank_of)
 
+    @property
+    def is_foreseeable(self) -> bool:
+        """Whether all ranks are given. Then the largest adapter is one in which every tensor moved."""
+        return self.rank_of is None
+
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of the inputs as they are."""
         return self.base.tensors, [source.tensors for source in self.opened.finetuned]
@@ -216,9 +221,11 @@ class ExtractedAdapterDraft:
         return adapter
 
     def form(self, plan: Plan) -> tuple[Plan, ExtractedAdapterForm]:
-        """The adapter for the ranks and the moved tensors that were found."""
+        """The adapter for the ranks and the moved tensors that were found; before, as if all had moved."""
         adapter = self._lay_out(
-            plan, lambda tensor: self._ranks.get(tensor.name, self.rank or 1), self._moved.__getitem__
+            plan,
+            lambda tensor: self._ranks.get(tensor.name, self.rank or 1),
+            lambda name: self._moved.get(name, True),
         )
         stored: dict[str, tuple[str, ...]] = {tensor.name: () for tensor in plan.tensors}
         stored |= {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}

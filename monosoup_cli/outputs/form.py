@@ -179,7 +179,13 @@ class OutputForm(Protocol):
 
 
 class Draft(Protocol):
-    """An output whose inputs are open, and whose layout may still depend on tensors that are not read yet."""
+    """An output whose inputs are open, and whose layout may still depend on tensors that are not read yet.
+
+    `is_foreseeable` is True if `form` gives a layout of at least the right size before anything is examined.
+    """
+
+    @property
+    def is_foreseeable(self) -> bool: ...
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of the base and of the fine-tuned checkpoints that the plan is made from."""
@@ -209,10 +215,14 @@ class Draft(Protocol):
 class OutputKind(Protocol):
     """What a task wants to be written.
 
-    `takes_no_base` is True if an adapter alone is enough for this kind.
+    `takes_no_base` is True if an adapter alone is enough for this kind. `keeps_finetuned` is True if tensors
+    can stay as fine-tuned in the output.
     """
 
     takes_no_base: ClassVar[bool]
+
+    @property
+    def keeps_finetuned(self) -> bool: ...
 
     def draft(self, opened: OutputContext) -> Draft:
         """The output of these inputs.

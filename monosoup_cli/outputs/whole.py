@@ -64,6 +64,7 @@ class WholeDraft:
     """A whole checkpoint, whose layout follows from the headers."""
 
     opened: OutputContext
+    is_foreseeable: ClassVar[bool] = True
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of the inputs as they are."""
@@ -94,6 +95,7 @@ class WholeKind:
     """Asks for a whole checkpoint."""
 
     takes_no_base: ClassVar[bool] = False
+    keeps_finetuned: ClassVar[bool] = True
 
     def draft(self, opened: OutputContext) -> WholeDraft:
         """The draft of a whole checkpoint; nothing stands against one."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import FrameType
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.errors import ResourceError
@@ -32,6 +32,10 @@ Progress: TypeAlias = Callable[[PlannedTensor, bool], None]
 
 def ignore(tensor: PlannedTensor, is_done: bool) -> None:
     """Progress that nobody watches."""
+
+
+Handler: TypeAlias = Callable[[int, FrameType | None], Any]
+"""A signal handler in Python."""
 
 
 class Stopped(Exception):
@@ -193,7 +197,7 @@ def _hold_signals() -> Iterator[None]:
     def hold(number: int, frame: FrameType | None) -> None:
         if is_holding:
             arrived.append(number)
-        else:  # before it is restored below, where another handler may raise first
+        else:  # a handler that `_restore` has not reached yet
             handlers[signal.Signals(number)](number, frame)
 
     try:
@@ -202,7 +206,19 @@ def _hold_signals() -> Iterator[None]:
         yield
     finally:
         is_holding = False
-        for number, handler in handlers.items():
+        _restore(list(handlers.items()), arrived)
+
+
+def _restore(handlers: Sequence[tuple[signal.Signals, Handler]], arrived: Sequence[int]) -> None:
+    """Give all handlers back and deliver the signals that arrived, although each of these steps may raise."""
+    try:
+        if handlers:
+            number, handler = handlers[0]
             signal.signal(number, handler)
-        for arrival in arrived:
-            signal.raise_signal(arrival)
+        elif arrived:
+            signal.raise_signal(arrived[0])
+    finally:
+        if handlers:
+            _restore(handlers[1:], arrived)
+        elif arrived:
+            _restore((), arrived[1:])

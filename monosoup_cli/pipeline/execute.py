@@ -20,7 +20,7 @@ from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import as_text, make_identity, make_reports, publish
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
-from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.pipeline.task import Choice, true_hints
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.ingredients import Ingredients
 from monosoup_cli.tensors.plan import Selection
@@ -67,7 +67,8 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
         )
         target = Target(partial, ingredients, ready.variants)
         on_nonfinite = planned.task.options.selecting.on_nonfinite
-        run(Work(ready.plan, planned.method, ready.form, target, on_nonfinite), engine, progress)
+        with true_hints(planned.task):
+            run(Work(ready.plan, planned.method, ready.form, target, on_nonfinite), engine, progress)
         for source in inputs.sources:
             source.check_unchanged()
         whole, reports = make_reports(ready, choice, machine, partial, partial.seal(), started)

@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.devices.device import find_devices
-from monosoup_cli.errors import NonfiniteError, UsageError, mismatch_in
+from monosoup_cli.devices.held import Held
+from monosoup_cli.errors import CheckpointError, NonfiniteError, UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.options import ComputeOptions, SelectionOptions
 from monosoup_cli.outputs.edited_adapter import adapter_headers, stacked_patterns
@@ -80,6 +82,7 @@ class Inspection:
             of_base = None if inputs.base is None else inputs.base.tensors
             of_finetuned = [source.tensors for source in inputs.finetuned]
             if inputs.base is None and adapter is not None:
+                _check_factors(adapter)
                 of_base, of_finetuned[0] = adapter_headers(adapter, None)
                 stacked = (*stacked, *stacked_patterns(adapter))
             selection = Selection(
@@ -95,7 +98,8 @@ class Inspection:
                 )
             names = [tensor.name for tensor in plan.edited]
             downloads = [download for source in inputs.sources for download in source.select(names)]
-            needs = [need_of(tensor, method, inputs.sources) for tensor in plan.tensors]
+            compared = FlatLayer.held() if len(inputs.finetuned) > 1 else Held()
+            needs = [need_of(tensor, method, inputs.sources) + compared for tensor in plan.tensors]
             resources = allot(needs, find_devices(computing.device), computing.workers)
             opened.pop_all()
         return cls(inputs, plan, resources, downloads, selecting.on_nonfinite)
@@ -180,3 +184,15 @@ class Inspection:
 
     def __exit__(self, *_: object) -> None:
         self.inputs.__exit__()
+
+
+def _check_factors(adapter: Adapter) -> None:
+    """Raise CheckpointError where the factors alone are not the update."""
+    for pair in adapter.pairs.values():
+        if pair.magnitude is not None:
+            raise CheckpointError(
+                "a DoRA update depends on the base",
+                path=adapter.own.path,
+                tensor=pair.name,
+                hint="give the base instead of -",
+            )

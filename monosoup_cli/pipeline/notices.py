@@ -22,15 +22,17 @@ def notices_of(ready: Ready) -> list[str]:
     code = [name for name in ready.side_files if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
-    new = [tensor.name for tensor in ready.plan.tensors if tensor.reason == "not_in_base"]
+    lost = ready.form.lost
+    new = [one.name for one in ready.plan.tensors if one.reason == "not_in_base" and one.name not in lost]
     if new:
         hint = f"; {inputs.hint} would match more of them" if inputs.hint else ""
         notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
     carried = [name for name in ready.side_files if name.endswith(WEIGHTS)]
     if carried:
         notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
-    lost = ready.form.lost
-    if lost:
+    if lost and ready.is_foreseen:
+        notices.append(f"no LoRA adapter stores these, even if they changed: {_some(lost)}")
+    elif lost:
         them = "it" if len(lost) == 1 else "them"
         notices.append(f"changed, but no LoRA adapter can hold {them}: {_some(lost)}")
     only_in_base = names_only_in_base(inputs.base, inputs.finetuned)

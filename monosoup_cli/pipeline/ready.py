@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from monosoup_cli.formats.files import Download
@@ -14,12 +14,13 @@ from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, need_of
 from monosoup_cli.pipeline.planned import Planned
+from monosoup_cli.pipeline.task import true_hints
 from monosoup_cli.sources.source import Source
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 
-__all__ = ["Ready", "make_ready"]
+__all__ = ["Ready", "foresee", "make_ready"]
 
 
 @dataclass
@@ -31,12 +32,14 @@ class Ready:
         plan: What is done to every tensor; without the edits that the output cannot hold.
         form: The files of the output, and where every tensor goes.
         resources: The devices, and how many tensors are computed at once.
+        is_foreseen: Whether the output may become smaller, because nothing has been examined.
     """
 
     planned: Planned
     plan: Plan
     form: OutputForm
     resources: Resources
+    is_foreseen: bool = False
 
     @cached_property
     def variants(self) -> Sequence[Variant]:
@@ -105,24 +108,44 @@ class Ready:
         check_space(destination.path, nbytes + len(self.variants) * copied)
 
 
+def foresee(planned: Planned) -> Ready:
+    """Lay out the output as headers tell it, and check that. Only for a draft that is foreseeable.
+
+    Raises:
+        MonosoupError: The output cannot be written.
+    """
+    return replace(_lay_out(planned), is_foreseen=planned.examining is not None)
+
+
 def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:
     """Examine what the layout of the output depends on, and check what depends on the layout.
 
     Raises:
         MonosoupError: The output cannot be written.
     """
-    task, sources = planned.task, planned.inputs.sources
-    devices, workers = planned.devices, task.options.computing.workers
     if planned.examining is not None:
-        fetch(planned.downloads)
+        if planned.draft.is_foreseeable:
+            foresee(planned)  # refuses before anything is read
+        with true_hints(planned.task):
+            _examine(planned, planned.examining, progress)
+    return _lay_out(planned)
 
-        def reads(tensor: PlannedTensor) -> list[Source]:
-            return [source for source in sources if tensor.name in source.tensors]
 
-        engine = Threads(devices, planned.examining.workers)
-        engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
+def _examine(planned: Planned, resources: Resources, progress: Progress) -> None:
+    sources = planned.inputs.sources
+
+    def reads(tensor: PlannedTensor) -> list[Source]:
+        return [source for source in sources if tensor.name in source.tensors]
+
+    fetch(planned.downloads)
+    engine = Threads(resources.devices, resources.workers)
+    engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
+
+
+def _lay_out(planned: Planned) -> Ready:
     plan, form = planned.draft.form(planned.plan)
-    needs = [need_of(tensor, planned.method, sources, form) for tensor in plan.tensors]
-    ready = Ready(planned, plan, form, allot(needs, devices, workers))
+    needs = [need_of(tensor, planned.method, planned.inputs.sources, form) for tensor in plan.tensors]
+    resources = allot(needs, planned.devices, planned.task.options.computing.workers)
+    ready = Ready(planned, plan, form, resources)
     ready.check()
     return ready

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from monosoup_cli.errors import NonfiniteError, ResultOverflowError
 from monosoup_cli.options import Call, RunOptions
 from monosoup_cli.outputs.form import OutputKind
 from monosoup_cli.outputs.whole import WHOLE
@@ -16,7 +18,7 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.tensors.method import Order
 from monosoup_cli.tensors.plan import Selection
 
-__all__ = ["Choice", "Chooser", "ChooserContext", "Task"]
+__all__ = ["Choice", "Chooser", "ChooserContext", "Task", "true_hints"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,14 @@ class Task:
     order: Order
     kind: OutputKind = WHOLE
     chooser: Chooser | None = None
+
+
+@contextmanager
+def true_hints(task: Task) -> Iterator[None]:
+    """Correct the hint of a NonfiniteError where the output cannot keep a tensor as fine-tuned."""
+    try:
+        yield
+    except NonfiniteError as error:
+        if not (task.kind.keeps_finetuned or isinstance(error, ResultOverflowError)):
+            error.hint = "without --as-adapter, --on-nonfinite keep writes a whole checkpoint that keeps it"
+        raise

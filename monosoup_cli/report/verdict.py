@@ -41,7 +41,7 @@ NEAR = 0.05
 
 MAX_NAMED = 2
 
-BY_DEFAULT = asdict(MonoSoup())
+DEFAULT_RULE = asdict(MonoSoup())
 """The arguments with which k and λ follow from the spectrum alone, not from what the user asked for."""
 
 
@@ -70,10 +70,11 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
         rows: Its layers, from `rows_of`.
     """
     arguments = report["arguments"]
-    is_default = all(arguments.get(name, value) == value for name, value in BY_DEFAULT.items())
+    is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
     wise = arguments.get("wise")
+    has_base = any(source["role"] == "base" for source in report["inputs"])
     return {
-        "findings": [asdict(finding) for finding in findings(rows, is_default=is_default)],
+        "findings": [asdict(finding) for finding in findings(rows, is_default=is_default, has_base=has_base)],
         "interpolation": interpolation(
             rows,
             wise=float(wise) if isinstance(wise, (int, float)) else 1.0,
@@ -88,20 +89,21 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     return [*(finding["sentence"] for finding in verdict["findings"]), *([last["sentence"]] if last else [])]
 
 
-def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:
+def findings(rows: Sequence[Row], *, is_default: bool = True, has_base: bool = True) -> list[Finding]:
     """Return what is unusual about the layers. For most fine-tunes that is nothing.
 
     Args:
         rows: The layers of a report.
         is_default: Whether MonoSoup chose k and λ, not the user.
+        has_base: Whether the updates were taken from a base. An adapter needs none.
     """
     moved = [row for row in rows if row["reason"] is None and row.get("k")]
-    own = [row for row in moved if not _is_as_large(row)]
+    own = [row for row in moved if not (has_base and _is_as_large(row))]
     is_lora = sum(map(_is_low, own)) >= max(1, LORA_LAYERS * len(own))
     by_kind: dict[str, list[Row]] = {kind: [] for kind in STORIES}
     by_kind["frozen"] = [row for row in rows if row["reason"] == "unchanged" and math.prod(row["shape"])]
     for row in moved:
-        kind = _kind_of(row, is_lora=is_lora, is_default=is_default)
+        kind = _kind_of(row, is_lora=is_lora, is_default=is_default, has_base=has_base)
         if kind is not None:
             by_kind[kind].append(row)
     return [
@@ -111,8 +113,8 @@ def findings(rows: Sequence[Row], *, is_default: bool = True) -> list[Finding]:
     ]
 
 
-def _kind_of(row: Row, *, is_lora: bool, is_default: bool) -> str | None:
-    if _is_as_large(row):
+def _kind_of(row: Row, *, is_lora: bool, is_default: bool, has_base: bool) -> str | None:
+    if has_base and _is_as_large(row):
         return "wrong_base"
     if is_lora and _is_low(row) and "adapter_rank" not in row:  # of an adapter the rank is known
         return "lora"

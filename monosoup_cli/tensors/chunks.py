@@ -63,18 +63,17 @@ def check_stored(source: Source, name: str, worker: Worker) -> None:
 
 
 def are_equal(one: Source, other: Source, name: str, worker: Worker) -> bool:
-    """Whether both checkpoints have a tensor with the same numbers, whatever its dtype.
+    """Whether both checkpoints have a tensor with the same numbers, in whatever floating-point dtype.
 
-    Tensors of codes, which are never edited, count as equal where both checkpoints have one.
+    Tensors of codes, which are never edited, are equal where their dtypes, shapes and bytes are.
 
     Raises:
         NonfiniteError: One of the tensors has NaN or Inf.
     """
     infos = [source.tensors[name] for source in (one, other) if name in source.tensors]
-    is_of_both = len(infos) == 2
-    if is_of_both and any(info.dtype not in FLOATING for info in infos):
-        return True
-    if not is_of_both or infos[0].shape != infos[1].shape:
+    are_floating = all(info.dtype in FLOATING for info in infos)
+    is_alike = are_floating or infos[0].dtype == infos[-1].dtype
+    if len(infos) < 2 or infos[0].shape != infos[1].shape or not is_alike:
         for source in (one, other):
             check_stored(source, name, worker)
         return False
@@ -88,11 +87,15 @@ def are_equal(one: Source, other: Source, name: str, worker: Worker) -> bool:
 
 
 def _read(source: Source, name: str, start: int, stop: int) -> torch.Tensor:
-    """The elements start:stop of a tensor in float64. Raises NonfiniteError for NaN and Inf."""
+    """The elements start:stop of a tensor, or the bytes of codes, in float64.
+
+    Raises:
+        NonfiniteError: One of them is NaN or Inf.
+    """
     reader = source.reader(name)
-    item_bytes = BITS[reader.dtype] // 8
-    data = bytearray((stop - start) * item_bytes)
-    reader.read_into(memoryview(data), start * item_bytes)
-    values = as_float64(data, reader.dtype)
+    first, last = (-(-place * BITS[reader.dtype] // 8) for place in (start, stop))
+    data = bytearray(last - first)
+    reader.read_into(memoryview(data), first)
+    values = as_float64(data, reader.dtype if reader.dtype in FLOATING else "U8")
     check_finite(values, source.path, name)
     return values

@@ -139,6 +139,22 @@ def test_an_adapter_is_inspected_without_its_base(case, tmp_path, capsys):
     assert [entry["role"] for entry in alone["inputs"]] == ["finetuned"]
     assert main(["inspect-spectrum", "-", str(lora.adapter)]) == 0
     assert "layer" in capsys.readouterr().out
+    # nothing is said about a base, which there is not
+    assert "wrong_base" not in {finding["kind"] for finding in alone["verdict"]["findings"]}
+
+
+DORA = ["dora", "dora of gpt2", "dora of an embedding", "dora of a convolution, 2-d"]
+
+
+@pytest.mark.parametrize("case", DORA)
+def test_dora_is_inspected_only_with_its_base(case, tmp_path, capsys):
+    lora = adapters.make(case, tmp_path)
+    capsys.readouterr()
+    assert main(["inspect-spectrum", "-", str(lora.adapter)]) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"error: {lora.adapter}: tensor '")
+    assert stderr.endswith("a DoRA update depends on the base; give the base instead of -\n")
+    assert main(["inspect-spectrum", str(lora.base), str(lora.adapter)]) == 0
 
 
 def test_a_whole_checkpoint_is_not_inspected_without_a_base(three, capsys):

@@ -180,8 +180,8 @@ def test_nan_is_refused_also_in_what_an_adapter_cannot_hold(run, tmp_path, optio
     result = run("edit", *paths, *out)
     assert result.code == 1
     assert f"{where}.safetensors: tensor '{name}': holds NaN or Inf" in result.err
-    # what the hint says is refused here, with a next step that works
-    assert "--on-nonfinite keep" in result.err
+    hint = "without --as-adapter, --on-nonfinite keep writes a whole checkpoint that keeps it"
+    assert result.err.endswith(f"; {hint}\n")
     refused = run("edit", *paths, *out, "--on-nonfinite", "keep")
     assert refused.code == 2
     assert refused.err.endswith("write a whole checkpoint, without --as-adapter\n")
@@ -197,6 +197,45 @@ def test_the_disk_is_checked_for_what_is_written(run, tmp_path, tuned_of, option
     done(run("edit", base, tuned, "-o", tmp_path / "out", "--as-adapter", *options))
     written = (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert set(checked) == {written}
+
+
+CODES = {"ids": torch.arange(4), "mask": torch.tensor([True, False]), "fp8": torch.ones(4, 4)}
+CODES["fp8"] = CODES["fp8"].to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("options", [("--adapter-rank", RANK), ("--adapter-energy", "0.9")], ids=str)
+def test_codes_that_changed_are_announced_as_lost(run, tmp_path, options, name):
+    generator = torch.Generator().manual_seed(0)
+    base = {LAYER: torch.randn(9, 7, generator=generator), **CODES}
+    tuned = {**base, LAYER: torch.randn(9, 7, generator=generator)}
+    save_file(base, tmp_path / "base.safetensors")
+    for code in (tuned[name], tuned[name].clone()):
+        code.view(torch.uint8)[..., -1] += code is not tuned[name]
+        save_file({**tuned, name: code}, tmp_path / "tuned.safetensors")
+        paths = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+        result = done(run("edit", *paths, "-o", tmp_path / "out", "--overwrite", "--as-adapter", *options))
+        announced = f"no LoRA adapter can hold it: 1 tensor: {name}" in result.err
+        assert announced == (code is not tuned[name])
+
+
+def test_a_dry_run_at_a_rank_reads_headers_alone(run, tmp_path, tuned_of):
+    """It foresees the largest adapter, and checks that; the run checks it before it reads a tensor."""
+    base, tuned = tuned_of("qwen3-moe")
+    folder = tmp_path / "tuned"
+    shutil.copytree(tuned, folder)
+    tensors = load_file(folder / "model.safetensors")
+    norm = next(name for name in tensors if "norm" in name)
+    tensors[norm][0] = math.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    words = ["edit", base, folder, "-o", tmp_path / "out", "--as-adapter", "--adapter-rank", RANK]
+    plan = done(run(*words, "--dry-run", "--format", "json"))
+    assert "no LoRA adapter stores these, even if they changed: " in plan.err
+    assert json.loads(plan.out)["output"]["files"]
+    assert "holds NaN" in run(*words).err
+    taken = [*words, "--report", tmp_path / "out" / "adapter_model.safetensors"]
+    for way in ([], ["--dry-run"]):
+        assert "the report would replace another file of the output" in run(*taken, *way).err
 
 
 def test_a_dry_run_at_an_energy_tells_what_is_written(run, tmp_path, tuned_of):

@@ -257,6 +257,29 @@ def test_a_signal_between_two_handlers_given_back_is_not_lost():
         except KeyboardInterrupt:
             os.kill(os.getpid(), signal.SIGTERM)
             assert arrived == [signal.SIGTERM]
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert "hold" not in repr(signal.getsignal(signal.SIGTERM))
+        else:
+            raise AssertionError("was not interrupted")
+    """)
+
+
+def test_all_signals_that_waited_are_delivered():
+    in_a_process("""
+        arrived, submit = [], ThreadPoolExecutor.submit
+        signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+
+        def submit_and_interrupt(pool, *words):
+            interrupt()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            return submit(pool, *words)
+
+        ThreadPoolExecutor.submit = submit_and_interrupt
+        try:
+            engine.run(1, lambda tensor, worker: None)
+        except KeyboardInterrupt:
+            assert arrived == [signal.SIGTERM]
         else:
             raise AssertionError("was not interrupted")
     """)
