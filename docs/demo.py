@@ -4,11 +4,11 @@ The base learns digits that are moved, turned and noisy; fine-tuning goes on wit
 digits alone, at a high learning rate. Both checkpoints are written to demo/, `monosoup edit` is run
 on them as a user would run it, and all three are scored on digits that none of them was trained on.
 
-Three more fine-tunes of the base are left beside it, for the commands that want several, and
+Four more fine-tunes of the base are left beside it, for the commands that want several, and
 `--score` is a score command for them.
 
     make demo                          (or, with monosoup and scikit-learn installed:)
-    python docs/demo.py --seed 3       another split, another network
+    python docs/demo.py --seed 3       another split, another network, in demo/seed-3
     python docs/demo.py --score PATH   accuracy of a checkpoint, mean of clean and shifted digits
 """
 
@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = "monosoup edit demo/base.safetensors demo/finetuned.safetensors -o demo/edited --overwrite"
+COMMAND = "monosoup edit {0}/base.safetensors {0}/finetuned.safetensors -o {0}/edited --overwrite"
 
 MAX_DEGREES, MAX_PIXELS, NOISE = 30.0, 1.0, 0.15
 """How far a shifted digit is turned and moved; the standard deviation of its noise (ink is 0 to 1)."""
@@ -63,7 +63,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="MonoSoup on a small network, from training to score.")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the network and its training")
     parser.add_argument(
-        "--score", type=Path, metavar="PATH", help="score this checkpoint, and do nothing else"
+        "--score",
+        type=Path,
+        metavar="PATH",
+        help="score this checkpoint on the held-out digits of the seed, and do nothing else",
     )
     arguments = parser.parse_args()
     seed = arguments.seed
@@ -78,24 +81,26 @@ def main() -> int:
         return 1
     torch.set_num_threads(1)  # the network is too small to gain from more
     torch.manual_seed(seed)
-    (ROOT / "demo").mkdir(exist_ok=True)
+    folder = f"demo/seed-{seed}" if seed else "demo"
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
 
     pretraining, finetuning, held_out = split_digits()
     network = make_network()
     print(f"base: {len(pretraining.labels)} digits, moved, turned and noisy", flush=True)
     train(network, pretraining, epochs=80, learning_rate=1e-3, weight_decay=0.01, augment=shift)
-    save_file(network.state_dict(), ROOT / "demo/base.safetensors")
+    save_file(network.state_dict(), ROOT / folder / "base.safetensors")
     print(f"fine-tuned: {len(finetuning.labels)} other digits, clean and centred", flush=True)
     train(network, finetuning, epochs=30, learning_rate=3e-3, weight_decay=0.3)
-    save_file(network.state_dict(), ROOT / "demo/finetuned.safetensors")
+    save_file(network.state_dict(), ROOT / folder / "finetuned.safetensors")
 
-    print(f"\n$ {COMMAND}", flush=True)
-    finished = subprocess.run(COMMAND.split(), cwd=ROOT)
+    command = COMMAND.format(folder)
+    print(f"\n$ {command}", flush=True)
+    finished = subprocess.run(command.split(), cwd=ROOT)
     if finished.returncode != 0:
         return finished.returncode
 
     files = {"base": "base", "fine-tuned": "finetuned", "edited": "edited/model"}
-    checkpoints = {name: load_file(ROOT / f"demo/{stem}.safetensors") for name, stem in files.items()}
+    checkpoints = {name: load_file(ROOT / folder / f"{stem}.safetensors") for name, stem in files.items()}
     print_comparison(score(checkpoints, held_out), len(held_out.labels))
 
     for number, learning_rate in MORE_FINETUNES.items():
@@ -103,8 +108,8 @@ def main() -> int:
         half = torch.randperm(len(finetuning.labels))[: len(finetuning.labels) // 2]
         part = Digits(finetuning.images[half], finetuning.labels[half])
         train(network, part, epochs=20, learning_rate=learning_rate, weight_decay=0.1)
-        save_file(network.state_dict(), ROOT / f"demo/finetuned-{number}.safetensors")
-    print(f"\n{len(MORE_FINETUNES)} more fine-tunes are in demo/, for soup, stock and sfgs.")
+        save_file(network.state_dict(), ROOT / folder / f"finetuned-{number}.safetensors")
+    print(f"\n{len(MORE_FINETUNES)} more fine-tunes are in {folder}/, for soup, stock and sfgs.")
     return 0
 
 

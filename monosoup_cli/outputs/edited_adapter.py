@@ -234,8 +234,9 @@ def adapter_headers(
     """The headers of what an adapter changes, under the base's names.
 
     Returns:
-        Two mappings. The first stands for the base: the tensors that the adapter has an update of, and with a
-        base all that it changes. The second stands for the fine-tuned checkpoint: what the adapter stores.
+        Two mappings. The first takes the place of the base's: the tensors that the adapter has an update of,
+        and with a base all that it changes. The second has what the adapter stores, in place of the
+        fine-tuned checkpoint's.
     """
     of_base: dict[str, TensorInfo] = {}
     of_adapter: dict[str, TensorInfo] = {}

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
 
 FEW = 1 / 2
-"""Of the parameters: a base in which fewer stand is hardly the base."""
+"""The share of the parameters that a base should have under the same names."""
 LARGE = 1.0
-"""‖W1 − W0‖ / ‖W0‖ of an update as large as the weights; √2 where they have nothing in common."""
+"""‖W1 − W0‖ / ‖W0‖ of an update as large as the weights; it is about √2 for unrelated weights."""
 LAYERS = 8
 PIECES = 8
 PIECE_ELEMENTS = 1 << 13
-"""What the sample is made of: layers, pieces of each, elements of a piece."""
+"""How many layers are sampled, how many pieces of each, and how many elements a piece has."""
 
 
 def doubts_of_names(plan: Plan) -> list[str]:
-    """Whether most of the fine-tuned checkpoint stands in the base, from headers alone."""
+    """Whether the base has most of the fine-tuned checkpoint under the same names, from headers alone."""
     matrices = [
         tensor
         for tensor in plan.tensors
