@@ -128,7 +128,7 @@ def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, P
         raise MismatchError(
             "the tensor names contain no list of blocks",
             expected="names like 'layers.0.…', 'layers.1.…'",
-            hint="--block-pattern shows where the number of a block is",
+            hint="use --block-pattern to capture the block number",
         )
     found = defaultdict(set)
     for stack, numbers in places.values():

@@ -1,7 +1,7 @@
 """Options, declared once for the shell, Python, the report, the model card and resumed runs.
 
 A command is a Python function with an explicit signature. Each parameter is annotated with its type and an
-`Option`, which has the facts that the type and the default do not tell.
+`Option`, which has the facts that the type and the default do not show.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ FinetunedOne = Annotated[
 Output = Annotated[
     StrPath,
     Option(
-        "A path that ends in .safetensors writes that one file. Any other path is a folder, laid out as the"
+        "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
         " (first) fine-tuned checkpoint, with its side files and a model card.",
         metavar="OUT",
         shell=str,
@@ -147,7 +147,8 @@ Output = Annotated[
 Stacked = Annotated[
     str | Sequence[str],
     Option(
-        "Tensors that stack one matrix per index of dimension 0. 3-D tensors named *experts* are recognised.",
+        "Treat tensors whose names match as stacks, one matrix per index of dimension 0. 3-D tensors named"
+        " *experts* are recognised anyway.",
         metavar="GLOB",
         shell=list[str],
     ),
@@ -155,7 +156,7 @@ Stacked = Annotated[
 Scores = Annotated[
     StrPath | Mapping[str, float] | None,
     Option(
-        "A JSON file that maps paths to scores, higher is better. It gives the order of the candidates.",
+        "A JSON file that maps paths to scores; higher is better. It sets the order of the candidates.",
         metavar="FILE",
         shell=str,
         is_private=True,
@@ -170,20 +171,20 @@ class SelectionOptions:
     include: Annotated[
         str | Sequence[str],
         Option(
-            "Edit only tensors with such names; repeatable. The rest is kept as fine-tuned.",
+            "Edit only tensors whose names match; keep the rest as fine-tuned. Repeatable.",
             metavar="GLOB",
             shell=list[str],
         ),
     ] = ()
     exclude: Annotated[
         str | Sequence[str],
-        Option("Keep tensors with such names as fine-tuned; repeatable.", metavar="GLOB", shell=list[str]),
+        Option("Keep tensors whose names match as fine-tuned. Repeatable.", metavar="GLOB", shell=list[str]),
     ] = ()
     rename: Annotated[
         str | Sequence[str],
         Option(
-            "Read names with OLD as names with NEW, in BASE and in further FINETUNED, so that they match the"
-            " (first) FINETUNED; repeatable. For example transformer.h=model.layers, or bert= to remove it.",
+            "Replace OLD with NEW in the names of BASE and of further FINETUNED, so that they match the"
+            " (first) FINETUNED. Repeatable. Examples: transformer.h=model.layers; bert= removes bert.",
             metavar="OLD=NEW",
             shell=list[str],
         ),
@@ -210,7 +211,7 @@ class SelectionOptions:
 class StorageOptions:
     """The shared options about how tensors are stored."""
 
-    dtype: Annotated[Dtype, Option("The dtype of the written floating tensors.")] = "keep"
+    dtype: Annotated[Dtype, Option("The dtype of floating-point tensors in the output.")] = "keep"
     max_shard_size: Annotated[
         str | int | None,
         Option(
@@ -245,7 +246,8 @@ class ComputeOptions:
     workers: Annotated[
         int | None,
         Option(
-            "How many tensors to compute at once; never changes the bytes. Default: as many as pay and fit.",
+            "How many tensors to compute at once. The bytes do not depend on it. Default: as many as the"
+            " hardware can use and memory allows.",
             metavar="N",
             shell=int,
             minimum=1,
@@ -284,8 +286,8 @@ class OutputOptions:
     push: Annotated[
         str | None,
         Option(
-            "Upload the finished folder to this repository on the Hub. A new repository is created, private."
-            " --overwrite replaces the files of an existing one.",
+            "Upload the finished folder to this repository on the Hub. A repository that does not exist is"
+            " created as private. --overwrite replaces the files of an existing one.",
             metavar="ORG/NAME",
             shell=str,
             changes_bytes=False,
@@ -338,8 +340,8 @@ class OutputKeywords(TypedDict, total=False):
 class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
     """The keyword arguments that all writing commands share.
 
-    `progress` is called from worker threads with a tensor, and with False when it is begun or True when it is
-    finished.
+    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
+    when they finish it.
     """
 
     progress: Callable[[Any, bool], None] | None

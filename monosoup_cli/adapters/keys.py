@@ -176,7 +176,7 @@ def read_factors(
                 "the factors do not fit each other",
                 path=path,
                 tensor=keys["b"],
-                expected=f"{a[0] if a else 'a rank of'} columns, one for each row of A {list(a)}",
+                expected=f"{a[0] if a else 'as many'} columns, one for each row of A {list(a)}",
                 found=list(b),
             )
         if 0 in (*a, *b):
@@ -194,7 +194,7 @@ def read_factors(
         count = len(depths[one.module])
         if max(depths[one.module]) != count - 1 or not count <= min(max(len(one.parameters), 1), MAX_NESTED):
             raise CheckpointError(
-                "wrapped more often than target_parameters names parameters", path=path, tensor=one.keys["a"]
+                "has more wrappers than target_parameters has parameters", path=path, tensor=one.keys["a"]
             )
         if one.parameters and ("magnitude" in one.keys or "bias" in one.keys or len(one.a) != 2):
             raise CheckpointError("not a factor of target_parameters", path=path, tensor=one.keys["a"])

@@ -410,7 +410,7 @@ def _compile(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
     for pattern in patterns:
         if not PLAIN.fullmatch(pattern):
             raise CheckpointError(
-                f"alpha_pattern in {METADATA} is not plain",
+                f"alpha_pattern in {METADATA} has a pattern that is not supported",
                 path=path,
                 expected="names of modules",
                 found=crop(repr(pattern)),

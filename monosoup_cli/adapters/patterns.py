@@ -22,7 +22,7 @@ MAX_WORK = 50_000_000
 CHARACTER = r"(?:\\[dw.-]|\[\^?[\w-]+\]|[\w.-])"
 REPEAT = r"[*+?]|\{\d{1,2}(?:,\d{0,2})?\}"
 TOKEN = re.compile(rf"({CHARACTER}|\((?:\?:)?((?:{CHARACTER}|\|)+)\))(?:({REPEAT})\??)?")
-"""A part of a plain pattern: a character or a group of alternatives, which may be repeated as a whole."""
+"""A part of a supported pattern: a character or a group of alternatives, which may be repeated as a whole."""
 OUTER_OR = re.compile(r"\|(?![^()]*\))")
 
 
@@ -57,7 +57,7 @@ def _parse(pattern: str) -> list[tuple[bool, list[_Step]]] | None:
     """Parse a pattern into its branches, each with whether it only matches at the start of a name.
 
     Returns:
-        The branches; None for a pattern that is too long or not plain.
+        The branches; None for a pattern that is too long or not supported.
     """
     if len(pattern) > MAX_PATTERN:
         return None
@@ -166,9 +166,9 @@ class Settings:
             if branches is None:
                 raise CheckpointError(
                     f"{ADAPTER_CONFIG}: {option} has the pattern {crop(repr(pattern), 60)},"
-                    " which is not plain",
+                    " which is not supported",
                     path=self._path,
-                    expected=f"at most {MAX_PATTERN} characters, and only alternatives in groups",
+                    expected=f"at most {MAX_PATTERN} characters, and groups with nothing but alternatives",
                 )
             table.append((branches, self._number(number, option)))
         return table

@@ -189,7 +189,7 @@ def _check_config(config: object, path: str) -> None:
 def _without_base(
     factors: ModuleFactors, target: str, config: Mapping[str, Any], settings: Settings
 ) -> tuple[FactorLayout, tuple[int, ...]]:
-    """Return the layout and shape by the factors alone. The rank tells the number of experts."""
+    """Return the layout and shape by the factors alone. The rank determines the number of experts."""
     shape = factors.b[0], *factors.a[1:]
     if factors.parameters:
         experts = factors.a[0] // int(settings.rank(factors.subject(target)))
@@ -314,7 +314,7 @@ def _named_factors(
                 else "does not fit the base",
                 path=path,
                 tensor=first.keys["a"],
-                found=f"factors of {len(group)} of {', '.join(map(repr, first.parameters[:MAX_NESTED]))}",
+                found=f"factors for {len(group)} of {', '.join(map(repr, first.parameters[:MAX_NESTED]))}",
             )
         yield from zip(group, fitting[0], strict=True)
 

@@ -35,8 +35,8 @@ PROGRESS = inspect.Parameter(
     annotation="Callable[[PlannedTensor, bool], None] | None",
 )
 PROGRESS_HELP = (
-    "Called from worker threads with a tensor, and with False when it is begun or True when it is finished."
-    " A tensor that must be examined before the output is laid out is begun and finished twice."
+    "A function that worker threads call with a tensor and a flag: False when they start it, True when they"
+    " finish it. A tensor that must be examined before the output is laid out is started and finished twice."
 )
 
 

@@ -37,8 +37,8 @@ def edit(
     energy: Annotated[
         Numbers | None,
         Option(
-            "Split where this share of the energy is reached (0 < R <= 1), and not by entropy. Several"
-            " values, such as 0.5,0.8, make one checkpoint each: OUT/energy-0.5, …",
+            "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by"
+            " entropy. A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
             metavar="R",
             shell=str,
         ),
@@ -49,22 +49,26 @@ def edit(
     wise: Annotated[
         Numbers | None,
         Option(
-            "Interpolate afterwards: base + ALPHA (edited - base), vectors included. Several values, such as"
-            " 0:1:0.1, make one checkpoint each: OUT/wise-0.3, …",
+            "Interpolate afterwards: base + ALPHA (edited - base), vectors included. A list such as 0:1:0.1"
+            " makes one checkpoint per value: OUT/wise-0.3, …",
             metavar="ALPHA",
             shell=str,
         ),
     ] = None,
     min_update: Annotated[
         float,
-        Option("Keep layers whose update is smaller than X, relative to the base.", metavar="X", minimum=0.0),
+        Option(
+            "Keep layers as fine-tuned if their update is smaller than X, relative to the base.",
+            metavar="X",
+            minimum=0.0,
+        ),
     ] = 0.0,
     stacked: Stacked = (),
     as_adapter: Annotated[
         bool,
         Option(
-            "Write the edited update as a LoRA adapter. An adapter keeps its modules and ranks, and needs no"
-            " BASE (-); a whole checkpoint needs --adapter-rank or --adapter-energy."
+            "Write the edited update as a LoRA adapter. If FINETUNED is an adapter, it keeps its modules and"
+            " ranks, and BASE may be -. A whole checkpoint needs --adapter-rank or --adapter-energy."
         ),
     ] = False,
     adapter_rank: Annotated[
@@ -79,19 +83,19 @@ def edit(
     adapter_energy: Annotated[
         float | None,
         Option(
-            "With --as-adapter: approximate a whole checkpoint's updates by factors of the smallest ranks"
-            " that hold the share E of their energy (0 < E <= 1).",
+            "With --as-adapter: give each edited update of a whole checkpoint the smallest rank that holds"
+            " the share E of its energy (0 < E <= 1).",
             metavar="E",
             shell=float,
         ),
     ] = None,
     **options: Unpack[RunKeywords],
 ) -> Request:
-    """Edit a fine-tuned checkpoint, or the mean of several: MonoSoup.
+    """Edit a fine-tune, or the mean of several.
 
-    MonoSoup needs no data and no hyperparameters. For every weight matrix, it splits the update (fine-tuned -
-    base) by its spectrum, weighs the two parts by coefficients read off that spectrum, and adds them back to
-    the base.
+    The method is MonoSoup, which needs no data and no hyperparameters. For every weight matrix, it splits the
+    update (fine-tuned - base) by its spectrum, weights the two parts by coefficients read from that spectrum,
+    and adds them back to the base.
 
     Example: monosoup edit base.safetensors ft.safetensors -o out
     """

@@ -1,4 +1,4 @@
-"""`inspect_spectrum`: the spectra of the updates, and what the methods would make of them."""
+"""`inspect_spectrum`: the spectra of the updates, and what the methods would do with them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _inspect_spectrum(
     *,
     layer: Annotated[
         str | Sequence[str],
-        Option("Only layers with such names; repeatable.", metavar="GLOB", shell=list[str]),
+        Option("Inspect only layers whose names match. Repeatable.", metavar="GLOB", shell=list[str]),
     ] = (),
     values: Annotated[bool, Option("Report all singular values, in json and csv.")] = False,
     energy: EnergySplit = None,
@@ -57,11 +57,12 @@ def _inspect_spectrum(
     stacked: Stacked = (),
     **options: Unpack[InspectKeywords],
 ) -> Inspected:
-    """Show the spectra of a fine-tune, and what `edit` would make of them; writes no checkpoint.
+    """Show the spectra of a fine-tune's updates.
 
-    For every layer it shows where the spectrum is split, the coefficients, and how far the edit is from plain
-    interpolation. Sentences below the table say what to know before trusting it. With several fine-tunes it
-    inspects their mean, and how similar their updates are. An adapter needs no BASE (-).
+    The command also shows what `edit` would do with them, and writes no checkpoint. For every layer it shows
+    where the spectrum is split, the coefficients, and how far the edit is from plain interpolation. Sentences
+    below the table say what to check before you trust the edit. With several fine-tunes it inspects their
+    mean, and how similar their updates are. An adapter needs no BASE (-).
 
     Example: monosoup inspect-spectrum base.safetensors ft.safetensors
     """

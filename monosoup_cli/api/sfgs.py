@@ -43,10 +43,10 @@ def sfgs(
         float, Option("A candidate joins if its mean similarity to the members is at least D.", metavar="D")
     ],
     scores: Scores = None,
-    include_vectors: Annotated[bool, Option("Compare tensors of one dimension, too.")] = False,
+    include_vectors: Annotated[bool, Option("Also compare one-dimensional tensors.")] = False,
     **options: Unpack[RunKeywords],
 ) -> Request:
-    """Average the checkpoints whose updates are similar.
+    """Average checkpoints with similar updates.
 
     This is the similarity-filtered greedy soup. Similarity is the cosine between two updates, averaged over
     layers. --dry-run reads the checkpoints, and prints the similarities and what every threshold would

@@ -62,7 +62,9 @@ def soup(
     ] = None,
     weights: Annotated[
         Sequence[float] | None,
-        Option("A weight for each checkpoint; scaled to sum 1.", metavar="W1,W2,…", shell=str, is_list=True),
+        Option(
+            "A weight for each checkpoint; scaled to sum to 1.", metavar="W1,W2,…", shell=str, is_list=True
+        ),
     ] = None,
     greedy: Annotated[bool, Option("Add checkpoints, best first, while the score does not fall.")] = False,
     score_command: Annotated[
@@ -77,15 +79,18 @@ def soup(
     ] = None,
     scores: Scores = None,
     accept: Annotated[
-        Accept, Option("A candidate joins if the score is as good (ge), or only if it is better (gt).")
+        Accept,
+        Option(
+            "Add a candidate if the score is at least the best so far (ge), or only if it is better (gt)."
+        ),
     ] = "ge",
     watch: Watch | None = None,
     **options: Unpack[RunKeywords],
 ) -> Request:
-    """Average two or more checkpoints: model soups.
+    """Average checkpoints: model soups.
 
-    The mean is uniform, weighted or greedy. The greedy soup scores every trial with a command of yours, and
-    --resume continues without scoring anything twice.
+    The mean of two or more checkpoints is uniform, weighted or greedy. The greedy soup scores every trial
+    with a command of yours, and --resume continues without scoring anything twice.
 
     Example: monosoup soup ft1.safetensors ft2.safetensors ft3.safetensors -o out
     """

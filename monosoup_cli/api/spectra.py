@@ -141,7 +141,7 @@ def _similarity(
 def _relative_updates(
     count: int, grams: Mapping[str, torch.Tensor], layers: Sequence[Mapping[str, Any]]
 ) -> list[float | None]:
-    """‖τ_i‖/‖W0‖ of every checkpoint, over the layers for which the mean's update tells ‖W0‖."""
+    """‖τ_i‖/‖W0‖ of every checkpoint, over the layers for which the mean's update gives ‖W0‖."""
     squares, of_base = [0.0] * count, 0.0
     for layer in layers:
         parts = layer.get("slices", [layer])

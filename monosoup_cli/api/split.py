@@ -1,4 +1,4 @@
-"""The options that say how a spectrum is split and weighed, which `edit` and `inspect_spectrum` share."""
+"""The options that say how a spectrum is split and weighted, which `edit` and `inspect_spectrum` share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "WeightingOption"]
 EnergySplit = Annotated[
     "float | None",
     Option(
-        "Split where this share of the energy is reached (0 < R <= 1), and not by entropy.",
+        "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by"
+        " entropy.",
         metavar="R",
         shell=float,
     ),
@@ -25,5 +26,5 @@ RankFractionSplit = Annotated[
     Option("Split after this share of the singular values (0 < F <= 1).", metavar="F", shell=float),
 ]
 WeightingOption = Annotated[
-    Weighting, Option("How the two parts are weighed; all but monosoup are the paper's ablations.")
+    Weighting, Option("How to weight the two parts. All choices but monosoup are ablations from the paper.")
 ]

@@ -27,7 +27,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="monosoup",
-    help="Better checkpoints from the ones you have: edit the spectra of fine-tuning updates.",
+    help="Get better checkpoints out of the ones you have: edit the spectra of their updates.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -49,7 +49,7 @@ def monosoup(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Better checkpoints from the ones you have: edit the spectra of fine-tuning updates."""
+    """Get better checkpoints out of the ones you have: edit the spectra of their updates."""
 
 
 class Interrupted(SystemExit):

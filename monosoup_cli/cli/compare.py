@@ -14,10 +14,12 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B.json", help="Another report.")],
     top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Show N layers at most.")] = None,
     format: Annotated[
-        Literal["table", "json"], typer.Option("--format", help="json: all differences, on stdout.")
+        Literal["table", "json"], typer.Option("--format", help="json prints all differences on stdout.")
     ] = "table",
 ) -> None:
-    """Show two reports side by side: which layers changed, and by how much; most changed first.
+    """Show two reports side by side.
+
+    The table shows which layers changed, and by how much, the most changed first.
 
     Example: monosoup compare out-a/monosoup_report.json out-b/monosoup_report.json
     """

@@ -108,7 +108,7 @@ class Console:
         done: list[tuple[str, float, bool]] = []
 
         def show_trial(source: str, trial: Trial | None, count: int) -> None:
-            others = f" with {plural(count - 1, 'other')}" if count > 1 else ""
+            others = f" averaged with {plural(count - 1, 'other')}" if count > 1 else ""
             now = f"scoring {source}{others}" if trial is None else ""
             if trial is not None:
                 done.append((source, trial.score, trial.joined))

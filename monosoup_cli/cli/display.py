@@ -45,10 +45,11 @@ class Display:
 
 def display_options(
     layer: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only layers with such names; repeatable.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Show only layers whose names match. Repeatable.")
     ] = None,
     group: Annotated[
-        Grouping | None, typer.Option(help="A row for each kind of layer or for each block, with means.")
+        Grouping | None,
+        typer.Option(help="Show one row for each kind of layer or for each block, with means."),
     ] = None,
     sort: Annotated[
         str | None,
@@ -60,7 +61,9 @@ def display_options(
     top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Show N rows at most.")] = None,
     format: Annotated[
         LayerFormat,
-        typer.Option("--format", help="json: the whole report, all layers. csv: the rows of the table."),
+        typer.Option(
+            "--format", help="json prints the whole report with all layers; csv prints the rows of the table."
+        ),
     ] = "table",
     html: Annotated[
         Path | None,

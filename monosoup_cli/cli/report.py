@@ -17,7 +17,7 @@ def report(
         Path, typer.Argument(metavar="REPORT.json", help="A report, or the folder that holds one.")
     ],
 ) -> None:
-    """Show a report that one of the commands wrote.
+    """Show a report that a command wrote.
 
     Example: monosoup report out/monosoup_report.json
     """

@@ -34,12 +34,13 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             bool,
             typer.Option(
                 "--dry-run",
-                help="Check everything that the headers show, print the plan, and write nothing. (sfgs, and"
-                " edit --as-adapter of a whole checkpoint, read the data that they need.)",
+                help="Check whatever can be checked from headers, print the plan, and write nothing. (sfgs,"
+                " and edit --as-adapter on a whole checkpoint, also read the data that they need.)",
             ),
         ] = False,
         format: Annotated[
-            TalkFormat, typer.Option("--format", help="json: the report (of a dry run, the plan) on stdout.")
+            TalkFormat,
+            typer.Option("--format", help="json prints the report, or the plan of a dry run, on stdout."),
         ] = "table",
         quiet: Quiet = False,
         no_progress: NoProgress = False,

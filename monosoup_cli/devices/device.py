@@ -43,7 +43,7 @@ class Device(Protocol):
         """Its model; results may differ in the last bits between models."""
 
     def free_bytes(self) -> int | None:
-        """How much memory can be allocated on it now, None where the system does not tell."""
+        """How much memory can be allocated on it now, None where the system does not say."""
 
     def new_scratch(self) -> Scratch:
         """Buffers for one worker, from which this device can be fed."""

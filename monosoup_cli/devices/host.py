@@ -22,7 +22,7 @@ ARM_FIELDS = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
 
 
 def processor_model(root: Path = ROOT) -> str:
-    """The model of the processor, as far as the system tells; results may depend on it in the last bits.
+    """The model of the processor, as far as the system shows it; results may depend on it in the last bits.
 
     An ARM processor may have several kinds of cores. All of them are named, in a fixed order.
     """
@@ -68,7 +68,7 @@ def free_bytes(root: Path = ROOT) -> int | None:
     """How much memory this process can allocate without swapping, within the limits of its control groups.
 
     Returns:
-        A number of bytes, or None where the system does not tell.
+        A number of bytes, or None where the system does not say.
     """
     limits = []
     with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""LiNeS: scale the update of a layer linearly with its depth, which the names of the tensors tell.
+"""LiNeS: scale the update of a layer linearly with its depth, which it infers from tensor names.
 
 Wang, Dimitriadis, Favero, Ortiz-Jimenez, Fleuret, Frossard, "LiNeS: Post-training layer scaling
 prevents forgetting and enhances model merging", ICLR 2025 (arXiv 2410.17146). The paper
@@ -28,7 +28,7 @@ __all__ = ["COMMAND", "MEASURES", "Head", "Lines", "Scale", "lines", "scales"]
 Head = Literal["last", "alpha", "ft"]
 
 PAPER = Paper(
-    "The fine-tuned weights, their update scaled down the more, the shallower the layer: LiNeS.",
+    "These are the fine-tuned weights, with the update scaled down more in shallower layers: LiNeS.",
     """
 @inproceedings{wang2025lines,
   title = {LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging},
@@ -49,29 +49,27 @@ def lines(
     output: Output,
     *,
     alpha: Annotated[
-        float, Option("The scale of the first block, and of what is outside blocks.", metavar="A")
+        float, Option("The scale of the first block, and of tensors outside blocks.", metavar="A")
     ],
-    beta: Annotated[
-        float, Option("How much larger the scale of the last block is: it is A + B.", metavar="B")
-    ],
+    beta: Annotated[float, Option("What the last block adds to A: its scale is A + B.", metavar="B")],
     head: Annotated[
         Head,
         Option(
-            "How to scale a head outside blocks: as the last block, by --alpha, or not at all (ft: as"
+            "The scale of a head outside blocks: that of the last block (last), --alpha (alpha), or 1 (ft: as"
             " fine-tuned)."
         ),
     ] = "last",
     block_pattern: Annotated[
         str | None,
         Option(
-            "A regular expression whose groups are the numbers of the blocks, in place of the detection.",
+            "A regular expression whose groups capture the block numbers, instead of automatic detection.",
             metavar="REGEX",
             shell=str,
         ),
     ] = None,
     **options: Unpack[RunKeywords],
 ) -> Order:
-    """Scale the update up with depth: LiNeS.
+    """Scale the update with depth: LiNeS.
 
     Shallow layers, which hold general knowledge, stay nearer to the base; deep layers stay nearer to the
     fine-tuned checkpoint. Blocks are detected in the names of the tensors; --dry-run shows them.

@@ -57,7 +57,7 @@ class Average(PlainMethod):
 
 
 def normalise(weights: Sequence[float]) -> list[float]:
-    """Scale weights to sum 1.
+    """Scale weights to sum to 1.
 
     Raises:
         UsageError: A weight is negative or not finite, or all are 0.

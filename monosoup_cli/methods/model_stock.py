@@ -25,8 +25,8 @@ __all__ = ["COMMAND", "MEASURES", "Granularity", "ModelStock", "StockRatio", "st
 Granularity = Literal["tensor", "filter"]
 
 PAPER = Paper(
-    "Between the base and the mean of several fine-tuned checkpoints, as near to the mean as the angles"
-    " between their updates say: Model Stock.",
+    "The weights lie between the base and the mean of several fine-tuned checkpoints. The angles between"
+    " their updates set how near to the mean: Model Stock.",
     """
 @inproceedings{jang2024model,
   title = {Model Stock: All we need is just a few fine-tuned models},
@@ -56,18 +56,17 @@ def stock(
     output: Output,
     *,
     granularity: Annotated[
-        Granularity, Option("Find one ratio for each tensor, or one for each of its output rows (filter).")
+        Granularity, Option("Compute one ratio for each tensor, or one for each output row (filter).")
     ] = "tensor",
     clamp: Annotated[
-        bool,
-        Option("Count a negative ratio as 0; the official code does not.", flags=("--clamp", "--no-clamp")),
+        bool, Option("Set negative ratios to 0; the official code does not.", flags=("--clamp", "--no-clamp"))
     ] = True,
     **options: Unpack[RunKeywords],
 ) -> Order:
-    """Model Stock: from the base towards the mean of several.
+    """Model Stock: move a mean towards the base.
 
-    For every tensor, the angles between the updates tell how far to go: the more similar the updates are, the
-    nearer the result is to the mean. Model Stock needs no data and no hyperparameters.
+    For every tensor, the angles between the updates determine how far to go: the more similar the updates
+    are, the nearer the result is to the mean. Model Stock needs no data and no hyperparameters.
 
     Example: monosoup stock base.safetensors ft1.safetensors ft2.safetensors -o out
     """
@@ -95,8 +94,8 @@ class StockRatio(NamedTuple):
 def stock_ratio(gram: torch.Tensor, *, clamp: bool = True) -> StockRatio:
     """The interpolation ratio t = N c / (1 + (N − 1) c).
 
-    c is the mean over pairs of the cosines between updates, in which an update of zero counts as 0. t is 0
-    where the denominator is 0, which means below float64's rounding of the cosines.
+    c is the mean over pairs of the cosines between updates, in which an update of zero counts as 0. t is 0 if
+    the denominator is below the float64 rounding error of the cosines.
 
     Args:
         gram: (..., N, N) float64, the inner products of N >= 2 updates.

@@ -1,4 +1,4 @@
-"""MonoSoup: split the spectrum of a fine-tuning update, weigh the two parts, add them back.
+"""MonoSoup: split the spectrum of a fine-tuning update, weight the two parts, add them back.
 
 Abdollahpoorrostam, Dimitriadis, Hazimeh, Frossard, "Model soups need only one ingredient", 2026
 (arXiv 2602.09689), called "the paper" here. docs/method.md derives what is computed, and says
@@ -47,7 +47,7 @@ MAX_QUANTILES = 64
 
 PAPER = Paper(
     "The fine-tuned weights, edited by MonoSoup: the update of every weight matrix is split by its"
-    " spectrum, the two parts are weighed by coefficients read off that spectrum, and added back to"
+    " spectrum, the two parts are weighted by coefficients read from that spectrum, and added back to"
     " the base.",
     """
 @misc{abdollahpoorrostam2026monosoup,
@@ -58,8 +58,8 @@ PAPER = Paper(
   archivePrefix = {arXiv}
 }
 """,
-    updates="MonoSoup splits the update of every weight matrix by its spectrum, and weighs the two parts by"
-    " coefficients read off that spectrum.",
+    updates="MonoSoup splits the update of every weight matrix by its spectrum, and weights the two parts by"
+    " coefficients read from that spectrum.",
 )
 
 MEASURES = (
@@ -83,7 +83,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class MonoSoup:
-    """How a spectrum is split and weighed; the default is the paper's rule without parameters.
+    """How a spectrum is split and weighted; the default is the paper's rule without parameters.
 
     At most one of `energy`, `rank` and `rank_fraction` replaces the entropy-based split of Eq. 3-4.
 
@@ -139,7 +139,7 @@ class Split:
 
 @dataclass(frozen=True)
 class LayerSpectrum(Split):
-    """What MonoSoup reads off one update's spectrum.
+    """What MonoSoup reads from one update's spectrum.
 
     `rank` is min(m, n), `update_norm` is ‖Δ‖_F; `spectrum` has up to 64 quantiles of σ/σ_1, largest first.
     """
@@ -193,7 +193,7 @@ def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[fl
 
 
 def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
-    """Split one spectrum, and read off the coefficients and the summary.
+    """Split one spectrum, and read the coefficients and the summary from it.
 
     The arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
 
@@ -267,7 +267,8 @@ def reweigh(
 def edit_update(
     updates: Blocks, side: int, methods: Sequence[MonoSoup]
 ) -> list[tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]]] | None:
-    """Measure an update seen by blocks, and make the map that edits its blocks, from one decomposition.
+    """Measure an update that is read in blocks, and return the function that edits them. Both use one
+    decomposition.
 
     Args:
         updates: Yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side).
@@ -348,8 +349,8 @@ def edit_matrix(
         method: The rule; None for the paper's.
 
     Returns:
-        The edited weights in float64, and what was measured. Where the two inputs are equal, the fine-tuned
-        weights and None.
+        The edited weights in float64, and what was measured. If the inputs are equal, these are the
+        fine-tuned weights and None.
 
     Raises:
         FloatingPointError: The update has NaN or Inf.

@@ -24,8 +24,8 @@ ROUNDING = 1e-12
 def gram_matrix(ranges: Iterable[torch.Tensor], count: int) -> torch.Tensor:
     """Compute the inner products of N rows that are seen range by range.
 
-    Two or three rows are multiplied at a time: BLAS is several times slower on products of a few more long
-    rows, and slower on those of one.
+    It multiplies two or three rows at a time: depending on the processor, BLAS is slower on one long row, and
+    up to several times slower on a few more.
 
     Args:
         ranges: Yields ranges of all rows, (N, any number) float64.
@@ -121,8 +121,8 @@ def members_of(order: Sequence[int], decisions: Sequence[Decision]) -> list[int]
 def thresholds(matrix: Matrix, order: Sequence[int]) -> Iterator[tuple[float | None, list[int]]]:
     """Yield every choice that some threshold makes, from the strictest down.
 
-    A choice is (highest threshold, members), and is made down to the highest threshold of the next choice.
-    The first choice has no highest threshold: None.
+    Each choice is (highest threshold, members). It holds from that threshold down to the next choice's, which
+    is excluded. The first choice has no highest threshold: None.
     """
     highest: float | None = None
     while True:

@@ -37,7 +37,7 @@ class SpectralEdit(PlainMethod):
     """The edit of a layer for every split, and for every step from the base to the edited weights.
 
     Attributes:
-        splits: How the spectrum is split and weighed.
+        splits: How the spectrum is split and weighted.
         steps: How far to go from the base to each edited update; 1.0 for all the way.
         sweep: The checkpoints of the output: for every split every step.
         min_update: Layers whose update is smaller than this, relative to the base, stay as fine-tuned.
@@ -174,7 +174,7 @@ def rank_for(layer: MatrixLayer, splits: Sequence[MonoSoup], energy: float) -> i
 
     Args:
         layer: The layer.
-        splits: How its spectrum is split and weighed.
+        splits: How its spectrum is split and weighted.
         energy: The share of ‖edited‖_F², in (0, 1].
 
     Returns:
@@ -188,4 +188,4 @@ def rank_for(layer: MatrixLayer, splits: Sequence[MonoSoup], energy: float) -> i
         return 0
     ratios = values / values[0]
     edited = [measure(values, split).edited(ratios) for split in splits]
-    return max(rank_holding(weighed, energy * (1.0 - ROUNDING)) for weighed in edited)
+    return max(rank_holding(weighted, energy * (1.0 - ROUNDING)) for weighted in edited)

@@ -52,7 +52,7 @@ class Sweep:
             values = [_decimal(part) for part in parts]
         except (DecimalException, ValueError):
             raise UsageError(
-                f"--{option} is not a number, a comma list or start:stop:step", found=repr(numbers)
+                f"--{option} is not a number, a comma-separated list or start:stop:step", found=repr(numbers)
             ) from None
         if any(len(f"{value.normalize():f}") > MAX_DIGITS for value in values):
             raise UsageError(f"--{option} has too many digits for the name of a folder", found=repr(numbers))

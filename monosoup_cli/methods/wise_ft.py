@@ -47,8 +47,8 @@ def wise(
     alpha: Annotated[
         Numbers,
         Option(
-            "How far to go from the base (0) to the fine-tuned checkpoint (1). Several values, such as"
-            " 0.3,0.5 or 0:1:0.1, make one checkpoint each: OUT/alpha-0.3, …",
+            "How far to go from the base (0) to the fine-tuned checkpoint (1). A list such as 0.3,0.5 or"
+            " 0:1:0.1 makes one checkpoint per value: OUT/alpha-0.3, …",
             metavar="A",
             shell=str,
         ),
@@ -56,9 +56,9 @@ def wise(
     extrapolate: Annotated[bool, Option("Allow values of --alpha outside 0 to 1.")] = False,
     **options: Unpack[RunKeywords],
 ) -> Order:
-    """Interpolate between base and fine-tuned checkpoint: WiSE-FT.
+    """Interpolate base and fine-tune: WiSE-FT.
 
-    Every floating tensor becomes (1 - A) base + A fine-tuned, biases included.
+    Every floating-point tensor becomes (1 - A) base + A fine-tuned, biases included.
 
     Example: monosoup wise base.safetensors ft.safetensors -o out --alpha 0.5
     """
@@ -80,7 +80,7 @@ COMMAND = wise
 
 @dataclass(frozen=True)
 class WiseFt(PlainMethod):
-    """(1 − α) base + α fine-tuned on every floating tensor.
+    """(1 − α) base + α fine-tuned on every floating-point tensor.
 
     Attributes:
         alphas: Every α; outside [0, 1] it extrapolates.

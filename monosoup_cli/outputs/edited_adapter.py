@@ -217,7 +217,7 @@ class EditedAdapterDraft:
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
         """Never called."""
-        raise AssertionError("the adapter tells the layout")
+        raise AssertionError("the layout follows from the adapter")
 
     def form(self, plan: Plan) -> tuple[Plan, EditedAdapterForm]:
         """The adapter's own layout."""

@@ -44,7 +44,7 @@ class OutputContext:
         finetuned: The fine-tuned checkpoints; adapters are merged into the base.
         adapters: For each fine-tuned checkpoint, the adapter it was merged from, or None.
         path: The path of the output.
-        dtype: The dtype of written floating tensors in torch's words, or "keep".
+        dtype: The dtype of written floating-point tensors in torch's words, or "keep".
         max_shard_bytes: The largest shard to write; None for the fine-tuned checkpoint's own shards.
     """
 
@@ -66,7 +66,7 @@ class Description:
     """What the model card says about the kind of an output.
 
     Attributes:
-        library: The Hub's name of the library that loads the output; None to tell it from the files.
+        library: The Hub's name of the library that loads the output; None to infer it from the files.
     """
 
     library: str | None = None
@@ -132,7 +132,7 @@ class Sink(Protocol):
 
 
 class OutputForm(Protocol):
-    """One output whose every byte has its place.
+    """An output whose layout is final.
 
     Attributes:
         layout: The files and where each tensor lies in them.
@@ -209,7 +209,7 @@ class Draft(Protocol):
 class OutputKind(Protocol):
     """What a task wants to be written.
 
-    `takes_no_base` is True for a kind that an adapter alone is enough for.
+    `takes_no_base` is True if an adapter alone is enough for this kind.
     """
 
     takes_no_base: ClassVar[bool]

@@ -87,7 +87,7 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[bytes]:
     if changed:
         then = "rerun with the same arguments"
         if moved := _moved(before, identity):
-            then = f"a branch on the Hub has moved, it was at @{moved}: rerun with that commit"
+            then = f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
         raise ResumeError(
             f"the interrupted run differs in {crop(', '.join(changed))}",
             path=path.parent,

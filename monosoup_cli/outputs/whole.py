@@ -61,7 +61,7 @@ class WholeForm:
 
 @dataclass(frozen=True)
 class WholeDraft:
-    """A whole checkpoint, whose layout the headers tell."""
+    """A whole checkpoint, whose layout follows from the headers."""
 
     opened: OutputContext
 
@@ -75,12 +75,12 @@ class WholeDraft:
         return ()
 
     def examined(self, plan: Plan) -> Sequence[PlannedTensor]:
-        """Nothing: the headers tell the layout."""
+        """Nothing: the layout follows from the headers."""
         return ()
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
         """Never called."""
-        raise AssertionError("the headers tell the layout of a whole checkpoint")
+        raise AssertionError("the layout of a whole checkpoint follows from the headers")
 
     def form(self, plan: Plan) -> tuple[Plan, WholeForm]:
         """The layout of the (first) fine-tuned checkpoint, one file, or shards of the size asked for."""

@@ -47,7 +47,7 @@ class Inputs:
 
     @cached_property
     def unchanged(self) -> frozenset[str]:
-        """The names that no fine-tuned checkpoint changes, as far as headers tell."""
+        """The names that no fine-tuned checkpoint changes, as far as headers show."""
         return frozenset(
             name
             for name in self.finetuned[0].tensors
@@ -206,7 +206,7 @@ def _align_names(
         shape = other.tensors[names[holder]].shape
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
-            words.append(f"with {holder!r} for {missing!r}, which is tied to it")
+            words.append(f"with {missing!r} taken from {holder!r}, to which it is tied")
     return (rename(other, names, tuple(words)) if words else other), alignment.unused
 
 

@@ -65,7 +65,7 @@ class Inspection:
         method: Method,
         stacked: Sequence[str] = (),
     ) -> Inspection:
-        """Open the inputs and refuse what their headers tell.
+        """Open the inputs, and refuse everything that their headers show to be wrong.
 
         Raises:
             MonosoupError: The inputs cannot be read, or do not belong together.

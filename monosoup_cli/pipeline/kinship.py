@@ -45,8 +45,8 @@ def doubts_of_names(plan: Plan) -> list[str]:
     if found >= FEW * total:
         return []
     return [
-        f"only {len(shared):,} of {len(matrices):,} matrices, with {found / total:.0%} of the parameters,"
-        " are in the base under these names: is it what this model was fine-tuned from?"
+        f"the base has only {len(shared):,} of {len(matrices):,} matrices ({found / total:.0%} of the"
+        " parameters) under these names: was this model fine-tuned from it?"
     ]
 
 
@@ -69,8 +69,8 @@ def doubts_of_values(base: Source, finetuned: Source, plan: Plan) -> list[str]:
         return []
     return [
         f"the updates are as large as the weights: ‖W1 − W0‖ / ‖W0‖ is {ratio:.2f} in a sample of"
-        f" {plural(len(layers), 'layer')}, and about 1.41 for unrelated models: is the base what this model"
-        " was fine-tuned from?"
+        f" {plural(len(layers), 'layer')} (about 1.41 for unrelated models); was this model fine-tuned from"
+        " this base?"
     ]
 
 

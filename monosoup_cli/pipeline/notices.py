@@ -21,17 +21,18 @@ def notices_of(ready: Ready) -> list[str]:
         notices += doubts_of_names(ready.plan)
     code = [name for name in ready.side_files if name.endswith(".py")]
     if code:
-        notices.append(f"custom code is copied along, not run: {', '.join(code)}")
+        notices.append(f"custom code is copied, not run: {', '.join(code)}")
     new = [tensor.name for tensor in ready.plan.tensors if tensor.reason == "not_in_base"]
     if new:
-        hint = f"; {inputs.hint} would find more of them" if inputs.hint else ""
+        hint = f"; {inputs.hint} would match more of them" if inputs.hint else ""
         notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
     carried = [name for name in ready.side_files if name.endswith(WEIGHTS)]
     if carried:
         notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
     lost = ready.form.lost
     if lost:
-        notices.append(f"changed, but no LoRA adapter can hold it: {_some(lost)}")
+        them = "it" if len(lost) == 1 else "them"
+        notices.append(f"changed, but no LoRA adapter can hold {them}: {_some(lost)}")
     only_in_base = names_only_in_base(inputs.base, inputs.finetuned)
     if only_in_base:
         notices.append(f"only in the base, and not written: {_some(only_in_base)}")

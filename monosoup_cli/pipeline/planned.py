@@ -71,7 +71,7 @@ class Planned:
 
 
 def prepare(task: Task) -> Planned:
-    """Open the inputs and plan the output; refuse everything that headers tell.
+    """Open the inputs and plan the output; refuse everything that headers show to be wrong.
 
     Raises:
         MonosoupError: The inputs do not belong together, or the output cannot be written.

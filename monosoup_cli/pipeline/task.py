@@ -53,7 +53,7 @@ class Chooser(Protocol):
         """Refuse inputs among which there is nothing to choose by.
 
         Raises:
-            UsageError: The headers tell that no choice can be made.
+            UsageError: The headers show that no choice can be made.
         """
         ...
 

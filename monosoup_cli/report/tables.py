@@ -96,7 +96,9 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
     if plan.push is not None:
         totals.add_row("push", Text(f"to {printable(plan.push)}"))
-    memory = f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, plus the libraries"
+    memory = (
+        f"about {size(cost.memory_bytes)} for {plural(cost.workers, 'worker')}, in addition to torch itself"
+    )
     if cost.device_memory_bytes:
         memory += f"; about {size(cost.device_memory_bytes)} on each card"
     totals.add_row("memory", memory)

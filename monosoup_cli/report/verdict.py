@@ -149,7 +149,8 @@ def _wrong_base(rows: Sequence[Row], of: int) -> Story:
     if 2 * len(rows) > of:
         sentence += "is BASE the model that was fine-tuned? If not, ignore everything else here."
     else:
-        sentence += "was it newly initialised rather than fine-tuned, like a new head?"
+        layers = "is this layer" if len(rows) == 1 else "are these layers"
+        sentence += f"{layers} newly initialised, like a new head, rather than fine-tuned?"
     return {"relative_update": range_}, sentence
 
 
@@ -190,7 +191,8 @@ def _weakened(rows: Sequence[Row], of: int) -> Story:
     low, high = _range(rows, "lambda_high")
     return {"lambda_high": [low, high]}, (
         f"Warning: {_in(rows, of, lower=True)} the spectrum is nearly flat, but k < r: λ_high falls to"
-        f" {_between(low, high)}, so MonoSoup removes most of the update. --exclude keeps such layers."
+        f" {_between(low, high)}, so MonoSoup removes most of the update. --exclude leaves such layers as"
+        " fine-tuned."
     )
 
 
@@ -224,24 +226,23 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     if not edited:
         return None
     largest = max(row["update_norm"] for row in edited)
-    weighed = [(row, (row["update_norm"] / largest) ** 2) for row in edited]
-    total = math.fsum(share for _, share in weighed)
-    mean = math.fsum(row["equivalent_alpha"] * share for row, share in weighed) / total
+    weighted = [(row, (row["update_norm"] / largest) ** 2) for row in edited]
+    total = math.fsum(share for _, share in weighted)
+    mean = math.fsum(row["equivalent_alpha"] * share for row, share in weighted) / total
     squares = (
-        share * (row["anisotropy"] ** 2 + (row["equivalent_alpha"] - mean) ** 2) for row, share in weighed
+        share * (row["anisotropy"] ** 2 + (row["equivalent_alpha"] - mean) ** 2) for row, share in weighted
     )
     alpha, distance = wise * mean, wise * math.sqrt(math.fsum(squares) / total)
     moved = math.hypot(1.0 - alpha, distance)
-    unmoved = "at the mean of the checkpoints" if is_mean else "as fine-tuned"
     nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
     nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (α = {alpha:.3g})"
     if moved <= NEAR:
-        sentence = (
-            f"The edit leaves these layers nearly {unmoved}: it moves them by {_percent(moved)} of ‖Δ‖."
-        )
+        unmoved = "mean of the checkpoints" if is_mean else "fine-tuned weights"
+        them = "the weights" if is_mean else "them"
+        sentence = f"The edit barely changes the {unmoved}: it moves {them} by {_percent(moved)} of ‖Δ‖."
     elif distance <= NEAR:
-        sentence = f"{nearest}, which gives these layers nearly the same weights"
-        sentence += "." if is_mean else f": WiSE-FT at {alpha:.3g}."
+        same = "gives these layers nearly the same weights."
+        sentence = f"{nearest}, which {same}" if is_mean else f"{nearest}: WiSE-FT {same}"
     else:
         impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
         sentence = f"{nearest}: {impossible} these weights."

@@ -139,7 +139,7 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
 def _reading(old: str, new: str) -> str:
     if not new:
         return f"without '{old}.'"
-    return f"with '{new}' for '{old}'" if old else f"with '{new}.' before"
+    return f"with '{old}' replaced by '{new}'" if old else f"with '{new}.' in front"
 
 
 def _tensors(count: int) -> str:

@@ -51,7 +51,7 @@ ADVICE = {
         "not on the Hub, or private", f"check the name; if it is private, {LOG_IN}"
     ),
     "RevisionNotFoundError": Advice(
-        "no such revision on the Hub", "after @ comes a branch, a tag or a whole commit hash"
+        "no such revision on the Hub", "after @ comes a branch, a tag or a full commit hash"
     ),
     "HFValidationError": Advice("not a name on the Hub", "names are ORG/NAME or ORG/NAME@REVISION"),
     "HfUriError": Advice("not a name on the Hub", "names are hf://ORG/NAME or hf://ORG/NAME@REVISION"),

@@ -50,7 +50,7 @@ class LowRank:
         rank: The rank of the factors; of a stack, the rank of each matrix.
         scale: What their product is multiplied by; the left factor already contains it.
         factors: Takes the index of a matrix, its rows and its columns, and returns the factors. Returns None
-            where the tensor is cut into other matrices than the factors make.
+            if the factors do not match the way the tensor is cut into matrices.
     """
 
     rank: int
@@ -96,7 +96,7 @@ class Source(Protocol):
         ...
 
     def is_at_hand(self, name: str) -> bool:
-        """Whether there is such a tensor, and `select` has not left it on the Hub."""
+        """Whether the tensor exists, and `select` has not left it on the Hub."""
         ...
 
     @property

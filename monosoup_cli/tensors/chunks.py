@@ -51,7 +51,7 @@ def stored_chunks(
 
 
 def check_stored(source: Source, name: str, worker: Worker) -> None:
-    """Look for NaN and Inf in a floating tensor; do nothing where the checkpoint has no tensor of that name.
+    """Look for NaN and Inf in a floating-point tensor; do nothing if the checkpoint lacks the name.
 
     Raises:
         NonfiniteError: The tensor has NaN or Inf.

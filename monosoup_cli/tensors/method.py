@@ -79,7 +79,7 @@ class Paper:
     """Where a method comes from.
 
     Args:
-        summary: One sentence for the model card: what the weights are.
+        summary: A sentence or two for the model card: what the weights are.
         citation: The BibTeX entry.
         updates: One sentence for the card of an adapter: what its updates are. A method that cannot be
             written as an adapter needs none.
@@ -139,7 +139,7 @@ class Method(Protocol):
         """The same method, prepared for a checkpoint with these names.
 
         Raises:
-            MonosoupError: The names do not tell what the method needs.
+            MonosoupError: The names lack what the method needs.
         """
 
     def edit(self, layer: Layer) -> Edit | None:
@@ -164,7 +164,7 @@ class Method(Protocol):
 
 
 class PlainMethod:
-    """The answers that most methods give; a method inherits them and overrides what is its own."""
+    """Defaults for `Method`. A method inherits them and overrides what differs."""
 
     needs_base = True
     access: ClassVar[Access] = "flat"
@@ -203,7 +203,7 @@ class Order:
         stacked: Globs over the names of tensors that stack matrices.
         weights: The weights of a mean, which sum to 1; None for an even mean.
         base_is_option: Whether the shell has an option `--base` in place of an argument.
-        arguments: Arguments that the report has in another form than the one they were given in.
+        arguments: Arguments that the report shows in a different form.
     """
 
     method: Method

@@ -43,7 +43,7 @@ class Selection:
         exclude: Globs over the names of tensors that are kept.
         stacked: Globs over the names of tensors that stack one matrix per index of dimension 0.
         on_mismatch: What to do where the shapes of a tensor differ: "error", "keep" or "overlap".
-        dtype: The dtype of the written floating tensors in torch's words, or "keep".
+        dtype: The dtype of the written floating-point tensors in torch's words, or "keep".
         include_option: The name of the option that `include` comes from, for messages.
     """
 
@@ -159,8 +159,8 @@ def make_plan(
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
-    A layer is a floating tensor that every input has in one shape. For a method that sees matrices, a layer
-    has two dimensions or more. Where inputs may overlap, the shape is that of the rows they all have.
+    A layer is a floating-point tensor that every input has in one shape. For a method that sees matrices, a
+    layer has two dimensions or more. Where inputs may overlap, the shape is that of the rows they all have.
 
     Args:
         base: The headers of the base; None for a method without one.
@@ -253,11 +253,13 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
         ]
         name = next((name for name in names if not selection.leaves_out(name)), None)
         if name is not None:
-            holder = "the first" if name in first else f"number {number}"
+            holder, then = "the first", "takes such tensors from the first"
+            if name not in first:
+                holder, then = f"number {number}", "drops such tensors"
             raise MismatchError(
                 f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it",
                 tensor=name,
-                hint="--exclude keeps such tensors as they are in the first",
+                hint=f"--exclude {then}",
             )
 
 

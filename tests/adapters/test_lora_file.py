@@ -337,7 +337,10 @@ def test_renames_are_of_the_files_names(tmp_path):
     _, adapter = effective(unet_weights(), tmp_path / FILE, *renames)
     assert len(adapter.pairs) == len(layers) / 2
     count = f"({len(layers)} tensors)"
-    assert adapter.read_as == (f"with 'unet' for 'net' {count}", f"with 'to_q' for 'query' {count}")
+    assert adapter.read_as == (
+        f"with 'net' replaced by 'unet' {count}",
+        f"with 'query' replaced by 'to_q' {count}",
+    )
     assert adapter.unused == (Rename.parse(renames[2]),)
 
 
@@ -479,10 +482,19 @@ NOTED = {
         {"lora_alpha": 1, "alpha_pattern": dict.fromkeys(map(str, range(4097)), 1)},
         "of at most 4,096",
     ),
-    "a long pattern": ({"lora_alpha": 1, "alpha_pattern": {"a" * 501: 1}}, "is not plain"),
+    "a long pattern": (
+        {"lora_alpha": 1, "alpha_pattern": {"a" * 501: 1}},
+        "has a pattern that is not supported",
+    ),
     "text in a pattern": ({"lora_alpha": 1, "alpha_pattern": {"to_q": "1"}}, "alpha is not a finite number"),
-    "an expression": ({"lora_alpha": 1, "alpha_pattern": {"(a+)+b": 1}}, "is not plain: expected names"),
-    "a dangling escape": ({"lora_alpha": 1, "alpha_pattern": {"a\\": 1}}, "is not plain"),
+    "an expression": (
+        {"lora_alpha": 1, "alpha_pattern": {"(a+)+b": 1}},
+        "a pattern that is not supported: expected names",
+    ),
+    "a dangling escape": (
+        {"lora_alpha": 1, "alpha_pattern": {"a\\": 1}},
+        "has a pattern that is not supported",
+    ),
     "PiSSA": ({"lora_alpha": 1, "init_lora_weights": "pissa"}, "found init_lora_weights 'pissa'"),
     "DoRA": ({"lora_alpha": 1, "use_dora": True}, "describes more than LoRA: found use_dora True"),
     "LoHa": ({"lora_alpha": 1, "peft_type": "LOHA"}, "describes more than LoRA: found peft_type 'LOHA'"),

@@ -116,7 +116,7 @@ def test_a_second_fine_tuned_one_may_be_tied_too(folder):
         assert (inputs.base, inputs.sources, inputs.hint) == (None, inputs.finetuned, None)
         assert {name: tensor.name for name, tensor in inputs.finetuned[1].tensors.items()} == AS_EMBEDDING
         assert inputs.notices == [
-            f"{sources[1]}: names are read with '{EMBEDDING}' for '{HEAD}', which is tied to it"
+            f"{sources[1]}: names are read with '{HEAD}' taken from '{EMBEDDING}', to which it is tied"
         ]
 
 
@@ -132,7 +132,7 @@ def test_renames_are_of_all_but_the_first(folder):
         assert [each.path for each in inputs.sources] == [base, *finetuned]
         assert [each.path for each in inputs.finetuned] == finetuned
         assert len(inputs.notices) == 2
-        said = "names are read with 'new' for 'old' (1 tensor)"
+        said = "names are read with 'old' replaced by 'new' (1 tensor)"
         assert inputs.notices == [f"{base}: {said}", f"{finetuned[1]}: {said}"]
 
 

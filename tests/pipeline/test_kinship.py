@@ -133,8 +133,8 @@ def test_few_names_in_common_are_doubted(asked):
     matrices = [name for name, W in finetuned.items() if W.ndim > 1]
     share = finetuned[one].numel() / sum(finetuned[name].numel() for name in matrices)
     assert asked(norms | {one: base[one]}, finetuned, ask=doubts_of_names) == [
-        f"only 1 of {len(matrices)} matrices, with {share:.0%} of the parameters, are in the base under"
-        " these names: is it what this model was fine-tuned from?"
+        f"the base has only 1 of {len(matrices)} matrices ({share:.0%} of the parameters) under these names:"
+        " was this model fine-tuned from it?"
     ]
     assert asked(norms | {one: base[one]}, finetuned, ask=doubts_of_names, include=(one,)) == []
 
@@ -143,7 +143,7 @@ def test_tensors_that_are_left_out_do_not_count(asked):
     base = {"a": torch.ones(3, 2)}
     finetuned = {"a": torch.ones(3, 2), "b": torch.ones(30, 20), "c": torch.ones(60, 20)}
     [doubt] = asked(base, finetuned, exclude=("c",))
-    assert doubt.startswith("only 1 of 2 matrices, with 1% of the parameters, ")
+    assert doubt.startswith("the base has only 1 of 2 matrices (1% of the parameters) ")
 
 
 def test_a_new_head_or_a_resized_vocabulary_is_no_reason_to_doubt(asked):

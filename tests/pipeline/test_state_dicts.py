@@ -108,7 +108,7 @@ def test_formats_may_be_mixed_and_wrappers_differ(run, small, expected, tmp_path
     sources = [next(tmp_path.glob(f"{name}.*")) for name in ("base", "ft")]
     result = run("edit", *sources, "-o", tmp_path / "out.safetensors")
     assert result.code == 0
-    said = "without 'module.'" if which == "base" else "with 'module.' before"
+    said = "without 'module.'" if which == "base" else "with 'module.' in front"
     assert f"names are read {said} ({len(expected)} tensors)" in result.err
     found = load_file(tmp_path / "out.safetensors")
     of_ddp = "module." if which == "ft" else ""

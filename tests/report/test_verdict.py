@@ -397,8 +397,11 @@ def row(**measures):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([row(equivalent_alpha=0.99, anisotropy=0.02)], "nearly as fine-tuned: it moves them by 2.2 %"),
-        ([row()], "which gives these layers nearly the same weights: WiSE-FT at 0.9."),
+        (
+            [row(equivalent_alpha=0.99, anisotropy=0.02)],
+            "The edit barely changes the fine-tuned weights: it moves them by 2.2 %",
+        ),
+        ([row()], "(α = 0.9): WiSE-FT gives these layers nearly the same weights."),
         (
             [row(anisotropy=0.1)],
             "10 % of ‖Δ‖ away from the nearest plain interpolation (α = 0.9): WiSE-FT cannot",
@@ -407,7 +410,7 @@ def row(**measures):
             [row(equivalent_alpha=0.8), row()],
             "5.1 % of ‖Δ‖ away from the nearest plain interpolation (α = 0.85",
         ),
-        ([row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)], "WiSE-FT at 0.9"),
+        ([row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)], "(α = 0.9): WiSE-FT gives"),
     ],
 )
 def test_what_is_said_of_interpolation(rows, words):

@@ -130,10 +130,10 @@ def test_renames_are_told_with_how_often_and_whether_they_were_used():
     other = headers({"a.x": (2,), "a.y": (2,), "z": (2,)})
     renames = [Rename.parse(text) for text in ("q=r", "a=b", "z=", "b=", "=c")]
     found = align(headers({"a.x": (2,), "a.y": (2,), "z.z": (2,)}), {}, renames[:2], "base")
-    assert found.notes == ("with 'b' for 'a' (2 tensors)",)
+    assert found.notes == ("with 'a' replaced by 'b' (2 tensors)",)
     assert found.unused == (renames[0],)
     found = align(other, {}, renames[3:], "base")
-    assert found.notes == ("with 'c.' before (3 tensors)",)
+    assert found.notes == ("with 'c.' in front (3 tensors)",)
     assert found.unused == (renames[3],)
     found = align(headers({"z.x": (2,)}), {}, [renames[2]], "base")
     assert found.notes == ("without 'z.' (1 tensor)",)
@@ -163,14 +163,14 @@ def test_wrappers_are_recognised_on_either_side(kind, prefix, reading):
     plain, inside = model_headers(kind), wrapped(kind, in_front(prefix))
     tensors = f"({len(plain)} tensors)"
     assert aligned(inside, plain) == ({n: prefix + n for n in plain}, (f"without {reading} {tensors}",))
-    assert aligned(plain, inside) == ({prefix + n: n for n in plain}, (f"with {reading} before {tensors}",))
+    assert aligned(plain, inside) == ({prefix + n: n for n in plain}, (f"with {reading} in front {tensors}",))
 
 
 def test_one_wrapper_is_read_as_another():
     ours, theirs = (wrapped("CLIPModel", in_front(prefix)) for prefix in ("model.", "module."))
     names, said = aligned(ours, theirs)
     assert names == {f"module.{name}": f"model.{name}" for name in model_headers("CLIPModel")}
-    assert said == (f"with 'module' for 'model' ({len(ours)} tensors)",)
+    assert said == (f"with 'model' replaced by 'module' ({len(ours)} tensors)",)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_model_without_its_head_is_recognised(base, finetuned, prefix):
     body, whole = model_headers(base), model_headers(finetuned)
     names, said = aligned(body, whole)
     assert names == {prefix + name: name for name in body}
-    assert said == (f"with '{prefix}' before ({len(body)} tensors)",)
+    assert said == (f"with '{prefix}' in front ({len(body)} tensors)",)
     names, said = aligned(whole, body)
     assert names == {name: prefix + name for name in body}
     assert said == (f"without '{prefix}' ({len(body)} tensors)",)
@@ -243,7 +243,10 @@ def test_renames_come_before_what_is_recognised():
     names, said = aligned(other, plain, "h=layers")
     assert set(names) == set(plain)
     layers = sum("layers" in name for name in plain)
-    assert said == (f"with 'layers' for 'h' ({layers} tensors)", f"without 'module.' ({len(plain)} tensors)")
+    assert said == (
+        f"with 'h' replaced by 'layers' ({layers} tensors)",
+        f"without 'module.' ({len(plain)} tensors)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +274,10 @@ def test_a_coincidence_does_not_keep_names_from_another_match():
 
 def test_a_tensor_is_read_under_one_name():
     first = headers({"model.x": (2, 3), "module.x": (2, 3)})
-    assert aligned(headers({"x": (2, 3)}), first) == ({"model.x": "x"}, ("with 'model.' before (1 tensor)",))
+    assert aligned(headers({"x": (2, 3)}), first) == (
+        {"model.x": "x"},
+        ("with 'model.' in front (1 tensor)",),
+    )
 
 
 def test_the_reading_that_matches_most_is_taken():
