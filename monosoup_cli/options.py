@@ -62,7 +62,7 @@ def as_paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list
         raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
     seen: set[str] = set()
     for name in names:
-        place = os.path.realpath(name) if os.path.lexists(name) else name
+        place = os.path.realpath(name) if os.path.lexists(name) else name.removeprefix("hf://")
         if place in seen:
             raise UsageError("a fine-tuned checkpoint is given twice", path=name)
         seen.add(place)

@@ -70,8 +70,9 @@ def test_one_checkpoint_under_two_spellings_is_given_twice(three, tmp_path):
             monosoup_cli.stock(base, [first, second, other], "out")
     assert not (tmp_path / "out").exists()
     # ids on the Hub are names, and not paths
-    with pytest.raises(UsageError, match="is given twice"):
-        monosoup_cli.soup(["org/name", "org/name"], "out")
+    for other in ("org/name", "hf://org/name"):
+        with pytest.raises(UsageError, match="is given twice"):
+            monosoup_cli.soup(["org/name", other], "out")
     shutil.copy(first, "copy.safetensors")  # equal bytes are two checkpoints
     monosoup_cli.stock(base, [first, "copy.safetensors"], "out")
 
