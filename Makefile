@@ -5,7 +5,7 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test lint types docs docs-check check bench fmt build clean
+.PHONY: help install demo test test-cuda lint types docs docs-check check bench fmt build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ demo: $(VENV)/demo-installed  ## Train a small network, fine-tune it, edit it, a
 test: install  ## Run all tests
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # NumPy's threads would compete with the workers
 
+test-cuda: install  ## Run the tests for CUDA, on an emulated card where there is no real one
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --cards 1 -m cuda -q -n auto --dist loadscope
+
 lint: install  ## Check style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ docs-check: install  ## Check that docs/cli.md is current, and the site's links 
 		&& $(SPHINX) -d "$$drafts/doctrees" docs "$$drafts/html" \
 		&& ! grep -rnoE --include='*.html' --include='*.css' $(OUTSIDE) "$$drafts/html"
 
-check: lint types test docs-check  ## Run everything that CI checks
+check: lint types test test-cuda docs-check  ## Run everything that CI checks
 
 $(VENV)-mergekit/installed: .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)-mergekit

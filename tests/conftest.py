@@ -13,9 +13,28 @@ from hypothesis import settings
 from safetensors.torch import save_file
 
 from monosoup_cli.cli.app import main
+from tests.card import install as card
+
+for name in list(os.environ):  # the user's own settings and token; the Hub's client reads them at import
+    if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name in ("NO_COLOR", "FORCE_COLOR"):
+        del os.environ[name]
 
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("emulated cards", "CUDA cards in software, where torch has no CUDA (tests/card)")
+    group.addoption("--cards", type=int, default=0, metavar="N", help="run on N emulated cards")
+    group.addoption("--card-when", choices=("late", "early", "random"), default="late", help="when they work")
+    group.addoption("--card-seed", type=int, default=0, metavar="N", help="for --card-when random")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the cards before tests are collected. A real card takes the place of an emulated one."""
+    count = config.getoption("--cards")
+    if count and torch.version.cuda is None:
+        card.install(count, when=config.getoption("--card-when"), seed=config.getoption("--card-seed"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

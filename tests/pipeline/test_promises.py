@@ -461,7 +461,7 @@ def llamas(tmp_path_factory):
         num_key_value_heads=2,
         max_position_embeddings=64,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(config)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

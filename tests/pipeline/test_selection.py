@@ -84,7 +84,7 @@ def family(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to gain from more
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(SIZE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
     train(network, *points(generator, 2000), steps=300, rate=0.03, seed=0)
