@@ -102,3 +102,8 @@ class Adapter:
     unused: tuple[Rename, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dora(self) -> LoraPair | None:
+        """A pair of DoRA, whose update depends on the base; None where there is none."""
+        return next((pair for pair in self.pairs.values() if pair.magnitude is not None), None)

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, LoraPair
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.dtypes import BITS, as_float64, check_finite, float64_in
+from monosoup_cli.formats.dtypes import BITS, float64_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import read_config
+from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import DENSE, UNCHANGED, Factors, LowRank, Reader, Source, Update
 
 if TYPE_CHECKING:
-    import torch
-
     from monosoup_cli.spectral.lora import MergedTensor
 
-__all__ = ["MergedSource", "read_float64"]
+__all__ = ["MergedSource"]
 
 
 class MergedSource:
@@ -200,22 +199,3 @@ def _factors_of(adapter: Adapter, pair: LoraPair, *, is_checked: bool) -> list[F
         experts=pair.shape[0] if pair.layout.is_stack else None,
         is_transposed=pair.layout.is_transposed,
     )
-
-
-def read_float64(
-    source: Source, name: str, start: int = 0, stop: int | None = None, *, is_checked: bool = True
-) -> torch.Tensor:
-    """Read a floating-point tensor in float64: whole in its shape, or the elements start:stop flat.
-
-    Raises:
-        NonfiniteError: An element is NaN or Inf, and `is_checked` is True.
-    """
-    info, reader = source.tensors[name], source.reader(name)
-    item_bytes = BITS[reader.dtype] // 8
-    data = bytearray(((info.elements if stop is None else stop) - start) * item_bytes)
-    if data:
-        reader.read_into(memoryview(data), start * item_bytes)
-    values = as_float64(data, reader.dtype)
-    if is_checked:
-        check_finite(values, source.path, name)
-    return values if stop is not None else values.view(info.shape)

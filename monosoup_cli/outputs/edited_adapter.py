@@ -183,12 +183,11 @@ class EditedAdapterDraft:
             raise UsageError(
                 "an adapter is written in the form it was given", expected=expected, found=output
             )
-        dora = next((pair for pair in adapter.pairs.values() if pair.magnitude is not None), None)
-        if dora is not None:
+        if adapter.dora is not None:
             raise CheckpointError(
                 "an edited DoRA update is not a DoRA update of the same rank",
                 path=opened.first.path,
-                tensor=dora.name,
+                tensor=adapter.dora.name,
                 hint="without --as-adapter it is merged into the base",
             )
         return cls(opened, adapter, _stored(adapter))

@@ -6,11 +6,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.errors import ResourceError
@@ -32,10 +32,6 @@ Progress: TypeAlias = Callable[[PlannedTensor, bool], None]
 
 def ignore(tensor: PlannedTensor, is_done: bool) -> None:
     """Progress that nobody watches."""
-
-
-Handler: TypeAlias = Callable[[int, FrameType | None], Any]
-"""A signal handler in Python."""
 
 
 class Stopped(Exception):
@@ -197,7 +193,7 @@ def _hold_signals() -> Iterator[None]:
     def hold(number: int, frame: FrameType | None) -> None:
         if is_holding:
             arrived.append(number)
-        else:  # a handler that `_restore` has not reached yet
+        else:  # its own handler is not given back yet
             handlers[signal.Signals(number)](number, frame)
 
     try:
@@ -205,20 +201,9 @@ def _hold_signals() -> Iterator[None]:
             signal.signal(number, hold)
         yield
     finally:
-        is_holding = False
-        _restore(list(handlers.items()), arrived)
-
-
-def _restore(handlers: Sequence[tuple[signal.Signals, Handler]], arrived: Sequence[int]) -> None:
-    """Give all handlers back and deliver the signals that arrived, although each of these steps may raise."""
-    try:
-        if handlers:
-            number, handler = handlers[0]
-            signal.signal(number, handler)
-        elif arrived:
-            signal.raise_signal(arrived[0])
-    finally:
-        if handlers:
-            _restore(handlers[1:], arrived)
-        elif arrived:
-            _restore((), arrived[1:])
+        with ExitStack() as steps:  # all of them are taken, although each may raise
+            is_holding = False
+            for arrival in reversed(arrived):
+                steps.callback(signal.raise_signal, arrival)
+            for number, handler in handlers.items():
+                steps.callback(signal.signal, number, handler)

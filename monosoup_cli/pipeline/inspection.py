@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.devices.device import find_devices
 from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import CheckpointError, NonfiniteError, UsageError, mismatch_in
@@ -82,7 +81,13 @@ class Inspection:
             of_base = None if inputs.base is None else inputs.base.tensors
             of_finetuned = [source.tensors for source in inputs.finetuned]
             if inputs.base is None and adapter is not None:
-                _check_factors(adapter)
+                if adapter.dora is not None:
+                    raise CheckpointError(
+                        "a DoRA update depends on the base",
+                        path=finetuned[0],
+                        tensor=adapter.dora.name,
+                        hint="give the base instead of -",
+                    )
                 of_base, of_finetuned[0] = adapter_headers(adapter, None)
                 stacked = (*stacked, *stacked_patterns(adapter))
             selection = Selection(
@@ -184,15 +189,3 @@ class Inspection:
 
     def __exit__(self, *_: object) -> None:
         self.inputs.__exit__()
-
-
-def _check_factors(adapter: Adapter) -> None:
-    """Raise CheckpointError where the factors alone are not the update."""
-    for pair in adapter.pairs.values():
-        if pair.magnitude is not None:
-            raise CheckpointError(
-                "a DoRA update depends on the base",
-                path=adapter.own.path,
-                tensor=pair.name,
-                hint="give the base instead of -",
-            )

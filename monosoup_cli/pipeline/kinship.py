@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from monosoup_cli.formats.dtypes import BITS, as_float64
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.words import plural
+from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 __all__ = ["doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
@@ -59,7 +59,10 @@ def doubts_of_values(base: Source, finetuned: Source, plan: Plan) -> list[str]:
     weights = updates = 0.0
     for layer in layers:
         for start, stop in _pieces(layer.elements):
-            before, after = (_read(source, layer.name, start, stop) for source in (base, finetuned))
+            before, after = (
+                read_float64(source, layer.name, start, stop, is_checked=False)
+                for source in (base, finetuned)
+            )
             weights += float(before.square().sum())
             updates += float((after - before).square().sum())
     if weights == 0 or not math.isfinite(weights) or not math.isfinite(updates):
@@ -102,12 +105,3 @@ def _pieces(elements: int) -> Iterator[tuple[int, int]]:
     for number in range(PIECES):
         start = (elements - PIECE_ELEMENTS) * number // (PIECES - 1)
         yield start, start + PIECE_ELEMENTS
-
-
-def _read(source: Source, name: str, start: int, stop: int) -> torch.Tensor:
-    """The elements start:stop of a tensor in float64."""
-    reader = source.reader(name)
-    item_bytes = BITS[reader.dtype] // 8
-    data = bytearray((stop - start) * item_bytes)
-    reader.read_into(memoryview(data), start * item_bytes)
-    return as_float64(data, reader.dtype)

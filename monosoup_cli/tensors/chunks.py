@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from monosoup_cli.formats.dtypes import BITS, FLOATING, as_float64, bytes_of, check_finite
+from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite
+from monosoup_cli.sources.read import read_float64, read_stored
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.worker import Worker
 
@@ -81,21 +82,10 @@ def are_equal(one: Source, other: Source, name: str, worker: Worker) -> bool:
     for start in range(0, infos[0].elements, COMPARED_ELEMENTS):  # all of them, to see every NaN
         worker.interrupt()
         stop = min(start + COMPARED_ELEMENTS, infos[0].elements)
-        parts = [_read(source, name, start, stop) for source in (one, other)]
-        are_equal = are_equal and parts[0].equal(parts[1])
+        if are_floating:
+            numbers = [read_float64(source, name, start, stop) for source in (one, other)]
+            are_equal = are_equal and numbers[0].equal(numbers[1])
+        else:
+            codes = [read_stored(source, name, start, stop) for source in (one, other)]
+            are_equal = are_equal and codes[0] == codes[1]
     return are_equal
-
-
-def _read(source: Source, name: str, start: int, stop: int) -> torch.Tensor:
-    """The elements start:stop of a tensor, or the bytes of codes, in float64.
-
-    Raises:
-        NonfiniteError: One of them is NaN or Inf.
-    """
-    reader = source.reader(name)
-    first, last = (-(-place * BITS[reader.dtype] // 8) for place in (start, stop))
-    data = bytearray(last - first)
-    reader.read_into(memoryview(data), first)
-    values = as_float64(data, reader.dtype if reader.dtype in FLOATING else "U8")
-    check_finite(values, source.path, name)
-    return values
