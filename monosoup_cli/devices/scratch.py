@@ -14,14 +14,9 @@ __all__ = ["Scratch"]
 
 
 class Scratch:
-    """One worker's buffers, one for each purpose, which grow to the largest size that was needed.
+    """One worker's buffers on the host, one for each purpose, which grow to the largest size needed."""
 
-    Args:
-        pinned: Allocate page-locked memory, from which a card copies faster.
-    """
-
-    def __init__(self, *, pinned: bool = False) -> None:
-        self._pinned = pinned
+    def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
         self._taken: dict[str, tuple[tuple[object, ...], torch.Tensor]] = {}
 
@@ -36,9 +31,11 @@ class Scratch:
         nbytes = math.prod(shape) * BITS[dtype] // 8
         buffer = self._buffers.get(purpose)
         if buffer is None or buffer.numel() < nbytes:
-            self._buffers.pop(purpose, None)  # free the old one before the new one is allocated
-            buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned and nbytes > 0)
-            self._buffers[purpose] = buffer
+            # free the old one, which its last view holds too, before the new one is allocated
+            taken = buffer = None
+            self._taken.pop(purpose, None)
+            self._buffers.pop(purpose, None)
+            buffer = self._buffers[purpose] = torch.empty(nbytes, dtype=torch.uint8)
         taken = buffer[:nbytes].view(torch_dtype(dtype)).view(shape)
         self._taken[purpose] = wanted, taken
         return taken

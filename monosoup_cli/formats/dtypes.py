@@ -21,6 +21,7 @@ __all__ = [
     "BITS",
     "FLOATING",
     "NUMBERS",
+    "as_bytes",
     "as_float64",
     "bytes_of",
     "cast",
@@ -31,7 +32,9 @@ __all__ = [
     "finfo",
     "float64_in",
     "integers_in",
+    "mark_nonfinite",
     "number_in",
+    "overflow_error",
     "torch_dtype",
 ]
 
@@ -105,6 +108,13 @@ def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:
     return stored
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """View the elements of a contiguous tensor, on whatever device, as uint8."""
+    import torch
+
+    return tensor.view(-1).view(torch.uint8)
+
+
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous CPU tensor, to read from or write to."""
     return _memory(tensor.data_ptr(), tensor.numel() * tensor.element_size())
@@ -125,7 +135,12 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     witnesses = torch.aminmax(tensor) if overflows_in_sums else (tensor.sum(),)
     if all(math.isfinite(witness) for witness in witnesses):
         return 0
-    return int((~tensor.isfinite()).sum())
+    return int(mark_nonfinite(tensor).sum())
+
+
+def mark_nonfinite(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a bool tensor of the same shape, True where an element is NaN or Inf."""
+    return ~tensor.isfinite()
 
 
 def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
@@ -142,8 +157,13 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
 def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
     """Raise ResultOverflowError if a result is finite in float64 but not in its stored dtype."""
     if count := count_nonfinite(part):
-        raise ResultOverflowError(
-            f"the result overflows {dtype} in {count:,} elements",
-            tensor=tensor,
-            hint="--dtype float32 or bfloat16 can represent it",
-        )
+        raise overflow_error(count, dtype, tensor)
+
+
+def overflow_error(count: int, dtype: str, tensor: str) -> ResultOverflowError:
+    """Make the error for a result of which so many elements do not fit the stored dtype."""
+    return ResultOverflowError(
+        f"the result overflows {dtype} in {count:,} elements",
+        tensor=tensor,
+        hint="--dtype float32 or bfloat16 can represent it",
+    )

@@ -71,7 +71,7 @@ class EditedAdapterForm:
         pair = self.adapter.pairs.get(tensor.name)
         return Wanted() if pair is None else Wanted(factors=True, rank=pair.rank)
 
-    def held(self, tensor: PlannedTensor, variants: int) -> Held:
+    def held(self, tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """The factors, the rows, or the buffers of a tensor that is stored whole."""
         pair = self.adapter.pairs.get(tensor.name)
         if pair is not None:
@@ -80,7 +80,7 @@ class EditedAdapterForm:
         if tensor.name in self.adapter.rows:
             stored = self.adapter.own.tensors[self.stored[tensor.name][0]]
             return Held(host=8 * stored.elements * (variants + 1))
-        return TensorSink.held(tensor, variants)
+        return TensorSink.held(tensor, variants, resident_bytes)
 
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> Sink:
         """The factors of a tensor, some of its rows, or all of it."""

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
-from monosoup_cli.errors import CheckpointError, UsageError, without_tokens
+from monosoup_cli.errors import CheckpointError, ResultOverflowError, UsageError, without_tokens
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.formats.header import Header, build_header
 from monosoup_cli.outputs.factor_sink import FactorSink
@@ -67,12 +67,14 @@ class ExtractedAdapterForm:
         pair = self.adapter.pairs.get(tensor.name)
         return Wanted() if pair is None else Wanted(factors=True, rank=pair.rank)
 
-    def held(self, tensor: PlannedTensor, variants: int) -> Held:
+    def held(self, tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """The factors, or the buffers of a tensor that is stored whole."""
         pair = self.adapter.pairs.get(tensor.name)
         if pair is not None:
             return FactorSink.held(factor_shapes(pair), variants)
-        return TensorSink.held(tensor, variants) if tensor.name in self.adapter.carried else Held()
+        if tensor.name not in self.adapter.carried:
+            return Held()
+        return TensorSink.held(tensor, variants, resident_bytes)
 
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> Sink:
         """The factors of a tensor, all of it under another name, or nothing."""
@@ -182,7 +184,12 @@ class ExtractedAdapterDraft:
         if self.rank_of is not None and _can_be_factored(tensor):
             assert tensor.matrices is not None
             cut, sources = tensor.matrices.cut, self.opened.finetuned
-            rank = self.rank_of(matrix_layer(tensor.name, cut, 0, self.base, sources, worker))
+            layer = matrix_layer(tensor.name, cut, 0, self.base, sources, worker)
+            try:
+                rank = self.rank_of(layer)
+            except FloatingPointError:
+                layer.check()
+                raise ResultOverflowError("the update overflows float64", tensor=tensor.name) from None
             self._ranks[tensor.name], self._moved[tensor.name] = rank, rank > 0
         else:
             self._moved[tensor.name] = self._has_moved(tensor.name, worker)

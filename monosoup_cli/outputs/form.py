@@ -169,7 +169,7 @@ class OutputForm(Protocol):
         """Whether the tensor's sink takes blocks or factors."""
         ...
 
-    def held(self, tensor: PlannedTensor, variants: int) -> Held:
+    def held(self, tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """How much memory the tensor's sink takes."""
         ...
 

@@ -30,20 +30,20 @@ class TensorSink:
         self._stored_name = stored_name or tensor.name
 
     @staticmethod
-    def held(tensor: PlannedTensor, variants: int) -> Held:
+    def held(tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """How much memory the sink takes: the buffers of its writers, for every variant."""
         if tensor.matrices is None:
             return Held()  # counted with the ranges that it is read in
-        return Held(
-            host=MatrixWriter.held_bytes(tensor.matrices.cut, BITS[tensor.stored_dtype] // 8, variants)
-        )
+        cut, item_bytes = tensor.matrices.cut, BITS[tensor.stored_dtype] // 8
+        return Held(device=MatrixWriter.held_bytes(cut, item_bytes, variants, resident_bytes))
 
     def put(self, index: int, edit: Edit) -> None:
         """Write the blocks of matrix `index`, or the ranges of the tensor."""
         writers = [self._writer(variant.folder, index) for variant in self._target.variants]
-        for start, stop, results in edit.blocks:
-            for writer, result in zip(writers, results, strict=True):
-                writer.put(start, stop, result)
+        with self._worker.channel.storing():
+            for start, stop, results in edit.blocks:
+                for writer, result in zip(writers, results, strict=True):
+                    writer.put(start, stop, result)
 
     def _writer(self, folder: str, index: int) -> FlatWriter | MatrixWriter:
         matrices, slot = self._tensor.matrices, self._slot(folder)
@@ -51,7 +51,7 @@ class TensorSink:
 
     def _slot(self, folder: str) -> Slot:
         output, dtype = self._target.output, self._tensor.stored_dtype
-        return Slot(output, folder, self._stored_name, dtype, self._worker.scratch)
+        return Slot(output, folder, self._stored_name, dtype, self._worker.channel)
 
     def keep(self, index: int, layer: Layer | None = None) -> None:
         """Write matrix `index` of the rows that all inputs have, or a whole kept tensor, as fine-tuned: the
@@ -68,16 +68,17 @@ class TensorSink:
         flat = target.ingredients.flat(tensor, worker)
         size = tensor.elements // (1 if tensor.matrices is None else tensor.matrices.count)
         writers = [FlatWriter(self._slot(variant.folder)) for variant in target.variants]
-        for start, stop in flat.ranges(index * size, (index + 1) * size):
-            if all(wise is None for wise in wises):
-                base = mean = flat.mean(start, stop)
-            else:
-                base, mean = flat.pair(start, stop)
-            for writer, wise in zip(writers, wises, strict=True):
-                result = mean
-                if wise is not None:
-                    result = torch.lerp(base, mean, wise, out=flat.memory.buffer("result", stop - start))
-                writer.put(start, stop, result)
+        with worker.channel.storing():
+            for start, stop in flat.ranges(index * size, (index + 1) * size):
+                if all(wise is None for wise in wises):
+                    base = mean = flat.mean(start, stop)
+                else:
+                    base, mean = flat.pair(start, stop)
+                for writer, wise in zip(writers, wises, strict=True):
+                    result = mean
+                    if wise is not None:
+                        result = torch.lerp(base, mean, wise, out=flat.memory.buffer("result", stop - start))
+                    writer.put(start, stop, result)
 
     def finish(self, *, is_edited: bool) -> None:
         """Write the rows that not every input has."""
@@ -136,7 +137,7 @@ def move(
             check_finite(chunk, source.path, name)
         if stored_dtype != reader.dtype:
             nonfinite = count_nonfinite(chunk)
-            chunk = worker.scratch.take("output", stored_dtype, len(chunk)).copy_(chunk)
+            chunk = worker.channel.host.take("output", stored_dtype, len(chunk)).copy_(chunk)
             if count_nonfinite(chunk) > nonfinite:
                 raise ResultOverflowError(f"overflows {stored_dtype}", tensor=name)
         data = bytes_of(chunk)

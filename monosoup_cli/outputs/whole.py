@@ -50,9 +50,9 @@ class WholeForm:
         """Blocks."""
         return Wanted()
 
-    def held(self, tensor: PlannedTensor, variants: int) -> Held:
+    def held(self, tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """The buffers of the tensor's writers."""
-        return TensorSink.held(tensor, variants)
+        return TensorSink.held(tensor, variants, resident_bytes)
 
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> TensorSink:
         """The tensor's place in the checkpoint."""

@@ -1,43 +1,66 @@
-"""Results in float64, cast once to the dtype in which they are stored, and written block after block."""
+"""Results in float64, cast once to the dtype in which they are stored, and written block after block.
+
+Writers are used inside of the channel's `storing`, at whose end the last bytes are written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from monosoup_cli.devices.scratch import Scratch
-from monosoup_cli.formats.dtypes import BITS, bytes_of, check_overflow
+from monosoup_cli.formats.dtypes import BITS, overflow_error
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.tensors.cut import Cut
 
 if TYPE_CHECKING:
     import torch
 
+    from monosoup_cli.devices.device import Channel
 __all__ = ["FlatWriter", "MatrixWriter", "Slot"]
+
+
+Runs = Callable[[int, int], Iterator[tuple[int, int, int]]]
+"""Where elements first:last of a part lie in the tensor, as (element of the part, element of the tensor,
+count) of consecutive ones."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An output tensor in one variant, and the buffers of the worker that makes it.
+    """An output tensor in one variant, and the channel of the worker that makes it.
 
     Args:
         output: What is written.
         folder: The variant's folder in it.
         tensor: The name of the output tensor.
         dtype: The dtype in which it is stored.
-        scratch: The worker's buffers.
+        channel: The worker's memory.
     """
 
     output: PartialOutput
     folder: str
     tensor: str
     dtype: str
-    scratch: Scratch
+    channel: Channel
 
-    def write(self, part: torch.Tensor, element: int) -> None:
-        """Write contiguous elements of the stored dtype, from the tensor's element number `element` on."""
-        offset = element * BITS[self.dtype] // 8
-        self.output.write(self.tensor, bytes_of(part), offset, self.folder)
+    def buffer(self, *shape: int, purpose: str = "output") -> torch.Tensor:
+        """An uninitialized tensor of the stored dtype on the worker's device."""
+        return self.channel.buffer(purpose, self.dtype, *shape)
+
+    def store(self, part: torch.Tensor, runs: Runs) -> None:
+        """Write a contiguous part of the tensor, of the stored dtype, where `runs` says."""
+        size = BITS[self.dtype] // 8
+
+        def write(data: memoryview, offset: int) -> None:
+            first = offset // size
+            for of_part, of_tensor, count in runs(first, first + len(data) // size):
+                run = data[(of_part - first) * size : (of_part - first + count) * size]
+                self.output.write(self.tensor, run, of_tensor * size, self.folder)
+
+        self.channel.store(part, write, self._refuse)
+
+    def _refuse(self, nonfinite: int) -> None:
+        raise overflow_error(nonfinite, self.dtype, self.tensor)
 
 
 class MatrixWriter:
@@ -52,8 +75,8 @@ class MatrixWriter:
     def __init__(self, slot: Slot, cut: Cut, index: int = 0) -> None:
         self._slot, self._cut, self._first = slot, cut, index * cut.elements
         self._whole: torch.Tensor | None = None
-        if cut.is_wide and cut.is_resident(BITS[slot.dtype] // 8):
-            self._whole = slot.scratch.take(f"output {slot.folder}", slot.dtype, cut.rows, cut.columns)
+        if cut.is_wide and cut.is_resident(BITS[slot.dtype] // 8, slot.channel.sizes.resident_bytes):
+            self._whole = slot.buffer(cut.rows, cut.columns, purpose=f"output {slot.folder}")
 
     def put(self, start: int, stop: int, block: torch.Tensor) -> None:
         """Store one block.
@@ -64,36 +87,36 @@ class MatrixWriter:
             block: (stop − start, side), float64.
 
         Raises:
-            NonfiniteError: An element does not fit the stored dtype.
+            ResultOverflowError: An element does not fit the stored dtype.
         """
-        cut, slot = self._cut, self._slot
+        cut = self._cut
         if self._whole is not None:
-            part = self._whole[:, start:stop]
-        elif cut.is_wide:
-            part = slot.scratch.take("output", slot.dtype, cut.rows, stop - start)
-        else:
-            part = slot.scratch.take("output", slot.dtype, stop - start, cut.columns)
-        part.copy_(block.T if cut.is_wide else block)
-        check_overflow(part, slot.dtype, slot.tensor)
-        if self._whole is not None:
+            self._whole[:, start:stop].copy_(block.T)
             if stop == cut.length:
-                slot.write(self._whole, self._first)
+                self._store(self._whole, 0, stop)
         elif cut.is_wide:
-            for number, row in enumerate(part):
-                slot.write(row, self._first + number * cut.columns + start)
+            self._store(self._slot.buffer(cut.rows, stop - start).copy_(block.T), start, stop)
         else:
-            slot.write(part, self._first + start * cut.columns)
+            self._store(self._slot.buffer(stop - start, cut.columns).copy_(block), start, stop)
+
+    def _store(self, part: torch.Tensor, start: int, stop: int) -> None:
+        def runs(first: int, last: int) -> Iterator[tuple[int, int, int]]:
+            for of_part, of_matrix, count in self._cut.runs(start, stop, first, last):
+                yield of_part, self._first + of_matrix, count
+
+        self._slot.store(part, runs)
 
     @staticmethod
-    def held_bytes(cut: Cut, item_bytes: int, variants: int) -> int:
+    def held_bytes(cut: Cut, item_bytes: int, variants: int, resident_bytes: int) -> int:
         """How much memory the writers of all variants of a matrix take.
 
         Args:
             cut: How the matrix is cut into blocks.
             item_bytes: The size of a stored element.
             variants: The number of variants.
+            resident_bytes: Up to which size the device holds stored matrices whole.
         """
-        return (variants if cut.is_wide else 1) * cut.held_bytes(item_bytes)
+        return (variants if cut.is_wide else 1) * cut.held_bytes(item_bytes, resident_bytes)
 
 
 class FlatWriter:
@@ -110,9 +133,10 @@ class FlatWriter:
         """Store the elements start:stop of the result.
 
         Raises:
-            NonfiniteError: An element does not fit the stored dtype.
+            ResultOverflowError: An element does not fit the stored dtype.
         """
-        slot = self._slot
-        part = slot.scratch.take("output", slot.dtype, stop - start).copy_(block.view(-1))
-        check_overflow(part, slot.dtype, slot.tensor)
-        slot.write(part, start)
+
+        def runs(first: int, last: int) -> Iterator[tuple[int, int, int]]:
+            yield first, start + first, last - first
+
+        self._slot.store(self._slot.buffer(stop - start).copy_(block.view(-1)), runs)

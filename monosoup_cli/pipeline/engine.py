@@ -12,7 +12,8 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import Protocol, TypeAlias
 
-from monosoup_cli.devices.device import Device
+from monosoup_cli.devices.cuda import is_fault, lacks_memory
+from monosoup_cli.devices.device import Channel, Device
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import PlannedTensor
@@ -72,12 +73,12 @@ class Threads:
     output, is the same for any number of workers.
 
     Args:
-        devices: The devices, which workers share evenly.
-        workers: The number of threads, at least 1.
+        places: The device of every thread.
+        substitute: Makes the tensors for which a card has no memory, one at a time; None to fail there.
     """
 
-    devices: Sequence[Device]
-    workers: int
+    places: Sequence[Device]
+    substitute: Device | None = None
 
     def each(
         self,
@@ -90,6 +91,8 @@ class Threads:
         """Call `make` once for every tensor; see `Engine.each`."""
         numbers, lock, stop = iter(range(len(tensors))), threading.Lock(), threading.Event()
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        substituting = threading.Lock()
+        workers = len(self.places)
 
         def prefetch(tensors: Sequence[PlannedTensor]) -> None:
             for tensor in tensors:
@@ -101,40 +104,53 @@ class Threads:
             if stop.is_set():
                 raise Stopped
 
-        def make_all(device: Device) -> None:
-            worker = Worker(device, device.new_scratch(), interrupt)
-            with device.stream():
-                while not stop.is_set():
-                    with lock:
-                        number = next(numbers, None)
-                    if number is None:
-                        break
-                    progress(tensors[number], False)
-                    prefetch(tensors[number + self.workers : number + self.workers + 1])
-                    _make(make, tensors[number], worker)
-                    progress(tensors[number], True)
+        def make_one(tensor: PlannedTensor, worker: Worker) -> None:
+            with _one_line(tensor, worker):
+                try:
+                    make(tensor, worker)
+                    return
+                except RuntimeError as error:
+                    if self.substitute is None or not lacks_memory(error):
+                        raise
+            with substituting:
+                other = Worker(self.substitute.channel(0), interrupt, is_substitute=True)
+                with _one_line(tensor, other):
+                    make(tensor, other)
 
-        def work(device: Device) -> None:
+        def make_all(channel: Channel) -> None:
+            worker = Worker(channel, interrupt)
+            while not stop.is_set():
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    break
+                progress(tensors[number], False)
+                prefetch(tensors[number + workers : number + workers + 1])
+                make_one(tensors[number], worker)
+                progress(tensors[number], True)
+
+        def work(number: int) -> None:
             try:
                 _use_one_thread()
-                make_all(device)
+                place = self.places[number]
+                make_all(place.channel(self.places[:number].count(place)))
             except BaseException as error:
                 ended.put(error)
                 stop.set()
             else:
                 ended.put(None)
 
-        prefetch(tensors[: self.workers])
-        for device in self.devices:
+        prefetch(tensors[:workers])
+        for device in dict.fromkeys(self.places):
             device.warm_up()
-        with _keep_blas_threads(), ThreadPoolExecutor(self.workers, "worker") as pool:
+        with _keep_blas_threads(), ThreadPoolExecutor(workers, "worker") as pool:
             try:
                 # A signal raises in this thread. Inside of the pool it could leave a lock taken for ever, so
                 # it has to wait there. It is safe to raise out of the queue.
                 with _hold_signals():
-                    for number in range(self.workers):
-                        pool.submit(work, self.devices[number % len(self.devices)])
-                for _ in range(self.workers):
+                    for number in range(workers):
+                        pool.submit(work, number)
+                for _ in range(workers):
                     error = ended.get()
                     if error is not None:
                         raise error
@@ -143,17 +159,33 @@ class Threads:
                 raise
 
 
-def _make(make: Make, tensor: PlannedTensor, worker: Worker) -> None:
+@contextmanager
+def _one_line(tensor: PlannedTensor, worker: Worker) -> Iterator[None]:
+    """Turn a lack of memory, and what fails in torch's libraries, into errors of one line."""
     import torch
 
+    again = "rerun with --resume and --workers 1, or with --device cpu, to need less"
     try:
-        make(tensor, worker)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise ResourceError(
-            "ran out of memory",
-            tensor=tensor.name,
-            hint="rerun with --resume and --workers 1, or with --device cpu, to need less",
-        ) from None
+        yield
+    except MemoryError:
+        raise ResourceError("ran out of memory on the host", tensor=tensor.name, hint=again) from None
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        reason = f"a decomposition failed: {_first_line(error)}"
+        keeps = "--exclude keeps the tensor as fine-tuned"
+        raise ResourceError(reason, tensor=tensor.name, hint=keeps) from None
+    except RuntimeError as error:
+        device = worker.channel.device
+        if lacks_memory(error):
+            reason = f"ran out of memory on {device}"
+        elif is_fault(error):
+            reason, again = f"{device} failed: {_first_line(error)}", "rerun with --resume and --device cpu"
+        else:
+            raise
+        raise ResourceError(reason, tensor=tensor.name, hint=again) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _use_one_thread() -> None:

@@ -47,7 +47,7 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
     """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
     planned, inputs, writing = ready.planned, ready.planned.inputs, ready.planned.destination.options
     started, machine = time.monotonic(), environment(ready.resources.devices)
-    engine = Threads(ready.resources.devices, ready.resources.workers)
+    engine = Threads(ready.resources.places, ready.resources.substitute)
     partial = PartialOutput(
         planned.destination.path,
         ready.form.layout,
@@ -91,7 +91,7 @@ class _Context:
         self._ready = ready
         self.inputs: Inputs = ready.planned.inputs
         self.selection: Selection = ready.planned.selection
-        self.engine: Engine = Threads(ready.resources.devices, ready.resources.workers)
+        self.engine: Engine = Threads(ready.resources.places, ready.resources.substitute)
 
     def draft(self, members: Sequence[int], output: Path) -> None:
         """Write the mean of some of the checkpoints to `output`, in the layout of the first one."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from monosoup_cli.devices.device import find_devices
+from monosoup_cli.devices.device import Device, find_devices
 from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import CheckpointError, NonfiniteError, UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
@@ -103,9 +103,13 @@ class Inspection:
                 )
             names = [tensor.name for tensor in plan.edited]
             downloads = [download for source in inputs.sources for download in source.select(names)]
-            compared = FlatLayer.held() if len(inputs.finetuned) > 1 else Held()
-            needs = [need_of(tensor, method, inputs.sources) + compared for tensor in plan.tensors]
+
+            def needs(device: Device) -> list[Held]:
+                compared = FlatLayer.held(device.sizes.range_factor) if len(inputs.finetuned) > 1 else Held()
+                return [need_of(tensor, method, inputs.sources, device) + compared for tensor in plan.tensors]
+
             resources = allot(needs, find_devices(computing.device), computing.workers)
+            inputs.notices += resources.notes
             opened.pop_all()
         return cls(inputs, plan, resources, downloads, selecting.on_nonfinite)
 
@@ -143,7 +147,7 @@ class Inspection:
             update = update_facts(self.inputs.finetuned, tensor.name)
             records[tensor.name] = replace(record, update_of=update)
 
-        engine = Threads(self.resources.devices, self.resources.workers)
+        engine = Threads(self.resources.places, self.resources.substitute)
         engine.each(self.plan.edited, make, reads=lambda tensor: self.inputs.sources, progress=progress)
         for source in self.inputs.sources:
             source.check_unchanged()
@@ -165,6 +169,7 @@ class Inspection:
             try:
                 parts.append(SliceRecord(index, measure(layer)))
             except FloatingPointError:
+                layer.check()
                 raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
         record = replace(unchanged, together=together, shared_rows=tensor.shared_rows)
         if all(part.measures is None for part in parts):

@@ -1,9 +1,11 @@
-"""How many tensors are computed at once, from what each consumer says that it holds."""
+"""Which devices compute, and how many tensors at once, from what each consumer says that it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeAlias
 
 from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.devices.device import Device
@@ -15,13 +17,16 @@ from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.matrix import MatrixLayer
-from monosoup_cli.tensors.method import Method, Wanted
+from monosoup_cli.tensors.method import Access, Method, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 
-__all__ = ["Resources", "allot"]
+__all__ = ["Needs", "Resources", "allot", "need_of"]
 
 RESERVED_SHARE = 0.9
 """The share of the free memory that a run may plan to use."""
+
+Needs: TypeAlias = "Callable[[Device], Sequence[Held]]"
+"""What each tensor takes on the host and on a device that computes it."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,29 @@ class Resources:
     """What a run works with.
 
     Attributes:
-        devices: The devices that compute.
-        workers: How many tensors are computed at once, over all devices.
+        places: The device of every worker; a worker computes one tensor at a time.
         host_bytes: The memory of the host that the workers may take together.
         device_bytes: The memory that the workers of one card may take together; 0 where the CPU computes.
+        substitute: The device that computes what a card turns out to have no memory for; None if nothing
+            does.
+        notes: Sentences about devices that are not used.
     """
 
-    devices: Sequence[Device]
-    workers: int
+    places: Sequence[Device]
     host_bytes: int
     device_bytes: int = 0
+    substitute: Device | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """The devices, each once."""
+        return tuple(dict.fromkeys(self.places))
+
+    @property
+    def workers(self) -> int:
+        """How many tensors are computed at once, over all devices."""
+        return len(self.places)
 
     @property
     def names(self) -> str:
@@ -46,50 +64,131 @@ class Resources:
         return ", ".join(str(device.torch) for device in self.devices)
 
 
-def allot(needs: Sequence[Held], devices: Sequence[Device], wanted_workers: int | None) -> Resources:
-    """Choose as many workers as pay and fit, or as many as the user asks for.
+def allot(
+    needs: Needs, candidates: Sequence[Device], wanted_workers: int | None, access: Access = "matrix"
+) -> Resources:
+    """Choose devices, and as many workers as pay and fit, or as many as the user asks for.
 
-    The host holds what all workers read and write. A card holds what its own workers compute.
+    A card holds what its own workers compute, the host what all workers read and write. Cards that cannot be
+    used are left out. So are cards of another model than the first one: a tensor is computed by whichever
+    worker is free, and models differ in the last bits. The CPU takes over if it is a candidate, and no card
+    is left or all of them together are slower in float64.
 
     Args:
-        needs: What each tensor takes on the host and on the device that computes it.
-        devices: The devices that compute.
+        needs: What each tensor takes.
+        candidates: The devices in the order of their preference.
         wanted_workers: The number of workers that the user asks for.
+        access: How the method sees layers. The CPU, if it is a candidate, computes what goes element by
+            element, because the disk is the limit there.
 
     Raises:
-        ResourceError: Not even one worker's tensor fits into memory.
+        ResourceError: Not even one worker's tensor fits into memory, so many workers as the user asks for do
+            not, or no device can be used.
     """
-    is_host = devices[0].is_host
-    on_host = sorted((held.host + held.device * is_host for held in needs), reverse=True)
-    on_card = sorted((held.device for held in needs), reverse=True)
-    per_device = min(device.workers for device in devices)
-    if not is_host:
-        for device in devices:
-            per_device = _fitting(per_device, on_card, device.free_bytes())
-    workers = _fitting(per_device * len(devices), on_host, Cpu().free_bytes())
-    workers = max(1, min(wanted_workers or workers, len(needs)))
-    on_one_card = on_card[: -(-workers // len(devices))]
-    return Resources(devices, workers, sum(on_host[:workers]), 0 if is_host else sum(on_one_card))
+    cards = [device for device in candidates if not device.is_host]
+    host = next((device for device in candidates if device.is_host), None)
+    notes: list[str] = []
+    if cards and host is not None and access == "flat":
+        notes.append("the CPU computes, because the disk is the limit here; --device cuda uses the card")
+        cards = []
+    wanted_of_one = None if wanted_workers is None or not cards else -(-wanted_workers // len(cards))
+    fitting: dict[Device, int] = {}
+    model = None
+    for card in cards:
+        try:
+            room = _Room(str(card.torch), card.free_bytes(), card.sizes.overhead.device)
+            on_card = sorted((held.device for held in needs(card)), reverse=True)
+            workers = room.fitting(wanted_of_one or card.workers, on_card)
+        except ResourceError as error:
+            if len(cards) == 1 and host is None:
+                raise
+            notes.append(f"{card.torch} is left out: {error.problem}")
+            continue
+        model = model or card.model()
+        if card.model() == model:
+            fitting[card] = workers
+        else:
+            notes.append(f"{card.torch} is left out: its results may differ from those of {model}")
+    if fitting and host is not None and sum(card.float64_rate() for card in fitting) < host.float64_rate():
+        notes.append(f"the CPU computes: it is faster in float64 than {model}; --device cuda uses the card")
+        fitting = {}
+    if not fitting:
+        if host is None:
+            raise ResourceError("; ".join(["no card can be used", *notes]), hint="try --device cpu")
+        fitting = {host: wanted_workers or host.workers}
+    return _spread(needs, fitting, wanted_workers, host, notes)
 
 
-def _fitting(workers: int, needs: Sequence[int], free: int | None) -> int:
-    """How many workers fit into free memory, at most `workers`; `needs` in bytes, the largest first."""
-    if free is None or not needs:
-        return workers
-    allowed = int(free * RESERVED_SHARE)
-    if needs[0] > allowed:
+def _spread(
+    needs: Needs,
+    fitting: dict[Device, int],
+    wanted_workers: int | None,
+    host: Device | None,
+    notes: Sequence[str],
+) -> Resources:
+    """Spread workers evenly over devices, as many as the memory of the host allows."""
+    first = next(iter(fitting))
+    tensors, overhead = needs(first), first.sizes.overhead
+    on_host = sorted((held.host + held.device * first.is_host for held in tensors), reverse=True)
+    turns = zip_longest(*([device] * workers for device, workers in fitting.items()))
+    places = [device for turn in turns for device in turn if device is not None]
+    room = _Room("the host", Cpu().free_bytes(), overhead.host)
+    possible = min(wanted_workers or len(places), len(places), max(len(tensors), 1))
+    places = places[: room.fitting(possible, on_host)]
+    if wanted_workers is not None and len(places) < min(wanted_workers, max(len(tensors), 1)):
         raise ResourceError(
-            "the largest matrix does not fit into memory",
-            expected=f"about {needs[0]:,} bytes",
-            found=f"{free:,} free",
+            f"{wanted_workers} workers do not fit into memory", hint=f"--workers {len(places)} fits"
         )
-    while workers > 1 and sum(needs[:workers]) > allowed:
-        workers -= 1
-    return workers
+    on_card = sorted((held.device for held in tensors), reverse=True)[: places.count(first)]
+    return Resources(
+        places,
+        sum(on_host[: len(places)]) + overhead.host * len(places),
+        0 if first.is_host else sum(on_card) + overhead.device * len(on_card),
+        None if first.is_host else host,
+        notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Free memory.
+
+    Attributes:
+        name: Whose it is.
+        free: How many bytes; None where the system does not say.
+        overhead: How many bytes every worker takes beside its tensor.
+    """
+
+    name: str
+    free: int | None
+    overhead: int
+
+    def fitting(self, workers: int, needs: Sequence[int]) -> int:
+        """How many workers fit, at most `workers`; `needs` in bytes, the largest first.
+
+        Raises:
+            ResourceError: Not even one fits.
+        """
+        if self.free is None or not needs:
+            return workers
+        allowed = int(self.free * RESERVED_SHARE)
+        if needs[0] + self.overhead > allowed:
+            raise ResourceError(
+                f"the largest matrix does not fit into the memory of {self.name}",
+                expected=f"about {needs[0] + self.overhead:,} bytes",
+                found=f"{self.free:,} free",
+            )
+        while workers > 1 and sum(needs[:workers]) + workers * self.overhead > allowed:
+            workers -= 1
+        return workers
 
 
 def need_of(
-    tensor: PlannedTensor, method: Method, sources: Sequence[Source], form: OutputForm | None = None
+    tensor: PlannedTensor,
+    method: Method,
+    sources: Sequence[Source],
+    device: Device,
+    form: OutputForm | None = None,
 ) -> Held:
     """What a worker holds for one tensor: its sources, the layer, the method and the sink, each by itself.
 
@@ -97,16 +196,17 @@ def need_of(
         tensor: The tensor.
         method: What is computed.
         sources: Every input.
+        device: Where it is computed.
         form: Where the tensor goes; None where nothing is written.
     """
     reading = Held(sum(source.held_bytes for source in sources))
-    variants = len(method.variants())
-    written = Held() if form is None else form.held(tensor, variants)
+    variants, resident_bytes = len(method.variants()), device.sizes.resident_bytes
+    written = Held() if form is None else form.held(tensor, variants, resident_bytes)
     if tensor.matrices is None:
-        return reading + FlatLayer.held() + written
+        return reading + FlatLayer.held(device.sizes.range_factor) + written
     cut, item_bytes = tensor.matrices.cut, BITS[tensor.dtype] // 8 or 1
     finetuned = sources[1:] if tensor.reads.base else sources
     rank = product_rank(finetuned, tensor.name)
     wanted = Wanted() if form is None else form.wanted(tensor)
-    layer = MatrixLayer.held(cut, item_bytes, len(finetuned), rank)
+    layer = MatrixLayer.held(cut, item_bytes, len(finetuned), rank, resident_bytes=resident_bytes)
     return reading + layer + method.held(cut, wanted, rank) + written

@@ -16,7 +16,7 @@ __all__ = ["notices_of"]
 def notices_of(ready: Ready) -> list[str]:
     """Sentences about the inputs, and about what is copied, kept and left out."""
     inputs = ready.planned.inputs
-    notices = list(inputs.notices)
+    notices = [*inputs.notices, *ready.resources.notes]
     if inputs.base is not None and ready.planned.method.needs_base:
         notices += doubts_of_names(ready.plan)
     code = [name for name in ready.side_files if name.endswith(".py")]

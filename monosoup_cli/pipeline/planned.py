@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from monosoup_cli.devices.device import Device, find_devices
+from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import UsageError, mismatch_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import Draft, OutputContext
@@ -126,7 +127,10 @@ def prepare(task: Task) -> Planned:
         destination.check_push(inputs.sources)
         planned = Planned(task, inputs, method, plan, draft, selection, destination, devices)
         if examined:
-            needs = [need_of(tensor, method, inputs.sources) for tensor in examined]
+
+            def needs(device: Device) -> list[Held]:
+                return [need_of(tensor, method, inputs.sources, device) for tensor in examined]
+
             resources = allot(needs, devices, task.options.computing.workers)
             planned = replace(planned, examined=examined, examining=resources)
         opened.pop_all()

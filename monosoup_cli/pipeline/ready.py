@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from monosoup_cli.devices.device import Device
+from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
 from monosoup_cli.outputs.model_card import CARD_NAME, has_card
@@ -138,14 +140,18 @@ def _examine(planned: Planned, resources: Resources, progress: Progress) -> None
         return [source for source in sources if tensor.name in source.tensors]
 
     fetch(planned.downloads)
-    engine = Threads(resources.devices, resources.workers)
+    engine = Threads(resources.places, resources.substitute)
     engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
 
 
 def _lay_out(planned: Planned) -> Ready:
     plan, form = planned.draft.form(planned.plan)
-    needs = [need_of(tensor, planned.method, planned.inputs.sources, form) for tensor in plan.tensors]
-    resources = allot(needs, planned.devices, planned.task.options.computing.workers)
+    method, sources = planned.method, planned.inputs.sources
+
+    def needs(device: Device) -> list[Held]:
+        return [need_of(tensor, method, sources, device, form) for tensor in plan.tensors]
+
+    resources = allot(needs, planned.devices, planned.task.options.computing.workers, method.access)
     ready = Ready(planned, plan, form, resources)
     ready.check()
     return ready

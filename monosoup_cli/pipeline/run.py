@@ -36,6 +36,8 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
         records = _make(work, tensor, worker)
+        if worker.is_substitute:
+            records = [replace(record, is_substituted=True) for record in records]
         output.commit(tensor.name, [record.to_json(measured) for record in records])
 
     waiting = [tensor for tensor in work.plan.tensors if tensor.name not in output.finished]
@@ -100,7 +102,11 @@ def _edit_layer(
         edit = work.method.edit(layer)
         if edit is not None:
             sink.put(index, edit)
+    except ResultOverflowError:
+        layer.check()  # NaN or Inf in an input is what the user can see
+        raise
     except FloatingPointError:
+        layer.check()
         raise ResultOverflowError("the update overflows float64", tensor=tensor.name) from None
     if edit is not None and layer.has_moved:
         return edit.measures

@@ -38,6 +38,7 @@ class LayerRecord:
         together: Measures of the whole tensor over several checkpoints.
         shared_rows: How many rows were edited, where the inputs differ in their number of rows.
         update_of: Facts about the update that are known from adapters: rank and scale.
+        is_substituted: Whether the CPU computed it because a card had no memory for it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LayerRecord:
     together: Mapping[str, Any] | None = None
     shared_rows: int | None = None
     update_of: Mapping[str, Any] | None = None
+    is_substituted: bool = False
 
     @property
     def is_edited(self) -> bool:
@@ -65,6 +67,7 @@ class LayerRecord:
             "action": "edited" if self.is_edited else "kept",
             "reason": self.reason,
             **(self.update_of or {} if self.is_edited else {}),
+            **({"computed_on": "cpu"} if self.is_substituted else {}),
             **(self.together or {}),
         }
         if self.slices is None:

@@ -46,7 +46,7 @@ def stored_chunks(
     for offset in range(start * BITS[read_dtype] // 8, end, CHUNK_BYTES):
         worker.interrupt()
         count = min(CHUNK_BYTES, end - offset) * 8 // BITS[dtype]
-        chunk = worker.scratch.take("kept", dtype, count)
+        chunk = worker.channel.host.take("kept", dtype, count)
         reader.read_into(bytes_of(chunk), offset)
         yield chunk
 

@@ -13,10 +13,6 @@ BLOCK_ELEMENTS = 1 << 20
 MIN_BLOCK_LENGTH = 1024
 """How many rows a block has at least where the side is large. Thinner blocks would starve the products."""
 
-RESIDENT_BYTES = 32 << 20
-"""A stored matrix up to this size is read whole and once. A larger one is read block by block, again for
-every pass, from the cache of the operating system."""
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -62,11 +58,34 @@ class Cut:
         for start in range(0, self.length if self.side else 0, self.block_length):
             yield start, min(start + self.block_length, self.length)
 
-    def is_resident(self, item_bytes: int) -> bool:
-        """Whether the stored matrix is small enough to be held whole."""
-        return self.elements * item_bytes <= RESIDENT_BYTES
+    def runs(self, start: int, stop: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Where elements of a block lie in the matrix, both in the order of the file.
 
-    def held_bytes(self, item_bytes: int) -> int:
+        Args:
+            start: The first row of the block; of a wide matrix, its first column.
+            stop: The row or column after its last one.
+            first: The first of the elements, counted in the block.
+            last: The element after the last one.
+
+        Yields:
+            (element of the block, element of the matrix, count) of consecutive elements.
+        """
+        width = stop - start
+        if not self.is_wide or width == self.columns:
+            offset = 0 if self.is_wide else start * self.columns
+            yield first, offset + first, last - first
+            return
+        while first < last:
+            row, column = divmod(first, width)
+            count = min(width - column, last - first)
+            yield first, row * self.columns + start + column, count
+            first += count
+
+    def is_resident(self, item_bytes: int, resident_bytes: int) -> bool:
+        """Whether the stored matrix is small enough to be held whole, where so many bytes may be."""
+        return self.elements * item_bytes <= resident_bytes
+
+    def held_bytes(self, item_bytes: int, resident_bytes: int) -> int:
         """How much memory the stored matrix, or the part of it that is held at a time, takes at most."""
         block = self.block_length * self.side
-        return min(self.elements, max(block, RESIDENT_BYTES // item_bytes)) * item_bytes
+        return min(self.elements, max(block, resident_bytes // item_bytes)) * item_bytes

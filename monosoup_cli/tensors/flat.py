@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from monosoup_cli.devices.held import Held
-from monosoup_cli.formats.dtypes import BITS, bytes_of, check_finite
+from monosoup_cli.formats.dtypes import BITS, check_finite
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.worker import Worker
 
 if TYPE_CHECKING:
     import torch
 
+    from monosoup_cli.devices.device import Channel
 
 __all__ = ["FlatLayer", "Memory", "Updates"]
 
 FLAT_ELEMENTS = 1 << 17
-"""How many elements a range has: few enough for the caches, many enough to outweigh Python."""
+"""How many elements a range has on a processor: few enough for the caches, many enough to outweigh Python.
+Here and below, a card's `range_factor` multiplies it."""
 
 ROWS_ELEMENTS = 1 << 18
 """How many elements a range of updates has, summed over all checkpoints."""
@@ -33,11 +35,11 @@ MAX_EXACT = 16
 HELD_BYTES = 64 << 20
 """What `Memory.held` keeps of a tensor between two passes. A larger tensor is read again."""
 
-STORED_BYTES = 8 << 20
-"""What a worker takes, at most, for ranges as they are stored, or to move bytes."""
+MOVED_BYTES = 8 << 20
+"""What a worker takes, at most, to move bytes without computing on them."""
 
-COMPUTED_BYTES = HELD_BYTES + (8 << 20)
-"""What a worker takes, at most, for the ranges that it computes on, and for what is held of them."""
+COMPUTED_BYTES = 8 << 20
+"""What a worker takes, at most, for the ranges that it computes on."""
 
 
 class Memory:
@@ -48,13 +50,12 @@ class Memory:
             holds them exactly, unless they differ by more than its 24 bits, and is twice as fast.
     """
 
-    def __init__(self, worker: Worker, sums: str) -> None:
-        self.sums = sums
-        self._buffer, self._scratch = worker.device.buffer, worker.scratch
+    def __init__(self, channel: Channel, sums: str) -> None:
+        self.sums, self._channel = sums, channel
 
     def buffer(self, purpose: str, *shape: int, dtype: str = "F64") -> torch.Tensor:
         """An uninitialized tensor on the device, in memory that the next call for `purpose` may reuse."""
-        return self._buffer(self._scratch, purpose, dtype, *shape)
+        return self._channel.buffer(purpose, dtype, *shape)
 
     def upcast(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums or differences in float64."""
@@ -86,9 +87,9 @@ class _Extent:
         size: The number of elements.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], interrupt: Callable[[], None]) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], worker: Worker) -> None:
         self.name, self.shape, self.size = name, shape, math.prod(shape)
-        self._interrupt = interrupt
+        self._interrupt, self._length = worker.interrupt, FLAT_ELEMENTS * worker.channel.sizes.range_factor
 
     def ranges(self, start: int = 0, stop: int | None = None, *, row: int = 1) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of ranges that fit the buffers.
@@ -99,7 +100,7 @@ class _Extent:
             row: Ranges are whole rows of this many elements.
         """
         end = self.size if stop is None else stop
-        length = max(FLAT_ELEMENTS // row, 1) * row
+        length = max(self._length // row, 1) * row
         for first in range(start, end, length):
             self._interrupt()
             yield first, min(first + length, end)
@@ -134,15 +135,15 @@ class FlatLayer(_Extent):
         weights: Sequence[float] | None,
         worker: Worker,
     ) -> None:
-        super().__init__(name, shape, worker.interrupt)
+        super().__init__(name, shape, worker)
         self._base = None if base is None else _Flat(base, name, worker)
         self._finetuned = [_Flat(source, name, worker) for source in finetuned]
         self._weights, self.count = weights, len(finetuned)
         inputs = self._finetuned if self._base is None else [self._base, *self._finetuned]
         is_short = all(BITS[flat.dtype] == 16 for flat in inputs)
         is_exact = is_short and weights is None and 1 < self.count <= MAX_EXACT
-        self.memory = Memory(worker, "F32" if is_exact else "F64")
-        extent = _Extent(name, shape, worker.interrupt)  # not this layer: a circle would hold the buffers
+        self.memory = Memory(worker.channel, "F32" if is_exact else "F64")
+        extent = _Extent(name, shape, worker)  # not this layer: a circle would hold the buffers
         self.updates = Updates(extent, self._base, self._finetuned, self.memory, worker)
         self._is_different = base is None
 
@@ -205,10 +206,19 @@ class FlatLayer(_Extent):
         self._is_different = self._is_different or not torch.equal(base, mean)
         return base, mean
 
+    def check(self) -> None:
+        """Look for NaN and Inf, in a pass over all checkpoints.
+
+        Raises:
+            NonfiniteError: The tensor has NaN or Inf in one of them.
+        """
+        self.updates.check()
+
     @staticmethod
-    def held() -> Held:
-        """How much memory it takes, at most, to read and upcast one layer, `memory.held` included."""
-        return Held(STORED_BYTES, COMPUTED_BYTES)
+    def held(range_factor: int) -> Held:
+        """How much memory it takes, at most, to read and upcast one layer, `memory.held` included, on a
+        device with this `range_factor`."""
+        return Held(host=MOVED_BYTES, device=HELD_BYTES + COMPUTED_BYTES * range_factor)
 
 
 class Updates:
@@ -223,8 +233,7 @@ class Updates:
     ) -> None:
         self.has_moved = False
         self._extent, self._base, self._finetuned = extent, base, finetuned
-        self._memory, self._scratch = memory, worker.scratch
-        self._device, self._interrupt = worker.device.torch, worker.interrupt
+        self._memory, self._channel, self._interrupt = memory, worker.channel, worker.interrupt
 
     @property
     def sums(self) -> str:
@@ -248,10 +257,10 @@ class Updates:
             last = min(first + length, end)
             if rows is None or rows.size != last - first:
                 rows = self._rows(last - first)
-            for flat, buffer in rows.buffers:
-                flat.read_into(buffer, first)
+            for flat, stored in rows.stored:
+                flat.read_into(stored, first)
             for stored, sums in rows.conversions:
-                sums.copy_(stored.to(self._device))
+                sums.copy_(stored)
             rows.updates.sub_(rows.base)
             self.has_moved = self.has_moved or bool(rows.updates.count_nonzero())
             yield first, last, rows.updates
@@ -292,24 +301,22 @@ class Updates:
     @property
     def _length(self) -> int:
         """How many elements a range has."""
-        return max(ROWS_ELEMENTS // len(self._finetuned), MIN_ROW_ELEMENTS)
+        wanted = max(ROWS_ELEMENTS // len(self._finetuned), MIN_ROW_ELEMENTS)
+        return wanted * self._channel.sizes.range_factor
 
     def _rows(self, size: int) -> _Rows:
         assert self._base is not None
         inputs = [self._base, *self._finetuned]
         sums = self._memory.buffer("rows", len(inputs), size, dtype=self.sums)
         dtypes = {flat.dtype for flat in inputs}
+        buffer = self._channel.buffer
         if len(dtypes) == 1:
-            together = self._scratch.take("stored rows", dtypes.pop(), len(inputs), size)
+            together = buffer("stored rows", dtypes.pop(), len(inputs), size)
             stored, conversions = list(together), [(together, sums)]
         else:
-            stored = [
-                self._scratch.take(f"stored row {number}", flat.dtype, size)
-                for number, flat in enumerate(inputs)
-            ]
+            stored = [buffer(f"stored row {number}", flat.dtype, size) for number, flat in enumerate(inputs)]
             conversions = list(zip(stored, sums, strict=True))
-        buffers = [(flat, bytes_of(row)) for flat, row in zip(inputs, stored, strict=True)]
-        return _Rows(size, buffers, conversions, sums[0], sums[1:])
+        return _Rows(size, list(zip(inputs, stored, strict=True)), conversions, sums[0], sums[1:])
 
 
 @dataclass(frozen=True)
@@ -318,7 +325,7 @@ class _Rows:
     dtype are converted together, because with every step a worker waits for its turn of Python's lock."""
 
     size: int
-    buffers: Sequence[tuple[_Flat, memoryview]]
+    stored: Sequence[tuple[_Flat, torch.Tensor]]
     conversions: Sequence[tuple[torch.Tensor, torch.Tensor]]
     base: torch.Tensor
     updates: torch.Tensor
@@ -330,23 +337,23 @@ class _Flat:
     def __init__(self, source: Source, name: str, worker: Worker) -> None:
         reader = source.reader(name)
         self.dtype, self._read_into = reader.dtype, reader.read_into
-        self._path, self._name = source.path, name
-        self._scratch, self._upcast = worker.scratch, worker.device.upcast
+        self._path, self._name, self._channel = source.path, name, worker.channel
         self._item_bytes = BITS[self.dtype] // 8
 
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill `buffer` with elements from `start` on, as they are stored."""
-        self._read_into(buffer, start * self._item_bytes)
+    def read_into(self, stored: torch.Tensor, start: int) -> None:
+        """Fill a tensor of the stored dtype, on the device, with elements from `start` on."""
+        first = start * self._item_bytes
+        self._channel.fill(stored, lambda buffer, offset: self._read_into(buffer, first + offset))
 
     def stored(self, start: int, stop: int) -> torch.Tensor:
-        """The elements start:stop in the stored dtype, on the CPU."""
-        stored = self._scratch.take("stored", self.dtype, stop - start)
-        self._read_into(bytes_of(stored), start * self._item_bytes)
+        """The elements start:stop in the stored dtype, on the device."""
+        stored = self._channel.buffer("stored", self.dtype, stop - start)
+        self.read_into(stored, start)
         return stored
 
     def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:
-        """The same in another dtype, on the device."""
-        return self._upcast(self.stored(start, stop), dtype, self._scratch, purpose)
+        """The same in another dtype."""
+        return self._channel.upcast(self.stored(start, stop), dtype, purpose)
 
     def check(self, start: int, stop: int) -> None:
         """Raise NonfiniteError for NaN or Inf among the elements."""

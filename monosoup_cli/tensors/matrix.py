@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from monosoup_cli.devices.held import Held
-from monosoup_cli.devices.scratch import Scratch
 from monosoup_cli.formats.dtypes import BITS, bytes_of, check_finite
 from monosoup_cli.sources.source import Factors, LowRank, Source
 from monosoup_cli.tensors.cut import Cut
@@ -17,6 +16,7 @@ from monosoup_cli.tensors.worker import Worker
 if TYPE_CHECKING:
     import torch
 
+    from monosoup_cli.devices.device import Channel
 
 __all__ = ["BLOCKS", "InputMatrix", "MatrixLayer", "MeanMatrix", "Wanted", "matrix_layer"]
 
@@ -41,13 +41,13 @@ BLOCKS = Wanted()
 
 
 class InputMatrix:
-    """One matrix of a stored tensor, read by blocks.
+    """One matrix of a stored tensor, read by blocks. NaN and Inf are not looked for, except by `check`.
 
     Args:
         source: The checkpoint that has the tensor.
         tensor: Its name.
         cut: How the matrix is cut into blocks.
-        scratch: Where its blocks are read to.
+        channel: Where its blocks are read to.
         purpose: The name of the buffer.
         index: Which matrix of a stack it is.
         is_held: Keep a matrix that is small enough in memory. Without it, several matrices may share one
@@ -59,7 +59,7 @@ class InputMatrix:
         source: Source,
         tensor: str,
         cut: Cut,
-        scratch: Scratch,
+        channel: Channel,
         purpose: str,
         index: int = 0,
         *,
@@ -68,10 +68,10 @@ class InputMatrix:
         reader = source.reader(tensor)
         self.cut, self.dtype = cut, reader.dtype
         self._read_into, self._path, self._tensor = reader.read_into, source.path, tensor
-        self._scratch, self._purpose = scratch, purpose
+        self._channel, self._purpose = channel, purpose
         self._item_bytes = BITS[self.dtype] // 8
         self._offset = index * cut.elements * self._item_bytes
-        self._is_held = is_held and cut.is_resident(self._item_bytes)
+        self._is_held = is_held and cut.is_resident(self._item_bytes, channel.sizes.resident_bytes)
         self._whole: torch.Tensor | None = None
 
     def block(self, start: int, stop: int) -> torch.Tensor:
@@ -82,52 +82,49 @@ class InputMatrix:
             stop: The row or column after its last one.
 
         Returns:
-            (stop − start, side) in the stored dtype, on the CPU.
-
-        Raises:
-            NonfiniteError: The block has NaN or Inf.
+            (stop − start, side) in the stored dtype, on the worker's device.
         """
         cut = self.cut
         if self._is_held:
             if self._whole is None:
                 self._whole = self.whole()
             return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
-        if not cut.is_wide:
-            block = self._scratch.take(self._purpose, self.dtype, stop - start, cut.columns)
-            self._read(block, start * cut.columns)
-        else:
-            rows = self._scratch.take(self._purpose, self.dtype, cut.rows, stop - start)
-            for number, row in enumerate(rows):
-                self._read(row, number * cut.columns + start)
-            block = rows.T
-        check_finite(block, self._path, self._tensor)
-        return block
+        shape = (cut.rows, stop - start) if cut.is_wide else (stop - start, cut.columns)
+        block = self._filled(*shape, start, stop)
+        return block.T if cut.is_wide else block
 
     def whole(self) -> torch.Tensor:
-        """Read all of it: (rows, columns) in the stored dtype, on the CPU.
+        """Read all of it: (rows, columns) in the stored dtype, on the worker's device."""
+        return self._filled(self.cut.rows, self.cut.columns, 0, self.cut.length)
 
-        Raises:
-            NonfiniteError: The matrix has NaN or Inf.
-        """
-        matrix = self._scratch.take(self._purpose, self.dtype, self.cut.rows, self.cut.columns)
-        self._read(matrix, 0)
-        check_finite(matrix, self._path, self._tensor)
-        return matrix
+    def check(self, start: int, stop: int) -> None:
+        """Raise NonfiniteError if a block has NaN or Inf."""
+        check_finite(self.block(start, stop), self._path, self._tensor)
 
-    def _read(self, target: torch.Tensor, element: int) -> None:
-        self._read_into(bytes_of(target), self._offset + element * self._item_bytes)
+    def _filled(self, rows: int, columns: int, start: int, stop: int) -> torch.Tensor:
+        size = self._item_bytes
+
+        def read(buffer: memoryview, offset: int) -> None:
+            first = offset // size
+            for of_block, of_matrix, count in self.cut.runs(start, stop, first, first + len(buffer) // size):
+                part = buffer[(of_block - first) * size : (of_block - first + count) * size]
+                self._read_into(part, self._offset + of_matrix * size)
+
+        block = self._channel.buffer(self._purpose, self.dtype, rows, columns)
+        self._channel.fill(block, read)
+        return block
 
 
 class MeanMatrix:
     """The mean of several stored matrices, read by blocks. Its buffers do not grow with their number."""
 
-    def __init__(self, matrices: Sequence[InputMatrix], scratch: Scratch) -> None:
+    def __init__(self, matrices: Sequence[InputMatrix], channel: Channel) -> None:
         self.cut = matrices[0].cut
-        self._matrices, self._scratch = matrices, scratch
+        self._matrices, self._channel = matrices, channel
         self._whole: torch.Tensor | None = None
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """Average one block: (stop − start, side) in float64, on the CPU; as `InputMatrix.block`."""
+        """Average one block: (stop − start, side) in float64, on the worker's device."""
         cut = self.cut
         if cut.elements * 8 > MEAN_BYTES:
             return self._mean(lambda matrix: matrix.block(start, stop))
@@ -135,9 +132,14 @@ class MeanMatrix:
             self._whole = self._mean(lambda matrix: matrix.whole())
         return self._whole[:, start:stop].T if cut.is_wide else self._whole[start:stop]
 
+    def check(self, start: int, stop: int) -> None:
+        """Raise NonfiniteError if a block has NaN or Inf in one of the matrices."""
+        for matrix in self._matrices:
+            matrix.check(start, stop)
+
     def _mean(self, part: Callable[[InputMatrix], torch.Tensor]) -> torch.Tensor:
         first = part(self._matrices[0])
-        total = self._scratch.take("mean", "F64", *first.shape).copy_(first)
+        total = self._channel.buffer("mean", "F64", *first.shape).copy_(first)
         for matrix in self._matrices[1:]:
             total += part(matrix)
         return total.div_(len(self._matrices))
@@ -183,8 +185,7 @@ class MatrixLayer:
     def pairs(self) -> Iterator[tuple[int, int, torch.Tensor | None, torch.Tensor]]:
         """Yield (start, stop, W0, Δ) of every block. Without a base, W0 is None and Δ the matrix itself.
 
-        Raises:
-            NonfiniteError: The matrix has NaN or Inf in one of the checkpoints.
+        NaN and Inf are not looked for, because they show in everything that is computed; see `check`.
         """
         for start, stop in self.cut.ranges():
             self._worker.interrupt()
@@ -223,6 +224,18 @@ class MatrixLayer:
             self._worker.interrupt()
             yield start, stop, self._upcast(self._base.block(start, stop), "float64 base")
 
+    def check(self) -> None:
+        """Look for NaN and Inf, in a pass over all inputs.
+
+        Raises:
+            NonfiniteError: The matrix has NaN or Inf in one of the checkpoints.
+        """
+        for start, stop in self.cut.ranges():
+            self._worker.interrupt()
+            self._finetuned.check(start, stop)
+            if self._base is not None:
+                self._base.check(start, stop)
+
     def measure_base(self) -> None:
         """Measure `base_norm` in a pass over the base alone."""
         import torch
@@ -233,11 +246,18 @@ class MatrixLayer:
 
     @property
     def base_norm(self) -> float:
-        """‖W0‖_F, known after the first pass over `updates` or after `measure_base`; 0 before."""
-        return 0.0 if self._base_square is None else math.sqrt(float(self._base_square))
+        """‖W0‖_F, known after the first pass over `updates` or after `measure_base`; 0 before.
+
+        Raises:
+            NonfiniteError: The matrix has NaN or Inf.
+        """
+        square = 0.0 if self._base_square is None else float(self._base_square)
+        if not math.isfinite(square):
+            self.check()
+        return math.sqrt(square)
 
     @staticmethod
-    def held(cut: Cut, item_bytes: int, count: int, rank: int | None = None) -> Held:
+    def held(cut: Cut, item_bytes: int, count: int, rank: int | None = None, *, resident_bytes: int) -> Held:
         """How much memory it takes to read and upcast one layer.
 
         Args:
@@ -245,16 +265,17 @@ class MatrixLayer:
             item_bytes: The size of a stored element.
             count: The number of fine-tuned checkpoints.
             rank: The rank of the update's factors; None where it has none.
+            resident_bytes: Up to which size the device holds stored matrices whole.
         """
-        stored = 2 * cut.held_bytes(item_bytes)  # the base and one of the fine-tuned matrices
+        stored = 2 * cut.held_bytes(item_bytes, resident_bytes)  # the base and one of the fine-tuned
         mean = MeanMatrix.held_bytes(cut) if count > 1 else 0
         upcast = 2 * 8 * cut.block_length * cut.side  # W0 and Δ
         factors = 8 * (rank or 0) * (cut.length + cut.side)
-        return Held(stored + mean, upcast + (factors if count == 1 else 2 * factors))
+        return Held(device=stored + mean + upcast + (factors if count == 1 else 2 * factors))
 
     def _upcast(self, block: torch.Tensor, purpose: str) -> torch.Tensor:
-        is_wide, worker = self.cut.is_wide, self._worker
-        upcast = worker.device.upcast(block.T if is_wide else block, "F64", worker.scratch, purpose)
+        is_wide = self.cut.is_wide
+        upcast = self._worker.channel.upcast(block.T if is_wide else block, "F64", purpose)
         return upcast.T if is_wide else upcast
 
 
@@ -281,14 +302,14 @@ def matrix_layer(
     is_alone = len(finetuned) == 1
     factors = [_factors(source, name, index, cut) for source in finetuned]
     matrices = [
-        InputMatrix(source, name, cut, worker.scratch, "finetuned", index, is_held=is_alone)
+        InputMatrix(source, name, cut, worker.channel, "finetuned", index, is_held=is_alone)
         for source in finetuned
     ]
-    of_base = None if base is None else InputMatrix(base, name, cut, worker.scratch, "base", index)
+    of_base = None if base is None else InputMatrix(base, name, cut, worker.channel, "base", index)
     inputs = matrices if of_base is None else [of_base, *matrices]
     return MatrixLayer(
         of_base,
-        matrices[0] if is_alone else MeanMatrix(matrices, worker.scratch),
+        matrices[0] if is_alone else MeanMatrix(matrices, worker.channel),
         worker,
         dtypes=[matrix.dtype for matrix in inputs],
         factors=_mean_of_products([one for one in factors if one is not None], cut, worker)
@@ -308,10 +329,25 @@ def _mean_of_products(products: Sequence[Factors], cut: Cut, worker: Worker) -> 
     """The factors of the mean of several products, side by side, in the orientation of blocks."""
     import torch
 
-    device = worker.device.torch
-    lefts, rights = ([factor.to(device) for factor in factors] for factors in zip(*products, strict=True))
+    lefts, rights = (
+        [_on_device(factor, worker.channel) for factor in factors] for factors in zip(*products, strict=True)
+    )
     if len(products) == 1:
         left, right = lefts[0], rights[0]
     else:
         left, right = torch.cat(lefts, dim=1).div_(len(products)), torch.cat(rights)
     return (right.T, left.T) if cut.is_wide else (left, right)
+
+
+def _on_device(factor: torch.Tensor, channel: Channel) -> torch.Tensor:
+    """Copy a float64 tensor on the host to the worker's device; return it itself where that is the host."""
+    if factor.device == channel.device:
+        return factor
+    values = bytes_of(factor := factor.contiguous())
+    target = channel.buffer("factor", "F64", *factor.shape)
+
+    def read(buffer: memoryview, offset: int) -> None:
+        buffer[:] = values[offset : offset + len(buffer)]
+
+    channel.fill(target, read)
+    return target

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from monosoup_cli.devices.device import Device
-    from monosoup_cli.devices.scratch import Scratch
+    from monosoup_cli.devices.device import Channel
 
 __all__ = ["Worker"]
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One thread's device and buffers.
+    """One thread's memory on the device where it computes.
 
     Args:
-        device: Where the thread computes.
-        scratch: Its buffers, which no other thread uses.
+        channel: Its memory, and the way of bytes there and back.
         interrupt: Call it before every block or range. It raises when the thread has to stop.
+        is_substitute: Whether it computes on the host what a card had no memory for.
     """
 
-    device: Device
-    scratch: Scratch
+    channel: Channel
     interrupt: Callable[[], None]
+    is_substitute: bool = False

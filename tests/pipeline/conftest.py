@@ -9,4 +9,5 @@ def cut(request, monkeypatch):
     if request.param == "by blocks":
         monkeypatch.setattr("monosoup_cli.tensors.cut.BLOCK_ELEMENTS", 500)
         monkeypatch.setattr("monosoup_cli.tensors.cut.MIN_BLOCK_LENGTH", 7)
-        monkeypatch.setattr("monosoup_cli.tensors.cut.RESIDENT_BYTES", 600)
+        for device in ("cpu", "cuda"):
+            monkeypatch.setattr(f"monosoup_cli.devices.{device}.RESIDENT_BYTES", 600)

@@ -5,6 +5,8 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +40,8 @@ def ignore(tensor, is_done):
 
 
 def run(workers, make, *, tensors=TENSORS, devices=(CPU,), sources=(), progress=ignore):
-    Threads(devices, workers).each(tensors, make, reads=lambda tensor: sources, progress=progress)
+    places = [devices[number % len(devices)] for number in range(workers)]
+    Threads(places).each(tensors, make, reads=lambda tensor: sources, progress=progress)
 
 
 def wait_for_interrupt(worker):
@@ -90,8 +93,20 @@ def test_so_many_are_made_at_once():
     assert not barrier.broken
 
 
+@dataclass(frozen=True)
+class NumberedCpu(Cpu):
+    """A CPU that is one of several, and notes which of its workers ask for a channel."""
+
+    index: int
+    numbers: list = field(default_factory=list, compare=False)
+
+    def channel(self, number):
+        self.numbers.append(number)
+        return super().channel(number)
+
+
 def test_workers_share_the_devices_evenly_and_no_buffers():
-    devices = [Cpu(), Cpu()]
+    devices = [NumberedCpu(0), NumberedCpu(1)]
     barrier, workers = threading.Barrier(4, timeout=30), []
 
     def make(tensor, worker):
@@ -99,8 +114,8 @@ def test_workers_share_the_devices_evenly_and_no_buffers():
         barrier.wait()
 
     run(4, make, tensors=TENSORS[:4], devices=devices)
-    assert [sum(worker.device is device for worker in workers) for device in devices] == [2, 2]
-    assert len({id(worker.scratch) for worker in workers}) == 4
+    assert [sorted(device.numbers) for device in devices] == [[0, 1], [0, 1]]
+    assert len({id(worker.channel.host) for worker in workers}) == 4
 
 
 def test_tensors_are_prefetched_before_their_turn():
@@ -160,15 +175,62 @@ def test_an_error_in_a_callback_is_an_error():
     assert made == ["t0", "t1", "t2", "t3"]
 
 
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_memory_that_runs_out_names_the_tensor(error):
+CARD = SimpleNamespace(device="cuda:7")
+
+
+class OnCard(Cpu):
+    """A device whose workers say that they compute on a card."""
+
+    def channel(self, number):
+        return CARD
+
+
+ALLOC_FAILED = RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError, "ran out of memory on the host; .*--resume and --workers 1"),
+        (torch.OutOfMemoryError, "ran out of memory on cuda:7; .*--resume and --workers 1"),
+        (ALLOC_FAILED, "ran out of memory on cuda:7; .*--resume"),
+        (torch.linalg.LinAlgError("did not converge\nin 30 steps"), "did not converge; --exclude keeps"),
+        (
+            torch.AcceleratorError("CUDA error: lost\nlong advice"),
+            "cuda:7 failed: CUDA error: lost; .*resume",
+        ),
+    ],
+    ids=["host", "card", "library", "decomposition", "fault"],
+)
+def test_what_fails_on_a_device_names_the_tensor(error, reason):
     def make(tensor, worker):
         if tensor.name == "t2":
             raise error
 
-    with pytest.raises(ResourceError, match=r"tensor 't2': ran out of memory; .*--resume") as caught:
-        run(2, make)
+    with pytest.raises(ResourceError, match=f"tensor 't2': .*{reason}") as caught:
+        run(2, make, devices=[OnCard()])
     assert caught.value.tensor == "t2"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), ALLOC_FAILED], ids=["card", "library"])
+def test_a_substitute_makes_what_a_card_has_no_memory_for(error):
+    made = []
+
+    def make(tensor, worker):
+        if tensor.name in ("t2", "t5") and worker.channel is CARD:
+            raise error
+        made.append((tensor.name, worker.is_substitute))
+
+    Threads([OnCard()] * 3, CPU).each(TENSORS, make, reads=lambda tensor: (), progress=ignore)
+    assert sorted(made) == sorted((each.name, each.name in ("t2", "t5")) for each in TENSORS)
+
+
+def test_only_a_lack_of_memory_calls_the_substitute():
+    def make(tensor, worker):
+        raise ValueError("a bug" if worker.channel is CARD else "made again")
+
+    with pytest.raises(ValueError, match="a bug"):
+        Threads([OnCard()], CPU).each(TENSORS, make, reads=lambda tensor: (), progress=ignore)
 
 
 # -- interruption -----------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from monosoup_cli.devices.cpu import Cpu
-from monosoup_cli.devices.held import Held
+from monosoup_cli.devices.held import Held, Sizes
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.pipeline.memory import allot
 
@@ -96,41 +97,132 @@ def test_a_run_takes_no_more_than_its_plan_says(pairs, tmp_path, run, finetuned,
     assert planned <= 5 * max(growth, 40_000_000), "a plan that foresees far too much costs workers"
 
 
+SIZES = Sizes(1 << 30, 16, Held(host=1, device=2))
+
+
 @dataclass(frozen=True)
 class Card:
     """A card with some free memory, as far as plans ask one."""
 
+    number: int
     free: int
+    name: str = "some card"
+    rate: float = 1e15
+    fault: str | None = None
     is_host: bool = False
     workers: int = 3
+    sizes: Sizes = SIZES
+    torch: ClassVar = property(lambda self: f"cuda:{self.number}")
+
+    def model(self):
+        return self.name
+
+    def float64_rate(self):
+        return self.rate
 
     def free_bytes(self):
+        if self.fault is not None:
+            raise ResourceError(f"{self.torch} cannot be used: {self.fault}")
         return self.free
 
 
 GIB = 1 << 30
+NEEDS = [Held(host=1, device=10 * GIB)] * 100
+
+
+@pytest.fixture(autouse=True)
+def _host_of_64_gib(monkeypatch):
+    monkeypatch.setattr(Cpu, "free_bytes", lambda self: 64 * GIB)
 
 
 @pytest.mark.parametrize(("on_host", "expected"), [(1 * GIB, 24), (4 * GIB, 14), (20 * GIB, 2)])
-def test_the_host_holds_what_the_workers_of_all_cards_read(monkeypatch, on_host, expected):
-    monkeypatch.setattr(Cpu, "free_bytes", lambda self: 64 * GIB)
+def test_the_host_holds_what_the_workers_of_all_cards_read(on_host, expected):
     needs = [Held(host=on_host, device=10 * GIB)] * 100
-    resources = allot(needs, [Card(80 * GIB)] * 8, None)
+    resources = allot(lambda device: needs, [Card(number, 80 * GIB) for number in range(8)], None)
     assert resources.workers == expected
-    assert resources.host_bytes == expected * on_host <= 64 * GIB
-    assert resources.device_bytes == -(-expected // 8) * 10 * GIB <= 80 * GIB
+    assert len(resources.devices) == min(expected, 8), "workers are spread over the cards"
+    assert resources.host_bytes == expected * (on_host + 1) <= 64 * GIB
+    of_one = -(-expected // 8)
+    assert resources.device_bytes == of_one * (10 * GIB + 2) <= 80 * GIB
 
 
-def test_a_card_holds_what_its_own_workers_compute(monkeypatch):
-    monkeypatch.setattr(Cpu, "free_bytes", lambda self: 64 * GIB)
-    needs = [Held(host=1, device=10 * GIB)] * 100
-    assert allot(needs, [Card(80 * GIB), Card(25 * GIB)], None).workers == 4
-    with pytest.raises(ResourceError, match="does not fit"):
-        allot(needs, [Card(80 * GIB), Card(9 * GIB)], None)
+def test_a_card_holds_what_its_own_workers_compute():
+    large, small = Card(0, 80 * GIB), Card(1, 25 * GIB)
+    places = allot(lambda device: NEEDS, [large, small], None).places
+    assert places == [large, small, large, small, large]
+
+
+@pytest.mark.parametrize(
+    ("second", "note"),
+    [
+        (Card(1, 9 * GIB), "cuda:1 is left out: the largest matrix does not fit into the memory of cuda:1"),
+        (Card(1, 80 * GIB, fault="all busy"), "cuda:1 is left out: cuda:1 cannot be used: all busy"),
+        (Card(1, 80 * GIB, "other"), "cuda:1 is left out: its results may differ from those of some card"),
+    ],
+    ids=["too small", "unusable", "another model"],
+)
+def test_cards_that_are_left_out(second, note):
+    first = Card(0, 80 * GIB)
+    resources = allot(lambda device: NEEDS, [first, second], None)
+    assert (resources.devices, resources.notes) == ((first,), [note])
+
+
+@pytest.mark.parametrize(
+    ("card", "access", "note"),
+    [
+        (Card(0, 9 * GIB), "matrix", "cuda:0 is left out"),
+        (Card(0, 80 * GIB, fault="busy"), "matrix", "cuda:0 is left out: cuda:0 cannot be used: busy"),
+        (Card(0, 80 * GIB, rate=1e3), "matrix", "the CPU computes: it is faster in float64 than some card"),
+        (Card(0, 80 * GIB), "flat", "the CPU computes, because the disk is the limit here"),
+    ],
+    ids=["too small", "unusable", "slow", "bound by the disk"],
+)
+def test_the_cpu_takes_over_where_the_device_is_chosen_automatically(card, access, note):
+    needs = [Held(host=1, device=GIB if access == "flat" else 10 * GIB)] * 100
+    resources = allot(lambda device: needs, [card, Cpu()], None, access)
+    assert resources.devices == (Cpu(),)
+    assert resources.notes[0].startswith(note)
+    assert resources.substitute is None
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        ([Card(0, 9 * GIB)], "does not fit into the memory of cuda:0: expected about 10,737"),
+        ([Card(0, 80 * GIB, fault="busy")], "cuda:0 cannot be used: busy"),
+        ([Card(0, GIB), Card(1, GIB)], "no card can be used; cuda:0 is left out: .*; cuda:1 is left out"),
+    ],
+)
+def test_cards_that_were_asked_for_are_not_replaced(cards, message):
+    with pytest.raises(ResourceError, match=message):
+        allot(lambda device: NEEDS, cards, None)
+
+
+def test_the_cpu_is_the_substitute_of_cards_that_were_not_asked_for():
+    card = Card(0, 80 * GIB)
+    assert allot(lambda device: NEEDS, [card, Cpu()], None).substitute == Cpu()
+    assert allot(lambda device: NEEDS, [card], None).substitute is None
+
+
+def test_host_and_cards_have_plans_of_their_own(monkeypatch):
+    monkeypatch.setattr(Cpu, "free_bytes", lambda self: 8 * GIB)
+    needs = [Held(host=GIB // 5, device=20 * GIB)]
+    resources = allot(lambda device: needs, [Card(0, 80 * GIB)], None)
+    assert resources.host_bytes == GIB // 5 + 1
+    with pytest.raises(ResourceError, match="does not fit into the memory of the host"):
+        allot(lambda device: needs, [Cpu()], None)
+
+
+@pytest.mark.parametrize("devices", [[Card(0, 25 * GIB)], [Cpu()]], ids=["card", "host"])
+def test_workers_that_were_asked_for_must_fit(monkeypatch, devices):
+    monkeypatch.setattr(Cpu, "free_bytes", lambda self: 25 * GIB)
+    assert allot(lambda device: NEEDS, devices, 2).workers == 2
+    with pytest.raises(ResourceError, match="5 workers do not fit into memory; --workers 2 fits"):
+        allot(lambda device: NEEDS, devices, 5)
 
 
 def test_on_the_host_everything_is_the_hosts(monkeypatch):
     monkeypatch.setattr(Cpu, "free_bytes", lambda self: 10 * GIB)
     needs = [Held(host=1 * GIB, device=2 * GIB)] * 5
-    resources = allot(needs, [Cpu()], 2)
+    resources = allot(lambda device: needs, [Cpu()], 2)
     assert (resources.workers, resources.host_bytes, resources.device_bytes) == (2, 6 * GIB, 0)

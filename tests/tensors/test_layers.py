@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def worker():
-    return Worker(Cpu(), Cpu().new_scratch(), lambda: None)
+    return Worker(Cpu().channel(0), lambda: None)
 
 
 @pytest.fixture
@@ -52,7 +52,6 @@ def sizes(request, monkeypatch):
         for name, value in {
             "cut.BLOCK_ELEMENTS": 50,
             "cut.MIN_BLOCK_LENGTH": 3,
-            "cut.RESIDENT_BYTES": 60,
             "matrix.MEAN_BYTES": 60,
             "flat.FLAT_ELEMENTS": 37,
             "flat.ROWS_ELEMENTS": 40,
@@ -61,6 +60,7 @@ def sizes(request, monkeypatch):
             "chunks.CHUNK_BYTES": 32,
         }.items():
             monkeypatch.setattr(f"monosoup_cli.tensors.{name}", value)
+        monkeypatch.setattr("monosoup_cli.devices.cpu.RESIDENT_BYTES", 60)
     return request.param
 
 
@@ -122,7 +122,7 @@ def test_an_interrupt_comes_before_every_block(checkpoints, worker, monkeypatch)
             raise Interrupted
 
     base, finetuned = checkpoints(values(0, (9, 5), F32), values(1, (9, 5), F32))
-    layer = matrix_layer("w", Cut(9, 5), 0, base, [finetuned], Worker(Cpu(), worker.scratch, interrupt))
+    layer = matrix_layer("w", Cut(9, 5), 0, base, [finetuned], Worker(worker.channel, interrupt))
     blocks = layer.updates()
     next(blocks)
     next(blocks)
@@ -137,28 +137,34 @@ def test_nonfinite_matrices(checkpoints, worker, sizes, shape, where):
     tensors[where][-1, -1] = math.nan
     base, *finetuned = checkpoints(*tensors)
     layer = matrix_layer("w", Cut(*shape), 0, base, finetuned, worker)
+    assert not all(block.isfinite().all() for block in layer.updates())
     with pytest.raises(NonfiniteError) as caught:
-        list(layer.updates())
+        layer.check()
     assert caught.value.path == (base, *finetuned)[where].path
     assert caught.value.tensor == "w"
 
 
 def test_what_a_layer_holds():
     small, embedding = Cut(300, 200), Cut(256_000, 4096)
-    assert MatrixLayer.held(small, 2, 1) == Held(2 * 2 * 60_000, 2 * 8 * 60_000)
-    assert MatrixLayer.held(small, 2, 5) == MatrixLayer.held(small, 2, 1) + Held(8 * 60_000)
+
+    def held(cut, count, rank=None, resident_bytes=32 << 20):
+        return MatrixLayer.held(cut, 2, count, rank, resident_bytes=resident_bytes)
+
+    assert held(small, 1) == Held(device=2 * 2 * 60_000 + 2 * 8 * 60_000)
+    assert held(small, 5) == held(small, 1) + Held(device=8 * 60_000)
     # two buffers of 32 MiB for what is stored, two blocks in float64; no more with a longer side
     block = embedding.block_length * 4096
-    assert MatrixLayer.held(embedding, 2, 1) == Held(2 * (32 << 20), 2 * 8 * block)
-    assert MatrixLayer.held(Cut(2**40, 4096), 2, 1) == MatrixLayer.held(embedding, 2, 1)
-    # the factors are on the device that computes; those of a mean once more, until they are side by side
+    assert held(embedding, 1) == Held(device=2 * (32 << 20) + 2 * 8 * block)
+    assert held(Cut(2**40, 4096), 1) == held(embedding, 1)
+    assert held(embedding, 1, resident_bytes=1 << 30) == Held(device=2 * (1 << 30) + 2 * 8 * block)
     factors = Held(device=8 * 16 * (300 + 200))
-    assert MatrixLayer.held(small, 2, 1, 16) == MatrixLayer.held(small, 2, 1) + factors
-    assert MatrixLayer.held(small, 2, 5, 16) == MatrixLayer.held(small, 2, 5) + factors + factors
+    assert held(small, 1, 16) == held(small, 1) + factors
+    # the factors of a mean once more, until they are side by side
+    assert held(small, 5, 16) == held(small, 5) + factors + factors
 
 
 def test_what_a_flat_tensor_holds_is_mostly_on_the_device(checkpoints, worker):
-    held = FlatLayer.held()
+    held = FlatLayer.held(1)
     (one,) = checkpoints(values(0, (100,), F32))
     memory = FlatLayer("w", (100,), None, [one, one], None, worker).memory
     largest = memory.held(HELD_BYTES // 8)
