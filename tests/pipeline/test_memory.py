@@ -114,6 +114,10 @@ class Card:
     sizes: Sizes = SIZES
     torch: ClassVar = property(lambda self: f"cuda:{self.number}")
 
+    def warm_up(self):
+        if self.fault is not None:
+            raise ResourceError(f"{self.torch} cannot be used: {self.fault}")
+
     def model(self):
         return self.name
 
@@ -121,8 +125,6 @@ class Card:
         return self.rate
 
     def free_bytes(self):
-        if self.fault is not None:
-            raise ResourceError(f"{self.torch} cannot be used: {self.fault}")
         return self.free
 
 
