@@ -85,12 +85,14 @@ class State:
         contexts: The indices of the cards that were touched, in order.
         pinned: The first and last address of every pinned buffer, by its id.
         pinned_peak: The most pinned memory at a time. A buffer takes a power of two, as torch's do.
+        failures: The error that the next call of an operator raises, by the operator.
     """
 
     def __init__(self):
         self.cards, self.when, self.random = [], "late", random.Random(0)
         self.stats, self.contexts, self.local = Counter(), [], threading.local()
         self.pinned, self.pinned_live, self.pinned_peak = {}, 0, 0
+        self.failures = {}
 
     def touch(self, index):
         """Note that the card has a context now."""
