@@ -205,8 +205,11 @@ class CardChannel:
     def store(
         self, part: Tensor, write: Callable[[memoryview, int], None], refuse: Callable[[int], None]
     ) -> None:
+        import torch
+
         offset = 0
-        for elements in part.view(-1).split(STAGED_BYTES // part.element_size()):
+        step = STAGED_BYTES // part.element_size()
+        for elements in torch.split(part.view(-1), step):
             staging, source = self._next(), as_bytes(elements)
             data = staging.data[: len(source)]
             data.copy_(source, non_blocking=True)

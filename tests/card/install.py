@@ -119,6 +119,7 @@ def _of_card(name):
 def _mem_get_info(device=None):
     card = STATE.cards[index_of(device)]
     STATE.touch(card.index)
+    STATE.fail_at("mem_get_info", card.index)
     return card.capacity - card.live - card.cached, card.capacity
 
 

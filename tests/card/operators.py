@@ -25,23 +25,35 @@ NO_HOST_SCALARS = {
 }
 """Other operators take a CPU tensor without dimensions beside tensors on a card."""
 
+PRODUCTS = {
+    *(aten.mm.default, aten.mm.out, aten.addmm.default, aten.addmm_.default, aten.addmm.out),
+    *(aten.bmm.default, aten.bmm.out, aten.baddbmm.default, aten.baddbmm_.default, aten.baddbmm.out),
+    *(aten.mv.default, aten.mv.out, aten.addmv.default, aten.addmv_.default, aten.addmv.out),
+    *(aten.dot.default, aten.dot.out, aten.linalg_solve_triangular.default),
+}
+"""Operators that cuBLAS computes."""
+
 SYNCHRONIZES = {aten._linalg_eigh.default, aten._linalg_svd.default}
 """Operators of which the host reads whether they failed."""
 
 
 def dispatch(operator, args, kwargs):
     """Run an operator on a card's tensors."""
-    if operator in STATE.failures:
-        raise STATE.failures.pop(operator)
+    values = tree_flatten((args, kwargs))[0]
+    if STATE.faults:
+        card = next((one.device.index for one in values if isinstance(one, CardTensor)), None)
+        STATE.fail_at(operator.overloadpacket.__name__, card)
     if operator in SPECIAL:
         return SPECIAL[operator](*args, **kwargs)
-    device = _device_of(operator, tree_flatten((args, kwargs))[0], args)
+    device = _device_of(operator, values, args)
     asked = kwargs.get("device")
     if asked is not None:  # zeros_like(…, device="cpu")
         kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "pin_memory")}
         if torch.device(asked).type != "cuda":
             return torch.empty_like(operator(*map(on_meta, args), **kwargs), device=asked)
         device = torch.device("cuda", index_of(asked))
+    if operator in PRODUCTS:
+        STATE.cards[device.index].multiply_on(current_stream(device))
     if _waits(operator, args):
         return _run_now(operator, args, kwargs, device)
     return _queue(operator, args, kwargs, device)
@@ -108,9 +120,10 @@ def _run_now(operator, args, kwargs, device):
     host_args, host_kwargs = tree_unflatten(
         [Place(one).on_host() if isinstance(one, CardTensor) else one for one in values], spec
     )
+    nbytes = _workspace_of(operator, args, kwargs)
+    workspace = STATE.cards[device.index].allocate(nbytes, stream) if nbytes else None
     with LOCK:
         result = operator(*host_args, **host_kwargs)
-    workspace = STATE.cards[device.index].allocate(_workspace_of(operator, args, kwargs), stream)
     written = next((match for match in _aliases(operator) if match and match[2]), None)
     if written is not None:
         return args[written[0]]
@@ -125,7 +138,8 @@ def _run_now(operator, args, kwargs, device):
 
 
 def _workspace_of(operator, args, kwargs):
-    """The bytes that cuSOLVER takes beside inputs and outputs: assumed, not measured."""
+    """The bytes that cuSOLVER takes beside inputs and outputs, as LAPACK's routines of the same name do
+    (2 n² for vectors), or for values the copy that it destroys: assumed, not measured."""
     matrix = args[0]
     if operator is aten._linalg_eigh.default:
         side = matrix.shape[-1]

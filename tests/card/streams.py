@@ -14,6 +14,7 @@ class Stream:
     def __init__(self, device=None, priority=0):
         self.index = index_of(device)
         self.device = torch.device("cuda", self.index)
+        STATE.fail_at("stream", self.index)
         self._kernels, self.queued, self.done = deque(), 0, 0
         STATE.cards[self.index].streams.append(self)
         STATE.touch(self.index)

@@ -90,22 +90,20 @@ def on_meta(value):
 
 
 def pinned_empty(size, dtype=None):
-    """An uninitialized pinned CPU tensor, counted as torch's allocator takes it: a power of two of bytes."""
+    """An uninitialized pinned CPU tensor, counted as torch's allocator takes it."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
     nbytes = math.prod(size) * dtype.itemsize
-    taken = 1 << (nbytes - 1).bit_length() if nbytes else 0
+    taken = STATE.pin(nbytes)
     buffer = np.empty(nbytes, dtype=np.uint8)
     key, start = id(buffer), buffer.ctypes.data
     with LOCK:
         STATE.pinned[key] = start, start + nbytes
-        STATE.pinned_live += taken
-        STATE.pinned_peak = max(STATE.pinned_peak, STATE.pinned_live)
     STATE.touch(current_device())
 
     def free():
         with LOCK:
             STATE.pinned.pop(key, None)
-            STATE.pinned_live -= taken
+            STATE.unpin(taken)
 
     weakref.finalize(buffer, free)
     return torch.from_numpy(buffer).view(dtype).view(size)

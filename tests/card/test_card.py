@@ -186,6 +186,103 @@ def test_bytes_waits_and_contexts_are_counted():
     """)
 
 
+def test_the_workspaces_of_cublas_are_counted_and_stay():
+    on_cards("""
+        import os, threading
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":1024:2:16:8"
+        of_one = (2048 + 128) << 10
+        side, live = torch.cuda.Stream("cuda:0"), cards.cards[0].live
+
+        def multiply(*streams):
+            for stream in streams:
+                with torch.cuda.stream(stream):
+                    on_card @ on_card.T
+
+        def taken():
+            torch.cuda.empty_cache()
+            held = torch.cuda.memory_reserved(0) - live
+            assert torch.cuda.mem_get_info(0)[0] == (64 << 20) - live - held
+            return held / of_one
+
+        default = torch.cuda.default_stream("cuda:0")
+        multiply(default)
+        multiply(default)
+        assert taken() == 1
+        multiply(side)
+        assert taken() == 2, "one for each stream"
+        for _ in range(2):
+            thread = threading.Thread(target=multiply, args=(default, side))
+            thread.start()
+            thread.join()
+            del thread
+            assert taken() == 4, "one for each handle, which the next thread inherits"
+    """)
+
+
+def test_eigenvectors_take_a_workspace_while_they_are_computed():
+    on_cards("""
+        matrix = torch.eye(64, dtype=torch.float64, device="cuda:0")
+        cards.count_anew()
+        before = cards.cards[0].live
+        torch.linalg.eigh(matrix)
+        assert 3 * 64 * 64 * 8 < cards.cards[0].peak - before < 4 * 64 * 64 * 8
+        assert cards.cards[0].live == before
+    """)
+
+
+def test_pinned_memory_is_kept_in_powers_of_two():
+    on_cards("""
+        torch.empty(5000, dtype=torch.uint8, pin_memory=True)
+        assert (cards.pinned_live, cards.pinned_peak) == (0, 8192)
+        again = torch.empty(6000, dtype=torch.uint8, pin_memory=True)
+        assert (cards.pinned_live, cards.pinned_peak) == (8192, 8192)
+        del again
+        larger = torch.empty(9000, dtype=torch.uint8, pin_memory=True)
+        assert (cards.pinned_live, cards.pinned_peak) == (16384, 8192 + 16384)
+        cards.count_anew()
+        assert (cards.pinned_peak, cards.stats, cards.contexts) == (16384, {}, [])
+    """)
+
+
+def test_what_is_told_to_fail_fails():
+    on_cards("""
+        from tests.card import faults
+        matrix = torch.eye(3, dtype=torch.float64, device="cuda:0")
+
+        def fails(error, function):
+            try:
+                function()
+            except type(error) as found:
+                return str(found) == str(error)
+            return False
+
+        def eigenvalues():
+            return torch.linalg.eigh(matrix)[0].tolist()
+
+        with faults.failing(faults.NOT_CONVERGED, "_linalg_eigh", after=1, times=1) as fault:
+            assert eigenvalues() == [1.0] * 3
+            assert fails(faults.NOT_CONVERGED, eigenvalues)
+            assert eigenvalues() == [1.0] * 3
+            assert fault.raised == 1
+        with faults.failing(faults.SOLVER_LACKS_MEMORY, "_linalg_eigh"):
+            assert fails(faults.SOLVER_LACKS_MEMORY, eigenvalues)
+            assert fails(faults.SOLVER_LACKS_MEMORY, eigenvalues)
+        with faults.failing(faults.BLAS_LACKS_MEMORY, "mm"):
+            assert fails(faults.BLAS_LACKS_MEMORY, lambda: matrix @ matrix)
+        with faults.failing(faults.OUT_OF_MEMORY, "allocate", card=1):
+            torch.empty(2, device="cuda:0")
+            assert fails(faults.OUT_OF_MEMORY, lambda: torch.empty(2, device="cuda:1"))
+        with faults.failing(faults.NOT_PINNED, "pin"):
+            assert fails(faults.NOT_PINNED, lambda: torch.empty(2, pin_memory=True))
+            torch.empty(2)
+        with faults.failing(faults.BUSY, "mem_get_info", "stream"):
+            assert fails(faults.BUSY, torch.cuda.mem_get_info)
+            assert fails(faults.BUSY, torch.cuda.Stream)
+        assert eigenvalues() == [1.0] * 3
+        torch.cuda.mem_get_info()
+    """)
+
+
 def test_threads_have_streams_of_their_own():
     on_cards("""
         import threading
