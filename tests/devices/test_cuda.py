@@ -91,6 +91,31 @@ def test_cards_give_the_cpus_bytes_whenever_they_work(tmp_path):
     )
 
 
+def test_nothing_is_written_late_over_a_tensor_that_is_kept(tmp_path):
+    """In its first row the edited `a` overflows, which is seen when its other rows are on their way."""
+    on_cards(
+        tmp_path,
+        """
+        from monosoup_cli.devices import cuda
+        from monosoup_cli.tensors import cut
+        cuda.STAGED_BYTES, cut.BLOCK_ELEMENTS, cut.MIN_BLOCK_LENGTH = 4096, 1000, 16
+        files, F16 = pair("a", a=((300, 64), torch.float16), b=((80, 64), torch.float16)), torch.float16
+        base = load_file(files[0])
+        update = 500 * torch.randn(300, 64, generator=torch.Generator().manual_seed(1))
+        base["a"][0, :32], update[0, :32] = 65504, 0
+        finetuned = load_file(files[1]) | {"a": (base["a"] + update).to(F16)}
+        for tensors, path in zip((base, finetuned), files):
+            save_file(tensors, path)
+        options = dict(on_nonfinite="keep", weighting="high")
+        expected, report = edit(files, device="cpu", **options)
+        reasons = {layer["name"]: layer["reason"] for layer in report["layers"]}
+        assert reasons == {"a": "nonfinite", "b": None}, reasons
+        install(1)
+        assert edit(files, device="cuda", workers=1, **options)[0] == expected
+        """,
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_bus_carries_each_byte_once(tmp_path, dtype):
     """At most six waits for a layer: the norm of Δ, eigh, the singular values, the norm of W0, the result."""
@@ -248,3 +273,41 @@ def test_pinned_memory_does_not_grow_with_the_matrix(tmp_path):
         """,
     )
     assert peaks == [[16 << 20] * 2, 16 << 20]
+
+
+@pytest.mark.parametrize(
+    ("fault", "place", "auto", "cuda"),
+    [
+        ("BUSY", "mem_get_info", "cpu", "cuda:0 cannot be used: CUDA error: CUDA-capable device"),
+        ("OUT_OF_MEMORY", "_linalg_eigh", "cpu", "cuda:0 cannot be used: CUDA out of memory"),
+        ("BLAS_LACKS_MEMORY", "addmm_", "cuda:0 and cpu", "tensor 'layer': ran out of memory on cuda:0"),
+        ("NOT_PINNED", "pin", "cuda:0", None),
+    ],
+)
+def test_faults_of_a_card_are_one_line_or_the_cpus_work(tmp_path, fault, place, auto, cuda):
+    found = on_cards(
+        tmp_path,
+        f"""
+        from monosoup_cli.errors import MonosoupError
+        from tests.card import faults
+        files = pair("a", layer=((90, 80), BF16))
+        expected = edit(files, device="cpu")[0]
+        install(1)
+        edits = []
+        for device in ("auto", "cuda"):
+            with faults.failing(faults.{fault}, {place!r}) as fault:
+                try:
+                    bytes_, report = edit(files, device=device)
+                    (layer,) = report["layers"]
+                    edits.append(report["arguments"]["device"])
+                    edits[-1] += " and cpu" if layer.get("computed_on") else ""
+                    assert bytes_ == expected
+                except MonosoupError as error:
+                    edits.append(str(error))
+            assert fault.raised
+        print(json.dumps(edits))
+        """,
+    )
+    assert found[0] == auto
+    assert found[1].startswith(cuda or "cuda:0")
+    assert "\n" not in found[1]
