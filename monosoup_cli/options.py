@@ -239,7 +239,7 @@ class ComputeOptions:
     device: Annotated[
         str,
         Option(
-            "Where to compute. auto uses every CUDA device, or the CPU where there is none.",
+            "Where to compute. auto uses every CUDA device where that is faster, or else the CPU.",
             metavar="auto|cpu|cuda|cuda:N",
             changes_bytes=False,  # the model of the device does, and belongs to the environment
             in_card=False,

@@ -110,7 +110,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
 
 
 def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
-    from monosoup_cli.report.adapters import notes_on_adapters
+    from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.tables import selection_table, summary_table
 
     if as_json:
@@ -119,7 +119,7 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
         console.table(selection_table(report["selection"]))
         console.note("")
     console.table(summary_table(report, path or Path("stdout")))
-    for note in notes_on_adapters(report.get("layers", [])):
+    for note in notes_on(report.get("layers", [])):
         console.note(f"note: {note}")
     if len(report.get("selection", {}).get("members", ())) == 1:
         console.note("note: only one checkpoint is left, so the output is a copy of its tensors")

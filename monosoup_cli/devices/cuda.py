@@ -205,17 +205,22 @@ class CardChannel:
     def store(
         self, part: Tensor, write: Callable[[memoryview, int], None], refuse: Callable[[int], None]
     ) -> None:
-        count, source = mark_nonfinite(part).sum(), as_bytes(part)
-        for start in range(0, len(source), STAGED_BYTES):
-            staging = self._next()
-            data = staging.data[: min(STAGED_BYTES, len(source) - start)]
-            data.copy_(source[start : start + len(data)], non_blocking=True)
-            staging.count.copy_(count, non_blocking=True)
+        import torch
 
-            def deliver(staging: _Staging = staging, data: Tensor = data, start: int = start) -> None:
+        offset = 0
+        step = STAGED_BYTES // part.element_size()
+        for elements in torch.split(part.view(-1), step):
+            staging, source = self._next(), as_bytes(elements)
+            data = staging.data[: len(source)]
+            data.copy_(source, non_blocking=True)
+            staging.count.copy_(mark_nonfinite(elements).sum(), non_blocking=True)
+
+            def deliver(staging: _Staging = staging, data: Tensor = data, offset: int = offset) -> None:
                 if nonfinite := int(staging.count):
                     refuse(nonfinite)
-                write(bytes_of(data), start)
+                write(bytes_of(data), offset)
+
+            offset += len(source)
 
             staging.is_on_the_bus(deliver)
 

@@ -58,23 +58,26 @@ class SpectralEdit(PlainMethod):
         return self.sweep
 
     def held(self, cut: Cut | None, wanted: Wanted, rank: int | None) -> Held:
-        """The Gram matrix, its eigenvectors, LAPACK's workspace of two matrices, the kept directions and two
-        blocks; and the factors of the update and of every edit."""
+        """The decomposition, or afterwards the edited blocks or the factors of every edit, which is more."""
         if cut is None:
             return Held()
         edits = len(self.splits)
-        if wanted.factors and self.steps != (1.0,):
-            edits *= 1 + len(self.steps)
-        factors = 0
+        stepped = 2 if wanted.factors and self.steps != (1.0,) else 0  # one, and the one before it
         if rank is not None:
             from monosoup_cli.spectral import low_rank
 
-            factors = low_rank.held_bytes(cut.length, cut.side, rank, edits)
-        elif wanted.rank is not None:
-            from monosoup_cli.spectral import truncation
+            sums = 2 * 8 * cut.block_length * cut.side  # a result, and the one before it
+            return Held(device=low_rank.held_bytes(cut.length, cut.side, rank, edits + stepped) + sums)
+        from monosoup_cli.spectral import spectrum, truncation
 
-            factors = truncation.held_bytes(cut.length, cut.side, wanted.rank, edits)
-        return Held(device=2 * 8 * cut.block_length * cut.side + 5 * 8 * cut.side**2 + factors)
+        if wanted.rank is not None:
+            held = truncation.held_bytes(cut.length, cut.side, wanted.rank, edits + stepped)
+        else:
+            # the update's part in the directions; or an edited update, a result, and the one before it
+            blocks = 1 if edits == len(self.steps) == 1 else 3
+            held = 8 * blocks * cut.block_length * cut.side
+        vectors = 8 * cut.side**2
+        return Held(device=max(spectrum.held_bytes(cut.block_length, cut.side), vectors + held))
 
     def edit(self, layer: Layer) -> Edit | None:
         """Edit one matrix by the factors of its update, or by blocks where it has none.
@@ -119,7 +122,8 @@ class SpectralEdit(PlainMethod):
             edited = apply(update if is_last_split else update.clone())
             for number, step in enumerate(self.steps, start=1):
                 is_last = is_last_split and number == len(self.steps)
-                yield (base if is_last else base.clone()).add_(edited, alpha=step)
+                yield base.add_(edited, alpha=step) if is_last else base.add(edited, alpha=step)
+            del edited  # before the next one is made
 
     def _edit_product(self, layer: MatrixLayer, left: torch.Tensor, right: torch.Tensor) -> Edit | None:
         layer.measure_base()
@@ -142,10 +146,10 @@ class SpectralEdit(PlainMethod):
             for step in self.steps:
                 yield base.addmm(left, right, alpha=step)
 
-    def _stepped(self, products: Sequence[Factors]) -> list[Factors]:
-        return [
-            (left if step == 1.0 else left * step, right) for left, right in products for step in self.steps
-        ]
+    def _stepped(self, products: Sequence[Factors]) -> Iterator[Factors]:
+        for left, right in products:
+            for step in self.steps:
+                yield (left if step == 1.0 else left * step), right
 
     def _approximate(self, layer: MatrixLayer, rank: int) -> Edit | None:
         from monosoup_cli.spectral.spectrum import decompose, has_moved

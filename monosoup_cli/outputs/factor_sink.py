@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import LoraPair
@@ -50,14 +50,14 @@ class FactorSink:
 
     def put(self, index: int, edit: Edit) -> None:
         """Take the edited update of matrix `index`, for every variant."""
-        self._put(index, list(edit.factors))
+        self._put(index, edit.factors)
 
     def keep(self, index: int, layer: Layer | None) -> None:
         """Take the factors with which matrix `index` was read, where it has any."""
         if isinstance(layer, MatrixLayer) and layer.factors is not None:
             self._put(index, [layer.factors] * len(self._target.variants))
 
-    def _put(self, index: int, updates: list[Factors]) -> None:
+    def _put(self, index: int, updates: Iterable[Factors]) -> None:
         if not self._variants:
             self._variants = [
                 _StoredFactors(self._pair, self._place(self._pair.a), self._place(self._pair.b))

@@ -141,8 +141,6 @@ class Threads:
                 ended.put(None)
 
         prefetch(tensors[:workers])
-        for device in dict.fromkeys(self.places):
-            device.warm_up()
         with _keep_blas_threads(), ThreadPoolExecutor(workers, "worker") as pool:
             try:
                 # A signal raises in this thread. Inside of the pool it could leave a lock taken for ever, so

@@ -96,6 +96,7 @@ def allot(
     model = None
     for card in cards:
         try:
+            card.warm_up()  # first: its libraries take memory, too
             room = _Room(str(card.torch), card.free_bytes(), card.sizes.overhead.device)
             on_card = sorted((held.device for held in needs(card)), reverse=True)
             workers = room.fitting(wanted_of_one or card.workers, on_card)

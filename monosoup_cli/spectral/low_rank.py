@@ -44,11 +44,12 @@ def decompose_product(left: torch.Tensor, right: torch.Tensor) -> LowRankSpectru
     right, right_exponent = _in_range(right)
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right.T)
-    u, values, vt = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    # on the CPU: cuSOLVER's one for small matrices (gesvdj) is only exact to about 4e-13
+    u, values, vt = torch.linalg.svd((r_left @ r_right.T).cpu(), full_matrices=False)
     padded = torch.zeros(min(left.shape[0], right.shape[1]), dtype=torch.float64)
-    padded[: len(values)] = values.cpu()
+    padded[: len(values)] = values
     exponent = torch.tensor(left_exponent + right_exponent)
-    return LowRankSpectrum(torch.ldexp(padded, exponent), q_left @ u, vt @ q_right.T)
+    return LowRankSpectrum(torch.ldexp(padded, exponent), q_left @ u.to(left), vt.to(left) @ q_right.T)
 
 
 def held_bytes(length: int, side: int, rank: int, edits: int) -> int:

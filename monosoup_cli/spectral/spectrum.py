@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Blocks", "Spectrum", "decompose", "gram", "has_moved", "singular_values"]
+from monosoup_cli.spectral.eigen import eigh, eigvalsh
+
+__all__ = ["Blocks", "Spectrum", "decompose", "gram", "has_moved", "held_bytes", "singular_values"]
 
 Blocks = Callable[[], Iterable[torch.Tensor]]
 """A matrix (rows, side) with rows >= side, as float64 blocks of any number of rows.
@@ -32,6 +34,9 @@ SAFE_SQUARES = (1e-200, 1e200)
 
 GRAM_STRIPS = 4
 """The number of strips in which the upper triangle is computed, which saves 3/8 of the products."""
+
+TURNED_ROWS = 256
+"""The number of rows of the singular vectors that a deflation changes at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,11 @@ def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum
         FloatingPointError: The matrix contains NaN or Inf.
     """
     blocks, matrix, exponent = _in_range(blocks, side)
-    if not matrix.any():
+    if not matrix.diagonal().any():
         return Spectrum(torch.zeros(side, dtype=torch.float64), torch.eye(side).to(matrix))
-    values, vectors = _decompose(blocks, matrix, resolved)
+    squares, vectors = eigh(matrix)
+    del matrix
+    values = _deflate(blocks, squares, vectors, resolved)
     return Spectrum(torch.ldexp(values, torch.tensor(exponent)), vectors)
 
 
@@ -105,14 +112,28 @@ def singular_values(blocks: Blocks, side: int) -> torch.Tensor:
         FloatingPointError: The matrix contains NaN or Inf.
     """
     blocks, matrix, exponent = _in_range(blocks, side)
-    if not matrix.any():
+    if not matrix.diagonal().any():
         return torch.zeros(side, dtype=torch.float64)
-    squares = torch.linalg.eigvalsh(matrix, UPLO="U").cpu().flip(0)
+    squares = eigvalsh(matrix)
     if float(squares[-1]) > RESOLVED * float(squares[0]):
         values = squares.sqrt()
     else:
-        values, _ = _decompose(blocks, matrix, RESOLVED)
+        squares, vectors = eigh(matrix)
+        del matrix
+        values = _deflate(blocks, squares, vectors, RESOLVED)
     return torch.ldexp(values, torch.tensor(exponent))
+
+
+def held_bytes(length: int, side: int) -> int:
+    """How many bytes `decompose` takes at most, besides the block that it is given.
+
+    Args:
+        length: The number of rows of a block.
+        side: The number of columns.
+    """
+    # the Gram matrix, a copy that becomes its eigenvectors, LAPACK's workspace of two, and the directions of
+    # the whole matrix that are deflated; of a block the scaled copy, and its part in these directions
+    return 8 * (5 * side**2 + 2 * length * side)
 
 
 def has_moved(singular_values: torch.Tensor) -> bool:
@@ -148,25 +169,33 @@ def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:
     return scaled, gram(scaled(), side), exponent
 
 
-def _decompose(
-    blocks: Blocks, matrix: torch.Tensor, share: float, floor: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute σ (on the CPU) and V from a Gram matrix, with deflation until the rest is below `floor`."""
-    squares, vectors = torch.linalg.eigh(matrix, UPLO="U")
-    squares, vectors = squares.cpu().flip(0).clamp_(min=0.0), vectors.flip(1)
-    side, largest = len(squares), float(squares[0])
-    if floor is None:
-        floor = largest * (side * torch.finfo(torch.float64).eps) ** 2
-    resolved = int((squares > share * largest).sum())
-    if resolved == side or largest <= floor:
-        return squares.sqrt(), vectors
-    rest = vectors[:, resolved:]
+def _deflate(blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share: float) -> torch.Tensor:
+    """Compute σ from the decomposition of a Gram matrix.
 
-    def remainder() -> Iterable[torch.Tensor]:
-        return (block @ rest for block in blocks())
+    What it does not resolve is decomposed again without the rest, until only rounding noise is left. The
+    memory does not grow with the number of times.
 
-    values, turned = _decompose(remainder, gram(remainder(), side - resolved), share, floor)
-    return (
-        torch.cat([squares[:resolved].sqrt(), values]),
-        torch.cat([vectors[:, :resolved], rest @ turned], dim=1),
-    )
+    Args:
+        blocks: The matrix.
+        squares: The eigenvalues of its Gram matrix, largest first, (side,) on the CPU.
+        vectors: The eigenvectors; they are made more exact in place.
+        share: The share of the largest eigenvalue above which the others are resolved.
+
+    Returns:
+        (side,) on the CPU.
+    """
+    side, resolved = len(squares), 0
+    floor = float(squares[0]) * (side * torch.finfo(torch.float64).eps) ** 2
+    values = torch.zeros_like(squares)
+    while True:
+        squares = squares.clamp(min=0.0)
+        values[resolved:] = squares.sqrt()
+        largest = float(squares[0])
+        resolved += int((squares > share * largest).sum())
+        if resolved == side or largest <= floor:
+            return values
+        rest = vectors[:, resolved:]
+        squares, turned = eigh(gram((block @ rest for block in blocks()), side - resolved))
+        for rows in torch.split(rest, TURNED_ROWS):
+            rows.copy_(rows @ turned)
+        del turned

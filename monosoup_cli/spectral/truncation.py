@@ -64,9 +64,10 @@ def truncate(
 
 
 def held_bytes(length: int, side: int, rank: int, count: int) -> int:
-    """How many bytes `count` approximations take: both factors, and the vectors from which they are made."""
+    """How many bytes `count` approximations take: both factors, and the vectors and scales that they are made
+    from."""
     rank = min(rank, side)
-    return 8 * count * rank * (length + 2 * side)
+    return 8 * count * rank * (length + 2 * side + 2)
 
 
 def rank_holding(edited: torch.Tensor, energy: float) -> int:

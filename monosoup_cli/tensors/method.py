@@ -50,7 +50,7 @@ class Edit:
 
     measures: Sequence[Mapping[str, Any]]
     blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
-    factors: Sequence[Factors] = ()
+    factors: Iterable[Factors] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Which devices a name means."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -70,6 +72,21 @@ def test_memory_is_used_again():
     small = channel.buffer("a", "F32", 5)
     assert small.data_ptr() == large.data_ptr()
     assert channel.buffer("b", "F32", 5).data_ptr() != small.data_ptr()
+
+
+def test_memory_is_freed_before_it_grows(monkeypatch):
+    channel, empty = Cpu().channel(0), torch.empty
+    old = weakref.ref(channel.buffer("a", "F64", 10).untyped_storage())
+    channel.buffer("a", "F64", 5)
+    seen = []
+
+    def watched(*args, **kwargs):
+        seen.append(old() is None)
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", watched)
+    channel.buffer("a", "F64", 20)
+    assert seen == [True]
 
 
 def test_upcasts_are_exact():

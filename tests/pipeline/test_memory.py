@@ -30,21 +30,29 @@ peaks = []
 for size in ("small", "large"):
     if "adapter_rank" in options:
         options["adapter_rank"] = 8 if size == "small" else 256
-    base, *finetuned, out = (folder / f"{size}-{name}" for name in ("base", *names, "out"))
+    base, *finetuned, out = (folder / f"{size}-{name}" for name in (*names, "out"))
     monosoup_cli.edit(base, finetuned, out, workers=1, **options)
     peaks.append(peak())
 print(peaks[1] - peaks[0])
 """
 
 
+SWEEP = {"energy": [0.5, 0.8, 0.9], "wise": [0.5, 1.0]}
+
 MODULE = "model.layers.0.mlp.up_proj"
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Pairs and adapters for one tall matrix, and for a small matrix, to load all libraries first."""
+    """Pairs and adapters for one tall matrix, and for a small matrix, to load all libraries first; and a
+    square update whose spectrum falls over six decades."""
     folder = tmp_path_factory.mktemp("pairs")
     generator = torch.Generator().manual_seed(0)
+    for size, side in {"small": 40, "large": 1280}.items():
+        graded = torch.randn(side, side, generator=generator) * 10.0 ** -torch.linspace(0, 6, side)
+        for name, tensor in (("zeros", torch.zeros(side, side)), ("graded", graded)):
+            (folder / f"{size}-{name}").mkdir()
+            save_file({f"{MODULE}.weight": tensor}, folder / f"{size}-{name}" / "model.safetensors")
     for size, shape in {"small": (40, 30), "large": (60_000, 384)}.items():
         base = torch.randn(shape, generator=generator)
         finetuned = base + 0.1 * torch.randn(shape, generator=generator)
@@ -66,31 +74,37 @@ def pairs(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 @pytest.mark.parametrize(
-    ("finetuned", "options"),
+    ("inputs", "options"),
     [
-        (["ft"], {}),
-        (["ft"], {"as_adapter": True, "adapter_rank": 256}),
-        (["ft"], {"as_adapter": True, "adapter_energy": 0.99}),
-        (["lora-1"], {}),
-        (["lora-1"], {"energy": [0.5, 0.8, 0.9]}),
-        (["lora-1", "lora-2"], {}),
-        (["lora-1"], {"as_adapter": True}),
-        (["lora-1"], {"as_adapter": True, "energy": [0.5, 0.8, 0.9]}),
+        (["base", "ft"], {}),
+        (["base", "ft"], SWEEP),
+        (["zeros", "graded"], {"weighting": "low"}),
+        (["base", "ft"], {"as_adapter": True, "adapter_rank": 256}),
+        (["base", "ft"], {"as_adapter": True, "adapter_rank": 256, **SWEEP}),
+        (["base", "ft"], {"as_adapter": True, "adapter_energy": 0.99}),
+        (["base", "lora-1"], {}),
+        (["base", "lora-1"], SWEEP),
+        (["base", "lora-1", "lora-2"], {}),
+        (["base", "lora-1"], {"as_adapter": True}),
+        (["base", "lora-1"], {"as_adapter": True, "energy": SWEEP["energy"]}),
     ],
-    ids=["whole", "rank", "energy", "merged", "merged, sweep", "merged, mean", "adapter", "adapter, sweep"],
+    ids=[
+        *("whole", "sweep", "low part", "rank", "rank, sweep", "energy"),
+        *("merged", "merged, sweep", "merged, mean", "adapter", "adapter, sweep"),
+    ],
 )
-def test_a_run_takes_no_more_than_its_plan_says(pairs, tmp_path, run, finetuned, options):
+def test_a_run_takes_no_more_than_its_plan_says(pairs, tmp_path, run, inputs, options):
     words = []
     for name, value in options.items():
         words.append(f"--{name.replace('_', '-')}")
         if value is not True:
             words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
     out = ["-o", tmp_path / "out", "--workers", "1", "--dry-run", "--format", "json"]
-    plan = run("edit", *(pairs / f"large-{name}" for name in ("base", *finetuned)), *out, *words)
+    plan = run("edit", *(pairs / f"large-{name}" for name in inputs), *out, *words)
     assert plan.code == 0, plan.err
     for old in pairs.glob("*-out"):
         subprocess.run(["rm", "-r", old], check=True)
-    command = [sys.executable, "-c", MEASURED, pairs, repr(finetuned), repr(options)]
+    command = [sys.executable, "-c", MEASURED, pairs, repr(inputs), repr(options)]
     growth = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     planned = json.loads(plan.out)["memory_bytes"]
     assert growth <= planned
@@ -114,6 +128,10 @@ class Card:
     sizes: Sizes = SIZES
     torch: ClassVar = property(lambda self: f"cuda:{self.number}")
 
+    def warm_up(self):
+        if self.fault is not None:
+            raise ResourceError(f"{self.torch} cannot be used: {self.fault}")
+
     def model(self):
         return self.name
 
@@ -121,8 +139,6 @@ class Card:
         return self.rate
 
     def free_bytes(self):
-        if self.fault is not None:
-            raise ResourceError(f"{self.torch} cannot be used: {self.fault}")
         return self.free
 
 

@@ -1,4 +1,4 @@
-"""Notes on results that were made from adapters, or that are adapters."""
+"""Notes on results: how adapters limit them, and where they were computed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.report.records import measures_of
+from monosoup_cli.report.words import plural
 
-__all__ = ["notes_on_adapters"]
+__all__ = ["notes_on"]
 
 
-def notes_on_adapters(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes_on(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return notes on the layers of a report.
 
-    They count the updates without a weak part within their adapter's rank, and give the share of an
-    update that the factors of an extracted adapter leave out.
+    They count the updates without a weak part within their adapter's rank, give the share of an update that
+    the factors of an extracted adapter leave out, and count the tensors for which a card had no memory.
     """
     edited = [layer for layer in layers if layer["action"] == "edited"]
     ranks = [
@@ -38,4 +39,7 @@ def notes_on_adapters(layers: Sequence[Mapping[str, Any]]) -> list[str]:
             f"the factors leave out {min(errors):.1%} to {max(errors):.1%} of an edited update"
             f" (in norm; {mean:.1%} on average): raise --adapter-rank or --adapter-energy to keep more"
         )
+    substituted = sum("computed_on" in layer for layer in layers)
+    if substituted:
+        notes.append(f"the CPU computed {plural(substituted, 'tensor')} for which a card had no memory")
     return notes
