@@ -5,10 +5,10 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda lint types docs docs-check check bench fmt build clean
+.PHONY: help install demo test test-cuda test-cards test-mutants lint types docs docs-check check bench fmt build clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/installed  ## Create an environment in .venv with everything for development
 
@@ -29,6 +29,12 @@ test: install  ## Run all tests
 
 test-cuda: install  ## Run the tests for CUDA, on an emulated card where there is no real one
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --cards 1 -m cuda -q -n auto --dist loadscope
+
+test-cards: install  ## Run all tests on two emulated cards
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --cards 2 -q -n auto --dist loadscope
+
+test-mutants: install  ## Break the code for cards in many ways, and see that the tests notice each
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.card.mutants
 
 lint: install  ## Check style and common mistakes
 	$(BIN)/ruff check .

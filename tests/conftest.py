@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,13 @@ from safetensors.torch import save_file
 
 from monosoup_cli.cli.app import main
 from tests.card import install as card
+from tests.card.state import STATE
 
 for name in list(os.environ):  # the user's own settings and token; the Hub's client reads them at import
     if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name in ("NO_COLOR", "FORCE_COLOR"):
         del os.environ[name]
+HOME_OF_THE_CLIENT = tempfile.TemporaryDirectory()  # without the token that the user stored, nor a cache
+os.environ["HF_HOME"] = HOME_OF_THE_CLIENT.name
 
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
@@ -35,6 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     count = config.getoption("--cards")
     if count and torch.version.cuda is None:
         card.install(count, when=config.getoption("--card-when"), seed=config.getoption("--card-seed"))
+
+
+def pytest_unconfigure() -> None:
+    HOME_OF_THE_CLIENT.cleanup()
+
+
+def pytest_runtest_teardown() -> None:
+    """Have no test begin with what another one left in the cache, which is real memory on the host."""
+    for each in STATE.cards:
+        each.empty_cache()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -220,6 +220,7 @@ def test_memory_for_what_is_examined_is_checked_before_it_is_read(tmp_path, monk
             tmp_path / "out",
             as_adapter=True,
             adapter_energy=0.9,
+            device="cpu",
         )
 
 

@@ -18,6 +18,8 @@ from tests.hub import Hub
 
 LAYERS = 8
 LARGE = 200_000_000  # bytes
+ON_CPU = ("--device", "cpu")
+"""Where a process is compared with this one, which may see cards that the process does not."""
 FOUND = {"model_type": "llama"}
 REPORT = "monosoup_report.json"
 
@@ -108,8 +110,8 @@ def sent(hub: Hub, pattern: str = "*") -> int:
 
 @pytest.mark.parametrize("name", ["ft", "sharded"])
 def test_ids_give_what_local_folders_give(hub, made, edit, run, tmp_path, name):
-    assert run("edit", made["base"], made[name], "-o", tmp_path / "local").code == 0
-    edit("org/base", f"org/{name}")
+    assert run("edit", made["base"], made[name], "-o", tmp_path / "local", *ON_CPU).code == 0
+    edit("org/base", f"org/{name}", *ON_CPU)
     local, out = tmp_path / "local", tmp_path / "out"
     weights = sorted(path.name for path in local.glob("model*"))
     assert sorted(path.name for path in out.glob("model*")) == weights
@@ -228,8 +230,8 @@ def test_state_dicts_are_read_where_there_is_no_safetensors(hub, made, edit, run
     for name in ("base", "ft"):
         files = {file: (made[name] / file).read_bytes() for file in ("pytorch_model.bin", "config.json")}
         hub.add(f"org/old-{name}", files)
-    edit("org/old-base", "org/old-ft")
-    assert run("edit", made["base"], made["ft"], "-o", tmp_path / "local").code == 0
+    edit("org/old-base", "org/old-ft", *ON_CPU)
+    assert run("edit", made["base"], made["ft"], "-o", tmp_path / "local", *ON_CPU).code == 0
     found = load_file(tmp_path / "out" / "model.safetensors")
     expected = load_file(tmp_path / "local" / "model.safetensors")
     assert found.keys() == expected.keys()
@@ -287,7 +289,7 @@ def test_a_dry_run_transfers_less_than_a_hundredth(large, tmp_path):
 def test_one_layer_costs_little_more_than_its_bytes(large, tmp_path, run):
     hub, place = large
     hub.clear()
-    words = ["--layer", "*layers.7.mlp*", "--format", "json"]
+    words = ["--layer", "*layers.7.mlp*", "--format", "json", *ON_CPU]
     result = hub.monosoup("inspect-spectrum", "org/base", "org/ft", *words, home=tmp_path / "home")
     assert result.returncode == 0, result
     assert 0 < sent(hub) < 0.05 * 2 * LARGE
@@ -298,7 +300,7 @@ def test_one_layer_costs_little_more_than_its_bytes(large, tmp_path, run):
 def test_of_the_base_only_what_is_included_is_fetched(large, tmp_path, run):
     hub, place = large
     hub.clear()
-    words = ["--include", "*layers.7.mlp*"]
+    words = ["--include", "*layers.7.mlp*", *ON_CPU]
     result = hub.monosoup(
         "edit", "org/base", "org/ft", "-o", tmp_path / "out", *words, home=tmp_path / "home"
     )

@@ -18,6 +18,25 @@ EXACT = ("k", "rank")
 TO_1E_6 = ("rho", "cos_alpha", "lambda_high", "lambda_low", "energy_high", "equivalent_alpha", "anisotropy")
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+SEVERAL = [
+    "linear",
+    "conv1d of gpt2",
+    "convolution, 2-d",
+    "dora",
+    "lora_bias",
+    "modules_to_save",
+    "tokens",
+    "experts",
+]
+
+
+def on_devices(names):
+    """Every case on the CPU, and those of SEVERAL on a card, too."""
+    on_a_card = [pytest.param(name, "cuda", marks=pytest.mark.cuda) for name in names if name in SEVERAL]
+    return pytest.mark.parametrize(("name", "device"), [*((name, "cpu") for name in names), *on_a_card])
+
+
 class Made(NamedTuple):
     """The folders of a case, and what peft merges of it in float32 and in float64."""
 
@@ -121,9 +140,10 @@ def test_a_merged_adapter_is_what_peft_merges(run, tmp_path, made):
         assert_near(found[name], expected, 1e-6)
 
 
-def test_an_edited_adapter_is_the_oracles(run, tmp_path, made):
-    out = tmp_path / "out"
-    done(run("edit", *made.folders, "-o", out))
+@on_devices(CASES)
+def test_an_edited_adapter_is_the_oracles(run, tmp_path, made_of, name, device):
+    made, out = made_of(name), tmp_path / "out"
+    done(run("edit", *made.folders, "-o", out, "--device", device))
     assert_edited(tensors_in(out), made.base, made.exact)
     layers = {layer["name"]: layer for layer in report_of(out)["layers"]}
     for name, before in made.base.items():
@@ -176,19 +196,7 @@ def test_editing_an_adapter_is_editing_the_merged_model(run, tmp_path, wide_of, 
         assert_near(found[name], weights, 1e-5)
 
 
-SEVERAL = [
-    "linear",
-    "conv1d of gpt2",
-    "convolution, 2-d",
-    "dora",
-    "lora_bias",
-    "modules_to_save",
-    "tokens",
-    "experts",
-]
-
-
-@pytest.mark.parametrize("name", SEVERAL)
+@on_devices(SEVERAL)
 @pytest.mark.parametrize(
     ("command", "count", "options"),
     [
@@ -205,8 +213,9 @@ SEVERAL = [
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
 )
-def test_every_command_reads_adapters(run, tmp_path, wide_of, name, command, count, options):
+def test_every_command_reads_adapters(run, tmp_path, wide_of, name, device, command, count, options):
     base, adapters, merged = wide_of(name)
+    options = [*options, "--device", device]
     first = ["--base", base] if command == "soup" else [base]
     done(run(command, *first, *adapters[:count], "-o", tmp_path / "adapter", *options))
     first = [] if command == "soup" else [base]
@@ -335,12 +344,12 @@ NO_LORA = [name for name in CASES if name.startswith("dora")]
 AS_ADAPTERS = [name for name in CASES if name not in NO_LORA]
 
 
-@pytest.mark.parametrize("name", AS_ADAPTERS)
-def test_an_edited_adapter_that_peft_loads(run, tmp_path, made_of, name):
+@on_devices(AS_ADAPTERS)
+def test_an_edited_adapter_that_peft_loads(run, tmp_path, made_of, name, device):
     made = made_of(name)
     base, adapter = made.folders
     out = tmp_path / "out"
-    done(run("edit", base, adapter, "-o", out, "--as-adapter", "--dtype", "float32"))
+    done(run("edit", base, adapter, "-o", out, "--as-adapter", "--dtype", "float32", "--device", device))
     found = merge(Folders(base, out), tmp_path / "merged", torch.float64)
     assert_edited({key: t.to(made.base[key].dtype) for key, t in found.items()}, made.base, made.exact, 1e-5)
     assert_same_adapter(out, adapter, torch.float32)
@@ -384,12 +393,12 @@ NEED_A_BASE = {
 """For an edit of what replaces a matrix; and to tell apart parameters of one module that differ in rank."""
 
 
-@pytest.mark.parametrize("name", [name for name in AS_ADAPTERS if name not in NEED_A_BASE])
-def test_an_adapter_edited_without_its_base(run, tmp_path, made_of, name):
+@on_devices([name for name in AS_ADAPTERS if name not in NEED_A_BASE])
+def test_an_adapter_edited_without_its_base(run, tmp_path, made_of, name, device):
     base, adapter = made_of(name).folders
     merged = []
     for first, out in ((base, tmp_path / "with"), ("-", tmp_path / "without")):
-        done(run("edit", first, adapter, "-o", out, "--as-adapter", "--dtype", "float32"))
+        done(run("edit", first, adapter, "-o", out, "--as-adapter", "--dtype", "float32", "--device", device))
         assert_same_adapter(out, adapter, torch.float32)
         merged.append(merge(Folders(base, out), tmp_path / f"merged-{out.name}", torch.float64))
     for key, weights in merged[0].items():
@@ -409,11 +418,13 @@ def test_the_edited_adapter_is_balanced_and_keeps_what_is_no_matrix(run, tmp_pat
             assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("option", "value"), [("energy", 0.8), ("rank", 2), ("weighting", "low")])
-def test_the_options_of_edit_hold_for_adapters_too(run, tmp_path, made_of, option, value):
+def test_the_options_of_edit_hold_for_adapters_too(run, tmp_path, made_of, option, value, device):
     made = made_of("linear")
-    base, adapter = made.folders
-    done(run("edit", base, adapter, "-o", tmp_path / "out", "--as-adapter", f"--{option}", value))
+    words, options = [*made.folders, "--as-adapter", "--device", device], [f"--{option}", value]
+    base, out = made.folders.base, tmp_path / "out"
+    done(run("edit", *words, "-o", out, *options))
     found = merge(Folders(base, tmp_path / "out"), tmp_path / "merged", torch.float64)
     for key, before in made.base.items():
         if before.ndim > 1:

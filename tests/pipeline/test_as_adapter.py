@@ -26,6 +26,7 @@ from tests.models import MODELS, build, unet_pipeline
 from tests.peft_adapters import tensors_in
 from tests.schema import assert_valid
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 RANK = 6
 LAYERS = 400
 
@@ -76,13 +77,23 @@ def as_matrix(tensor):
     return tensor.double().flatten(1).numpy()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5", "clip", "whisper", "convnext", "qwen3-moe"])
-def test_a_whole_fine_tune_as_an_adapter(run, tmp_path, tuned_of, kind):
+KINDS_OF_MODELS = ["llama", "gpt2", "bert", "t5", "clip", "whisper", "convnext", "qwen3-moe"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "device"),
+    [
+        *((kind, "cpu") for kind in KINDS_OF_MODELS),
+        *(pytest.param(kind, "cuda", marks=pytest.mark.cuda) for kind in ("llama", "convnext")),
+    ],
+)
+def test_a_whole_fine_tune_as_an_adapter(run, tmp_path, tuned_of, kind, device):
     """Factors have the error of the truncated float64 decomposition; vectors that moved are carried, or
     named in a note."""
     base, tuned = tuned_of(kind)
     out = tmp_path / "out"
-    result = done(run("edit", base, tuned, "-o", out, "--as-adapter", "--adapter-rank", RANK))
+    words = ["edit", base, tuned, "-o", out, "--as-adapter", "--adapter-rank", RANK, "--device", device]
+    result = done(run(*words))
     merged, before = merged_by_peft(base, out, tmp_path / "m"), tensors_in(base)
     done(run("edit", base, tuned, "-o", tmp_path / "whole"))
     after, whole = tensors_in(tuned), tensors_in(tmp_path / "whole")
@@ -109,10 +120,11 @@ def test_a_whole_fine_tune_as_an_adapter(run, tmp_path, tuned_of, kind):
     assert carried >= 2
 
 
-def test_a_whole_fine_tune_at_an_energy(run, tmp_path, tuned_of):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_whole_fine_tune_at_an_energy(run, tmp_path, tuned_of, device):
     base, tuned = tuned_of("llama")
     out = tmp_path / "out"
-    done(run("edit", base, tuned, "-o", out, "--as-adapter", "--adapter-energy", "0.8"))
+    done(run("edit", base, tuned, "-o", out, "--as-adapter", "--adapter-energy", "0.8", "--device", device))
     merged, before, after = merged_by_peft(base, out, tmp_path / "m"), tensors_in(base), tensors_in(tuned)
     factors = load_file(out / "adapter_model.safetensors")
     ranks = set()
@@ -270,16 +282,19 @@ def test_a_fine_tune_of_a_few_layers(run, tmp_path, tuned_of):
         assert (merged[each] - weights).abs().max() <= (1e-6 if each == name else 0)
 
 
-def test_the_mean_of_several_and_sweeps(run, tmp_path, tuned_of):
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("sweep", "folders"),
+    [(("--wise", "0.5,1"), ("wise-0.5", "wise-1")), (("--energy", "0.3,0.9"), ("energy-0.3", "energy-0.9"))],
+    ids=["wise", "energy"],
+)
+def test_the_mean_of_several_and_sweeps(run, tmp_path, tuned_of, device, sweep, folders):
     base, tuned = tuned_of("llama")
-    words = ["edit", base, tuned, base, "--as-adapter", "--adapter-rank", "32", "--wise", "0.5,1"]
-    done(run(*words, "-o", tmp_path / "out"))
-    done(
-        run(
-            *[w for w in words if w not in ("--as-adapter", "--adapter-rank", "32")], "-o", tmp_path / "whole"
-        )
-    )
-    for folder in ("wise-0.5", "wise-1"):
+    words = ["edit", base, tuned, base, *sweep]
+    adapter = ["--as-adapter", "--adapter-rank", "32", "--device", device]
+    done(run(*words, *adapter, "-o", tmp_path / "out"))
+    done(run(*words, "--device", "cpu", "-o", tmp_path / "whole"))
+    for folder in folders:
         merged = merged_by_peft(base, tmp_path / "out" / folder, tmp_path / folder)
         for name, weights in tensors_in(tmp_path / "whole" / folder).items():
             assert (merged[name] - weights).abs().max() <= 2e-6 * weights.abs().max(), name
@@ -705,8 +720,9 @@ def test_an_adapter_without_its_configuration_is_told_so(run, many, tmp_path):
         assert "adapter_config.json is missing next to adapter_model.safetensors" in result.err
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(700, 24), (24, 700)], ids=["tall", "wide"])
-def test_trained_rows_are_edited_in_their_place(run, tmp_path, cut, shape):
+def test_trained_rows_are_edited_in_their_place(run, tmp_path, cut, shape, device):
     """By blocks along either side; all other rows stay the base's."""
     noise = torch.Generator().manual_seed(0)
     base = {"embed.weight": torch.randn(shape, generator=noise)}
@@ -719,7 +735,7 @@ def test_trained_rows_are_edited_in_their_place(run, tmp_path, cut, shape):
     save_file({key: trained}, adapter / "adapter_model.safetensors", {"format": "pt"})
     config = {"peft_type": "LORA", "trainable_token_indices": {"embed": numbers}}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    words = [tmp_path / "base.safetensors", adapter]
+    words = [tmp_path / "base.safetensors", adapter, "--device", device]
     done(run("edit", *words, "-o", tmp_path / "again", "--as-adapter"))
     done(run("edit", *words, "-o", tmp_path / "merged"))
     after = base["embed.weight"].clone()
