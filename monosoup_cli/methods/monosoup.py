@@ -258,7 +258,8 @@ def reweigh(
         directions = directions.clone()
 
     def apply(block: torch.Tensor) -> torch.Tensor:
-        projected = block @ directions
+        # in this order no operand of a wide matrix's block is transposed, which MKL takes twice the time for
+        projected = (directions.T @ block.T).T
         return block.mul_(common).addmm_(projected, directions.T, alpha=extra - common)
 
     return apply

@@ -112,10 +112,23 @@ def kernel(folder):
             *(f"{f(ratios):.2f}" for f in (statistics.median, min, max)),
             *(f"{result[side]:.1e}" for side in ("our_error", "their_error")),
         )
+    against_kernels(results, "Each edit against its own floor", "ours", ("gram", "eigh", "products"))
     header("Inspecting these matrices, `inspect-spectrum`", "matrix", "CPU", "ratio to the edit")
     for result in results:
         ratios = [look / edit for look, edit in zip(result["looks"], result["ours"], strict=True)]
         row(result["name"], f"{statistics.median(result['looks']):.2f} s", spread(ratios))
+    against_kernels(results, "Each inspection against its own floor", "looks", ("gram", "eigvalsh"))
+
+
+def against_kernels(results, title, side, names):
+    """What a whole edit or inspection takes more than its kernels, which are timed alone in the same run."""
+    header(title, "matrix", *names, "their sum", "the whole", "ratio")
+    for result in results:
+        floors = [sum(times) for times in zip(*(result[name] for name in names), strict=True)]
+        ratios = [whole / floor for whole, floor in zip(result[side], floors, strict=True)]
+        medians = (statistics.median(times) for times in (*(result[name] for name in names), floors))
+        whole = statistics.median(result[side])
+        row(result["name"], *(f"{time:.3f} s" for time in medians), f"{whole:.3f} s", spread(ratios))
 
 
 def file(folder):

@@ -84,7 +84,7 @@ def test_updates_below_the_last_place_are_rounded_alike(count):
     assert 0.7 * sigma < largest(mean - base) < sigma
 
 
-@pytest.mark.parametrize("size", [1e-140, 1e160, 1e300])
+@pytest.mark.parametrize("size", [1e-200, 1e-140, 1e160, 1e300])
 def test_weights_of_any_size(size):
     exact = torch.randn(64, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros_like(exact)
