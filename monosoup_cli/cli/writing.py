@@ -34,8 +34,8 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             bool,
             typer.Option(
                 "--dry-run",
-                help="Check whatever can be checked from headers, print the plan, and write nothing. (sfgs"
-                " and edit --adapter-energy also read the data that they need.)",
+                help="Check whatever can be checked from headers, print the plan and an estimate of the time,"
+                " and write nothing. (sfgs and edit --adapter-energy also read the data that they need.)",
             ),
         ] = False,
         format: Annotated[
