@@ -176,7 +176,7 @@ class _Sink(TensorSink):
 
 
 class _Clock:
-    """Progress that adds up the processor time between the start and the end of every tensor."""
+    """Progress that notes the processor time from the start of every tensor to its end."""
 
     def __init__(self) -> None:
         self._started = threading.local()
