@@ -26,7 +26,7 @@ __all__ = ["Estimate", "Law", "estimate", "makespan"]
 
 SMALL_SIDE = 256
 SMALL_SHAPES = ((16, 16), (64, 64), (128, 128), (8192, 64))
-SHAPES = ((16, 16), (512, 512), (2048, 256), (768, 768), (8192, 64))
+SHAPES = ((16, 16), (512, 512), (2048, 512), (768, 768), (8192, 64))
 """The matrices of the samples, in their order, where all sides are small and where they are not:
 decompositions are nearly cubic in the side from about 500 on. Square samples show what these cost, tall
 ones what products and single elements cost."""
