@@ -34,8 +34,8 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             bool,
             typer.Option(
                 "--dry-run",
-                help="Check whatever can be checked from headers, print the plan, and write nothing. (sfgs"
-                " and edit --adapter-energy also read the data that they need.)",
+                help="Check whatever can be checked from headers, print the plan and an estimate of the time,"
+                " and write nothing. (sfgs and edit --adapter-energy also read the data that they need.)",
             ),
         ] = False,
         format: Annotated[
@@ -149,15 +149,17 @@ def import_torch() -> None:
 
 
 def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) -> None:
+    from monosoup_cli.pipeline.cost import estimate
     from monosoup_cli.pipeline.execute import choose
     from monosoup_cli.pipeline.preview import preview
     from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
 
-    selection = None
+    selection = members = None
     if chooses:
         with console.progress(ready.plan.tensors) as progress:
-            selection = choose(ready, None, progress).selection
-    plan = preview(ready)
+            choice = choose(ready, None, progress)
+        selection, members = choice.selection, choice.members
+    plan = preview(ready, estimate(ready, members))
     if as_json:
         console.data(json.dumps(plan_to_json(plan, selection), indent=1) + "\n")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monosoup_cli.pipeline.cost import Estimate
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
@@ -10,7 +11,7 @@ from monosoup_cli.tensors.plan import PlannedTensor
 __all__ = ["preview"]
 
 
-def preview(ready: Ready) -> Preview:
+def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     """What a run would do to every tensor, and what it would take."""
     planned = ready.planned
     inputs, method = planned.inputs, planned.method
@@ -35,6 +36,8 @@ def preview(ready: Ready) -> Preview:
             memory_bytes=resources.host_bytes,
             device_memory_bytes=resources.device_bytes,
             trials=trials,
+            seconds=None if estimate is None else estimate.seconds,
+            calibration_seconds=None if estimate is None else estimate.calibration_seconds,
         ),
     )
 

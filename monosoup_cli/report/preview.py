@@ -20,6 +20,8 @@ class Cost:
         memory_bytes: The host memory of the workers, without that of the libraries.
         device_memory_bytes: The memory of the workers on one card; 0 without cards.
         trials: The largest number of runs of a score command.
+        seconds: How long the run takes, without downloads; None where that is not estimated.
+        calibration_seconds: How long it took to find out how fast the machine is.
     """
 
     device: str
@@ -28,6 +30,8 @@ class Cost:
     memory_bytes: int
     device_memory_bytes: int
     trials: int
+    seconds: float | None = None
+    calibration_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from monosoup_cli.report.measures import is_number, label_of
 from monosoup_cli.report.verdict import AS_LARGE
-from monosoup_cli.report.words import duration, joined_label, plural, printable, size
+from monosoup_cli.report.words import duration, joined_label, plural, printable, rough, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from monosoup_cli.report.preview import Preview
+    from monosoup_cli.report.preview import Cost, Preview
 
 
 __all__ = [
@@ -59,6 +59,7 @@ def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> d
         "workers": cost.workers,
         "memory_bytes": cost.memory_bytes,
         **on_cards,
+        "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
         "only_in_base": list(plan.only_in_base),
         "layers": [
             {
@@ -102,7 +103,18 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     if cost.device_memory_bytes:
         memory += f"; about {size(cost.device_memory_bytes)} on each card"
     totals.add_row("memory", memory)
+    totals.add_row("time", _time(cost))
     return totals if is_short else Group(_tensors(plan), Text(""), totals)
+
+
+def _time(cost: Cost) -> str:
+    """Say how long a run takes and on what that rests, or why nothing is said."""
+    if cost.seconds is None or cost.calibration_seconds is None:
+        why = "a score command may take any time" if cost.trials else "no card has been measured yet"
+        return f"not estimated: {why}"
+    calibration = f"estimated from a calibration of {cost.calibration_seconds:.1f} s"
+    download = ", without the download" if cost.download_bytes else ""
+    return f"about {rough(cost.seconds)} on {plural(cost.workers, 'core')}, {calibration}{download}"
 
 
 def _tensors(plan: Preview) -> Table:

@@ -9,7 +9,7 @@ import unicodedata
 
 from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
-__all__ = ["duration", "joined_label", "plural", "printable", "size"]
+__all__ = ["duration", "joined_label", "plural", "printable", "rough", "size"]
 
 
 def printable(text: object, limit: int = MAX_CROPPED) -> str:
@@ -46,6 +46,14 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def rough(seconds: float) -> str:
+    """Format an estimate of seconds with two digits: 1.5 s, 3.2 min, 11 h."""
+    for unit, length in (("s", 1), ("min", 60)):
+        if seconds < 99.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds / 3600:.2g} h" if seconds < 99.5 * 3600 else f"{seconds / 3600:,.0f} h"
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,7 +1,7 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
-Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [hub] [adapter]
-[before]
+Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [estimate] [hub]
+[adapter] [before]
 
 All of them by default, `before` only where BEFORE is set.
 
@@ -282,6 +282,34 @@ def before(folder):
         )
 
 
+def estimate(folder):
+    """The time that a dry run foresees against that of the run.
+
+    On a machine that other programs use, a run waits for them. So it is also compared with what its CPU time
+    would take if it waited for nothing: the start on one core, the rest shared among the workers.
+    """
+    generate(folder, "few_layers")
+    edit_family = ["edit", *family(folder)[:2], "--overwrite", "--quiet", "-o", folder / "out"]
+    commands = {**our_merges(folder), "edit, few_layers": [*MONOSOUP, *edit_family]}
+    for kind in ("sides_of_1024", "sides_of_2048", "tall", "many_small"):
+        (folder / kind).mkdir()
+        generate(folder / kind, kind)
+        commands[f"edit, {kind}"] = edit(folder / kind)
+    columns = ("run", "estimated", "CPU, shared", "ratio to the estimate", "wall, median", "ratio")
+    header("The estimate of a dry run", *columns)
+    start = statistics.median(measured(sys.executable, "-c", "import torch")[1] for _ in range(3))
+    for name, command in commands.items():
+        rows = []
+        for _ in range(3):
+            plan = json.loads(subprocess.check_output([*command, "--dry-run", "--format", "json"]))
+            os.sync()
+            wall, cpu, _ = measured(*command)
+            rows.append((plan["estimated_seconds"], start + (cpu - start) / plan["workers"], wall))
+        foreseen, shared, wall = (statistics.median(column) for column in zip(*rows, strict=True))
+        of_cpu, of_wall = (spread([each[i] / each[0] for each in rows]) for i in (1, 2))
+        row(f"`{name}`", f"{foreseen:.3g} s", f"{shared:.3g} s", of_cpu, f"{wall:.3g} s", of_wall)
+
+
 def family(folder):
     """The files of a base and its four fine-tunes."""
     return [folder / each / "model.safetensors" for each in ("base", "ft1", "ft2", "ft3", "ft4")]
@@ -411,6 +439,7 @@ def main():
         "merge": merge,
         "bare": bare,
         "equal": equal,
+        "estimate": estimate,
         "hub": hub,
         "adapter": adapter,
         "before": before,

@@ -50,9 +50,11 @@ def qwen2(hidden, intermediate, layers, vocabulary, key_value):
 
 FAMILIES = {
     "half_billion": ((896, 4864, 24, 151_936, 128), torch.bfloat16),
+    "few_layers": ((896, 4864, 4, 30_000, 128), torch.bfloat16),
     "small": ((64, 172, 4, 320, 32), torch.float32),
 }
-"""Sizes as in Qwen2 0.5B, 988 MB, and of a small model for comparing numbers."""
+"""Sizes as in Qwen2 0.5B, 988 MB; with fewer layers and words, 173 MB; and of a small model for comparing
+numbers."""
 
 
 def write_family(kind, folder):
@@ -91,11 +93,22 @@ def write_family(kind, folder):
         )
 
 
+ALIKE = {
+    "two_gigabytes": (238, (1024, 4096)),
+    "sides_of_1024": (24, (1024, 1024)),
+    "sides_of_2048": (6, (2048, 2048)),
+    "tall": (1, (50_000, 512)),
+    "many_small": (3000, (64, 64)),
+}
+"""Files of so many matrices of one shape."""
+
+
 def shapes(kind):
     if kind == "embedding":
         return {"embed_tokens.weight": (150_000, 1024)}
-    if kind == "two_gigabytes":
-        return {f"layers.{n}.weight": (1024, 4096) for n in range(238)}
+    if kind in ALIKE:
+        count, shape = ALIKE[kind]
+        return {f"layers.{n}.weight": shape for n in range(count)}
     return {f"layers.{n}.{name}.weight": shape for n in range(12) for name, shape in BLOCK.items()}
 
 

@@ -14,14 +14,15 @@ import torch
 
 DROPPED = [
     (re.compile(rb'("seconds": )[-+.\de]+'), rb"\g<1>0"),
+    (re.compile(rb'\s*"estimated_seconds": [^,\n]+,'), b""),
     (re.compile(rb'("tool": \{\s*"name": "monosoup",\s*"version": )"[^"]*"'), rb'\g<1>"0"'),
     (re.compile(rb"(Made with `monosoup` )\S+:"), rb"\g<1>0:"),
 ]
 DROPPED_AFTER_A_KILL = [(re.compile(rb'("bytes_(?:read|written)": )\d+'), rb"\g<1>0")]
 MAX_PATHS = 4
 NUMBER = re.compile(rb"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-TIME = re.compile(rb".*[0-9] [kMG]?B/s.*")
-"""The line of a table that tells how long the run took."""
+TIME = re.compile(rb".*[0-9] [kMG]?B/s.*|time .* estimated from .*")
+"""The line of a table that tells how long the run took, or will take."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
