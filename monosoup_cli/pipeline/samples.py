@@ -65,7 +65,7 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
     plan = Plan((sample,) * (resources.workers * repeats))
     target = Target(cast(Any, _Nowhere()), ingredients, ready.variants)
     work = Work(plan, planned.method, cast(Any, _Form(ready.form.wanted(sample))), target)
-    run(work, Threads(resources.devices, resources.workers), clock)
+    run(work, Threads(resources.places), clock)
     return clock.median
 
 
