@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -97,7 +96,7 @@ def with_display(command: Callable[..., None]) -> Callable[..., None]:
 
 def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     """Make a report and show it: as tables with the verdict, or as data; and as a page or pictures."""
-    from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
+    from monosoup_cli.report.files import OF_SEVERAL, as_text, check_target, replace_file
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
     from monosoup_cli.report.verdict import sentences, verdict_of
@@ -115,7 +114,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     chosen = display.view.rows(rows)
     words = sentences(report.get("verdict") or verdict_of(report, rows))
     if display.format == "json":
-        display.console.data(json.dumps(report, indent=1) + "\n")
+        display.console.data(as_text(report))
     elif display.format == "csv":
         display.console.data(as_csv(chosen))
     else:

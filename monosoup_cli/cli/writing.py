@@ -110,11 +110,12 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
 
 
 def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
+    from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.tables import selection_table, summary_table
 
     if as_json:
-        console.data(json.dumps(report, indent=1) + "\n")
+        console.data(as_text(report))
     if "selection" in report:
         console.table(selection_table(report["selection"]))
         console.note("")

@@ -183,6 +183,7 @@ class CardChannel:
 
     def __init__(self, card: Cuda) -> None:
         self.device, self.host, self.sizes = card.torch, Scratch(), card.sizes
+        self._upcast = Scratch(self.device)  # blocks: whoever asks for one still holds the one before
         self._stagings = [_Staging() for _ in range(STAGINGS)]
 
     def buffer(self, purpose: str, dtype: str, *shape: int) -> Tensor:
@@ -191,7 +192,7 @@ class CardChannel:
         return torch.empty(shape, dtype=torch_dtype(dtype), device=self.device)
 
     def upcast(self, stored: Tensor, dtype: str, purpose: str) -> Tensor:
-        return stored.to(torch_dtype(dtype), copy=True)
+        return self._upcast.take(purpose, dtype, *stored.shape).copy_(stored)
 
     def fill(self, target: Tensor, read: Callable[[memoryview, int], None]) -> None:
         to = as_bytes(target)
@@ -201,6 +202,31 @@ class CardChannel:
             read(bytes_of(data), start)
             to[start : start + len(data)].copy_(data, non_blocking=True)
             staging.is_on_the_bus()
+
+    def upload(self, values: Tensor) -> Tensor:
+        import torch
+
+        values = values.contiguous()
+        target, source = torch.empty_like(values, device=self.device), bytes_of(values)
+
+        def read(buffer: memoryview, offset: int) -> None:
+            buffer[:] = source[offset : offset + len(buffer)]
+
+        self.fill(target, read)
+        return target
+
+    def download(self, values: Tensor) -> Tensor:
+        import torch
+
+        host = torch.empty_like(values, device="cpu")
+        target = bytes_of(host)
+
+        def write(data: memoryview, offset: int) -> None:
+            target[offset : offset + len(data)] = data
+
+        with self.storing():
+            self.store(values, write, lambda nonfinite: None)
+        return host
 
     def store(
         self, part: Tensor, write: Callable[[memoryview, int], None], refuse: Callable[[int], None]

@@ -64,6 +64,14 @@ class Channel(Protocol):
         """
         ...
 
+    def upload(self, values: Tensor) -> Tensor:
+        """Copy a tensor on the host to the device. Return it itself if that is the host."""
+        ...
+
+    def download(self, values: Tensor) -> Tensor:
+        """Copy a contiguous tensor on the device to the host. Return it itself if that is the host."""
+        ...
+
     def store(
         self, part: Tensor, write: Callable[[memoryview, int], None], refuse: Callable[[int], None]
     ) -> None:

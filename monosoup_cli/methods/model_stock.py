@@ -185,12 +185,12 @@ def _pass_over(
 
     memory, count = layer.memory, layer.count
     total = memory.held(last - first)
-    ones = memory.buffer("ones", 1, count, dtype=memory.sums).fill_(1.0)
 
     def exact() -> Iterator[torch.Tensor]:
         for start, stop, updates in layer.updates.ranges(first, last):
             if total is not None:
-                torch.mm(ones, updates, out=total[:, start - first : stop - first])
+                # no product, which TF32 would round on a card
+                torch.sum(updates, 0, keepdim=True, out=total[:, start - first : stop - first])
             yield memory.upcast(updates)
 
     if rows == 1:

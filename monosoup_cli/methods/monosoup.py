@@ -35,7 +35,9 @@ __all__ = [
     "inspect_product",
     "inspect_update",
     "measure",
+    "measure_all",
     "relative_update",
+    "resolved_for",
 ]
 
 Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
@@ -151,32 +153,33 @@ class LayerSpectrum(Split):
     spectrum: tuple[float, ...]
 
 
-def effective_rank(singular_values: torch.Tensor) -> float:
-    """The exponential of the entropy of σ/Σσ (Eq. 3-4 of the paper; Roy & Vetterli, 2007)."""
+def effective_ranks(singular_values: torch.Tensor) -> list[float]:
+    """The exponential of the entropy of σ/Σσ (Eq. 3-4 of the paper; Roy & Vetterli, 2007) of every row."""
     import torch
 
-    share = singular_values / singular_values.sum()
-    return math.exp(-float(torch.special.xlogy(share, share).sum()))
+    share = singular_values / singular_values.sum(1, keepdim=True)
+    return [math.exp(-entropy) for entropy in torch.special.xlogy(share, share).sum(1).tolist()]
 
 
-def split_at(singular_values: torch.Tensor, method: MonoSoup) -> int:
-    """k, the number of singular values in the high part: 1 <= k <= r (Eq. 2, Eq. 3, or Fig. 6).
+def splits_at(singular_values: torch.Tensor, ranks: Sequence[float], method: MonoSoup) -> list[int]:
+    """k, the number of singular values in the high part: 1 <= k <= r (Eq. 2, Eq. 3, or Fig. 6), of every row.
 
     Args:
-        singular_values: (r,) float64, largest first, not all zero.
+        singular_values: (any number, r) float64, largest first, not all zero.
+        ranks: Their effective ranks.
         method: The rule.
     """
-    r = len(singular_values)
+    count, r = singular_values.shape
     if method.rank is not None:
-        return min(method.rank, r)
+        return [min(method.rank, r)] * count
     if method.rank_fraction is not None:
-        return max(1, math.ceil(method.rank_fraction * r * (1.0 - ROUNDING)))
+        return [max(1, math.ceil(method.rank_fraction * r * (1.0 - ROUNDING)))] * count
     if method.energy is None:
-        return min(math.ceil(effective_rank(singular_values) / (1.0 + ROUNDING)), r)
+        return [min(math.ceil(rank / (1.0 + ROUNDING)), r) for rank in ranks]
     if method.energy == 1.0:
-        return r
-    energy = singular_values.square().cumsum(0)
-    return 1 + int((energy < method.energy * (1.0 - ROUNDING) * energy[-1]).sum())
+        return [r] * count
+    energy = singular_values.square().cumsum(1)
+    return [1 + few for few in (energy < method.energy * (1.0 - ROUNDING) * energy[:, -1:]).sum(1).tolist()]
 
 
 def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[float, float]:
@@ -195,25 +198,52 @@ def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[fl
 def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
     """Split one spectrum, and read the coefficients and the summary from it.
 
-    The arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
-
     Args:
         singular_values: (r,) float64 on the CPU, largest first, not all zero.
         method: The rule.
     """
-    sigma_max = float(singular_values[0])
-    ratios = singular_values / sigma_max
-    k = split_at(ratios, method)
-    squares = ratios.square()
-    # each sum on its own, smallest first: 1 - P_k would cancel where the tail is small
-    high, low = float(squares[:k].flip(0).sum()), float(squares[k:].flip(0).sum())
+    return measure_all(singular_values.unsqueeze(0), method)[0]
+
+
+def measure_all(singular_values: torch.Tensor, method: MonoSoup) -> list[LayerSpectrum]:
+    """`measure` for several spectra of one length, (any number, r).
+
+    The arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
+    """
+    largest = singular_values[:, :1]
+    ratios = singular_values / largest
+    ranks = effective_ranks(ratios)
+    ks = splits_at(ratios, ranks, method)
+    parts: dict[int, tuple[float, float, float]] = {}
+    for k in set(ks):
+        numbers = [number for number, own in enumerate(ks) if own == k]
+        squares = ratios[numbers].square()
+        # each sum on its own, smallest first: 1 - P_k would cancel where the tail is small
+        high, low = (part.flip(1).sum(1).tolist() for part in (squares[:, :k], squares[:, k:]))
+        rho = squares[:, k].tolist() if k < squares.shape[1] else [0.0] * len(numbers)
+        parts |= dict(zip(numbers, zip(high, low, rho, strict=True), strict=True))
+    rows = zip(largest.view(-1).tolist(), ranks, ks, quantiles(ratios), strict=True)
+    return [_layer(method, ratios.shape[1], *row, *parts[number]) for number, row in enumerate(rows)]
+
+
+def _layer(
+    method: MonoSoup,
+    rank: int,
+    sigma_max: float,
+    effective_rank: float,
+    k: int,
+    spectrum: tuple[float, ...],
+    high: float,
+    low: float,
+    rho: float,
+) -> LayerSpectrum:
+    """The coefficients of a split whose parts have the energies `high` and `low`, relative to σ_1²."""
     energy_high, energy_low = high / (high + low), low / (high + low)
-    rho = 0.0 if k == len(ratios) else float(squares[k])
     cos_alpha = math.sqrt(energy_low)
     lambda_high, lambda_low = coefficients(rho, cos_alpha, method.weighting)
     return LayerSpectrum(
-        rank=len(ratios),
-        effective_rank=effective_rank(ratios),
+        rank=rank,
+        effective_rank=effective_rank,
         k=k,
         energy_high=energy_high,
         rho=rho,
@@ -224,16 +254,17 @@ def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
         anisotropy=abs(lambda_high - lambda_low) * math.sqrt(energy_high * energy_low),
         sigma_max=sigma_max,
         update_norm=sigma_max * math.sqrt(high + low),
-        spectrum=quantiles(ratios),
+        spectrum=spectrum,
     )
 
 
-def quantiles(ratios: torch.Tensor) -> tuple[float, ...]:
-    """Up to 64 evenly spaced members of σ/σ_1, the first and the last among them."""
+def quantiles(ratios: torch.Tensor) -> list[tuple[float, ...]]:
+    """Up to 64 evenly spaced members of σ/σ_1, the first and the last among them, of every row."""
     import torch
 
-    count = min(len(ratios), MAX_QUANTILES)
-    return tuple(ratios[torch.linspace(0, len(ratios) - 1, count).round().long()].tolist())
+    count = min(ratios.shape[1], MAX_QUANTILES)
+    chosen = torch.linspace(0, ratios.shape[1] - 1, count).round().long()
+    return [tuple(row) for row in ratios[:, chosen].tolist()]
 
 
 def reweigh(
@@ -265,6 +296,15 @@ def reweigh(
     return apply
 
 
+def resolved_for(methods: Sequence[MonoSoup]) -> float:
+    """What `decompose` has to resolve for these rules."""
+    from monosoup_cli.spectral.spectrum import RESOLVED
+
+    # where the low part is all that is left of the update, its directions must be right to
+    # float64 relative to themselves, not to σ_1
+    return 1e-2 if any(method.weighting == "low" for method in methods) else RESOLVED
+
+
 def edit_update(
     updates: Blocks, side: int, methods: Sequence[MonoSoup]
 ) -> list[tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]]] | None:
@@ -284,10 +324,7 @@ def edit_update(
     """
     from monosoup_cli.spectral.spectrum import decompose, has_moved
 
-    # where the low part is all that is left of the update, its directions must be right to
-    # float64 relative to themselves, not to σ_1
-    has_low = any(method.weighting == "low" for method in methods)
-    spectrum = decompose(updates, side, 1e-2) if has_low else decompose(updates, side)
+    spectrum = decompose(updates, side, resolved_for(methods))
     if not has_moved(spectrum.singular_values):
         return None
     layers = [measure(spectrum.singular_values, method) for method in methods]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from monosoup_cli.devices.held import Held
@@ -20,7 +20,7 @@ from monosoup_cli.methods.monosoup import (
 )
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.matrix import MatrixLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, PlainMethod, Variant, Wanted
+from monosoup_cli.tensors.method import Access, Edit, Layer, PlainMethod, Together, Variant, Wanted
 
 if TYPE_CHECKING:
     import torch
@@ -99,12 +99,18 @@ class SpectralEdit(PlainMethod):
         )
         return Edit(measures, blocks)
 
+    def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
+        """Edit small matrices of one shape in one go, as far as their updates have full rank."""
+        from monosoup_cli.methods.together import edit_together
+
+        return edit_together(base, update, self.splits, self.steps, self.min_update)
+
     def _measures(self, spectra: Sequence[LayerSpectrum], base_norm: float) -> Measures | None:
         """What is reported for every split and step; None where the update is smaller than wanted."""
         if base_norm and spectra and spectra[0].update_norm / base_norm < self.min_update:
             return None
         return [
-            {**asdict(spectrum), "relative_update": relative_update(spectrum, base_norm)}
+            {**vars(spectrum), "relative_update": relative_update(spectrum, base_norm)}
             for spectrum in spectra
             for _ in self.steps
         ]

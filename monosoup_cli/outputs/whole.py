@@ -14,6 +14,7 @@ from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
 from monosoup_cli.tensors.method import Wanted
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
+from monosoup_cli.tensors.together import group_held
 from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["WHOLE", "WholeForm", "WholeKind"]
@@ -51,8 +52,8 @@ class WholeForm:
         return Wanted()
 
     def held(self, tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
-        """The buffers of the tensor's writers."""
-        return TensorSink.held(tensor, variants, resident_bytes)
+        """The buffers of the tensor's writers, and of the group that it may be in."""
+        return TensorSink.held(tensor, variants, resident_bytes) + group_held(tensor)
 
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> TensorSink:
         """The tensor's place in the checkpoint."""

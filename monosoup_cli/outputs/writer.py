@@ -34,6 +34,9 @@ __all__ = ["PartialOutput"]
 
 CHUNK_BYTES = 1 << 20
 
+JOURNAL_SECONDS = 0.25
+"""How long finished tensors are collected for one sync and one entry in the journal."""
+
 
 class PartialOutput:
     """An output in the making: a context manager that holds its lock and its open files.
@@ -54,7 +57,6 @@ class PartialOutput:
         overwrite: Replace an existing OUT, and drop the work of an interrupted run.
 
     Attributes:
-        output: The path at which the output appears.
         workplace: The folder in which it is made.
         finished: The records of each finished tensor, one for each folder.
         notes: What `note` has journalled, in this run and in the one that it resumes.
@@ -72,7 +74,7 @@ class PartialOutput:
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.output = output
+        self._output = output
         self._layout = layout
         self._folders = folders
         self.finished: dict[str, list[dict[str, Any]]] = {}
@@ -88,9 +90,8 @@ class PartialOutput:
         self._whole_of = {part: name for name, parts in self._parts.items() for part in parts}
         self._descriptors: dict[str, int] = {}
         self._checksums: dict[tuple[str, str], tuple[int, int]] = {}
-        self._done: queue.SimpleQueue[tuple[str, list[int], list[dict[str, Any]]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._done: queue.SimpleQueue[Mapping[str, list[dict[str, Any]]] | None] = queue.SimpleQueue()
+        self._is_ending = threading.Event()
         self._open_files = ExitStack()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
@@ -104,7 +105,7 @@ class PartialOutput:
         with self._system_errors():
             is_new = not self.workplace.exists()
             self.workplace.mkdir(exist_ok=True)
-            self._lock = take_lock(self.output)
+            self._lock = take_lock(self._output)
             try:
                 self._open()
             except BaseException:
@@ -123,7 +124,7 @@ class PartialOutput:
         journal = self.workplace / "journal"
         lines = read_journal(journal, self._identity) if self._resume and self._files.is_dir() else []
         if not lines:
-            refuse_unfinished(self.output, resume=self._resume, overwrite=self._overwrite)
+            refuse_unfinished(self._output, resume=self._resume, overwrite=self._overwrite)
             shutil.rmtree(self._files, ignore_errors=True)
             journal.unlink(missing_ok=True)
         self._files.mkdir(exist_ok=True)
@@ -150,10 +151,10 @@ class PartialOutput:
         replaced = self.workplace / "replaced"
         if not replaced.exists():
             return
-        if os.path.lexists(self.output):
+        if os.path.lexists(self._output):
             shutil.rmtree(replaced)
         else:
-            replaced.rename(self.output)
+            replaced.rename(self._output)
             self._overwrite = True  # the run that moved it aside was allowed to
 
     def _accept(self, line: bytes) -> None:
@@ -183,15 +184,43 @@ class PartialOutput:
         with self._counting:
             self.bytes_written += len(data)
 
+    def write_together(self, tensors: Sequence[str], data: memoryview, folder: str = "") -> None:
+        """Write whole tensors of one size, from their bytes one after the other.
+
+        Those that are neighbours in a file are written in one call.
+        """
+        size, first = len(data) // len(tensors), 0
+        places = [self._places[tensor] for tensor in tensors]
+        while first < len(tensors):
+            (file, place), stop = places[first], first + 1
+            while stop < len(tensors) and places[stop][0] is file:
+                if places[stop][1].start != place.start + (stop - first) * size:
+                    break
+                stop += 1
+            with self._system_errors():
+                start = len(file.header.raw) + place.start
+                write_all(
+                    self._descriptors[_inside(folder, file.name)], data[first * size : stop * size], start
+                )
+            first = stop
+        for number, tensor in enumerate(tensors):
+            checksum = zlib.crc32(data[number * size : (number + 1) * size])
+            self._checksums[folder, tensor] = (size, checksum)
+        with self._counting:
+            self.bytes_written += len(data)
+
     def read(self, folder: str, tensor: str) -> Iterator[memoryview]:
         """Read a tensor's bytes back, chunk by chunk; every chunk uses the same buffer."""
         file, place = self._places[tensor]
-        start = len(file.header.raw) + place.start
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, place.nbytes)))
+        return self._read(folder, file, place.start, place.stop)
+
+    def _read(self, folder: str, file: OutputFile, start: int, stop: int) -> Iterator[memoryview]:
+        """Read the bytes start:stop of a file's data."""
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, stop - start)))
         with self._system_errors():
-            for offset in range(0, place.nbytes, CHUNK_BYTES):
-                chunk = buffer[: min(CHUNK_BYTES, place.nbytes - offset)]
-                read_into(self._descriptors[_inside(folder, file.name)], chunk, start + offset)
+            for offset in range(start, stop, CHUNK_BYTES):
+                chunk = buffer[: min(CHUNK_BYTES, stop - offset)]
+                read_into(self._descriptors[_inside(folder, file.name)], chunk, len(file.header.raw) + offset)
                 yield chunk
 
     def _checksum(self, folder: str, tensor: str) -> int:
@@ -209,21 +238,19 @@ class PartialOutput:
     def _checksums_of(self, name: str) -> list[int]:
         return [self._checksum(folder, part) for folder in self._folders for part in self._parts_of(name)]
 
-    def commit(self, tensor: str, records: list[dict[str, Any]]) -> None:
-        """Count a written tensor as finished.
+    def commit(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Count written tensors as finished.
 
-        A thread in the background syncs and journals it.
+        A thread in the background syncs and journals them.
 
         Args:
-            tensor: Its name, or the name of its parts.
-            records: What to note about it, one record for each folder.
+            records: The name of each tensor, or the name of its parts, with what to note about it: one record
+                for each folder.
         """
         if self._failure is not None:
             raise self._failure
-        self._done.put((tensor, self._checksums_of(tensor), records))
-        with self._news:
-            self.finished[tensor] = records
-            self._news.notify_all()
+        self.finished.update(records)
+        self._done.put(records)
 
     def note(self, name: str, content: Any) -> None:
         """Journal something that need not be done again; a resumed run finds it in `notes`."""
@@ -232,24 +259,39 @@ class PartialOutput:
         self.notes[name] = content
 
     def _commit_all(self) -> None:
-        """Journal finished tensors until the run ends. What finishes during a sync shares the next one."""
+        """Journal finished tensors until the run ends; those of a short while share a sync and an entry."""
         try:
             ended = False
             while not ended:
                 batch = [self._done.get()]
+                self._is_ending.wait(JOURNAL_SECONDS)
                 with suppress(queue.Empty):
                     while True:
                         batch.append(self._done.get_nowait())
                 ended = None in batch
-                entries = [entry for entry in batch if entry is not None]
-                with self._system_errors():
-                    parts = {part for tensor, _, _ in entries for part in self._parts_of(tensor)}
-                    for name in {self._places[part][0].name for part in parts}:
-                        for folder in self._folders:
-                            sync_data(self._descriptors[_inside(folder, name)])
-                    self._journal.append(b"".join(finished_line(*entry) for entry in entries))
+                self._journal_all({name: of_one for some in batch for name, of_one in (some or {}).items()})
+                with self._news:
+                    self._news.notify_all()
         except BaseException as error:
             self._failure = error
+
+    def _journal_all(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Wait until some finished tensors are on the disk, then enter them in the journal."""
+        with self._system_errors():
+            lines = [
+                finished_line(name, self._checksums_of(name), of_one) for name, of_one in records.items()
+            ]
+            for name in {self._places[part][0].name for tensor in records for part in self._parts_of(tensor)}:
+                for folder in self._folders:
+                    sync_data(self._descriptors[_inside(folder, name)])
+            if lines:
+                self._journal.append(b"".join(lines))
+
+    def _end_journal(self) -> None:
+        """Have everything that is finished journalled, and wait for it."""
+        self._is_ending.set()
+        self._done.put(None)
+        self._committer.join()
 
     # -- finishing ----------------------------------------------------------------------------
 
@@ -259,8 +301,7 @@ class PartialOutput:
         Returns:
             For each folder, the name, the size in bytes and the SHA-256 of its files.
         """
-        self._done.put(None)
-        self._committer.join()
+        self._end_journal()
         if self._failure is not None:
             raise self._failure
         with self._system_errors():
@@ -276,18 +317,24 @@ class PartialOutput:
         }
 
     def _digest(self, file: OutputFile) -> list[str]:
-        """Compute a file's SHA-256 in every folder, waiting for each tensor to be finished."""
+        """Compute a file's SHA-256 in every folder, waiting for its tensors to be finished."""
         digests = {folder: hashlib.sha256(file.header.raw) for folder in self._folders}
-        for tensor in sorted(file.header.tensors.values(), key=lambda tensor: tensor.start):
+        tensors = sorted(file.header.tensors.values(), key=lambda tensor: tensor.start)
+        names = [self._whole_of.get(tensor.name, tensor.name) for tensor in tensors]
+        first = 0
+        while first < len(tensors):
+            stop = first
             with self._news:
-                whole = self._whole_of.get(tensor.name, tensor.name)
-                while whole not in self.finished and not self._is_left:
+                while names[first] not in self.finished and not self._is_left:
                     self._news.wait()
             if self._is_left:
                 return []
+            while stop < len(tensors) and names[stop] in self.finished:
+                stop += 1
             for folder, digest in digests.items():
-                for chunk in self.read(folder, tensor.name):
+                for chunk in self._read(folder, file, tensors[first].start, tensors[stop - 1].stop):
                     digest.update(chunk)
+            first = stop
         return [digest.hexdigest() for digest in digests.values()]
 
     def publish(self, side_files: Mapping[str, Path | bytes], outside: Mapping[Path, bytes]) -> None:
@@ -311,25 +358,24 @@ class PartialOutput:
                 move_file(draft, target)
             for folder, _, _ in os.walk(self._files, topdown=False):
                 sync_folder(Path(folder))
-            if not self._overwrite and os.path.lexists(self.output):
+            if not self._overwrite and os.path.lexists(self._output):
                 raise OutputError(
                     "something else was created here during the run",
-                    path=self.output,
+                    path=self._output,
                     hint="move it away, then continue with --resume",
                 )
             if self._layout.is_single_file:
-                (self._files / self._layout.files[0].name).replace(self.output)
+                (self._files / self._layout.files[0].name).replace(self._output)
             else:
-                if self.output.exists():
-                    self.output.rename(self.workplace / "replaced")
-                self._files.rename(self.output)
-            sync_folder(self.output.parent)
+                if self._output.exists():
+                    self._output.rename(self.workplace / "replaced")
+                self._files.rename(self._output)
+            sync_folder(self._output.parent)
             shutil.rmtree(self.workplace, ignore_errors=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._committer.is_alive():
-            self._done.put(None)
-            self._committer.join()
+            self._end_journal()
         with self._news:
             self._is_left = True
             self._news.notify_all()
@@ -355,7 +401,7 @@ class PartialOutput:
         except OSError as error:
             raise OutputError(
                 f"cannot write: {error.strerror or error}",
-                path=self.output,
+                path=self._output,
                 hint="finished tensors are kept; rerun with --resume" if self._descriptors else None,
             ) from error
 

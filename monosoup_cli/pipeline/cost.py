@@ -37,7 +37,7 @@ ELEMENTS = (16, 1 << 20)
 MAX_ROW = 1 << 16
 """How many elements a row of such a sample has at most."""
 
-REPEATED_ELEMENTS, MAX_REPEATS = 1 << 14, 8
+REPEATED_ELEMENTS, MAX_REPEATS = 1 << 16, 256
 """Samples are made again until a worker has made so many elements, or has made the sample so many times."""
 
 TIE = 1e-6

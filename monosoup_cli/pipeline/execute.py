@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.pipeline.provenance import environment
-from monosoup_cli.pipeline.publication import as_text, make_identity, make_reports, publish
+from monosoup_cli.pipeline.publication import make_identity, make_reports, publish
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.task import Choice, true_hints
@@ -72,8 +71,7 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
         for source in inputs.sources:
             source.check_unchanged()
         whole, reports = make_reports(ready, choice, machine, partial, partial.seal(), started)
-        publish(ready, choice, partial, whole, reports)
-    return dict(json.loads(as_text(whole)))
+        return publish(ready, choice, partial, whole, reports)
 
 
 def choose(ready: Ready, partial: PartialOutput | None, progress: Progress = ignore) -> Choice:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import without_tokens
 from monosoup_cli.outputs.model_card import CARD_NAME
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
@@ -15,12 +14,12 @@ from monosoup_cli.pipeline.destination import STDOUT
 from monosoup_cli.pipeline.provenance import names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
-from monosoup_cli.report.files import REPORT_NAME
+from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 
-__all__ = ["as_text", "make_identity", "make_reports", "publish"]
+__all__ = ["make_identity", "make_reports", "publish"]
 
 
 def resolved_arguments(ready: Ready) -> dict[str, Any]:
@@ -123,8 +122,12 @@ def publish(
     partial: PartialOutput,
     whole: Mapping[str, Any],
     reports: Sequence[Mapping[str, Any]],
-) -> None:
-    """Add the side files, cards and reports to the output, and move it into place."""
+) -> dict[str, Any]:
+    """Add the side files, cards and reports to the output, and move it into place.
+
+    Returns:
+        The report of the whole run as it would be read.
+    """
     inside: dict[str, Path | bytes] = {}
     outside: dict[Path, bytes] = {}
     if not ready.form.layout.is_single_file:
@@ -132,10 +135,12 @@ def publish(
             inside |= _files_of(ready, choice, variant, report)
     path = ready.planned.destination.report_path
     if path is not None and path.parent == ready.planned.destination.path:
-        inside[path.name] = as_text(whole)
+        inside[path.name] = as_text(whole).encode()
     elif path is not None:
-        outside[path] = as_text(whole)
+        outside[path] = as_text(whole).encode()
     partial.publish(inside, outside)
+    head = json.loads(as_text({name: part for name, part in whole.items() if name != "layers"}))
+    return {name: part if name == "layers" else head[name] for name, part in whole.items()}
 
 
 def _files_of(
@@ -150,10 +155,5 @@ def _files_of(
     files |= {f"{prefix}{name}": content for name, content in ready.form.own_files().items()}
     files[f"{prefix}{CARD_NAME}"] = make_card(ready, variant, choice)
     if variant.folder:
-        files[f"{prefix}{REPORT_NAME}"] = as_text(report)
+        files[f"{prefix}{REPORT_NAME}"] = as_text(report).encode()
     return files
-
-
-def as_text(report: Mapping[str, Any]) -> bytes:
-    """A report as the JSON that is written, without tokens of the Hub."""
-    return without_tokens(json.dumps(report, indent=1, allow_nan=False)).encode() + b"\n"

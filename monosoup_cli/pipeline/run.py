@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from monosoup_cli.errors import NonfiniteError, ResultOverflowError
+from monosoup_cli.formats.dtypes import bytes_of, count_nonfinite
 from monosoup_cli.outputs.form import OutputForm, Sink, Target
 from monosoup_cli.pipeline.engine import Engine, Progress
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
+from monosoup_cli.tensors.together import group, read_group
 from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["Work", "run"]
@@ -33,18 +35,81 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
     """Make every tensor of the plan that is not finished yet, and journal a record of it."""
     output, ingredients = work.target.output, work.target.ingredients
     measured = [measure.name for measure in work.method.measures if measure.is_stored]
+    groups = group(work.plan.tensors, ingredients, work.form.parts())
+    led_by = {some[0].name: some for some in groups}
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
-        records = _make(work, tensor, worker)
-        if worker.is_substitute:
-            records = [replace(record, is_substituted=True) for record in records]
-        output.commit(tensor.name, [record.to_json(measured) for record in records])
+        others = led_by[tensor.name][1:]
+        for other in others:
+            progress(other, False)
+        records = _make_group(work, led_by[tensor.name], worker)
+        for of_one in records.values():
+            of_one[:] = [replace(record, is_substituted=worker.is_substitute) for record in of_one]
+        output.commit(
+            {name: [record.to_json(measured) for record in of_one] for name, of_one in records.items()}
+        )
+        for other in others:
+            progress(other, True)
 
-    waiting = [tensor for tensor in work.plan.tensors if tensor.name not in output.finished]
-    for tensor in work.plan.tensors:
-        if tensor.name in output.finished:
-            progress(tensor, True)
+    waiting = []
+    for leader, *others in groups:
+        if all(tensor.name in output.finished for tensor in (leader, *others)):
+            progress(leader, True)
+            for other in others:
+                progress(other, True)
+        else:
+            waiting.append(leader)
     engine.each(waiting, make, reads=ingredients.read_for, progress=progress)
+
+
+def _make_group(work: Work, tensors: Sequence[PlannedTensor], worker: Worker) -> dict[str, list[LayerRecord]]:
+    """Write those tensors of a group that are not finished, and return their records: together those that the
+    method can edit together, the others one by one."""
+    finished = work.target.output.finished
+    waiting = [tensor for tensor in tensors if tensor.name not in finished]
+    records = _edit_together(work, tensors, worker) if len(tensors) > 1 else {}
+    for tensor in waiting:
+        if tensor.name not in records:
+            worker.interrupt()
+            records[tensor.name] = _make(work, tensor, worker)
+    return records
+
+
+def _edit_together(
+    work: Work, tensors: Sequence[PlannedTensor], worker: Worker
+) -> dict[str, list[LayerRecord]]:
+    """Edit a group, all of it so that the arithmetic is the same after an interruption, and write what is not
+    finished.
+
+    Returns:
+        The records of what was written: nothing where a tensor is not as it should be, which `_make` then
+        finds.
+    """
+    worker.interrupt()
+    output, dtype = work.target.output, tensors[0].stored_dtype
+    read = read_group(tensors, work.target.ingredients, worker)
+    edit = None if read is None else work.method.edit_together(*read)
+    if edit is None:
+        return {}
+    members = [tensors[number] for number in edit.numbers]
+    waiting = [number for number, tensor in enumerate(members) if tensor.name not in output.finished]
+    names = [members[number].name for number in waiting]
+    for variant, results in zip(work.target.variants, edit.results, strict=True):
+        stored = worker.channel.download(
+            worker.channel.buffer("output", dtype, *results.shape).copy_(results)
+        )
+        if count_nonfinite(stored):
+            return {}
+        if len(waiting) < len(members):
+            stored = stored[waiting]
+        output.write_together(names, bytes_of(stored), variant.folder)
+    return {
+        tensor.name: [
+            LayerRecord(tensor.name, tensor.shape, tensor.dtype, None, one, update_of={}) for one in measures
+        ]
+        for tensor, measures in zip(members, edit.measures, strict=True)
+        if tensor.name not in output.finished
+    }
 
 
 def _make(work: Work, tensor: PlannedTensor, worker: Worker) -> list[LayerRecord]:

@@ -17,9 +17,9 @@ from monosoup_cli.outputs.form import Target
 from monosoup_cli.outputs.journal import finished_line
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.pipeline.engine import Threads
-from monosoup_cli.pipeline.publication import as_text
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
+from monosoup_cli.report.files import as_text
 from monosoup_cli.sources.source import DENSE, LowRank, Reader, Source, Update
 from monosoup_cli.tensors.ingredients import Ingredients
 from monosoup_cli.tensors.method import Edit, Wanted
@@ -55,14 +55,17 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
     inputs = planned.inputs
     base = inputs.base if planned.method.needs_base else None
     before, after = _values(sample)
+    samples = [sample] * (resources.workers * repeats)
+    if sample.matrices is not None:  # under names of their own, those that are small are edited together
+        samples = [replace(sample, name=f"{sample.name} {number}") for number in range(len(samples))]
     ingredients = Ingredients(
-        None if base is None else _MadeUp(base, sample, before),
-        [_MadeUp(source, sample, after) for source in finetuned],
-        _MadeUp(inputs.finetuned[0], sample, after),
+        None if base is None else _MadeUp(base, sample, samples, before),
+        [_MadeUp(source, sample, samples, after) for source in finetuned],
+        _MadeUp(inputs.finetuned[0], sample, samples, after),
         planned.task.order.weights,
     )
     clock = _Clock()
-    plan = Plan((sample,) * (resources.workers * repeats))
+    plan = Plan(tuple(samples))
     target = Target(cast(Any, _Nowhere()), ingredients, ready.variants)
     work = Work(plan, planned.method, cast(Any, _Form(ready.form.wanted(sample))), target)
     run(work, Threads(resources.places), clock)
@@ -82,9 +85,11 @@ def _values(sample: PlannedTensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _MadeUp:
-    """A source with the made-up values of one tensor, stored as another source stores it."""
+    """A source with made-up values of samples, stored as another source stores a tensor of the plan."""
 
-    def __init__(self, source: Source, sample: PlannedTensor, values: torch.Tensor) -> None:
+    def __init__(
+        self, source: Source, sample: PlannedTensor, samples: Sequence[PlannedTensor], values: torch.Tensor
+    ) -> None:
         import torch
 
         self.path, self.files, self.model, self.held_bytes = source.path, source.files, source.model, 0
@@ -99,7 +104,8 @@ class _MadeUp:
             self._stored = dtypes.cast(values, info.dtype, info.name)
         self._bytes = dtypes.bytes_of(self._stored)
         self._reader = Reader(info.dtype, self._read_into)
-        self.tensors = {info.name: TensorInfo(info.name, info.dtype, sample.shape, 0, nbytes)}
+        stored = TensorInfo(info.name, info.dtype, sample.shape, 0, nbytes)
+        self.tensors = {one.name: replace(stored, name=one.name) for one in samples}
         update = source.update(info.name)
         if isinstance(update, LowRank) and sample.matrices is not None:
             rows, columns = sample.shape
@@ -148,11 +154,16 @@ class _Nowhere:
         zlib.crc32(data)
         hashlib.sha256(written)
 
-    def commit(self, tensor: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Format the line of the journal, and its part of the report, as it is written and returned."""
-        finished_line(tensor, [0], records)
-        for _ in range(2):
-            as_text({"layers": records})
+    def write_together(self, tensors: Sequence[str], data: memoryview, folder: str = "") -> None:
+        """The same for several tensors."""
+        self.write("", data)
+
+    def commit(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Format lines of the journal, and parts of the report, as it is written and returned."""
+        for tensor, of_one in records.items():
+            finished_line(tensor, [0], of_one)
+            for _ in range(2):
+                as_text({"layers": of_one})
 
 
 class _Form:
@@ -160,6 +171,10 @@ class _Form:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
+
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """Nothing."""
+        return {}
 
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> _Sink:
         sink = _Sink(tensor, target, worker)
@@ -178,17 +193,23 @@ class _Sink(TensorSink):
 
 
 class _Clock:
-    """Progress that notes the processor time from the start of every tensor to its end."""
+    """Progress that notes the processor time of each tensor; of those that are made together, their mean."""
 
     def __init__(self) -> None:
-        self._started = threading.local()
+        self._thread = threading.local()
         self._seconds: list[float] = []
 
     def __call__(self, tensor: PlannedTensor, is_done: bool) -> None:
+        thread = self._thread
         if is_done:
-            self._seconds.append(time.thread_time() - self._started.time)
-        else:
-            self._started.time = time.thread_time()
+            thread.waiting -= 1
+            if not thread.waiting:
+                self._seconds.append((time.thread_time() - thread.started) / thread.count)
+            return
+        if not getattr(thread, "waiting", 0):
+            thread.started, thread.count, thread.waiting = time.thread_time(), 0, 0
+        thread.count += 1
+        thread.waiting += 1
 
     @property
     def median(self) -> float:

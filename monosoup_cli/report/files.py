@@ -6,22 +6,39 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monosoup_cli.errors import OutputError, ReportError, UsageError, crop
+from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, without_tokens
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import is_report
 
-__all__ = ["OF_SEVERAL", "REPORT_NAME", "check_target", "read_report", "replace_file"]
+__all__ = ["OF_SEVERAL", "REPORT_NAME", "as_text", "check_target", "read_report", "replace_file"]
 
 REPORT_NAME = "monosoup_report.json"
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
 MAX_DIGITS = 18
 """The most digits of an integer: more than any report has, and few enough for a float."""
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """A report as the JSON that is written, without tokens of the Hub.
+
+    Each of the layers has a line: Python's encoder is several times slower where it has to indent.
+    """
+    parts = [
+        json.dumps({name: value}, indent=1, allow_nan=False)[2:-2]
+        for name, value in report.items()
+        if name != "layers"
+    ]
+    if "layers" in report:
+        lines = ",\n  ".join(json.dumps(layer, allow_nan=False) for layer in report["layers"])
+        parts.append(f' "layers": [\n  {lines}\n ]' if lines else ' "layers": []')
+    text = ",\n".join(without_tokens(part) for part in parts)
+    return f"{{\n{text}\n}}\n"
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -71,17 +71,24 @@ class LayerRecord:
             **(self.together or {}),
         }
         if self.slices is None:
-            return {**entry, **nothing, **(self.measures or {})}
+            return {**entry, **nothing, **_plain(self.measures)}
         slices = [
             {
                 "index": part.index,
                 "reason": "unchanged" if part.measures is None else None,
                 **nothing,
-                **(part.measures or {}),
+                **_plain(part.measures),
             }
             for part in self.slices
         ]
         return {**entry, "slices": slices}
+
+
+def _plain(measures: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the measures as JSON has them, where lists are the only sequences."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in (measures or {}).items()
+    }
 
 
 def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

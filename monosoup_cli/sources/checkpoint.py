@@ -56,7 +56,9 @@ class Checkpoint:
                 tensor.dtype, lambda buffer, offset: self._read_in_order(shard, tensor, buffer, offset)
             )
         start, read_into = shard.data_start + tensor.start, shard.file.read_into
-        return Reader(tensor.dtype, lambda buffer, offset: read_into(buffer, start + offset))
+        return Reader(
+            tensor.dtype, lambda buffer, offset: read_into(buffer, start + offset), (shard.file, start)
+        )
 
     def _read_in_order(self, shard: Shard, tensor: TensorInfo, buffer: memoryview, offset: int) -> None:
         """Read a tensor whose elements are not stored in order. Each thread caches the last one."""

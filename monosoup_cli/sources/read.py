@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from monosoup_cli.formats.dtypes import BITS, as_float64, check_finite
@@ -9,9 +10,9 @@ from monosoup_cli.formats.dtypes import BITS, as_float64, check_finite
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.sources.source import Source
+    from monosoup_cli.sources.source import Reader, Source
 
-__all__ = ["read_float64", "read_stored"]
+__all__ = ["read_float64", "read_stored", "read_together"]
 
 
 def read_stored(source: Source, name: str, start: int, stop: int) -> bytearray:
@@ -38,3 +39,22 @@ def read_float64(
     if is_checked:
         check_finite(values, source.path, name)
     return values if stop is not None else values.view(info.shape)
+
+
+def read_together(readers: Sequence[Reader], buffer: memoryview, nbytes: int) -> None:
+    """Read whole tensors of one size, one after the other; those that are neighbours in a file in one call.
+
+    Args:
+        readers: A reader for each tensor.
+        buffer: Is filled.
+        nbytes: The size of one tensor.
+    """
+    first = 0
+    while first < len(readers):
+        one, stop = readers[first], first + 1
+        if one.place is not None:
+            file, start = one.place
+            while stop < len(readers) and readers[stop].place == (file, start + (stop - first) * nbytes):
+                stop += 1
+        one.read_into(buffer[first * nbytes : stop * nbytes], 0)
+        first = stop

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-    from monosoup_cli.formats.files import Download
+    from monosoup_cli.formats.files import CheckpointFile, Download
     from monosoup_cli.formats.header import TensorInfo
     from monosoup_cli.sources.files import Files
 
@@ -25,11 +25,15 @@ class Reader:
 
     Attributes:
         dtype: The dtype in which the bytes are read, in the words of the format.
-        read_into: Fills a buffer with the tensor's bytes from an offset on.
+        read_into: Fills a buffer with the tensor's bytes from an offset on. Where `place` is known, it reads
+            beyond the tensor's end into the next one.
+        place: The file, and the offset of the tensor's first byte in it. None where the bytes are not those
+            of a file.
     """
 
     dtype: str
     read_into: Callable[[memoryview, int], None]
+    place: tuple[CheckpointFile, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from monosoup_cli.devices.held import Held
-from monosoup_cli.formats.dtypes import BITS, bytes_of, check_finite
+from monosoup_cli.formats.dtypes import BITS, check_finite
 from monosoup_cli.sources.source import Factors, LowRank, Source
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.worker import Worker
@@ -330,24 +330,10 @@ def _mean_of_products(products: Sequence[Factors], cut: Cut, worker: Worker) -> 
     import torch
 
     lefts, rights = (
-        [_on_device(factor, worker.channel) for factor in factors] for factors in zip(*products, strict=True)
+        [worker.channel.upload(factor) for factor in factors] for factors in zip(*products, strict=True)
     )
     if len(products) == 1:
         left, right = lefts[0], rights[0]
     else:
         left, right = torch.cat(lefts, dim=1).div_(len(products)), torch.cat(rights)
     return (right.T, left.T) if cut.is_wide else (left, right)
-
-
-def _on_device(factor: torch.Tensor, channel: Channel) -> torch.Tensor:
-    """Copy a float64 tensor on the host to the worker's device; return it itself where that is the host."""
-    if factor.device == channel.device:
-        return factor
-    values = bytes_of(factor := factor.contiguous())
-    target = channel.buffer("factor", "F64", *factor.shape)
-
-    def read(buffer: memoryview, offset: int) -> None:
-        buffer[:] = values[offset : offset + len(buffer)]
-
-    channel.fill(target, read)
-    return target

@@ -24,6 +24,7 @@ __all__ = [
     "Order",
     "Paper",
     "PlainMethod",
+    "Together",
     "Variant",
     "Wanted",
 ]
@@ -51,6 +52,22 @@ class Edit:
     measures: Sequence[Mapping[str, Any]]
     blocks: Iterator[tuple[int, int, Iterable[torch.Tensor]]]
     factors: Iterable[Factors] = ()
+
+
+@dataclass(frozen=True)
+class Together:
+    """What a method makes of several small matrices of one shape.
+
+    Args:
+        numbers: Which of the matrices it has edited. The others need an `edit` of their own.
+        measures: What was measured, for each of these the measures of every variant.
+        results: The edited matrices for each variant, (matrices, rows, columns). A result is stored before
+            the next one is made.
+    """
+
+    numbers: Sequence[int]
+    measures: Sequence[Sequence[Mapping[str, Any]]]
+    results: Iterator[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,14 @@ class Method(Protocol):
             FloatingPointError: A norm overflows float64.
         """
 
+    def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
+        """Edit small matrices of one shape as `edit` does each; None where it cannot.
+
+        Args:
+            base: W0 of every matrix, (matrices, rows, columns) float64.
+            update: Δ of every matrix, of the same shape. NaN and Inf have not been looked for.
+        """
+
     def held(self, cut: Cut | None, wanted: Wanted, rank: int | None) -> Held:
         """How much memory `edit` takes in addition to the layer's own buffers.
 
@@ -177,6 +202,10 @@ class PlainMethod:
     def planned_measures(self, name: str) -> Mapping[str, Any]:
         """Nothing."""
         return {}
+
+    def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
+        """Nothing: every matrix needs an `edit` of its own."""
+        return None
 
     def variants(self) -> Sequence[Variant]:
         """One checkpoint."""

@@ -131,7 +131,7 @@ def test_more_tensors_take_longer_and_more_workers_take_less(pair, tmp_path):
         with edit.prepare(*pair, tmp_path / "out", workers=2) as planned:
             ready = make_ready(planned)
             matrix = next(one for one in ready.plan.tensors if one.name == "a.weight")
-            resources = replace(ready.resources, workers=workers)
+            resources = replace(ready.resources, places=ready.resources.places[:workers])
             return estimate(replace(ready, plan=Plan((matrix,) * copies), resources=resources)).seconds
 
     small, large, shared = seconds(1, 1), seconds(5000, 1), seconds(5000, 2)

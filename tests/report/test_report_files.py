@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import OutputError, ReportError
-from monosoup_cli.report.files import check_target, read_report, replace_file
+from monosoup_cli.report.files import as_text, check_target, read_report, replace_file
 from tests.conftest import everything_in, small_tensors
 
 
@@ -314,3 +314,26 @@ def test_the_commands_show_measures_of_a_newer_version_by_their_names(run, repor
     code, out, _ = run("report", path, "--format", "csv")
     assert code == 0
     assert {row["novelty"] for row in csv.DictReader(io.StringIO(out))} == {"0.25", "0.5"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_report_has_a_line_for_each_layer(count):
+    layers = [
+        {"name": f"w{number} λ\n", "shape": [2, 3], "k": None, "rho": 1e-300} for number in range(count)
+    ]
+    report = {"a": [1, {"b": {}}], "layers": layers, "only_in_base": [], "c": "é"}
+    text = as_text(report)
+    assert json.loads(text) == report
+    assert [json.loads(line.strip(" ,")) for line in text.splitlines() if '"rho"' in line] == layers
+
+
+def test_a_report_has_no_tokens_and_no_nan():
+    token = "hf_" + 20 * "x"
+    report = {
+        "path": f"https://me:{token}@host",
+        "layers": [{"name": token}, {"name": "api_org_" + 20 * "y"}],
+    }
+    text = as_text(report)
+    assert json.loads(text) == {"path": "https://hf_…@host", "layers": [{"name": "hf_…"}] * 2}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        as_text({"layers": [{"rho": float("nan")}]})
