@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,6 @@ from tests.card.state import STATE
 for name in list(os.environ):  # the user's own settings and token; the Hub's client reads them at import
     if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name in ("NO_COLOR", "FORCE_COLOR"):
         del os.environ[name]
-HOME_OF_THE_CLIENT = tempfile.TemporaryDirectory()  # without the token that the user stored, nor a cache
-os.environ["HF_HOME"] = HOME_OF_THE_CLIENT.name
 
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("default")
@@ -39,10 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
     count = config.getoption("--cards")
     if count and torch.version.cuda is None:
         card.install(count, when=config.getoption("--card-when"), seed=config.getoption("--card-seed"))
-
-
-def pytest_unconfigure() -> None:
-    HOME_OF_THE_CLIENT.cleanup()
 
 
 def pytest_runtest_teardown() -> None:
