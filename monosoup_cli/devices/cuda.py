@@ -121,7 +121,8 @@ class Cuda:
         import torch
 
         memory = int(torch.cuda.get_device_properties(self.torch).total_memory)
-        overhead = Held(host=STAGINGS * (STAGED_BYTES + 512), device=CUBLAS_BYTES)
+        masks = 4 * STAGED_BYTES  # by which a part that is on its way to the host is looked through for NaN
+        overhead = Held(host=STAGINGS * (STAGED_BYTES + 512), device=CUBLAS_BYTES + masks)
         return Sizes(min(RESIDENT_BYTES, memory // 32), 16, overhead)
 
     def model(self) -> str:

@@ -14,6 +14,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,8 +35,11 @@ __all__ = ["PartialOutput"]
 
 CHUNK_BYTES = 1 << 20
 
-JOURNAL_SECONDS = 0.25
-"""How long finished tensors are collected for one sync and one entry in the journal."""
+SYNCING_SHARE = 0.2
+"""The share of the time that may be spent on syncs: what is finished in between shares the next one."""
+
+MAX_UNJOURNALLED_SECONDS = 0.25
+"""How long finished tensors wait for a sync, at most."""
 
 
 class PartialOutput:
@@ -259,12 +263,13 @@ class PartialOutput:
         self.notes[name] = content
 
     def _commit_all(self) -> None:
-        """Journal finished tensors until the run ends; those of a short while share a sync and an entry."""
+        """Journal finished tensors until the run ends; those of a short while share a sync."""
         try:
-            ended = False
+            ended, pause = False, 0.0
             while not ended:
                 batch = [self._done.get()]
-                self._is_ending.wait(JOURNAL_SECONDS)
+                self._is_ending.wait(min(pause, MAX_UNJOURNALLED_SECONDS))
+                started = time.monotonic()
                 with suppress(queue.Empty):
                     while True:
                         batch.append(self._done.get_nowait())
@@ -272,6 +277,7 @@ class PartialOutput:
                 self._journal_all({name: of_one for some in batch for name, of_one in (some or {}).items()})
                 with self._news:
                     self._news.notify_all()
+                pause = (time.monotonic() - started) * (1 / SYNCING_SHARE - 1)
         except BaseException as error:
             self._failure = error
 

@@ -114,11 +114,13 @@ def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] =
         "means": {},
         "ranges": {},
     }
-    parts = [{**part, **derived_measures(part)} for part in measures_of(edited)]
+    parts = measures_of(edited)
     for measure in measures:
         name = measure.name
         if measure.summary == "mean":
-            values = spread([part[name] for part in parts])
+            values = spread(
+                [part[name] if measure.is_stored else derived_measures(part)[name] for part in parts]
+            )
             summary["means"][name] = values and values["mean"]
             summary["ranges"][name] = values and [values["min"], values["max"]]
         elif measure.summary == "sum":

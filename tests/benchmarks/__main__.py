@@ -1,7 +1,7 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
 Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [estimate] [hub]
-[adapter] [before]
+[adapter] [small] [before]
 
 All of them by default, `before` only where BEFORE is set.
 
@@ -393,6 +393,30 @@ def spread(ratios):
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
+def small(folder):
+    """Many tiny matrices; and a stack in one worker, against the same matrices as separate tensors."""
+    generate(folder, "tiny")
+    header("Small layers", "pair", "wall", "CPU", "peak")
+    results = [measured(*edit(folder)) for _ in range(3)]
+    walls, cpus, peaks = zip(*results, strict=True)
+    row(
+        "100,000 matrices of 16 × 16, bf16",
+        *(f"{statistics.median(times):.1f} s" for times in (walls, cpus)),
+        size(max(peaks)),
+    )
+    generate(folder, "stack")
+    header("A stack of 128 matrices of 768 × 2048, one worker", "stack, CPU", "apart, CPU", "ratio of CPU")
+    cpus = {place: [] for place in (folder, folder / "apart")}
+    for _ in range(3):
+        for place, times in cpus.items():
+            times.append(measured(*edit(place, "--workers", "1"))[1])
+    stack, apart = cpus.values()
+    row(
+        *(f"{statistics.median(times):.1f} s" for times in (stack, apart)),
+        spread([one / other for one, other in zip(stack, apart, strict=True)]),
+    )
+
+
 SIDES = ("ours", "theirs")
 
 
@@ -442,6 +466,7 @@ def main():
         "estimate": estimate,
         "hub": hub,
         "adapter": adapter,
+        "small": small,
         "before": before,
     }
     machine()

@@ -4,6 +4,7 @@ Updates have what fine-tuning leaves: some strong directions over full-rank nois
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -20,6 +21,10 @@ BLOCK = {
     "down": (1024, 3072),
 }
 """The matrices of a transformer block of a 0.6B model."""
+
+
+EXPERTS = 128
+"""How many matrices the stack has."""
 
 
 def matrix_pair(shape, generator):
@@ -109,6 +114,10 @@ def shapes(kind):
     if kind in ALIKE:
         count, shape = ALIKE[kind]
         return {f"layers.{n}.weight": shape for n in range(count)}
+    if kind == "tiny":
+        return {f"layers.{n // 1000}.experts.{n % 1000}.weight": (16, 16) for n in range(100_000)}
+    if kind == "stack":
+        return {"layers.0.mlp.experts.up": (EXPERTS, 768, 2048)}
     return {f"layers.{n}.{name}.weight": shape for n in range(12) for name, shape in BLOCK.items()}
 
 
@@ -120,7 +129,20 @@ def main():
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for name, shape in shapes(kind).items():
-        pairs[name] = tuple(weights.bfloat16() for weights in matrix_pair(shape, generator))
+        pair = tuple(torch.empty(math.prod(shape[:-2]), *shape[-2:], dtype=torch.bfloat16) for _ in range(2))
+        for matrices in zip(*pair, strict=True):
+            for matrix, weights in zip(matrices, matrix_pair(shape[-2:], generator), strict=True):
+                matrix.copy_(weights)
+        pairs[name] = tuple(weights.view(shape) for weights in pair)
+    if kind == "stack":  # the same matrices, apart
+        (name,) = pairs
+        apart = {f"{name}.{n:03}": tuple(part[n].clone() for part in pairs[name]) for n in range(EXPERTS)}
+        save_pair(apart, folder / "apart")
+    save_pair(pairs, folder)
+
+
+def save_pair(pairs, folder):
+    folder.mkdir(exist_ok=True)
     for number, role in enumerate(("base", "finetuned")):
         save_file({name: pair[number] for name, pair in pairs.items()}, folder / f"{role}.safetensors")
 

@@ -35,7 +35,7 @@ def test_no_product_is_in_float32(tmp_path, granularity):
         save_file({"w": torch.randn(40, 30, generator=generator).bfloat16()}, path)
         opened.append(open_checkpoint(str(path)))
     base, *finetuned = opened
-    worker = Worker(Cpu(), Cpu().new_scratch(), lambda: None)
+    worker = Worker(Cpu().channel(0), lambda: None)
     layer = FlatLayer("w", (40, 30), base, finetuned, None, worker)
     assert layer.updates.sums == "F32"
     with Products() as products:

@@ -173,7 +173,7 @@ def test_the_number_of_workers_does_not_change_the_bytes(inputs, tmp_path, case)
 
 # -- killed and resumed ------------------------------------------------------------------------
 
-LAYERS = 600
+LAYERS = 3000
 
 
 @pytest.fixture(scope="module")
