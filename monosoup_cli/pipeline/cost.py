@@ -75,9 +75,8 @@ def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | N
     resources = ready.resources
     if ready.drafts or not all(device.is_host for device in resources.devices):
         return None
-    own, all_threads = time.thread_time(), time.process_time()
-    so_far = own + (all_threads - own) / resources.workers
-    started, deadline = time.monotonic(), all_threads + BUDGET * resources.workers
+    so_far = _spent(resources.workers)
+    started, deadline = time.monotonic(), time.process_time() + BUDGET * resources.workers
     inputs = ready.planned.inputs.finetuned
     finetuned = inputs if members is None else [inputs[number] for number in members]
     ways: dict[tuple[bool, bool, bool], list[PlannedTensor]] = {}
@@ -88,6 +87,12 @@ def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | N
     in_turn = sum(laws[way].constants[0] * len(tensors) for way, tensors in ways.items())  # Python has a lock
     made = max(makespan(seconds, resources.workers), in_turn)
     return Estimate(so_far + made, time.monotonic() - started)
+
+
+def _spent(workers: int) -> float:
+    """The processor seconds of this process so far; those of other threads are spread over workers."""
+    own = time.thread_time()
+    return own + (time.process_time() - own) / workers
 
 
 def _way(tensor: PlannedTensor, finetuned: Sequence[Source]) -> tuple[bool, bool, bool]:

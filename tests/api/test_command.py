@@ -213,7 +213,7 @@ def test_memory_for_what_is_examined_is_checked_before_it_is_read(tmp_path, monk
         tensors = {"layers.0.up.weight": torch.randn(60, 50, generator=generator)}
         save_file(tensors, tmp_path / f"{name}.safetensors")
     monkeypatch.setattr(Cpu, "free_bytes", lambda self: 1000)
-    with pytest.raises(ResourceError, match="does not fit into memory"):
+    with pytest.raises(ResourceError, match="does not fit into the memory of the host"):
         monosoup_cli.edit.prepare(
             tmp_path / "base.safetensors",
             tmp_path / "ft.safetensors",

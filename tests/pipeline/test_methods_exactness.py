@@ -732,8 +732,8 @@ def test_edit_of_a_mean(tmp_path, monkeypatch, dtypes, is_held, device):
     monkeypatch.setattr("monosoup_cli.tensors.cut.BLOCK_ELEMENTS", 100)
     monkeypatch.setattr("monosoup_cli.tensors.cut.MIN_BLOCK_LENGTH", 7)
     monkeypatch.setattr("monosoup_cli.tensors.matrix.MEAN_BYTES", 10**6 if is_held else 64)
-    for device in ("cpu", "cuda"):
-        monkeypatch.setattr(f"monosoup_cli.devices.{device}.RESIDENT_BYTES", 10**6 if is_held else 64)
+    for kind in ("cpu", "cuda"):
+        monkeypatch.setattr(f"monosoup_cli.devices.{kind}.RESIDENT_BYTES", 10**6 if is_held else 64)
     monkeypatch.setattr("monosoup_cli.tensors.flat.FLAT_ELEMENTS", 37)
     base, finetuned = make_checkpoints(*dtypes, 3)
     files, out = write(tmp_path, base, *finetuned), tmp_path / "out.safetensors"
