@@ -15,7 +15,7 @@ from monosoup_cli.options import ComputeOptions, SelectionOptions
 from monosoup_cli.outputs.edited_adapter import adapter_headers, stacked_patterns
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
-from monosoup_cli.pipeline.memory import Resources, allot, need_of
+from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 from monosoup_cli.sources.transfer import fetch
@@ -106,7 +106,8 @@ class Inspection:
 
             def needs(device: Device) -> list[Held]:
                 compared = FlatLayer.held(device.sizes.range_factor) if len(inputs.finetuned) > 1 else Held()
-                return [need_of(tensor, method, inputs.sources, device) + compared for tensor in plan.tensors]
+                needs = needs_of(plan.tensors, method, inputs.sources, device)
+                return [need + compared for need in needs]
 
             resources = allot(needs, find_devices(computing.device), computing.workers)
             inputs.notices += resources.notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from typing import TypeAlias
 
@@ -14,13 +15,14 @@ from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.outputs.form import OutputForm
 from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Access, Method, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 
-__all__ = ["Needs", "Resources", "allot", "need_of"]
+__all__ = ["Needs", "Resources", "allot", "needs_of"]
 
 RESERVED_SHARE = 0.9
 """The share of the free memory that a run may plan to use."""
@@ -184,30 +186,37 @@ class _Room:
         return workers
 
 
-def need_of(
-    tensor: PlannedTensor,
+def needs_of(
+    tensors: Sequence[PlannedTensor],
     method: Method,
     sources: Sequence[Source],
     device: Device,
     form: OutputForm | None = None,
-) -> Held:
-    """What a worker holds for one tensor: its sources, the layer, the method and the sink, each by itself.
+) -> list[Held]:
+    """What a worker holds for each tensor: its sources, the layer, the method and the sink, each by itself.
 
     Args:
-        tensor: The tensor.
+        tensors: The tensors.
         method: What is computed.
         sources: Every input.
         device: Where it is computed.
-        form: Where the tensor goes; None where nothing is written.
+        form: Where the tensors go; None where nothing is written.
     """
     reading = Held(sum(source.held_bytes for source in sources))
-    variants, resident_bytes = len(method.variants()), device.sizes.resident_bytes
-    written = Held() if form is None else form.held(tensor, variants, resident_bytes)
-    if tensor.matrices is None:
-        return reading + FlatLayer.held(device.sizes.range_factor) + written
-    cut, item_bytes = tensor.matrices.cut, BITS[tensor.dtype] // 8 or 1
-    finetuned = sources[1:] if tensor.reads.base else sources
-    rank = product_rank(finetuned, tensor.name)
-    wanted = Wanted() if form is None else form.wanted(tensor)
-    layer = MatrixLayer.held(cut, item_bytes, len(finetuned), rank, resident_bytes=resident_bytes)
-    return reading + layer + method.held(cut, wanted, rank) + written
+    variants, sizes = len(method.variants()), device.sizes
+
+    @cache  # models have few kinds of layers
+    def computed(cut: Cut, item_bytes: int, count: int, rank: int | None, wanted: Wanted) -> Held:
+        layer = MatrixLayer.held(cut, item_bytes, count, rank, resident_bytes=sizes.resident_bytes)
+        return layer + method.held(cut, wanted, rank)
+
+    def need(tensor: PlannedTensor) -> Held:
+        written = Held() if form is None else form.held(tensor, variants, sizes.resident_bytes)
+        if tensor.matrices is None:
+            return reading + FlatLayer.held(sizes.range_factor) + written
+        finetuned = sources[1:] if tensor.reads.base else sources
+        rank, wanted = product_rank(finetuned, tensor.name), Wanted() if form is None else form.wanted(tensor)
+        item_bytes = BITS[tensor.dtype] // 8 or 1
+        return reading + computed(tensor.matrices.cut, item_bytes, len(finetuned), rank, wanted) + written
+
+    return [need(tensor) for tensor in tensors]

@@ -14,7 +14,7 @@ from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import Draft, OutputContext
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
-from monosoup_cli.pipeline.memory import Resources, allot, need_of
+from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.task import Task
 from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
@@ -129,7 +129,7 @@ def prepare(task: Task) -> Planned:
         if examined:
 
             def needs(device: Device) -> list[Held]:
-                return [need_of(tensor, method, inputs.sources, device) for tensor in examined]
+                return needs_of(examined, method, inputs.sources, device)
 
             resources = allot(needs, devices, task.options.computing.workers)
             planned = replace(planned, examined=examined, examining=resources)

@@ -14,7 +14,7 @@ from monosoup_cli.outputs.model_card import CARD_NAME, has_card
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
-from monosoup_cli.pipeline.memory import Resources, allot, need_of
+from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
 from monosoup_cli.pipeline.task import true_hints
 from monosoup_cli.sources.source import Source
@@ -149,7 +149,7 @@ def _lay_out(planned: Planned) -> Ready:
     method, sources = planned.method, planned.inputs.sources
 
     def needs(device: Device) -> list[Held]:
-        return [need_of(tensor, method, sources, device, form) for tensor in plan.tensors]
+        return needs_of(plan.tensors, method, sources, device, form)
 
     resources = allot(needs, planned.devices, planned.task.options.computing.workers, method.access)
     ready = Ready(planned, plan, form, resources)

@@ -43,8 +43,9 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
         for other in others:
             progress(other, False)
         records = _make_group(work, led_by[tensor.name], worker)
-        for of_one in records.values():
-            of_one[:] = [replace(record, is_substituted=worker.is_substitute) for record in of_one]
+        if worker.is_substitute:
+            for of_one in records.values():
+                of_one[:] = [replace(record, is_substituted=True) for record in of_one]
         output.commit(
             {name: [record.to_json(measured) for record in of_one] for name, of_one in records.items()}
         )
