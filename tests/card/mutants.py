@@ -115,8 +115,8 @@ MUTANTS = [
     Mutant(
         "float32 in place of float64 on the card",
         CUDA,
-        "return stored.to(torch_dtype(dtype), copy=True)",
-        "return stored.float().to(torch_dtype(dtype))",
+        "take(purpose, dtype, *stored.shape).copy_(stored)",
+        "take(purpose, dtype, *stored.shape).copy_(stored.float())",
     ),
     Mutant(
         "NaN and overflow in results are not looked for",
@@ -144,9 +144,33 @@ MUTANTS = [
     ),
     Mutant(
         "a factor stays on the host",
+        CUDA,
+        "        self.fill(target, read)\n        return target",
+        "        self.fill(target, read)\n        return values",
+    ),
+    Mutant(
+        "what was handed over before an error is written later",
+        CUDA,
+        "                staging.drop()",
+        "                pass",
+    ),
+    Mutant(
+        "the first card in place of the named one",
+        CUDA,
+        'return torch.device("cuda", self.number)',
+        'return torch.device("cuda", 0)',
+    ),
+    Mutant(
+        "a matrix is copied to the card again for every pass",
         "monosoup_cli/tensors/matrix.py",
-        "    channel.fill(target, read)\n    return target",
-        "    channel.fill(target, read)\n    return factor",
+        "self._is_held = is_held and",
+        "self._is_held = False and",
+    ),
+    Mutant(
+        "a block is overwritten where its upcast is used",
+        CUDA,
+        "take(purpose, dtype, *stored.shape)",
+        'take("one for all", dtype, *stored.shape)',
     ),
     Mutant("what torch has cached counts as taken", CUDA, "return free + int(cached)", "return free"),
     Mutant(

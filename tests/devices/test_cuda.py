@@ -178,7 +178,9 @@ def test_a_second_run_in_the_process_finds_the_card_as_the_first_did(tmp_path):
         print(json.dumps(seen))
         """,
     )
-    assert found[0][0] > 1
+    workers, streams = found[0]
+    assert workers > 1
+    assert streams == workers + 1, "each has its own, beside the default stream"
     assert found == [found[0]] * 3
 
 
