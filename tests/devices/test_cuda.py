@@ -46,6 +46,7 @@ def edit(pair, name="out", method=monosoup_cli.edit, **options):
     return out.read_bytes(), report
 
 LAYERS = {"tall": ((300, 70), BF16), "wide": ((70, 300), torch.float32), "square": ((90, 90), torch.float16)}
+LAYERS["double"] = (80, 60), torch.float64
 STACK = {"mlp.experts.gate_up_proj": ((3, 40, 30), BF16), "norm": ((50,), BF16)}
 """
 
