@@ -122,7 +122,8 @@ class Cuda:
 
         memory = int(torch.cuda.get_device_properties(self.torch).total_memory)
         masks = 4 * STAGED_BYTES  # by which a part that is on its way to the host is looked through for NaN
-        overhead = Held(host=STAGINGS * (STAGED_BYTES + 512), device=CUBLAS_BYTES + masks)
+        blocks = 48 << 20  # those of one kind of tensor, that are kept for the next one of its kind
+        overhead = Held(host=STAGINGS * (STAGED_BYTES + 512), device=CUBLAS_BYTES + masks + blocks)
         return Sizes(min(RESIDENT_BYTES, memory // 32), 16, overhead)
 
     def model(self) -> str:
@@ -237,10 +238,10 @@ class CardChannel:
         offset = 0
         step = STAGED_BYTES // part.element_size()
         for elements in torch.split(part.view(-1), step):
-            staging, source = self._next(), as_bytes(elements)
+            staging, source, count = self._next(), as_bytes(elements), mark_nonfinite(elements).sum()
             data = staging.data[: len(source)]
             data.copy_(source, non_blocking=True)
-            staging.count.copy_(mark_nonfinite(elements).sum(), non_blocking=True)
+            staging.count.copy_(count, non_blocking=True)
 
             def deliver(staging: _Staging = staging, data: Tensor = data, offset: int = offset) -> None:
                 if nonfinite := int(staging.count):

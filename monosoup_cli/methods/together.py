@@ -54,8 +54,8 @@ def edit_together(
     if not chosen:
         return None
     if len(chosen) < len(base):
-        numbers, vectors = [numbers[place] for place in chosen], vectors[chosen]
-        base, update = base[numbers], update[numbers]
+        numbers, vectors = [numbers[place] for place in chosen], vectors[torch.tensor(chosen)]
+        base, update = base[torch.tensor(numbers)], update[torch.tensor(numbers)]
         spectra = [[of_split[place] for place in chosen] for of_split in spectra]
     measures = [
         [
@@ -88,12 +88,13 @@ def _reweigh(updates: torch.Tensor, vectors: torch.Tensor, spectra: Sequence[Lay
         layers = [spectra[number] for number in numbers]
         is_high = k <= layers[0].rank - k
         high, low = (
-            updates.new_tensor([[[getattr(layer, name)]] for layer in layers])
+            torch.tensor([[[getattr(layer, name)]] for layer in layers], dtype=torch.float64).to(updates)
             for name in ("lambda_high", "lambda_low")
         )
         common, extra = (low, high) if is_high else (high, low)
-        block = updates[numbers]
-        directions = vectors[numbers][:, :, :k] if is_high else vectors[numbers][:, :, k:]
+        index = torch.tensor(numbers)
+        block = updates[index]
+        directions = vectors[index, :, :k] if is_high else vectors[index, :, k:]
         projected = torch.bmm(torch.bmm(block, directions), directions.mT)
-        edited[numbers] = (block * common).addcmul_(projected, extra - common)
+        edited[index] = (block * common).addcmul_(projected, extra - common)
     return edited

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from monosoup_cli.devices.held import Held
-from monosoup_cli.errors import ResultOverflowError
-from monosoup_cli.formats.dtypes import BITS, FLOATING, bytes_of, check_finite, count_nonfinite
+from monosoup_cli.formats.dtypes import (
+    BITS,
+    FLOATING,
+    bytes_of,
+    check_finite,
+    count_nonfinite,
+    overflow_error,
+)
 from monosoup_cli.outputs.form import Target
 from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter, Slot
 from monosoup_cli.sources.source import Source
@@ -138,8 +144,8 @@ def move(
         if stored_dtype != reader.dtype:
             nonfinite = count_nonfinite(chunk)
             chunk = worker.channel.host.take("output", stored_dtype, len(chunk)).copy_(chunk)
-            if count_nonfinite(chunk) > nonfinite:
-                raise ResultOverflowError(f"overflows {stored_dtype}", tensor=name)
+            if (overflowing := count_nonfinite(chunk) - nonfinite) > 0:
+                raise overflow_error(overflowing, stored_dtype, name)
         data = bytes_of(chunk)
         for variant in target.variants:
             target.output.write(stored_name, data, written, variant.folder)

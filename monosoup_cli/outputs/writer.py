@@ -339,6 +339,8 @@ class PartialOutput:
                 stop += 1
             for folder, digest in digests.items():
                 for chunk in self._read(folder, file, tensors[first].start, tensors[stop - 1].stop):
+                    if self._is_left:
+                        return []
                     digest.update(chunk)
             first = stop
         return [digest.hexdigest() for digest in digests.values()]

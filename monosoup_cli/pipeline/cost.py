@@ -54,10 +54,12 @@ class Estimate:
     Attributes:
         seconds: The estimate.
         calibration_seconds: How long the samples took.
+        cores: How many cores it keeps busy.
     """
 
     seconds: float
     calibration_seconds: float
+    cores: int
 
 
 def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | None:
@@ -75,8 +77,9 @@ def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | N
     resources = ready.resources
     if ready.drafts or not all(device.is_host for device in resources.devices):
         return None
-    so_far = _spent(resources.workers)
-    started, deadline = time.monotonic(), time.process_time() + BUDGET * resources.workers
+    workers = min(resources.workers, resources.devices[0].workers)
+    so_far = _spent(workers)
+    started, deadline = time.monotonic(), time.process_time() + BUDGET * workers
     inputs = ready.planned.inputs.finetuned
     finetuned = inputs if members is None else [inputs[number] for number in members]
     ways: dict[tuple[bool, bool, bool], list[PlannedTensor]] = {}
@@ -85,8 +88,8 @@ def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | N
     laws = {way: Law.of(_samples(ready, finetuned, tensors, deadline)) for way, tensors in ways.items()}
     seconds = [laws[_way(tensor, finetuned)].seconds(tensor) for tensor in ready.plan.tensors]
     in_turn = sum(laws[way].constants[0] * len(tensors) for way, tensors in ways.items())  # Python has a lock
-    made = max(makespan(seconds, resources.workers), in_turn)
-    return Estimate(so_far + made, time.monotonic() - started)
+    made = max(makespan(seconds, workers), in_turn)
+    return Estimate(so_far + made, time.monotonic() - started, workers)
 
 
 def _spent(workers: int) -> float:

@@ -93,26 +93,29 @@ def allot(
     if cards and host is not None and access == "flat":
         notes.append("the CPU computes, because the disk is the limit here; --device cuda uses the card")
         cards = []
-    wanted_of_one = None if wanted_workers is None or not cards else -(-wanted_workers // len(cards))
-    fitting: dict[Device, int] = {}
-    model = None
+    usable: dict[Device, tuple[_Room, Sequence[int]]] = {}
     for card in cards:
         try:
             card.warm_up()  # first: its libraries take memory, too
             room = _Room(str(card.torch), card.free_bytes(), card.sizes.overhead.device)
             on_card = sorted((held.device for held in needs(card)), reverse=True)
-            workers = room.fitting(wanted_of_one or card.workers, on_card)
+            room.fitting(1, on_card)
         except ResourceError as error:
             if len(cards) == 1 and host is None:
                 raise
             notes.append(f"{card.torch} is left out: {error.problem}")
             continue
-        model = model or card.model()
+        model = next(iter(usable), card).model()
         if card.model() == model:
-            fitting[card] = workers
+            usable[card] = room, on_card
         else:
             notes.append(f"{card.torch} is left out: its results may differ from those of {model}")
+    of_one = None if wanted_workers is None else -(-wanted_workers // max(len(usable), 1))
+    fitting = {
+        card: room.fitting(of_one or card.workers, on_card) for card, (room, on_card) in usable.items()
+    }
     if fitting and host is not None and sum(card.float64_rate() for card in fitting) < host.float64_rate():
+        model = next(iter(fitting)).model()
         notes.append(f"the CPU computes: it is faster in float64 than {model}; --device cuda uses the card")
         fitting = {}
     if not fitting:
@@ -143,13 +146,15 @@ def _spread(
             f"{wanted_workers} workers do not fit into memory", hint=f"--workers {len(places)} fits"
         )
     on_card = sorted((held.device for held in tensors), reverse=True)[: places.count(first)]
-    return Resources(
-        places,
-        sum(on_host[: len(places)]) + overhead.host * len(places),
-        0 if first.is_host else sum(on_card) + overhead.device * len(on_card),
-        None if first.is_host else host,
-        notes,
-    )
+    host_bytes = sum(on_host[: len(places)]) + overhead.host * len(places)
+    if first.is_host:
+        return Resources(places, host_bytes, notes=notes)
+    device_bytes = sum(on_card) + overhead.device * len(on_card)
+    if host is not None:  # it computes one tensor at a time
+        largest = max((held.host + held.device for held in needs(host)), default=0)
+        fits = room.holds(host_bytes + largest)
+        host, host_bytes = (host, host_bytes + largest) if fits else (None, host_bytes)
+    return Resources(places, host_bytes, device_bytes, host, notes)
 
 
 @dataclass(frozen=True)
@@ -174,16 +179,19 @@ class _Room:
         """
         if self.free is None or not needs:
             return workers
-        allowed = int(self.free * RESERVED_SHARE)
-        if needs[0] + self.overhead > allowed:
+        if not self.holds(needs[0] + self.overhead):
             raise ResourceError(
                 f"the largest matrix does not fit into the memory of {self.name}",
                 expected=f"about {needs[0] + self.overhead:,} bytes",
                 found=f"{self.free:,} free",
             )
-        while workers > 1 and sum(needs[:workers]) + workers * self.overhead > allowed:
+        while workers > 1 and not self.holds(sum(needs[:workers]) + workers * self.overhead):
             workers -= 1
         return workers
+
+    def holds(self, nbytes: int) -> bool:
+        """Whether so many bytes are no more than a run may plan to use."""
+        return self.free is None or nbytes <= int(self.free * RESERVED_SHARE)
 
 
 def needs_of(
@@ -206,7 +214,7 @@ def needs_of(
     variants, sizes = len(method.variants()), device.sizes
 
     @cache  # models have few kinds of layers
-    def computed(cut: Cut, item_bytes: int, count: int, rank: int | None, wanted: Wanted) -> Held:
+    def computed(cut: Cut, item_bytes: tuple[int, int], count: int, rank: int | None, wanted: Wanted) -> Held:
         layer = MatrixLayer.held(cut, item_bytes, count, rank, resident_bytes=sizes.resident_bytes)
         return layer + method.held(cut, wanted, rank)
 
@@ -216,7 +224,8 @@ def needs_of(
             return reading + FlatLayer.held(sizes.range_factor) + written
         finetuned = sources[1:] if tensor.reads.base else sources
         rank, wanted = product_rank(finetuned, tensor.name), Wanted() if form is None else form.wanted(tensor)
-        item_bytes = BITS[tensor.dtype] // 8 or 1
+        stored = [BITS[source.tensors[tensor.name].dtype] // 8 or 1 for source in sources]
+        item_bytes = stored[0], max(stored[-len(finetuned) :])
         return reading + computed(tensor.matrices.cut, item_bytes, len(finetuned), rank, wanted) + written
 
     return [need(tensor) for tensor in tensors]

@@ -38,6 +38,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             trials=trials,
             seconds=None if estimate is None else estimate.seconds,
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,
+            cores=0 if estimate is None else estimate.cores,
         ),
     )
 

@@ -54,8 +54,9 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
     planned, resources = ready.planned, ready.resources
     inputs = planned.inputs
     base = inputs.base if planned.method.needs_base else None
+    places = resources.places[: resources.devices[0].workers]  # more than there are cores share them
     before, after = _values(sample)
-    samples = [sample] * (resources.workers * repeats)
+    samples = [sample] * (len(places) * repeats)
     if sample.matrices is not None:  # under names of their own, those that are small are edited together
         samples = [replace(sample, name=f"{sample.name} {number}") for number in range(len(samples))]
     ingredients = Ingredients(
@@ -68,7 +69,7 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
     plan = Plan(tuple(samples))
     target = Target(cast(Any, _Nowhere()), ingredients, ready.variants)
     work = Work(plan, planned.method, cast(Any, _Form(ready.form.wanted(sample))), target)
-    run(work, Threads(resources.places), clock)
+    run(work, Threads(places), clock)
     return clock.median
 
 

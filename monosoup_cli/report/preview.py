@@ -22,6 +22,7 @@ class Cost:
         trials: The largest number of runs of a score command.
         seconds: How long the run takes, without downloads; None where that is not estimated.
         calibration_seconds: How long it took to find out how fast the machine is.
+        cores: How many cores the run keeps busy, where its time is known.
     """
 
     device: str
@@ -32,6 +33,7 @@ class Cost:
     trials: int
     seconds: float | None = None
     calibration_seconds: float | None = None
+    cores: int = 0
 
 
 @dataclass(frozen=True)

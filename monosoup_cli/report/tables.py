@@ -114,7 +114,8 @@ def _time(cost: Cost) -> str:
         return f"not estimated: {why}"
     calibration = f"estimated from a calibration of {cost.calibration_seconds:.1f} s"
     download = ", without the download" if cost.download_bytes else ""
-    return f"about {rough(cost.seconds)} on {plural(cost.workers, 'core')}, {calibration}{download}"
+    where = f"on {plural(cost.cores, 'core')}, with the start"
+    return f"about {rough(cost.seconds)} {where}; {calibration}{download}"
 
 
 def _tensors(plan: Preview) -> Table:

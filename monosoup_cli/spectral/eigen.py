@@ -10,16 +10,16 @@ __all__ = ["eigh", "eigvalsh"]
 
 
 def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the eigenvalues of a symmetric matrix, largest first, and its eigenvectors as columns.
+    """Compute the eigenvalues of symmetric matrices, largest first, and their eigenvectors as columns.
 
     Args:
-        matrix: (n, n) float64, of which only the upper triangle is read.
+        matrix: (..., n, n) float64, of which only the upper triangles are read.
 
     Returns:
-        (n,) float64 on the CPU, and (n, n) float64 on the matrix's device.
+        (..., n) float64 on the CPU, and (..., n, n) float64 on the matrices' device.
     """
     values, vectors = _solve(lambda solved: torch.linalg.eigh(solved, UPLO="U"), matrix)
-    return values.cpu().flip(0), vectors.to(matrix.device).flip(1)
+    return values.cpu().flip(-1), vectors.to(matrix.device).flip(-1)
 
 
 def eigvalsh(matrix: torch.Tensor) -> torch.Tensor:

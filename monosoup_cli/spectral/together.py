@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from monosoup_cli.spectral.eigen import eigh
 from monosoup_cli.spectral.spectrum import RESOLVED, SAFE_SQUARES
 
 __all__ = ["decompose_together"]
@@ -26,12 +27,14 @@ def decompose_together(
     grams = torch.bmm(matrices.mT, matrices)
     traces = grams.diagonal(dim1=1, dim2=2).sum(1)
     is_in_range = (traces > SAFE_SQUARES[0]) & (traces < SAFE_SQUARES[1])
-    numbers = is_in_range.nonzero().view(-1)
+    numbers = is_in_range.nonzero().view(-1).cpu()
     if len(numbers) < len(grams):
         grams = grams[numbers]
-    squares, vectors = torch.linalg.eigh(grams, UPLO="U")
-    squares = squares.flip(1)
+    try:
+        squares, vectors = eigh(grams)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # which of them, shows one by one
+        return [], traces.new_empty(0), grams[:0]
     is_resolved = squares[:, -1] > resolved * squares[:, 0]
     if not is_resolved.all():
         numbers, squares, vectors = numbers[is_resolved], squares[is_resolved], vectors[is_resolved]
-    return numbers.tolist(), squares.cpu().sqrt(), vectors.flip(2)
+    return numbers.tolist(), squares.sqrt(), vectors

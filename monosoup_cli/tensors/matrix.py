@@ -225,24 +225,32 @@ class MatrixLayer:
             yield start, stop, self._upcast(self._base.block(start, stop), "float64 base")
 
     def check(self) -> None:
-        """Look for NaN and Inf, in a pass over all inputs.
+        """Look for NaN and Inf, in a pass over all inputs: the base first, which merged adapters contain.
+
+        Factors are looked through when they are read. Their product may overflow where they do not.
 
         Raises:
             NonfiniteError: The matrix has NaN or Inf in one of the checkpoints.
         """
         for start, stop in self.cut.ranges():
             self._worker.interrupt()
-            self._finetuned.check(start, stop)
             if self._base is not None:
                 self._base.check(start, stop)
+            if self.factors is None:
+                self._finetuned.check(start, stop)
 
     def measure_base(self) -> None:
-        """Measure `base_norm` in a pass over the base alone."""
+        """Measure `base_norm` in a pass over the base alone.
+
+        Raises:
+            NonfiniteError: The base has NaN or Inf.
+        """
         import torch
 
         if self._base is not None:
             squares = [torch.linalg.vector_norm(base).square() for _, _, base in self.bases()]
             self._base_square = torch.stack(squares).sum() if squares else None
+            self._check_norm()
 
     @property
     def base_norm(self) -> float:
@@ -251,23 +259,28 @@ class MatrixLayer:
         Raises:
             NonfiniteError: The matrix has NaN or Inf.
         """
+        return self._check_norm()
+
+    def _check_norm(self) -> float:
         square = 0.0 if self._base_square is None else float(self._base_square)
-        if not math.isfinite(square):
+        if not math.isfinite(square):  # NaN or Inf, or the sum overflows
             self.check()
         return math.sqrt(square)
 
     @staticmethod
-    def held(cut: Cut, item_bytes: int, count: int, rank: int | None = None, *, resident_bytes: int) -> Held:
+    def held(
+        cut: Cut, item_bytes: Sequence[int], count: int, rank: int | None = None, *, resident_bytes: int
+    ) -> Held:
         """How much memory it takes to read and upcast one layer.
 
         Args:
             cut: How the matrix is cut into blocks.
-            item_bytes: The size of a stored element.
+            item_bytes: The size of a stored element in the base, and in the fine-tuned checkpoints at most.
             count: The number of fine-tuned checkpoints.
             rank: The rank of the update's factors; None where it has none.
             resident_bytes: Up to which size the device holds stored matrices whole.
         """
-        stored = 2 * cut.held_bytes(item_bytes, resident_bytes)  # the base and one of the fine-tuned
+        stored = sum(cut.held_bytes(size, resident_bytes) for size in item_bytes)
         mean = MeanMatrix.held_bytes(cut) if count > 1 else 0
         upcast = 2 * 8 * cut.block_length * cut.side  # W0 and Δ
         factors = 8 * (rank or 0) * (cut.length + cut.side)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.utils._device import _device_constructors
 
 from tests.card import streams
 from tests.card.state import STATE, Card, current_device, index_of, set_device
@@ -177,6 +178,7 @@ def _patch_cuda():
 
 def _patch_tensors():
     """What C++ does before it dispatches: pinned memory, and "cuda" without an index."""
+    _device_constructors()  # `with torch.device("meta")` keeps the torch.empty that it sees first
     empty_on_host, to_anywhere = torch.empty, torch.Tensor.to
 
     def empty(*size, pin_memory=False, **options):

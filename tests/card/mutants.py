@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant(
         "the count of NaN is that of the buffer's last use",
         CUDA,
-        "            staging.count.copy_(mark_nonfinite(elements).sum(), non_blocking=True)\n",
+        "            staging.count.copy_(count, non_blocking=True)\n",
         "",
     ),
     Mutant(

@@ -214,6 +214,20 @@ def test_cards_that_were_asked_for_are_not_replaced(cards, message):
         allot(lambda device: NEEDS, cards, None)
 
 
+def test_workers_that_were_asked_for_are_spread_over_the_cards_that_stay():
+    cards = [Card(0, 80 * GIB), Card(1, 80 * GIB, "other"), Cpu()]
+    assert allot(lambda device: NEEDS, cards, 4).places == [cards[0]] * 4
+
+
+def test_the_cpu_is_no_substitute_for_what_the_host_cannot_hold():
+    card, needs = Card(0, 80 * GIB), [Held(host=GIB, device=20 * GIB)] * 2
+    resources = allot(lambda device: needs, [card, Cpu()], None)
+    assert (resources.substitute, resources.host_bytes) == (Cpu(), 2 * (GIB + 1) + 21 * GIB)
+    needs = [Held(host=GIB, device=60 * GIB)]
+    resources = allot(lambda device: needs, [card, Cpu()], None)
+    assert (resources.substitute, resources.host_bytes) == (None, GIB + 1)
+
+
 def test_the_cpu_is_the_substitute_of_cards_that_were_not_asked_for():
     card = Card(0, 80 * GIB)
     assert allot(lambda device: NEEDS, [card, Cpu()], None).substitute == Cpu()

@@ -127,7 +127,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, inputs, tmp_path, cas
     assert told["command"] == case.name
     assert told["output"]["path"] == str(tmp_path / "out")
     assert told["estimated_seconds"] > 0
-    assert re.search(r"^time +about .* on \d+ cores?, estimated from a calibration of", table.out, re.M)
+    assert re.search(
+        r"^time +about .* on \d+ cores?, with the start; estimated from a calibration of", table.out, re.M
+    )
     assert tuple(told["output"].get("folders", ("",))) == case.folders
     assert sorted(layer["name"] for layer in told["layers"]) == sorted(names)
     listed = {line.split()[0] for line in table.out.splitlines() if line.strip()} & set(names)

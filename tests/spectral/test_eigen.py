@@ -6,6 +6,7 @@ import torch
 
 from monosoup_cli.spectral.eigen import eigh, eigvalsh
 from monosoup_cli.spectral.low_rank import decompose_product
+from monosoup_cli.spectral.together import decompose_together
 from tests.card import faults
 from tests.card.state import STATE
 
@@ -54,3 +55,13 @@ def test_the_core_of_a_product_is_left_to_the_cpu():
         spectrum = decompose_product(left.cuda(), right.cuda())
     np.testing.assert_allclose(spectrum.singular_values, [3.0, 2.0, 1.0], atol=1e-15)
     assert spectrum.left.device.type == spectrum.right.device.type == "cuda"
+
+
+@needs_emulation
+@pytest.mark.cuda
+def test_a_batch_that_a_card_fails_to_decompose_the_cpu_decomposes():
+    matrices = torch.randn(7, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with faults.failing(faults.NOT_CONVERGED, "_linalg_eigh") as fault:
+        numbers, values, vectors = decompose_together(matrices.cuda())
+    assert (fault.raised, numbers, vectors.device.type) == (1, list(range(7)), "cuda")
+    np.testing.assert_allclose(values, np.linalg.svd(matrices.numpy(), compute_uv=False), atol=1e-12)

@@ -144,13 +144,25 @@ def test_nonfinite_matrices(checkpoints, worker, sizes, shape, where):
     assert caught.value.tensor == "w"
 
 
+def test_nan_in_the_base_is_the_bases_and_shows_without_its_update(checkpoints, worker, sizes):
+    values_with_nan = values(0, (9, 5), F32)
+    values_with_nan[4, 3] = math.nan
+    base, merged = checkpoints(values_with_nan, values_with_nan)
+    layer = matrix_layer("w", Cut(9, 5), 0, base, [merged], worker)
+    for look in (layer.measure_base, layer.check):
+        with pytest.raises(NonfiniteError) as caught:
+            look()
+        assert caught.value.path == base.path
+
+
 def test_what_a_layer_holds():
     small, embedding = Cut(300, 200), Cut(256_000, 4096)
 
-    def held(cut, count, rank=None, resident_bytes=32 << 20):
-        return MatrixLayer.held(cut, 2, count, rank, resident_bytes=resident_bytes)
+    def held(cut, count, rank=None, resident_bytes=32 << 20, item_bytes=(2, 2)):
+        return MatrixLayer.held(cut, item_bytes, count, rank, resident_bytes=resident_bytes)
 
     assert held(small, 1) == Held(device=2 * 2 * 60_000 + 2 * 8 * 60_000)
+    assert held(small, 1, item_bytes=(4, 2)) == held(small, 1) + Held(device=2 * 60_000)
     assert held(small, 5) == held(small, 1) + Held(device=8 * 60_000)
     # two buffers of 32 MiB for what is stored, two blocks in float64; no more with a longer side
     block = embedding.block_length * 4096
