@@ -421,7 +421,8 @@ def test_json_is_what_the_function_returns(run, files, count, options):
 
 def test_csv_has_the_rows_of_the_table_and_the_reports_numbers(run, files):
     report = monosoup_cli.inspect_spectrum(*files[:2], values=True, device="cpu")
-    out = run("inspect-spectrum", *files[:2], "--values", "--format", "csv", "--sort", "rho", "--top", 5).out
+    words = ["--device", "cpu", "--values", "--format", "csv", "--sort", "rho", "--top", 5]
+    out = run("inspect-spectrum", *files[:2], *words).out
     rows = sorted((row for row in rows_of(report) if row["k"]), key=lambda row: -row["rho"])[:5]
     found = list(csv.DictReader(io.StringIO(out)))
     assert [line["name"] for line in found] == [row["name"] for row in rows]

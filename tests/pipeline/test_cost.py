@@ -99,7 +99,7 @@ def pair(tmp_path):
 def test_nothing_is_read_or_written(pair, tmp_path):
     """The NaN would stop whoever reads it."""
     before = everything_in(tmp_path)
-    with edit.prepare(*pair, tmp_path / "out") as planned:
+    with edit.prepare(*pair, tmp_path / "out", device="cpu") as planned:
         found = estimate(make_ready(planned))
     assert found is not None
     assert found.seconds > 0
@@ -115,7 +115,7 @@ def test_samples_are_small_and_every_way_to_make_a_tensor_has_some(pair, tmp_pat
         return samples.seconds_for(ready, finetuned, sample, repeats)
 
     monkeypatch.setattr(cost, "seconds_for", watched)
-    with edit.prepare(*pair, tmp_path / "out") as planned:
+    with edit.prepare(*pair, tmp_path / "out", device="cpu") as planned:
         ready = make_ready(planned)
         estimate(ready)
         of_edited = [sample.shape for sample in taken if sample.is_edited]
@@ -129,7 +129,7 @@ def test_more_tensors_take_longer_and_more_workers_take_less(pair, tmp_path, mon
     monkeypatch.setattr("monosoup_cli.pipeline.cost._spent", lambda workers: 0.0)  # by tests before this one
 
     def seconds(copies, workers):
-        with edit.prepare(*pair, tmp_path / "out", workers=2) as planned:
+        with edit.prepare(*pair, tmp_path / "out", workers=2, device="cpu") as planned:
             ready = make_ready(planned)
             matrix = next(one for one in ready.plan.tensors if one.name == "a.weight")
             resources = replace(ready.resources, places=ready.resources.places[:workers])

@@ -471,7 +471,7 @@ def test_killed_and_resumed(run, tmp_path):
     base = {f"layers.{n}.w": torch.randn(16, 16, generator=generator) for n in range(MANY)}
     tuned = {name: torch.cat([1.1 * w.flip(0), w[:3]]) for name, w in base.items()}
     paths, out = write(tmp_path, [base, tuned]), tmp_path / "out"
-    words = ["edit", *map(str, paths), "-o", str(out), *OVERLAP]
+    words = ["edit", *map(str, paths), "-o", str(out), "--device", "cpu", *OVERLAP]
     journal = tmp_path / "out.partial" / "journal"
     process = subprocess.Popen([sys.executable, "-m", "monosoup_cli", *words], stderr=subprocess.DEVNULL)
     while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 20):

@@ -118,8 +118,8 @@ def files_of(case):
 @every_case
 def test_a_dry_run_prints_the_plan_and_writes_nothing(run, inputs, tmp_path, case):
     before = everything_in(inputs[0].parent)
-    table = run(*case.words(inputs, tmp_path / "out", "--dry-run"))
-    plan = run(*case.words(inputs, tmp_path / "out", "--dry-run", "--format", "json"))
+    table = run(*case.words(inputs, tmp_path / "out", *ON_CPU, "--dry-run"))
+    plan = run(*case.words(inputs, tmp_path / "out", *ON_CPU, "--dry-run", "--format", "json"))
     assert (table.code, plan.code) == (0, 0)
     assert list(tmp_path.iterdir()) == []
     assert everything_in(inputs[0].parent) == before
@@ -195,6 +195,10 @@ def many(tmp_path_factory):
     return [folder / "base.safetensors", *sorted(folder.glob("tuned-*"))]
 
 
+ON_CPU = ("--device", "cpu")
+"""For what is compared with a process, which sees no emulated card, and for what is said of the CPU alone."""
+
+
 def finished(out):
     """Tensors that the journal has as finished. A kill may cut its last line, which then does not count."""
     journal = out.with_name(f"{out.name}.partial") / "journal"
@@ -209,7 +213,7 @@ def test_killed_and_resumed(run, many, tmp_path, name):
     case = CASES[name]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "monosoup_cli", *case.words(many, out, "--workers", 2)],
+        [sys.executable, "-m", "monosoup_cli", *case.words(many, out, *ON_CPU, "--workers", 2)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -224,15 +228,15 @@ def test_killed_and_resumed(run, many, tmp_path, name):
     left = run(*case.words(many, out))
     assert left.code == 1
     assert "--resume" in left.err
-    changed = run(*case.words(many, out, "--resume", changed=True))
+    changed = run(*case.words(many, out, *ON_CPU, "--resume", changed=True))
     assert changed.code == 1
     assert "differs in arguments." in changed.err
     (option,) = set(case.changed[-2:-1])
     assert option.strip("-") in changed.err
     assert not out.exists()
     assert finished(out) == done
-    succeed(*case.words(many, out, "--resume", "--workers", 1))
-    succeed(*case.words(many, tmp_path / "whole"))
+    succeed(*case.words(many, out, *ON_CPU, "--resume", "--workers", 1))
+    succeed(*case.words(many, tmp_path / "whole", *ON_CPU))
     assert list(content(out)) == files_of(case)
     assert content(out) == content(tmp_path / "whole")
     for folder in case.folders:
