@@ -137,7 +137,7 @@ def test_tensors_that_are_put_in_order_count_in_the_plan(run, small, tmp_path):
     for way in ("flat", "strided"):
         for name, weights in zip(("base", "ft"), small, strict=True):
             torch.save(WAYS[way](weights), tmp_path / f"{name}.pt")
-        words = ["-o", tmp_path / "out", "--dry-run", "--format", "json", "--workers", "1"]
+        words = ["-o", tmp_path / "out", "--dry-run", "--format", "json", "--workers", "1", "--device", "cpu"]
         plans[way] = json.loads(run("edit", tmp_path / "base.pt", tmp_path / "ft.pt", *words).out)
     largest = small[0]["model.visual.conv1.weight"].nbytes
     assert plans["strided"]["memory_bytes"] - plans["flat"]["memory_bytes"] == 2 * 2 * largest
