@@ -70,6 +70,16 @@ def is_fault(error: RuntimeError) -> bool:
     return isinstance(error, torch.AcceleratorError) or str(error).startswith(libraries)
 
 
+def _clear_workspaces() -> None:
+    """Give back what cuBLAS keeps for every stream of every thread that has been: threads of later runs take
+    their places in another order, and would have it allocate more."""
+    import torch
+
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # torch has no public name for it
+    if clear is not None:
+        clear()
+
+
 @cache
 def _stream(card: int, worker: int) -> Stream:
     """The stream of a worker, the same in every run: cuBLAS keeps a workspace for each that it has seen."""
@@ -135,6 +145,7 @@ class Cuda:
         import torch
 
         with self._usable():
+            _clear_workspaces()
             free = int(torch.cuda.mem_get_info(self.torch)[0])
             # what torch has cached from earlier runs counts as taken there
             cached = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)

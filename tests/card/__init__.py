@@ -8,7 +8,7 @@ but no last bits and no speed:
   its stream, so that a pinned buffer that is filled again too early shows as wrong numbers; "early", at once;
   "random", in between, by `--card-seed`.
 - Memory is that of a caching allocator with a capacity: it runs out, and new memory is full of NaN. It
-  holds the workspaces of cuBLAS (one for each handle and stream, never freed) and of cuSOLVER. What is cached
+  holds the workspaces of cuBLAS (one for each handle and stream, kept) and of cuSOLVER. What is cached
   counts as taken. Segments and fragmentation are left out: a block has the size asked for, in steps of 512.
 - Pinned memory is counted in powers of two, and freed buffers are kept for the next ones.
 - Bytes over the bus, synchronisations and the cards that were touched are counted: `STATE`, from

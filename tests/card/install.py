@@ -134,6 +134,11 @@ def _reset_peak(device=None):
     card.peak = card.live
 
 
+def _clear_workspaces():
+    for card in STATE.cards:
+        card.workspaces.clear()
+
+
 def _empty_cache():
     for card in STATE.cards:
         card.empty_cache()
@@ -174,6 +179,7 @@ def _patch_cuda():
         get_device_capability=lambda device=None: (9, 0),
     )
     _patch(torch.version, cuda="0.0-emulated")
+    _patch(torch._C, _cuda_clearCublasWorkspaces=_clear_workspaces)
 
 
 def _patch_tensors():

@@ -172,6 +172,7 @@ MUTANTS = [
         "take(purpose, dtype, *stored.shape)",
         'take("one for all", dtype, *stored.shape)',
     ),
+    Mutant("what cuBLAS keeps piles up from run to run", CUDA, "            _clear_workspaces()\n", ""),
     Mutant("what torch has cached counts as taken", CUDA, "return free + int(cached)", "return free"),
     Mutant(
         "a card without memory is an error where the CPU could compute",
