@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from torch import device as TorchDevice
     from torch.cuda import Stream
 
-__all__ = ["WORKERS_PER_CARD", "Cuda", "count_cards", "is_fault", "lacks_memory"]
+__all__ = ["WORKERS_PER_CARD", "Cuda", "count_cards", "first_line", "is_fault", "lacks_memory"]
 
 WORKERS_PER_CARD = 3
 """One computes while another reads and a third writes."""
 
-STAGED_BYTES = (8 << 20) - 512
-"""How many bytes cross the bus at a time. With the count behind them they take 8 MiB: torch rounds pinned
-memory up to a power of two."""
+PINNED_BYTES = 8 << 20
+"""The size of a page-locked buffer: a power of two, to which torch rounds it up."""
+
+STAGED_BYTES = PINNED_BYTES - 512
+"""How many bytes cross the bus at a time; behind them is room for a count."""
 
 STAGINGS = 2
 """One is read or written by the host while the other is on the bus."""
@@ -68,6 +70,11 @@ def is_fault(error: RuntimeError) -> bool:
 
     libraries = ("CUDA error", "cusolver error", "cublas error", "HIP error")
     return isinstance(error, torch.AcceleratorError) or str(error).startswith(libraries)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of torch; advice for programmers follows it."""
+    return str(error).partition("\n")[0]
 
 
 def _clear_workspaces() -> None:
@@ -133,7 +140,7 @@ class Cuda:
         memory = int(torch.cuda.get_device_properties(self.torch).total_memory)
         masks = 4 * STAGED_BYTES  # by which a part that is on its way to the host is looked through for NaN
         blocks = 48 << 20  # those of one kind of tensor, that are kept for the next one of its kind
-        overhead = Held(host=STAGINGS * (STAGED_BYTES + 512), device=CUBLAS_BYTES + masks + blocks)
+        overhead = Held(host=STAGINGS * PINNED_BYTES, device=CUBLAS_BYTES + masks + blocks)
         return Sizes(min(RESIDENT_BYTES, memory // 32), 16, overhead)
 
     def model(self) -> str:
@@ -178,9 +185,8 @@ class Cuda:
         try:
             yield
         except RuntimeError as error:  # out of memory, busy, in exclusive mode, lost
-            reason = str(error).partition("\n")[0]
             raise ResourceError(
-                f"{self.torch} cannot be used: {reason}", hint="--device cpu computes without it"
+                f"{self.torch} cannot be used: {first_line(error)}", hint="--device cpu computes without it"
             ) from None
 
 
@@ -293,9 +299,9 @@ class _Staging:
         import torch
 
         try:
-            buffer = torch.empty(STAGED_BYTES + 512, dtype=torch.uint8, pin_memory=True)
+            buffer = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:  # the system lets a process lock only so much; copies then wait
-            buffer = torch.empty(STAGED_BYTES + 512, dtype=torch.uint8)
+            buffer = torch.empty(PINNED_BYTES, dtype=torch.uint8)
         self.data = buffer[:STAGED_BYTES]
         self.count = buffer[STAGED_BYTES : STAGED_BYTES + 8].view(torch.int64)[0]
         self._arrival: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -38,11 +38,9 @@ def edit_together(
 
     from monosoup_cli.spectral.together import decompose_together
 
-    if update.shape[1] < update.shape[2]:
+    is_wide = update.shape[1] < update.shape[2]
+    if is_wide:
         base, update = base.mT, update.mT
-        is_wide = True
-    else:
-        is_wide = False
     numbers, values, vectors = decompose_together(update, resolved_for(splits))
     norms = torch.linalg.vector_norm(base, dim=(1, 2)).tolist()
     spectra = [measure_all(values, split) for split in splits] if numbers else []

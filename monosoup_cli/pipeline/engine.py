@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import Protocol, TypeAlias
 
-from monosoup_cli.devices.cuda import is_fault, lacks_memory
+from monosoup_cli.devices.cuda import first_line, is_fault, lacks_memory
 from monosoup_cli.devices.device import Channel, Device
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.sources.source import Source
@@ -168,7 +168,7 @@ def _one_line(tensor: PlannedTensor, worker: Worker) -> Iterator[None]:
     except MemoryError:
         raise ResourceError("ran out of memory on the host", tensor=tensor.name, hint=again) from None
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        reason = f"a decomposition failed: {_first_line(error)}"
+        reason = f"a decomposition failed: {first_line(error)}"
         keeps = "--exclude keeps the tensor as fine-tuned"
         raise ResourceError(reason, tensor=tensor.name, hint=keeps) from None
     except RuntimeError as error:
@@ -176,14 +176,10 @@ def _one_line(tensor: PlannedTensor, worker: Worker) -> Iterator[None]:
         if lacks_memory(error):
             reason = f"ran out of memory on {device}"
         elif is_fault(error):
-            reason, again = f"{device} failed: {_first_line(error)}", "rerun with --resume and --device cpu"
+            reason, again = f"{device} failed: {first_line(error)}", "rerun with --resume and --device cpu"
         else:
             raise
         raise ResourceError(reason, tensor=tensor.name, hint=again) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _use_one_thread() -> None:

@@ -77,8 +77,8 @@ MUTANTS = [
     Mutant(
         "memory is not pinned",
         CUDA,
-        "buffer = torch.empty(STAGED_BYTES + 512, dtype=torch.uint8, pin_memory=True)",
-        "buffer = torch.empty(STAGED_BYTES + 512, dtype=torch.uint8)",
+        "buffer = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)",
+        "buffer = torch.empty(PINNED_BYTES, dtype=torch.uint8)",
     ),
     Mutant(
         "the thread keeps the device and the stream that it had",

@@ -46,8 +46,8 @@ class Card:
     def multiply_on(self, stream):
         """Take the workspace of cuBLAS for a stream, at its first matrix product.
 
-        torch keeps one for every pair of a handle and a stream, and frees it only when it is told to. A thread
-        has a handle, which another one inherits when it ends.
+        torch keeps one for every pair of a handle and a stream, and frees it only when it is told to. A
+        thread has a handle, which another one inherits when it ends.
         """
         with LOCK:
             key = STATE.handle_on(self).number, stream
