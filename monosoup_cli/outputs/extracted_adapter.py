@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
-from monosoup_cli.errors import CheckpointError, ResultOverflowError, UsageError, without_tokens
+from monosoup_cli.errors import CheckpointError, UsageError, without_tokens
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.formats.header import Header, build_header
 from monosoup_cli.outputs.factor_sink import FactorSink
@@ -20,7 +20,7 @@ from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
-from monosoup_cli.tensors.method import Edit, Layer, Wanted
+from monosoup_cli.tensors.method import Edit, Layer, Wanted, overflow_in
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, output_dtype
 from monosoup_cli.tensors.worker import Worker
 
@@ -185,11 +185,8 @@ class ExtractedAdapterDraft:
             assert tensor.matrices is not None
             cut, sources = tensor.matrices.cut, self.opened.finetuned
             layer = matrix_layer(tensor.name, cut, 0, self.base, sources, worker)
-            try:
+            with overflow_in(layer, tensor.name):
                 rank = self.rank_of(layer)
-            except FloatingPointError:
-                layer.check()
-                raise ResultOverflowError("the update overflows float64", tensor=tensor.name) from None
             self._ranks[tensor.name], self._moved[tensor.name] = rank, rank > 0
         else:
             self._moved[tensor.name] = self._has_moved(tensor.name, worker)

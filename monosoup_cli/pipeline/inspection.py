@@ -22,7 +22,7 @@ from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
-from monosoup_cli.tensors.method import Method
+from monosoup_cli.tensors.method import Method, overflow_in
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.tensors.worker import Worker
 
@@ -167,11 +167,8 @@ class Inspection:
         parts = []
         for index in range(tensor.matrices.count):
             layer = matrix_layer(tensor.name, tensor.matrices.cut, index, base, finetuned, worker)
-            try:
+            with overflow_in(layer, tensor.name):
                 parts.append(SliceRecord(index, measure(layer)))
-            except FloatingPointError:
-                layer.check()
-                raise NonfiniteError("the update overflows float64", tensor=tensor.name) from None
         record = replace(unchanged, together=together, shared_rows=tensor.shared_rows)
         if all(part.measures is None for part in parts):
             return record

@@ -12,7 +12,7 @@ from monosoup_cli.outputs.form import OutputForm, Sink, Target
 from monosoup_cli.pipeline.engine import Engine, Progress
 from monosoup_cli.report.records import LayerRecord, SliceRecord
 from monosoup_cli.tensors.ingredients import update_facts
-from monosoup_cli.tensors.method import Method
+from monosoup_cli.tensors.method import Method, overflow_in
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 from monosoup_cli.tensors.together import group, read_group
 from monosoup_cli.tensors.worker import Worker
@@ -164,16 +164,10 @@ def _edit_layer(
         sink.keep(index, None)
         return None
     layer = work.target.ingredients.layer(tensor, index, worker, sink.wanted)
-    try:
+    with overflow_in(layer, tensor.name):
         edit = work.method.edit(layer)
         if edit is not None:
             sink.put(index, edit)
-    except ResultOverflowError:
-        layer.check()  # NaN or Inf in an input is what the user can see
-        raise
-    except FloatingPointError:
-        layer.check()
-        raise ResultOverflowError("the update overflows float64", tensor=tensor.name) from None
     if edit is not None and layer.has_moved:
         return edit.measures
     sink.keep(index, layer)

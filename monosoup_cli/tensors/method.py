@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from monosoup_cli.devices.held import Held
+from monosoup_cli.errors import ResultOverflowError
 from monosoup_cli.sources.source import Factors
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.flat import FlatLayer
@@ -27,6 +29,7 @@ __all__ = [
     "Together",
     "Variant",
     "Wanted",
+    "overflow_in",
 ]
 
 Layer: TypeAlias = "MatrixLayer | FlatLayer"
@@ -34,6 +37,24 @@ Layer: TypeAlias = "MatrixLayer | FlatLayer"
 
 Access = Literal["matrix", "flat"]
 """How a method sees a layer: as a `MatrixLayer` or as a `FlatLayer`."""
+
+
+@contextmanager
+def overflow_in(layer: Layer, tensor: str) -> Iterator[None]:
+    """Name the tensor where computing on its layer overflows, or the input whose NaN or Inf is the cause.
+
+    Raises:
+        NonfiniteError: An input has NaN or Inf.
+        ResultOverflowError: A result does not fit float64 or its stored dtype.
+    """
+    try:
+        yield
+    except ResultOverflowError:
+        layer.check()
+        raise
+    except FloatingPointError:
+        layer.check()
+        raise ResultOverflowError("the update overflows float64", tensor=tensor) from None
 
 
 @dataclass(frozen=True)
