@@ -25,6 +25,9 @@ from monosoup_cli.version import __version__
 
 __all__ = ["app", "main"]
 
+RETRY_SECONDS = 0.01
+"""How soon a signal that arrived while torch was imported is looked at again."""
+
 app = typer.Typer(
     name="monosoup",
     help="Get better checkpoints out of the ones you have: edit the spectra of their updates.",
@@ -67,14 +70,32 @@ def _signals() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         for known in (signal.SIGINT, signal.SIGTERM):
             signal.signal(known, end)
-        raise Interrupted(128 + number)
+        leave(128 + number, frame)
+
+    def leave(code: int, frame: FrameType | None) -> None:
+        if not _imports_torch(frame):
+            raise Interrupted(code)
+        handler = signal.signal(signal.SIGALRM, lambda _, later: leave(code, later))
+        before.setdefault(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _imports_torch(frame: FrameType | None) -> bool:
+    """Whether a module of torch is being imported: its C++ code then aborts the process where an exception
+    passes through it, and its Python code swallows some."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").startswith("torch"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

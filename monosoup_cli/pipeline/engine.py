@@ -210,7 +210,7 @@ def _hold_signals() -> Iterator[None]:
         return
     handlers = {
         number: handler
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         if callable(handler := signal.getsignal(number))  # others raise nothing, and may not be Python's
     }
     arrived: list[int] = []

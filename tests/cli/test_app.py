@@ -165,6 +165,26 @@ def test_two_interrupts_leave_a_terminal_that_can_be_used(tmp_path):
     assert seen.endswith(b"\n")
 
 
+@pytest.mark.parametrize("module", ["numpy.lib.scimath", "torch.nn.modules.module", "torch.distributed"])
+def test_an_interrupt_while_torch_is_imported_is_not_lost(module, files):
+    if module.startswith("numpy"):
+        pytest.importorskip("numpy")
+    program = f"""if True:
+        import signal, sys
+        from monosoup_cli.cli.app import main
+
+        def interrupt(event, found):
+            if event == "import" and found[0] == "{module}":
+                signal.raise_signal(signal.SIGINT)
+
+        sys.addaudithook(interrupt)
+        sys.exit(main(sys.argv[1:]))
+    """
+    command = [sys.executable, "-c", program, "inspect-spectrum", *files]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "error: interrupted\n")
+
+
 def test_debugging_shows_the_traceback(files, tmp_path):
     command = [sys.executable, "-m", "monosoup_cli", "edit", "missing", files[1], "-o", str(tmp_path / "out")]
     for value in ("", "1"):

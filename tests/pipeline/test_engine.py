@@ -302,6 +302,30 @@ def test_a_signal_waits_until_the_pool_is_filled():
     """)
 
 
+def test_an_alarm_waits_as_well():
+    in_a_process("""
+        def expire(number, frame):
+            raise TimeoutError
+
+        signal.signal(signal.SIGALRM, expire)
+        submit, submitted = ThreadPoolExecutor.submit, []
+
+        def submit_after_an_alarm(pool, *words):
+            signal.raise_signal(signal.SIGALRM)
+            submitted.append(submit(pool, *words))
+            return submitted[-1]
+
+        ThreadPoolExecutor.submit = submit_after_an_alarm
+        try:
+            engine.run(3, lambda tensor, worker: engine.wait_for_interrupt(worker))
+        except TimeoutError:
+            assert len(submitted) == 3
+            assert all(future.done() for future in submitted)
+        else:
+            raise AssertionError("the alarm is lost")
+    """)
+
+
 def test_a_signal_between_two_handlers_given_back_is_not_lost():
     in_a_process("""
         arrived, set_handler = [], signal.signal
