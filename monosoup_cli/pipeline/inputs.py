@@ -128,6 +128,7 @@ def _align(
     inputs = Inputs(base, sources, adapters)
     for source in inputs.sources:
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
+        inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
     for source in inputs.sources:
         inputs.notices += [
             f"{source.path}: not part of the state dict, and left out: {', '.join(shard.left_out)}"

@@ -105,6 +105,7 @@ class Files:
         config: The content of config.json.
         kind: What the tensors are.
         read_as: How tensor names are changed when they are read, in words.
+        notes: What else the user should know about how they were found and are read, in words.
         tensors: Every tensor, in the order of the files and of the bytes in each.
     """
 
@@ -114,6 +115,7 @@ class Files:
     config: Mapping[str, Any] | None = None
     kind: Kind = field(default_factory=Model)
     read_as: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     tensors: Mapping[str, TensorInfo] = field(init=False)
 
     def __post_init__(self) -> None:
