@@ -20,12 +20,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import yaml
 
 CHUNK = 1 << 18  # bytes
 LARGE = 1 << 20  # bytes
 PAGE = 1000  # entries of a tree
+LICENSES = ("apache-2.0", "mit", "gemma", "other", "unknown")  # some of those that the Hub accepts
 REPOSITORY = r"/(?P<repository>[^/]+(?:/[^/]+)?)"
 ROUTES = {
     "hub": {
@@ -38,6 +41,7 @@ ROUTES = {
         "lfs_batch": rf"{REPOSITORY}\.git/info/lfs/objects/batch",
         "lfs_verify": rf"{REPOSITORY}\.git/info/lfs/verify",
         "create": r"/api/repos/create",
+        "delete": r"/api/repos/delete",
         "validate_yaml": r"/api/validate-yaml",
         "whoami": r"/api/whoami-v2",
         "harnesses": r"/api/agent-harnesses",
@@ -105,6 +109,9 @@ class Hub:
     `fail`, `limit` and `cut` take a glob over the `subject` of a request: "org/name*" is a repository with
     its files, "org/name/*.safetensors" its weights alone."""
 
+    role = "write"  # of the owner's token: "read", "write" or "fineGrained"
+    scoped: ClassVar[list[dict[str, Any]]] = []  # what it may do if it is fine-grained
+    orgs: ClassVar[list[str]] = []  # of the owner
     token = "hf_ownersToken0123456789"
     guest_token = "hf_guestsToken0123456789"
 
@@ -278,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self.answer({"error": str(refusal)}, refusal.status, **refusal.headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = serve
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
     def body(self) -> Iterator[bytes]:
         if self.headers["Transfer-Encoding"] == "chunked":
@@ -430,13 +437,29 @@ class Handler(BaseHTTPRequestHandler):
         account = self.account()
         if account is None:
             raise Refusal(401, "Invalid username or password.")
-        self.answer({"type": "user", "name": account, "orgs": [], "auth": {"type": "access_token"}})
+        token: dict[str, Any] = {"displayName": "t", "role": self.hub.role}
+        if self.hub.role == "fineGrained":
+            token["fineGrained"] = {"canReadGatedRepos": True, "global": [], "scoped": self.hub.scoped}
+        orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in self.hub.orgs]
+        auth = {"type": "access_token", "accessToken": token}
+        self.answer({"type": "user", "name": account, "orgs": orgs, "auth": auth})
 
     def answer_harnesses(self) -> None:
         raise Refusal(404)
 
     def answer_validate_yaml(self) -> None:
-        self.answer({"errors": [], "warnings": []})
+        card = json.loads(self.received)["content"]
+        metadata = yaml.load(card.split("---")[1], yaml.BaseLoader) or {}
+        language, license = metadata.get("language", []), metadata.get("license", "mit")
+        errors = [
+            '"language" must be an ISO 639-1, 639-2 or 639-3 code (two/three letters), or a special value'
+            for one in ([language] if isinstance(language, str) else language)
+            if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", one)
+        ]
+        if license not in LICENSES:
+            errors.append(f'"license" must be one of [{", ".join(LICENSES)}]')
+        told = {"errors": [{"message": error} for error in errors], "warnings": []}
+        self.answer(told, 400 if errors else 200)
 
     def answer_create(self) -> None:
         self.demand_owner()
@@ -449,6 +472,14 @@ class Handler(BaseHTTPRequestHandler):
         private = wanted.get("private") or wanted.get("visibility") == "private"  # of old and new clients
         self.hub.repositories[name].private = bool(private)
         return self.answer({"url": url, "name": name})
+
+    def answer_delete(self) -> None:
+        self.demand_owner()
+        wanted = json.loads(self.received)
+        name = f"{wanted.get('organization') or 'owner'}/{wanted['name']}"
+        if self.hub.repositories.pop(name, None) is None:
+            raise Refusal(404, "Repository not found", "RepoNotFound")
+        self.answer({})
 
     def answer_preupload(self, repository: str, revision: str) -> None:
         opened = self.open(repository, write=True)

@@ -9,10 +9,19 @@ from pathlib import PurePath
 from typing import Any
 
 from monosoup_cli.errors import without_tokens
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import Folder
 from monosoup_cli.version import __version__
 
-__all__ = ["CARD_NAME", "Parent", "has_card", "library_of", "model_card", "read_card_metadata"]
+__all__ = [
+    "CARD_NAME",
+    "Parent",
+    "has_card",
+    "library_of",
+    "model_card",
+    "own_metadata",
+    "read_card_metadata",
+]
 
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Fields that stay true after an edit. Results and tags do not: they describe the model that was measured."""
@@ -125,6 +134,18 @@ def read_card_metadata(text: str) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         return {}
     return {name: metadata[name] for name in INHERITED if _is_text(metadata.get(name))}
+
+
+def own_metadata(files: Files) -> dict[str, Any]:
+    """What the card of a model passes on; empty if it has none."""
+    folder = files.place.folder
+    if folder is None or not has_card(folder):
+        return {}
+    card = folder.open(CARD_NAME)
+    try:
+        return read_card_metadata(card.read(card.nbytes).decode(errors="replace"))
+    finally:
+        card.close()
 
 
 def library_of(config: Mapping[str, Any] | None, names: Collection[str]) -> str | None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monosoup_cli.errors import AccessError, CheckpointError, OutputError, UsageError, crop
-from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
+from monosoup_cli.sources.hub_errors import LOG_IN, hub_errors, quiet_hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["check_push", "push", "upload_command"]
+__all__ = ["CardMetadata", "check_push", "push", "screen_metadata", "upload_command"]
 
 REPOSITORY = re.compile(r"[^/]+/[^/]+")
 FREE_TO_REPLACE = {".gitattributes", "README.md"}
@@ -31,7 +31,7 @@ def check_push(repository: str, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: It is not the name of a repository.
-        OutputError: There is no token, it may not write, or the repository holds files.
+        OutputError: There is no token, it may not write there, or the repository holds files.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
@@ -54,7 +54,70 @@ def check_push(repository: str, *, overwrite: bool) -> None:
             "cannot push without a token", path=repository, hint="run `hf auth login`, or set HF_TOKEN"
         )
     with _refusing(repository, None), quiet_hub():
-        _head(HfApi(token=token), repository, overwrite=overwrite)
+        api = HfApi(token=token)
+        _check_account(api.whoami(), repository)
+        _head(api, repository, overwrite=overwrite)
+
+
+def _check_account(account: Mapping[str, Any], repository: str) -> None:
+    """Raise OutputError if the Hub's description of a token says that it cannot write to a repository."""
+    owner = repository.partition("/")[0]
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    role, scopes = token.get("role"), (token.get("fineGrained") or {}).get("scoped") or ()
+    if role == "read":
+        raise OutputError(
+            "the token may only read", path=repository, hint=f"use one that may write: {LOG_IN}"
+        )
+    organisations = [one.get("name") for one in account.get("orgs") or ()]
+    names = [name for name in (account.get("name"), *organisations) if isinstance(name, str)]
+    if owner.lower() not in map(str.lower, names):
+        raise OutputError(
+            f"the token belongs to {crop(names[0]) if names else 'nobody'}, who is not a member of {owner}",
+            path=repository,
+            hint=f"push to a name of your own: {crop(names[0])}/NAME" if names else f"use another: {LOG_IN}",
+        )
+    writable = [
+        str((scope.get("entity") or {}).get("name")).lower()
+        for scope in scopes
+        if any(re.fullmatch(r"repo\.(.+\.)?write", str(one)) for one in scope.get("permissions") or ())
+    ]
+    if role == "fineGrained" and not {owner.lower(), repository.lower()}.intersection(writable):
+        raise OutputError(
+            "the fine-grained token may not write there",
+            path=repository,
+            hint=f"give it write access to repositories of {owner}, or use another: {LOG_IN}",
+        )
+
+
+class CardMetadata(NamedTuple):
+    """Fields of a model card: those that the Hub accepts, and the others."""
+
+    accepted: Mapping[str, Any]
+    refused: Mapping[str, Any]
+
+
+def screen_metadata(fields: Mapping[str, Any]) -> CardMetadata:
+    """Ask the Hub which fields of a model card it accepts: all together, or else one by one.
+
+    Raises:
+        OutputError: The Hub cannot be reached.
+    """
+    if _is_accepted(fields):
+        return CardMetadata(fields, {})
+    accepted = {name: value for name, value in fields.items() if _is_accepted({name: value})}
+    return CardMetadata(accepted, {name: value for name, value in fields.items() if name not in accepted})
+
+
+def _is_accepted(metadata: Mapping[str, Any]) -> bool:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    card = ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n")
+    with _refusing("the model card", None), quiet_hub():
+        try:
+            card.validate(repo_type="model")
+        except ValueError:
+            return False
+    return True
 
 
 def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summary: str) -> str:
@@ -79,21 +142,44 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
     hint = f"the folder is complete; upload it with `{later}`"
     with _refusing(repository, hint), quiet_hub():
         api = HfApi(token=get_token())
-        api.create_repo(repository, private=not public, exist_ok=True)
-        head, held = _head(api, repository, overwrite=overwrite)
         files = {name: folder / name for name in _visible_files(folder)}
-        stale = held - files.keys() - {".gitattributes"}
-        # not upload_folder, which splits a large or slow upload into several visible commits
-        commit = api.create_commit(
-            repository,
-            [
-                *(CommitOperationDelete(name) for name in sorted(stale)),
-                *(CommitOperationAdd(name, path) for name, path in files.items()),
-            ],
-            commit_message=summary,
-            parent_commit=head,  # fails if someone else has committed since
-        )
+        with _repository(api, repository, private=not public):
+            head, held = _head(api, repository, overwrite=overwrite)
+            stale = held - files.keys() - {".gitattributes"}
+            # not upload_folder, which splits a large or slow upload into several visible commits
+            commit = api.create_commit(
+                repository,
+                [
+                    *(CommitOperationDelete(name) for name in sorted(stale)),
+                    *(CommitOperationAdd(name, path) for name, path in files.items()),
+                ],
+                commit_message=summary,
+                parent_commit=head,  # fails if someone else has committed since
+            )
         return str(commit.repo_url)
+
+
+@contextmanager
+def _repository(api: HfApi, name: str, *, private: bool) -> Iterator[None]:
+    """Create the repository if there is none, and remove it again if nothing gets into it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    is_new = _head(api, name, overwrite=True)[0] is None
+    if is_new:
+        try:
+            api.create_repo(name, private=private)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:  # someone else was faster
+                raise
+            is_new = False
+    first = _head(api, name, overwrite=True)[0] if is_new else None
+    try:
+        yield
+    except BaseException:  # an interrupt as well
+        with suppress(Exception):  # the error that is on its way matters more
+            if is_new and _head(api, name, overwrite=True)[0] == first:
+                api.delete_repo(name)
+        raise
 
 
 def upload_command(folder: Path, repository: str, *, public: bool, overwrite: bool) -> str:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import PurePath
-from typing import Any
 
-from monosoup_cli.outputs.model_card import (
-    CARD_NAME,
-    Parent,
-    has_card,
-    library_of,
-    model_card,
-    read_card_metadata,
-)
+from monosoup_cli.outputs.model_card import Parent, library_of, model_card
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.sources.files import Files
@@ -45,7 +38,7 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
         shlex.join(_command(ready, variant)),
         parents,
         task.order.method.paper.citation,
-        inherited=_own_metadata(model),
+        inherited=ready.metadata.accepted,
         library=ready.form.description.library or library_of(model.config, names),
     )
 
@@ -84,17 +77,6 @@ def _name(source: Source) -> str:
 def _base_named_by(files: Files) -> list[Parent]:
     """The base of an adapter that is read without one, where the adapter names one on the Hub."""
     name = (files.kind.settings or {}).get("base_model_name_or_path")
-    hub_id = HubId.parse(name) if isinstance(name, str) else None
+    is_name = isinstance(name, str) and not os.path.lexists(name)  # org/name may be a folder here
+    hub_id = HubId.parse(str(name)) if is_name else None
     return [Parent("base", hub_id.repository, hub_id.repository, None)] if hub_id else []
-
-
-def _own_metadata(files: Files) -> dict[str, Any]:
-    """The metadata that the model's own card passes on."""
-    folder = files.place.folder
-    if folder is None or not has_card(folder):
-        return {}
-    card = folder.open(CARD_NAME)
-    try:
-        return read_card_metadata(card.read(card.nbytes).decode(errors="replace"))
-    finally:
-        card.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from monosoup_cli.errors import crop
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
@@ -30,6 +31,13 @@ def notices_of(ready: Ready) -> list[str]:
     carried = [name for name in ready.side_files if name.endswith(WEIGHTS)]
     if carried:
         notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
+    is_pushed = ready.planned.destination.options.push is not None
+    refused = ready.metadata.refused if is_pushed else {}  # the card is not opened before it has to be
+    if refused:
+        fields = [f"{name}: {crop(str(value), 60)}" for name, value in refused.items()]
+        notices.append(
+            f"the Hub does not accept this in a model card, so it is left out: {', '.join(fields)}"
+        )
     if lost and ready.is_foreseen:
         notices.append(f"no LoRA adapter stores these, even if they changed: {_some(lost)}")
     elif lost:

@@ -10,8 +10,9 @@ from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
-from monosoup_cli.outputs.model_card import CARD_NAME, has_card
+from monosoup_cli.outputs.model_card import CARD_NAME, has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
+from monosoup_cli.outputs.push import CardMetadata, screen_metadata
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
@@ -63,6 +64,13 @@ class Ready:
     def side_files(self) -> list[str]:
         """The names of the files that are copied beside the weights."""
         return self.form.side_files()
+
+    @cached_property
+    def metadata(self) -> CardMetadata:
+        """What the model card passes on of the model's own: all, or if it is pushed, what the Hub accepts."""
+        own = own_metadata(self.form.model)
+        is_pushed = self.planned.destination.options.push is not None
+        return screen_metadata(own) if own and is_pushed else CardMetadata(own, {})
 
     @cached_property
     def downloads(self) -> list[Download]:

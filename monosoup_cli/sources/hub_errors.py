@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from monosoup_cli.errors import AccessError, CheckpointError, MonosoupError, crop, without_tokens
 
-__all__ = ["hub_errors", "quiet_hub"]
+__all__ = ["LOG_IN", "hub_errors", "quiet_hub"]
 
 FILE_IN_URL = re.compile(r"/resolve/[^/]+/([^?#]+)")
 MAX_SERVER_TEXT = 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -532,14 +533,34 @@ def test_a_finished_output_is_pushed(hub, edit, tmp_path, public):
     assert pushed == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+def test_a_pushed_card_has_what_the_hub_accepts_of_the_models_own(hub, made, edit, tmp_path):
+    card = "---\nlanguage:\n- English\nlicense: my-own\npipeline_tag: text-generation\n---\n# ours\n"
+    shutil.copytree(made["ft"], tmp_path / "english")
+    (tmp_path / "english" / "README.md").write_text(card)
+    hub.add("org/english", tmp_path / "english")
+    words = ["edit", "org/base", "org/english", "--push", "owner/english", "-o", tmp_path / "out"]
+    run = {"home": tmp_path / "home", "HF_TOKEN": hub.token}
+    note = "note: the Hub does not accept this in a model card, so it is left out: "
+    for result in (hub.monosoup(*words, "--dry-run", **run), hub.monosoup(*words, **run)):
+        assert (result.returncode, note in result.stderr) == (0, True)
+        assert "left out: license: my-own, language: ['English']" in " ".join(result.stderr.split())
+    pushed = hub.files("owner/english")["README.md"].read_text()
+    assert "pipeline_tag: text-generation" in pushed
+    assert "language" not in pushed
+    assert "license" not in pushed
+
+
 def test_a_push_that_cannot_be_is_refused_before_the_work(hub, edit):
     words = ["--push", "org/ft", "--overwrite"]
     assert "cannot push to an input" in edit("org/base", "org/ft", *words, code=1, HF_TOKEN=hub.token)
     assert "without a token" in edit("org/base", "org/ft", "--push", "owner/edited", code=1)
+    words = ["--push", "others/edited"]
+    assert "not a member of others" in edit("org/base", "org/ft", *words, code=1, HF_TOKEN=hub.token)
+    hub.orgs = ["org"]
     assert "already holds files" in edit(
         "org/base", "org/ft", "--push", "org/sharded", code=1, HF_TOKEN=hub.token
     )
-    assert sent(hub, "*.safetensors") < 400_000  # three times two heads
+    assert sent(hub, "*.safetensors") < 530_000  # four times two heads
 
 
 def test_the_way_to_send_a_folder_is_told_only_of_a_result(hub, edit, tmp_path):

@@ -166,6 +166,81 @@ def test_a_token_that_the_hub_does_not_know(hub, monkeypatch):
     assert refused(check_push, NEW, overwrite=False) == expected
 
 
+def test_a_token_that_may_only_read(hub):
+    hub.role = "read"
+    expected = "the token may only read; use one that may write: `hf auth login` (or HF_TOKEN)"
+    assert refused(check_push, NEW, overwrite=False) == expected
+    hub.role = "write"
+    check_push(NEW, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "permissions", "may"),
+    [
+        ("owner", ["repo.content.read", "repo.write"], True),
+        ("Owner", ["repo.content.read", "repo.content.write"], True),
+        (NEW, ["repo.write"], True),
+        ("owner", ["repo.content.read", "inference.endpoints.infer.write"], False),
+        ("org", ["repo.write"], False),
+        ("owner/other", ["repo.write"], False),
+    ],
+)
+def test_a_fine_grained_token(hub, name, permissions, may):
+    entity = {"_id": "5", "type": "user", "name": name}
+    hub.role, hub.scoped = "fineGrained", [{"entity": entity, "permissions": permissions}]
+    if may:
+        check_push(NEW, overwrite=False)
+        return
+    expected = "the fine-grained token may not write there; give it write access to repositories of owner"
+    assert refused(check_push, NEW, overwrite=False).startswith(f"{expected}, or use another: ")
+    hub.scoped.append({"entity": {**entity, "name": "owner"}, "permissions": ["repo.write"]})
+    check_push(NEW, overwrite=False)
+
+
+def test_an_organisation_that_the_token_is_not_a_member_of(hub):
+    with pytest.raises(OutputError) as caught:
+        check_push("org/edited", overwrite=False)
+    expected = (
+        "the token belongs to owner, who is not a member of org; push to a name of your own: owner/NAME"
+    )
+    assert str(caught.value) == f"org/edited: {expected}"
+    check_push("owner/edited", overwrite=False)
+    hub.orgs = ["Org"]
+    check_push("org/edited", overwrite=False)
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_what_fails_leaves_no_empty_repository(hub, folder, method):
+    hub.fail(f"{NEW}*", 500, method=method)
+    assert refused(pushed, folder).startswith("the Hub has an internal problem (status 500); the folder is")
+    assert NEW not in hub.repositories
+    assert [request.route for request in hub.requests].count("create") == 1
+
+
+def test_an_interrupted_upload_leaves_no_empty_repository(hub, folder, monkeypatch):
+    def interrupt(self, *words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pushed(folder)
+    assert NEW not in hub.repositories
+    hub.add(NEW, {".gitattributes": b""})
+    with pytest.raises(KeyboardInterrupt):
+        pushed(folder)
+    assert NEW in hub.repositories  # it was there before
+
+
+def test_what_others_put_into_a_new_repository_stays(hub, folder, monkeypatch):
+    def fill(self, repository, revision):
+        hub.add(NEW, {"theirs.bin": b"theirs"})
+        return self.answer({"error": "A commit has happened since."}, 412)
+
+    monkeypatch.setattr(Handler, "answer_commit", fill)
+    assert refused(pushed, folder).startswith("someone else has changed it in the meantime; ")
+    assert content(hub) == {"theirs.bin": b"theirs"}
+
+
 def test_trouble_before_any_work(hub):
     hub.limit("*", wait=9)
     expected = "too many requests to the Hub; try again in 9 s: finished files are kept"

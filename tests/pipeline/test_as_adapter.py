@@ -775,3 +775,20 @@ def test_a_pickled_adapter_with_a_payload_creates_nothing(run, many, tmp_path):
     assert result.err.count("\n") == 1
     assert not (tmp_path / "created").exists()
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_is_no_base_on_the_hub(run, many, tmp_path, monkeypatch):
+    """`models/base` could be an id, but is the folder that the adapter was trained on."""
+    named = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "models/base"}
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({**named, "target_modules": ["proj"]}))
+    weights = many / "adapter" / "adapter_model.safetensors"
+    (config.parent / weights.name).write_bytes(weights.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    words = ["edit", "-", config.parent, "--as-adapter", "-o"]
+    done(run(*words, tmp_path / "elsewhere"))
+    assert "\n- models/base\n" in (tmp_path / "elsewhere" / "README.md").read_text()
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    done(run(*words, tmp_path / "here"))
+    assert "models/base\n" not in (tmp_path / "here" / "README.md").read_text()
