@@ -22,12 +22,18 @@ from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name
 from monosoup_cli.sources.hub_errors import hub_errors
 from monosoup_cli.sources.transfer import Parts, RemoteFolder
 
-__all__ = ["HubFolder", "HubId", "RemoteFile", "open_repository"]
+__all__ = ["HubFolder", "HubId", "RemoteFile", "open_repository", "suggested_id"]
 
 SCHEME = "hf://"
 OTHER_KINDS = ("datasets/", "spaces/", "kernels/")
 ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 URI_WITH_REVISION = re.compile(r"([\w./-]+)@(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.+))?")
+WORDS = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*/?")
+ADDRESS = re.compile(
+    r"https?://[^/]+/([^/?#]+/[^/?#]+)(?:/(?:tree|blob|resolve)/([^/?#]+)(?:/([^?#]+?))?)?/?(?:[?#].*)?"
+)
+"""The address of a repository, or of a folder or file in it, on the Hub's website."""
+
 HEAD_BYTES = 1 << 16
 """The size of the first request for a file. Most headers fit into it."""
 
@@ -62,6 +68,26 @@ class HubId:
         return None if {"", ".", ".."}.intersection(parts) else where
 
 
+def suggested_id(source: str) -> str | None:
+    """Return the id on the Hub that the user may mean: of an address, or of what is neither a path nor an id.
+
+    None if it looks like a path alone.
+    """
+    if found := ADDRESS.fullmatch(source):
+        repository, revision, inner = found.groups()
+        pinned = f"{repository}@{revision}" if revision not in (None, "main") else repository
+        meant = f"hf://{pinned}/{inner}" if inner else pinned
+    elif WORDS.fullmatch(source):
+        meant = source.rstrip("/")
+        parts = meant.count("/") + 1
+        if parts < 3 and meant.endswith(WEIGHTS):
+            return None
+        meant = meant if parts == 2 else f"hf://{meant}"
+    else:
+        return None
+    return meant if HubId.parse(meant) else None
+
+
 def open_repository(source: str, where: HubId) -> Folder:
     """Open a repository, or a folder in it, at the current commit of its revision.
 
@@ -81,7 +107,12 @@ def open_repository(source: str, where: HubId) -> Folder:
     if not all(map(is_plain_name, inner)):
         raise CheckpointError("not a folder of a repository", path=source)
     with hub_errors(source):
-        revision = api.resolve_revision(where.repository, revision=where.revision)
+        try:
+            revision = api.resolve_revision(where.repository, revision=where.revision)
+        except Exception as error:
+            if HF_HUB_OFFLINE and type(error).__name__ == "RevisionResolutionError":
+                _refuse_unnamed_snapshot(source, where)
+            raise
         if HF_HUB_OFFLINE:  # every file is ignored, so none can be missing
             snapshot = snapshot_download(
                 where.repository, revision=revision, local_files_only=True, ignore_patterns=["*"]
@@ -108,6 +139,22 @@ def open_repository(source: str, where: HubId) -> Folder:
     if inner and not sizes:
         raise CheckpointError("no such folder in the repository", path=source)
     return HubFolder(source, where.repository, revision.resolved, sizes, prefix)
+
+
+def _refuse_unnamed_snapshot(source: str, where: HubId) -> None:
+    """Raise CheckpointError if the Hub's cache has the repository, but not under this revision."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(HF_HUB_CACHE, repo_folder_name(repo_id=where.repository, repo_type="model"), "snapshots")
+    commits = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if commits:
+        revision = where.revision or "main"
+        raise CheckpointError(
+            f"offline, and the cache does not say which commit {revision!r} is",
+            path=source,
+            hint=f"name a commit that is in the cache: {where.repository}@{commits[-1]}",
+        )
 
 
 class HubFolder:

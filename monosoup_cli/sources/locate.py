@@ -35,7 +35,6 @@ PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are usually fine-tuned."""
-WORDS = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 AT_ONCE = 8
 """How many headers of shards are read at once."""
 
@@ -83,13 +82,15 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
 
 def _open_remote(source: str, path: Path) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
-    from monosoup_cli.sources.hub import HubId, open_repository
+    from monosoup_cli.sources.hub import HubId, open_repository, suggested_id
     from monosoup_cli.sources.hub_errors import quiet_hub
 
     where, is_told = HubId.parse(source), source.startswith("hf://")
     is_typed_as_path = not is_told and source.endswith((*WEIGHTS, ".json"))
     if where is None or is_typed_as_path:
-        raise CheckpointError("no such file or folder", path=source, hint=_suggestion(source))
+        meant = suggested_id(source)
+        hint = None if meant is None else f"if it is on the Hub: {meant}"
+        raise CheckpointError("no such file or folder", path=source, hint=hint)
     file = PurePosixPath(where.inner).name if where.inner.endswith(WEIGHTS) else ""
     if file:
         source = source.rstrip("/").removesuffix(file).rstrip("/")
@@ -106,16 +107,6 @@ def _open_remote(source: str, path: Path) -> Checkpoint:
             raise _not_cached(f"{source}/{file}")
         shard = open_shard(file, folder.open(file))
         return _new_checkpoint(Files(Place(f"{source}/{file}", origin=folder, file_name=file), (shard,)))
-
-
-def _suggestion(source: str) -> str | None:
-    """Suggest what the user meant by something that is neither a path nor an id on the Hub."""
-    from monosoup_cli.sources.hub import HubId
-
-    if source.startswith(("http://", "https://")):
-        return "an id on the Hub is written org/name"
-    is_likely = WORDS.fullmatch(source) and not source.endswith(WEIGHTS)
-    return f"if it is on the Hub: hf://{source}" if is_likely and HubId.parse(f"hf://{source}") else None
 
 
 def _open_folder(folder: Folder, inner: str) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -484,6 +485,40 @@ def test_a_killed_run_goes_on_from_the_same_commit_alone(large, tmp_path):
     assert "differs in inputs.finetuned 1 model.safetensors.commit" in moved.stderr
     assert f"rerun with its old commit, @{old}" in moved.stderr
     assert resumed.returncode == 0, resumed
+
+
+def test_a_snapshot_that_no_branch_names(hub, edit, tmp_path):
+    edit("org/base", "org/ft")
+    (refs,) = (tmp_path / "home").rglob("models--org--base/refs")
+    shutil.rmtree(refs)
+    error = edit("org/base", "org/ft", output="again", code=1, HF_HUB_OFFLINE="1")
+    assert "offline, and the cache does not say which commit 'main' is; name a commit" in error
+    found = re.search(r"in the cache: (\S+)", error)
+    edit(found[1], "org/ft", output="again", HF_HUB_OFFLINE="1")
+    first, again = (tmp_path / name / "model.safetensors" for name in ("out", "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("org/base/", "org/base"),
+        ("org/base/model.safetensors", "hf://org/base/model.safetensors"),
+        ("https://hub.example/org/base", "org/base"),
+        ("https://hub.example/org/base/tree/main", "org/base"),
+        ("https://hub.example/org/base/tree/v2/", "org/base@v2"),
+        ("https://hub.example/org/base/blob/v2/model.safetensors", "hf://org/base@v2/model.safetensors"),
+        (
+            "https://hub.example/org/base/resolve/main/model.safetensors?download=true",
+            "hf://org/base/model.safetensors",
+        ),
+    ],
+)
+def test_what_is_no_id_gets_the_id_that_is_meant(hub, made, edit, typed, meant):
+    hub.add("org/base", made["base"], revision="v2")
+    error = edit(typed, "org/ft", code=1)
+    assert error == f"error: {typed}: no such file or folder; if it is on the Hub: {meant}"
+    edit(meant, "org/ft", "--dry-run")
 
 
 def test_after_a_dry_run_the_weights_are_missed_offline(hub, edit):

@@ -114,10 +114,19 @@ def test_what_is_no_id(source):
     assert HubId.parse(source) is None
 
 
-@pytest.mark.parametrize("source", ["name/", "org/name/", "./org/name/", "a/b/c/", "/org/name/"])
-def test_a_path_with_a_slash_at_its_end_is_no_id(hub, source):
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("name/", "; if it is on the Hub: hf://name"),
+        ("org/name/", "; if it is on the Hub: org/name"),
+        ("./org/name/", ""),
+        ("a/b/c/", "; if it is on the Hub: hf://a/b/c"),
+        ("/org/name/", ""),
+    ],
+)
+def test_a_path_with_a_slash_at_its_end_is_no_id(hub, source, meant):
     assert HubId.parse(source) is None
-    with pytest.raises(CheckpointError, match=r"no such file or folder$"):
+    with pytest.raises(CheckpointError, match=rf"no such file or folder{meant}$"):
         open_checkpoint(source)
     assert not hub.requests
 
