@@ -10,6 +10,9 @@ from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
 
+SHOWN = 0.0005
+"""The smallest share that is more than 0.0%."""
+
 
 def notes_on(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return notes on the layers of a report.
@@ -33,7 +36,7 @@ def notes_on(layers: Sequence[Mapping[str, Any]]) -> list[str]:
             " directions are similar in size, so they stay as fine-tuned"
         )
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
-    if errors:
+    if max(errors, default=0.0) >= SHOWN:
         mean = sum(errors) / len(errors)
         notes.append(
             f"the factors leave out {min(errors):.1%} to {max(errors):.1%} of an edited update"

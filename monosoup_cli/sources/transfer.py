@@ -111,7 +111,11 @@ class Parts:
         with self._system_errors():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
             self.descriptor = self._file.fileno()
-            os.ftruncate(self.descriptor, nbytes)
+            try:
+                os.ftruncate(self.descriptor, nbytes)
+            except OSError:
+                self._file.close()
+                raise
 
     def add(self, part: bytes, start: int) -> None:
         """Store the bytes of the file from `start` on."""

@@ -1,0 +1,231 @@
+"""What hints on LoRA adapters lead to: an adapter that is merged, or edited."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tests.hints.table import Trial, follows
+from tests.models import MODELS, build
+from tests.peft_adapters import make
+
+RANK = 2
+BLOCK = {"block.weight": (8, 6)}
+
+
+def factors(
+    name: str, shape: tuple[int, ...], *, a: str = "lora_A", b: str = "lora_B"
+) -> dict[str, torch.Tensor]:
+    ones = [1] * (len(shape) - 2)
+    return {
+        f"{name}.{a}.weight": torch.randn(RANK, *shape[1:]),
+        f"{name}.{b}.weight": torch.randn(shape[0], RANK, *ones),
+    }
+
+
+def adapter(at: Trial, shapes: dict[str, tuple[int, ...]], **config: object) -> Path:
+    """A folder as peft writes it, with an update of each of these weights."""
+    folder = at.tmp / "adapter"
+    folder.mkdir()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= factors(module, shape)
+        if config.get("use_dora"):
+            tensors[f"{module}.lora_magnitude_vector"] = torch.ones(shape[0])
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def lora_file(at: Trial, modules: dict[str, tuple[int, ...]], **metadata: str) -> Path:
+    """A file in kohya's form."""
+    path = at.tmp / "lora.safetensors"
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in modules.items():
+        tensors |= factors(name, shape, a="lora_down", b="lora_up")
+    save_file(tensors, path, metadata)
+    return path
+
+
+# -- the base --------------------------------------------------------------------------------------
+
+
+@follows("pipeline/inputs.py", "a LoRA adapter needs its base")
+def an_adapter_alone(at: Trial) -> None:
+    folder = adapter(at, BLOCK, base_model_name_or_path=str(at.base))
+    command = ("soup", folder, at.finetuned, "-o", at.out)
+    at.refused(*command)
+    option, base = re.findall(r"add (--base) \((.*)\)", at.hint)[0]
+    at.loads(*command, option, base)
+
+
+@follows("pipeline/inputs.py", "give the base first, then the adapter")
+def the_adapter_first(at: Trial) -> None:
+    folder = adapter(at, BLOCK)
+    at.refused("edit", folder, at.base, "-o", at.out)
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("pipeline/inspection.py", "give the base instead of -")
+def the_spectrum_of_a_dora_adapter(at: Trial) -> None:
+    folder = adapter(at, BLOCK, use_dora=True)
+    at.refused("inspect-spectrum", "-", folder)
+    at.works("inspect-spectrum", at.base, folder)
+
+
+@follows("adapters/table.py", "give the base")
+def a_lora_file_alone(at: Trial) -> None:
+    path, output = lora_file(at, {"lora_unet_block": (8, 6)}), at.tmp / "out.safetensors"
+    at.refused("edit", "-", path, "-o", output, "--as-adapter")
+    at.loads("edit", at.base, path, "-o", output, "--as-adapter", output=output)
+
+
+@follows("adapters/peft.py", "does not fit the base; is it the adapter of another model?")
+@follows("adapters/lora_file.py", "is it an adapter of another model?")
+def the_adapter_of_another_model(at: Trial) -> None:
+    other = at.tmp / "other.safetensors"
+    save_file({"block.weight": torch.randn(9, 7), "above.weight": torch.randn(9, 7)}, other)
+    if at.site.file == "adapters/peft.py":
+        given = adapter(at, {"block.weight": (9, 7)})
+    else:
+        given = lora_file(at, {"lora_unet_above": (9, 7), "lora_unet_block": (9, 7)})
+    at.refused("edit", at.base, given, "-o", at.out)
+    at.loads("edit", other, given, "-o", at.out)
+
+
+@follows("adapters/peft.py", "--rename maps names to the base's")
+def names_that_differ(at: Trial) -> None:
+    folder = adapter(at, {"model.block.weight": (8, 6)})
+    save_file({"net.block.weight": torch.randn(8, 6)}, at.base)
+    at.refused("edit", at.base, folder, "-o", at.out)
+    at.loads("edit", at.base, folder, "-o", at.out, *at.options(), "model=net")
+
+
+@follows("adapters/peft.py", "if the base stores experts one by one")
+def experts_one_by_one(at: Trial) -> None:
+    made, base, fused = make("experts", at.tmp), at.tmp / "one by one", at.tmp / "fused"
+    model = build(*MODELS["qwen3-moe"])
+    model.save_pretrained(base)
+    at.refused("edit", base, made.adapter, "-o", at.out)
+    option, value = re.findall(r"(save_original_format)=(\w+)", at.hint)[0]
+    model.save_pretrained(fused, **{option: json.loads(value.lower())})
+    at.loads("edit", fused, made.adapter, "-o", at.out)
+    assert transformers.AutoModelForCausalLM.from_pretrained(at.out, local_files_only=True)
+
+
+@follows("adapters/peft.py", "the base ties it to")
+@follows("pipeline/inputs.py", "save the base with the two apart")
+def an_update_of_one_of_two_that_are_tied(at: Trial) -> None:
+    """The head is given weights of its own, and the configuration says so."""
+    base, untied, folder = (at.tmp / name for name in ("base", "untied", "adapter"))
+    model = build(*MODELS["llama, tied"])
+    model.save_pretrained(base)
+    of_head = {"target_modules": ["lm_head", "q_proj"]}
+    of_embedding = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = of_head if at.site.file == "adapters/peft.py" else of_embedding
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=RANK, init_lora_weights=False, **chosen))
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+    at.refused("edit", base, folder, "-o", at.out)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(untied)
+    at.loads("edit", untied, folder, "-o", at.out)
+    assert not transformers.AutoModelForCausalLM.from_pretrained(at.out).config.tie_word_embeddings
+
+
+@follows("adapters/peft.py", "path_initial_model_for_weight_conversion")
+def an_adapter_that_changed_its_base(at: Trial) -> None:
+    """PiSSA; peft converts it to LoRA over the base as it was."""
+    base, first, trained, converted = (at.tmp / name for name in ("base", "first", "trained", "converted"))
+    build(*MODELS["llama"]).save_pretrained(base)
+    settings = {"r": RANK, "target_modules": ["q_proj"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(
+            build(*MODELS["llama"]), peft.LoraConfig(init_lora_weights="pissa", **settings)
+        )
+        adapted.save_pretrained(trained)
+        adapted.peft_config["default"].init_lora_weights = True
+        adapted.save_pretrained(first)
+        adapted.peft_config["default"].init_lora_weights = "pissa"
+        at.refused("edit", base, trained, "-o", at.out)
+        for name, weights in adapted.named_parameters():
+            if "lora_A" in name:
+                weights.data += 0.1
+        (option,) = re.findall(r"\bpath_initial\w+", at.hint)
+        adapted.save_pretrained(converted, **{option: first})
+    at.loads("edit", base, converted, "-o", at.out)
+
+
+# -- the output ------------------------------------------------------------------------------------
+
+
+@follows("outputs/edited_adapter.py", "without --as-adapter it is merged into the base")
+def a_dora_adapter(at: Trial) -> None:
+    command = ("edit", at.base, adapter(at, BLOCK, use_dora=True), "-o", at.out)
+    at.refused(*command, "--as-adapter")
+    at.loads(*command)
+
+
+@follows("outputs/edited_adapter.py", "--exclude leaves it as it is")
+def a_matrix_as_a_stack(at: Trial) -> None:
+    shapes = {"conv.weight": (4, 3, 2), "block.weight": (8, 6)}
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, at.base)
+    command = ("edit", at.base, adapter(at, shapes), "-o", at.out, "--as-adapter", "--stacked", "conv*")
+    result = at.refused(*command)
+    (name,) = re.findall(r"tensor '(.*?)'", result.err)
+    at.loads(*command, *at.options(), name)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@follows("adapters/lora_file.py", "pass the folder that holds it and adapter_config.json")
+def a_file_of_an_adapter(at: Trial) -> None:
+    folder = adapter(at, BLOCK)
+    at.refused("edit", at.base, folder / "adapter_model.safetensors", "-o", at.out)
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("adapters/lora_file.py", "use a base that holds all parts")
+def a_part_that_the_base_lacks(at: Trial) -> None:
+    whole = at.tmp / "whole.safetensors"
+    encoder = "text_model.encoder.layers.0.q_proj"
+    names = ("model.diffusion_model.block.weight", f"cond_stage_model.transformer.{encoder}.weight")
+    save_file({name: torch.randn(8, 6) for name in names}, whole)
+    path = lora_file(at, {"lora_unet_block": (8, 6), f"lora_te_{encoder.replace('.', '_')}": (8, 6)})
+    at.refused("edit", at.base, path, "-o", at.out)
+    at.loads("edit", whole, path, "-o", at.out)
+
+
+@follows("adapters/lora_file.py", "this is …; merge it with the program that made it")
+@follows("adapters/lora_file.py", "describes more than LoRA; merge it with the program that made it")
+def more_than_lora(at: Trial) -> None:
+    """That program is not at hand: the update is computed as it is defined, and added to the base."""
+    base = load_file(at.base)
+    if "this is" in at.site.problem:
+        path, parts = at.tmp / "lokr.safetensors", (torch.randn(4, 3), torch.randn(2, 2))
+        save_file({f"lora_unet_block.lokr_w{number}": part for number, part in enumerate(parts, 1)}, path)
+        merged = base["block.weight"] + torch.kron(*parts)
+    else:
+        noted = json.dumps({"unet.use_dora": True, "unet.r": RANK, "unet.lora_alpha": RANK})
+        path = at.tmp / "dora.safetensors"
+        save_file(factors("unet.block", (8, 6)), path, {"lora_adapter_metadata": noted})
+        b, a = (load_file(path)[f"unet.block.lora_{factor}.weight"] for factor in "BA")
+        merged = base["block.weight"] + b @ a
+        merged *= base["block.weight"].norm(dim=1, keepdim=True) / merged.norm(dim=1, keepdim=True)
+    at.refused("edit", at.base, path, "-o", at.out)
+    save_file({**base, "block.weight": merged}, at.finetuned)
+    at.loads(*at.edit)

@@ -1,0 +1,279 @@
+"""What hints on the inputs and on the choice of tensors lead to."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.hints.table import Trial, follows
+
+
+def with_nan(path: Path, name: str) -> None:
+    weights = load_file(path)
+    weights[name][0, 0] = torch.nan
+    save_file(weights, path)
+
+
+def changed(path: Path, shapes: dict[str, tuple[int, ...] | None]) -> None:
+    """Give tensors other shapes, take them out, or add them."""
+    weights = load_file(path)
+    for name, shape in shapes.items():
+        weights.pop(name, None)
+        if shape is not None:
+            weights[name] = torch.ones(shape)
+    save_file(weights, path)
+
+
+def named_tensor(err: str) -> str:
+    (name,) = re.findall(r"tensor '(.*?)'", err)
+    return str(name)
+
+
+@follows("tensors/plan.py", "such tensors as fine-tuned, overlap edits")
+def rows_that_differ(at: Trial) -> None:
+    changed(at.finetuned, {"head.weight": (6, 8)})
+    at.refused(*at.edit)
+    option, keep = at.options()
+    (other,) = re.findall(r"(\w+) edits the rows", at.hint)
+    at.loads(*at.edit, option, keep)
+    at.loads(*at.edit, option, other, "--overwrite")
+
+
+@follows("tensors/plan.py", "the shapes differ…; --on-mismatch keep leaves such tensors as fine-tuned$")
+def shapes_that_differ(at: Trial) -> None:
+    changed(at.finetuned, {"head.weight": (4, 9)})
+    at.refused(*at.edit)
+    at.loads(*at.edit, *at.options())
+
+
+@follows("tensors/plan.py", "only the number of rows may differ")
+def columns_that_differ(at: Trial) -> None:
+    changed(at.finetuned, {"head.weight": (4, 9)})
+    result = at.refused(*at.edit, "--on-mismatch", "overlap")
+    at.loads(*at.edit, "--on-mismatch", "overlap", *at.options(), named_tensor(result.err))
+
+
+@follows("tensors/plan.py", "--exclude takes such tensors")
+@follows("tensors/plan.py", "--exclude drops such tensors")
+def names_that_differ(at: Trial) -> None:
+    """In two fine-tuned checkpoints."""
+    other = at.tmp / "other.safetensors"
+    shutil.copy(at.finetuned, other)
+    is_kept = "takes" in at.site.hint
+    changed(at.finetuned if is_kept else other, {"extra.weight": (2, 2)})
+    command = ("edit", at.base, at.finetuned, other, "-o", at.out)
+    result = at.refused(*command)
+    at.loads(*command, *at.options(), named_tensor(result.err))
+    assert ("extra.weight" in load_file(at.out / "model.safetensors")) is is_kept
+
+
+@follows("tensors/plan.py", "a pattern must match the whole name")
+def a_part_of_a_name(at: Trial) -> None:
+    at.refused(*at.edit, "--exclude", "block")
+    (pattern,) = re.findall(r"'(\*.*\*)'", at.hint)
+    at.loads(*at.edit, "--exclude", pattern.replace("layers.3", "block"))
+
+
+def renamed(at: Trial, count: int, *, all_of_them: bool) -> None:
+    """Layers whose names differ in the two checkpoints, beside one that is the same."""
+    shared = {} if all_of_them else {"norm.weight": torch.ones(4)}
+    for path, prefix in ((at.base, "h"), (at.finetuned, "model.layers")):
+        weights = {f"{prefix}.{number}.mlp.weight": torch.randn(4, 4) for number in range(count)}
+        save_file({**weights, **shared}, path)
+
+
+@follows("tensors/plan.py", "no tensor name in common; try …")
+def no_name_in_common(at: Trial) -> None:
+    renamed(at, 4, all_of_them=True)
+    at.refused(*at.edit)
+    at.loads(*at.edit, *at.options())
+
+
+@follows("pipeline/notices.py", "would match more of them")
+def names_only_in_the_finetuned(at: Trial) -> None:
+    renamed(at, 4, all_of_them=False)
+    assert "not in the base" in at.noted(*at.edit).err
+    assert "not in the base" not in at.loads(*at.edit, *at.options(), "--overwrite").err
+
+
+@follows("sources/alignment.py", "use a longer OLD")
+def a_rename_of_two_names_to_one(at: Trial) -> None:
+    save_file({"a.x.weight": torch.ones(4, 4), "b.x.weight": torch.ones(4, 4)}, at.base)
+    save_file({"x.weight": torch.ones(4, 4), "b.x.weight": torch.ones(4, 4)}, at.finetuned)
+    save_file(
+        {"a.weight": torch.ones(4, 4), "b.a.weight": torch.ones(4, 4), "a.b.weight": torch.ones(4, 4)},
+        at.base,
+    )
+    save_file({"b.weight": torch.ones(4, 4), "b.b.weight": torch.ones(4, 4)}, at.finetuned)
+    at.refused(*at.edit, "--rename", "a=b")
+    at.loads(*at.edit, "--rename", "a.weight=b.weight")
+
+
+@follows("names.py", "use --block-pattern")
+def no_blocks(at: Trial) -> None:
+    weights = {f"stage{number}x.weight": torch.randn(4, 4) for number in range(3)}
+    for path in (at.base, at.finetuned):
+        save_file(weights, path)
+    command = ("lines", at.base, at.finetuned, "-o", at.out, "--alpha", "0.3", "--beta", "0.7")
+    at.refused(*command)
+    at.loads(*command, *at.options(), r"stage(\d+)")
+
+
+@follows("methods/wise_ft.py", "--extrapolate allows other values")
+def beyond_the_finetuned(at: Trial) -> None:
+    command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "1.5")
+    at.refused(*command)
+    at.loads(*command, *at.options())
+
+
+@follows("api/soup.py", "--greedy needs --score-command")
+@follows("api/soup.py", "--score-command, --scores and --accept need --greedy")
+@follows("api/scores.py", "--score-command needs {}")
+def a_greedy_soup(at: Trial) -> None:
+    command = ("soup", at.base, at.finetuned, "-o", at.out)
+    score = ("--score-command", "test -e {} && echo 1")
+    lacking = {
+        "--greedy needs --score-command": ("--greedy",),
+        "--score-command, --scores": score,
+        "--score-command needs {}": ("--greedy", "--score-command", "echo 1"),
+    }
+    at.refused(*command, *next(words for start, words in lacking.items() if at.site.hint.startswith(start)))
+    at.loads(*command, "--greedy", *score)
+
+
+@follows("pipeline/inspection.py", "a whole checkpoint needs a base")
+@follows("api/edit.py", "- means that there is no base")
+def no_base(at: Trial) -> None:
+    if at.site.file == "api/edit.py":
+        at.refused("edit", "-", at.finetuned, "-o", at.out)
+        at.loads(*at.edit)
+    else:
+        at.refused("inspect-spectrum", "-", at.finetuned)
+        at.works("inspect-spectrum", at.base, at.finetuned)
+
+
+@follows("pipeline/memory.py", "--workers … fits")
+def too_many_workers(at: Trial) -> None:
+    """The memory of this machine is made to look small."""
+    from monosoup_cli.devices.cpu import Cpu
+
+    for path in (at.base, at.finetuned):
+        save_file({f"layers.{number}.weight": torch.randn(64, 64) for number in range(9)}, path)
+    patch = at.request.getfixturevalue("monkeypatch")
+    patch.setattr(Cpu, "free_bytes", lambda self: 20 << 20)
+    at.refused(*at.edit, "--workers", "9")
+    at.loads(*at.edit, *at.options())
+
+
+@follows("pipeline/engine.py", "ran out of memory on the host")
+@follows("pipeline/engine.py", "--exclude keeps the tensor as fine-tuned")
+def what_fails_in_torch(at: Trial) -> None:
+    """A decomposition is made to fail, or to lack memory, as long as its matrix is the one that is named."""
+    is_memory, eigh = "memory" in at.site.problem, torch.linalg.eigh
+
+    def failing(matrix: torch.Tensor, **options: object) -> object:
+        if matrix.shape[-1] != 6:
+            return eigh(matrix, **options)
+        raise MemoryError if is_memory else torch.linalg.LinAlgError("linalg.eigh: failed to converge")
+
+    patch = at.request.getfixturevalue("monkeypatch")
+    with patch.context() as patched:
+        patched.setattr(torch.linalg, "eigh", failing)
+        result = at.refused(*at.edit)
+        if not is_memory:
+            at.loads(*at.edit, *at.options(), named_tensor(result.err), "--overwrite")
+    if is_memory:
+        at.loads(*at.edit, *at.options(0), *at.options(1))
+        at.loads(*at.edit, *at.options(2), "--overwrite")
+
+
+@follows("sources/locate.py", "an index, not a checkpoint")
+def an_index(at: Trial) -> None:
+    folder = at.tmp / "model"
+    folder.mkdir()
+    weights = load_file(at.finetuned)
+    names = {name: f"model-0000{number}-of-00003.safetensors" for number, name in enumerate(weights, 1)}
+    for name, file in names.items():
+        save_file({name: weights[name]}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    at.refused("edit", at.base, folder / "model.safetensors.index.json", "-o", at.out)
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("sources/locate.py", "more than one checkpoint in this folder")
+def two_checkpoints(at: Trial) -> None:
+    folder = at.tmp / "model"
+    folder.mkdir()
+    for name in ("one.safetensors", "two.safetensors"):
+        shutil.copy(at.finetuned, folder / name)
+    at.refused("edit", at.base, folder, "-o", at.out)
+    at.loads("edit", at.base, folder / "one.safetensors", "-o", at.out)
+    (folder / "two.safetensors").unlink()
+    at.loads("edit", at.base, folder, "-o", at.out, "--overwrite")
+
+
+@follows("sources/locate.py", "a shard that the index does not name")
+def a_stale_shard(at: Trial) -> None:
+    """The one that belongs to another checkpoint is moved away."""
+    folder = at.tmp / "model"
+    folder.mkdir()
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    shutil.copy(at.finetuned, folder / files[0])
+    save_file({"stale": torch.ones(2)}, folder / files[1])
+    weight_map = dict.fromkeys(load_file(at.finetuned), files[0])
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    at.refused("edit", at.base, folder, "-o", at.out)
+    (folder / files[1]).rename(at.tmp / files[1])
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("sources/locate.py", "pass one that has some")
+@follows("sources/locate.py", "a pipeline without a part called transformer or unet")
+def weights_in_a_part(at: Trial) -> None:
+    folder = at.tmp / "model"
+    (folder / "prior").mkdir(parents=True)
+    shutil.copy(at.finetuned, folder / "prior" / "model.safetensors")
+    if "pipeline" in at.site.problem:
+        (folder / "model_index.json").write_text(json.dumps({"prior": ["diffusers", "PriorTransformer"]}))
+    at.refused("edit", at.base, folder, "-o", at.out)
+    part = at.blanks[0].split(", ")[0] if at.blanks else "prior"
+    at.loads("edit", at.base, folder / part, "-o", at.out)
+
+
+@follows("sources/locate.py", "the checkpoint is quantised: differences")
+@follows("sources/locate.py", "(config.json has quantization_config)")
+def quantised(at: Trial) -> None:
+    """The checkpoint that it was quantised from is edited, and the result quantised again."""
+    folder = at.tmp / "model"
+    folder.mkdir()
+    if "config.json" in at.site.problem:
+        shutil.copy(at.finetuned, folder / "model.safetensors")
+        (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    else:
+        codes = {"block.weight": torch.ones(8, 6, dtype=torch.int8), "block.SCB": torch.ones(8)}
+        save_file(codes, folder / "model.safetensors")
+    at.refused("edit", at.base, folder, "-o", at.out)
+    at.loads(*at.edit)
+    weights = load_file(at.out / "model.safetensors")["block.weight"]
+    scale = weights.abs().amax(1, keepdim=True) / 127
+    assert torch.allclose((weights / scale).round().char() * scale, weights, atol=float(scale.max()))
+
+
+@follows("sources/locate.py", "it holds the scale of the adapter")
+def an_adapter_without_its_configuration(at: Trial) -> None:
+    from tests.peft_adapters import make
+
+    made = make("linear", at.tmp)
+    config = made.adapter / "adapter_config.json"
+    config.rename(at.tmp / "config.json")
+    command = ("edit", made.base, made.adapter, "-o", at.out)
+    at.refused(*command)
+    (at.tmp / "config.json").rename(config)
+    at.loads(*command)

@@ -1,0 +1,245 @@
+"""What hints on the output and on interrupted runs lead to."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.hints.table import Trial, follows
+
+LIMIT = 1 << 20  # bytes
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may be larger than LIMIT, which the system refuses as it does where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def folders(at: Trial, size: int = 0) -> tuple[object, ...]:
+    """An edit whose last file, a vocabulary of some size, is written after the tensors."""
+    folder = at.tmp / "model"
+    folder.mkdir()
+    shutil.copy(at.finetuned, folder / "model.safetensors")
+    (folder / "vocab.txt").write_bytes(bytes(size))
+    return "edit", at.base, folder, "-o", at.out
+
+
+def interrupted(at: Trial) -> tuple[object, ...]:
+    """An edit that a full disk has stopped after the tensors were written."""
+    command = folders(at, 2 * LIMIT)
+    with full_disk():
+        assert at.run(*command).code == 1
+    assert (at.tmp / "out.partial" / "journal").is_file()
+    return command
+
+
+@follows("outputs/writer.py", "cannot write")
+def a_full_disk(at: Trial) -> None:
+    command = folders(at, 2 * LIMIT)
+    with full_disk():
+        at.refused(*command)
+    at.loads(*command, *at.options())
+
+
+@follows("outputs/workplace.py", "an interrupted run left unfinished work")
+def unfinished_work(at: Trial) -> None:
+    command = interrupted(at)
+    at.refused(*command)
+    at.loads(*command, *at.options(0))
+    shutil.rmtree(at.out)
+    at.tmp.joinpath("model", "vocab.txt").unlink()
+    shutil.rmtree(at.tmp / "model")
+    command = interrupted(at)
+    at.refused(*command)
+    at.loads(*command, *at.options(1))
+
+
+@follows("outputs/journal.py", "rerun with the same arguments")
+def other_arguments(at: Trial) -> None:
+    command = interrupted(at)
+    at.refused(*command, "--resume", "--energy", "0.5")
+    at.loads(*command, "--resume")
+    shutil.rmtree(at.out)
+    shutil.rmtree(at.tmp / "model")
+    command = interrupted(at)
+    at.refused(*command, "--resume", "--energy", "0.5")
+    at.loads(*command, *at.options(), "--energy", "0.5")
+
+
+@follows("outputs/journal.py", "the journal is damaged")
+def a_damaged_journal(at: Trial) -> None:
+    command = interrupted(at)
+    (at.tmp / "out.partial" / "journal").write_bytes(b"[]\n")
+    at.refused(*command, "--resume")
+    at.loads(*command, *at.options())
+
+
+@follows("outputs/writer.py", "something else was created here during the run")
+def something_in_the_way(at: Trial) -> None:
+    """The score command makes it."""
+    script = f"import os; os.makedirs({str(at.out)!r}, exist_ok=True); print(1)"
+    made = shlex.join([sys.executable, "-c", script, "{}"])
+    command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", made)
+    at.refused(*command)
+    at.out.rename(at.tmp / "away")
+    at.loads(*command, *at.options())
+
+
+@follows("cli/writing.py", "note: rerun the command")
+def a_signal(at: Trial) -> None:
+    """The score command of the first run interrupts it."""
+    stop = at.tmp / "stop"
+    stop.touch()
+    kill = f"(os.kill({os.getpid()}, signal.SIGINT), time.sleep(9))"
+    script = f"import os, signal, time; os.path.exists({str(stop)!r}) and {kill}; print(1)"
+    scored = shlex.join([sys.executable, "-c", script, "{}"])
+    command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
+    at.refused(*command)
+    stop.unlink()
+    at.loads(*command, *at.options())
+
+
+@follows("errors.py", "fix what it runs, then rerun with --resume")
+@follows("errors.py", "fix it, then run monosoup again")
+def a_score_command_that_fails(at: Trial) -> None:
+    """The script fails at once, or after the first of two scores; it is mended, and the run goes on."""
+    has_scores, script = "--resume" in at.site.hint, at.tmp / "score.py"
+    broken = (
+        f"import sys\nsys.exit(sys.argv[1] != {str(at.base)!r})" if has_scores else "import sys\nsys.exit(1)"
+    )
+    script.write_text(f"print(1)\n{broken}\n")
+    scored = shlex.join([sys.executable, str(script), "{}"])
+    command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
+    at.refused(*command)
+    script.write_text("print(1)\n")
+    at.loads(*command, *(at.options() if has_scores else ()))
+
+
+@follows("outputs/output_path.py", "the output already exists")
+def an_output_that_exists(at: Trial) -> None:
+    at.works(*at.edit)
+    at.refused(*at.edit)
+    at.loads(*at.edit, *at.options())
+    at.loads(*at.edit[:-1], at.tmp / "another", output=at.tmp / "another")
+
+
+@follows("outputs/output_path.py", "the report already exists")
+def a_report_that_exists(at: Trial) -> None:
+    report = at.tmp / "report.json"
+    report.write_text("{}")
+    at.refused(*at.edit, "--report", report)
+    at.loads(*at.edit, "--report", report, *at.options())
+    shutil.rmtree(at.out)
+    at.loads(*at.edit, "--report", at.tmp / "another.json")
+
+
+@follows("outputs/output_path.py", "the output's folder does not exist")
+def a_missing_folder(at: Trial) -> None:
+    output = at.tmp / "runs" / "first" / "out"
+    at.refused(*at.edit[:-1], output)
+    Path(at.blanks[0]).mkdir(parents=True)
+    at.loads(*at.edit[:-1], output, output=output)
+
+
+@follows("outputs/output_path.py", "the output is a symbolic link")
+def an_output_that_is_a_link(at: Trial) -> None:
+    at.out.symlink_to(at.tmp / "real")
+    at.refused(*at.edit)
+    at.loads(*at.edit[:-1], at.out.readlink(), output=at.tmp / "real")
+
+
+@follows("outputs/output_path.py", "this path is needed for unfinished work")
+def a_path_that_is_taken(at: Trial) -> None:
+    taken = at.tmp / "out.partial"
+    taken.write_text("mine")
+    at.refused(*at.edit)
+    taken.rename(at.tmp / "away")
+    at.loads(*at.edit)
+
+
+@follows("outputs/output_path.py", "is inside the Hub's cache")
+def an_output_in_the_cache(at: Trial) -> None:
+    snapshot = at.tmp / "hub" / "models--org--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    at.refused(*at.edit[:-1], snapshot / "out")
+    at.loads(*at.edit)
+
+
+@follows("outputs/output_path.py", "will not replace a folder that is not a checkpoint")
+def a_folder_of_something_else(at: Trial) -> None:
+    at.out.mkdir()
+    (at.out / "notes.txt").write_text("mine")
+    at.refused(*at.edit, "--overwrite")
+    at.loads(*at.edit[:-1], at.tmp / "another", output=at.tmp / "another")
+    shutil.rmtree(at.out)
+    at.loads(*at.edit, "--overwrite")
+
+
+@follows("pipeline/destination.py", "several values make several checkpoints, which need a folder")
+@follows("pipeline/destination.py", "--max-shard-size needs a folder")
+@follows("outputs/extracted_adapter.py", "an adapter needs a folder")
+def a_file_where_a_folder_is_needed(at: Trial) -> None:
+    options = {
+        "several": ["--wise", "0.5,1"],
+        "--max": ["--max-shard-size", "1GB"],
+        "an adapter": ["--as-adapter", "--adapter-rank", "2", "--include", "block.weight"],
+    }
+    words = next(option for start, option in options.items() if at.site.hint.startswith(start))
+    at.refused(*at.edit[:-1], at.tmp / "out.safetensors", *words)
+    at.loads(*at.edit, *words)
+
+
+@follows("outputs/extracted_adapter.py", "--as-adapter of a whole checkpoint needs a base")
+@follows("outputs/extracted_adapter.py", "--as-adapter of a whole checkpoint needs --adapter-rank")
+def an_adapter_of_a_whole_checkpoint(at: Trial) -> None:
+    given = ["--as-adapter", "--include", "block.weight"]
+    if at.site.hint.endswith("a base"):
+        at.refused("edit", "-", at.finetuned, "-o", at.out, *given, "--adapter-rank", "2")
+        at.loads(*at.edit, *given, "--adapter-rank", "2")
+        return
+    at.refused(*at.edit, *given)
+    at.loads(*at.edit, *given, *at.options(1), "2")
+    at.loads(*at.edit, *given, *at.options(2), "0.9", "--overwrite")
+
+
+@follows("api/edit.py", "write a whole checkpoint, without --as-adapter")
+@follows("api/edit.py", "--adapter-rank and --adapter-energy need --as-adapter")
+@follows("pipeline/task.py", "--on-nonfinite keep writes a whole checkpoint")
+def an_adapter_or_not(at: Trial) -> None:
+    rank, adapter = ["--adapter-rank", "2"], ["--as-adapter", "--include", "block.weight"]
+    if at.site.hint.endswith("need --as-adapter"):
+        at.refused(*at.edit, *rank, "--include", "block.weight")
+        at.loads(*at.edit, *rank, *adapter)
+    elif at.site.file == "api/edit.py":
+        at.refused(*at.edit, *rank, *adapter, "--min-update", "0.1")
+        at.loads(*at.edit, "--include", "block.weight", "--min-update", "0.1")
+    else:
+        from tests.hints.of_inputs import with_nan
+
+        with_nan(at.finetuned, "block.weight")
+        at.refused(*at.edit, *rank, *adapter)
+        (option,) = re.findall(r"--on-nonfinite keep", at.hint)
+        at.loads(*at.edit, *option.split(), "--include", "block.weight")
+
+
+@follows("report/notes.py", "raise --adapter-rank or --adapter-energy")
+def factors_that_leave_something_out(at: Trial) -> None:
+    """A rank as large as the matrix leaves nothing out, and nothing is said."""
+    adapter = ["--as-adapter", "--include", "block.weight"]
+    at.noted(*at.edit, *adapter, "--adapter-rank", "1")
+    rank, energy = (at.options(number)[0] for number in (0, 1))
+    for option in ([rank, "6"], [energy, "1"]):
+        assert "leave out" not in at.loads(*at.edit, *adapter, *option, "--overwrite").err

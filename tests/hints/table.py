@@ -1,0 +1,113 @@
+"""The table of hints: a row has the words of a hint, and a function that follows it to its end.
+
+A row provokes the error (`refused`) or the note (`noted`) with real inputs and the real command line, does
+what the printed words say, and shows that the end is reached: the command runs, and what it writes loads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import Pair, Result, Run
+from tests.hints.sites import Site
+
+Follow = Callable[["Trial"], None]
+
+
+class Row(NamedTuple):
+    file: str
+    words: str
+    follow: Follow
+    marks: tuple[pytest.MarkDecorator, ...]
+
+
+ROWS: list[Row] = []
+"""Every row has words that are found in one hint of its file alone."""
+
+
+def follows(
+    file: str, *words: str, marks: tuple[pytest.MarkDecorator, ...] = ()
+) -> Callable[[Follow], Follow]:
+    """Put a function into the table, once for each of the hints."""
+
+    def register(follow: Follow) -> Follow:
+        ROWS.extend(Row(file, each, follow, marks) for each in words)
+        return follow
+
+    return register
+
+
+class Trial:
+    """What a row has at hand: a small pair, a place for the output, the command line, and the printed hint.
+
+    Attributes:
+        hint: The hint as it was printed.
+        blanks: What was printed where the words are only known when the program runs.
+    """
+
+    def __init__(
+        self, site: Site, pair: Pair, run: Run, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        self.site, self.run, self.tmp, self.request = site, run, tmp_path, request
+        self.base, self.finetuned, self.out = *pair, tmp_path / "out"
+        self.edit = ("edit", self.base, self.finetuned, "-o", self.out)
+        self.hint, self.blanks, self.is_ended = "", list[str](), False
+
+    def refused(self, *argv: object) -> Result:
+        """Run a command that fails and prints the hint."""
+        result = self.run(*argv)
+        assert result.code != 0, result
+        return self.look(result)
+
+    def noted(self, *argv: object) -> Result:
+        """Run a command that works and prints the hint."""
+        result = self.run(*argv)
+        assert result.code == 0, result
+        return self.look(result)
+
+    def look(self, result: Result) -> Result:
+        """Find the hint in what was printed."""
+        problems = [part for part in re.split("…+", self.site.problem) if part]
+        found = self.site.find(result.err + result.out)
+        assert found is not None, result
+        assert all(part in result.err + result.out for part in problems), result
+        self.hint, self.blanks = found
+        return result
+
+    def options(self, number: int = 0) -> list[str]:
+        """An option that the hint names, with its value if it has one."""
+        options = re.findall(r"(--[a-z-]+)(?: ((?:keep|cpu|cuda)\b|\d+|\S+=\S+))?", self.hint)
+        return [word for word in options[number] if word]
+
+    def code(self, **names: object) -> None:
+        """Run the Python that the hint has."""
+        line = re.search(r"torch\.save\(.*\)", self.hint)
+        assert line is not None
+        exec(line[0], {"torch": torch, **names})
+
+    def works(self, *argv: object) -> Result:
+        """Run a command to its end."""
+        result = self.run(*argv)
+        assert result.code == 0, result
+        self.is_ended = True
+        return result
+
+    def loads(self, *argv: object, output: Path | None = None) -> Result:
+        """Run a command to its end, and load what it wrote."""
+        result = self.works(*argv)
+        self.ended(output or self.out)
+        return result
+
+    def ended(self, output: Path) -> None:
+        """Load what was written."""
+        files = [output] if output.is_file() else sorted(output.rglob("*.safetensors"))
+        assert files
+        assert all(load_file(file) for file in files)
+        self.is_ended = True
