@@ -12,24 +12,13 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, MonosoupError, crop
 from monosoup_cli.formats.strided import Bytes
 
-__all__ = [
-    "RESAVE",
-    "RESAVE_TRUSTED",
-    "SAVE_ALONE",
-    "Record",
-    "Seekable",
-    "quote",
-    "read_records",
-    "start_of",
-]
+__all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "quote", "read_records", "start_of"]
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 16_000_000
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 
 RESAVE = "save it again with a current torch: torch.save(torch.load(OLD, weights_only=True), NEW)"
-RESAVE_TRUSTED = "if you trust it, save it again: torch.save(torch.load(OLD, weights_only=False), NEW)"
-"""For what torch does not read with weights_only=True either."""
 SAVE_ALONE = "save the state dict alone: torch.save(model.state_dict(), PATH)"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.archive import RESAVE_TRUSTED, SAVE_ALONE, quote
+from monosoup_cli.formats.archive import SAVE_ALONE, quote
 
 __all__ = ["check_pickle"]
 
@@ -166,7 +166,7 @@ def check_pickle(pickle: bytes, shown: str) -> None:
             elif name == "PROTO" and argument == 2:
                 pass
             elif name == "PROTO":
-                raise refuse(f"pickled in protocol {argument}, not torch's own", RESAVE_TRUSTED)
+                raise refuse(f"pickled in protocol {argument}, not torch's own")
             elif name != "STOP":
                 raise refuse(f"its pickle has the operation {name}, which torch.save does not write", None)
             if left < 0:

@@ -21,15 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError, crop
-from monosoup_cli.formats.archive import (
-    RESAVE,
-    RESAVE_TRUSTED,
-    SAVE_ALONE,
-    Record,
-    quote,
-    read_records,
-    start_of,
-)
+from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, Record, quote, read_records, start_of
 from monosoup_cli.formats.files import CheckpointFile
 from monosoup_cli.formats.header import (
     BITS,
@@ -173,7 +165,7 @@ def _check_magic(file: Bytes) -> None:
     elif start.startswith(LEGACY):
         problem, hint = "in torch's legacy format, which has to be read as a whole", RESAVE
     elif start[257:262] == b"ustar":
-        problem, hint = "a tar archive, as torch wrote before 2018", RESAVE_TRUSTED
+        problem, hint = "a tar archive, as torch wrote before 2018", SAVE_ALONE
     elif start.startswith(b"\x80"):
         problem, hint = "a pickle that torch.save did not write", SAVE_ALONE
     elif start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= file.nbytes - 8:
