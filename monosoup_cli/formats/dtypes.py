@@ -162,8 +162,10 @@ def check_overflow(part: torch.Tensor, dtype: str, tensor: str) -> None:
 
 def overflow_error(count: int, dtype: str, tensor: str) -> ResultOverflowError:
     """Make the error for a result of which so many elements do not fit the stored dtype."""
+    wider = "--dtype float32 or bfloat16 can represent it"
+    as_it_was = "--dtype keep and --exclude leave the tensor as fine-tuned"
     return ResultOverflowError(
         f"the result overflows {dtype} in {count:,} elements",
         tensor=tensor,
-        hint="--dtype float32 or bfloat16 can represent it",
+        hint=wider if dtype == "F16" else as_it_was,
     )

@@ -94,6 +94,7 @@ def open_inputs(
                 hint="give the base first, then the adapter",
             )
         inputs = _align(base_checkpoint, checkpoints, parsed, alone=alone)
+        _check_gathered(inputs.sources)
         opened.pop_all()
     return inputs
 
@@ -221,3 +222,20 @@ def _ties(other: Checkpoint, first: Source, names: Mapping[str, str]) -> dict[st
             if missing not in names and holder in names:
                 ties.setdefault(missing, holder)
     return {missing: holder for missing, holder in ties.items() if missing not in names and holder in names}
+
+
+def _check_gathered(sources: Sequence[Source]) -> None:
+    """Raise CheckpointError for weights that were left on other processes.
+
+    DeepSpeed's ZeRO-3 saves them as tensors of shape [0], which no model loads, also where they are kept.
+    """
+    for source in sources:
+        for name, tensor in source.tensors.items():
+            namesakes = [other.tensors[name] for other in sources if name in other.tensors]
+            if tensor.shape == (0,) and any(namesake.elements for namesake in namesakes):
+                raise CheckpointError(
+                    "is empty, as DeepSpeed's ZeRO-3 saves weights that it did not gather",
+                    path=source.path,
+                    tensor=name,
+                    hint="`python zero_to_fp32.py . OUT` in DeepSpeed's checkpoint folder gathers them",
+                )

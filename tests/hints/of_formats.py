@@ -219,15 +219,23 @@ def a_conjugated_view(at: Trial) -> None:
     at.loads(*edit(at, new))
 
 
-@follows("formats/dtypes.py", "the result overflows")
+@follows("formats/dtypes.py", "--dtype float32 or bfloat16 can represent it")
+@follows("formats/dtypes.py", "--dtype keep and --exclude leave the tensor as fine-tuned")
 def an_overflow(at: Trial) -> None:
-    """Both dtypes that the hint names can represent it."""
-    save_file({"w": torch.zeros(4, 4)}, at.base)
-    save_file({"w": torch.full((4, 4), 1e6)}, at.finetuned)
-    at.refused(*at.edit, "--dtype", "float16")
-    flag, first, second = re.findall(r"(--dtype) (\w+) or (\w+)", at.hint)[0]
-    at.loads(*at.edit, flag, first)
-    at.loads(*at.edit, flag, second, "--overwrite")
+    """Of an edited matrix, and of a vector that is kept, in float16; of both from float64, in float32."""
+    is_half = "float32" in at.site.hint
+    kind, size = (torch.float32, 1e6) if is_half else (torch.float64, 1e300)
+    for name, shape in (("matrix", (4, 4)), ("vector", (4,))):
+        save_file({name: torch.zeros(shape, dtype=kind)}, at.base)
+        save_file({name: torch.full(shape, size, dtype=kind)}, at.finetuned)
+        at.refused(*at.edit, "--overwrite", "--dtype", "float16" if is_half else "float32")
+        if is_half:
+            flag, *others = re.findall(r"--dtype|\w+(?= or )|(?<= or )\w+", at.hint)
+            for other in others:
+                at.loads(*at.edit, flag, other, "--overwrite")
+        else:
+            at.loads(*at.edit, *at.options(0), at.options(1)[0], name, "--overwrite")
+            assert torch.equal(load_file(at.out / "model.safetensors")[name], load_file(at.finetuned)[name])
 
 
 @follows("formats/dtypes.py", "holds NaN or Inf")

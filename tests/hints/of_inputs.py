@@ -192,6 +192,18 @@ def what_fails_in_torch(at: Trial) -> None:
         at.loads(*at.edit, *at.options(2), "--overwrite")
 
 
+@follows("pipeline/inputs.py", "zero_to_fp32.py")
+def weights_that_were_not_gathered(at: Trial) -> None:
+    """Kept as fine-tuned they would be empty. The file that DeepSpeed's script writes is written here."""
+    weights, folder = load_file(at.finetuned), at.tmp / "OUT"
+    save_file({**weights, "block.weight": torch.empty(0), "head.weight": torch.empty(0)}, at.finetuned)
+    for options in ([], ["--on-mismatch", "keep"], ["--exclude", "*.weight"]):
+        at.refused(*at.edit, *options)
+    folder.mkdir()
+    torch.save(weights, folder / "pytorch_model.bin")
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
 @follows("sources/locate.py", "an index, not a checkpoint")
 def an_index(at: Trial) -> None:
     folder = at.tmp / "model"
