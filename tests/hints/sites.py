@@ -21,6 +21,7 @@ UNKNOWN = "…"
 ADVICE = re.compile(
     r"\b(rerun|raise|add|try)\b.* --[a-z]|--[a-z-]+ (leaves|keeps|uses|writes)\b|\bwould match\b"
     r"|\bneeds? (--[a-z]|a (base|folder)\b|\{\})|\bgive the\b"
+    r"|[;:,] (remove|use|pass|save|run|set|choose|rename|convert|merge) "
 )
 Pair = tuple[ast.expr | None, ast.expr]
 
@@ -68,8 +69,9 @@ class Module:
             elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "error.hint":
                 pairs = [(None, node.value)]
             for problem, hint in pairs:
-                given.update(self.texts(hint))
-                yield from (Site(self.name, self.problem(problem), text) for text in self.texts(hint))
+                texts = self.texts(hint) or ([] if self.is_passed_on(hint) else [UNKNOWN])
+                given.update(texts)
+                yield from (Site(self.name, self.problem(problem), text) for text in texts)
         texts = {text for node in self.messages() for text in self.texts(node) if ADVICE.search(text)}
         whole = [text for text in texts if not any(text in other for other in (texts - {text}) | given)]
         yield from (Site(self.name, "", text) for text in sorted(whole))
@@ -154,9 +156,30 @@ class Module:
                 return ["".join(each) for each in product(self.texts(left), self.texts(right))]
             case ast.Name():
                 return self.meanings(node)
+            case ast.Subscript(value=table) | ast.Call(func=ast.Attribute(value=table, attr="get")):
+                return self.values(table)
             case ast.Call():
                 return [text for value in self.returned(node) for text in self.texts(value)]
         return []
+
+    def is_passed_on(self, node: ast.AST) -> bool:
+        """Whether an expression is no hint, or one that has been found where it comes from."""
+        names = [each for each in ast.walk(node) if isinstance(each, ast.Name | ast.Attribute)]
+        if isinstance(node, ast.Constant) or any(
+            "hint" in (ast.unparse(each).split(".")[-1]) for each in names
+        ):
+            return True
+        return any(
+            ast.unparse(target) == ast.unparse(name) and self.is_passed_on(value)
+            for name in names
+            for target, value in self.assigned(name)
+        )
+
+    def values(self, table: ast.expr) -> list[str]:
+        """The texts in a dict."""
+        dicts = [value for target, value in self.assigned(table) if ast.unparse(target) == ast.unparse(table)]
+        nodes = [value for each in dicts if isinstance(each, ast.Dict) for value in each.values]
+        return [text for value in nodes for text in self.texts(value)]
 
     def part(self, node: ast.expr) -> list[str]:
         value = node.value if isinstance(node, ast.FormattedValue) else node

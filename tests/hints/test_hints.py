@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Pair, Run
-from tests.hints.sites import Site, all_sites
+from tests.hints.sites import PACKAGE, Module, Site, all_sites
 from tests.hints.table import ROWS, Row, Trial
 
 for path in sorted(Path(__file__).parent.glob("of_*.py")):
@@ -41,3 +42,65 @@ def test_a_hint_leads_to_its_end(
     row.follow(trial)
     assert trial.hint, "the row did not have the hint printed"
     assert trial.is_ended, "the row did not follow the hint to its end"
+
+
+SOURCE = '''
+"""Docstrings may say: use --resume."""
+from typing import NamedTuple
+from monosoup_cli.formats.archive import RESAVE
+
+TRY = "try --device cpu"
+ALL = {"a": "use a", "b": "use b"}
+
+class Advice(NamedTuple):
+    problem: str
+    hint: str | None = None
+
+def refuse(problem, hint=TRY):
+    return Error(problem, hint=hint)
+
+def chosen(kind):
+    return "pass one" if kind else None
+
+def run(path, kind, again):
+    """Never a hint: rerun with --resume."""
+    Advice("by position", "log in")
+    refuse("by default")
+    refuse("none", None)
+    Error("by keyword", hint=RESAVE)
+    Error(f"with {path}", hint=f"create {path}")
+    Error("by a function", hint=chosen(kind))
+    Error("by a table", hint=ALL[kind])
+    Error("unknown", hint=again.words)
+    reason, hint = "together", "one"
+    if kind:
+        reason, hint = "apart", "other"
+    Error(reason, hint=hint)
+    try:
+        pass
+    except Error as error:
+        error.hint = "run it again"
+    note(f"note: {path}; --exclude leaves it")
+    note("nothing to do")
+'''
+FOUND = """
+by position; log in
+by default; try --device cpu
+by keyword; save it again with a current torch: torch.save(torch.load(OLD, weights_only=True), NEW)
+with …; create …
+by a function; pass one
+by a table; use a
+by a table; use b
+unknown; …
+together; one
+apart; other
+run it again
+note: …; --exclude leaves it
+"""
+
+
+def test_hints_are_found_however_they_are_given():
+    made = Module("made.py", ast.parse(SOURCE))
+    archive = "formats/archive.py"
+    package = {archive: Module(archive, ast.parse((PACKAGE / archive).read_text()))}
+    assert {site.words for site in made.sites(package)} == set(FOUND.strip().splitlines())
