@@ -306,23 +306,28 @@ def a_full_temporary_folder(at: Trial) -> None:
 
 
 @follows("sources/locate.py", "for the repository on the Hub: hf://")
-@follows("sources/locate.py", "if it is on the Hub: hf://")
-@follows("sources/locate.py", "an id on the Hub is written org/name")
+@follows("sources/locate.py", "if it is on the Hub: …")
 def an_id(at: Trial) -> None:
     with served(at) as by:
         by.patch.chdir(at.tmp)
         by.hub.add("org/pipe", {"unet/model.safetensors": at.finetuned})
-        if "written" in at.site.hint:
-            at.refused("edit", "org/base", "https://huggingface.co/org/ft", "-o", at.out)
-            named = at.hint.split()[-1].replace("org/name", "org/ft")
-        else:
-            if "for the" in at.site.hint:
-                (at.tmp / "org" / "ft").mkdir(parents=True)
-            at.refused(
-                "edit", at.base, "org/ft" if "for the" in at.site.hint else "org/pipe/unet", "-o", at.out
-            )
-            named = at.hint.split()[-1]
-        at.loads("edit", at.base, named, "-o", at.out)
+        typed = ["org/pipe/unet", "https://huggingface.co/org/ft"]
+        if "for the" in at.site.hint:
+            (at.tmp / "org" / "ft").mkdir(parents=True)
+            typed = ["org/ft"]
+        for name in typed:
+            at.refused("edit", at.base, name, "-o", at.out)
+            at.loads("edit", at.base, at.hint.split()[-1], "-o", at.out, "--overwrite")
+
+
+@follows("sources/hub.py", "name a commit that is in the cache")
+def a_cache_without_names(at: Trial) -> None:
+    with served(at) as by:
+        at.loads(*by.command)
+        (at.tmp / "cache" / "models--org--ft" / "refs" / "main").unlink()
+        by.offline()
+        at.refused(*by.command, "--overwrite")
+        at.loads("edit", "org/base", at.hint.split()[-1], "-o", at.out, "--overwrite")
 
 
 @follows("outputs/journal.py", "a branch on the Hub has moved")
@@ -383,6 +388,34 @@ def a_push(at: Trial) -> None:
             at.works(*at.edit, "--push", "owner/another")
             more = at.options()
         at.works(*command, *more)
+        sent(by)
+
+
+@follows("outputs/push.py", "the token may only read")
+@follows("outputs/push.py", "the fine-grained token may not write there")
+@follows("outputs/push.py", "push to a name of your own")
+@follows("outputs/push.py", "who is not a member of …; use another")
+def a_token_that_may_not_push(at: Trial) -> None:
+    with served(at) as by:
+        by.token(by.hub.token)
+        target = "org/edited" if at.site.hint.startswith("push to") else NEW
+        if "only read" in at.site.problem:
+            by.hub.role = "read"
+        elif "fine-grained" in at.site.problem:
+            by.hub.role, by.hub.scoped = "fineGrained", []
+        with by.patch.context() as patch:
+            if at.site.hint.startswith("use another"):
+                nameless = {"type": "user", "auth": {"type": "access_token"}}
+                patch.setattr(Handler, "answer_whoami", lambda self: self.answer(nameless))
+            at.refused(*at.edit, "--push", target)
+        if "fine-grained" in at.site.problem:
+            owner = {"type": "user", "name": at.blanks[0]}
+            by.hub.scoped = [{"entity": owner, "permissions": ["repo.write"]}]
+        elif target == NEW:
+            by.hub.role = "write"
+            by.patch.delenv("HF_TOKEN")
+            by.log_in(at.hint)
+        at.works(*at.edit, "--push", at.hint.split()[-1].replace("NAME", "edited") if target != NEW else NEW)
         sent(by)
 
 
