@@ -318,11 +318,11 @@ def read_header(file: CheckpointFile) -> Header:
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
 
 
-def read_json_file(file: CheckpointFile, what: str) -> Any:
-    """Parse a small JSON file strictly, and close it."""
+def read_json_file(file: CheckpointFile, what: str, *, is_strict: bool = True) -> Any:
+    """Parse a small JSON file, and close it."""
     try:
         check_json_size(file.nbytes, file.shown, what)
-        return parse_json(file.read(file.nbytes), file.shown, what)
+        return parse_json(file.read(file.nbytes), file.shown, what, is_strict=is_strict)
     finally:
         file.close()
 

@@ -62,7 +62,12 @@ class Inputs:
 
 
 def open_inputs(
-    base: str | None, finetuned: Sequence[str], renames: Iterable[str], *, alone: bool = False
+    base: str | None,
+    finetuned: Sequence[str],
+    renames: Iterable[str],
+    *,
+    state_dict: str | None = None,
+    alone: bool = False,
 ) -> Inputs:
     """Read the headers of all inputs, and align their names with those of the first fine-tuned checkpoint.
 
@@ -70,6 +75,7 @@ def open_inputs(
         base: The base as the user typed it; None for no base.
         finetuned: The fine-tuned checkpoints as the user typed them.
         renames: What the user typed after `--rename`.
+        state_dict: What the user typed after `--state-dict`.
         alone: Whether an adapter needs no base.
 
     Raises:
@@ -84,8 +90,9 @@ def open_inputs(
     with ExitStack() as opened:
         checkpoints = []
         for path in [*([] if base is None else [base]), *finetuned]:
-            checkpoints.append(open_checkpoint(path))
+            checkpoints.append(open_checkpoint(path, state_dict))
             opened.enter_context(checkpoints[-1].files)
+        _check_choice(state_dict, checkpoints)
         base_checkpoint = None if base is None else checkpoints.pop(0)
         if base_checkpoint is not None and base_checkpoint.files.kind.is_adapter:
             raise CheckpointError(
@@ -96,6 +103,19 @@ def open_inputs(
         inputs = _align(base_checkpoint, checkpoints, parsed, alone=alone)
         opened.pop_all()
     return inputs
+
+
+def _check_choice(state_dict: str | None, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise UsageError if no input has the state dict that the user asked for."""
+    shards = [shard for checkpoint in checkpoints for shard in checkpoint.files.shards]
+    chosen = [shard.state_dicts[0] for shard in shards if shard.state_dicts]
+    if state_dict is not None and state_dict not in chosen:
+        choices = sorted({one for shard in shards for one in shard.state_dicts if one})
+        raise UsageError(
+            f"no input has a state dict {state_dict!r}",
+            expected=", ".join(choices) if choices else None,
+            hint=None if choices else "without --state-dict, their tensors are read",
+        )
 
 
 def _align(
@@ -129,6 +149,7 @@ def _align(
     for source in inputs.sources:
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
         inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
+        inputs.notices += [f"{source.path}: {note}" for one in source.files.shards for note in one.notes]
     for source in inputs.sources:
         inputs.notices += [
             f"{source.path}: not part of the state dict, and left out: {', '.join(shard.left_out)}"
