@@ -11,11 +11,13 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.archive import RESAVE, SAVE_ALONE, Record, quote, read_records, start_of
 from monosoup_cli.formats.files import CheckpointFile
+from monosoup_cli.formats.foreign import recognise
 from monosoup_cli.formats.header import BITS, MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, Header, TensorInfo
 from monosoup_cli.formats.pickles import DTYPES, Foreign, PickledTensor, read_pickle
 from monosoup_cli.formats.shard import Shard
@@ -184,23 +186,18 @@ def _starts(file: Bytes, records: Mapping[str, Record], tensors: Iterable[Pickle
 
 def _check_magic(file: Bytes) -> None:
     """Refuse a file that is not a zip file, and say what to do about it."""
-    start = file.read(min(file.nbytes, 512))
-    if start.startswith(b"PK\x03\x04"):
-        return
-    problem, hint = "not a PyTorch file", None
-    if not start:
-        problem = "the file is empty"
-    elif start.startswith(b"version https://git-lfs"):
-        problem, hint = "a git-lfs pointer, not the file itself", "run `git lfs pull`"
-    elif start.startswith(LEGACY):
-        problem, hint = "in torch's legacy format, which has to be read as a whole", RESAVE
-    elif start[257:262] == b"ustar":
-        problem, hint = "a tar archive, as torch wrote before 2018", "convert it to safetensors"
-    elif start.startswith(b"\x80"):
-        problem, hint = "a pickle that torch.save did not write", SAVE_ALONE
-    elif start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= file.nbytes - 8:
+    start = file.read(min(file.nbytes, 16))
+    if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= file.nbytes - 8:
         problem, hint = "a safetensors file under another name", "rename it to end in .safetensors"
-    raise CheckpointError(problem, path=file.shown, hint=hint)
+        raise CheckpointError(problem, path=file.shown, hint=hint)
+    if start.startswith(LEGACY):
+        problem = "in torch's legacy format, which has to be read as a whole"
+        raise CheckpointError(problem, path=file.shown, hint=RESAVE)
+    other = recognise(file, PurePosixPath(file.shown).name)
+    if other is not None:
+        raise other
+    if not start.startswith(b"PK\x03\x04"):
+        raise CheckpointError("not a PyTorch file" if start else "the file is empty", path=file.shown)
 
 
 def _unwrap(content: Any, shown: str, wanted: str | None) -> _Unwrapped:

@@ -15,6 +15,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import InputFile
+from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
 from monosoup_cli.formats.lora_names import is_lora_file
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
@@ -188,7 +189,6 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
 def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> CheckpointError:
     if is_offline(folder):
         return not_cached(folder.source)
-    other = next((name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))), None)
     parts = [name for name in names if not name.startswith(".") and folder.is_folder(f"{inner}{name}")]
     parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
     hint = None
@@ -196,8 +196,17 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
         hint = f"pass one that has some: {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
     elif HUB_ID.fullmatch(folder.source):
         hint = f"for the repository on the Hub: hf://{folder.source}"
-    found = f", only {other}" if other else ""
-    return CheckpointError(f"no weights in this folder{found}", path=folder.source, hint=hint)
+    other = next((name for name in names if name.endswith(OTHER_SUFFIXES)), None)
+    if other is None:
+        return CheckpointError("no weights in this folder", path=folder.source, hint=hint)
+    file = folder.open(f"{inner}{other}")
+    what = recognise(file, other)
+    file.close()
+    return CheckpointError(
+        f"no weights in this folder, only {other}{f', {what.problem}' if what else ''}",
+        path=folder.source,
+        hint=hint or (what.hint if what else None),
+    )
 
 
 def _candidates(names: Sequence[str]) -> list[str]:

@@ -483,7 +483,7 @@ def test_files_of_other_formats_are_refused_with_the_cure(path, refused, recwarn
     assert refused() == "a git-lfs pointer, not the file itself; run `git lfs pull`"
     path.write_bytes(b"")
     assert refused() == "the file is empty"
-    path.write_bytes(b"<html>")
+    path.write_bytes(b"\0" * 600)
     assert refused() == "not a PyTorch file"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
