@@ -22,6 +22,7 @@ from monosoup_cli.formats.header import BITS, MAX_DIMENSIONS, MAX_ELEMENTS, MAX_
 from monosoup_cli.formats.pickles import DTYPES, Foreign, PickledTensor, read_pickle
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.formats.strided import Bytes, Strided
+from monosoup_cli.formats.torchscript import is_script, script_tensors
 
 __all__ = ["StateDict", "StateDicts", "place_tensors", "read_state_dict"]
 
@@ -123,9 +124,13 @@ def read_state_dict(file: Bytes, wanted: str | None = None) -> StateDict:
     records = read_records(file)
     pickle = file.read(records["data.pkl"].nbytes, start_of(file, records["data.pkl"]))
     content, foreign = read_pickle(pickle, file.shown)
-    unwrapped = _unwrap(content, file.shown, wanted)
     notes = list[str]()
-    if foreign:
+    if is_script(records):
+        unwrapped = _Unwrapped(script_tensors(file, records, content), (), "", ())
+        notes.append("a TorchScript archive: its parameters and buffers are read, and its code is left out")
+    else:
+        unwrapped = _unwrap(content, file.shown, wanted)
+    if foreign and not is_script(records):
         notes.append(f"holds objects that are not read: {_several(foreign)}")
     if unwrapped.others:
         which = f"of {quote(unwrapped.path)}" if unwrapped.path else "that stand alone"

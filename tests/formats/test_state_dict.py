@@ -7,7 +7,6 @@ import os
 import pickle
 import struct
 import tarfile
-import warnings
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict
@@ -485,10 +484,6 @@ def test_files_of_other_formats_are_refused_with_the_cure(path, refused, recwarn
     assert refused() == "the file is empty"
     path.write_bytes(b"\0" * 600)
     assert refused() == "not a PyTorch file"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    assert refused().startswith("a TorchScript archive, which holds code")
 
 
 # Hostile archives
