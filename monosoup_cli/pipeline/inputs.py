@@ -17,6 +17,7 @@ from monosoup_cli.sources.source import Source, Unchanged
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
+    from monosoup_cli.formats.header import TensorInfo
 
 __all__ = ["Inputs", "open_inputs"]
 
@@ -132,6 +133,7 @@ def _align(
                 unused_by.append(unused)
             sources.append(checkpoint)
         else:
+            _check_gathered(checkpoint.path, checkpoint.tensors)
             merged = _adapter(base, checkpoint, renames, alone=alone)
             unused_by.append(merged.unused)
             adapters[number] = merged
@@ -147,6 +149,8 @@ def _align(
         raise UsageError(f"--rename {rename} has no effect: it matches no additional names")
     inputs = Inputs(base, sources, adapters)
     for source in inputs.sources:
+        _check_gathered(source.path, source.tensors, [other.tensors for other in inputs.sources])
+    for source in inputs.sources:
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
         inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
         inputs.notices += [f"{source.path}: {note}" for one in source.files.shards for note in one.notes]
@@ -159,6 +163,33 @@ def _align(
     if base is not None:
         inputs.hint = suggestion(base.tensors, sources[0].tensors)
     return inputs
+
+
+def _check_gathered(
+    path: str, tensors: Mapping[str, TensorInfo], others: Sequence[Mapping[str, TensorInfo]] = ()
+) -> None:
+    """Raise CheckpointError for the empty tensors that ZeRO-3 leaves in place of weights.
+
+    Args:
+        path: The checkpoint.
+        tensors: Its tensors. Those of an adapter are never empty.
+        others: The tensors of all checkpoints, one of which has a matrix of the name; none for an adapter.
+    """
+    empty = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape == (0,)
+        and (not others or any(len(other[name].shape) > 1 for other in others if name in other))
+    ]
+    if empty:
+        raise CheckpointError(
+            f"empty tensors in place of weights ({len(empty)} of {len(tensors)}), as DeepSpeed's ZeRO-3 has"
+            " them when nothing gathers its parts",
+            path=path,
+            tensor=empty[0],
+            hint="gather them in the run's checkpoint folder: python zero_to_fp32.py . NEW; or train with"
+            " stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], *, alone: bool) -> Adapter:

@@ -357,3 +357,32 @@ def test_hints_that_name_a_choice_lead_to_it(run, pair, tmp_path):
         assert run(*words, "--state-dict", choice).code == 0
         found, expected = (load_file(tmp_path / f"{name}.safetensors") for name in ("out", "expected"))
         assert all(torch.equal(found[name], one) for name, one in expected.items())
+
+
+# -- what ZeRO-3 leaves ---------------------------------------------------------------------------
+
+
+def test_the_empty_tensors_of_zero_3_are_called_what_they_are(refuse, run, pair, tmp_path):
+    """Matrices are parts; what is below its threshold (parameter persistence) is whole."""
+    weights = load_file(pair.finetuned)
+    left = {name: one if one.ndim < 2 else one.new_zeros(0) for name, one in weights.items()}
+    save_file(left, tmp_path / "left.safetensors")
+    torch.save({"module": left}, tmp_path / "left.pt")
+    for file in "left.safetensors", "left.pt":
+        for inputs in (pair.base, tmp_path / file), (tmp_path / file, pair.finetuned):
+            for options in ([], ["--on-mismatch", "keep"]):
+                line = refuse(*inputs, *options)
+                assert f"{file}: tensor 'block.weight': empty tensors in place of weights (2 of 3)" in line
+                assert "python zero_to_fp32.py . NEW" in line
+                assert "stage3_gather_16bit_weights_on_model_save" in line
+    save_file({**weights, "none": torch.zeros(0)}, tmp_path / "own.safetensors")  # a buffer that is so
+    assert run("edit", pair.base, tmp_path / "own.safetensors", "-o", tmp_path / "out").code == 0
+
+
+def test_an_adapter_of_zero_3(refuse, pair, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    factors = {f"base_model.model.block.{name}.weight": torch.zeros(0) for name in ("lora_A", "lora_B")}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["block"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    assert "empty tensors in place of weights (2 of 2)" in refuse(pair.base, tmp_path / "adapter")
