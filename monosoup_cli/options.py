@@ -191,6 +191,15 @@ class SelectionOptions:
             shell=list[str],
         ),
     ] = ()
+    state_dict: Annotated[
+        str | None,
+        Option(
+            "Which state dict to read of files that have several, by its key; dots lead further in. Examples:"
+            " model_ema; generator.ema.",
+            metavar="KEY",
+            shell=str,
+        ),
+    ] = None
     on_mismatch: Annotated[
         Mismatch,
         Option(
@@ -311,6 +320,7 @@ class SelectionKeywords(TypedDict, total=False):
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     rename: str | Sequence[str]
+    state_dict: str | None
     on_mismatch: Mismatch
     on_nonfinite: Strictness
 

@@ -379,7 +379,7 @@ def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
     text = own.files.metadata.get(METADATA)
     if text is None:
         return {}
-    noted = parse_json(text.encode(), own.path, METADATA)
+    noted = parse_json(text.encode(), own.path, METADATA, is_strict=False)
     if not isinstance(noted, dict):
         raise CheckpointError(f"{METADATA} is not a JSON object", path=own.path)
     prefix = f"{part}." if part else ""

@@ -80,6 +80,7 @@ def _inspect_spectrum(
         **asdict(rule),
         "stacked": as_list(stacked),
         "rename": selecting.rename,
+        "state_dict": selecting.state_dict,
         "on_mismatch": selecting.on_mismatch,
         "on_nonfinite": selecting.on_nonfinite,
     }

@@ -1,21 +1,25 @@
-"""Read the zip archives that `torch.save` writes, without inflating anything."""
+"""Read the zip archives that torch writes, without inflating anything but the text of code."""
 
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zipfile
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, crop
 from monosoup_cli.formats.strided import Bytes
 
-__all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "quote", "read_records", "start_of"]
+__all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "inflate", "quote", "read_records", "start_of"]
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 16_000_000
+MAX_CODE_BYTES = 16_000_000
+CODE = ("code/", "extra/")
+"""The folders of TorchScript archives whose records are compressed."""
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 
 RESAVE = "save it again with a current torch: torch.save(torch.load(OLD, weights_only=True), NEW)"
@@ -58,19 +62,21 @@ class Seekable(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Record:
-    """An uncompressed record of an archive.
+    """A record of an archive.
 
     Attributes:
         name: Its name, as stored.
         header: The offset of its header.
-        nbytes: Its size.
+        nbytes: Its size, as stored.
         end: The offset at which it has to end: that of the next header, or the end of the file.
+        method: How it is compressed. Only code may be.
     """
 
     name: bytes
     header: int
     nbytes: int
     end: int
+    method: int
 
 
 def read_records(file: Bytes) -> dict[str, Record]:
@@ -92,19 +98,18 @@ def read_records(file: Bytes) -> dict[str, Record]:
         raise refuse("the zip archive is damaged or truncated") from None
     records: dict[str, Record] = {}
     folders = {info.filename.partition("/")[0] for info in infos}
-    if any(re.match(r"[^/]*/(code/|constants\.pkl$)", info.filename) for info in infos):
-        raise refuse("a TorchScript archive, which holds code", hint=SAVE_ALONE)
     ends = [info.header_offset for info in infos[1:]] + [file.nbytes]
     for info, end in zip(infos, ends, strict=True):
         name = info.filename.partition("/")[2]
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        is_code = name.startswith(CODE)
+        if not is_code and (info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size):
             raise refuse(f"the record {quote(name)} is compressed", hint=RESAVE)
         if info.flag_bits & 1:
             raise refuse(f"the record {quote(name)} is encrypted")
         if name in records:
             raise refuse(f"the zip archive has the record {quote(name)} twice")
         raw = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-        records[name] = Record(raw, info.header_offset, info.file_size, end)
+        records[name] = Record(raw, info.header_offset, info.compress_size, end, info.compress_type)
     if "data.pkl" not in records or len(folders) != 1:
         raise refuse("a zip archive that torch.save did not write")
     if records["data.pkl"].nbytes > MAX_PICKLE_BYTES:
@@ -130,12 +135,32 @@ def start_of(file: Bytes, record: Record) -> int:
         raw = file.read(size, record.header)
         signature, _, _, method, *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(raw)
         start = record.header + LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
-        agrees = signature == b"PK\x03\x04" and method == zipfile.ZIP_STORED
+        agrees = signature == b"PK\x03\x04" and method == record.method
         if agrees and raw[LOCAL_HEADER.size :] == record.name and start + record.nbytes <= record.end:
             return start
     raise CheckpointError(
         f"the record {quote(record.name.decode(errors='replace'))} is not where the zip archive says",
         path=file.shown,
+    )
+
+
+def inflate(file: Bytes, record: Record) -> bytes:
+    """Read the text of a record of code.
+
+    Raises:
+        CheckpointError: The record is damaged, or too large.
+    """
+    if record.nbytes <= MAX_CODE_BYTES:
+        stored = file.read(record.nbytes, start_of(file, record))
+        if record.method == zipfile.ZIP_STORED:
+            return stored
+        reader = zlib.decompressobj(-zlib.MAX_WBITS)
+        with suppress(zlib.error):
+            text = reader.decompress(stored, MAX_CODE_BYTES)
+            if reader.eof and record.method == zipfile.ZIP_DEFLATED:
+                return text
+    raise CheckpointError(
+        f"the record {quote(record.name.decode(errors='replace'))} is damaged, or too large", path=file.shown
     )
 
 

@@ -11,10 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.foreign import recognise
 from monosoup_cli.formats.header import MAX_HEADER_BYTES, Header, parse_header, parse_json
 
 __all__ = [
@@ -34,7 +35,6 @@ MAX_HELD_OPEN = 64
 READ_AHEAD = 1 << 20
 """How many bytes to request at once. Systems ignore the rest of a longer request."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02")
-LFS_POINTER = b"version https://git-lfs"
 
 
 Advance = Callable[[int], None]
@@ -292,16 +292,17 @@ _held_open = _HeldOpen(MAX_HELD_OPEN)
 def read_header(file: CheckpointFile) -> Header:
     """Read the header of a safetensors file, and validate it against the size of the file."""
     start = file.read(min(file.nbytes, 64))
-    if start.startswith(LFS_POINTER):
-        raise CheckpointError(
-            "a git-lfs pointer, not the file itself", path=file.shown, hint="run `git lfs pull`"
-        )
     if len(start) < 8:
         raise CheckpointError(
             "not a safetensors file: too short", path=file.shown, found=f"{file.nbytes} bytes"
         )
     (header_bytes,) = struct.unpack("<Q", start[:8])
-    if header_bytes > min(MAX_HEADER_BYTES, file.nbytes - 8):
+    is_impossible = header_bytes > min(MAX_HEADER_BYTES, file.nbytes - 8)
+    if is_impossible or start[8:9] != b"{":
+        other = recognise(file, PurePosixPath(file.shown).name)
+        if other is not None:
+            raise other
+    if is_impossible:
         if start.startswith(PICKLES):
             raise CheckpointError(
                 "a PyTorch pickle, not a safetensors file",
@@ -318,11 +319,11 @@ def read_header(file: CheckpointFile) -> Header:
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
 
 
-def read_json_file(file: CheckpointFile, what: str) -> Any:
-    """Parse a small JSON file strictly, and close it."""
+def read_json_file(file: CheckpointFile, what: str, *, is_strict: bool = True) -> Any:
+    """Parse a small JSON file, and close it."""
     try:
         check_json_size(file.nbytes, file.shown, what)
-        return parse_json(file.read(file.nbytes), file.shown, what)
+        return parse_json(file.read(file.nbytes), file.shown, what, is_strict=is_strict)
     finally:
         file.close()
 

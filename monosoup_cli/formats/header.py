@@ -90,13 +90,15 @@ class Header:
         return max((tensor.stop for tensor in self.tensors.values()), default=0)
 
 
-def parse_json(text: bytes, path: str, what: str) -> Any:
-    """Parse JSON in which no key repeats and all text is Unicode.
+def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> Any:
+    """Parse JSON whose text is all Unicode.
 
     Args:
         text: The JSON.
         path: The file that errors name.
         what: What errors call the JSON: "header", "index".
+        is_strict: Whether a key that repeats, NaN, Infinity and -0 are refused. Otherwise they are read as
+            Python's own parser reads them, and with it the libraries that write such files.
 
     Raises:
         CheckpointError: The JSON is invalid, or would take a large multiple of its size in memory.
@@ -114,10 +116,11 @@ def parse_json(text: bytes, path: str, what: str) -> Any:
 
     if sum(text.count(mark) for mark in (b"{", b"[", b":")) > MAX_JSON_PARTS:
         raise CheckpointError(f"the {what} has too many parts", path=path)
+    rules: dict[str, Any] = (
+        {"object_pairs_hook": unique, "parse_constant": refuse, "parse_int": _integer} if is_strict else {}
+    )
     try:
-        found = json.loads(
-            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_int=_integer
-        )
+        found = json.loads(text.decode("utf-8"), **rules)
         if SURROGATE.search(text):
             json.dumps(found, ensure_ascii=False).encode()  # half a character cannot be written
     except UnicodeEncodeError:

@@ -1,42 +1,69 @@
-"""Screen the pickles of state dicts before torch parses them."""
+"""Read the pickles that torch writes, without running anything that they ask for.
+
+A pickle is a program that builds a value. Here it builds plain values and the descriptions of tensors.
+Whatever else it would import or call is only noted by name, so nothing in it can run, and nothing takes more
+work than its size warrants.
+"""
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.archive import SAVE_ALONE, quote
+from monosoup_cli.formats.header import BITS, FLOATING
 
-__all__ = ["check_pickle"]
+__all__ = ["DTYPES", "Foreign", "Key", "PickledTensor", "read_pickle"]
 
 MAX_OPERATIONS = 5_000_000
-MAX_TUPLE_DEPTH = 100
 
-REBUILT = {
-    "torch._utils _rebuild_tensor",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_tensor_v3",
-    "torch._utils _rebuild_parameter",
-    "collections OrderedDict",
-    "collections Counter",
-    "torch Size",
+DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "int16": "I16",
+    "uint16": "U16",
+    "int32": "I32",
+    "uint32": "U32",
+    "complex64": "C64",
+    "int64": "I64",
+    "uint64": "U64",
+    **{name: dtype for dtype, name in FLOATING.items()},
+}
+"""torch's dtypes of whole bytes, mapped to the names that safetensors has for them."""
+
+STORED_AS = {
+    "BoolStorage": "bool",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8",
+}
+"""The classes of storages, mapped to the dtypes of their elements."""
+TAKEN = {
+    "_codecs encode",
+    *(f"{room} {name}" for room in ("__builtin__", "builtins") for name in ("set", "bytearray", "complex")),
+    "torch.serialization _get_layout",
     "torch device",
 }
-"""The functions that a state dict and plain values next to it need, by their names in a pickle."""
-NOT_DENSE = {
-    "_rebuild_qtensor": "a quantised tensor",
-    "_rebuild_sparse_tensor": "a sparse tensor",
-    "_rebuild_nested_tensor": "a nested tensor",
-    "_rebuild_njt": "a nested tensor",
-    "_rebuild_meta_tensor_no_storage": "a tensor without data",
-    "_rebuild_wrapper_subclass": "a tensor of a class of its own",
-    "_rebuild_from_type_v2": "a tensor with attributes, or of a class of its own",
-    "_rebuild_parameter_with_state": "a parameter with attributes",
-}
-PLAIN = {
+"""What torch's `weights_only=True` calls besides. No state dict needs it, so nothing is said of it."""
+
+VALUES = {
     "NONE",
     "NEWTRUE",
     "NEWFALSE",
@@ -46,153 +73,290 @@ PLAIN = {
     "LONG1",
     "BINFLOAT",
     "BINUNICODE",
-    "EMPTY_DICT",
-    "EMPTY_LIST",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+}
+"""The operations that push a value which stands in the pickle."""
+NEW: Mapping[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: Foreign("builtins set"),
 }
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 @dataclass(eq=False)
-class _Part:
-    """A value in a pickle that is being screened.
+class Global:
+    """A function or class by its name in a pickle, the module and the name in it with a space in between."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Foreign:
+    """An object of a class that is not known here, of which nothing is made.
 
     Attributes:
-        weight: How many parts hashing or copying the value visits: its own items and, because tuples cannot
-            change, those of the tuples in it.
-        depth: How deep tuples are nested in it.
-        items: The items of a tuple.
-        rebuilds: Whether the value is a function that may be called.
-        rebuilt: Whether the value is the result of such a call, and may get a state.
+        name: What makes it, as for `Global`.
+        state: The attributes that it is given.
     """
 
-    weight: int = 1
-    depth: int = 0
-    items: tuple[_Part, ...] | None = None
-    rebuilds: bool = False
-    rebuilt: bool = False
-
-    def add(self, items: Iterable[_Part]) -> None:
-        self.weight += sum(item.weight if item.items is not None else 1 for item in items)
+    name: str
+    state: Any = None
 
     @property
-    def cost(self) -> int:
-        """The work of passing it on as arguments. The lists in a tuple may have grown since it was made."""
-        return self.weight + sum(item.weight for item in self.items or ())
+    def shown(self) -> str:
+        """Its name for messages."""
+        return self.name.replace(" ", ".")
+
+
+@dataclass(eq=False)
+class Key:
+    """A key of a dict that is not text. Keys are never compared: that can take any time."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Elements in a record of the archive.
+
+    Attributes:
+        dtype: The dtype, as torch names it.
+        key: The name of the record.
+        nbytes: Its size.
+    """
+
+    dtype: str
+    key: str
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class PickledTensor:
+    """The description of a tensor. Offset and strides count elements.
+
+    Attributes:
+        is_plain: Whether the elements are as stored, and not to be conjugated or negated.
+    """
+
+    dtype: str
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_plain: bool
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> PickledTensor:
+    flags = more[2] if len(more) > 2 else None
+    return _described(storage, offset, shape, strides, storage.dtype, flags)
+
+
+def _tensor_of_dtype(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *more: Any
+) -> PickledTensor:
+    return _described(storage, offset, shape, strides, dtype.name.removeprefix("torch "), *more[:1])
+
+
+def _described(
+    storage: Any, offset: int, shape: Any, strides: Any, dtype: str, flags: Any = None
+) -> PickledTensor:
+    numbers = (offset, *shape, *strides)
+    if (
+        not isinstance(storage, Storage)
+        or len(shape) != len(strides)
+        or not all(type(one) is int and one >= 0 for one in numbers)
+    ):
+        raise ValueError
+    is_plain = not (isinstance(flags, dict) and (flags.get("conj") or flags.get("neg")))
+    return PickledTensor(dtype, storage, offset, tuple(shape), tuple(strides), is_plain)
+
+
+def _first(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+def _of_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor with attributes, which are left out; or one of a class that is not known here."""
+    made = CALLS.get(function.name)
+    is_known = kind.name in ("torch Tensor", "torch.nn.parameter Parameter") and made not in (None, _of_type)
+    return made(*arguments) if is_known and made else Foreign(kind.name)
+
+
+CALLS: Mapping[str, Callable[..., Any]] = {
+    "torch._utils _rebuild_tensor": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils _rebuild_parameter": _first,
+    "torch._utils _rebuild_parameter_with_state": _first,
+    "torch._tensor _rebuild_from_type_v2": _of_type,
+    "collections Counter": lambda counts: counts,
+    "torch Size": lambda sizes: sizes,
+}
+"""What a state dict needs of functions, by their names in a pickle: our own in their place."""
 
 
 @dataclass
-class _Stack:
-    parts: list[_Part] = field(default_factory=list)
-    below: list[list[_Part]] = field(default_factory=list)
+class _Machine:
+    """The state of a program: its stack, cut at marks, and what it keeps for later."""
 
-    def pop_mark(self) -> list[_Part]:
-        found, self.parts = self.parts, self.below.pop()
+    left: int
+    stack: list[Any] = field(default_factory=list)
+    below: list[list[Any]] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+    foreign: dict[str, None] = field(default_factory=dict)
+
+    def pop_mark(self) -> list[Any]:
+        found, self.stack = self.stack, self.below.pop()
         return found
 
-    def pop(self, count: int) -> list[_Part]:
-        if count > len(self.parts):
+    def pop(self, count: int) -> list[Any]:
+        start = len(self.stack) - count
+        if start < 0:
             raise IndexError
-        start = len(self.parts) - count
-        found, self.parts[start:] = self.parts[start:], []
+        found, self.stack[start:] = self.stack[start:], []
         return found
 
+    def call(self, function: Any, arguments: Any) -> None:
+        """Push what our own function makes of the arguments, or an object of which nothing is made."""
+        if not isinstance(function, Global | Foreign) or not isinstance(arguments, tuple):
+            raise ValueError
+        if isinstance(function, Global) and function.name in CALLS:
+            self.stack.append(CALLS[function.name](*arguments))
+        elif isinstance(function, Global) and function.name == "collections OrderedDict":
+            made: dict[Any, Any] = {}
+            for pair in arguments[0] if arguments else ():
+                self.left -= 1
+                name, value = pair
+                made[_key(name)] = value
+                if self.left < 0:
+                    break
+            self.stack.append(made)
+        else:
+            if function.name not in TAKEN:
+                self.foreign[Foreign(function.name).shown] = None
+            self.stack.append(Foreign(function.name))
 
-def check_pickle(pickle: bytes, shown: str) -> None:
-    """Refuse a pickle that is unsafe or too expensive to parse.
+    def extend(self, items: Sequence[Any]) -> None:
+        """Add items to the list on the stack; of an object of which nothing is made they are dropped."""
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+        elif not isinstance(self.stack[-1], Foreign):
+            raise ValueError
 
-    Values can refer to each other, so a few bytes can make for a lot of work.
+    def update(self, items: Sequence[Any]) -> None:
+        """Add keys and values, in turn, to the dict on the stack."""
+        if len(items) % 2:
+            raise ValueError
+        if isinstance(self.stack[-1], dict):
+            self.stack[-1].update(zip(map(_key, items[::2]), items[1::2], strict=True))
+        elif not isinstance(self.stack[-1], Foreign):
+            raise ValueError
+
+    def set_state(self, state: Any) -> None:
+        """Give the object on the stack its attributes. Those of a dict are left out."""
+        if isinstance(self.stack[-1], Foreign):
+            self.stack[-1].state = state
+        elif not isinstance(self.stack[-1], dict):
+            raise ValueError
+
+    def push_storage(self, said: Any) -> None:
+        """Push the storage that an archive refers to."""
+        what, kind, key, _, count = said
+        if what != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
+            raise ValueError
+        name = kind.name.rpartition(" ")[2]  # older releases wrote classes of storages on a card
+        dtype = STORED_AS.get(name, name)
+        bits = BITS[DTYPES[dtype]] if dtype in DTYPES else 8
+        self.stack.append(Storage(dtype, key, count * bits // 8))
+
+
+def read_pickle(pickle: bytes, shown: str) -> tuple[Any, Sequence[str]]:
+    """Build the value that a pickle describes.
 
     Args:
         pickle: The pickle.
         shown: The file that errors name.
 
+    Returns:
+        The value, and what it would call that neither tensors nor torch's `weights_only=True` need.
+
     Raises:
-        CheckpointError: The pickle names anything but tensors and plain values, or takes far more work than
-            its size warrants.
+        CheckpointError: The pickle is malformed, or takes far more work than its size warrants.
     """
-    allowed = _allowed_names()
-    stack, memo = _Stack(), dict[int, _Part]()
-    left = 1_000_000 + 16 * len(pickle)
 
-    def refuse(problem: str, hint: str | None = SAVE_ALONE) -> CheckpointError:
-        return CheckpointError(problem, path=shown, hint=hint)
+    def refuse(problem: str) -> CheckpointError:
+        return CheckpointError(problem, path=shown)
 
+    machine = _Machine(1_000_000 + len(pickle))
+    result: list[Any] = []
     try:
-        for count, (operation, found, _) in enumerate(pickletools.genops(pickle)):
-            name, argument = operation.name, cast(Any, found)
+        for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
             if count >= MAX_OPERATIONS:
                 raise refuse("its pickle has too many parts")
-            if name in ("BINPUT", "LONG_BINPUT"):
-                memo[argument] = stack.parts[-1]
-            elif name in PLAIN:
-                stack.parts.append(_Part())
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.parts.append(memo[argument])
-            elif name == "MARK":
-                stack.below.append(stack.parts)
-                stack.parts = []
-            elif name == "TUPLE" or name in TUPLES or name == "EMPTY_TUPLE":
-                items = stack.pop_mark() if name == "TUPLE" else stack.pop(TUPLES.get(name, 0))
-                part = _Part(1, 1 + max((item.depth for item in items), default=0), tuple(items))
-                part.add(items)
-                if part.depth > MAX_TUPLE_DEPTH:
-                    raise refuse("its pickle is nested too deeply")
-                stack.parts.append(part)
-            elif name in ("APPENDS", "APPEND"):
-                items = stack.pop_mark() if name == "APPENDS" else stack.pop(1)
-                stack.parts[-1].add(items)
-            elif name in ("SETITEMS", "SETITEM"):
-                items = stack.pop_mark() if name == "SETITEMS" else stack.pop(2)
-                stack.parts[-1].add(items)
-                left -= sum(key.weight for key in items[::2])
-            elif name == "GLOBAL":
-                if argument not in allowed:
-                    raise refuse(*_foreign(argument))
-                stack.parts.append(_Part(rebuilds=argument in REBUILT))
-            elif name == "REDUCE":
-                function, arguments = stack.pop(2)
-                if not function.rebuilds or arguments.items is None:
-                    raise ValueError
-                left -= arguments.cost
-                stack.parts.append(_Part(rebuilt=True))
-            elif name == "BUILD":
-                (state,) = stack.pop(1)
-                if not stack.parts[-1].rebuilt:
-                    raise ValueError
-                left -= state.cost
-            elif name == "BINPERSID":
-                stack.pop(1)
-                stack.parts.append(_Part())
-            elif name == "PROTO" and argument == 2:
-                pass
-            elif name == "PROTO":
-                raise refuse(f"pickled in protocol {argument}, not torch's own")
-            elif name != "STOP":
-                raise refuse(f"its pickle has the operation {name}, which torch.save does not write", None)
-            if left < 0:
-                raise refuse("its pickle takes far more work than its size warrants", None)
-    except (ValueError, LookupError):
-        raise refuse("its pickle is malformed", None) from None
+            if operation.name == "STOP":
+                result = machine.pop(1)
+            elif not _step(machine, operation.name, argument):
+                raise refuse(f"its pickle has the operation {operation.name}, which torch does not write")
+            if machine.left < 0:
+                raise refuse("its pickle takes far more work than its size warrants")
+        return result[0], tuple(machine.foreign)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise refuse("its pickle is malformed") from None
 
 
-def _allowed_names() -> set[str]:
-    """Return the names that a pickle may use: REBUILT, dtypes and storages."""
-    import torch
+def _step(machine: _Machine, name: str, found: object) -> bool:
+    """Run one operation. Return whether it is known."""
+    argument = cast(Any, found)
+    if name in ("BINPUT", "LONG_BINPUT"):
+        machine.memo[argument] = machine.stack[-1]
+    elif name == "MEMOIZE":
+        machine.memo[len(machine.memo)] = machine.stack[-1]
+    elif name in ("BINGET", "LONG_BINGET"):
+        machine.stack.append(machine.memo[argument])
+    elif name in VALUES:
+        machine.stack.append(CONSTANTS.get(name, argument))
+    elif name in NEW:
+        machine.stack.append(NEW[name]())
+    elif name == "MARK":
+        machine.below.append(machine.stack)
+        machine.stack = []
+    elif name == "TUPLE" or name in TUPLES:
+        items = machine.pop_mark() if name == "TUPLE" else machine.pop(TUPLES[name])
+        machine.stack.append(tuple(items))
+    elif name in ("APPENDS", "APPEND", "ADDITEMS"):
+        machine.extend(machine.pop(1) if name == "APPEND" else machine.pop_mark())
+    elif name in ("SETITEMS", "SETITEM"):
+        machine.update(machine.pop(2) if name == "SETITEM" else machine.pop_mark())
+    elif name == "FROZENSET":
+        machine.pop_mark()
+        machine.stack.append(Foreign("builtins set"))
+    elif name == "GLOBAL":
+        machine.stack.append(Global(argument))
+    elif name == "STACK_GLOBAL":
+        machine.stack.append(Global(" ".join(machine.pop(2))))
+    elif name in ("REDUCE", "NEWOBJ"):
+        machine.call(*machine.pop(2))
+    elif name == "NEWOBJ_EX":
+        machine.call(*machine.pop(3)[:2])
+    elif name == "BUILD":
+        machine.set_state(*machine.pop(1))
+    elif name == "BINPERSID":
+        machine.push_storage(*machine.pop(1))
+    elif name == "POP":
+        machine.pop(1)
+    else:
+        return name in ("PROTO", "FRAME")
+    return True
 
-    return (
-        REBUILT
-        | {
-            f"torch {name}"
-            for name, value in vars(torch).items()
-            if isinstance(value, torch.dtype) or (name.endswith("Storage") and isinstance(value, type))
-        }
-        | {"torch.storage UntypedStorage", "torch.storage TypedStorage"}
-    )
 
-
-def _foreign(named: str) -> tuple[str, str]:
-    """Describe a refused name, and say what to do."""
-    module, _, name = named.rpartition(" ")
-    if name in NOT_DENSE:
-        return f"holds {NOT_DENSE[name]}", SAVE_ALONE
-    return f"holds an object that is not a tensor: {quote(f'{module}.{name}')}", SAVE_ALONE
+def _key(name: Any) -> Any:
+    return name if isinstance(name, str) else Key(name)

@@ -17,7 +17,7 @@ class Safetensors:
     suffixes: ClassVar[Sequence[str]] = (".safetensors",)
     stems: ClassVar[Mapping[str, Sequence[str]]] = {".safetensors": ("model", "diffusion_pytorch_model")}
 
-    def open(self, name: str, file: CheckpointFile) -> Shard:
+    def open(self, name: str, file: CheckpointFile, state_dict: str | None) -> Shard:
         """Read the header."""
         header = read_header(file)
         return Shard(name, file, header, len(header.raw))

@@ -27,6 +27,8 @@ class Shard:
         strided: The tensors whose elements are not stored in order.
         tied: The names of tensors that share all elements with an earlier one, mapped to its name.
         left_out: The names of what the file has besides tensors.
+        notes: What the user should know about what was read, in words.
+        state_dicts: Where the tensors are in a file that may have several state dicts, and where others are.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Shard:
     strided: Mapping[str, Strided] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    state_dicts: tuple[str, ...] = ()
 
     @property
     def header_sha256(self) -> str:
@@ -55,8 +59,14 @@ class Format(Protocol):
     suffixes: ClassVar[Sequence[str]]
     stems: ClassVar[Mapping[str, Sequence[str]]]
 
-    def open(self, name: str, file: CheckpointFile) -> Shard:
+    def open(self, name: str, file: CheckpointFile, state_dict: str | None) -> Shard:
         """Read the description of the tensors in a file, but none of their bytes.
+
+        Args:
+            name: Its name in the folder.
+            file: The file.
+            state_dict: Which state dict of a file that has several; None for the usual one. Formats of one
+                set of tensors ignore it.
 
         Raises:
             CheckpointError: The file is malformed, or not of this format.

@@ -21,15 +21,20 @@ STEMS = {suffix: stems for one in FORMATS for suffix, stems in one.stems.items()
 """The names that libraries give to the weights of a model, without the suffix, by suffix."""
 
 
-def open_shard(name: str, file: CheckpointFile) -> Shard:
+def open_shard(name: str, file: CheckpointFile, state_dict: str | None = None) -> Shard:
     """Open a file of weights in the format of its suffix, by default as safetensors. Closes it on an error.
+
+    Args:
+        name: Its name in the folder.
+        file: The file.
+        state_dict: Which state dict of a file that has several; None for the usual one.
 
     Raises:
         CheckpointError: The file is malformed, or not of that format.
     """
     chosen = next((one for one in FORMATS if name.endswith(tuple(one.suffixes))), FORMATS[0])
     try:
-        return chosen.open(name, file)
+        return chosen.open(name, file, state_dict)
     except BaseException:
         file.close()
         raise

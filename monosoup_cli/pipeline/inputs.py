@@ -17,6 +17,7 @@ from monosoup_cli.sources.source import Source, Unchanged
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
+    from monosoup_cli.formats.header import TensorInfo
 
 __all__ = ["Inputs", "open_inputs"]
 
@@ -62,7 +63,12 @@ class Inputs:
 
 
 def open_inputs(
-    base: str | None, finetuned: Sequence[str], renames: Iterable[str], *, alone: bool = False
+    base: str | None,
+    finetuned: Sequence[str],
+    renames: Iterable[str],
+    *,
+    state_dict: str | None = None,
+    alone: bool = False,
 ) -> Inputs:
     """Read the headers of all inputs, and align their names with those of the first fine-tuned checkpoint.
 
@@ -70,6 +76,7 @@ def open_inputs(
         base: The base as the user typed it; None for no base.
         finetuned: The fine-tuned checkpoints as the user typed them.
         renames: What the user typed after `--rename`.
+        state_dict: What the user typed after `--state-dict`.
         alone: Whether an adapter needs no base.
 
     Raises:
@@ -84,8 +91,9 @@ def open_inputs(
     with ExitStack() as opened:
         checkpoints = []
         for path in [*([] if base is None else [base]), *finetuned]:
-            checkpoints.append(open_checkpoint(path))
+            checkpoints.append(open_checkpoint(path, state_dict))
             opened.enter_context(checkpoints[-1].files)
+        _check_choice(state_dict, checkpoints)
         base_checkpoint = None if base is None else checkpoints.pop(0)
         if base_checkpoint is not None and base_checkpoint.files.kind.is_adapter:
             raise CheckpointError(
@@ -94,9 +102,21 @@ def open_inputs(
                 hint="give the base first, then the adapter",
             )
         inputs = _align(base_checkpoint, checkpoints, parsed, alone=alone)
-        _check_gathered(inputs.sources)
         opened.pop_all()
     return inputs
+
+
+def _check_choice(state_dict: str | None, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise UsageError if no input has the state dict that the user asked for."""
+    shards = [shard for checkpoint in checkpoints for shard in checkpoint.files.shards]
+    chosen = [shard.state_dicts[0] for shard in shards if shard.state_dicts]
+    if state_dict is not None and state_dict not in chosen:
+        choices = sorted({one for shard in shards for one in shard.state_dicts if one})
+        raise UsageError(
+            f"no input has a state dict {state_dict!r}",
+            expected=", ".join(choices) if choices else None,
+            hint=None if choices else "without --state-dict, their tensors are read",
+        )
 
 
 def _align(
@@ -113,6 +133,7 @@ def _align(
                 unused_by.append(unused)
             sources.append(checkpoint)
         else:
+            _check_gathered(checkpoint.path, checkpoint.tensors)
             merged = _adapter(base, checkpoint, renames, alone=alone)
             unused_by.append(merged.unused)
             adapters[number] = merged
@@ -128,8 +149,11 @@ def _align(
         raise UsageError(f"--rename {rename} has no effect: it matches no additional names")
     inputs = Inputs(base, sources, adapters)
     for source in inputs.sources:
+        _check_gathered(source.path, source.tensors, [other.tensors for other in inputs.sources])
+    for source in inputs.sources:
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
         inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
+        inputs.notices += [f"{source.path}: {note}" for one in source.files.shards for note in one.notes]
     for source in inputs.sources:
         inputs.notices += [
             f"{source.path}: not part of the state dict, and left out: {', '.join(shard.left_out)}"
@@ -139,6 +163,33 @@ def _align(
     if base is not None:
         inputs.hint = suggestion(base.tensors, sources[0].tensors)
     return inputs
+
+
+def _check_gathered(
+    path: str, tensors: Mapping[str, TensorInfo], others: Sequence[Mapping[str, TensorInfo]] = ()
+) -> None:
+    """Raise CheckpointError for the empty tensors that ZeRO-3 leaves in place of weights.
+
+    Args:
+        path: The checkpoint.
+        tensors: Its tensors. Those of an adapter are never empty.
+        others: The tensors of all checkpoints, one of which has elements under the name; none for an adapter.
+    """
+    empty = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape == (0,)
+        and (not others or any(other[name].elements for other in others if name in other))
+    ]
+    if empty:
+        raise CheckpointError(
+            f"empty tensors in place of weights ({len(empty)} of {len(tensors)}), as DeepSpeed's ZeRO-3 has"
+            " them when nothing gathers its parts",
+            path=path,
+            tensor=empty[0],
+            hint="gather them in the run's checkpoint folder: python zero_to_fp32.py . NEW; or train with"
+            " stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], *, alone: bool) -> Adapter:
@@ -222,20 +273,3 @@ def _ties(other: Checkpoint, first: Source, names: Mapping[str, str]) -> dict[st
             if missing not in names and holder in names:
                 ties.setdefault(missing, holder)
     return {missing: holder for missing, holder in ties.items() if missing not in names and holder in names}
-
-
-def _check_gathered(sources: Sequence[Source]) -> None:
-    """Raise CheckpointError for weights that were left on other processes.
-
-    DeepSpeed's ZeRO-3 saves them as tensors of shape [0], which no model loads, also where they are kept.
-    """
-    for source in sources:
-        for name, tensor in source.tensors.items():
-            namesakes = [other.tensors[name] for other in sources if name in other.tensors]
-            if tensor.shape == (0,) and any(namesake.elements for namesake in namesakes):
-                raise CheckpointError(
-                    "is empty, as DeepSpeed's ZeRO-3 saves weights that it did not gather",
-                    path=source.path,
-                    tensor=name,
-                    hint="`python zero_to_fp32.py . OUT` in DeepSpeed's checkpoint folder gathers them",
-                )

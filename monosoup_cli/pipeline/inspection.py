@@ -72,7 +72,11 @@ class Inspection:
             MonosoupError: The inputs cannot be read, or do not belong together.
         """
         with ExitStack() as opened:
-            inputs = opened.enter_context(open_inputs(base, finetuned, selecting.rename, alone=base is None))
+            inputs = opened.enter_context(
+                open_inputs(
+                    base, finetuned, selecting.rename, state_dict=selecting.state_dict, alone=base is None
+                )
+            )
             adapter = inputs.adapters[0]
             if inputs.base is None and adapter is None:
                 raise UsageError(

@@ -85,7 +85,11 @@ def prepare(task: Task) -> Planned:
     with ExitStack() as opened:
         inputs = opened.enter_context(
             open_inputs(
-                task.order.base, task.order.finetuned, selecting.rename, alone=task.kind.takes_no_base
+                task.order.base,
+                task.order.finetuned,
+                selecting.rename,
+                state_dict=selecting.state_dict,
+                alone=task.kind.takes_no_base,
             )
         )
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):

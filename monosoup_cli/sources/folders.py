@@ -10,7 +10,15 @@ from typing import Any, Protocol
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
 
-__all__ = ["Folder", "LocalFolder", "is_plain_name", "read_config", "resolve_inside"]
+__all__ = [
+    "Folder",
+    "LocalFolder",
+    "is_offline",
+    "is_plain_name",
+    "not_cached",
+    "read_config",
+    "resolve_inside",
+]
 
 
 class Folder(Protocol):
@@ -108,13 +116,27 @@ class LocalFolder:
 
 
 def read_config(folder: Folder, name: str) -> Any:
-    """Parse a JSON file of the folder. Return None if there is no such file."""
+    """Parse a JSON file of a library in the folder as that library does. Return None if there is none."""
     inner, _, last = name.rpartition("/")
     if last not in folder.names(inner):
         return None
     what = "index" if last.endswith(".index.json") else last
     check_json_size(folder.nbytes(name), folder.shown(name), what)  # before it is downloaded
-    return read_json_file(folder.open(name), what)
+    return read_json_file(folder.open(name), what, is_strict=False)
+
+
+def is_offline(folder: Folder) -> bool:
+    """Return whether this folder is a snapshot in the Hub's cache, opened by its id."""
+    return isinstance(folder, LocalFolder) and not os.path.lexists(folder.source)
+
+
+def not_cached(source: str) -> CheckpointError:
+    """The error for weights that only the Hub has."""
+    return CheckpointError(
+        "offline, and its weights are not in the cache",
+        path=source,
+        hint="run it once without HF_HUB_OFFLINE",
+    )
 
 
 def is_plain_name(name: object) -> bool:

@@ -9,25 +9,32 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import InputFile
+from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
 from monosoup_cli.formats.lora_names import is_lora_file
-from monosoup_cli.formats.shard import Shard
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
-from monosoup_cli.sources.files import Files, Index, LoraFile, PeftAdapter, Place
-from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name, read_config
+from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
+from monosoup_cli.sources.folders import Folder, LocalFolder, is_offline, not_cached, read_config
+from monosoup_cli.sources.shards import (
+    INDEX_SUFFIX,
+    numbered,
+    open_indexed,
+    open_numbered,
+    refuse_rank_files,
+    several,
+)
 
 __all__ = ["open_checkpoint", "parts_of"]
 
-INDEX_SUFFIX = ".index.json"
-SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
-TRAINING_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)$")
+TRAINING_STATE = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state.*|.*_optim_states)\.(bin|pt|pth)$"
+)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -35,9 +42,6 @@ PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are usually fine-tuned."""
-AT_ONCE = 8
-"""How many headers of shards are read at once."""
-
 QUANTISED = re.compile(
     r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|scale_weight|scaled_fp8"
     r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
@@ -46,12 +50,13 @@ QUANTISED = re.compile(
 UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = None) -> Checkpoint:
     """Open a checkpoint, and read and validate all headers.
 
     Args:
         source: A file of weights, a folder with such a file or with an index and shards, or the id of a
             repository on the Hub.
+        state_dict: Which state dict of a file that has several; None for the usual one.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it cannot be read, is malformed or is quantised.
@@ -66,21 +71,28 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"cannot open: {error.strerror}", path=source) from None
     if source.startswith("hf://") or not os.path.lexists(path):
-        return _open_remote(source, path)
+        return _open_remote(source, path, state_dict)
     if stat.S_ISDIR(mode):
-        return _open_folder(LocalFolder(path, source), "")
+        return _open_folder(LocalFolder(path, source), "", state_dict)
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a broken link", path=source) from None
+    shard = open_shard(path.name, InputFile(resolved, source), state_dict)
     return _new_checkpoint(
-        Files(Place(source, file_name=path.name), (open_shard(path.name, InputFile(resolved, source)),))
+        Files(Place(source, file_name=path.name), (shard,), notes=_note_of_part(path.name))
     )
 
 
-def _open_remote(source: str, path: Path) -> Checkpoint:
+def _note_of_part(name: str) -> tuple[str, ...]:
+    """Say that a file is a shard, where its name does."""
+    is_part = numbered([name]) is not None
+    return ("one shard of several; its folder is the whole checkpoint",) if is_part else ()
+
+
+def _open_remote(source: str, path: Path, state_dict: str | None) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
     from monosoup_cli.sources.hub import HubId, open_repository, suggested_id
     from monosoup_cli.sources.hub_errors import quiet_hub
@@ -102,14 +114,15 @@ def _open_remote(source: str, path: Path) -> Checkpoint:
                 error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
             raise
         if not file:
-            return _open_folder(folder, "")
-        if file not in folder.names() and _is_offline(folder):
-            raise _not_cached(f"{source}/{file}")
-        shard = open_shard(file, folder.open(file))
-        return _new_checkpoint(Files(Place(f"{source}/{file}", origin=folder, file_name=file), (shard,)))
+            return _open_folder(folder, "", state_dict)
+        if file not in folder.names() and is_offline(folder):
+            raise not_cached(f"{source}/{file}")
+        shard = open_shard(file, folder.open(file), state_dict)
+        place = Place(f"{source}/{file}", origin=folder, file_name=file)
+        return _new_checkpoint(Files(place, (shard,), notes=_note_of_part(file)))
 
 
-def _open_folder(folder: Folder, inner: str) -> Checkpoint:
+def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoint:
     names = folder.names(inner.rstrip("/"))
     if ADAPTER_CONFIG in names:
         return _open_adapter(folder, inner, names)
@@ -117,17 +130,20 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
     config = config if isinstance(config, dict) else None
     _refuse_quantisation_config(config, folder.shown(f"{inner}config.json"))
     candidates = _candidates(names)
+    refuse_rank_files(folder, inner, names, candidates)
     if not candidates:
         part = "" if inner else _part_with_weights(folder, names)
         if part:
-            return _open_folder(folder, f"{part}/")
+            return _open_folder(folder, f"{part}/", state_dict)
         raise _without_weights(folder, inner, names)
+    shards = open_numbered(folder, inner, candidates, config, state_dict)
+    if shards is not None:
+        return _new_checkpoint(shards)
     if len(candidates) > 1:
         raise CheckpointError(
-            "more than one checkpoint in this folder, and loaders disagree on which to load",
+            "more than one file of weights in this folder, and nothing says how they belong together",
             path=folder.source,
-            found=", ".join(candidates[:4]),
-            hint="pass one file, or remove the others",
+            found=several(candidates),
         )
     if candidates[0] in ADAPTER_WEIGHTS:
         raise CheckpointError(
@@ -136,10 +152,11 @@ def _open_folder(folder: Folder, inner: str) -> Checkpoint:
             hint="it holds the scale of the adapter",
         )
     if candidates[0].endswith(INDEX_SUFFIX):
-        return _open_sharded(folder, inner, candidates[0], names, config)
+        return _new_checkpoint(open_indexed(folder, inner, candidates[0], names, config, state_dict))
     name = f"{inner}{candidates[0]}"
     place = Place(folder.source, folder, inner)
-    return _new_checkpoint(Files(place, (open_shard(name, folder.open(name)),), config=config))
+    shard = open_shard(name, folder.open(name), state_dict)
+    return _new_checkpoint(Files(place, (shard,), config=config))
 
 
 def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoint:
@@ -151,8 +168,8 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
         )
     name = next((f"{inner}{name}" for name in ADAPTER_WEIGHTS if name in names), None)
     if name is None:
-        if _is_offline(folder):
-            raise _not_cached(folder.source)
+        if is_offline(folder):
+            raise not_cached(folder.source)
         raise CheckpointError(
             "an adapter without weights", path=folder.source, expected=" or ".join(ADAPTER_WEIGHTS)
         )
@@ -160,23 +177,9 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
     return Checkpoint(Files(place, (open_shard(name, folder.open(name)),), kind=PeftAdapter(config)))
 
 
-def _is_offline(folder: Folder) -> bool:
-    """Return whether this folder is a snapshot in the Hub's cache, opened by its id."""
-    return isinstance(folder, LocalFolder) and not os.path.lexists(folder.source)
-
-
-def _not_cached(source: str) -> CheckpointError:
-    return CheckpointError(
-        "offline, and its weights are not in the cache",
-        path=source,
-        hint="run it once without HF_HUB_OFFLINE",
-    )
-
-
 def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> CheckpointError:
-    if _is_offline(folder):
-        return _not_cached(folder.source)
-    other = next((name for name in names if name.endswith((".gguf", ".h5", ".msgpack", ".onnx"))), None)
+    if is_offline(folder):
+        return not_cached(folder.source)
     parts = [name for name in names if not name.startswith(".") and folder.is_folder(f"{inner}{name}")]
     parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
     hint = None
@@ -184,8 +187,17 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
         hint = f"pass one that has some: {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
     elif HUB_ID.fullmatch(folder.source):
         hint = f"for the repository on the Hub: hf://{folder.source}"
-    found = f", only {other}" if other else ""
-    return CheckpointError(f"no weights in this folder{found}", path=folder.source, hint=hint)
+    other = next((name for name in names if name.endswith(OTHER_SUFFIXES)), None)
+    if other is None:
+        return CheckpointError("no weights in this folder", path=folder.source, hint=hint)
+    file = folder.open(f"{inner}{other}")
+    what = recognise(file, other)
+    file.close()
+    return CheckpointError(
+        f"no weights in this folder, only {other}{f', {what.problem}' if what else ''}",
+        path=folder.source,
+        hint=hint or (what.hint if what else None),
+    )
 
 
 def _candidates(names: Sequence[str]) -> list[str]:
@@ -236,84 +248,6 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
                 hint="pass the folder of the part that was fine-tuned",
             )
     return parts[0] if parts else ""
-
-
-def _open_sharded(
-    folder: Folder, inner: str, index_name: str, names: Sequence[str], config: Mapping[str, Any] | None
-) -> Checkpoint:
-    index_path = folder.shown(f"{inner}{index_name}")
-    index = read_config(folder, f"{inner}{index_name}")
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("the index has no weight_map", path=index_path)
-    if not isinstance(index.get("metadata", {}), dict):
-        raise CheckpointError("the index's metadata must be an object", path=index_path)
-    file_name = index_name.removesuffix(INDEX_SUFFIX)
-    suffix = f".{file_name.rpartition('.')[2]}" if file_name.endswith(WEIGHTS) else ".safetensors"
-    for name, shard_name in weight_map.items():
-        if not is_plain_name(shard_name) or not shard_name.endswith(suffix):
-            raise CheckpointError(
-                f"the index must name {suffix[1:]} files in its own folder",
-                path=index_path,
-                tensor=name,
-                found=repr(shard_name)[:200],
-            )
-    shard_names = sorted(set(weight_map.values()))
-    for shard_name in shard_names:
-        if shard_name not in names and _is_offline(folder):
-            raise _not_cached(folder.source)
-        if shard_name not in names:
-            raise CheckpointError(
-                "a shard that the index names is missing", path=folder.shown(f"{inner}{shard_name}")
-            )
-    stem = file_name.removesuffix(suffix)
-    for name in names:
-        is_shard = name.startswith(f"{stem}-") and name.endswith(suffix) and SHARD_NAME.search(name)
-        if is_shard and name not in shard_names:
-            raise CheckpointError(
-                "a shard that the index does not name",
-                path=folder.shown(f"{inner}{name}"),
-                hint="it belongs to another checkpoint, or the index is stale",
-            )
-    shards = _open_shards(folder, [f"{inner}{name}" for name in shard_names])
-    try:
-        place = Place(folder.source, folder, inner)
-        files = Files(place, shards, Index(f"{inner}{index_name}", index), config)
-        for name, holder in [(name, shard) for shard in shards for name in shard.header.tensors]:
-            if weight_map.get(name) != holder.name.removeprefix(inner):
-                raise CheckpointError(
-                    "index and shards disagree on where it is",
-                    path=index_path,
-                    tensor=name,
-                    expected=holder.name,
-                    found=weight_map.get(name, "nothing"),
-                )
-        for name in weight_map:
-            if name not in files.tensors:
-                raise CheckpointError(
-                    "the index names a tensor that its shard does not have",
-                    path=index_path,
-                    tensor=name,
-                    found=weight_map[name],
-                )
-    except BaseException:
-        for shard in shards:
-            shard.file.close()
-        raise
-    return _new_checkpoint(files)
-
-
-def _open_shards(folder: Folder, names: Sequence[str]) -> tuple[Shard, ...]:
-    """Open all shards or none; several at once, because they may be remote."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(lambda name: open_shard(name, folder.open(name)), name) for name in names]
-    failures = [failure for future in futures if (failure := future.exception()) is not None]
-    if failures:
-        for future in futures:
-            if future.exception() is None:
-                future.result().file.close()
-        raise failures[0]
-    return tuple(future.result() for future in futures)
 
 
 def _new_checkpoint(files: Files) -> Checkpoint:

@@ -225,7 +225,7 @@ def test_parts_of_a_repository_are_named_after_its_id(hub, edit, tmp_path):
         assert [entry["revision"] for entry in report["inputs"]] == commits
         assert f"org/parts-ft@{commits[1]}" in (tmp_path / output / "README.md").read_text()
     assert "no such folder" in edit("hf://org/parts-base/vae", "org/parts-ft", output="x", code=1)
-    assert "more than one checkpoint" in edit("org/parts-base", "org/parts-ft", output="x", code=1)
+    assert "more than one file of weights" in edit("org/parts-base", "org/parts-ft", output="x", code=1)
 
 
 def test_state_dicts_are_read_where_there_is_no_safetensors(hub, made, edit, run, tmp_path):

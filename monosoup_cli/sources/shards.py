@@ -1,0 +1,240 @@
+"""Checkpoints in several files: by their index, or by the numbers in their names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.formats.shard import Shard
+from monosoup_cli.formats.table import WEIGHTS, open_shard
+from monosoup_cli.sources.files import Files, Index, Place
+from monosoup_cli.sources.folders import Folder, is_offline, is_plain_name, not_cached, read_config
+
+__all__ = ["INDEX_SUFFIX", "numbered", "open_indexed", "open_numbered", "refuse_rank_files", "several"]
+
+INDEX_SUFFIX = ".index.json"
+SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
+NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d{1,6})[-_]of[-_](?P<count>\d{1,6})(?P<suffix>\.\w+)")
+AT_ONCE = 8
+"""How many headers of shards are read at once."""
+
+RANK_FILES = (
+    (
+        re.compile(r"(model|optim|extra_state)_world_size_\d+_rank_\d+\.pt"),
+        "verl's files of an FSDP run, each with one rank's part of every tensor",
+        "merge them: python -m verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir NEW",
+    ),
+    (
+        re.compile(r"consolidated\.\d\d\.pth"),
+        "Meta's files for several cards, each with a part of every matrix",
+        "use the same model in Hugging Face's format, or convert it with convert_llama_weights_to_hf.py of"
+        " transformers' repository",
+    ),
+    (
+        re.compile(r"(zero_pp_rank|bf16_zero_pp_rank)_\d+_mp_rank_\d\d_(model|optim)_states\.pt"),
+        "DeepSpeed's files of a ZeRO run, each with one rank's part of the weights",
+        "gather them, in the folder above: python zero_to_fp32.py . NEW",
+    ),
+    (
+        re.compile(r"zero_to_fp32\.py"),
+        "a checkpoint of DeepSpeed, whose weights are in the parts of its ranks",
+        "gather them, in this folder: python zero_to_fp32.py . NEW",
+    ),
+    (
+        re.compile(r".*\.distcp"),
+        "a distributed checkpoint of torch (DCP), with parts of every tensor",
+        "gather it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} NEW.pt",
+    ),
+    (
+        re.compile(r"pytorch_model_fsdp_\d+"),
+        "a checkpoint of accelerate's FSDP, with parts of every tensor",
+        "gather it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder}/{first} NEW.pt",
+    ),
+    (
+        re.compile(r"mp_rank_\d\d(_\d{3})*(_model_states\.pt)?|model(_optim)?_rng\.pt|iter_\d{7}"),
+        "a checkpoint of Megatron, with parts of every matrix",
+        "export it to Hugging Face's format, with Megatron Bridge (AutoBridge.export_ckpt) or the program"
+        " that trained it",
+    ),
+    (
+        re.compile(r"model-rank-\d+-part-\d+\.safetensors"),
+        "vLLM's sharded state, with one card's part of every matrix in each file",
+        "use the model that it was made from",
+    ),
+)
+"""Sets of files that are no shards, by the names of their files: no file of them is a whole checkpoint, and
+together they are none as they are. What they are, and what makes a checkpoint of them."""
+
+
+def refuse_rank_files(folder: Folder, inner: str, names: Sequence[str], weights: Sequence[str]) -> None:
+    """Raise CheckpointError if the files of a folder are the parts of ranks of a run.
+
+    Args:
+        folder: The folder.
+        inner: The part of it.
+        names: What is in it.
+        weights: The files that a model may be loaded from.
+    """
+    for pattern, what, hint in RANK_FILES:
+        found = [name for name in names if pattern.fullmatch(name)]
+        if found and (not weights or (len(weights) > 1 and set(weights) <= set(found))):
+            place = shlex.quote(folder.shown(inner.rstrip("/")) if inner else folder.source)
+            raise CheckpointError(
+                what, path=folder.source, found=several(found), hint=hint.format(folder=place, first=found[0])
+            )
+
+
+def numbered(names: Sequence[str]) -> tuple[str, str, list[str]] | None:
+    """Recognise shards that are numbered.
+
+    Returns:
+        Their stem and suffix, and the names that are missing; None for any other set of files, and for the
+        only file of a checkpoint.
+    """
+    found = [match for name in names if (match := NUMBERED.fullmatch(name))]
+    sets = {(match["stem"], match["count"], match["suffix"]) for match in found}
+    if len(found) != len(names) or len(sets) != 1 or int(found[0]["count"]) < 2:
+        return None
+    [(stem, count, suffix)] = sets
+    present = {int(match["number"]): match["number"] for match in found}
+    first = 0 if 0 in present else 1
+    missing = [number for number in range(first, first + int(count)) if number not in present]
+    start, width = found[0].start("number"), len(found[0]["number"])
+    name = found[0].string
+    return (stem, suffix, [f"{name[:start]}{number:0{width}}{name[start + width :]}" for number in missing])
+
+
+def open_numbered(
+    folder: Folder, inner: str, names: Sequence[str], config: Mapping[str, Any] | None, state_dict: str | None
+) -> Files | None:
+    """Open numbered shards without an index, as if they had one. Return None if the files are none.
+
+    Raises:
+        CheckpointError: A shard is missing.
+    """
+    recognised = numbered(names)
+    if recognised is None:
+        return None
+    stem, suffix, missing = recognised
+    if missing:
+        raise CheckpointError(
+            f"shards are missing: {several(missing)}",
+            path=folder.source,
+            found=several(sorted(names)),
+            hint="download or copy the checkpoint again",
+        )
+    shards = open_shards(folder, [f"{inner}{name}" for name in sorted(names)], state_dict)
+    weight_map = {name: shard.name.removeprefix(inner) for shard in shards for name in shard.header.tensors}
+    index = Index(f"{inner}{stem}{suffix}{INDEX_SUFFIX}", {"weight_map": weight_map})
+    note = f"{len(names)} numbered shards without an index are read together"
+    return _closed_on_error(Place(folder.source, folder, inner), shards, index, config, (note,))
+
+
+def open_indexed(
+    folder: Folder,
+    inner: str,
+    index_name: str,
+    names: Collection[str],
+    config: Mapping[str, Any] | None,
+    state_dict: str | None,
+) -> Files:
+    """Open the shards that an index names, all of whose tensors are read, as transformers reads them.
+
+    Raises:
+        CheckpointError: The index is malformed, or a shard that it names is missing.
+    """
+    index_path = folder.shown(f"{inner}{index_name}")
+    index = read_config(folder, f"{inner}{index_name}")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("the index has no weight_map", path=index_path)
+    if not isinstance(index.get("metadata", {}), dict):
+        raise CheckpointError("the index's metadata must be an object", path=index_path)
+    file_name = index_name.removesuffix(INDEX_SUFFIX)
+    suffix = f".{file_name.rpartition('.')[2]}" if file_name.endswith(WEIGHTS) else ".safetensors"
+    for name, shard_name in weight_map.items():
+        if not is_plain_name(shard_name) or not shard_name.endswith(suffix):
+            raise CheckpointError(
+                f"the index must name {suffix[1:]} files in its own folder",
+                path=index_path,
+                tensor=name,
+                found=repr(shard_name)[:200],
+            )
+    shard_names = sorted(set(weight_map.values()))
+    missing = [name for name in shard_names if name not in names]
+    if missing and is_offline(folder):
+        raise not_cached(folder.source)
+    if missing:
+        raise CheckpointError(
+            "a shard that the index names is missing", path=folder.shown(f"{inner}{missing[0]}")
+        )
+    stem = file_name.removesuffix(suffix)
+    unnamed = [
+        name
+        for name in sorted(names)
+        if name.startswith(f"{stem}-")
+        and name.endswith(suffix)
+        and SHARD_NAME.search(name)
+        and name not in shard_names
+    ]
+    shards = open_shards(folder, [f"{inner}{name}" for name in shard_names], state_dict)
+    stored = {name: shard.name.removeprefix(inner) for shard in shards for name in shard.header.tensors}
+    differences = (
+        ("files that the index does not name are not read", unnamed),
+        (
+            "the index names tensors that are in none of its shards",
+            [name for name in weight_map if name not in stored],
+        ),
+        (
+            "tensors of the shards that the index leaves out are read all the same",
+            [name for name in stored if name not in weight_map],
+        ),
+        (
+            "tensors are in another shard than the index says, and are read there",
+            [name for name, shard in stored.items() if weight_map.get(name, shard) != shard],
+        ),
+    )
+    notes = tuple(f"{what}: {several(found)}" for what, found in differences if found)
+    place = Place(folder.source, folder, inner)
+    return _closed_on_error(place, shards, Index(f"{inner}{index_name}", index), config, notes)
+
+
+def _closed_on_error(
+    place: Place,
+    shards: tuple[Shard, ...],
+    index: Index,
+    config: Mapping[str, Any] | None,
+    notes: tuple[str, ...],
+) -> Files:
+    """Make the files of a checkpoint, or close them if they cannot be one."""
+    try:
+        return Files(place, shards, index, config, notes=notes)
+    except BaseException:
+        for shard in shards:
+            shard.file.close()
+        raise
+
+
+def open_shards(folder: Folder, names: Sequence[str], state_dict: str | None) -> tuple[Shard, ...]:
+    """Open all shards or none; several at once, because they may be remote."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = [
+            pool.submit(lambda name: open_shard(name, folder.open(name), state_dict), name) for name in names
+        ]
+    failures = [failure for future in futures if (failure := future.exception()) is not None]
+    if failures:
+        for future in futures:
+            if future.exception() is None:
+                future.result().file.close()
+        raise failures[0]
+    return tuple(future.result() for future in futures)
+
+
+def several(names: Sequence[str]) -> str:
+    """A few of these names, for a message."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(crop(name) for name in names[:4]) + more
