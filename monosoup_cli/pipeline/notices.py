@@ -9,6 +9,7 @@ from shlex import quote
 
 from monosoup_cli.errors import crop
 from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.outputs.hashes import removed_hashes
 from monosoup_cli.outputs.side_files import LARGE
 from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
@@ -30,6 +31,10 @@ def notices_of(ready: Ready) -> list[str]:
     code = [name for name in ready.side_files.names if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
+    written = {name for file in ready.form.layout.files for name in file.header.metadata or ()}
+    removed = [name for name in removed_hashes(ready.form.model.metadata) if name not in written]
+    if removed:
+        notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
     lost = ready.form.lost
     new = [one.name for one in ready.plan.tensors if one.reason == "not_in_base" and one.name not in lost]
     if new:
