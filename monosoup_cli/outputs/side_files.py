@@ -31,8 +31,8 @@ LARGE = "over 256 MiB"
 UNLISTED = "not in model_index.json"
 WHOLE_MODEL = "a whole model beside the adapter"
 MERGED = "merged into the base"
-BASES = "taken from the base"
-ADAPTERS = "taken from the adapter"
+BASES = "the base has its own"
+ADAPTERS = "the adapter has its own"
 UNASKED = "left out by --side-files"
 
 RULES: Sequence[tuple[str, Sequence[str]]] = (
@@ -67,12 +67,15 @@ OF_ANY_SIZE = ("non_lora_*.bin", "spk_dict*", "model_head.*", "tokenizer*", "*.p
 
 TOKENIZER = (
     *("tokenizer.*", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.*"),
-    *("merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "chat_template.*"),
+    *("merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "chat_template.*"),
     "additional_chat_templates/*",
 )
 """Globs over the files that a tokenizer is read from. They belong together."""
 
-VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "sentencepiece.bpe.model")
+VOCABULARY = (
+    *("tokenizer.json", "tokenizer.model", "vocab.*", "*.spm", "spiece.model", "sentencepiece.bpe.model"),
+    "tekken.json",
+)
 OF_THE_BASE = ("config.json", "*.py")
 """Globs over the files in an adapter's folder that a merged model takes from the base if that has them."""
 

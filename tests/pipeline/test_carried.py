@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression
 
 from monosoup_cli.outputs import side_files as module
+from tests.hub import Hub
 from tests.models import CAUSAL, build, sentence_model, step
 from tests.schema import assert_valid
 
@@ -248,9 +249,9 @@ def test_a_merged_model_has_the_adapters_tokenizer_and_the_bases_configuration(r
     assert not (out / "adapter_config.json").exists()
     left_out = json.loads((out / "monosoup_report.json").read_text())["output"]["left_out"]
     assert {(one["name"], one["why"]) for one in left_out} >= {
-        ("added_tokens.json", "taken from the adapter"),
-        ("config.json", "taken from the base"),
-        ("modeling_x.py", "taken from the base"),
+        ("added_tokens.json", "the adapter has its own"),
+        ("config.json", "the base has its own"),
+        ("modeling_x.py", "the base has its own"),
         ("adapter_config.json", "merged into the base"),
         ("model.safetensors", "a whole model beside the adapter"),
         ("model.safetensors.index.json", "a whole model beside the adapter"),
@@ -289,6 +290,32 @@ def test_an_edited_adapter_keeps_what_lies_beside_it(run, adapted):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         PeftModel.from_pretrained(model, out)
+
+
+def test_of_the_hub_only_what_is_carried_is_downloaded_and_pushed(adapted, tmp_path):
+    base, adapter, _ = adapted
+    for folder in (base, adapter):
+        for name in ("optimizer.pt", "pytorch_model_fsdp_0/x.distcp", "onnx/model.onnx", "notes.txt"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"x" * 100)
+    with Hub(tmp_path / "hub") as hub:
+        hub.add("org/base", base)
+        hub.add("org/adapter", adapter)
+        options = ("-o", tmp_path / "out", "--push", "owner/merged")
+        result = hub.monosoup(
+            "edit", "org/base", "org/adapter", *options, home=tmp_path / "home", HF_TOKEN=hub.token
+        )
+        assert result.returncode == 0, result.stderr
+        pushed = {name: path.read_bytes() for name, path in hub.files("owner/merged").items()}
+        asked = [request.path for request in hub.requests]
+    pushed.pop(".gitattributes", None)
+    assert sorted(pushed) == [
+        *("README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"),
+        *("modeling_x.py", "monosoup_report.json", "non_lora_trainables.bin", "notes.txt"),
+        *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    ]
+    assert pushed["tokenizer_config.json"] == (adapter / "tokenizer_config.json").read_bytes()
+    assert not [path for path in asked if "optimizer" in path or "fsdp" in path or "onnx" in path]
 
 
 def test_an_extracted_adapter_carries_what_is_asked_for(run, tmp_path):

@@ -16,6 +16,8 @@ from monosoup_cli.formats.header import build_header
 from monosoup_cli.outputs.facts import true_facts
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.sources.files import Files, Place
+from monosoup_cli.sources.folders import LocalFolder
 from monosoup_cli.sources.locate import open_checkpoint
 from tests.models import CAUSAL, ENDS, TEXT, VISION, build, sentence_model, step
 
@@ -93,6 +95,15 @@ def test_only_the_dtype_changes_in_a_configuration(run, folders):
     assert (folders[2] / "config.json").read_text() == NEW
     edit(run, folders, "--overwrite", "--dtype", "float16", "--side-files", "none")
     assert not (folders[2] / "config.json").exists()
+
+
+def test_a_configuration_need_not_be_json(tmp_path):
+    """transformers writes Infinity, and loads a file in which a key stands twice."""
+    config = '{"time_step_limit": [0.0, Infinity], "x": NaN, "dtype": "float32", "dtype": "float32"}'
+    (tmp_path / "config.json").write_text(config)
+    files = Files(Place("in", LocalFolder(tmp_path, "in")), ())
+    found = true_facts(files, OutputLayout((), None, False), side_files(files), "float16")
+    assert found == {"config.json": config.replace("float32", "float16").encode()}
 
 
 # -- the vocabulary --------------------------------------------------------------------------------
