@@ -44,8 +44,9 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
         (
             *("checkpoint-*/", "global_step*/", "optimizer*/", "wandb/", "runs/", "logs/", "mlruns/"),
             *("lightning_logs/", "tensorboard/", "pytorch_model_fsdp*/", "*.distcp", "latest", "*.log"),
-            *("optimizer.*", "optimizer_[0-9]*.*", "optim.*", "scheduler.pt", "scheduler.bin", "scaler.pt"),
-            *("scheduler_[0-9]*.bin", "lr_scheduler.*", "rng_state*", "random_states_*", "sampler*.bin"),
+            *("optimizer.pt", "optimizer.pth", "optimizer.bin", "optimizer.safetensors", "optimizer_[0-9]*"),
+            *("scheduler.pt", "scheduler.bin", "scheduler_[0-9]*", "lr_scheduler.pt", "scaler.pt"),
+            *("rng_state*", "random_states_*", "sampler*.bin"),
             *("training_args.bin", "trainer_state.json", "trainer_log.jsonl", "events.out.*"),
             *("all_results.json", "train_results.json", "eval_results.json", "zero_to_fp32.py"),
             *("*_model_states.pt", "*_optim_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),

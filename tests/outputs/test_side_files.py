@@ -65,6 +65,7 @@ WANTED = [
     "campplus.onnx",
     "graph.xml",
     "schema.json",
+    "optimizer.py",
     "scheduler/x.json",
 ]
 UNWANTED = [
@@ -96,6 +97,8 @@ UNWANTED = [
     "training_args.bin",
     "optimizer.pt",
     "optimizer.bin",
+    "optimizer_1.bin",
+    "scheduler_0.bin",
     "scheduler.pt",
     "scaler.pt",
     "rng_state.pth",
