@@ -42,7 +42,7 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
     (
         TRAINING,
         (
-            *("checkpoint-*/", "global_step*/", "optimizer*/", "wandb/", "runs/", "logs/", "mlruns/"),
+            *("checkpoint-*/", "global_step*/", "optimizer/", "wandb/", "runs/", "logs/", "mlruns/"),
             *("lightning_logs/", "tensorboard/", "pytorch_model_fsdp*/", "*.distcp", "latest", "*.log"),
             *("optimizer.pt", "optimizer.pth", "optimizer.bin", "optimizer.safetensors", "optimizer_[0-9]*"),
             *("scheduler.pt", "scheduler.bin", "scheduler_[0-9]*", "lr_scheduler.pt", "scaler.pt"),
