@@ -232,7 +232,21 @@ class StorageOptions:
         ),
     ] = None
 
+    side_files: Annotated[
+        str | Sequence[str],
+        Option(
+            "Which other files of the folder go along. Default: what the model needs, without state of"
+            " training and other copies of the weights. A glob over paths in the folder carries what matches"
+            " as well; all carries everything but hidden files, none nothing but what such globs match."
+            " Repeatable.",
+            metavar="all|none|GLOB",
+            shell=list[str],
+            changes_bytes=False,
+        ),
+    ] = ()
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "side_files", as_list(self.side_files))
         check_choice("dtype", self.dtype, Dtype)
 
     @property
@@ -337,6 +351,7 @@ class StorageKeywords(TypedDict, total=False):
 
     dtype: Dtype
     max_shard_size: str | int | None
+    side_files: str | Sequence[str]
 
 
 class OutputKeywords(TypedDict, total=False):

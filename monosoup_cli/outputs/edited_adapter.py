@@ -17,7 +17,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.factor_sink import FactorSink
 from monosoup_cli.outputs.form import AdapterDescription, Description, OutputContext, Sink, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
-from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.outputs.side_files import SideFiles, side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink, copy_within, move
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import Source
@@ -43,6 +43,7 @@ class EditedAdapterForm:
     adapter: Adapter
     stored: Mapping[str, tuple[str, ...]]
     layout: OutputLayout
+    side_files: SideFiles
     lost: Sequence[str] = ()
     description: Description = DESCRIPTION
 
@@ -54,13 +55,6 @@ class EditedAdapterForm:
     def parts(self) -> Mapping[str, Sequence[str]]:
         """The tensors of the adapter that hold each planned tensor."""
         return self.stored
-
-    def side_files(self) -> list[str]:
-        """The side files of the adapter's folder, its configuration among them."""
-        place, taken = self.model.place, self.layout.names
-        if place.folder is None or self.layout.is_single_file:
-            return []
-        return [name for name in side_files(place.folder, place.inner) if name not in taken]
 
     def own_files(self) -> Mapping[str, bytes]:
         """Nothing: the adapter's configuration is among its side files."""
@@ -224,7 +218,8 @@ class EditedAdapterDraft:
         own, output = self.adapter.own, self.opened.path
         dtypes = {name: output_dtype(info.dtype, self.opened.dtype) for name, info in own.tensors.items()}
         layout = plan_layout(own.files, dtypes, output.name, None)
-        return plan, EditedAdapterForm(self.adapter, self.stored, layout)
+        beside = side_files(own.files, self.opened.side_files, taken=layout.names)
+        return plan, EditedAdapterForm(self.adapter, self.stored, layout, beside)
 
 
 def adapter_headers(

@@ -15,6 +15,7 @@ from monosoup_cli.formats.header import Header, build_header
 from monosoup_cli.outputs.factor_sink import FactorSink
 from monosoup_cli.outputs.form import AdapterDescription, Description, OutputContext, Sink, Target
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
+from monosoup_cli.outputs.side_files import SideFiles, side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import Source
@@ -46,16 +47,13 @@ class ExtractedAdapterForm:
     stored: Mapping[str, tuple[str, ...]]
     layout: OutputLayout
     model: Files
+    side_files: SideFiles
     lost: Sequence[str] = ()
     description: Description = DESCRIPTION
 
     def parts(self) -> Mapping[str, Sequence[str]]:
         """The factors, the tensor of another name, or nothing, for every planned tensor."""
         return self.stored
-
-    def side_files(self) -> list[str]:
-        """Nothing: the fine-tuned checkpoint's configuration is not an adapter's."""
-        return []
 
     def own_files(self) -> Mapping[str, bytes]:
         """The configuration of the adapter."""
@@ -243,7 +241,13 @@ class ExtractedAdapterDraft:
         )
         layout = OutputLayout((OutputFile(WEIGHTS, self._header(plan, adapter)),), None, False)
         lost = [name for name in adapter.left if name not in unmoved]
-        return Plan(tensors), ExtractedAdapterForm(adapter, stored, layout, self.opened.first.model, lost)
+        model, wanted = self.opened.first.model, self.opened.side_files
+        asked = side_files(
+            model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, CONFIG)
+        )
+        return Plan(tensors), ExtractedAdapterForm(
+            adapter, stored, layout, model, SideFiles(asked.carried), lost
+        )
 
     def _header(self, plan: Plan, adapter: AdapterLayout) -> Header:
         """The header of the adapter's file; wide elements first, so that every tensor is aligned."""

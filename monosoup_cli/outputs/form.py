@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.devices.held import Held
 from monosoup_cli.outputs.layout import OutputLayout
+from monosoup_cli.outputs.side_files import SideFiles
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import Source
@@ -46,6 +47,7 @@ class OutputContext:
         path: The path of the output.
         dtype: The dtype of written floating-point tensors in torch's words, or "keep".
         max_shard_bytes: The largest shard to write; None for the fine-tuned checkpoint's own shards.
+        side_files: What the user said about side files: "all", "none", and globs.
     """
 
     base: Source | None
@@ -54,6 +56,7 @@ class OutputContext:
     path: Path
     dtype: str = "keep"
     max_shard_bytes: int | None = None
+    side_files: Sequence[str] = ()
 
     @property
     def first(self) -> Source:
@@ -137,6 +140,7 @@ class OutputForm(Protocol):
     Attributes:
         layout: The files and where each tensor lies in them.
         model: The files whose model card and configuration describe the output.
+        side_files: The files that are carried beside the weights, and those that are left out.
         description: What the model card says about the output.
         lost: The names of tensors that changed and that the output cannot hold.
     """
@@ -148,6 +152,9 @@ class OutputForm(Protocol):
     def model(self) -> Files: ...
 
     @property
+    def side_files(self) -> SideFiles: ...
+
+    @property
     def description(self) -> Description: ...
 
     @property
@@ -157,12 +164,8 @@ class OutputForm(Protocol):
         """For each planned tensor that is not stored as itself, the output's tensors that hold it."""
         ...
 
-    def side_files(self) -> list[str]:
-        """The names of the files of `model` that are copied beside the weights."""
-        ...
-
     def own_files(self) -> Mapping[str, bytes]:
-        """Further files of the output, by name."""
+        """Further files of the output, by name; they take the place of side files."""
         ...
 
     def wanted(self, tensor: PlannedTensor) -> Wanted:

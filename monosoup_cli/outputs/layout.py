@@ -10,6 +10,7 @@ from typing import Any
 
 from monosoup_cli.formats.header import BITS, Header, TensorInfo, build_header
 from monosoup_cli.formats.shard import Shard
+from monosoup_cli.outputs.hashes import has_hashes, with_unknown_hashes
 from monosoup_cli.sources.files import Files
 
 __all__ = ["OutputFile", "OutputLayout", "plan_layout"]
@@ -82,7 +83,7 @@ def plan_layout(
         if len(groups) > 1:
             metadata = model.shards[0].header.metadata
             files = tuple(
-                OutputFile(name, build_header(_aligned(group), metadata))
+                OutputFile(name, _header(_aligned(group), metadata))
                 for name, group in zip(names, groups, strict=True)
             )
             return OutputLayout(files, _index(model, stem, files), False)
@@ -121,18 +122,24 @@ def _one_file(model: Files, dtypes: Mapping[str, str], name: str) -> OutputFile:
     if len(model.shards) == 1:
         return _copy_of(name, model.shards[0], dtypes)
     tensors = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in model.tensors.values()]
-    return OutputFile(name, build_header(_aligned(tensors), model.shards[0].header.metadata))
+    return OutputFile(name, _header(_aligned(tensors), model.shards[0].header.metadata))
 
 
 def _copy_of(name: str, shard: Shard, dtypes: Mapping[str, str]) -> OutputFile:
     tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
+    metadata = shard.header.metadata
+    entries = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in tensors]
     if shard.is_safetensors and all(tensor.dtype == dtypes[tensor.name] for tensor in tensors):
-        return OutputFile(name, shard.header)
-    changed = [(tensor.name, dtypes[tensor.name], tensor.shape) for tensor in tensors]
-    return OutputFile(name, build_header(_aligned(changed), shard.header.metadata))
+        return OutputFile(name, _header(entries, metadata) if has_hashes(metadata) else shard.header)
+    return OutputFile(name, _header(_aligned(entries), metadata))
 
 
 Entries = Sequence[tuple[str, str, tuple[int, ...]]]
+
+
+def _header(entries: Entries, metadata: Mapping[str, str] | None) -> Header:
+    """A new header with the metadata of an old one. Libraries refuse a file without a format."""
+    return build_header(entries, {"format": "pt"} | with_unknown_hashes(metadata))
 
 
 def _aligned(tensors: Entries) -> Entries:

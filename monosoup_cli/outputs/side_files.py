@@ -1,84 +1,329 @@
-"""The other files of a checkpoint's folder: configuration, tokenizer, licence, other parts of a pipeline."""
+"""The other files of a checkpoint's folder: which are carried to the output, which are left out, and why.
+
+What a loader reads is carried: configuration, tokenizer, processors, code, other weights. State of training
+and other copies of the weights are left out. One table, `RULES`, decides by name, and `_Walk` adds what only
+the folder can tell. No file is opened but the headers of safetensors files.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.errors import CheckpointError, UsageError
+from monosoup_cli.formats.files import read_header
 from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import Folder
-from monosoup_cli.sources.locate import parts_of
+from monosoup_cli.sources.locate import ADAPTER_CONFIG, PIPELINE, parts_of
 
-__all__ = ["side_files"]
+__all__ = ["LARGE", "OLD", "LeftOut", "SideFile", "SideFiles", "side_files"]
+
+OLD = "old model card or report"
+HIDDEN = "hidden"
+TRAINING = "state of training"
+COPIES = "other copies of the weights"
+LARGE = "over 256 MiB"
+UNLISTED = "not in model_index.json"
+WHOLE_MODEL = "a whole model beside the adapter"
+MERGED = "merged into the base"
+BASES = "the base has its own"
+ADAPTERS = "the adapter has its own"
+UNASKED = "left out by --side-files"
+
+RULES: Sequence[tuple[str, Sequence[str]]] = (
+    (OLD, ("README.md", "monosoup_report.json")),
+    (HIDDEN, (".*",)),
+    ("caches", ("__pycache__/", "*.pyc")),
+    (
+        TRAINING,
+        (
+            *("checkpoint-*/", "global_step*/", "optimizer/", "wandb/", "runs/", "logs/", "mlruns/"),
+            *("lightning_logs/", "tensorboard/", "pytorch_model_fsdp*/", "*.distcp", "latest", "*.log"),
+            *("optimizer.pt", "optimizer.pth", "optimizer.bin", "optimizer.safetensors", "optimizer_[0-9]*"),
+            *("scheduler.pt", "scheduler.bin", "scheduler_[0-9]*", "lr_scheduler.pt", "scaler.pt"),
+            *("rng_state*", "random_states_*", "sampler*.bin"),
+            *("training_args.bin", "trainer_state.json", "trainer_log.jsonl", "events.out.*"),
+            *("all_results.json", "train_results.json", "eval_results.json", "zero_to_fp32.py"),
+            *("*_model_states.pt", "*_optim_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),
+        ),
+    ),
+    (
+        COPIES,
+        (
+            *("original/", "onnx/", "openvino/", "coreml/", "*.mlpackage/", "consolidated*", "weights*.npz"),
+            *("model*.onnx*", "*_model*.onnx*", "openvino_*", "*.gguf", "*.h5", "*.msgpack", "*.ot"),
+            *("*.tflite", "*.mlmodel", "*.nemo"),
+        ),
+    ),
+)
+"""For each reason to leave files out, globs over their names; those of folders end in a slash."""
+
+OF_ANY_SIZE = ("non_lora_*.bin", "spk_dict*", "model_head.*", "tokenizer*", "*.py")
+"""Globs over the names of files that are needed however large they are."""
+
+TOKENIZER = (
+    *("tokenizer.*", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.*"),
+    *("merges.txt", "*.spm", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "chat_template.*"),
+    "additional_chat_templates/*",
+)
+"""Globs over the files that a tokenizer is read from. They belong together."""
+
+VOCABULARY = (
+    *("tokenizer.json", "tokenizer.model", "vocab.*", "*.spm", "spiece.model", "sentencepiece.bpe.model"),
+    "tekken.json",
+)
+OF_THE_BASE = ("config.json", "*.py")
+"""Globs over the files in an adapter's folder that a merged model takes from the base if that has them."""
 
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
-OTHER_FORMATS = (
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".gguf",
-    ".ot",
-    ".tflite",
-    ".npz",
-    ".pkl",
-    ".pickle",
-    ".nemo",
+STEM = re.compile(
+    r"(model|open_clip_model|adapter_model)([.-].*)?|(open_clip_|diffusion_)?pytorch_model([._-].*)?"
 )
-LEFT_BEHIND = {"README.md", "monosoup_report.json", "trainer_state.json"}
+"""The names, without the suffix, that libraries give to the weights of a model."""
+SHARD = re.compile(r"-\d{5,}-of-\d{5,}$")
+EMA = re.compile(r"(^|[._-])ema([._-]|$)")
+
 MAX_SIDE_FILE_BYTES = 256 << 20
 MAX_ENTRIES = 100_000
 
 
-def side_files(folder: Folder, inner: str) -> Iterator[str]:
-    """List the files to copy along with new weights.
+@dataclass(frozen=True)
+class SideFile:
+    """A file that is carried: its name in OUT, the folder that it is from, and its name there."""
 
-    This leaves out other weights, training state, hidden files and folders, `checkpoint-*` and `original`,
-    files over 256 MiB, and the model card, since the output has its own. The other parts of a pipeline are
-    copied with their weights, in one format.
+    name: str
+    folder: Folder
+    stored: str
+
+    @property
+    def path(self) -> Path:
+        """Its path on the disk."""
+        return self.folder.path(self.stored)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.folder.nbytes(self.stored)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or a folder whose name ends in a slash, that is left out, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """What is carried beside new weights, and what is left out."""
+
+    carried: Sequence[SideFile] = ()
+    left_out: Sequence[LeftOut] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the carried files in OUT."""
+        return [file.name for file in self.carried]
+
+    def record(self) -> dict[str, Any]:
+        """What the report says about them."""
+        left_out = [{"name": one.name, "why": one.why} for one in self.left_out]
+        return {"side_files": sorted(self.names), "left_out": left_out}
+
+
+def side_files(
+    model: Files, wanted: Sequence[str] = (), *, adapter: Files | None = None, taken: Collection[str] = ()
+) -> SideFiles:
+    """Decide which files go along with new weights.
 
     Args:
-        folder: The checkpoint's folder.
-        inner: The part of it that the new weights belong to: "" or, in a pipeline, "unet/".
-
-    Yields:
-        The name of each file, relative to the folder.
+        model: The files whose weights are replaced.
+        wanted: What the user said: "all", "none", and globs over further files.
+        adapter: The adapter that is merged into the model. Its tokenizer takes the place of the model's, and
+            its other files go first, but the configuration and the code are the model's.
+        taken: The names in OUT that are not free.
 
     Raises:
         CheckpointError: A link leads out of the folder, or there are too many files.
+        UsageError: A glob matches no file.
     """
-    parts = set(parts_of(folder)) - {"", inner.rstrip("/")}
-    for number, name in enumerate(_walk(folder, "", parts, is_part=False)):
-        if number >= MAX_ENTRIES:  # through links between folders, a few files can appear many times
-            raise CheckpointError("contains too many files", path=folder.source)
-        if name is not None:
-            yield name
+    if adapter is not None and adapter.place.folder is None:
+        adapter = None
+    if {"all", "none"} <= set(wanted):
+        raise UsageError("--side-files is all or none, not both")
+    inner = model.place.inner
+    of_model = {} if model.place.folder is None else _Walk(model, wanted).decide()
+    of_adapter: dict[str, str | None] = {}
+    stored: dict[str, str] = {}
+    if adapter is not None:
+        found = _Walk(adapter, wanted).decide()
+        stored = {inner + name.removeprefix(adapter.place.inner): name for name in found}
+        of_adapter = {new: found[name] for new, name in stored.items()}
+    can_be = [name for one in (of_model, of_adapter) for name, why in one.items() if why is None]
+    for glob in wanted:
+        if glob not in {"all", "none"} and not any(_matches(name, [glob]) for name in can_be):
+            raise UsageError(
+                f"--side-files {glob!r} matches no file that can be carried",
+                hint="a pattern must match the whole path in the folder, as '*/voice.pt' does",
+            )
+    _settle(of_model, of_adapter)
+    sources = [(model, of_model), *([] if adapter is None else [(adapter, of_adapter)])]
+    return SideFiles(
+        tuple(
+            SideFile(name, _folder(files), name if files is model else stored[name])
+            for files, reasons in sources
+            for name, why in reasons.items()
+            if why is None and name not in taken
+        ),
+        tuple(
+            dict.fromkeys(
+                LeftOut(name, why)
+                for _, reasons in sources
+                for name, why in reasons.items()
+                if why is not None
+            )
+        ),
+    )
 
 
-def _walk(folder: Folder, inner: str, parts: set[str], *, is_part: bool) -> Iterator[str | None]:
-    """Yield None for every entry, and the name of each file to copy."""
-    names = folder.names(inner)
-    carried = _weights(names) if is_part else ()
-    for name in names:
-        yield None
-        relative = f"{inner}/{name}" if inner else name
-        if name.startswith((".", "events.out.")) or name in LEFT_BEHIND:
-            continue
-        is_weights = name.endswith((*WEIGHTS, *OTHER_FORMATS)) or INDEX.search(name)
-        if is_weights and name not in carried:
-            continue
-        if folder.is_folder(relative):
-            if name != "original" and not name.startswith("checkpoint-"):
-                yield from _walk(folder, relative, parts, is_part=is_part or relative in parts)
-        elif folder.nbytes(relative) <= MAX_SIDE_FILE_BYTES or name in carried:
-            yield relative
+def _settle(of_model: dict[str, str | None], of_adapter: dict[str, str | None]) -> None:
+    """Choose between files that a model and the adapter that is merged into it both have."""
+    has_tokenizer = any(why is None and _is_one_of(name, VOCABULARY) for name, why in of_adapter.items())
+    for name, why in of_adapter.items():
+        is_bases = name in of_model and _is_one_of(name, OF_THE_BASE)
+        if why is None and (is_bases or name.endswith(ADAPTER_CONFIG)):
+            of_adapter[name] = BASES if is_bases else MERGED
+    for name, why in of_model.items():
+        is_replaced = of_adapter.get(name, "") is None or (has_tokenizer and _is_one_of(name, TOKENIZER))
+        if why is None and is_replaced:
+            of_model[name] = ADAPTERS
 
 
-def _weights(names: Sequence[str]) -> list[str]:
-    """The weights of one format, with their index: safetensors if there are any."""
-    for suffix in WEIGHTS:
-        weights = [name for name in names if name.endswith((suffix, f"{suffix}.index.json"))]
-        if weights:
-            return weights
-    return []
+class _Walk:
+    """Goes through the folder of some weights and decides about every other file in it."""
+
+    def __init__(self, files: Files, wanted: Sequence[str]) -> None:
+        self._folder, self._inner = _folder(files), files.place.inner
+        self._wanted = wanted
+        self._tensors = files.tensors
+        self._edited = {shard.name for shard in files.shards}
+        self._edited |= set() if files.index is None else {files.index.name}
+        self._stems = {SHARD.sub("", _stem(name)) for name in self._edited}
+        self._is_adapter = files.kind.is_adapter
+        self._parts = set(parts_of(self._folder)) - {"", self._inner.rstrip("/")}
+        self._is_pipeline = PIPELINE in self._folder.names()
+        self._entries = 0
+
+    def decide(self) -> dict[str, str | None]:
+        """For every other file, why it is left out; None if it is carried."""
+        return dict(self._decide("", is_part=False, why=None))
+
+    def _decide(self, inner: str, *, is_part: bool, why: str | None) -> Iterator[tuple[str, str | None]]:
+        names = self._folder.names(inner.rstrip("/"))
+        self._entries += len(names)
+        if self._entries > MAX_ENTRIES:  # through links between folders, a few files can appear many times
+            raise CheckpointError("contains too many files", path=self._folder.source)
+        for name in names:
+            relative = f"{inner}{name}"
+            reason = why or _by_name(name)
+            if relative in self._edited:
+                continue
+            if reason in {HIDDEN, OLD}:
+                yield relative, reason
+            elif self._folder.is_folder(relative):
+                reason = reason or _by_name(f"{name}/")
+                is_asked = reason is not None and any(one != "none" for one in self._wanted)
+                if reason is not None and not is_asked:
+                    yield f"{relative}/", reason
+                else:
+                    yield from self._decide(
+                        f"{relative}/", is_part=is_part or relative in self._parts, why=reason
+                    )
+            else:
+                reason = reason or self._by_content(inner, name, names, is_part=is_part)
+                yield relative, self._as_wanted(relative, reason)
+
+    def _as_wanted(self, name: str, why: str | None) -> str | None:
+        if "all" in self._wanted or _matches(name, self._wanted):
+            return None
+        return why or (UNASKED if "none" in self._wanted else None)
+
+    def _by_content(self, inner: str, name: str, names: Sequence[str], *, is_part: bool) -> str | None:
+        """Why a file is left out that no rule names: by its neighbours, its header or its size."""
+        stem, is_index = _stem(name), INDEX.search(name) is not None
+        is_weights = name.endswith(WEIGHTS) or is_index
+        if name.endswith((".bin", ".xml")) and {f"{stem}.bin", f"{stem}.xml"} <= set(names):
+            return COPIES  # the two files of an OpenVINO model
+        if (
+            is_weights
+            and inner == self._inner
+            and (STEM.fullmatch(stem) or SHARD.sub("", stem) in self._stems)
+        ):
+            return WHOLE_MODEL if self._is_adapter and not stem.startswith("adapter_model") else COPIES
+        if is_weights and EMA.search(stem):
+            return COPIES
+        if is_weights and STEM.fullmatch(stem) and not _is_of(name, _standard_suffix(names)):
+            return COPIES  # in another format
+        if is_weights and (is_part or self._is_pipeline):
+            return None if is_part else UNLISTED
+        if is_weights and _is_of(name, ".safetensors"):
+            return COPIES if self._is_copy(inner, name, names) else None
+        is_large = self._folder.nbytes(f"{inner}{name}") > MAX_SIDE_FILE_BYTES
+        return LARGE if is_large and not _is_one_of(name, OF_ANY_SIZE) else None
+
+    def _is_copy(self, inner: str, name: str, names: Sequence[str]) -> bool:
+        """Whether half of a file's tensors or more have names of edited ones; an index is as its shards."""
+        if not name.endswith(".safetensors"):
+            shards = [one for one in names if one.startswith(f"{_stem(name)}-") and SHARD.search(_stem(one))]
+            return bool(shards) and self._is_copy(inner, shards[0], names)
+        file = self._folder.open(f"{inner}{name}")
+        try:
+            tensors = read_header(file).tensors
+        except CheckpointError:
+            return False
+        finally:
+            file.close()
+        return 0 < len(tensors) <= 2 * len(tensors.keys() & self._tensors.keys())
+
+
+def _folder(files: Files) -> Folder:
+    assert files.place.folder is not None
+    return files.place.folder
+
+
+def _by_name(name: str) -> str | None:
+    """The first reason in the table for a name; that of a folder ends in a slash."""
+    return next((why for why, globs in RULES if any(fnmatchcase(name, glob) for glob in globs)), None)
+
+
+def _is_one_of(name: str, globs: Sequence[str]) -> bool:
+    """Whether a file, or the end of its path, matches one of some globs."""
+    return any(fnmatchcase(name, glob) or fnmatchcase(name, f"*/{glob}") for glob in globs)
+
+
+def _matches(name: str, wanted: Sequence[str]) -> bool:
+    """Whether the user's globs name a file, or a folder that it is in."""
+    globs = [glob.rstrip("/") for glob in wanted]
+    return any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}/*") for glob in globs)
+
+
+def _stem(name: str) -> str:
+    """The last part of a name without the suffix of a file of weights or of an index."""
+    last = INDEX.sub("", name.rpartition("/")[2])
+    return last.rpartition(".")[0] if last.endswith((*WEIGHTS, ".xml")) else last
+
+
+def _standard_suffix(names: Sequence[str]) -> str:
+    """The suffix of the weights that a library would load: the first of which there are some."""
+    found = [name for name in names if STEM.fullmatch(_stem(name))]
+    return next((suffix for suffix in WEIGHTS if any(_is_of(name, suffix) for name in found)), "")
+
+
+def _is_of(name: str, suffix: str) -> bool:
+    return INDEX.sub("", name).endswith(suffix)

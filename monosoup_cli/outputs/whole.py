@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from monosoup_cli.devices.held import Held
+from monosoup_cli.outputs.facts import true_facts
 from monosoup_cli.outputs.form import Description, OutputContext, Target
 from monosoup_cli.outputs.layout import OutputLayout, plan_layout
-from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.outputs.side_files import SideFiles, side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.method import Wanted
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
 from monosoup_cli.tensors.together import group_held
 from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["WHOLE", "WholeForm", "WholeKind"]
+__all__ = ["WHOLE", "WholeForm", "WholeKind", "whole_form"]
 
 DESCRIPTION = Description()
+NO_SIDE_FILES = SideFiles()
 
 
 @dataclass(frozen=True)
 class WholeForm:
-    """A checkpoint laid out as the (first) fine-tuned one, with its side files."""
+    """A checkpoint laid out as the (first) fine-tuned one, with its side files.
+
+    `rewritten` has those of them that say what is no longer true.
+    """
 
     layout: OutputLayout
     model: Files
+    side_files: SideFiles = NO_SIDE_FILES
+    rewritten: Mapping[str, bytes] = field(default_factory=dict)
     lost: Sequence[str] = ()
     description: Description = DESCRIPTION
 
@@ -35,17 +43,9 @@ class WholeForm:
         """Nothing: every tensor is stored as itself."""
         return {}
 
-    def side_files(self) -> list[str]:
-        """The side files of the fine-tuned checkpoint; none beside a single file."""
-        place = self.model.place
-        if place.folder is None or self.layout.is_single_file:
-            return []
-        taken = self.layout.names
-        return [name for name in side_files(place.folder, place.inner) if name not in taken]
-
     def own_files(self) -> Mapping[str, bytes]:
-        """Nothing."""
-        return {}
+        """The side files that are not copied as they are."""
+        return self.rewritten
 
     def wanted(self, tensor: PlannedTensor) -> Wanted:
         """Blocks."""
@@ -58,6 +58,23 @@ class WholeForm:
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> TensorSink:
         """The tensor's place in the checkpoint."""
         return TensorSink(tensor, target, worker)
+
+
+def whole_form(first: Source, layout: OutputLayout, dtype: str, wanted: Sequence[str] = ()) -> WholeForm:
+    """A whole checkpoint with the side files that belong to it; a single file has none.
+
+    Args:
+        first: The (first) fine-tuned checkpoint.
+        layout: The files of weights.
+        dtype: The dtype of written floating-point tensors in torch's words, or "keep".
+        wanted: What the user said about side files.
+    """
+    model = first.model
+    if layout.is_single_file:
+        return WholeForm(layout, model)
+    adapter = None if first.files is model else first.files
+    beside = side_files(model, wanted, adapter=adapter, taken=layout.names)
+    return WholeForm(layout, model, beside, true_facts(model, layout, beside, dtype))
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,9 @@ class WholeDraft:
 
     def form(self, plan: Plan) -> tuple[Plan, WholeForm]:
         """The layout of the (first) fine-tuned checkpoint, one file, or shards of the size asked for."""
-        opened, model = self.opened, self.opened.first.model
-        layout = plan_layout(model, plan.dtypes, opened.path.name, opened.max_shard_bytes)
-        return plan, WholeForm(layout, model)
+        opened, first = self.opened, self.opened.first
+        layout = plan_layout(first.model, plan.dtypes, opened.path.name, opened.max_shard_bytes)
+        return plan, whole_form(first, layout, opened.dtype, opened.side_files)
 
 
 @dataclass(frozen=True)

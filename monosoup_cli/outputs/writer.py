@@ -27,6 +27,7 @@ from monosoup_cli.errors import CheckpointError, MismatchError, MonosoupError, N
 from monosoup_cli.formats.files import read_into
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all, write_file
+from monosoup_cli.outputs.hashes import has_hashes, with_true_hashes
 from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read_journal
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.outputs.workplace import partial_path, refuse_unfinished, take_lock
@@ -324,7 +325,9 @@ class PartialOutput:
 
     def _digest(self, file: OutputFile) -> list[str]:
         """Compute a file's SHA-256 in every folder, waiting for its tensors to be finished."""
-        digests = {folder: hashlib.sha256(file.header.raw) for folder in self._folders}
+        is_hashed = has_hashes(file.header.metadata)
+        head = b"" if is_hashed else file.header.raw
+        digests = {folder: hashlib.sha256(head) for folder in self._folders}
         tensors = sorted(file.header.tensors.values(), key=lambda tensor: tensor.start)
         names = [self._whole_of.get(tensor.name, tensor.name) for tensor in tensors]
         first = 0
@@ -343,7 +346,29 @@ class PartialOutput:
                         return []
                     digest.update(chunk)
             first = stop
+        if is_hashed:
+            return [
+                self._write_hashes(folder, file, digest.hexdigest()) for folder, digest in digests.items()
+            ]
         return [digest.hexdigest() for digest in digests.values()]
+
+    def _write_hashes(self, folder: str, file: OutputFile, sha256: str) -> str:
+        """Write the header again with the hashes of the tensors, and return the SHA-256 of the whole file."""
+        header = with_true_hashes(
+            file.header,
+            sha256,
+            lambda start, stop: b"".join(map(bytes, self._read(folder, file, start, stop))),
+        )
+        descriptor = self._descriptors[_inside(folder, file.name)]
+        with self._system_errors():
+            write_all(descriptor, memoryview(header.raw), 0)
+            os.fsync(descriptor)
+        whole = hashlib.sha256(header.raw)
+        for chunk in self._read(folder, file, 0, header.data_bytes):
+            if self._is_left:
+                break
+            whole.update(chunk)
+        return whole.hexdigest()
 
     def publish(self, side_files: Mapping[str, Path | bytes], outside: Mapping[Path, bytes]) -> None:
         """Add the side files and indexes, then rename everything into place.

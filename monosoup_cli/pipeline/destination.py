@@ -52,6 +52,8 @@ class Destination:
             )
         if path.suffix == ".safetensors" and options.storing.max_shard_size is not None:
             raise UsageError("--max-shard-size needs a folder as output", found=path)
+        if path.suffix == ".safetensors" and options.storing.side_files:
+            raise UsageError("--side-files needs a folder as output", found=path)
         if path.suffix == ".safetensors" and options.writing.push is not None:
             raise UsageError("--push needs a folder as output", found=path)
         return cls(path, options.writing)

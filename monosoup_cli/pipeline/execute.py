@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.outputs.form import Target
 from monosoup_cli.outputs.layout import plan_layout
-from monosoup_cli.outputs.whole import WholeForm
+from monosoup_cli.outputs.whole import whole_form
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
@@ -104,7 +104,7 @@ class _Context:
         draft = Ready(
             replace(planned, task=task, destination=Destination(output, writing)),
             self._ready.plan,
-            WholeForm(layout, model),
+            whole_form(self.inputs.finetuned[0], layout, planned.task.options.storing.dtype),
             self._ready.resources,
         )
         draft.check()

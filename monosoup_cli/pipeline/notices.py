@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from glob import escape
+from shlex import quote
 
 from monosoup_cli.errors import crop
 from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.outputs.hashes import removed_hashes
+from monosoup_cli.outputs.side_files import LARGE
 from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.report.words import plural
 
 __all__ = ["notices_of"]
+
+BESIDE_ADAPTER = re.compile(r"(^|/)non_lora_[^/]*$")
+"""Files in which LLaVA's trainer and others keep what they train without LoRA, such as a projector."""
 
 
 def notices_of(ready: Ready) -> list[str]:
@@ -20,17 +28,27 @@ def notices_of(ready: Ready) -> list[str]:
     notices = [*inputs.notices, *ready.resources.notes]
     if inputs.base is not None and ready.planned.method.needs_base:
         notices += doubts_of_names(ready.plan)
-    code = [name for name in ready.side_files if name.endswith(".py")]
+    code = [name for name in ready.side_files.names if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
+    written = {name for file in ready.form.layout.files for name in file.header.metadata or ()}
+    removed = [name for name in removed_hashes(ready.form.model.metadata) if name not in written]
+    if removed:
+        notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
     lost = ready.form.lost
     new = [one.name for one in ready.plan.tensors if one.reason == "not_in_base" and one.name not in lost]
     if new:
         hint = f"; {inputs.hint} would match more of them" if inputs.hint else ""
         notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
-    carried = [name for name in ready.side_files if name.endswith(WEIGHTS)]
+    carried = [name for name in ready.side_files.names if name.endswith(WEIGHTS)]
+    apart = [name for name in carried if BESIDE_ADAPTER.search(name)]
+    if apart:
+        notices.append(f"trained beside the adapter, and carried but not merged: {', '.join(apart)}")
+    carried = [name for name in carried if name not in apart]
     if carried:
         notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
+    for name in (one.name for one in ready.side_files.left_out if one.why == LARGE):
+        notices.append(f"{name} is {LARGE} and left out; --side-files {quote(escape(name))} carries it")
     is_pushed = ready.planned.destination.options.push is not None
     refused = ready.metadata.refused if is_pushed else {}  # the card is not opened before it has to be
     if refused:

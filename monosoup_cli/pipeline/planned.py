@@ -102,6 +102,7 @@ def prepare(task: Task) -> Planned:
                 destination.path,
                 storing.dtype,
                 storing.shard_bytes,
+                storing.side_files,
             )
         )
         selection = Selection(

@@ -24,7 +24,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
         path=str(planned.destination.path),
         push=planned.destination.options.push,
         files=[(file.name, file.nbytes) for file in layout.files],
-        side_files=sorted(ready.side_files),
+        side_files=ready.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
         details=method.details,
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned),

@@ -105,6 +105,7 @@ def make_reports(
                 "output": {
                     "path": str(ready.planned.destination.path / variant.folder),
                     "files": files[variant.folder],
+                    **ready.side_files.record(),
                 },
                 "summary": summarise(layers, method.measures),
                 "layers": layers,
@@ -149,9 +150,7 @@ def _files_of(
     """What is in a variant's folder besides its weights, by the path inside the output."""
     prefix = f"{variant.folder}/" if variant.folder else ""
     files: dict[str, Path | bytes] = {}
-    folder = ready.form.model.place.folder
-    if folder is not None:
-        files |= {f"{prefix}{name}": folder.path(name) for name in ready.side_files}
+    files |= {f"{prefix}{file.name}": file.path for file in ready.side_files.carried}
     files |= {f"{prefix}{name}": content for name, content in ready.form.own_files().items()}
     files[f"{prefix}{CARD_NAME}"] = make_card(ready, variant, choice)
     if variant.folder:

@@ -13,7 +13,7 @@ from monosoup_cli.outputs.form import OutputForm
 from monosoup_cli.outputs.model_card import CARD_NAME, has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.push import CardMetadata, screen_metadata
-from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.outputs.side_files import SideFile, SideFiles, side_files
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
@@ -60,10 +60,10 @@ class Ready:
         """The size of the output's checkpoint files."""
         return self.form.layout.nbytes * len(self.variants)
 
-    @cached_property
-    def side_files(self) -> list[str]:
-        """The names of the files that are copied beside the weights."""
-        return self.form.side_files()
+    @property
+    def side_files(self) -> SideFiles:
+        """The files that are carried beside the weights, and those that are left out."""
+        return self.form.side_files
 
     @cached_property
     def metadata(self) -> CardMetadata:
@@ -85,16 +85,14 @@ class Ready:
             downloads += inputs.base.select(names if compares else None)
         for source in inputs.finetuned:
             downloads += source.select(None)
-            folder = source.files.place.folder
-            if self.drafts and folder is not None and source.files is not model:
-                # the program that scores wants the whole folder
-                downloads += folder.select(sorted(side_files(folder, source.files.place.inner)))
-        folder = model.place.folder
-        if folder is not None:
-            files = {*self.side_files, *([CARD_NAME] if has_card(folder) else [])}
-            if self.drafts:
-                files.update(side_files(folder, model.place.inner))
-            downloads += folder.select(sorted(files))
+        files = list(self.side_files.carried)
+        if model.place.folder is not None and has_card(model.place.folder):
+            files.append(SideFile(CARD_NAME, model.place.folder, CARD_NAME))
+        if self.drafts:  # the program that scores wants whole folders
+            files += [file for source in inputs.finetuned for file in side_files(source.files).carried]
+            files += side_files(model).carried
+        for folder in {id(file.folder): file.folder for file in files}.values():
+            downloads += folder.select(sorted({file.stored for file in files if file.folder is folder}))
         return downloads
 
     def check(self) -> None:
@@ -109,11 +107,10 @@ class Ready:
         is_sweep = any(folders)
         own = self.form.own_files()
         destination.check_report_name(
-            folders if is_sweep else layout.names | {*self.side_files, *own, CARD_NAME}
+            folders if is_sweep else layout.names | {*self.side_files.names, *own, CARD_NAME}
         )
         allow_open_files(len(layout.files) * len(self.variants))
-        folder = self.form.model.place.folder
-        copied = sum(folder.nbytes(name) for name in self.side_files) if folder is not None else 0
+        copied = sum(file.nbytes for file in self.side_files.carried)
         nbytes = self.nbytes + self.drafts * layout.nbytes
         check_space(destination.path, nbytes + len(self.variants) * copied)
 

@@ -77,7 +77,7 @@ class Preview:
         path: The path of the output.
         push: The repository on the Hub that the output is uploaded to.
         files: The name and size of every file of weights in one checkpoint of the output.
-        side_files: The names of the files to copy.
+        side_files: What is carried beside the weights and what is left out, as in the report.
         folders: The folder of every checkpoint; [""] where the output is one checkpoint.
         details: What the method adds.
         only_in_base: The names of tensors that only the base has.
@@ -91,7 +91,7 @@ class Preview:
     path: str
     push: str | None
     files: Sequence[tuple[str, int]]
-    side_files: Sequence[str]
+    side_files: Mapping[str, Any]
     folders: Sequence[str]
     details: Mapping[str, Any]
     only_in_base: Sequence[str]

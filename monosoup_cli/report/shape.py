@@ -31,7 +31,12 @@ SUMMARY = {
     "ranges": Values(([NUMBER], type(None))),
     "clamped?": int,
 }
-CHECKPOINT = {"path": str, "files": [{"name": str, "bytes": int}]}
+CHECKPOINT = {
+    "path": str,
+    "files": [{"name": str, "bytes": int}],
+    "side_files?": [str],
+    "left_out?": [{"name": str, "why": str}],
+}
 MEASURES = {
     **{f"{name}?": NUMBER_OR_NONE for name in LABELS},
     "spectrum?": ([NUMBER], type(None)),

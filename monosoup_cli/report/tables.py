@@ -36,6 +36,8 @@ SHADES = " ░▒▓█"
 BAR_WIDTH = 40
 PARTS_OF_SUMMARY = {"tensors", "edited", "kept", "parameters_edited", "means", "ranges", "clamped"}
 """The parts of a summary that have their own lines. The others are sums of measures of a new method."""
+MAX_NAMED = 6
+"""How many side files a line names."""
 MAX_NUMBERED = 10
 """How many checkpoints' similarities fit into a terminal as numbers."""
 
@@ -49,7 +51,7 @@ def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> d
         "output": {
             "path": plan.path,
             "files": [{"name": name, "bytes": nbytes} for name, nbytes in plan.files],
-            "side_files": list(plan.side_files),
+            **plan.side_files,
             **({"folders": folders} if folders else {}),
         },
         **plan.details,
@@ -95,6 +97,7 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
+    _add_side_files(totals, plan.side_files)
     if plan.push is not None:
         totals.add_row("push", Text(f"to {printable(plan.push)}"))
     memory = (
@@ -181,6 +184,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for output in wrote:
         total = sum(file["bytes"] for file in output["files"])
         counts.add_row("wrote", Text(f"{printable(output['path'])} ({size(total)})"))
+    if wrote:
+        _add_side_files(counts, wrote[0])
     if report_path is not None:
         counts.add_row("report", Text(printable(report_path)))
     if len(wrote) > 1 or not any(summary["ranges"].values()):
@@ -322,6 +327,22 @@ def _add_stacks(table: Table, stacks: Sequence[Mapping[str, Any]]) -> None:
 def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
     for role, source in inputs:
         table.add_row("fine-tuned" if role == "finetuned" else role, Text(printable(source)))
+
+
+def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
+    """Add a line on what is carried beside the weights, and one for every reason to leave something out."""
+    if output.get("side_files"):
+        table.add_row("carried", Text(_some(output["side_files"])))
+    left_out = output.get("left_out", ())
+    for why in dict.fromkeys(one["why"] for one in left_out):
+        names = [one["name"] for one in left_out if one["why"] == why]
+        table.add_row("left out", Text(f"{_some(names)} ({printable(why)})"))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
 
 
 def grid(first: str, *others: str, show_header: bool = False) -> Table:

@@ -10,6 +10,7 @@ import pytest
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.outputs import side_files as module
 from monosoup_cli.outputs.side_files import side_files
+from monosoup_cli.sources.files import Files, Place
 from monosoup_cli.sources.folders import LocalFolder
 from monosoup_cli.sources.locate import parts_of
 
@@ -18,14 +19,17 @@ from monosoup_cli.sources.locate import parts_of
 def carried(tmp_path):
     """Of a folder with these files, those that are carried along; content is {} unless told otherwise."""
 
-    def carried(*names, inner="", **contents):
+    def carried(*names, inner="", wanted=(), **contents):
         for name in names:
             path = tmp_path / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
         for name, content in contents.items():
             (tmp_path / "in" / f"{name}.json").write_text(json.dumps(content))
-        return sorted(side_files(LocalFolder(tmp_path / "in", "in"), inner))
+        found = side_files(Files(Place("in", LocalFolder(tmp_path / "in", "in"), inner), ()), wanted)
+        assert not {one.name for one in found.left_out} & set(found.names)
+        carried.left_out = {one.name: one.why for one in found.left_out}
+        return sorted(found.names)
 
     return carried
 
@@ -47,15 +51,30 @@ WANTED = [
     "scheduler/scheduler_config.json",
     "my.original",
     "checkpoints.md",
+    "spk_dict.pt",
+    "model_head.pkl",
+    "voices/a.pt",
+    "voices/a.npz",
+    "vae.pt",
+    "vae.ckpt",
+    "vocoder/model.safetensors",
+    "other.safetensors",
+    "2_Dense/pytorch_model.bin",
+    "non_lora_trainables.bin",
+    "label_map.pickle",
+    "campplus.onnx",
+    "graph.xml",
+    "schema.json",
+    "optimizer.py",
+    "scheduler/x.json",
 ]
 UNWANTED = [
     "model.safetensors",
-    "other.safetensors",
     "pytorch_model.bin",
-    "a.pt",
-    "a.pth",
-    "a.ckpt",
-    "deep/a.bin",
+    "pytorch_model.fp16.bin",
+    "diffusion_pytorch_model.non_ema.safetensors",
+    "model_ema.pt",
+    "ema.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "flax_model.msgpack",
@@ -65,11 +84,45 @@ UNWANTED = [
     "model.gguf",
     "rust_model.ot",
     "model.tflite",
-    "a.npz",
-    "a.pkl",
-    "a.pickle",
+    "weights.00.npz",
     "a.nemo",
+    "onnx/model.onnx",
+    "decoder_model_merged.onnx",
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "ir.xml",
+    "ir.bin",
+    "consolidated.00.pth",
+    "consolidated.safetensors",
     "training_args.bin",
+    "optimizer.pt",
+    "optimizer.bin",
+    "optimizer_1.bin",
+    "scheduler_0.bin",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state.pth",
+    "rng_state_0.pth",
+    "random_states_0.pkl",
+    "optimizer_0/__0_0.distcp",
+    "shard.distcp",
+    "pytorch_model_fsdp_0/.metadata",
+    "pytorch_model_fsdp_0/__0_0.distcp",
+    "wandb/run/files/config.yaml",
+    "runs/a/x.json",
+    "logs/x.txt",
+    "mlruns/0/meta.yaml",
+    "train.log",
+    "__pycache__/a.cpython-312.pyc",
+    "latest",
+    "global_step500/mp_rank_00_model_states.pt",
+    "mp_rank_00_model_states.pt",
+    "zero_to_fp32.py",
+    "all_results.json",
+    "trainer_log.jsonl",
+    "last.ckpt",
+    "epoch=3-step=100.ckpt",
+    ".git/config",
     "trainer_state.json",
     "README.md",
     "monosoup_report.json",
@@ -131,6 +184,7 @@ OTHER_PARTS = [
     "v1-5-pruned.safetensors",
     "unrelated/model.safetensors",
     "vae/README.md",
+    "vae_decoder/model.onnx",
 ]
 
 
@@ -143,7 +197,7 @@ def test_weights_of_a_part_are_of_the_format_that_there_is(carried):
     names = ["vae/a.bin", "vae/a.bin.index.json", "vae/b.pt", "text_encoder/model.ckpt", "unet/a.bin"]
     found = carried(*names, "vae/inner/a.safetensors", inner="unet/", model_index=PIPELINE)
     expected = ["model_index.json", "text_encoder/model.ckpt", "vae/a.bin", "vae/a.bin.index.json"]
-    assert found == [*expected, "vae/inner/a.safetensors"]
+    assert found == [*expected, "vae/b.pt", "vae/inner/a.safetensors"]
 
 
 def test_weights_of_a_part_may_be_large_and_their_neighbours_not(carried, monkeypatch):

@@ -170,7 +170,7 @@ def test_a_plan_shows_what_a_method_knows_beforehand():
     def plan(**measures):
         tensor = PreviewedTensor("a.weight", (4, 3), "F32", None, None, (4, 3), None, measures)
         cost = Cost("cpu", 0, 1, 1000, 0, 0)
-        return Preview("x", "trim", [], "out", None, [("a", 1)], [], [""], {}, [], [tensor], cost)
+        return Preview("x", "trim", [], "out", None, [("a", 1)], {}, [""], {}, [], [tensor], cost)
 
     assert "trim 4 × 3, density 0.2\n" in re.sub(" +\n", "\n", drawn(plan_table(plan(density=0.2))))
     assert "trim 4 × 3 by 0.25, block 3, α 0.5\n" in re.sub(
