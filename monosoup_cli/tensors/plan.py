@@ -253,13 +253,12 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
         ]
         name = next((name for name in names if not selection.leaves_out(name)), None)
         if name is not None:
-            holder, then = "the first", "takes such tensors from the first"
+            holder, hint = "the first", "--exclude takes such tensors from the first"
             if name not in first:
-                holder, then = f"number {number}", "drops such tensors"
+                holder = f"number {number}"
+                hint = f"give {holder} first to keep it; --exclude drops such tensors"
             raise MismatchError(
-                f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it",
-                tensor=name,
-                hint=f"--exclude {then}",
+                f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it", tensor=name, hint=hint
             )
 
 
