@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -32,6 +33,8 @@ Reason = Literal[
 
 Headers = Mapping[str, TensorInfo]
 DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
+UNMERGED = re.compile(r"\.(base_layer|lora_(embedding_)?[AB])\.")
+"""What peft puts into the names of a model with an adapter in it."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def make_plan(
         UsageError: A pattern matches no tensor.
     """
     first, *others = finetuned
+    _check_merged(first, others if base is None else [base, *others])
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
@@ -244,6 +248,22 @@ def _reason(
     return "vector" if access == "matrix" and len(tensor.shape) <= 1 else None
 
 
+def _check_merged(first: Headers, rest: Sequence[Headers]) -> None:
+    """Raise MismatchError where one input has an adapter in it, and another does not.
+
+    Factors would be kept beside weights that they belong to. Their scale is in no checkpoint.
+    """
+    for one, other in ((first, other) for other in rest):
+        for name in (*(name for name in one if name not in other), *(n for n in other if n not in one)):
+            if UNMERGED.search(name):
+                who = "this" if name in one else "another input"
+                raise MismatchError(
+                    f"{who} is a model of peft with a LoRA adapter in it",
+                    tensor=name,
+                    hint="save it after peft's merge_and_unload(), or pass what its save_pretrained() writes",
+                )
+
+
 def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
     """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
     for number, other in enumerate(others, start=2):
@@ -283,6 +303,8 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
     hint = "--on-mismatch keep leaves such tensors as fine-tuned"
     if may_overlap:
         hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
+        if _are_grids(tensor, namesake):
+            hint = "rows are other places of the image there; --exclude leaves such tensors as fine-tuned"
     elif all(_overlap(*pair) for pair in wrong):
         hint += ", overlap edits the rows that all inputs have"
     raise MismatchError(
@@ -295,8 +317,18 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
 
 
 def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors of different shapes differ only in the number of rows."""
-    return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+    """Whether two tensors of different shapes differ only in the number of rows, and rows correspond."""
+    is_alike = len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+    return is_alike and not _are_grids(one, other)
+
+
+def _are_grids(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether rows are positions in square images of two sizes, with or without one for the class."""
+    counts = [tensor.shape[0] for tensor in (one, other) if tensor.shape]
+    return "pos" in one.name and any(
+        all(count > extra and math.isqrt(count - extra) ** 2 == count - extra for count in counts)
+        for extra in (0, 1)
+    )
 
 
 def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) -> dict[str, int]:
