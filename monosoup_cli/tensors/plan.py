@@ -12,6 +12,7 @@ from typing import Literal
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
 
@@ -267,16 +268,16 @@ def _check_merged(first: Headers, rest: Sequence[Headers]) -> None:
 def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
     """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
     for number, other in enumerate(others, start=2):
-        names = [
-            *(name for name in first if name not in other),
-            *(name for name in other if name not in first),
-        ]
-        name = next((name for name in names if not selection.leaves_out(name)), None)
+        ours = [name for name in first if name not in other]
+        theirs = [name for name in other if name not in first]
+        name = next((name for name in (*ours, *theirs) if not selection.leaves_out(name)), None)
         if name is not None:
             holder, hint = "the first", "--exclude takes such tensors from the first"
             if name not in first:
                 holder = f"number {number}"
                 hint = f"give {holder} first to keep it; --exclude drops such tensors"
+            if are_experts_apart(ours, theirs):
+                hint = ALIKE
             raise MismatchError(
                 f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it", tensor=name, hint=hint
             )
