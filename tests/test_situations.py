@@ -193,6 +193,28 @@ def test_a_state_dict_from_inside_of_fsdp_and_activation_checkpointing(run):
         assert torch.equal(tensor, expected[plain])
 
 
+def test_a_text_tower_of_open_clip_with_names_of_its_own(run):
+    # open_clip's convert_to_custom_text_state_dict moves these, and no others, below `text.`
+    text = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
+    old = {
+        "visual.transformer.resblocks.0.attn.in_proj_weight": torch.randn(24, 8),
+        "visual.positional_embedding": torch.randn(17, 8),
+        "transformer.resblocks.0.attn.in_proj_weight": torch.randn(24, 8),
+        "positional_embedding": torch.randn(16, 8),
+        "token_embedding.weight": torch.randn(9, 8),
+        "ln_final.bias": torch.randn(8),
+        "text_projection": torch.randn(8, 6),
+        "logit_scale": torch.tensor(2.0),
+    }
+    new = {f"text.{name}" if name.startswith(text) else name: tensor + 1 for name, tensor in old.items()}
+    torch.save(old, "old.pt")
+    torch.save(new, "new.pt")
+    done(run("wise", "old.pt", "new.pt", "-o", "out.safetensors", "--alpha", "0.5"))
+    are_close(load_file("out.safetensors"), {name: tensor - 0.5 for name, tensor in new.items()})
+    done(run("wise", "new.pt", "old.pt", "-o", "back.safetensors", "--alpha", "0.5"))
+    are_close(load_file("back.safetensors"), {name: tensor + 0.5 for name, tensor in old.items()})
+
+
 def test_flat_names_of_an_ema_stay_beside_the_live_weights(run):
     base = {f"model.diffusion_model.input_blocks.{i}.0.weight": torch.randn(16, 16) for i in range(3)}
     live = {name: tensor + 0.02 * torch.randn(16, 16) for name, tensor in base.items()}
@@ -341,6 +363,16 @@ def test_an_adapter_with_the_configuration_of_the_first_peft(run):
     weights.unlink()
     done(run("wise", made.base, made.adapter, "-o", "out", "--alpha", "1"))
     are_close(tensors("out"), expected)
+
+
+@pytest.mark.parametrize("case", ["linear", "patterns", "rslora", "dora", "lora_bias"])
+def test_a_mean_of_adapters_is_the_mean_of_their_updates(run, case):
+    # sums of the factors, as peft's add_weighted_adapter makes them, have products across the adapters
+    made = [peft_adapters.make(case, Path(), seed=seed) for seed in (1, 2)]
+    one, two = (peft_adapters.merge(each, Path(f"merged-{n}")) for n, each in enumerate(made))
+    adapters = [each.adapter for each in made]
+    done(run("soup", *adapters, "--base", made[0].base, "-o", "out"))
+    are_close(tensors("out"), {name: (one[name] + two[name]) / 2 for name in one})
 
 
 def test_an_adapter_that_peft_saved_empty(run):

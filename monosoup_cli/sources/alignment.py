@@ -23,8 +23,8 @@ __all__ = ["Alignment", "Rename", "align", "suggestion", "tied_names"]
 
 Headers = Mapping[str, TensorInfo]
 
-WRAPPER = re.compile(r"(base_model\.model|module|model)\.")
-"""The prefixes that peft, DDP, Lightning and models with a head add to names."""
+WRAPPER = re.compile(r"(base_model\.model|module|model|text)\.")
+"""The prefixes that peft, DDP, Lightning, models with a head and a text tower of open_clip add to names."""
 WRAPPERS = re.compile(rf"({WRAPPER.pattern}){{0,8}}")
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """The components that `torch.compile`, FSDP and activation checkpointing insert, at the start or where a
