@@ -215,6 +215,28 @@ def test_a_text_tower_of_open_clip_with_names_of_its_own(run):
     are_close(load_file("back.safetensors"), {name: tensor + 0.5 for name, tensor in old.items()})
 
 
+def test_a_training_checkpoint_of_open_clip(run):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 4))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    after = {**model.state_dict(), "logit_bias": torch.tensor(-10.0)}  # of training with SigLIP's loss
+    epoch = {
+        "epoch": 400,
+        "name": "2023_12_07-model_ViT-B-32",
+        "state_dict": {f"module.{name}": tensor for name, tensor in after.items()},
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(before, "base.pt")
+    torch.save(epoch, "epoch_400.pt")
+    said = done(run("wise", "base.pt", "epoch_400.pt", "-o", "out.safetensors", "--alpha", "0.5"))
+    assert "not part of the state dict, and left out: epoch, name, optimizer" in said
+    assert "kept as fine-tuned: 1 tensor: module.logit_bias" in said
+    expected = {f"module.{name}": (tensor + after[name]) / 2 for name, tensor in before.items()}
+    are_close(load_file("out.safetensors"), {**expected, "module.logit_bias": torch.tensor(-10.0)})
+
+
 def test_flat_names_of_an_ema_stay_beside_the_live_weights(run):
     base = {f"model.diffusion_model.input_blocks.{i}.0.weight": torch.randn(16, 16) for i in range(3)}
     live = {name: tensor + 0.02 * torch.randn(16, 16) for name, tensor in base.items()}
@@ -413,6 +435,26 @@ def test_a_state_dict_with_the_adapter_still_in_it(run, is_wrapped):
     load("LlamaForCausalLM", "of-adapter")
     # the spectrum of a merged update has noise of float32 beyond the adapter's rank
     are_close(tensors("of-merged"), tensors("of-adapter"))
+
+
+# -- paths -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["./lora-out", "/ors/models/aura-11.8b", "ors/out/lora/checkpoint", "C:\\out"]
+)
+def test_a_path_that_does_not_exist_is_called_so(run, path):
+    make("llama")
+    assert refused(run("edit", "base", path, "-o", "out")).startswith(
+        f"error: {path}: no such file or folder"
+    )
+
+
+def test_a_folder_with_a_configuration_alone(run):
+    model = make("llama")
+    model.config.save_pretrained("global_step_25/actor/huggingface")
+    said = refused(run("edit", "base", "global_step_25/actor/huggingface", "-o", "out"))
+    assert said == "error: global_step_25/actor/huggingface: no weights in this folder\n"
 
 
 # -- diffusers -------------------------------------------------------------------------------------
