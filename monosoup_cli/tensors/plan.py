@@ -275,7 +275,7 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
             holder, hint = "the first", "--exclude takes such tensors from the first"
             if name not in first:
                 holder = f"number {number}"
-                hint = f"give {holder} first to keep it; --exclude drops such tensors"
+                hint = f"give number {number} first to keep it; --exclude drops such tensors"
             if are_experts_apart(ours, theirs):
                 hint = ALIKE
             raise MismatchError(
