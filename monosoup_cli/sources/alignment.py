@@ -1,8 +1,9 @@
 """Match the tensor names of checkpoints that are renamed, wrapped by a library or left out as tied.
 
 The output has the names of the first fine-tuned checkpoint, and all others are read under these names.
-Prefixes that libraries add, and the component that `torch.compile` inserts, are recognised if the names then
-match. Everything else needs `--rename`. Only names and shapes are compared; no byte of a tensor is read.
+Prefixes that libraries add, components that they insert, and names of older releases are recognised if the
+names then match. Everything else needs `--rename`. Only names and shapes are compared; no byte of a tensor is
+read.
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ __all__ = ["Alignment", "Rename", "align", "suggestion", "tied_names"]
 
 Headers = Mapping[str, TensorInfo]
 
-WRAPPER = re.compile(r"(base_model\.model|module|model)\.")
-"""The prefixes that peft, DDP, Lightning and models with a head add to names."""
+WRAPPER = re.compile(r"(base_model\.model|module|model|text)\.")
+"""The prefixes that peft, DDP, Lightning, models with a head and a text tower of open_clip add to names."""
 WRAPPERS = re.compile(rf"({WRAPPER.pattern}){{0,8}}")
-COMPILED = "_orig_mod"
-"""The component that `torch.compile` inserts, at the start or where a submodule was compiled."""
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""The components that `torch.compile`, FSDP and activation checkpointing insert, at the start or where a
+submodule was wrapped."""
+LEGACY = {
+    "LayerNorm.gamma": "LayerNorm.weight",
+    "LayerNorm.beta": "LayerNorm.bias",
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
+"""Endings of names in older releases of transformers and torch, mapped to today's. It loads both."""
 MAX_NAMESAKES = 8
 """How many names may differ only by wrappers. More would take too long to try, and are ambiguous anyway."""
 
@@ -178,10 +187,10 @@ def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
         if old or new:
             notes[_reading(old, new)] += len(chosen)
         for name, target in chosen.items():
-            if _is_compiled(name) != _is_compiled(target):
-                notes[f"with{'out' if _is_compiled(name) else ''} '{COMPILED}'"] += 1
-            elif not old and not new:
-                notes[f"with '{COMPILED}' in another place"] += 1
+            words = _inner_differences(name, target)
+            if not (words or old or new):
+                words = [f"with '{part}' in another place" for part in INSERTED if part in name.split(".")]
+            notes.update(words)
     return found, [f"{reading} {_tensors(count)}" for reading, count in notes.items() if count]
 
 
@@ -190,9 +199,10 @@ def _unmatched_cores(headers: Headers, matched: Headers) -> dict[str, dict[str, 
     cores: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     for name in headers:
         if name not in matched:
-            plain = name
-            if COMPILED in name:
-                plain = ".".join(part for part in name.split(".") if part != COMPILED)
+            plain = ".".join(part for part in name.split(".") if part not in INSERTED)
+            ending = _legacy_ending(plain)
+            if ending is not None:
+                plain = plain.removesuffix(ending) + LEGACY[ending]
             outer = WRAPPERS.match(plain)
             assert outer is not None  # it also matches an empty string
             cores[plain[outer.end() :]][name] = tuple(WRAPPER.findall(outer[0]))
@@ -206,8 +216,24 @@ def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, str]:
     return ".".join(old), ".".join(new)
 
 
-def _is_compiled(name: str) -> bool:
-    return COMPILED in name.split(".")
+def _inner_differences(name: str, target: str) -> list[str]:
+    """How two names differ behind their wrappers, in words."""
+    parts, others = name.split("."), target.split(".")
+    found = [
+        f"with{'out' if part in parts else ''} '{part}'"
+        for part in INSERTED
+        if (part in parts) != (part in others)
+    ]
+    old, new = _legacy_ending(name), _legacy_ending(target)
+    if old and not new:
+        found.append(_reading(old, LEGACY[old]))
+    if new and not old:
+        found.append(_reading(LEGACY[new], new))
+    return found
+
+
+def _legacy_ending(name: str) -> str | None:
+    return next((ending for ending in LEGACY if f".{name}".endswith(f".{ending}")), None)
 
 
 def _is_fitting(tensor: TensorInfo, other: TensorInfo) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
+from monosoup_cli.formats.header import BITS
 from monosoup_cli.formats.lora_names import is_lora_file
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
@@ -47,6 +48,12 @@ QUANTISED = re.compile(
     r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
 )
 """The ends of tensor names that GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors and mxfp4 write."""
+QUANTISED_ON_LOADING = ("bitsandbytes", "torchao", "quanto", "hqq", "eetq", "fbgemm_fp8", "higgs")
+"""The methods whose config may stand beside plain weights: transformers quantises them when it loads them."""
+PLAIN_WEIGHTS = (
+    "config.json has quantization_config, but the weights are not quantised: remove it from the output's"
+    " config.json to load them as they are"
+)
 UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
@@ -263,6 +270,17 @@ def _new_checkpoint(files: Files) -> Checkpoint:
                 tensor=name,
                 hint=UNQUANTISED,
             )
+    if (files.config or {}).get("quantization_config"):  # of a method in QUANTISED_ON_LOADING
+        codes = next((one for one in files.tensors.values() if BITS[one.dtype] <= 8), None)
+        if codes is not None:
+            files.close()
+            raise CheckpointError(
+                "the checkpoint is quantised: differences between codes mean nothing",
+                path=files.place.source,
+                tensor=codes.name,
+                hint=UNQUANTISED,
+            )
+        files = replace(files, notes=(*files.notes, PLAIN_WEIGHTS))
     return Checkpoint(files)
 
 
@@ -271,6 +289,8 @@ def _refuse_quantisation_config(config: Mapping[str, Any] | None, path: str) -> 
     if not quantisation:
         return
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    if method in QUANTISED_ON_LOADING:
+        return  # the tensors say whether it is
     raise CheckpointError(
         f"the checkpoint is quantised{f' by {method}' if isinstance(method, str) else ''} (config.json has"
         " quantization_config): differences between codes mean nothing",

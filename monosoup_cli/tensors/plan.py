@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from typing import Literal
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
 
@@ -32,6 +34,8 @@ Reason = Literal[
 
 Headers = Mapping[str, TensorInfo]
 DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
+UNMERGED = re.compile(r"\.(base_layer|lora_(embedding_)?[AB])\.")
+"""What peft puts into the names of a model with an adapter in it."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ def make_plan(
         UsageError: A pattern matches no tensor.
     """
     first, *others = finetuned
+    _check_merged(first, others if base is None else [base, *others])
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
@@ -244,22 +249,37 @@ def _reason(
     return "vector" if access == "matrix" and len(tensor.shape) <= 1 else None
 
 
+def _check_merged(first: Headers, rest: Sequence[Headers]) -> None:
+    """Raise MismatchError where one input has an adapter in it, and another does not.
+
+    Factors would be kept beside weights that they belong to. Their scale is in no checkpoint.
+    """
+    for one, other in ((first, other) for other in rest):
+        for name in (*(name for name in one if name not in other), *(n for n in other if n not in one)):
+            if UNMERGED.search(name):
+                who = "this" if name in one else "another input"
+                raise MismatchError(
+                    f"{who} is a model of peft with a LoRA adapter in it",
+                    tensor=name,
+                    hint="save it after peft's merge_and_unload(), or pass what its save_pretrained() writes",
+                )
+
+
 def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
     """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
     for number, other in enumerate(others, start=2):
-        names = [
-            *(name for name in first if name not in other),
-            *(name for name in other if name not in first),
-        ]
-        name = next((name for name in names if not selection.leaves_out(name)), None)
+        ours = [name for name in first if name not in other]
+        theirs = [name for name in other if name not in first]
+        name = next((name for name in (*ours, *theirs) if not selection.leaves_out(name)), None)
         if name is not None:
-            holder, then = "the first", "takes such tensors from the first"
+            holder, hint = "the first", "--exclude takes such tensors from the first"
             if name not in first:
-                holder, then = f"number {number}", "drops such tensors"
+                holder = f"number {number}"
+                hint = f"give number {number} first to keep it; --exclude drops such tensors"
+            if are_experts_apart(ours, theirs):
+                hint = ALIKE
             raise MismatchError(
-                f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it",
-                tensor=name,
-                hint=f"--exclude {then}",
+                f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it", tensor=name, hint=hint
             )
 
 
@@ -284,6 +304,8 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
     hint = "--on-mismatch keep leaves such tensors as fine-tuned"
     if may_overlap:
         hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
+        if _are_grids(tensor, namesake):
+            hint = "rows are other places of the image there; --exclude leaves such tensors as fine-tuned"
     elif all(_overlap(*pair) for pair in wrong):
         hint += ", overlap edits the rows that all inputs have"
     raise MismatchError(
@@ -296,8 +318,18 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
 
 
 def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors of different shapes differ only in the number of rows."""
-    return len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+    """Whether two tensors of different shapes differ only in the number of rows, and rows correspond."""
+    is_alike = len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+    return is_alike and not _are_grids(one, other)
+
+
+def _are_grids(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether rows are positions in square images of two sizes, with or without one for the class."""
+    counts = [tensor.shape[0] for tensor in (one, other) if tensor.shape]
+    return "pos" in one.name and any(
+        all(count > extra and math.isqrt(count - extra) ** 2 == count - extra for count in counts)
+        for extra in (0, 1)
+    )
 
 
 def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) -> dict[str, int]:

@@ -226,6 +226,54 @@ def test_a_compiled_submodule_is_recognised():
     assert f"with '_orig_mod' in another place ({len(layer)} tensors)" in said
 
 
+@pytest.mark.parametrize("inserted", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_what_fsdp_and_activation_checkpointing_insert_is_recognised(inserted):
+    plain = model_headers("LlamaForCausalLM")
+    wrapped_at = wrapped("LlamaForCausalLM", lambda name: name.replace("layers.1.", f"layers.1.{inserted}."))
+    count = len(wrapped_at.keys() - plain.keys())
+    names, said = aligned(wrapped_at, plain)
+    assert names == {n: n.replace("layers.1.", f"layers.1.{inserted}.") for n in plain if "layers.1." in n}
+    assert said == (f"without '{inserted}' ({count} tensors)",)
+    assert aligned(plain, wrapped_at)[1] == (f"with '{inserted}' ({count} tensors)",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("BertForMaskedLM", "LayerNorm.gamma", "LayerNorm.weight"),
+        ("BertForMaskedLM", "LayerNorm.beta", "LayerNorm.bias"),
+        ("HubertModel", "conv.weight_g", "conv.parametrizations.weight.original0"),
+        ("HubertModel", "conv.weight_v", "conv.parametrizations.weight.original1"),
+    ],
+)
+def test_names_of_older_releases_are_recognised(kind, old, new):
+    # transformers itself loads both: its weight conversion of this name is the oracle
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    [renaming] = [
+        one for one in get_checkpoint_conversion_mapping("legacy") if one.rename_source_key(old)[0] != old
+    ]
+    assert renaming.rename_source_key(old)[0] == new
+    plain = model_headers(kind)
+    legacy = wrapped(kind, lambda name: name.replace(new, old))
+    changed = {name: name.replace(new, old) for name in plain if name.endswith(new)}
+    assert changed
+    for other, first, expected in (
+        (legacy, plain, changed),
+        (plain, legacy, {value: key for key, value in changed.items()}),
+    ):
+        names, said = aligned(other, first)
+        assert names == expected
+        assert len(said) == 1
+        assert f"({len(changed)} tensor" in said[0]
+
+
+def test_a_layer_scale_is_no_layer_norm():
+    # transformers renames only `LayerNorm.gamma`, since timm and ConvNeXt have parameters of that name
+    other, first = headers({"stem.gamma": (4,)}), headers({"stem.weight": (4,)})
+    assert aligned(other, first) == ({}, ())
+
+
 def test_what_matches_is_left_alone():
     """The checkpoints of model-soups: CLIP inside, and a head of their own beside it."""
     finetuned = wrapped("CLIPModel", in_front("model.")) | headers({"classification_head.weight": (9, 12)})

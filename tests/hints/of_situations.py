@@ -1,0 +1,67 @@
+"""Hints about checkpoints that libraries and merges leave behind."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import peft_adapters
+from tests.hints.table import Trial, follows
+from tests.models import MODELS, build, step
+
+
+@follows("sources/locate.py", "config.json has quantization_config, but the weights are not quantised")
+def a_quantization_config_beside_plain_weights(at: Trial) -> None:
+    kind, options = MODELS["llama"]
+    model = build(kind, options)
+    model.save_pretrained(at.tmp / "model")
+    step(model).save_pretrained(at.tmp / "ft")
+    path = at.tmp / "ft" / "config.json"
+    left = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **left}))
+    at.noted("edit", at.tmp / "model", at.tmp / "ft", "-o", at.out)
+    config = json.loads((at.out / "config.json").read_text())
+    del config["quantization_config"]
+    (at.out / "config.json").write_text(json.dumps(config))
+    type(model).from_pretrained(at.out)
+    at.ended(at.out)
+
+
+@follows("tensors/plan.py", "rows are other places of the image there")
+def positions_in_two_sizes_of_an_image(at: Trial) -> None:
+    for path, rows in ((at.base, 17), (at.finetuned, 37)):
+        save_file({"w": torch.randn(4, 4), "pos_embed": torch.randn(rows, 4)}, path)
+    at.refused(*at.edit, "--on-mismatch", "overlap")
+    at.loads(*at.edit, "--on-mismatch", "overlap", *at.options(), "pos_embed")
+    assert torch.equal(
+        load_file(at.out / "model.safetensors")["pos_embed"], load_file(at.finetuned)["pos_embed"]
+    )
+
+
+@follows("tensors/plan.py", "to store them alike, load each with transformers")
+def experts_that_are_fused_in_one_input(at: Trial) -> None:
+    kind, options = MODELS["mixtral"]
+    model = build(kind, options)
+    folders = [at.tmp / "model", at.tmp / "ft"]
+    model.save_pretrained(folders[0], save_original_format=False)
+    step(model).save_pretrained(folders[1])
+    at.refused("soup", *folders, "-o", at.out)
+    alike = [at.tmp / f"{folder.name}-alike" for folder in folders]
+    for folder, new in zip(folders, alike, strict=True):
+        type(model).from_pretrained(folder).save_pretrained(new, save_original_format=False)
+    at.loads("soup", *alike, "-o", at.out)
+
+
+@follows("tensors/plan.py", "save it after peft's merge_and_unload()")
+def a_state_dict_with_an_adapter_in_it(at: Trial) -> None:
+    made = peft_adapters.make("linear", at.tmp)
+    model = peft_adapters.load(made)
+    path = at.tmp / "model.pt"
+    torch.save(model.state_dict(), path)
+    at.refused("edit", made.base, path, "-o", at.out)
+    model.save_pretrained(at.tmp / "adapter")
+    at.loads("edit", made.base, at.tmp / "adapter", "-o", at.tmp / "first", output=at.tmp / "first")
+    torch.save(model.merge_and_unload().state_dict(), path)
+    at.loads("edit", made.base, path, "-o", at.out)
