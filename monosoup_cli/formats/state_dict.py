@@ -34,15 +34,18 @@ MAX_DEPTH = 4
 EXTRA_STATE = "_extra_state"
 """The end of the names under which modules keep what is not a tensor, such as the scales of an fp8 engine."""
 NOT_DENSE = {
-    "_rebuild_qtensor": "a quantised tensor",
-    "_rebuild_sparse_tensor": "a sparse tensor",
-    "_rebuild_nested_tensor": "a nested tensor",
-    "_rebuild_njt": "a nested tensor",
-    "_rebuild_meta_tensor_no_storage": "a tensor without data",
-    "_rebuild_wrapper_subclass": "a tensor of a class of its own",
-    "DTensor": "one rank's part of a distributed tensor",
+    "_rebuild_qtensor": ("a quantised tensor", "save what .dequantize() returns"),
+    "_rebuild_sparse_tensor": ("a sparse tensor", "save what .to_dense() returns"),
+    "_rebuild_nested_tensor": ("a nested tensor", "save what .unbind() returns"),
+    "_rebuild_njt": ("a nested tensor", "save what .unbind() returns"),
+    "_rebuild_meta_tensor_no_storage": ("a tensor without data", "load the weights before they are saved"),
+    "_rebuild_wrapper_subclass": ("a tensor of a class of its own", "save plain tensors"),
+    "DTensor": (
+        "one rank's part of a distributed tensor",
+        "save what .full_tensor() returns, on every rank; verl's files: python -m verl.model_merger merge",
+    ),
 }
-"""What is a tensor, but not one of elements in a record."""
+"""What is a tensor, but not one of elements in a record, and what makes it one."""
 
 DATA = "data/"
 AT_ONCE = 8
@@ -214,8 +217,8 @@ def _unwrap(content: Any, shown: str, wanted: str | None) -> _Unwrapped:
         wanted: The path to a dict of tensors, with dots. A file that has one alone need not have it there.
     """
 
-    def refuse(problem: str, **facts: Any) -> CheckpointError:
-        return CheckpointError(problem, path=shown, **facts)
+    def refuse(problem: str, hint: str | None = None, **facts: Any) -> CheckpointError:
+        return CheckpointError(problem, path=shown, hint=hint, **facts)
 
     choices = list(_state_dicts(content))
     if wanted is not None and wanted not in choices and len(choices) > 1:
@@ -224,9 +227,9 @@ def _unwrap(content: Any, shown: str, wanted: str | None) -> _Unwrapped:
     within, left_out = "", list[str]()
     while True:
         if not isinstance(content, dict):
-            problem = "not a state dict" if not isinstance(content, Foreign) else _foreign(content)
-            found = None if isinstance(content, Foreign) else f"a {_kind(content)}"
-            raise refuse(problem, found=found, hint=SAVE_ALONE)
+            if isinstance(content, Foreign):
+                raise refuse(*_foreign(content))
+            raise refuse("not a state dict", SAVE_ALONE, found=f"a {_kind(content)}")
         for name in content:
             if not isinstance(name, str):
                 raise refuse("a name in the state dict is not text", found=quote(name.value))
@@ -260,7 +263,7 @@ def _unwrap(content: Any, shown: str, wanted: str | None) -> _Unwrapped:
                     hint=f"choose: --state-dict {crop(choices[0])}",
                 )
             if foreign:
-                raise refuse(_foreign(foreign[0]), hint=SAVE_ALONE)
+                raise refuse(*_foreign(foreign[0]))
             raise refuse(
                 f"{quote(within + others[0])} is not a tensor",
                 found=f"a {_kind(content[others[0]])}",
@@ -317,9 +320,10 @@ def _kind(value: object) -> str:
     return "Tensor" if isinstance(value, PickledTensor) else type(value).__name__
 
 
-def _foreign(value: Foreign) -> str:
-    what = NOT_DENSE.get(value.name.rpartition(" ")[2])
-    return f"holds an object that is not a tensor: {quote(value.shown)}" if what is None else f"holds {what}"
+def _foreign(value: Foreign) -> tuple[str, str]:
+    """Describe an object in place of a tensor or a state dict, and say what to do."""
+    what, hint = NOT_DENSE.get(value.name.rpartition(" ")[2], (None, SAVE_ALONE))
+    return f"holds {what or f'an object that is not a tensor: {quote(value.shown)}'}", hint
 
 
 def _layout(name: str, tensor: PickledTensor) -> tuple[tuple[int, ...], int]:

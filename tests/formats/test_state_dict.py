@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
+from torch import distributed as group
+from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats import pickles, strided
@@ -455,6 +457,29 @@ def test_a_wrapper_s_name_that_is_no_wrapper(path, read):
 def test_what_is_no_state_dict_is_refused(path, refused, content, line):
     torch.save(content, path)
     assert refused().startswith(line)
+
+
+def test_the_way_out_of_tensors_that_are_not_dense(path, read, refused, recwarn):
+    dense = torch.tensor([0.0, 1.0])
+    quantised = torch.quantize_per_tensor(dense, 1.0, 0, torch.qint8)
+    for tensor in (dense.to_sparse(), quantised):
+        torch.save({"a": tensor}, path)
+        recwarn.clear()
+        call = refused().partition("; save what .")[2].partition("()")[0]
+        torch.save({"a": getattr(tensor, call)()}, path)
+        same({"a": dense}, read)
+
+
+def test_a_part_of_a_distributed_tensor(path, read, refused):
+    group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+    try:
+        part = distribute_tensor(torch.arange(4.0), DeviceMesh("cpu", [0]), [Shard(0)])
+        torch.save({"a": part}, path)
+        assert "holds one rank's part of a distributed tensor; save what .full_tensor() returns" in refused()
+        torch.save({"a": part.full_tensor()}, path)
+        same({"a": torch.arange(4.0)}, read)
+    finally:
+        group.destroy_process_group()
 
 
 def test_quantised_and_nested_tensors_are_refused(path, refused, recwarn):
