@@ -196,11 +196,13 @@ def _check_magic(file: Bytes) -> None:
     """Refuse a file that is not a zip file, and say what to do about it."""
     start = file.read(min(file.nbytes, 16))
     if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= file.nbytes - 8:
-        problem, hint = "a safetensors file under another name", "rename it to end in .safetensors"
-        raise CheckpointError(problem, path=file.shown, hint=hint)
+        raise CheckpointError(
+            "a safetensors file under another name", path=file.shown, hint="rename it to end in .safetensors"
+        )
     if start.startswith(LEGACY):
-        problem = "in torch's legacy format, which has to be read as a whole"
-        raise CheckpointError(problem, path=file.shown, hint=RESAVE)
+        raise CheckpointError(
+            "in torch's legacy format, which has to be read as a whole", path=file.shown, hint=RESAVE
+        )
     other = recognise(file, PurePosixPath(file.shown).name)
     if other is not None:
         raise other

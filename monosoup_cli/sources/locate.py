@@ -195,16 +195,15 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
     elif HUB_ID.fullmatch(folder.source):
         hint = f"for the repository on the Hub: hf://{folder.source}"
     other = next((name for name in names if name.endswith(OTHER_SUFFIXES)), None)
-    if other is None:
-        return CheckpointError("no weights in this folder", path=folder.source, hint=hint)
-    file = folder.open(f"{inner}{other}")
-    what = recognise(file, other)
-    file.close()
-    return CheckpointError(
-        f"no weights in this folder, only {other}{f', {what.problem}' if what else ''}",
-        path=folder.source,
-        hint=hint or (what.hint if what else None),
-    )
+    problem = f"no weights in this folder{f', only {other}' if other else ''}"
+    if other is not None and hint is None:
+        file = folder.open(f"{inner}{other}")
+        recognised = recognise(file, other)
+        file.close()
+        if recognised is not None:
+            recognised.problem, recognised.path = f"{problem}, {recognised.problem}", folder.source
+            return recognised
+    return CheckpointError(problem, path=folder.source, hint=hint)
 
 
 def _candidates(names: Sequence[str]) -> list[str]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 import re
-import tarfile
-import warnings
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
-import pytest
+import numpy
+import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
 
-from monosoup_cli.formats import pickles
+from monosoup_cli.formats.foreign import OTHER_FORMATS
+from tests.formats.test_foreign import EXAMPLES, tarred
 from tests.formats.test_state_dict import rewritten
 from tests.hints.table import Trial, follows
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 
 class Block(torch.nn.Module):
@@ -48,13 +48,11 @@ def saved_again(at: Trial, old: Path, **names: object) -> None:
     at.loads(*edit(at, new))
 
 
-@follows("formats/archive.py", "a TorchScript archive, which holds code")
-def torchscript(at: Trial) -> None:
-    old = at.tmp / "old.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(Block(at)), old)
-        saved_again(at, old, model=torch.jit.load(old))
+def chosen(at: Trial) -> None:
+    """The state dict that the hint names is read."""
+    at.refused(*edit(at, at.tmp / "old.pt"))
+    (choice,) = re.findall(r"(--state-dict) (\S+)", at.hint)
+    at.loads(*edit(at, at.tmp / "old.pt"), *choice)
 
 
 @follows("formats/archive.py", "its numbers are not little-endian")
@@ -92,63 +90,10 @@ def compressed(at: Trial) -> None:
     saved_again(at, old)
 
 
-@follows("formats/pickles.py", "pickled in protocol")
-def another_protocol(at: Trial) -> None:
-    """Which torch does not read with weights_only=True, either."""
-    torch.save(tensors(at), at.tmp / "old.pt", pickle_protocol=4)
-    saved_again(at, at.tmp / "old.pt", model=Block(at))
-
-
 @follows("formats/state_dict.py", "in torch's legacy format")
 def legacy(at: Trial) -> None:
     torch.save(tensors(at), at.tmp / "old.pt", _use_new_zipfile_serialization=False)
     saved_again(at, at.tmp / "old.pt")
-
-
-@follows("formats/pickles.py", "its pickle has too many parts")
-def too_many_parts(at: Trial) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pickles, "MAX_OPERATIONS", 1000)
-        torch.save({**tensors(at), "log": [[] for _ in range(1000)]}, at.tmp / "old.pt")
-        saved_again(at, at.tmp / "old.pt", model=Block(at))
-
-
-@follows("formats/pickles.py", "its pickle is nested too deeply")
-def too_deep(at: Trial) -> None:
-    log: tuple[object, ...] = ()
-    for _ in range(200):
-        log = (log,)
-    torch.save({**tensors(at), "log": log}, at.tmp / "old.pt")
-    saved_again(at, at.tmp / "old.pt", model=Block(at))
-
-
-@follows("formats/pickles.py", "holds an object that is not a tensor")
-def a_whole_module(at: Trial) -> None:
-    torch.save(Block(at), at.tmp / "old.pt")
-    saved_again(at, at.tmp / "old.pt", model=torch.load(at.tmp / "old.pt", weights_only=False))
-
-
-@follows("formats/pickles.py", "holds …;")
-def a_parameter_with_attributes(at: Trial) -> None:
-    model = Block(at)
-    model.head.weight.kind = "ours"  # type: ignore[assignment]
-    torch.save(dict(model.named_parameters()), at.tmp / "old.pt")
-    saved_again(at, at.tmp / "old.pt", model=model)
-
-
-@follows("formats/state_dict.py", "a pickle that torch.save did not write")
-def a_pickle(at: Trial) -> None:
-    old = at.tmp / "old.pt"
-    old.write_bytes(pickle.dumps(Block(at), protocol=2))
-    saved_again(at, old, model=pickle.loads(old.read_bytes()))
-
-
-@follows("formats/state_dict.py", "torch cannot read its pickle")
-def an_incomplete_archive(at: Trial) -> None:
-    old = at.tmp / "old.pt"
-    torch.save(tensors(at), old)
-    rewritten(old, lambda name, content: None if name == "data/0" else content)
-    saved_again(at, old, model=Block(at))
 
 
 @follows("formats/state_dict.py", "not a state dict; save")
@@ -160,7 +105,7 @@ def a_list(at: Trial) -> None:
 @follows("formats/state_dict.py", "holds several state dicts")
 def two_state_dicts(at: Trial) -> None:
     torch.save({"model": tensors(at), "state_dict": tensors(at)}, at.tmp / "old.pt")
-    saved_again(at, at.tmp / "old.pt", model=Block(at))
+    chosen(at)
 
 
 @follows("formats/state_dict.py", "… is not a tensor; save")
@@ -172,14 +117,49 @@ def an_epoch_beside_tensors(at: Trial) -> None:
 @follows("formats/state_dict.py", "its tensors are under")
 def under_a_name(at: Trial) -> None:
     torch.save({"state_dict": {"generator": tensors(at)}, "epoch": 3}, at.tmp / "old.pt")
-    saved_again(at, at.tmp / "old.pt")
+    chosen(at)
 
 
-@follows("formats/state_dict.py", "a tar archive, as torch wrote before 2018")
-def a_tar_archive(at: Trial) -> None:
-    with tarfile.open(at.tmp / "old.pt", "w") as archive:
-        archive.addfile(tarfile.TarInfo("pickle"))
-    saved_again(at, at.tmp / "old.pt", model=Block(at))
+@follows("pipeline/inputs.py", "no input has a state dict")
+def no_state_dict(at: Trial) -> None:
+    at.refused(*at.edit, *("--state-dict", "ema"))
+    assert "without --state-dict" in at.hint
+    at.loads(*at.edit)
+
+
+@follows(
+    "formats/foreign.py",
+    *(f"^{other.what}; " for other in OTHER_FORMATS if other.hint and "-dc" not in other.hint),
+)
+def another_format(at: Trial) -> None:
+    """What converts the file is run where it is at hand; otherwise the model is put in its place."""
+    what = next(start for start in EXAMPLES if at.site.problem.startswith(start))
+    name, content = EXAMPLES[what]
+    old, new = at.tmp / ("old.pt" if name == "x" else name), at.tmp / "new.safetensors"
+    old.write_bytes(content)
+    if "numpy" in at.site.hint:
+        arrays = io.BytesIO()
+        numpy.savez(arrays, **{name: each.float().numpy() for name, each in tensors(at).items()})
+        old.write_bytes(arrays.getvalue())
+    if ".nemo" in at.site.hint:
+        weights = io.BytesIO()
+        torch.save(tensors(at), weights)
+        old.write_bytes(
+            tarred(("./model_config.yaml", b"x: 1"), ("./model_weights.ckpt", weights.getvalue()))
+        )
+    at.refused(*edit(at, old))
+    if "numpy" in at.hint:
+        line = at.hint.removeprefix("convert it: ")
+        exec(line, {"safetensors": safetensors, "numpy": numpy, "OLD": old, "NEW": new})
+    elif ".nemo" in at.hint:
+        subprocess.run(["tar", "-xf", old], cwd=at.tmp, check=True)
+        new = at.tmp / "model_weights.ckpt"
+    elif "torch.save(" in at.hint:
+        new = at.tmp / "new.pt"
+        at.code(model=Block(at), PATH=new)
+    else:
+        shutil.copy(at.finetuned, new)
+    at.loads(*edit(at, new))
 
 
 @follows("formats/state_dict.py", "a safetensors file under another name")
@@ -194,18 +174,6 @@ def another_suffix(at: Trial) -> None:
     at.refused(*edit(at, old))
     (wanted,) = re.findall(r"rename it to end in (\.\w+)", at.hint)
     at.loads(*edit(at, old.rename(old.with_suffix(wanted))))
-
-
-@follows("formats/state_dict.py", "a git-lfs pointer")
-@follows("formats/files.py", "a git-lfs pointer")
-def a_pointer(at: Trial) -> None:
-    """`git lfs pull` puts the file in the place of the pointer; Git LFS itself is not at hand."""
-    old = at.tmp / ("old.pt" if at.site.file.endswith("state_dict.py") else "old.safetensors")
-    old.write_bytes(LFS_POINTER)
-    at.refused(*edit(at, old))
-    assert "`git lfs pull`" in at.hint
-    torch.save(tensors(at), old) if old.suffix == ".pt" else save_file(tensors(at), old)
-    at.loads(*edit(at, old))
 
 
 @follows("formats/state_dict.py", "a view that conjugates or negates")

@@ -254,7 +254,7 @@ def another_endpoint(at: Trial) -> None:
 @follows("sources/hub_errors.py", "offline, and … in the cache")
 @follows("sources/hub_errors.py", "^… in the cache; run it once without HF_HUB_OFFLINE")
 @follows("sources/hub.py", "offline, and there is no such folder")
-@follows("sources/locate.py", "offline, and its weights are not in the cache")
+@follows("sources/folders.py", "offline, and its weights are not in the cache")
 def offline(at: Trial) -> None:
     """A run online fills the cache, after which the run offline works, too."""
     with served(at) as by:

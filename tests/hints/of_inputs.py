@@ -217,32 +217,17 @@ def an_index(at: Trial) -> None:
     at.loads("edit", at.base, folder, "-o", at.out)
 
 
-@follows("sources/locate.py", "more than one checkpoint in this folder")
-def two_checkpoints(at: Trial) -> None:
+@follows("sources/shards.py", "shards are missing")
+def a_missing_shard(at: Trial) -> None:
     folder = at.tmp / "model"
     folder.mkdir()
-    for name in ("one.safetensors", "two.safetensors"):
-        shutil.copy(at.finetuned, folder / name)
+    weights = load_file(at.finetuned)
+    files = [folder / f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for (name, tensor), file in zip(weights.items(), files, strict=True):
+        save_file({name: tensor}, file)
+    files[1].rename(at.tmp / "elsewhere")
     at.refused("edit", at.base, folder, "-o", at.out)
-    at.loads("edit", at.base, folder / "one.safetensors", "-o", at.out)
-    (folder / "two.safetensors").unlink()
-    at.loads("edit", at.base, folder, "-o", at.out, "--overwrite")
-
-
-@follows("sources/locate.py", "a shard that the index does not name")
-def a_stale_shard(at: Trial) -> None:
-    """The one that belongs to another checkpoint is moved away."""
-    folder = at.tmp / "model"
-    folder.mkdir()
-    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    shutil.copy(at.finetuned, folder / files[0])
-    save_file({"stale": torch.ones(2)}, folder / files[1])
-    weight_map = dict.fromkeys(load_file(at.finetuned), files[0])
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
-    at.refused("edit", at.base, folder, "-o", at.out)
-    (folder / files[1]).rename(at.tmp / files[1])
+    shutil.copy(at.tmp / "elsewhere", files[1])
     at.loads("edit", at.base, folder, "-o", at.out)
 
 
