@@ -24,6 +24,7 @@ __all__ = [
     "Reads",
     "Reason",
     "Selection",
+    "check_merged",
     "make_plan",
     "output_dtype",
 ]
@@ -180,7 +181,6 @@ def make_plan(
         UsageError: A pattern matches no tensor.
     """
     first, *others = finetuned
-    _check_merged(first, others if base is None else [base, *others])
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
@@ -249,7 +249,7 @@ def _reason(
     return "vector" if access == "matrix" and len(tensor.shape) <= 1 else None
 
 
-def _check_merged(first: Headers, rest: Sequence[Headers]) -> None:
+def check_merged(first: Headers, rest: Sequence[Headers]) -> None:
     """Raise MismatchError where one input has an adapter in it, and another does not.
 
     Factors would be kept beside weights that they belong to. Their scale is in no checkpoint.
