@@ -62,6 +62,10 @@ class Selection:
         """Whether `include` and `exclude` keep a tensor of this name from being edited."""
         if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
             return True
+        return self.excludes(name)
+
+    def excludes(self, name: str) -> bool:
+        """Whether `exclude` names a tensor."""
         return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
@@ -82,11 +86,13 @@ class Reads:
     """Which inputs go into a tensor of the output.
 
     `base` is True where the base's tensor is read. `mean` is True where the mean of all fine-tuned
-    checkpoints is taken; otherwise the tensor comes from one of them.
+    checkpoints is taken; otherwise the tensor comes from one of them. `is_checked` is False where they may
+    have NaN and Inf, because `--exclude` names the tensor.
     """
 
     base: bool
     mean: bool
+    is_checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ def make_plan(
                 Reads(
                     base=has_twin and not is_unchanged and (reason is None or wise),
                     mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
+                    is_checked=not selection.excludes(tensor.name),
                 ),
                 rows.get(tensor.name),
             )
