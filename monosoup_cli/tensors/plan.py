@@ -195,7 +195,7 @@ def make_plan(
             hint=hint and f"try {hint}",
         )
     _check_patterns(finetuned, selection)
-    _check_names(first, others, selection)
+    _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
     rows = _shared_rows(first, rest, selection)
@@ -272,7 +272,9 @@ def _check_merged(first: Headers, rest: Sequence[Headers]) -> None:
                 )
 
 
-def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
+def _check_names(
+    first: Headers, others: Sequence[Headers], selection: Selection, missing: str | None
+) -> None:
     """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
     for number, other in enumerate(others, start=2):
         ours = [name for name in first if name not in other]
@@ -283,6 +285,8 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
             if name not in first:
                 holder = f"number {number}"
                 hint = f"give number {number} first to keep it; --exclude drops such tensors"
+            if missing:
+                hint = f"try {missing}; {hint}"
             if are_experts_apart(ours, theirs):
                 hint = ALIKE
             raise MismatchError(
