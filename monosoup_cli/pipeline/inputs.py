@@ -13,6 +13,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
@@ -161,6 +162,7 @@ def _align(
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
         inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
         inputs.notices += [f"{source.path}: {note}" for one in source.files.shards for note in one.notes]
+        inputs.notices += [f"{source.path}: {note}" for note in _notes_of_place(source.files)]
     for source in inputs.sources:
         inputs.notices += [
             f"{source.path}: not part of the state dict, and left out: {', '.join(shard.left_out)}"
@@ -196,6 +198,11 @@ def _check_gathered(
             hint="gather them in the run's checkpoint folder: python zero_to_fp32.py . NEW; or train with"
             " stage3_gather_16bit_weights_on_model_save",
         )
+
+
+def _notes_of_place(files: Files) -> list[str]:
+    names = [shard.name for shard in files.shards] + ([] if files.index is None else [files.index.name])
+    return [] if files.place.folder is None else notes_of(files.place.folder, names)
 
 
 def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Sequence[Rename]) -> list[Rename]:

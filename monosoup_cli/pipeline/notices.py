@@ -16,6 +16,7 @@ from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.report.words import plural
+from monosoup_cli.sources.folders import targets_outside
 
 __all__ = ["notices_of"]
 
@@ -36,6 +37,15 @@ def notices_of(ready: Ready) -> list[str]:
     removed = [name for name in removed_hashes(ready.form.model.metadata) if name not in written]
     if removed:
         notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
+    places = {
+        file.name: place
+        for file in ready.side_files.carried
+        for place in targets_outside(file.folder, [file.stored]).values()
+    }
+    if places:
+        some = [f"{name} at {place}" for name, place in [*places.items()][:3]]
+        more = ", …" if len(places) > 3 else ""
+        notices.append(f"copied through links out of the folder: {', '.join(some)}{more}")
     lost = ready.form.lost
     new = [one.name for one in ready.plan.tensors if one.reason == "not_in_base" and one.name not in lost]
     if new:

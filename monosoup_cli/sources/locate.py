@@ -21,7 +21,7 @@ from monosoup_cli.formats.lora_names import is_lora_file
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
-from monosoup_cli.sources.folders import Folder, LocalFolder, is_offline, not_cached, read_config
+from monosoup_cli.sources.folders import Folder, is_offline, local_folder, not_cached, read_config
 from monosoup_cli.sources.shards import (
     INDEX_SUFFIX,
     numbered,
@@ -80,7 +80,7 @@ def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = Non
     if source.startswith("hf://") or not os.path.lexists(path):
         return _open_remote(source, path, state_dict)
     if stat.S_ISDIR(mode):
-        return _open_folder(LocalFolder(path, source), "", state_dict)
+        return _open_folder(local_folder(path, source), "", state_dict)
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
