@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename
 from monosoup_cli.sources.files import Files
@@ -169,6 +170,7 @@ def _align(
             for shard in source.files.shards
             if shard.left_out
         ]
+    inputs.notices += disagreements(base, sources)
     inputs.hint = " ".join(f"--rename {rename}" for rename in dict.fromkeys(missing)) or None
     return inputs
 
