@@ -22,6 +22,8 @@ __all__ = ["notices_of"]
 
 BESIDE_ADAPTER = re.compile(r"(^|/)non_lora_[^/]*$")
 """Files in which LLaVA's trainer and others keep what they train without LoRA, such as a projector."""
+STATISTICS = ("running_mean", "running_var")
+"""The ends of the names of what BatchNorm measured in training."""
 
 
 def notices_of(ready: Ready) -> list[str]:
@@ -30,6 +32,7 @@ def notices_of(ready: Ready) -> list[str]:
     notices = [*inputs.notices, *ready.resources.notes]
     if inputs.base is not None and ready.planned.method.needs_base:
         notices += doubts_of_names(ready.plan)
+    notices += _of_statistics(ready)
     code = [name for name in ready.side_files.names if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
@@ -78,6 +81,18 @@ def notices_of(ready: Ready) -> list[str]:
     if are_experts_apart(new, only_in_base):
         notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices
+
+
+def _of_statistics(ready: Ready) -> list[str]:
+    """Whether the output has running statistics of activations, which follow from weights that are new."""
+    held = [one.name for one in ready.plan.tensors if one.name.endswith(STATISTICS)]
+    held = [name for name in held if name not in ready.form.lost]
+    if not held or not ready.plan.edited:
+        return []
+    return [
+        f"BatchNorm statistics belong to the weights before, not to the new ones ({_some(held)}): recompute"
+        " them with a pass over training data, by torch.optim.swa_utils.update_bn(loader, model)"
+    ]
 
 
 def _some(names: Sequence[str]) -> str:
