@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.folders import Folder
-from monosoup_cli.sources.hub_errors import quiet_hub
 
 __all__ = ["Tokenizer", "open_tokenizer", "read_small"]
 
@@ -26,7 +25,7 @@ MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoke
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 MAX_DIGITS = 16
 SMALL_BYTES = 1 << 20
-"""The largest file that is downloaded only to be compared."""
+"""The largest file with a few settings."""
 MAX_BYTES = 40 << 20
 """The largest file that is parsed. The largest vocabularies, of 262,144 tokens, take 33 MB."""
 
@@ -73,7 +72,7 @@ class Tokenizer:
 def open_tokenizer(folder: Folder, inner: str) -> Tokenizer:
     """Read the tokenizer that belongs to some weights: beside them, above, or in its part of a pipeline.
 
-    Large files that are not on this machine yet are left out.
+    Files that are not on this machine yet are left out.
 
     Args:
         folder: The folder of the weights.
@@ -118,12 +117,10 @@ def read_small(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def _read(folder: Folder, name: str, limit: int = MAX_BYTES) -> bytes | None:
-    """The content of a file; None where it is too large, or too large to be downloaded for this."""
-    nbytes = folder.nbytes(name)
-    if nbytes > limit or (nbytes > SMALL_BYTES and folder.select([name])):
+    """The content of a file; None where it is too large, or would have to be downloaded for this alone."""
+    if folder.nbytes(name) > limit or folder.select([name]):
         return None
-    with quiet_hub() if folder.select([name]) else nullcontext():
-        file = folder.open(name)
+    file = folder.open(name)
     try:
         return file.read(file.nbytes)
     finally:
