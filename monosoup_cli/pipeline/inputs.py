@@ -16,6 +16,7 @@ from monosoup_cli.sources.checkpoint import Checkpoint, rename
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint
+from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
 
@@ -204,7 +205,8 @@ def _check_gathered(
 
 def _notes_of_place(files: Files) -> list[str]:
     names = [shard.name for shard in files.shards] + ([] if files.index is None else [files.index.name])
-    return [] if files.place.folder is None else notes_of(files.place.folder, names)
+    places = [] if files.place.folder is None else notes_of(files.place.folder, names)
+    return [*note_of_others(files), *places]
 
 
 def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Sequence[Rename]) -> list[Rename]:
