@@ -187,16 +187,19 @@ class ExtractedAdapterDraft:
                 rank = self.rank_of(layer)
             self._ranks[tensor.name], self._moved[tensor.name] = rank, rank > 0
         else:
-            self._moved[tensor.name] = self._has_moved(tensor.name, worker)
+            self._moved[tensor.name] = self._has_moved(tensor, worker)
 
-    def _has_moved(self, name: str, worker: Worker) -> bool:
+    def _has_moved(self, tensor: PlannedTensor, worker: Worker) -> bool:
         """Whether a tensor differs from the base's in one of the checkpoints.
 
         Raises:
-            NonfiniteError: It has NaN or Inf in one of them.
+            NonfiniteError: It has NaN or Inf in one of them, and is checked.
         """
         # all are compared, to see every NaN
-        equals = [are_equal(self.base, source, name, worker) for source in self.opened.finetuned]
+        equals = [
+            are_equal(self.base, source, tensor.name, worker, is_checked=tensor.reads.is_checked)
+            for source in self.opened.finetuned
+        ]
         return not all(equals)
 
     def _lay_out(

@@ -18,7 +18,7 @@ from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import read_header
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
-from monosoup_cli.sources.folders import Folder
+from monosoup_cli.sources.folders import Folder, targets_outside
 from monosoup_cli.sources.locate import ADAPTER_CONFIG, PIPELINE, parts_of
 
 __all__ = ["LARGE", "OLD", "LeftOut", "SideFile", "SideFiles", "side_files"]
@@ -33,6 +33,7 @@ WHOLE_MODEL = "a whole model beside the adapter"
 MERGED = "merged into the base"
 BASES = "the base has its own"
 ADAPTERS = "the adapter has its own"
+LINKED = "a link to a folder elsewhere"
 UNASKED = "left out by --side-files"
 
 RULES: Sequence[tuple[str, Sequence[str]]] = (
@@ -238,6 +239,9 @@ class _Walk:
                 yield relative, reason
             elif self._folder.is_folder(relative):
                 reason = reason or _by_name(f"{name}/")
+                is_of_pipeline = is_part or relative in self._parts or f"{relative}/" == self._inner
+                if not is_of_pipeline and targets_outside(self._folder, [relative]):
+                    reason = reason or LINKED  # it may be as large as a disk
                 is_asked = reason is not None and any(one != "none" for one in self._wanted)
                 if reason is not None and not is_asked:
                     yield f"{relative}/", reason

@@ -88,7 +88,7 @@ def _gram(
     tensor: PlannedTensor, base: Source, finetuned: Sequence[Source], worker: Worker, gram_matrix: GramMatrix
 ) -> list[list[float]] | None:
     if not tensor.is_edited:
-        for source in (base, *finetuned):
+        for source in (base, *finetuned) if tensor.reads.is_checked else ():
             check_stored(source, tensor.name, worker)
         return None
     layer = FlatLayer(tensor.name, tensor.shared_shape, base, finetuned, None, worker)

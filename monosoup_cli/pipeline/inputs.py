@@ -9,11 +9,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import CheckpointError, UsageError
-from monosoup_cli.sources.alignment import Rename, align, suggestion, tied_names
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.pipeline.disagreements import disagreements
+from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint
+from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
+from monosoup_cli.sources.suggestions import suggestions
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -31,7 +36,7 @@ class Inputs:
         finetuned: The fine-tuned checkpoints. An adapter is merged into the base.
         adapters: For each fine-tuned checkpoint the adapter that it was merged from, or None.
         notices: What the user should know about how the inputs are read.
-        hint: The `--rename` that seems to be missing.
+        hint: The `--rename`s that seem to be missing.
     """
 
     base: Source | None
@@ -124,13 +129,16 @@ def _align(
 ) -> Inputs:
     """Merge adapters into the base, and read everything under the names of the first checkpoint."""
     unused_by: list[Sequence[Rename]] = []
+    missing: list[Rename] = []
     adapters: list[Adapter | None] = [None] * len(checkpoints)
     sources: list[Source] = []
     for number, checkpoint in enumerate(checkpoints):
         if not checkpoint.files.kind.is_adapter:
             if number:
-                checkpoint, unused = _align_names(checkpoint, sources[0], renames)
+                stored = checkpoint
+                checkpoint, unused = _align_names(stored, sources[0], renames)
                 unused_by.append(unused)
+                missing += _missing(stored, checkpoint, sources[0], renames)
             sources.append(checkpoint)
         else:
             _check_gathered(checkpoint.path, checkpoint.tensors)
@@ -141,8 +149,10 @@ def _align(
 
             sources.append(MergedSource(merged, base))
         if number == 0 and base is not None:  # further adapters change a base that has the names of the first
-            base, unused = _align_names(base, sources[0], renames)
+            stored = base
+            base, unused = _align_names(stored, sources[0], renames)
             unused_by.append(unused)
+            missing += _missing(stored, base, sources[0], renames)
     without_effect = set(renames).intersection(*unused_by)
     if without_effect:
         rename = next(one for one in renames if one in without_effect)
@@ -154,14 +164,15 @@ def _align(
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
         inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
         inputs.notices += [f"{source.path}: {note}" for one in source.files.shards for note in one.notes]
+        inputs.notices += [f"{source.path}: {note}" for note in _notes_of_place(source.files)]
     for source in inputs.sources:
         inputs.notices += [
             f"{source.path}: not part of the state dict, and left out: {', '.join(shard.left_out)}"
             for shard in source.files.shards
             if shard.left_out
         ]
-    if base is not None:
-        inputs.hint = suggestion(base.tensors, sources[0].tensors)
+    inputs.notices += disagreements(base, sources)
+    inputs.hint = " ".join(f"--rename {rename}" for rename in dict.fromkeys(missing)) or None
     return inputs
 
 
@@ -190,6 +201,21 @@ def _check_gathered(
             hint="gather them in the run's checkpoint folder: python zero_to_fp32.py . NEW; or train with"
             " stage3_gather_16bit_weights_on_model_save",
         )
+
+
+def _notes_of_place(files: Files) -> list[str]:
+    names = [shard.name for shard in files.shards] + ([] if files.index is None else [files.index.name])
+    places = [] if files.place.folder is None else notes_of(files.place.folder, names)
+    return [*note_of_others(files), *places]
+
+
+def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Sequence[Rename]) -> list[Rename]:
+    """The further renames with which more names of a checkpoint would match."""
+
+    def reread(more: list[Rename]) -> Mapping[str, TensorInfo]:
+        return _align_names(stored, first, [*renames, *more])[0].tensors
+
+    return suggestions(read.tensors, first.tensors, reread)
 
 
 def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], *, alone: bool) -> Adapter:

@@ -189,6 +189,7 @@ class Inspection:
         return {
             **report_head(command, resolved, machine, sources, started, 0),
             "only_in_base": names_only_in_base(inputs.base, inputs.finetuned),
+            "notes": inputs.notices,
         }
 
     def __enter__(self) -> Inspection:

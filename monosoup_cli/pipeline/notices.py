@@ -16,11 +16,14 @@ from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.report.words import plural
+from monosoup_cli.sources.folders import targets_outside
 
 __all__ = ["notices_of"]
 
 BESIDE_ADAPTER = re.compile(r"(^|/)non_lora_[^/]*$")
 """Files in which LLaVA's trainer and others keep what they train without LoRA, such as a projector."""
+STATISTICS = ("running_mean", "running_var")
+"""The ends of the names of what BatchNorm measured in training."""
 
 
 def notices_of(ready: Ready) -> list[str]:
@@ -29,6 +32,7 @@ def notices_of(ready: Ready) -> list[str]:
     notices = [*inputs.notices, *ready.resources.notes]
     if inputs.base is not None and ready.planned.method.needs_base:
         notices += doubts_of_names(ready.plan)
+    notices += _of_statistics(ready)
     code = [name for name in ready.side_files.names if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
@@ -36,6 +40,15 @@ def notices_of(ready: Ready) -> list[str]:
     removed = [name for name in removed_hashes(ready.form.model.metadata) if name not in written]
     if removed:
         notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
+    places = {
+        file.name: place
+        for file in ready.side_files.carried
+        for place in targets_outside(file.folder, [file.stored]).values()
+    }
+    if places:
+        some = [f"{name} at {place}" for name, place in [*places.items()][:3]]
+        more = ", …" if len(places) > 3 else ""
+        notices.append(f"copied through links out of the folder: {', '.join(some)}{more}")
     lost = ready.form.lost
     new = [one.name for one in ready.plan.tensors if one.reason == "not_in_base" and one.name not in lost]
     if new:
@@ -68,6 +81,18 @@ def notices_of(ready: Ready) -> list[str]:
     if are_experts_apart(new, only_in_base):
         notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices
+
+
+def _of_statistics(ready: Ready) -> list[str]:
+    """Whether the output has running statistics of activations, which follow from weights that are new."""
+    held = [one.name for one in ready.plan.tensors if one.name.endswith(STATISTICS)]
+    held = [name for name in held if name not in ready.form.lost]
+    if not held or not ready.plan.edited:
+        return []
+    return [
+        f"BatchNorm statistics belong to the weights before, not to the new ones ({_some(held)}): recompute"
+        " them with a pass over training data, by torch.optim.swa_utils.update_bn(loader, model)"
+    ]
 
 
 def _some(names: Sequence[str]) -> str:

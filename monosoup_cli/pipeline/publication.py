@@ -11,6 +11,7 @@ from monosoup_cli.outputs.model_card import CARD_NAME
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
 from monosoup_cli.pipeline.destination import STDOUT
+from monosoup_cli.pipeline.notices import notices_of
 from monosoup_cli.pipeline.provenance import names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
@@ -94,6 +95,7 @@ def make_reports(
         **method.details,
         **({"selection": choice.selection} if choice.selection else {}),
         "only_in_base": names_only_in_base(inputs.base, inputs.finetuned),
+        "notes": notices_of(ready),
     }
     reports = []
     for number, variant in enumerate(ready.variants):

@@ -122,11 +122,13 @@ def _make(work: Work, tensor: PlannedTensor, worker: Worker) -> list[LayerRecord
         sink.copy()
         return _kept(work, tensor, tensor.reason)
     except NonfiniteError as error:
-        is_of_one_variant = isinstance(error, ResultOverflowError) and len(work.target.variants) > 1
-        if work.on_nonfinite == "error" or is_of_one_variant:
+        is_overflow = isinstance(error, ResultOverflowError)
+        may_be_so = not tensor.reads.is_checked and not is_overflow
+        is_of_one_variant = is_overflow and len(work.target.variants) > 1
+        if not may_be_so and (work.on_nonfinite == "error" or is_of_one_variant):
             raise
         sink.restore()
-        return _kept(work, tensor, "nonfinite")
+        return _kept(work, tensor, tensor.reason if may_be_so else "nonfinite")
 
 
 def _edit(work: Work, tensor: PlannedTensor, sink: Sink, worker: Worker) -> list[LayerRecord]:

@@ -13,13 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Any
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["Alignment", "Rename", "align", "suggestion", "tied_names"]
+__all__ = ["Alignment", "Headers", "Rename", "align", "tied_names"]
 
 Headers = Mapping[str, TensorInfo]
 
@@ -38,15 +37,6 @@ LEGACY = {
 """Endings of names in older releases of transformers and torch, mapped to today's. It loads both."""
 MAX_NAMESAKES = 8
 """How many names may differ only by wrappers. More would take too long to try, and are ambiguous anyway."""
-
-MAX_COMPONENTS = 32
-MAX_COMPARED = 20_000
-"""How many names of each side a suggestion considers, because their suffixes take memory."""
-MAX_TWINS = 4
-MANY = 1 / 4
-"""The share of the first checkpoint's names that must be unmatched. Fewer are likely those of a new head."""
-ENOUGH = 1 / 3
-"""The share of the unmatched names that a suggestion must explain."""
 
 
 @dataclass(frozen=True)
@@ -241,62 +231,6 @@ def _is_fitting(tensor: TensorInfo, other: TensorInfo) -> bool:
     if tensor.shape == other.shape:
         return True
     return len(tensor.shape) > 1 and tensor.shape[1:] == other.shape[1:]
-
-
-def suggestion(other: Headers, first: Headers) -> str | None:
-    """Suggest the `--rename` that makes most names match, from names with a common ending and equal shapes.
-
-    Args:
-        other: The tensors of a checkpoint, by the names from `align`.
-        first: The tensors of the first fine-tuned checkpoint.
-
-    Returns:
-        The option as the user would type it; None if few names are unmatched, or no rename explains them.
-    """
-    ours = [name for name in other if name not in first]
-    theirs = [name for name in first if name not in other]
-    if len(theirs) < MANY * len(first):
-        return None
-    by_suffix: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for target in theirs[:MAX_COMPARED]:
-        for suffix in _suffixes(target):
-            twins = by_suffix[suffix, first[target].shape]
-            if len(twins) <= MAX_TWINS:
-                twins.append(target)
-    votes: Counter[Rename] = Counter()
-    for name in ours[:MAX_COMPARED]:
-        for suffix in _suffixes(name):
-            if twins := by_suffix.get((suffix, other[name].shape), []):
-                if len(twins) <= MAX_TWINS:
-                    votes.update(
-                        Rename(*(full[: -len(suffix)].removesuffix(".") for full in (name, target)))
-                        for target in twins
-                    )
-                break
-    gains = {rename: _gain(rename, other, first) for rename, _ in votes.most_common(MAX_TWINS)}
-    best = max(gains, key=lambda rename: gains[rename], default=None)
-    if best is None or gains[best] < max(ENOUGH * min(len(ours), len(theirs)), 2):
-        return None
-    return f"--rename {best}"
-
-
-def _suffixes(name: str) -> Iterable[str]:
-    """The ends of a name that are whole components, the longest first, which is the name itself."""
-    yield name
-    starts = (match.end() for match in re.finditer(r"\.", name))
-    yield from (name[start:] for start in islice(starts, MAX_COMPONENTS))
-
-
-def _gain(rename: Rename, other: Headers, first: Headers) -> int:
-    """How many more names match with this rename, shapes included."""
-    renamed = dict(zip(rename.apply(other), other.values(), strict=True))
-    if len(renamed) < len(other):
-        return 0
-
-    def matches(headers: Headers) -> int:
-        return sum(name in first and first[name].shape == headers[name].shape for name in headers)
-
-    return matches(renamed) - matches(other)
 
 
 EMBEDDED = "embed_tokens.weight"

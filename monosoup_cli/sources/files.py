@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError
@@ -86,9 +87,10 @@ class Place:
     @property
     def path(self) -> str:
         """The path of the folder or file on this machine, for other programs."""
-        if os.path.lexists(self.source):
-            return self.source
         folder = self.folder or self.origin
+        is_typed = folder is None or folder.root == Path(self.source)
+        if is_typed and os.path.lexists(self.source):
+            return self.source
         assert folder is not None
         assert folder.root is not None
         return str(folder.root if self.folder else folder.root / self.file_name)

@@ -15,10 +15,20 @@ __all__ = [
     "LocalFolder",
     "is_offline",
     "is_plain_name",
+    "local_folder",
     "not_cached",
+    "notes_of",
     "read_config",
     "resolve_inside",
+    "targets_outside",
 ]
+
+CACHED = "models--"
+"""How the names of repositories begin in the Hub's cache."""
+MAX_REFERENCE_BYTES = 100
+HINT = "links in what is from the Hub are not followed elsewhere: put the file itself there"
+NAMED = 3
+"""How many files a note names."""
 
 
 class Folder(Protocol):
@@ -72,7 +82,11 @@ class Folder(Protocol):
 
 
 class LocalFolder:
-    """A folder on the disk. Links must lead to files in the folder or in the Hub's cache."""
+    """A folder on the disk.
+
+    Links may lead out of a user's own folder, where the user put them. From the Hub, by its cache or as a
+    clone, they come from somebody else, and must lead to files in the folder or in the Hub's cache.
+    """
 
     def __init__(
         self, path: Path, source: str, repository: str | None = None, revision: str | None = None
@@ -81,6 +95,7 @@ class LocalFolder:
         self.repository, self.revision = repository, revision
         if repository is None:
             self.repository, self.revision = _in_cache(path)
+        self._is_own = self.repository is None and not os.path.lexists(path / ".git")
 
     def names(self, inner: str = "") -> list[str]:
         real = self.path(inner or ".")
@@ -106,13 +121,68 @@ class LocalFolder:
         return InputFile(self.path(name), self.shown(name), commit=self.revision)
 
     def path(self, name: str) -> Path:
-        return resolve_inside(self.root, name)
+        return resolve_inside(self.root, name, may_lead_out=self._is_own)
 
     def select(self, names: Iterable[str]) -> list[Download]:
         return []
 
     def shown(self, name: str) -> str:
         return str(self.root / name)
+
+
+def local_folder(path: Path, source: str) -> LocalFolder:
+    """Open the folder that the user typed, or the snapshot that a repository in the Hub's cache stands for.
+
+    That is the commit that `refs/main` names, or the only one.
+
+    Raises:
+        CheckpointError: There are several snapshots, or none.
+    """
+    real = path.resolve()
+    repository = real.parent if real.name == "snapshots" else real
+    snapshots = repository / "snapshots"
+    if not repository.name.startswith(CACHED) or not snapshots.is_dir():
+        return LocalFolder(path, source)
+    commits = sorted(snapshot.name for snapshot in snapshots.iterdir() if snapshot.is_dir())
+    try:
+        with open(repository / "refs" / "main", "rb") as file:
+            main = file.read(MAX_REFERENCE_BYTES).decode(errors="replace").strip()
+    except OSError:
+        main = ""
+    if main not in commits:
+        if not commits:
+            raise CheckpointError("a repository in the Hub's cache, without a snapshot", path=source)
+        if len(commits) > 1:
+            raise CheckpointError(
+                "a repository in the Hub's cache with several snapshots, of which refs/main names none",
+                path=source,
+                found=", ".join(commits[:NAMED]) + (", …" if len(commits) > NAMED else ""),
+                hint=f"pass one of them: {snapshots / commits[0]}",
+            )
+        main = commits[0]
+    return LocalFolder(snapshots / main, source)
+
+
+def notes_of(folder: Folder, names: Iterable[str]) -> list[str]:
+    """Say where these files of a folder are, where the user may not expect them there."""
+    notes = []
+    if folder.root is not None and isinstance(folder, LocalFolder) and os.path.lexists(folder.source):
+        if folder.root.resolve() != Path(folder.source).resolve():
+            notes.append(f"a repository in the Hub's cache, read at its commit {folder.revision}")
+        if places := targets_outside(folder, names):
+            some = [f"{name} at {place}" for name, place in [*places.items()][:NAMED]]
+            more = f", and {len(places) - NAMED:,} more" if len(places) > NAMED else ""
+            notes.append(f"links out of the folder are followed: {', '.join(some)}{more}")
+    return notes
+
+
+def targets_outside(folder: Folder, names: Iterable[str]) -> dict[str, Path]:
+    """Map those of these files and folders that links take from elsewhere to where they are."""
+    if not isinstance(folder, LocalFolder) or not folder._is_own:
+        return {}
+    root = folder.root.resolve()
+    places = {name: folder.path(name) for name in names}
+    return {name: place for name, place in places.items() if not place.is_relative_to(root)}
 
 
 def read_config(folder: Folder, name: str) -> Any:
@@ -152,15 +222,20 @@ def is_plain_name(name: object) -> bool:
 def _in_cache(path: Path) -> tuple[str | None, str | None]:
     """Return the id and the commit of a snapshot in the Hub's cache; (None, None) for other folders."""
     for snapshot in (path.absolute(), *path.absolute().parents):
-        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith("models--"):
-            return snapshot.parent.parent.name.removeprefix("models--").replace("--", "/"), snapshot.name
+        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith(CACHED):
+            return snapshot.parent.parent.name.removeprefix(CACHED).replace("--", "/"), snapshot.name
     return None, None
 
 
-def resolve_inside(folder: Path, name: str) -> Path:
+def resolve_inside(folder: Path, name: str, *, may_lead_out: bool = False) -> Path:
     """Resolve the links in the path of a file.
 
     Links may lead to the folder itself or, from a snapshot in the Hub's cache, to the blobs of that cache.
+
+    Args:
+        folder: The folder.
+        name: The name of the file in it, which itself never leads out.
+        may_lead_out: Whether links may lead anywhere.
 
     Raises:
         CheckpointError: The file does not exist, or a link leads elsewhere.
@@ -168,7 +243,7 @@ def resolve_inside(folder: Path, name: str) -> Path:
     root = folder.resolve()
     allowed = [root]
     for snapshot in (root, *root.parents):
-        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith("models--"):
+        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith(CACHED):
             repository, cache = snapshot.parents[1], snapshot.parents[2]
             allowed += [snapshot, repository / "blobs", cache / "blobs"]
             break
@@ -176,6 +251,10 @@ def resolve_inside(folder: Path, name: str) -> Path:
         resolved = (folder / name).resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a broken link", path=folder / name) from None
-    if not any(resolved.is_relative_to(place) for place in allowed):
-        raise CheckpointError("a link that leads out of the folder", path=folder / name)
+    is_below = ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
+    may_lead_out = may_lead_out and is_below
+    if not may_lead_out and not any(resolved.is_relative_to(place) for place in allowed):
+        raise CheckpointError(
+            "a link that leads out of the folder", path=folder / name, hint=HINT if is_below else None
+        )
     return resolved

@@ -21,7 +21,7 @@ from monosoup_cli.formats.lora_names import is_lora_file
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
-from monosoup_cli.sources.folders import Folder, LocalFolder, is_offline, not_cached, read_config
+from monosoup_cli.sources.folders import Folder, is_offline, local_folder, not_cached, read_config
 from monosoup_cli.sources.shards import (
     INDEX_SUFFIX,
     numbered,
@@ -41,6 +41,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
+DIFFUSERS = "diffusion_pytorch_model"
+"""How the names of the weights of diffusers begin."""
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are usually fine-tuned."""
 QUANTISED = re.compile(
@@ -80,7 +82,7 @@ def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = Non
     if source.startswith("hf://") or not os.path.lexists(path):
         return _open_remote(source, path, state_dict)
     if stat.S_ISDIR(mode):
-        return _open_folder(LocalFolder(path, source), "", state_dict)
+        return _open_folder(local_folder(path, source), "", state_dict)
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
@@ -136,7 +138,7 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     config = read_config(folder, f"{inner}config.json")
     config = config if isinstance(config, dict) else None
     _refuse_quantisation_config(config, folder.shown(f"{inner}config.json"))
-    candidates = _candidates(names)
+    candidates = _of_library(_candidates(names), config)
     refuse_rank_files(folder, inner, names, candidates)
     if not candidates:
         part = "" if inner else _part_with_weights(folder, names)
@@ -217,9 +219,26 @@ def _candidates(names: Sequence[str]) -> list[str]:
         stems = STEMS.get(suffix, ())
         standard = [name for stem in stems if (name := f"{stem}{suffix}{INDEX_SUFFIX}") in indexes]
         standard += [name for stem in stems if (name := f"{stem}{suffix}") in weights]
+        # Mistral's own libraries read these, and transformers the files beside them
+        usual = [name for name in (*indexes, *weights) if not name.startswith("consolidated")]
+        indexes, weights = ([one for one in of if one in usual] if usual else of for of in (indexes, weights))
         if candidates := standard or indexes or weights:
             return candidates
     return []
+
+
+def _of_library(candidates: list[str], config: Mapping[str, Any] | None) -> list[str]:
+    """Of the files of two libraries, those of the library whose configuration stands beside them."""
+    of_diffusers = [name for name in candidates if name.startswith(DIFFUSERS)]
+    is_diffusers = config is not None and "_class_name" in config
+    is_transformers = config is not None and ("model_type" in config or "architectures" in config)
+    if is_diffusers == is_transformers or not of_diffusers:
+        return candidates
+    return (
+        of_diffusers
+        if is_diffusers
+        else [name for name in candidates if name not in of_diffusers] or candidates
+    )
 
 
 def parts_of(folder: Folder) -> list[str]:

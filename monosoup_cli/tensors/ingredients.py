@@ -65,7 +65,7 @@ class Ingredients:
         return FlatLayer(tensor.name, tensor.shared_shape, base, sources, weights, worker)
 
     def check_unread(self, tensor: PlannedTensor, worker: Worker) -> None:
-        """Look for NaN and Inf where a kept tensor has namesakes that go into nothing.
+        """Look for NaN and Inf where a kept tensor that is checked has namesakes that go into nothing.
 
         Raises:
             NonfiniteError: One of the namesakes has NaN or Inf.
@@ -73,6 +73,8 @@ class Ingredients:
         used = self.read_for(tensor)
         if any(isinstance(source.update(tensor.name), Unchanged) for source in used):
             return  # the bytes are the base's own, and are read
+        if not tensor.reads.is_checked:
+            return
         for source in (self.base, *self.finetuned):
             if source is not None and source not in used and source.is_at_hand(tensor.name):
                 check_stored(source, tensor.name, worker)

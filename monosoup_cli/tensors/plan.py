@@ -63,6 +63,10 @@ class Selection:
         """Whether `include` and `exclude` keep a tensor of this name from being edited."""
         if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
             return True
+        return self.excludes(name)
+
+    def excludes(self, name: str) -> bool:
+        """Whether `exclude` names a tensor."""
         return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
@@ -83,11 +87,13 @@ class Reads:
     """Which inputs go into a tensor of the output.
 
     `base` is True where the base's tensor is read. `mean` is True where the mean of all fine-tuned
-    checkpoints is taken; otherwise the tensor comes from one of them.
+    checkpoints is taken; otherwise the tensor comes from one of them. `is_checked` is False where they may
+    have NaN and Inf, because `--exclude` names the tensor.
     """
 
     base: bool
     mean: bool
+    is_checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def make_plan(
             hint=hint and f"try {hint}",
         )
     _check_patterns(finetuned, selection)
-    _check_names(first, others, selection)
+    _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
     rows = _shared_rows(first, rest, selection)
@@ -215,6 +221,7 @@ def make_plan(
                 Reads(
                     base=has_twin and not is_unchanged and (reason is None or wise),
                     mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
+                    is_checked=not selection.excludes(tensor.name),
                 ),
                 rows.get(tensor.name),
             )
@@ -265,7 +272,9 @@ def check_merged(first: Headers, rest: Sequence[Headers]) -> None:
                 )
 
 
-def _check_names(first: Headers, others: Sequence[Headers], selection: Selection) -> None:
+def _check_names(
+    first: Headers, others: Sequence[Headers], selection: Selection, missing: str | None
+) -> None:
     """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
     for number, other in enumerate(others, start=2):
         ours = [name for name in first if name not in other]
@@ -276,6 +285,8 @@ def _check_names(first: Headers, others: Sequence[Headers], selection: Selection
             if name not in first:
                 holder = f"number {number}"
                 hint = f"give number {number} first to keep it; --exclude drops such tensors"
+            if missing:
+                hint = f"try {missing}; {hint}"
             if are_experts_apart(ours, theirs):
                 hint = ALIKE
             raise MismatchError(

@@ -224,10 +224,17 @@ def test_of_sentence_transformers_the_edited_part_is_not_carried(carried):
     assert "0_BERT/model.safetensors" not in found
 
 
-def test_a_part_that_is_linked_from_outside_is_refused(carried, tmp_path):
+def test_links_out_of_a_users_own_folder_are_followed_to_files_and_parts(carried, tmp_path):
+    """Not to other folders, which may hold anything; out of what is from the Hub, nowhere."""
     carried("unet/config.json", model_index=PIPELINE)
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "in" / "vae").symlink_to("../secret")
+    (tmp_path / "else" / "deep").mkdir(parents=True)
+    for name in ("config.json", "deep/x.json", "vocab.json"):
+        (tmp_path / "else" / name).write_text("{}")
+    for name, target in (("vae", "else"), ("data", "else/deep"), ("vocab.json", "else/vocab.json")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    parts = ["vae/config.json", "vae/deep/x.json", "vae/vocab.json"]
+    assert carried(inner="unet/") == sorted(["model_index.json", "unet/config.json", *parts, "vocab.json"])
+    (tmp_path / "in" / ".git").mkdir()
     with pytest.raises(CheckpointError, match="out of the folder"):
         carried(inner="unet/")
 

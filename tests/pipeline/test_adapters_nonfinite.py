@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 MODULE, FLOAT64 = "model.layers.0.mlp.up_proj", torch.float64
 
@@ -39,3 +39,27 @@ def test_finite_factors_whose_product_overflows_are_not_called_nan(run, tmp_path
     result = run("edit", base, adapter, "-o", tmp_path / "out")
     assert (result.code, "NaN" in result.err) == (1, False)
     assert "overflows" in result.err
+
+
+@pytest.mark.parametrize("form", [(), ("--as-adapter",)], ids=["merged", "as an adapter"])
+def test_an_excluded_layer_of_an_adapter_may_hold_nan(run, tmp_path, form):
+    """In the base, whose tensor is merged, and in a factor, which is copied."""
+    base = torch.ones(32, 32, dtype=FLOAT64)
+    base[3, 5] = torch.nan
+    a, b = (torch.full(shape, 0.5, dtype=FLOAT64) for shape in ((2, 32), (32, 2)))
+    a[0, 7] = torch.nan
+    folder, adapter = write_float64_pair(tmp_path, a, b, base)
+    other = MODULE.replace("0", "1")
+    for path in (folder / "model.safetensors", adapter / "adapter_model.safetensors"):
+        tensors = load_file(path)
+        tensors |= {name.replace(MODULE, other): t.nan_to_num(0.25) for name, t in tensors.items()}
+        save_file(tensors, path)
+    words = ("edit", folder, adapter, "-o", tmp_path / "out", *form)
+    assert "holds NaN or Inf" in run(*words).err
+    result = run(*words, "--exclude", f"{MODULE}*")
+    assert result.code == 0, result.err
+    (written,) = (tmp_path / "out").glob("*.safetensors")
+    tensors = load_file(written)
+    assert {name for name, t in tensors.items() if t.isnan().any()} == (
+        {f"base_model.model.{MODULE}.lora_A.weight"} if form else {f"{MODULE}.weight"}
+    )

@@ -201,6 +201,26 @@ def test_nan_is_refused_also_in_what_an_adapter_cannot_hold(run, tmp_path, optio
     done(run("edit", *paths, "-o", tmp_path / "out", "--on-nonfinite", "keep"))
 
 
+@pytest.mark.parametrize("options", [("--adapter-rank", "2"), ("--adapter-energy", "0.9")], ids=str)
+@pytest.mark.parametrize("has_moved", [False, True])
+def test_an_adapter_is_extracted_beside_an_excluded_mask(run, tmp_path, options, has_moved):
+    mask, paths = "layers.0.mask", []
+    for number in range(2):
+        tensors = {LAYER: torch.randn(9, 7), mask: torch.full((5, 5), -math.inf).triu(1)}
+        tensors[mask][0, 0] = math.nan
+        tensors[mask][1, 0] += number * has_moved
+        paths.append(tmp_path / f"{number}.safetensors")
+        save_file(tensors, paths[-1])
+    words = ("edit", *paths, "-o", tmp_path / "out", "--as-adapter", *options)
+    assert f"{mask!r}: holds NaN" in run(*words).err
+    result = done(run(*words, "--exclude", mask))
+    assert {layer["name"]: layer["reason"] for layer in report_of(tmp_path / "out")["layers"]} == {
+        LAYER: None,
+        mask: "excluded",
+    }
+    assert (mask in result.err) == has_moved
+
+
 @pytest.mark.parametrize("options", [("--adapter-rank", RANK), ("--adapter-energy", "0.9")], ids=str)
 def test_the_disk_is_checked_for_what_is_written(run, tmp_path, tuned_of, options, monkeypatch):
     checked = []

@@ -116,7 +116,8 @@ def test_a_second_fine_tuned_one_may_be_tied_too(folder):
         assert (inputs.base, inputs.sources, inputs.hint) == (None, inputs.finetuned, None)
         assert {name: tensor.name for name, tensor in inputs.finetuned[1].tensors.items()} == AS_EMBEDDING
         assert inputs.notices == [
-            f"{sources[1]}: names are read with '{HEAD}' taken from '{EMBEDDING}', to which it is tied"
+            f"{sources[1]}: names are read with '{HEAD}' taken from '{EMBEDDING}', to which it is tied",
+            f"config.json: tie_word_embeddings is true in {sources[1]}, false in {sources[0]}",
         ]
 
 

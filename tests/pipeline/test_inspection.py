@@ -287,6 +287,14 @@ def test_it_reads_only_what_it_needs(tmp_path):
     assert report["timing"]["bytes_written"] == 0
 
 
+def test_excluded_layers_may_hold_nan(tmp_path):
+    base = {"a.weight": torch.ones(6, 5), "b.mask": torch.full((6, 5), -torch.inf)}
+    save_file(base, files(tmp_path)[0])
+    save_file({**base, "a.weight": torch.rand(6, 5)}, files(tmp_path)[1])
+    report = monosoup_cli.inspect_spectrum(*files(tmp_path), exclude="b.*")
+    assert [layer["reason"] for layer in report["layers"]] == [None, "excluded"]
+
+
 def test_nonfinite_layers_stop_it_or_are_left_out(tmp_path):
     base = {"a.weight": torch.randn(8, 8), "b.weight": torch.randn(8, 8)}
     finetuned = {"a.weight": base["a.weight"] + 1, "b.weight": base["b.weight"] * torch.inf}

@@ -636,7 +636,7 @@ def test_nan_and_inf_stop_every_command(tmp_path, command, value, where):
     inputs = [base, *finetuned[: 1 if command in ONE else 2]]
     if command == "soup" and where == 0:
         return  # it has no base
-    for name in ("layers.0.w", "scalar", "left_out", "reshaped", "odd", "new"):
+    for name in ("layers.0.w", "scalar", "reshaped", "odd", "new"):
         if name not in inputs[where] or not inputs[where][name].is_floating_point():
             continue
         spoilt = [dict(tensors) for tensors in inputs]
@@ -657,7 +657,7 @@ def test_nonfinite_tensors_are_kept_as_fine_tuned_on_demand(tmp_path, cut, comma
     inputs = [base, *finetuned[: 1 if command in ONE else 2]]
     if where >= len(inputs) or (command in ("soup", "sfgs") and where == 0):
         return  # what is averaged does not come from the base
-    spoilt = {"layers.0.w", "vector", "scalar", "left_out"}
+    spoilt = {"layers.0.w", "vector", "scalar"}
     for name in spoilt:
         inputs[where][name].view(-1)[-1] = math.nan
     files, out = write(tmp_path, *inputs), tmp_path / "out.safetensors"
@@ -667,6 +667,44 @@ def test_nonfinite_tensors_are_kept_as_fine_tuned_on_demand(tmp_path, cut, comma
     for name in spoilt:
         assert have_same_bits(found[name], finetuned[0][name])
     assert all(t.isfinite().all() for name, t in found.items() if name not in spoilt)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("where", [0, 1, 2, None])
+def test_excluded_tensors_may_hold_nan_and_inf(tmp_path, cut, command, where):
+    """What --exclude names is as fine-tuned where a mean or a step between would be NaN; what --include
+    leaves out, the user has not named."""
+    base, finetuned = make_misfits()
+    inputs = [base, *finetuned[: 1 if command in ONE else 2]]
+    if where is not None and (where >= len(inputs) or (command == "soup" and where == 0)):
+        return
+    spoilt = inputs if where is None else [inputs[where]]
+    for tensors in spoilt:
+        tensors["left_out"].view(-1)[-2:] = torch.tensor([math.nan, -math.inf])
+    files, out = write(tmp_path, *inputs), tmp_path / "out.safetensors"
+    report = run(command, files, out, **KEEP)
+    found = load_file(out)["left_out"]
+    entry = next(layer for layer in report["layers"] if layer["name"] == "left_out")
+    assert entry["reason"] == "excluded"
+    if where == 0 and command in SEVERAL:
+        mean = sum(tensors["left_out"].double() for tensors in finetuned) / 2
+        np.testing.assert_allclose(found.double(), mean, rtol=1e-6)
+    else:
+        assert have_same_bits(found, finetuned[0]["left_out"])
+    include = ["layers*", "vector", "odd", "new", "reshaped"]
+    with pytest.raises(NonfiniteError, match="left_out"):
+        run(command, files, out, include=include, on_mismatch="keep", overwrite=True)
+
+
+def test_an_excluded_tensor_that_overflows_the_written_dtype_is_still_refused(tmp_path):
+    tensors = {"w": torch.eye(3), "mask": torch.full((2, 2), torch.finfo(F32).min)}
+    files, out = write(tmp_path, tensors, {**tensors, "w": torch.ones(3, 3)}), tmp_path / "out.safetensors"
+    with pytest.raises(NonfiniteError, match="mask"):
+        monosoup_cli.edit(*files, out, exclude="mask", dtype="float16")
+    tensors["mask"].fill_(-math.inf)
+    files = write(tmp_path, tensors, {**tensors, "w": torch.ones(3, 3)})
+    monosoup_cli.edit(*files, out, exclude="mask", dtype="float16", wise=0.5)
+    assert load_file(out)["mask"].eq(-math.inf).all()
 
 
 def test_sfgs_leaves_out_layers_that_are_not_finite(tmp_path):

@@ -14,7 +14,8 @@ from safetensors.torch import save_model
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.sources.alignment import TIED, Rename, align, suggestion, tied_names
+from monosoup_cli.sources.alignment import TIED, Rename, align, tied_names
+from monosoup_cli.sources.suggestions import suggestions
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
 TWO_LAYERS = {"num_hidden_layers": 2}
@@ -371,6 +372,16 @@ def test_every_tensor_keeps_a_name_of_its_own(other, first):
 def test_a_checkpoint_is_read_as_itself(other):
     found = align(other, other, [], "base")
     assert (found.stored, found.notes) == ({name: name for name in other}, ())
+
+
+def suggestion(base, first):
+    """What is suggested, as the user would type it."""
+
+    def reread(renames):
+        found = align(base, first, renames, "base").stored
+        return {name: base[stored] for name, stored in found.items()}
+
+    return " ".join(f"--rename {rename}" for rename in suggestions(reread([]), first, reread)) or None
 
 
 def swapped(kind, old, new):

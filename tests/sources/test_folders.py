@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.sources.folders import LocalFolder, read_config
+from monosoup_cli.sources.folders import LocalFolder, local_folder, notes_of, read_config, targets_outside
 
 
 @pytest.fixture
@@ -42,15 +43,98 @@ def test_a_file_is_opened_under_the_name_that_was_asked_for(folder):
     file.close()
 
 
-@pytest.mark.parametrize("name", ["../out", "unet/../../out", "outside", "outside/x", "unet/outside"])
-@pytest.mark.parametrize("asked", ["names", "is_folder", "nbytes", "open", "path"])
-def test_nothing_outside_is_looked_at(folder, tmp_path, name, asked):
+def link_outside(root, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").write_text("x")
-    (folder.root / "outside").symlink_to("../out")
-    (folder.root / "unet" / "outside").symlink_to(tmp_path / "out")
+    (root / "outside").symlink_to(tmp_path / "out")
+    (root / "unet" / "outside").symlink_to(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../out", "unet/../../out", "outside", "outside/x", "unet/outside"])
+@pytest.mark.parametrize("asked", ["names", "is_folder", "nbytes", "open", "path"])
+@pytest.mark.parametrize("place", ["opened by its id", "snapshot", "clone"])
+def test_nothing_outside_of_what_is_from_the_hub_is_looked_at(folder, tmp_path, name, asked, place):
+    path = folder.root
+    if place == "snapshot":
+        path = tmp_path / "models--org--name" / "snapshots" / "1f2e3d"
+        path.parent.mkdir(parents=True)
+        folder.root.rename(path)
+    elif place == "clone":
+        (path / ".git").mkdir()
+    link_outside(path, tmp_path)
+    (path.parent / "out").mkdir(exist_ok=True)
+    of_id = ("org/name", "1f2e3d") if place == "opened by its id" else ()
     with pytest.raises(CheckpointError, match="out of the folder"):
+        getattr(LocalFolder(path, "org/name", *of_id), asked)(name)
+
+
+@pytest.mark.parametrize("name", ["../out", "unet/../../out", "outside/../../out", "/etc"])
+@pytest.mark.parametrize("asked", ["names", "is_folder", "nbytes", "open", "path"])
+def test_no_name_leads_out_of_a_folder(folder, tmp_path, name, asked):
+    link_outside(folder.root, tmp_path)
+    with pytest.raises(CheckpointError, match=r"out of the folder|a broken link"):
         getattr(folder, asked)(name)
+
+
+def test_the_links_that_users_put_into_their_own_folder_are_followed(folder, tmp_path):
+    link_outside(folder.root, tmp_path)
+    (tmp_path / "out" / "back").symlink_to(folder.root)
+    (tmp_path / "out" / "self").symlink_to(".")
+    assert folder.names("outside") == folder.names("unet/outside") == ["back", "self", "x"]
+    assert folder.names("outside/back") == folder.names("outside/self") == []
+    assert folder.nbytes("unet/outside/x") == 1
+    places = targets_outside(folder, ["a.txt", "outside/x", "unet"])
+    assert places == {"outside/x": tmp_path.resolve() / "out" / "x"}
+    os.mkfifo(tmp_path / "out" / "pipe")
+    for name in ("outside/pipe", "outside"):
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            folder.nbytes(name)
+
+
+REPOSITORY = "models--org--name"
+
+
+@pytest.mark.parametrize(
+    ("commits", "main", "expected"),
+    [
+        (["1f", "2e"], "2e", "2e"),
+        (["1f", "2e"], "1f\n", "1f"),
+        (["1f"], None, "1f"),
+        (["1f"], "2e", "1f"),
+        (["1f"], "../../other", "1f"),
+        (["1f", "2e"], None, None),
+        (["1f", "2e"], "3d", None),
+        (["1f", "2e", "3d", "4c"], "..", None),
+        ([], "1f", None),
+    ],
+)
+@pytest.mark.parametrize("typed", [REPOSITORY, f"{REPOSITORY}/snapshots", "link"])
+def test_a_repository_in_the_cache_is_its_snapshot(tmp_path, commits, main, expected, typed):
+    for place in ("refs", "snapshots", *(f"snapshots/{commit}" for commit in commits)):
+        (tmp_path / REPOSITORY / place).mkdir(parents=True, exist_ok=True)
+    if main is not None:
+        (tmp_path / REPOSITORY / "refs" / "main").write_text(main)
+    (tmp_path / "link").symlink_to(REPOSITORY)
+    source = str(tmp_path / typed)
+    if expected is None:
+        with pytest.raises(CheckpointError, match="a repository in the Hub's cache") as caught:
+            local_folder(tmp_path / typed, source)
+        if commits:
+            assert caught.value.found.startswith("1f, 2e")
+            hint = caught.value.hint.removeprefix("pass one of them: ")
+            assert local_folder(Path(hint), hint).revision == "1f"
+        return
+    folder = local_folder(tmp_path / typed, source)
+    assert (folder.repository, folder.revision, folder.source) == ("org/name", expected, source)
+    assert folder.root.resolve() == (tmp_path / REPOSITORY / "snapshots" / expected).resolve()
+    assert notes_of(folder, []) == [f"a repository in the Hub's cache, read at its commit {expected}"]
+
+
+@pytest.mark.parametrize("name", ["models--org--name", "snapshots", "in/snapshots/1f2e3d"])
+def test_other_folders_are_what_they_are(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    folder = local_folder(tmp_path / name, str(tmp_path / name))
+    assert (folder.root, folder.repository, notes_of(folder, [])) == (tmp_path / name, None, [])
 
 
 @pytest.mark.parametrize(

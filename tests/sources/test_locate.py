@@ -164,13 +164,15 @@ def test_a_link_inside_the_folder_is_followed(tmp_path, target):
 @pytest.mark.parametrize(
     "target", ["../model.safetensors", "../in2/model.safetensors", "chain", "up/model.safetensors"]
 )
-def test_a_link_out_of_the_folder_is_refused(tmp_path, target):
+def test_a_link_out_of_a_clone_is_refused(tmp_path, target):
     fill(tmp_path, {"model.safetensors": ["a"]})
     fill(tmp_path / "in2", {"model.safetensors": ["a"]})  # starts with the folder's own name
     folder = fill(tmp_path / "in", {})
     link(folder / "chain", tmp_path / "model.safetensors")
     link(folder / "up", "..")
     link(folder / "model.safetensors", target)
+    assert read(folder) == {"a": 0.0}  # the user's own
+    (folder / ".git").mkdir()
     with pytest.raises(CheckpointError, match="out of the folder") as caught:
         read(folder)
     assert caught.value.path == str(folder / "model.safetensors")
@@ -247,6 +249,7 @@ def test_only_the_layout_of_the_cache_opens_it(tmp_path, folder):
     path = tmp_path / folder
     fill(path.parent.parent / "blobs", {"0a": ["a"]})
     link(path / "model.safetensors", "../../blobs/0a")
+    (path / ".git").mkdir()
     with pytest.raises(CheckpointError, match="out of the folder"):
         read(path)
 

@@ -1,0 +1,44 @@
+"""The other weights in the folder of a checkpoint: which were taken, where there was a choice."""
+
+from __future__ import annotations
+
+import re
+
+from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.locate import PIPELINE, TRAINING_STATE, parts_of
+
+__all__ = ["note_of_others"]
+
+INDEX_SUFFIX = ".index.json"
+SHARD = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
+NAMED = 3
+
+
+def note_of_others(files: Files) -> list[str]:
+    """Say which weights of a folder are read, where it has others: of another library, format or kind.
+
+    Shards go by the name of their index, and state of training is not counted.
+    """
+    folder, inner = files.place.folder, files.place.inner
+    if folder is None:
+        return []
+    read = [shard.name.removeprefix(inner) for shard in files.shards]
+    taken = read[0] if files.index is None else files.index.name.removeprefix(inner)
+    names = folder.names(inner.rstrip("/"))
+    whole = {name.removesuffix(INDEX_SUFFIX) for name in (*names, taken) if name.endswith(INDEX_SUFFIX)}
+    others = [
+        name
+        for name in names
+        if name.endswith((*WEIGHTS, *(f"{suffix}{INDEX_SUFFIX}" for suffix in WEIGHTS)))
+        and name not in (*read, taken)
+        and not TRAINING_STATE.fullmatch(name)
+        and SHARD.sub("", name) not in whole - {name}
+    ]
+    if not inner and PIPELINE in names:
+        others += [f"{part}/" for part in parts_of(folder) if part]
+    if not others:
+        return []
+    more = f", and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
+    taken = taken if taken in names else read[0]
+    return [f"{taken} is read; beside it, and not read: {', '.join(others[:NAMED])}{more}"]
