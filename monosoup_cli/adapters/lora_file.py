@@ -17,7 +17,7 @@ from monosoup_cli.adapters.lora import ADAPTER_CONFIG, Adapter, LoraPair
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.dtypes import FLOATING, NUMBERS, number_in
 from monosoup_cli.formats.header import TensorInfo, parse_json
-from monosoup_cli.formats.lora_names import ENDS, OTHER_KIND, OTHER_KINDS, end_of
+from monosoup_cli.formats.lora_names import ENDS, end_of
 from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.checkpoint import Checkpoint
 
@@ -152,13 +152,6 @@ def _modules(stored: Mapping[str, str], path: str) -> dict[tuple[str, str], dict
     """Group the tensors by (prefix, module), and in each group by their kinds in ENDS."""
     modules: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name, tensor in stored.items():
-        if kind := OTHER_KIND.search(name):
-            raise CheckpointError(
-                f"this is {OTHER_KINDS[kind[1]]}",
-                path=path,
-                tensor=tensor,
-                hint="merge it with the program that made it",
-            )
         if name.startswith(PEFT):
             raise CheckpointError(
                 "a PEFT adapter, whose scale is in its configuration",

@@ -18,6 +18,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
 from monosoup_cli.formats.header import BITS
 from monosoup_cli.formats.lora_names import is_lora_file
+from monosoup_cli.formats.other_adapters import refuse_other_adapter, refuse_other_settings
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
@@ -173,6 +174,7 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
         raise CheckpointError(
             "not the configuration of an adapter", path=folder.shown(f"{inner}{ADAPTER_CONFIG}")
         )
+    refuse_other_settings(config, folder.source)
     name = next((f"{inner}{name}" for name in ADAPTER_WEIGHTS if name in names), None)
     if name is None:
         if is_offline(folder):
@@ -259,7 +261,13 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
 
 def _new_checkpoint(files: Files) -> Checkpoint:
     """Make a checkpoint of these files, refuse a quantised one, and mark a LoRA in a single file as such."""
-    if len(files.shards) == 1 and is_lora_file(files.tensors):
+    is_lora = len(files.shards) == 1 and is_lora_file(files.tensors)
+    try:
+        refuse_other_adapter(files.tensors, files.place.source, is_lora=is_lora)
+    except CheckpointError:
+        files.close()
+        raise
+    if is_lora:
         return Checkpoint(replace(files, kind=LoraFile()))
     for name in files.tensors:
         if QUANTISED.search(name):
