@@ -58,13 +58,16 @@ PLAIN_WEIGHTS = (
 UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
-def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | os.PathLike[str], state_dict: str | None = None, parts: Sequence[str] = ()
+) -> Checkpoint:
     """Open a checkpoint, and read and validate all headers.
 
     Args:
         source: A file of weights, a folder with such a file or with an index and shards, or the id of a
             repository on the Hub.
         state_dict: Which state dict of a file that has several; None for the usual one.
+        parts: The part of a pipeline's folder to open; empty for its denoiser.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it cannot be read, is malformed or is quantised.
@@ -79,9 +82,10 @@ def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = Non
     except OSError as error:
         raise CheckpointError(f"cannot open: {error.strerror}", path=source) from None
     if source.startswith("hf://") or not os.path.lexists(path):
-        return _open_remote(source, path, state_dict)
+        return _open_remote(source, path, state_dict, parts)
     if stat.S_ISDIR(mode):
-        return _open_folder(LocalFolder(path, source), "", state_dict)
+        folder = LocalFolder(path, source)
+        return _open_folder(folder, _chosen_part(folder, parts), state_dict)
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
@@ -100,7 +104,7 @@ def _note_of_part(name: str) -> tuple[str, ...]:
     return ("one shard of several; its folder is the whole checkpoint",) if is_part else ()
 
 
-def _open_remote(source: str, path: Path, state_dict: str | None) -> Checkpoint:
+def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequence[str]) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
     from monosoup_cli.sources.hub import HubId, open_repository, suggested_id
     from monosoup_cli.sources.hub_errors import quiet_hub
@@ -122,7 +126,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None) -> Checkpoint:
                 error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
             raise
         if not file:
-            return _open_folder(folder, "", state_dict)
+            return _open_folder(folder, _chosen_part(folder, parts), state_dict)
         if file not in folder.names() and is_offline(folder):
             raise not_cached(f"{source}/{file}")
         shard = open_shard(file, folder.open(file), state_dict)
@@ -245,6 +249,33 @@ def parts_of(folder: Folder) -> list[str]:
     return [part for part in parts if part == "" or (part in names and folder.is_folder(part))]
 
 
+def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
+    """Return the part of a pipeline that the user chose, such as "unet/"; "" if the folder is no pipeline.
+
+    Raises:
+        UsageError: The pipeline has no such part, or several are chosen.
+    """
+    if not chosen or PIPELINE not in folder.names():
+        return ""
+    held = [part for part in parts_of(folder) if _candidates(folder.names(part))]
+    parts = [part for part in chosen if part in held]
+    if not parts:
+        raise UsageError(
+            "the pipeline has no such part",
+            path=folder.source,
+            expected=f"--parts {' or '.join(held)}",
+            found=", ".join(chosen),
+        )
+    if len(parts) > 1:
+        raise UsageError(
+            "a run edits one part of a pipeline's folder",
+            path=folder.source,
+            found=" and ".join(f"--parts {part}" for part in parts),
+            hint=f"run it with --parts {parts[0]}, then with --parts {parts[1]} over that output",
+        )
+    return f"{parts[0]}/"
+
+
 def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
     """Choose the part of a pipeline that is edited; "" if the folder is not a pipeline."""
     parts = parts_of(folder)
@@ -254,7 +285,7 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
             raise CheckpointError(
                 "a pipeline without a part called transformer or unet",
                 path=folder.source,
-                hint="pass the folder of the part that was fine-tuned",
+                hint="choose one with --parts",
             )
     return parts[0] if parts else ""
 
