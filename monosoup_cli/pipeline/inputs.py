@@ -99,7 +99,7 @@ def open_inputs(
         if parts and not any(_has_parts(checkpoint.files) for checkpoint in checkpoints):
             raise UsageError(
                 "--parts has no effect: no input is a pipeline's folder or a single LoRA file",
-                hint="--include chooses tensors by name",
+                hint="--include GLOB chooses tensors by name",
             )
         base_checkpoint = None if base is None else checkpoints.pop(0)
         if base_checkpoint is not None and base_checkpoint.files.kind.is_adapter:

@@ -257,7 +257,7 @@ def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
     """
     if not chosen or PIPELINE not in folder.names():
         return ""
-    held = [part for part in parts_of(folder) if _candidates(folder.names(part))]
+    held = _with_weights(folder, parts_of(folder))
     parts = [part for part in chosen if part in held]
     if not parts:
         raise UsageError(
@@ -276,16 +276,21 @@ def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
     return f"{parts[0]}/"
 
 
+def _with_weights(folder: Folder, parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if _candidates(folder.names(part))]
+
+
 def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
     """Choose the part of a pipeline that is edited; "" if the folder is not a pipeline."""
-    parts = parts_of(folder)
+    held = parts = parts_of(folder)
     if PIPELINE in names:
-        parts = [part for part in DENOISERS if part in parts]
+        parts = [part for part in DENOISERS if part in held]
         if not parts:
+            choices = " or ".join(_with_weights(folder, held))
             raise CheckpointError(
                 "a pipeline without a part called transformer or unet",
                 path=folder.source,
-                hint="choose one with --parts",
+                hint=f"choose the one that was fine-tuned: --parts {choices}",
             )
     return parts[0] if parts else ""
 
