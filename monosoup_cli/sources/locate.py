@@ -44,6 +44,10 @@ PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are usually fine-tuned."""
+CARD = "README.md"
+MAX_CARD_BYTES = 1 << 20
+MADE_FROM = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)[\"']?\s*$", re.MULTILINE)
+"""The first base model in the metadata of a card."""
 QUANTISED = re.compile(
     r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|scale_weight|scaled_fp8"
     r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
@@ -198,7 +202,9 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
     hint = None
     if parts:
         hint = f"pass one that has some: {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
-    elif HUB_ID.fullmatch(folder.source):
+    elif folder.repository is not None and not inner and any(name.endswith(".gguf") for name in names):
+        return _of_gguf_alone(folder, names)
+    elif folder.repository is None and HUB_ID.fullmatch(folder.source):
         hint = f"for the repository on the Hub: hf://{folder.source}"
     other = next((name for name in names if name.endswith(OTHER_SUFFIXES)), None)
     if other is None:
@@ -210,6 +216,21 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
         f"no weights in this folder, only {other}{f', {what.problem}' if what else ''}",
         path=folder.source,
         hint=hint or (what.hint if what else None),
+    )
+
+
+def _of_gguf_alone(folder: Folder, names: Sequence[str]) -> CheckpointError:
+    """Say what a repository of GGUF files was made from, where its card does."""
+    card = folder.open(CARD) if CARD in names and folder.nbytes(CARD) <= MAX_CARD_BYTES else None
+    text = "" if card is None else card.read(card.nbytes).decode(errors="replace")
+    if card is not None:
+        card.close()
+    found = MADE_FROM.search(text)
+    made_from = "the checkpoint that they were made from" if found is None else found[1]
+    return CheckpointError(
+        "a repository of GGUF files, which have no weights to edit",
+        path=folder.source,
+        hint=f"edit {made_from}, and convert the result with llama.cpp's convert_hf_to_gguf.py",
     )
 
 
