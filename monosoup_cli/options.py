@@ -200,6 +200,16 @@ class SelectionOptions:
             shell=str,
         ),
     ] = None
+    parts: Annotated[
+        str | Sequence[str],
+        Option(
+            "Which part of a pipeline to edit: of a diffusers folder, and of what a single LoRA file changes."
+            " Default: the unet or transformer, or all of a LoRA file. Repeatable for single files. Examples:"
+            " unet; text_encoder_2.",
+            metavar="PART",
+            shell=list[str],
+        ),
+    ] = ()
     on_mismatch: Annotated[
         Mismatch,
         Option(
@@ -212,7 +222,7 @@ class SelectionOptions:
     ] = "error"
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "rename"):
+        for name in ("include", "exclude", "rename", "parts"):
             object.__setattr__(self, name, as_list(getattr(self, name)))
         check_choice("on_mismatch", self.on_mismatch, Mismatch)
         check_choice("on_nonfinite", self.on_nonfinite, Strictness)
@@ -335,6 +345,7 @@ class SelectionKeywords(TypedDict, total=False):
     exclude: str | Sequence[str]
     rename: str | Sequence[str]
     state_dict: str | None
+    parts: str | Sequence[str]
     on_mismatch: Mismatch
     on_nonfinite: Strictness
 

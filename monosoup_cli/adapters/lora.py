@@ -18,6 +18,7 @@ __all__ = [
     "Adapter",
     "FactorLayout",
     "LoraPair",
+    "Piece",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -45,6 +46,33 @@ TRANSPOSED_EXPERTS = FactorLayout(is_transposed=True, is_stack=True)
 
 
 @dataclass(frozen=True)
+class Piece:
+    """The update of some rows of a tensor of the base, from some rows of a pair of factors.
+
+    Attributes:
+        a: The tensor with the factor A in the adapter's file.
+        b: The tensor with the factor B.
+        rank: The rank of the factors.
+        scale: By which the product is multiplied.
+        rows: The rows of the base's tensor, start:stop; None for all.
+        own_rows: The rows of B that make the update; None for all.
+    """
+
+    a: str
+    b: str
+    rank: int
+    scale: float
+    rows: tuple[int, int] | None = None
+    own_rows: tuple[int, int] | None = None
+
+    def overlaps(self, other: Piece) -> bool:
+        """Whether both change the same rows."""
+        if self.rows is None or other.rows is None:
+            return True
+        return self.rows[0] < other.rows[1] and other.rows[0] < self.rows[1]
+
+
+@dataclass(frozen=True)
 class LoraPair:
     """The low-rank update of one tensor of the base.
 
@@ -59,6 +87,8 @@ class LoraPair:
         magnitude: The tensor with the magnitude of DoRA; None for plain LoRA. The sum of base and update is
             scaled to it, so the update is no longer of low rank. Norms are over all dimensions but the first,
             or but the last if the layout is transposed.
+        pieces: Where the base joins layers that the adapter has apart, or the reverse: what the update is
+            made of. `rank` is then the sum of those of their factors, and `scale` the one of all, or 1.
     """
 
     name: str
@@ -69,6 +99,18 @@ class LoraPair:
     scale: float
     layout: FactorLayout = LINEAR
     magnitude: str | None = None
+    pieces: tuple[Piece, ...] = ()
+
+    @classmethod
+    def of(
+        cls, name: str, shape: tuple[int, ...], pieces: tuple[Piece, ...], layout: FactorLayout
+    ) -> LoraPair:
+        """The update that is made of these pieces, of which the first stands for the others."""
+        first = pieces[0]
+        is_whole = len(pieces) == 1 and first.rows is None and first.own_rows is None
+        scales, rank = {one.scale for one in pieces}, sum({one.a: one.rank for one in pieces}.values())
+        scale = scales.pop() if len(scales) == 1 else 1.0
+        return cls(name, shape, first.a, first.b, rank, scale, layout, None, () if is_whole else pieces)
 
 
 @dataclass(frozen=True)
@@ -90,6 +132,7 @@ class Adapter:
             copy. peft saves copies of embeddings.
         twins: The names in `replaced` of which the adapter has a second copy, under a name that the base
             ties, mapped to that copy.
+        notes: What else the user should know about how it is read, in words.
     """
 
     own: Checkpoint
@@ -102,6 +145,7 @@ class Adapter:
     unused: tuple[Rename, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def dora(self) -> LoraPair | None:

@@ -10,98 +10,35 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monosoup_cli.adapters.lora import ADAPTER_CONFIG, Adapter, LoraPair
+from monosoup_cli.adapters.fused_names import Spot
+from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, FactorLayout, LoraPair, Piece
+from monosoup_cli.adapters.lora_metadata import METADATA, noted_config
+from monosoup_cli.adapters.pipeline_names import FLAT, PARTS, ROOTS, Wanted, finder, is_same_part
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.dtypes import FLOATING, NUMBERS, number_in
-from monosoup_cli.formats.header import TensorInfo, parse_json
-from monosoup_cli.formats.lora_names import ENDS, OTHER_KIND, OTHER_KINDS, end_of
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.formats.lora_names import ENDS, end_of
 from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.checkpoint import Checkpoint
 
 __all__ = ["read_lora_file"]
 
+Modules = dict[tuple[str, str], dict[str, str]]
+"""Tensors by (prefix, module), and in each group by their kinds in ENDS."""
+EVERYTHING = Wanted()
 PEFT = "base_model.model."
 
-FLAT = {
-    "lora_unet_": "unet",
-    "lora_transformer_": "transformer",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-"""kohya's prefixes of module names, in which underscores replace dots, mapped to parts of the pipeline."""
-DOTTED = {
-    "unet.": "unet",
-    "diffusion_model.": "unet",
-    "transformer.": "transformer",
-    "text_encoder.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2",
-}
-PARTS = {**FLAT, **DOTTED, "": ""}
-DENOISER = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
-ROOTS = {
-    "text_encoder": (
-        "cond_stage_model.transformer.",
-        "conditioner.embedders.0.transformer.",
-        "text_encoders.clip_l.transformer.",
-        "text_encoder.",
-    ),
-    "text_encoder_2": ("text_encoders.clip_g.transformer.", "text_encoder_2."),
-}
-"""The prefixes of these parts in files of whole pipelines. All other parts are denoisers."""
-TEXT_MODEL = re.compile(r"text_model[._]")
-"""The prefix in names of CLIP's text encoder, which newer versions of transformers omit."""
 PROCESSOR = re.compile(r"\.(?:processor\.)?to_(q|k|v|out)$")
-
-UNET = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-"""diffusers' names in the UNet of Stable Diffusion, mapped to the original names."""
-IN_BLOCK = re.compile(
-    r"(down_blocks|mid_block|up_blocks)(?:[._](\d{1,3}))?"
-    r"[._](resnets|attentions|downsamplers|upsamplers)[._](\d{1,3})[._](.+)"
-)
-ENLARGING = re.compile(r"(output_blocks)[._](\d{1,3})[._]\d[._]conv")
-
-METADATA = "lora_adapter_metadata"
-INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""The initializations that leave the base unchanged."""
-VARIANTS = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-)
-PLAIN = re.compile(r"\^?(\w|\\?\.|-){1,500}\$?")
-"""Patterns that are fast to match with any name."""
-MAX_PATTERNS = 4096
-
-
-Find = Callable[[str], Sequence[str]]
 
 
 def read_lora_file(
-    own: Checkpoint, base: Mapping[str, TensorInfo], renames: Sequence[Rename] = ()
+    own: Checkpoint,
+    base: Mapping[str, TensorInfo],
+    renames: Sequence[Rename] = (),
+    wanted: Wanted = EVERYTHING,
 ) -> Adapter:
     """Find what a single-file LoRA changes in its base.
 
@@ -109,56 +46,105 @@ def read_lora_file(
         own: The file.
         base: The tensors of the base, whose names the result has.
         renames: The renames that the user asked for, applied to the file's names.
+        wanted: The parts of the pipeline that are edited.
 
     Raises:
-        CheckpointError: The file is malformed, is not LoRA, or does not fit the base.
+        CheckpointError: The file is malformed, is not LoRA, does not fit the base, or changes several parts
+            of a pipeline's folder.
         MismatchError: A rename maps two names to one.
     """
     aligned = align(own.tensors, base, renames, own.path)
-    modules = _modules(aligned.stored, own.path)
-    finders = {prefix: _finder(base, prefix) for prefix, _ in modules}
-    configs = {prefix: {} if prefix in FLAT else _noted_config(own, PARTS[prefix]) for prefix in finders}
+    modules, notes = _wanted_modules(_modules(aligned.stored, own.path), wanted, own.path)
+    finders = {prefix: finder(base, prefix) for prefix, _ in modules}
+    configs = {prefix: {} if prefix in FLAT else noted_config(own, PARTS[prefix]) for prefix in finders}
     found = {(prefix, module): finders[prefix](module) for prefix, module in modules}
-    at_hand = {prefix for (prefix, _), names in found.items() if names}
-    pairs: dict[str, LoraPair] = {}
+    at_hand = {prefix for (prefix, _), places in found.items() if places}
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    layouts: dict[str, FactorLayout] = {}
     for (prefix, module), parts in modules.items():
-        tensor, names = next(iter(parts.values())), found[prefix, module]
+        tensor, places = next(iter(parts.values())), found[prefix, module]
         for factor in "AB":
             if factor not in parts:
                 raise CheckpointError(
                     f"factor {factor} of the same module is missing", path=own.path, tensor=tensor
                 )
-        if not names:
-            raise _not_in_base(own.path, tensor, PARTS[prefix], module, is_at_hand=prefix in at_hand)
-        if len(names) > 1:
+        if not places:
+            fitting = sorted({PARTS[one] for one in at_hand} - {""})
+            raise _not_in_base(own.path, tensor, PARTS[prefix], module, fitting, prefix in at_hand)
+        if len(places) > 1:
             raise CheckpointError(
                 "may belong to more than one module of the base",
                 path=own.path,
                 tensor=tensor,
-                found=" and ".join(crop(repr(name)) for name in names[:2]),
+                found=" and ".join(crop(repr(spots[0].tensor)) for spots in places[:2]),
             )
-        if names[0] in pairs:
-            raise CheckpointError(
-                f"changes the base's {crop(repr(names[0]))}, which another tensor changes, too",
-                path=own.path,
-                tensor=tensor,
-                found=crop(repr(pairs[names[0]].a)),
-            )
-        pairs[names[0]] = _pair(own, parts, base[names[0]], configs[prefix], module)
-    return Adapter(own, {}, pairs, read_as=aligned.notes, unused=aligned.unused)
+        scale, spots = None, places[0]
+        for spot in spots:
+            rank = _fitting_rank(own, parts, base[spot.tensor], spot, spots)
+            scale = _scale(own, parts, configs[prefix], module, rank) if scale is None else scale
+            piece = Piece(parts["A"], parts["B"], rank, scale, spot.rows, spot.own_rows)
+            twin = next((one for one in pieces[spot.tensor] if one.overlaps(piece)), None)
+            if twin is not None:
+                raise CheckpointError(
+                    f"changes the base's {crop(repr(spot.tensor))}, which another tensor changes, too",
+                    path=own.path,
+                    tensor=tensor,
+                    found=crop(repr(twin.a)),
+                )
+            pieces[spot.tensor].append(piece)
+            layouts[spot.tensor] = spot.layout
+    pairs = {
+        name: LoraPair.of(name, base[name].shape, tuple(made), layouts[name]) for name, made in pieces.items()
+    }
+    return Adapter(own, {}, pairs, read_as=aligned.notes, unused=aligned.unused, notes=notes)
 
 
-def _modules(stored: Mapping[str, str], path: str) -> dict[tuple[str, str], dict[str, str]]:
+def _wanted_modules(modules: Modules, wanted: Wanted, path: str) -> tuple[Modules, tuple[str, ...]]:
+    """Leave out the modules of other parts than those that are wanted, with a note on them.
+
+    Raises:
+        CheckpointError: Nothing is wanted, or the base is one part of a pipeline and others are changed, too.
+    """
+    present = list(dict.fromkeys(PARTS[prefix] for prefix, _ in modules))
+    if not wanted.parts:
+        _check_folder(present, wanted, path)
+        return modules, ()
+    left = [part for part in present if part and not any(is_same_part(part, one) for one in wanted.parts)]
+    kept = {key: parts for key, parts in modules.items() if PARTS[key[0]] not in left}
+    if not kept:
+        raise CheckpointError(
+            "changes nothing of the parts that --parts names",
+            path=path,
+            expected=f"--parts {' or '.join(left)}",
+            found=", ".join(wanted.parts),
+        )
+    words = f"what it changes of the {_listed(left)} is left out, as --parts says"
+    return kept, (words,) if left else ()
+
+
+def _check_folder(present: Sequence[str], wanted: Wanted, path: str) -> None:
+    """Raise CheckpointError where the base is one part of a pipeline, and the file changes others."""
+    here = [wanted.folder] if any(is_same_part(part, wanted.folder) for part in present) else []
+    others = [one for one in wanted.others if any(is_same_part(part, one) for part in present)]
+    if not others:
+        return
+    first, *rest = [*here, *others]
+    steps = [f"run it with --parts {first}", *(f"with --parts {part} over that output" for part in rest)]
+    raise CheckpointError(
+        f"changes the pipeline's {_listed([*here, *others])}, and a run edits one part of a folder",
+        path=path,
+        hint=", then ".join(steps),
+    )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _modules(stored: Mapping[str, str], path: str) -> Modules:
     """Group the tensors by (prefix, module), and in each group by their kinds in ENDS."""
-    modules: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    modules: Modules = defaultdict(dict)
     for name, tensor in stored.items():
-        if kind := OTHER_KIND.search(name):
-            raise CheckpointError(
-                f"this is {OTHER_KINDS[kind[1]]}",
-                path=path,
-                tensor=tensor,
-                hint="merge it with the program that made it",
-            )
         if name.startswith(PEFT):
             raise CheckpointError(
                 "a PEFT adapter, whose scale is in its configuration",
@@ -191,75 +177,9 @@ def _text_projection(match: re.Match[str]) -> str:
     return f".{match[1]}_proj"
 
 
-def _finder(base: Iterable[str], prefix: str) -> Find:
-    """Make a function that finds the base's tensors for a module's name with this prefix.
-
-    Equal names go before those that the UNet of Stable Diffusion has in another library.
-    """
-    part, separator = PARTS[prefix], "_" if prefix in FLAT else "."
-    roots = ROOTS.get(part, DENOISER)
-    modules = {}
-    for name in base:
-        if name.endswith(".weight"):
-            root = next((root for root in roots if name.startswith(root)), "")
-            module = name[len(root) :].removesuffix(".weight")
-            modules[name] = TEXT_MODEL.sub("", module, count=1) if part in ROOTS else module
-    layers = _layers_per_block(set(modules.values()))
-    exact: dict[str, list[str]] = defaultdict(list)
-    original: dict[str, list[str]] = defaultdict(list)
-    for name, module in modules.items():
-        exact[module.replace(".", separator)].append(name)
-        if layers:
-            original[_original(module, layers).replace(".", separator)].append(name)
-
-    def find(module: str) -> Sequence[str]:
-        if part in ROOTS:
-            module = TEXT_MODEL.sub("", module, count=1)
-        if module in exact or not layers:
-            return exact.get(module, ())
-        return original.get(_original(module, layers).replace(".", separator), ())
-
-    return find
-
-
-def _layers_per_block(modules: set[str]) -> int:
-    """How many layers a block of Stable Diffusion's UNet has; 0 for other models."""
-    if "down_blocks.0.resnets.0.conv1" in modules:
-        return next(
-            n for n in range(1, len(modules) + 1) if f"down_blocks.0.resnets.{n}.conv1" not in modules
-        )
-    return next((n - 1 for n in range(2, len(modules)) if f"input_blocks.{n}.0.op" in modules), 0)
-
-
-def _original(module: str, layers: int) -> str:
-    """Return the original name of a module of the UNet, from diffusers' or the original name.
-
-    Dots may be underscores. An upsampler is third in its block, or second in one without attention: here it
-    is always called "up".
-    """
-    for name, original in UNET.items():
-        if module in (name, name.replace(".", "_")):
-            return original
-    if enlarging := ENLARGING.fullmatch(module):
-        return f"{enlarging[1]}.{enlarging[2]}.up.conv"
-    match = IN_BLOCK.fullmatch(module)
-    if match is None:
-        return module
-    side, level, kind, at, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
-    rest = RESNET.get(rest, rest)
-    if kind == "downsamplers":
-        return f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
-    if kind == "upsamplers":
-        return f"output_blocks.{level * (layers + 1) + layers}.up.conv"
-    if side == "mid_block":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * at}.{rest}"
-    inner = int(kind == "attentions")
-    if side == "down_blocks":
-        return f"input_blocks.{level * (layers + 1) + at + 1}.{inner}.{rest}"
-    return f"output_blocks.{level * (layers + 1) + at}.{inner}.{rest}"
-
-
-def _not_in_base(path: str, tensor: str, part: str, module: str, *, is_at_hand: bool) -> CheckpointError:
+def _not_in_base(
+    path: str, tensor: str, part: str, module: str, fitting: Sequence[str], is_at_hand: bool
+) -> CheckpointError:
     if is_at_hand or not part:
         return CheckpointError(
             f"the base has no module {crop(repr(module))}",
@@ -268,17 +188,19 @@ def _not_in_base(path: str, tensor: str, part: str, module: str, *, is_at_hand: 
             hint="is it an adapter of another model?",
         )
     what = part.replace("_", " ")
+    alone = f", or take the {fitting[0]} alone with --parts {fitting[0]}" if fitting else ""
     return CheckpointError(
         f"changes the {what}'s {crop(repr(module))}, but the base has no {what}",
         path=path,
         tensor=tensor,
-        hint="use a base that holds all parts, such as the model's single file",
+        hint=f"use a base that holds all parts, such as the model's single file{alone}",
     )
 
 
-def _pair(
-    own: Checkpoint, parts: Mapping[str, str], target: TensorInfo, config: Mapping[str, Any], module: str
-) -> LoraPair:
+def _fitting_rank(
+    own: Checkpoint, parts: Mapping[str, str], target: TensorInfo, spot: Spot, spots: Sequence[Spot]
+) -> int:
+    """Return the rank of the factors of a module, once they are known to fit a tensor of the base."""
     a, b = own.tensors[parts["A"]], own.tensors[parts["B"]]
     for factor in (a, b):
         if factor.dtype not in FLOATING or len(factor.shape) < 2:
@@ -297,13 +219,13 @@ def _pair(
             tensor=b.name,
             found=f"{list(b.shape)} × {list(a.shape)}",
         )
-    shape = (b.shape[0], *a.shape[1:])
-    if _without_ones(shape) != _without_ones(target.shape) or math.prod(b.shape[2:]) != 1:
+    shape, wanted = (b.shape[0], *a.shape[1:]), _update_shape(target, spot, spots)
+    if _without_ones(shape) != _without_ones(wanted) or math.prod(b.shape[2:]) != 1:
         raise CheckpointError(
             "the factors do not fit the base",
             path=own.path,
             tensor=b.name,
-            expected=f"{list(target.shape)} of {crop(repr(target.name))}",
+            expected=f"{list(wanted)} of {crop(repr(target.name))}",
             found=f"{list(b.shape)} × {list(a.shape)}",
         )
     if target.dtype not in FLOATING:
@@ -314,7 +236,16 @@ def _pair(
             expected=", ".join(FLOATING),
             found=target.dtype,
         )
-    return LoraPair(target.name, target.shape, a.name, b.name, rank, _scale(own, parts, config, module, rank))
+    return rank
+
+
+def _update_shape(target: TensorInfo, spot: Spot, spots: Sequence[Spot]) -> tuple[int, ...]:
+    """The shape of the whole update of a module, of which a tensor of the base may take some rows."""
+    if spot.layout == TRANSPOSED:
+        return target.shape[::-1]
+    if spot.own_rows is not None:
+        return (max(one.own_rows[1] for one in spots if one.own_rows is not None), *target.shape[1:])
+    return target.shape if spot.rows is None else (spot.rows[1] - spot.rows[0], *target.shape[1:])
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -365,54 +296,3 @@ def _number(own: Checkpoint, name: str) -> float:
     data = bytearray(tensor.nbytes)
     own.reader(name).read_into(memoryview(data), 0)
     return number_in(data, tensor.dtype)
-
-
-def _noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
-    """Read the configuration of a part of the pipeline from the file's metadata.
-
-    Returns:
-        The configuration, with its alpha_pattern compiled; empty if there is none.
-
-    Raises:
-        CheckpointError: The configuration is malformed, or describes more than LoRA.
-    """
-    text = own.files.metadata.get(METADATA)
-    if text is None:
-        return {}
-    noted = parse_json(text.encode(), own.path, METADATA, is_strict=False)
-    if not isinstance(noted, dict):
-        raise CheckpointError(f"{METADATA} is not a JSON object", path=own.path)
-    prefix = f"{part}." if part else ""
-    config = {name.removeprefix(prefix): value for name, value in noted.items() if name.startswith(prefix)}
-    if not config:
-        return {}
-    variants = [name for name in VARIANTS if config.get(name)]
-    if config.get("peft_type", "LORA") != "LORA":
-        variants.append("peft_type")
-    if config.get("init_lora_weights") not in INITIALISATIONS:
-        variants.append("init_lora_weights")
-    if variants:
-        raise CheckpointError(
-            f"{METADATA} describes more than LoRA",
-            path=own.path,
-            found=crop(f"{variants[0]} {config[variants[0]]!r}"),
-            hint="merge it with the program that made it",
-        )
-    return {**config, "alpha_pattern": _compile(config.get("alpha_pattern") or {}, own.path)}
-
-
-def _compile(patterns: Any, path: str) -> dict[re.Pattern[str], Any]:
-    """Compile patterns as peft does, which matches them with the ends of module names."""
-    if not isinstance(patterns, dict) or len(patterns) > MAX_PATTERNS:
-        raise CheckpointError(
-            f"alpha_pattern in {METADATA} is not a JSON object of at most {MAX_PATTERNS:,} entries", path=path
-        )
-    for pattern in patterns:
-        if not PLAIN.fullmatch(pattern):
-            raise CheckpointError(
-                f"alpha_pattern in {METADATA} has a pattern that is not supported",
-                path=path,
-                expected="names of modules",
-                found=crop(repr(pattern)),
-            )
-    return {re.compile(rf"(.*\.)?({pattern})$"): alpha for pattern, alpha in patterns.items()}

@@ -6,7 +6,8 @@ import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, LoraPair
@@ -38,7 +39,9 @@ class MergedSource:
 
     def __init__(self, adapter: Adapter, base: Source | None) -> None:
         self._adapter, self._base = adapter, base
-        self.files: Files = replace(adapter.own.files, read_as=adapter.read_as)
+        self.files: Files = replace(
+            adapter.own.files, read_as=adapter.read_as, notes=(*adapter.own.files.notes, *adapter.notes)
+        )
         self.path = adapter.own.path
         self.tensors: Mapping[str, TensorInfo] = _pairs_alone(adapter) if base is None else base.tensors
         self._last = threading.local()
@@ -153,7 +156,7 @@ class MergedSource:
         elements = adapter.own.tensors
         return held_bytes(
             math.prod(shape[1:]) if pair is None or not pair.layout.is_stack else math.prod(shape[2:]),
-            factors=() if pair is None else (elements[pair.a].elements, elements[pair.b].elements),
+            factors=() if pair is None else _factor_sizes(pair, elements),
             others=[elements[own].elements for own in kept],
         )
 
@@ -187,9 +190,26 @@ def _refuse(buffer: memoryview, offset: int) -> None:
     raise AssertionError("without a base only the adapter's own tensors can be read")
 
 
-def _factors_of(adapter: Adapter, pair: LoraPair, *, is_checked: bool) -> list[Factors]:
-    from monosoup_cli.spectral.lora import lora_factors
+def _factor_sizes(pair: LoraPair, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
+    """The elements of A and of B, which pieces make with zeros."""
+    if pair.pieces:
+        return sum(tensors[name].elements for name in {one.a for one in pair.pieces}), pair.shape[
+            0
+        ] * pair.rank
+    return tensors[pair.a].elements, tensors[pair.b].elements
 
+
+def _factors_of(adapter: Adapter, pair: LoraPair, *, is_checked: bool) -> list[Factors]:
+    from monosoup_cli.spectral.lora import joined_factors, lora_factors
+
+    if pair.pieces:
+        groups = [(names, list(group)) for names, group in groupby(pair.pieces, lambda one: (one.a, one.b))]
+        read = partial(read_float64, adapter.own, is_checked=is_checked)
+        parts = [
+            (read(a), read(b), [(one.scale, one.rows, one.own_rows) for one in group])
+            for (a, b), group in groups
+        ]
+        return [joined_factors(parts, pair.shape[0])]
     a, b = (read_float64(adapter.own, name, is_checked=is_checked) for name in (pair.a, pair.b))
     return lora_factors(
         a,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from monosoup_cli.adapters.lora import Adapter
+from monosoup_cli.adapters.pipeline_names import Wanted
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.alignment import Rename
@@ -15,18 +16,23 @@ from monosoup_cli.sources.transfer import fetch
 
 __all__ = ["READERS", "ReadAdapter"]
 
-ReadAdapter: TypeAlias = "Callable[[Checkpoint, Mapping[str, TensorInfo] | None, Sequence[Rename]], Adapter]"
-"""Finds what an adapter changes in its base: takes its own file, the tensors of the base and renames."""
+ReadAdapter: TypeAlias = (
+    "Callable[[Checkpoint, Mapping[str, TensorInfo] | None, Sequence[Rename], Wanted], Adapter]"
+)
+"""Finds what an adapter changes in its base: takes its own file, the tensors of the base, renames, and the
+parts of a pipeline that are edited."""
 
 
-def _read_peft(own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename]) -> Adapter:
+def _read_peft(
+    own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename], wanted: Wanted
+) -> Adapter:
     from monosoup_cli.adapters.peft import read_adapter
 
     return read_adapter(own, own.files.kind.settings or {}, base, renames)
 
 
 def _read_lora_file(
-    own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename]
+    own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename], wanted: Wanted
 ) -> Adapter:
     from monosoup_cli.adapters.lora_file import read_lora_file
 
@@ -37,7 +43,7 @@ def _read_lora_file(
             hint="give the base",
         )
     fetch(own.select(None))  # its scales are among the tensors, and it is small
-    return read_lora_file(own, base, renames)
+    return read_lora_file(own, base, renames, wanted)
 
 
 READERS: Mapping[type[Kind], ReadAdapter] = {PeftAdapter: _read_peft, LoraFile: _read_lora_file}

@@ -81,6 +81,7 @@ def _inspect_spectrum(
         "stacked": as_list(stacked),
         "rename": selecting.rename,
         "state_dict": selecting.state_dict,
+        "parts": selecting.parts,
         "on_mismatch": selecting.on_mismatch,
         "on_nonfinite": selecting.on_nonfinite,
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-__all__ = ["ENDS", "OTHER_KIND", "OTHER_KINDS", "end_of", "is_lora_file"]
+from monosoup_cli.formats.other_adapters import is_of_other_adapter
+
+__all__ = ["ENDS", "end_of", "is_lora_file"]
 
 ENDS = {
     ".lora_A.weight": "A",
@@ -22,23 +23,13 @@ ENDS = {
 }
 """The endings of tensor names, mapped to what the tensors are."""
 ANY_END = tuple(ENDS)
-OTHER_KINDS = {
-    "hada": "LoHa, which is not LoRA",
-    "lokr": "LoKr, which is not LoRA",
-    "oft": "OFT, which is not LoRA",
-    "lora_mid": "LoRA with a third factor (Tucker's form)",
-    "dora_scale": "DoRA, whose norms differ from trainer to trainer",
-    "lora_magnitude_vector": "DoRA, which is read from peft's folders alone",
-    "diff": "the difference of a whole tensor, which is not LoRA",
-}
-OTHER_KIND = re.compile(rf"\.({'|'.join(OTHER_KINDS)})(_\w+)?(\.weight)?$")
 
 
 def is_lora_file(names: Iterable[str]) -> bool:
     """Return whether these names are those of an adapter: most are factors, of LoRA or something similar."""
     listed = list(names)
     alphas = sum(name.endswith(".alpha") for name in listed)
-    factors = sum(end_of(name) is not None or OTHER_KIND.search(name) is not None for name in listed) - alphas
+    factors = sum(end_of(name) is not None or is_of_other_adapter(name) for name in listed) - alphas
     return factors > 0 and 2 * (factors + alphas) >= len(listed)
 
 

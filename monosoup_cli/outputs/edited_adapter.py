@@ -184,6 +184,14 @@ class EditedAdapterDraft:
                 tensor=adapter.dora.name,
                 hint="without --as-adapter it is merged into the base",
             )
+        joined = next((pair.name for pair in adapter.pairs.values() if pair.pieces), None)
+        if joined is not None:
+            raise CheckpointError(
+                "the base joins layers that the adapter has apart, or the reverse: it cannot be written so",
+                path=opened.first.path,
+                tensor=joined,
+                hint="without --as-adapter it is merged into the base",
+            )
         return cls(opened, adapter, _stored(adapter))
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:

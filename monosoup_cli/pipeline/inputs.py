@@ -15,7 +15,7 @@ from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import notes_of
-from monosoup_cli.sources.locate import open_checkpoint
+from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
@@ -73,6 +73,7 @@ def open_inputs(
     renames: Iterable[str],
     *,
     state_dict: str | None = None,
+    parts: Sequence[str] = (),
     alone: bool = False,
 ) -> Inputs:
     """Read the headers of all inputs, and align their names with those of the first fine-tuned checkpoint.
@@ -82,6 +83,7 @@ def open_inputs(
         finetuned: The fine-tuned checkpoints as the user typed them.
         renames: What the user typed after `--rename`.
         state_dict: What the user typed after `--state-dict`.
+        parts: The parts of a pipeline that the user typed after `--parts`.
         alone: Whether an adapter needs no base.
 
     Raises:
@@ -96,9 +98,14 @@ def open_inputs(
     with ExitStack() as opened:
         checkpoints = []
         for path in [*([] if base is None else [base]), *finetuned]:
-            checkpoints.append(open_checkpoint(path, state_dict))
+            checkpoints.append(open_checkpoint(path, state_dict, parts))
             opened.enter_context(checkpoints[-1].files)
         _check_choice(state_dict, checkpoints)
+        if parts and not any(_has_parts(checkpoint.files) for checkpoint in checkpoints):
+            raise UsageError(
+                "--parts has no effect: no input is a pipeline's folder or a single LoRA file",
+                hint="--include GLOB chooses tensors by name",
+            )
         base_checkpoint = None if base is None else checkpoints.pop(0)
         if base_checkpoint is not None and base_checkpoint.files.kind.is_adapter:
             raise CheckpointError(
@@ -106,7 +113,7 @@ def open_inputs(
                 path=base_checkpoint.path,
                 hint="give the base first, then the adapter",
             )
-        inputs = _align(base_checkpoint, checkpoints, parsed, alone=alone)
+        inputs = _align(base_checkpoint, checkpoints, parsed, parts, alone=alone)
         opened.pop_all()
     return inputs
 
@@ -124,8 +131,19 @@ def _check_choice(state_dict: str | None, checkpoints: Sequence[Checkpoint]) -> 
         )
 
 
+def _has_parts(files: Files) -> bool:
+    """Whether `--parts` chooses among what these files have."""
+    place = files.place
+    return files.kind.is_in_parts or (place.folder is not None and place.inner != "")
+
+
 def _align(
-    base: Checkpoint | None, checkpoints: Sequence[Checkpoint], renames: Sequence[Rename], *, alone: bool
+    base: Checkpoint | None,
+    checkpoints: Sequence[Checkpoint],
+    renames: Sequence[Rename],
+    parts: Sequence[str],
+    *,
+    alone: bool,
 ) -> Inputs:
     """Merge adapters into the base, and read everything under the names of the first checkpoint."""
     unused_by: list[Sequence[Rename]] = []
@@ -142,7 +160,7 @@ def _align(
             sources.append(checkpoint)
         else:
             _check_gathered(checkpoint.path, checkpoint.tensors)
-            merged = _adapter(base, checkpoint, renames, alone=alone)
+            merged = _adapter(base, checkpoint, renames, parts, alone=alone)
             unused_by.append(merged.unused)
             adapters[number] = merged
             from monosoup_cli.adapters.merged import MergedSource  # full models do without
@@ -218,16 +236,24 @@ def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Seque
     return suggestions(read.tensors, first.tensors, reread)
 
 
-def _adapter(base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], *, alone: bool) -> Adapter:
+def _adapter(
+    base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], parts: Sequence[str], *, alone: bool
+) -> Adapter:
     """What an adapter changes of its base."""
     if base is None and not alone:
         raise CheckpointError(
             "a LoRA adapter needs its base", path=own.path, hint=f"add --base{_named_base(own.files)}"
         )
+    from monosoup_cli.adapters.pipeline_names import Wanted
     from monosoup_cli.adapters.table import READERS
 
+    wanted = Wanted(parts)
+    if base is not None and base.files.place.folder is not None and base.files.place.inner:
+        folder = base.files.place.inner.rstrip("/")
+        others = [part for part in parts_of(base.files.place.folder) if part != folder]
+        wanted = Wanted(parts, folder, others)
     read = READERS[type(own.files.kind)]
-    adapter = read(own, None if base is None else base.tensors, renames)
+    adapter = read(own, None if base is None else base.tensors, renames, wanted)
     if base is not None:
         _check_ties(base, adapter)
     return adapter

@@ -74,7 +74,12 @@ class Inspection:
         with ExitStack() as opened:
             inputs = opened.enter_context(
                 open_inputs(
-                    base, finetuned, selecting.rename, state_dict=selecting.state_dict, alone=base is None
+                    base,
+                    finetuned,
+                    selecting.rename,
+                    state_dict=selecting.state_dict,
+                    parts=selecting.parts,
+                    alone=base is None,
                 )
             )
             adapter = inputs.adapters[0]

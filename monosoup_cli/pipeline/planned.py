@@ -89,6 +89,7 @@ def prepare(task: Task) -> Planned:
                 task.order.finetuned,
                 selecting.rename,
                 state_dict=selecting.state_dict,
+                parts=selecting.parts,
                 alone=task.kind.takes_no_base,
             )
         )

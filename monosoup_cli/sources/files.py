@@ -22,10 +22,12 @@ class Kind:
 
     Attributes:
         is_adapter: Whether they are what an adapter changes, and not whole tensors.
+        is_in_parts: Whether they may be of several parts of a pipeline.
         settings: The configuration of an adapter that has one.
     """
 
     is_adapter: ClassVar[bool] = True
+    is_in_parts: ClassVar[bool] = False
     settings: Mapping[str, Any] | None = None
 
 
@@ -44,6 +46,8 @@ class PeftAdapter(Kind):
 @dataclass(frozen=True)
 class LoraFile(Kind):
     """A LoRA adapter in a single file, which has no configuration."""
+
+    is_in_parts: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
 from monosoup_cli.formats.header import BITS
 from monosoup_cli.formats.lora_names import is_lora_file
+from monosoup_cli.formats.other_adapters import refuse_other_adapter, refuse_other_settings
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
@@ -45,6 +46,10 @@ DIFFUSERS = "diffusion_pytorch_model"
 """How the names of the weights of diffusers begin."""
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are usually fine-tuned."""
+CARD = "README.md"
+MAX_CARD_BYTES = 1 << 20
+MADE_FROM = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)[\"']?\s*$", re.MULTILINE)
+"""The first base model in the metadata of a card."""
 QUANTISED = re.compile(
     r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|scale_weight|scaled_fp8"
     r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
@@ -59,13 +64,16 @@ PLAIN_WEIGHTS = (
 UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
-def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | os.PathLike[str], state_dict: str | None = None, parts: Sequence[str] = ()
+) -> Checkpoint:
     """Open a checkpoint, and read and validate all headers.
 
     Args:
         source: A file of weights, a folder with such a file or with an index and shards, or the id of a
             repository on the Hub.
         state_dict: Which state dict of a file that has several; None for the usual one.
+        parts: The part of a pipeline's folder to open; empty for its denoiser.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it cannot be read, is malformed or is quantised.
@@ -80,9 +88,10 @@ def open_checkpoint(source: str | os.PathLike[str], state_dict: str | None = Non
     except OSError as error:
         raise CheckpointError(f"cannot open: {error.strerror}", path=source) from None
     if source.startswith("hf://") or not os.path.lexists(path):
-        return _open_remote(source, path, state_dict)
+        return _open_remote(source, path, state_dict, parts)
     if stat.S_ISDIR(mode):
-        return _open_folder(local_folder(path, source), "", state_dict)
+        folder = local_folder(path, source)
+        return _open_folder(folder, _chosen_part(folder, parts), state_dict)
     if path.name.endswith(INDEX_SUFFIX):
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
@@ -101,7 +110,7 @@ def _note_of_part(name: str) -> tuple[str, ...]:
     return ("one shard of several; its folder is the whole checkpoint",) if is_part else ()
 
 
-def _open_remote(source: str, path: Path, state_dict: str | None) -> Checkpoint:
+def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequence[str]) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
     from monosoup_cli.sources.hub import HubId, open_repository, suggested_id
     from monosoup_cli.sources.hub_errors import quiet_hub
@@ -123,7 +132,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None) -> Checkpoint:
                 error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
             raise
         if not file:
-            return _open_folder(folder, "", state_dict)
+            return _open_folder(folder, _chosen_part(folder, parts), state_dict)
         if file not in folder.names() and is_offline(folder):
             raise not_cached(f"{source}/{file}")
         shard = open_shard(file, folder.open(file), state_dict)
@@ -175,6 +184,7 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
         raise CheckpointError(
             "not the configuration of an adapter", path=folder.shown(f"{inner}{ADAPTER_CONFIG}")
         )
+    refuse_other_settings(config, folder.source)
     name = next((f"{inner}{name}" for name in ADAPTER_WEIGHTS if name in names), None)
     if name is None:
         if is_offline(folder):
@@ -194,7 +204,9 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
     hint = None
     if parts:
         hint = f"pass one that has some: {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
-    elif HUB_ID.fullmatch(folder.source):
+    elif folder.repository is not None and not inner and any(name.endswith(".gguf") for name in names):
+        return _of_gguf_alone(folder, names)
+    elif folder.repository is None and HUB_ID.fullmatch(folder.source):
         hint = f"for the repository on the Hub: hf://{folder.source}"
     other = next((name for name in names if name.endswith(OTHER_SUFFIXES)), None)
     problem = f"no weights in this folder{f', only {other}' if other else ''}"
@@ -206,6 +218,21 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
             recognised.problem, recognised.path = f"{problem}, {recognised.problem}", folder.source
             return recognised
     return CheckpointError(problem, path=folder.source, hint=hint)
+
+
+def _of_gguf_alone(folder: Folder, names: Sequence[str]) -> CheckpointError:
+    """Say what a repository of GGUF files was made from, where its card does."""
+    card = folder.open(CARD) if CARD in names and folder.nbytes(CARD) <= MAX_CARD_BYTES else None
+    text = "" if card is None else card.read(card.nbytes).decode(errors="replace")
+    if card is not None:
+        card.close()
+    found = MADE_FROM.search(text)
+    made_from = "the checkpoint that they were made from" if found is None else found[1]
+    return CheckpointError(
+        "a repository of GGUF files, which have no weights to edit",
+        path=folder.source,
+        hint=f"edit {made_from}, and convert the result with llama.cpp's convert_hf_to_gguf.py",
+    )
 
 
 def _candidates(names: Sequence[str]) -> list[str]:
@@ -261,23 +288,61 @@ def parts_of(folder: Folder) -> list[str]:
     return [part for part in parts if part == "" or (part in names and folder.is_folder(part))]
 
 
+def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
+    """Return the part of a pipeline that the user chose, such as "unet/"; "" if the folder is no pipeline.
+
+    Raises:
+        UsageError: The pipeline has no such part, or several are chosen.
+    """
+    if not chosen or PIPELINE not in folder.names():
+        return ""
+    held = _with_weights(folder, parts_of(folder))
+    parts = [part for part in chosen if part in held]
+    if not parts:
+        raise UsageError(
+            "the pipeline has no such part",
+            path=folder.source,
+            expected=f"--parts {' or '.join(held)}",
+            found=", ".join(chosen),
+        )
+    if len(parts) > 1:
+        raise UsageError(
+            "a run edits one part of a pipeline's folder",
+            path=folder.source,
+            found=" and ".join(f"--parts {part}" for part in parts),
+            hint=f"run it with --parts {parts[0]}, then with --parts {parts[1]} over that output",
+        )
+    return f"{parts[0]}/"
+
+
+def _with_weights(folder: Folder, parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if _candidates(folder.names(part))]
+
+
 def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
     """Choose the part of a pipeline that is edited; "" if the folder is not a pipeline."""
-    parts = parts_of(folder)
+    held = parts = parts_of(folder)
     if PIPELINE in names:
-        parts = [part for part in DENOISERS if part in parts]
+        parts = [part for part in DENOISERS if part in held]
         if not parts:
+            choices = " or ".join(_with_weights(folder, held))
             raise CheckpointError(
                 "a pipeline without a part called transformer or unet",
                 path=folder.source,
-                hint="pass the folder of the part that was fine-tuned",
+                hint=f"choose the one that was fine-tuned: --parts {choices}",
             )
     return parts[0] if parts else ""
 
 
 def _new_checkpoint(files: Files) -> Checkpoint:
     """Make a checkpoint of these files, refuse a quantised one, and mark a LoRA in a single file as such."""
-    if len(files.shards) == 1 and is_lora_file(files.tensors):
+    is_lora = len(files.shards) == 1 and is_lora_file(files.tensors)
+    try:
+        refuse_other_adapter(files.tensors, files.place.source, is_lora=is_lora)
+    except CheckpointError:
+        files.close()
+        raise
+    if is_lora:
         return Checkpoint(replace(files, kind=LoraFile()))
     for name in files.tensors:
         if QUANTISED.search(name):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["MergedTensor", "held_bytes", "lora_factors"]
+__all__ = ["MergedTensor", "held_bytes", "joined_factors", "lora_factors"]
 
 BLOCK_ELEMENTS = 1 << 19
 """How many elements of a tensor are merged at a time."""
@@ -36,6 +36,30 @@ def lora_factors(
     if is_transposed:
         pairs = [(a.T, b.T) for b, a in pairs]
     return [(left * scale, right) for left, right in pairs]
+
+
+Rows = tuple[int, int] | None
+
+
+def joined_factors(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor, Sequence[tuple[float, Rows, Rows]]]], rows: int
+) -> Factors:
+    """Return the factors of a matrix whose rows several updates change, each other ones.
+
+    Args:
+        parts: (A, B, where the update goes) of every update. It goes to places (scale, the rows of the
+            matrix, the rows of B); None is all rows.
+        rows: The number of rows of the matrix.
+    """
+    right = torch.cat([a.reshape(a.shape[0], -1) for a, _, _ in parts])
+    left = torch.zeros(rows, len(right), dtype=right.dtype)
+    done = 0
+    for a, b, places in parts:
+        for scale, of_matrix, of_b in places:
+            part = b.reshape(b.shape[0], -1)[slice(*(of_b or (0, None)))]
+            left[slice(*(of_matrix or (0, None))), done : done + len(a)] = scale * part
+        done += len(a)
+    return left, right
 
 
 def held_bytes(columns: int, factors: Sequence[int], others: Sequence[int]) -> int:

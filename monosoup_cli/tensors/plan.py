@@ -35,8 +35,8 @@ Reason = Literal[
 
 Headers = Mapping[str, TensorInfo]
 DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
-UNMERGED = re.compile(r"\.(base_layer|lora_(embedding_)?[AB])\.")
-"""What peft puts into the names of a model with an adapter in it."""
+UNMERGED = re.compile(r"\.(base_layer|lora_[AB]\.[\w-]+)\.")
+"""What peft puts into the names of a model with an adapter in it; files of adapters alone do not name it."""
 
 
 @dataclass(frozen=True)

@@ -395,7 +395,7 @@ REFUSED = {
     "an embedding": ({"m.lora_embedding_A": torch.ones(1)}, "neither a LoRA factor nor an alpha"),
     "LoHa": ({"lora_unet_m.hada_w1_a": torch.ones(1)}, "this is LoHa, which is not LoRA"),
     "LoKr": ({"lora_unet_m.lokr_w1": torch.ones(1)}, "this is LoKr, which is not LoRA"),
-    "OFT": ({"lora_unet_m.oft_blocks": torch.ones(1)}, "this is OFT, which is not LoRA"),
+    "OFT": ({"lora_unet_m.oft_blocks": torch.ones(1)}, "this is OFT or BOFT, which is not LoRA"),
     "Tucker": ({"lora_unet_m.lora_mid.weight": torch.ones(1)}, "a third factor"),
     "DoRA": ({"lora_unet_m.dora_scale": torch.ones(1)}, "this is DoRA"),
     "DoRA of peft": ({f"unet.{Q}.lora_magnitude_vector": torch.ones(1)}, "this is DoRA"),
@@ -429,10 +429,13 @@ REFUSED = {
 def refusal(folder, tensors, metadata=None, base=None):
     save(tensors, folder / FILE, metadata)
     save(unet_weights() if base is None else base, folder / "base.safetensors")
-    with open_checkpoint(folder / "base.safetensors") as other, open_checkpoint(folder / FILE) as own:
-        assert is_lora_file(own.tensors)
-        with pytest.raises(CheckpointError) as caught:
-            read_lora_file(own, other.tensors)
+    assert is_lora_file(tensors)
+    with (
+        open_checkpoint(folder / "base.safetensors") as other,
+        pytest.raises(CheckpointError) as caught,
+        open_checkpoint(folder / FILE) as own,
+    ):
+        read_lora_file(own, other.tensors)
     line = str(caught.value)
     assert line.startswith(str(Path(folder / FILE)))
     assert "\n" not in line

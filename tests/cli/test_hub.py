@@ -256,6 +256,23 @@ def test_the_score_command_gets_whole_folders(hub, made, tmp_path):
     assert result.returncode == 0, result
 
 
+@pytest.mark.parametrize(
+    "card",
+    ["base_model: org/ft\n", "base_model:\n- org/ft\n", "base_model:\n  - 'org/ft'\n", "license: mit\n"],
+)
+def test_a_repository_of_gguf_files_says_what_they_were_made_from(hub, edit, card):
+    files = {"model-Q4_K_M.gguf": b"GGUF" + bytes(2_000_000), "config.json": b"{}"}
+    hub.add("org/gguf", {**files, "README.md": f"---\n{card}---\n# GGUF\n".encode()})
+    error = edit("org/base", "org/gguf", code=1)
+    made_from = "org/ft" if "org/ft" in card else "the checkpoint that they were made from"
+    assert error == (
+        "error: org/gguf: a repository of GGUF files, which have no weights to edit; edit "
+        f"{made_from}, and convert the result with llama.cpp's convert_hf_to_gguf.py"
+    )
+    assert sent(hub, "*.gguf") == 0
+    edit("org/base", "org/ft")
+
+
 # -- only what is needed -----------------------------------------------------------------------------
 
 

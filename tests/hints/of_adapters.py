@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.hints.table import Trial, follows
-from tests.models import MODELS, build
+from tests.models import MODELS, build, step
 from tests.peft_adapters import make
 
 RANK = 2
@@ -172,7 +172,7 @@ def an_adapter_that_changed_its_base(at: Trial) -> None:
 # -- the output ------------------------------------------------------------------------------------
 
 
-@follows("outputs/edited_adapter.py", "without --as-adapter it is merged into the base")
+@follows("outputs/edited_adapter.py", "of the same rank; without --as-adapter it is merged into the base")
 def a_dora_adapter(at: Trial) -> None:
     command = ("edit", at.base, adapter(at, BLOCK, use_dora=True), "-o", at.out)
     at.refused(*command, "--as-adapter")
@@ -199,19 +199,98 @@ def a_file_of_an_adapter(at: Trial) -> None:
     at.loads("edit", at.base, folder, "-o", at.out)
 
 
-@follows("adapters/lora_file.py", "use a base that holds all parts")
+@follows("outputs/edited_adapter.py", "cannot be written so; without --as-adapter it is merged into the base")
+def layers_that_the_base_joins(at: Trial) -> None:
+    save_file(
+        {"cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight": torch.randn(24, 6)}, at.base
+    )
+    path = lora_file(at, {"lora_te_text_model_encoder_layers_0_self_attn_q_proj": (8, 6)})
+    output = at.tmp / "out.safetensors"
+    command = ("edit", at.base, path, "-o", output)
+    at.refused(*command, "--as-adapter")
+    at.loads(*command, output=output)
+
+
+@follows(
+    "adapters/lora_file.py",
+    "but the base has no …; use a base that holds all parts, such as the model's single file$",
+    "or take the … alone with --parts …",
+)
 def a_part_that_the_base_lacks(at: Trial) -> None:
     whole = at.tmp / "whole.safetensors"
     encoder = "text_model.encoder.layers.0.q_proj"
     names = ("model.diffusion_model.block.weight", f"cond_stage_model.transformer.{encoder}.weight")
     save_file({name: torch.randn(8, 6) for name in names}, whole)
-    path = lora_file(at, {"lora_unet_block": (8, 6), f"lora_te_{encoder.replace('.', '_')}": (8, 6)})
+    is_some_there = "alone" in at.site.hint
+    unet = {"lora_unet_block": (8, 6)} if is_some_there else {}
+    path = lora_file(at, unet | {f"lora_te_{encoder.replace('.', '_')}": (8, 6)})
     at.refused("edit", at.base, path, "-o", at.out)
+    if is_some_there:
+        at.loads(
+            "edit",
+            at.base,
+            path,
+            "-o",
+            at.tmp / "of-unet",
+            *at.options(),
+            at.blanks[0],
+            output=at.tmp / "of-unet",
+        )
     at.loads("edit", whole, path, "-o", at.out)
 
 
-@follows("adapters/lora_file.py", "this is …; merge it with the program that made it")
-@follows("adapters/lora_file.py", "describes more than LoRA; merge it with the program that made it")
+def pipeline(at: Trial) -> Path:
+    """A pipeline's folder, in which every part has the weights of the base."""
+    folder = at.tmp / "pipeline"
+    index = {name: ["library", "Model"] for name in ("unet", "text_encoder")}
+    for name in index:
+        (folder / name).mkdir(parents=True)
+        save_file(load_file(at.base), folder / name / "model.safetensors")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@follows("adapters/lora_file.py", "changes the pipeline's …, and a run edits one part of a folder")
+def several_parts_of_a_pipeline(at: Trial) -> None:
+    folder, path = pipeline(at), lora_file(at, {"lora_unet_block": (8, 6), "lora_te_block": (8, 6)})
+    at.refused("edit", folder, path, "-o", at.out)
+    first, second = re.findall(r"--parts (\w+)", at.hint)
+    at.loads("edit", folder, path, "-o", at.tmp / "first", "--parts", first, output=at.tmp / "first")
+    at.loads("edit", at.tmp / "first", path, "-o", at.out, "--parts", second)
+
+
+@follows("sources/locate.py", "run it with --parts …, then with --parts … over that output")
+def several_parts_at_once(at: Trial) -> None:
+    folder, path = pipeline(at), lora_file(at, {"lora_unet_block": (8, 6), "lora_te_block": (8, 6)})
+    at.refused("edit", folder, path, "-o", at.out, "--parts", "unet", "--parts", "text_encoder")
+    first, second = re.findall(r"--parts (\w+)", at.hint)
+    at.loads("edit", folder, path, "-o", at.tmp / "first", "--parts", first, output=at.tmp / "first")
+    at.loads("edit", at.tmp / "first", path, "-o", at.out, "--parts", second)
+
+
+@follows("formats/other_adapters.py", "merge it with peft (merge_and_unload, then save_pretrained)")
+@follows("formats/other_adapters.py", "of peft's kind …, and only LORA can be read; it changes no weights")
+def another_kind_of_peft(at: Trial) -> None:
+    base, given, merged = (at.tmp / name for name in ("base", "adapter", "merged"))
+    build(*MODELS["llama"]).save_pretrained(base)
+    is_merged = "merge" in at.site.hint
+    kind = peft.LoHaConfig(r=RANK, target_modules=["q_proj"])
+    if not is_merged:
+        kind = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(build(*MODELS["llama"]), kind)
+        adapted.save_pretrained(given)
+        at.refused("edit", base, given, "-o", at.out)
+        (adapted.merge_and_unload() if is_merged else step(build(*MODELS["llama"]))).save_pretrained(merged)
+        at.loads("edit", base, merged, "-o", at.out)
+        edited = transformers.AutoModelForCausalLM.from_pretrained(at.out)
+        if not is_merged:
+            peft.PeftModel.from_pretrained(edited, given)
+
+
+@follows("formats/other_adapters.py", "this is …; …")
+@follows("adapters/lora_metadata.py", "describes more than LoRA; merge it with the program that made it")
 def more_than_lora(at: Trial) -> None:
     """That program is not at hand: the update is computed as it is defined, and added to the base."""
     base = load_file(at.base)

@@ -320,6 +320,15 @@ def an_id(at: Trial) -> None:
             at.loads("edit", at.base, at.hint.split()[-1], "-o", at.out, "--overwrite")
 
 
+@follows("sources/locate.py", "convert the result with llama.cpp's convert_hf_to_gguf.py")
+def gguf_alone(at: Trial) -> None:
+    with served(at) as by:
+        by.hub.add("org/gguf", {"model-Q8_0.gguf": b"GGUF", "README.md": b"# without metadata"})
+        at.refused("edit", at.base, "org/gguf", "-o", at.out)
+        assert "edit the checkpoint that they were made from" in at.hint
+        at.loads("edit", at.base, "org/ft", "-o", at.out)
+
+
 @follows("sources/hub.py", "name a commit that is in the cache")
 def a_cache_without_names(at: Trial) -> None:
     with served(at) as by:

@@ -240,8 +240,17 @@ def weights_in_a_part(at: Trial) -> None:
     if "pipeline" in at.site.problem:
         (folder / "model_index.json").write_text(json.dumps({"prior": ["diffusers", "PriorTransformer"]}))
     at.refused("edit", at.base, folder, "-o", at.out)
-    part = at.blanks[0].split(", ")[0] if at.blanks else "prior"
-    at.loads("edit", at.base, folder / part, "-o", at.out)
+    part = at.blanks[0].split(", ")[0]
+    if "pipeline" in at.site.problem:
+        at.loads("edit", at.base, folder, "-o", at.out, "--parts", part)
+    else:
+        at.loads("edit", at.base, folder / part, "-o", at.out)
+
+
+@follows("pipeline/inputs.py", "--include GLOB chooses tensors by name")
+def parts_of_a_file(at: Trial) -> None:
+    at.refused(*at.edit, "--parts", "unet")
+    at.loads(*at.edit, "--include", "block*")
 
 
 @follows("sources/locate.py", "the checkpoint is quantised: differences")
