@@ -202,13 +202,13 @@ def _check_gathered(
     Args:
         path: The checkpoint.
         tensors: Its tensors. Those of an adapter are never empty.
-        others: The tensors of all checkpoints, one of which has elements under the name; none for an adapter.
+        others: The tensors of all checkpoints, one of which has a matrix of the name; none for an adapter.
     """
     empty = [
         name
         for name, tensor in tensors.items()
         if tensor.shape == (0,)
-        and (not others or any(other[name].elements for other in others if name in other))
+        and (not others or any(len(other[name].shape) > 1 for other in others if name in other))
     ]
     if empty:
         raise CheckpointError(
