@@ -217,8 +217,8 @@ def notes_on_base(config: Mapping[str, Any], model: Files | None, whole: int) ->
     note = f"names as its base {found}: are they the same weights?"
     if whole:
         note += (
-            f" {whole:,} of its tensors are no differences from that base: they are stored whole, and replace"
-            " those of this one"
+            f" What it stores whole {count_of(whole)} is no difference from that base, and replaces what this"
+            " one has"
         )
     return (note,)
 
