@@ -84,7 +84,7 @@ def open_inputs(
         renames: What the user typed after `--rename`.
         state_dict: What the user typed after `--state-dict`.
         parts: The parts of a pipeline that the user typed after `--parts`.
-        alone: Whether an adapter needs no base.
+        alone: Whether an adapter is looked at or written again for itself, so that it needs no base.
 
     Raises:
         MonosoupError: An input cannot be read, or the inputs do not belong together.

@@ -117,12 +117,13 @@ def test_a_tied_update_written_again_needs_no_base(run, tmp_path):
     assert_same(logits(tmp_path / "merged"), logits(base, out))
 
 
-def test_an_adapter_is_written_again_over_a_tied_base(run, tmp_path):
+def test_an_adapter_is_written_again_and_looked_at_over_a_tied_base(run, tmp_path):
     base, adapter, out = (tmp_path / name for name in ("base", "adapter", "out"))
     save_base(base)
     train(adapter, build(*MODELS["llama, tied"]), **OPTIONS["lora"])
     result = run("edit", base, adapter, "-o", out, "--as-adapter")
     assert result.code == 0, result.err
+    assert run("inspect-spectrum", base, adapter).code == 0
     assert torch.isfinite(logits(base, out)).all()
 
 
