@@ -45,6 +45,7 @@ CASES = {
     "bfloat16": ("llama", LLAMA),
     "conv1d of gpt2": ("gpt2", GPT2),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding, tied": ("llama, tied", {"target_modules": ["embed_tokens", "q_proj"]}),
     "convolution, 1-d": ("whisper", {"target_modules": ["conv1", "conv2", "q_proj"]}),
     "convolution, 2-d": ("vit", {"target_modules": ["projection", "q_proj"]}),
     "convolution, 3-d": ("videomae", {"target_modules": ["projection"]}),
