@@ -21,7 +21,16 @@ from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import FLOATING
 from monosoup_cli.sources.checkpoint import Checkpoint
 
-__all__ = ["INNER", "MAX_NESTED", "PREFIX", "WRAPPED", "ModuleFactors", "read_factors", "sort_keys"]
+__all__ = [
+    "INNER",
+    "MAX_NESTED",
+    "PREFIX",
+    "WRAPPED",
+    "ModuleFactors",
+    "SortedKeys",
+    "read_factors",
+    "sort_keys",
+]
 
 PREFIX = "base_model.model."
 INNER = ".base_layer"
@@ -38,6 +47,10 @@ PARTS = {
     "token_adapter.trainable_tokens_delta": "rows",
 }
 PART = re.compile(rf"(.+)\.({'|'.join(map(re.escape, PARTS))})", re.DOTALL)
+SAVED = re.compile(r"\.modules_to_save(?=\.[^.]+$)")
+ORIGINAL = re.compile(r"\.(original_module|token_adapter\.base_layer)(?=\.[^.]+$)")
+"""What peft puts before the parameters of a module that is trained whole, and of its copy from before. It
+saves both with `save_embedding_layers`, beside the key that it reads."""
 FOREIGN = re.compile(r"(^|\.)(lora_|token_adapter\.|modules_to_save\.|original_module\.)")
 
 MAX_NESTED = 4
@@ -90,17 +103,33 @@ class ModuleFactors:
         return layouts
 
 
-def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Sort the keys of the adapter.
+@dataclass(frozen=True)
+class SortedKeys:
+    """The keys of an adapter.
 
-    Returns:
-        The keys of what peft adds to modules, by module and part; and those of other saved tensors, by name.
+    Attributes:
+        modules: Those of what peft adds to modules, by module and part.
+        others: Those of other saved tensors, by name.
+        saved: Those of tensors that may be in `others` a second time, by name.
+        copies: Those of copies from before the training, by name.
+    """
+
+    modules: Mapping[str, Mapping[str, str]]
+    others: Mapping[str, str]
+    saved: Mapping[str, str]
+    copies: Mapping[str, str]
+
+
+def sort_keys(own: Checkpoint) -> SortedKeys:
+    """Sort the keys of the adapter.
 
     Raises:
         CheckpointError: A key is not one of a LoRA adapter, or appears twice.
     """
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     others: dict[str, str] = {}
+    saved: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for key, tensor in own.tensors.items():
         if tensor.dtype not in FLOATING:
             raise CheckpointError(
@@ -114,6 +143,10 @@ def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str
         if match := PART.fullmatch(name):
             module, part = match[1], PARTS[match[2]]
             keys = modules[module]
+        elif ORIGINAL.search(name):
+            part, keys = ORIGINAL.sub("", name), copies
+        elif SAVED.search(name):
+            part, keys = SAVED.sub("", name), saved
         else:
             if FOREIGN.search(name):
                 raise CheckpointError("not a key of a LoRA adapter", path=own.path, tensor=key)
@@ -123,7 +156,7 @@ def sort_keys(own: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str
                 "appears twice in the adapter", path=own.path, tensor=key, found=repr(keys[part])
             )
         keys[part] = key
-    return modules, others
+    return SortedKeys(modules, others, saved, copies)
 
 
 def read_factors(

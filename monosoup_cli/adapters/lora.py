@@ -16,6 +16,7 @@ __all__ = [
     "TRANSPOSED",
     "TRANSPOSED_EXPERTS",
     "Adapter",
+    "BaseFit",
     "FactorLayout",
     "LoraPair",
     "Piece",
@@ -114,6 +115,21 @@ class LoraPair:
 
 
 @dataclass(frozen=True)
+class BaseFit:
+    """How an adapter fits its base.
+
+    Attributes:
+        tied: The names that change with everything that the base ties to them, as the adapter says.
+        shapes: The shapes of tensors that the base has in another shape, or lacks.
+        notes: What the user should know about how the adapter is merged, in words.
+    """
+
+    tied: frozenset[str] = frozenset()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Adapter:
     """What an adapter changes in the base. Each tensor of the base is in at most one of `pairs` to `biases`.
 
@@ -130,9 +146,9 @@ class Adapter:
         unused: The renames that matched no name.
         copies: The tensors of the base of which the adapter has a copy from before the update, mapped to that
             copy. peft saves copies of embeddings.
-        twins: The names in `replaced` of which the adapter has a second copy, under a name that the base
-            ties, mapped to that copy.
-        notes: What else the user should know about how it is read, in words.
+        twins: The names in `replaced`, `rows` and `pairs` of which the adapter has the same a second time,
+            mapped to its further tensors: under a name that the base ties, or peft's other name.
+        fit: How it fits the base.
     """
 
     own: Checkpoint
@@ -144,8 +160,8 @@ class Adapter:
     read_as: tuple[str, ...] = ()
     unused: tuple[Rename, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
-    twins: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fit: BaseFit = field(default_factory=BaseFit)
 
     @property
     def dora(self) -> LoraPair | None:

@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.adapters.fused_names import Spot
-from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, FactorLayout, LoraPair, Piece
+from monosoup_cli.adapters.lora import (
+    ADAPTER_CONFIG,
+    TRANSPOSED,
+    Adapter,
+    BaseFit,
+    FactorLayout,
+    LoraPair,
+    Piece,
+)
 from monosoup_cli.adapters.lora_metadata import METADATA, noted_config
 from monosoup_cli.adapters.pipeline_names import FLAT, PARTS, ROOTS, Wanted, finder, is_same_part
 from monosoup_cli.errors import CheckpointError, crop
@@ -96,7 +104,8 @@ def read_lora_file(
     pairs = {
         name: LoraPair.of(name, base[name].shape, tuple(made), layouts[name]) for name, made in pieces.items()
     }
-    return Adapter(own, {}, pairs, read_as=aligned.notes, unused=aligned.unused, notes=notes)
+    fit = BaseFit(notes=tuple(notes))
+    return Adapter(own, {}, pairs, read_as=aligned.notes, unused=aligned.unused, fit=fit)
 
 
 def _wanted_modules(modules: Modules, wanted: Wanted, path: str) -> tuple[Modules, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, LoraPair
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.dtypes import BITS, float64_in
+from monosoup_cli.formats.dtypes import BITS, FLOATING, float64_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.files import Files
@@ -39,11 +40,12 @@ class MergedSource:
 
     def __init__(self, adapter: Adapter, base: Source | None) -> None:
         self._adapter, self._base = adapter, base
-        self.files: Files = replace(
-            adapter.own.files, read_as=adapter.read_as, notes=(*adapter.own.files.notes, *adapter.notes)
-        )
+        files = adapter.own.files
+        self.files: Files = replace(files, read_as=adapter.read_as, notes=files.notes + adapter.fit.notes)
         self.path = adapter.own.path
-        self.tensors: Mapping[str, TensorInfo] = _pairs_alone(adapter) if base is None else base.tensors
+        self.tensors: Mapping[str, TensorInfo] = (
+            _pairs_alone(adapter) if base is None else _with_shapes(adapter, base.tensors)
+        )
         self._last = threading.local()
 
     @property
@@ -54,7 +56,7 @@ class MergedSource:
     def update(self, name: str) -> Update:
         """Return the factors of a tensor whose update is nothing but their product."""
         pair = self._adapter.pairs.get(name)
-        if pair is not None and pair.magnitude is None:
+        if pair is not None and pair.magnitude is None and name not in self._adapter.fit.shapes:
             return LowRank(
                 pair.rank, pair.scale, lambda index, rows, columns: self._factors(pair, index, rows, columns)
             )
@@ -105,8 +107,12 @@ class MergedSource:
         assert base is not None
         pair, shape = adapter.pairs.get(name), self.tensors[name].shape
         rows = shape[0] * (shape[1] if pair is not None and pair.layout.is_stack else 1)
+        before: Source = base
+        held = name
+        if name in adapter.fit.shapes and name in adapter.copies:  # the only one that has all rows
+            before, held = own, adapter.copies[name]
         merged = MergedTensor(
-            lambda start, stop: read_float64(base, name, start, stop, is_checked=False),
+            lambda start, stop: read_float64(before, held, start, stop, is_checked=False),
             rows,
             math.prod(shape) // max(rows, 1),
         )
@@ -183,6 +189,20 @@ def _pairs_alone(adapter: Adapter) -> dict[str, TensorInfo]:
         dtype = adapter.own.tensors[pair.a].dtype
         nbytes = math.prod(pair.shape) * BITS[dtype] // 8
         tensors[pair.name] = TensorInfo(pair.name, dtype, pair.shape, 0, nbytes)
+    return tensors
+
+
+def _with_shapes(adapter: Adapter, base: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of the base, with the shapes and the further tensors that the adapter has.
+
+    What is new has the dtype of most of the base's weights, as in a model that peft merges.
+    """
+    dtypes = Counter(tensor.dtype for tensor in base.values() if tensor.dtype in FLOATING)
+    usual = dtypes.most_common(1)[0][0] if dtypes else "F32"
+    tensors = dict(base)
+    for name, shape in adapter.fit.shapes.items():
+        dtype = base[name].dtype if name in base else usual
+        tensors[name] = TensorInfo(name, dtype, shape, 0, math.prod(shape) * BITS[dtype] // 8)
     return tensors
 
 

@@ -9,33 +9,39 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
-from monosoup_cli.adapters.keys import (
-    INNER,
-    MAX_NESTED,
-    PREFIX,
-    WRAPPED,
-    ModuleFactors,
-    read_factors,
-    sort_keys,
+from monosoup_cli.adapters.base import (
+    align_names,
+    are_same,
+    are_same_update,
+    check_present,
+    notes_on_base,
+    notes_on_new,
+    ties_in,
+    twins_of,
 )
+from monosoup_cli.adapters.fit import check_fit, lacks_rows, resized_shape, row_numbers
+from monosoup_cli.adapters.keys import INNER, MAX_NESTED, WRAPPED, ModuleFactors, read_factors, sort_keys
 from monosoup_cli.adapters.lora import (
     ADAPTER_CONFIG,
     EXPERTS,
     LINEAR,
     TRANSPOSED,
     Adapter,
+    BaseFit,
     FactorLayout,
     LoraPair,
 )
 from monosoup_cli.adapters.patterns import Settings
 from monosoup_cli.errors import CheckpointError, crop
-from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
-from monosoup_cli.sources.alignment import Rename, align, tied_names
+from monosoup_cli.formats.header import FLOATING, TensorInfo
+from monosoup_cli.sources.alignment import Rename
 from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.files import Files
 
 __all__ = ["read_adapter"]
 
@@ -48,14 +54,13 @@ NOT_LORA = {"layer_replication", "alora_invocation_tokens", "enable_lora"}
 OPTION = re.compile(r"use_.*|.*_config", re.DOTALL)
 FLAGS = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
 
-MAX_NAMED = 3
-
 
 def read_adapter(
     own: Checkpoint,
     config: Mapping[str, Any],
     base: Mapping[str, TensorInfo] | None,
     renames: Sequence[Rename] = (),
+    model: Files | None = None,
 ) -> Adapter:
     """Find what an adapter changes in its base.
 
@@ -64,22 +69,27 @@ def read_adapter(
         config: The content of adapter_config.json.
         base: The tensors of the base, whose names the result has; None to use the adapter's names.
         renames: The renames that the user asked for.
+        model: The files of the base, which say what it ties.
 
     Raises:
         CheckpointError: The adapter is malformed, is not LoRA, or does not fit the base.
     """
     path = own.path
     _check_config(config, path)
-    modules, others = sort_keys(own)
-    factors, deltas = read_factors(own, modules, config)
+    keys = sort_keys(own)
+    factors, deltas = read_factors(own, keys.modules, config)
     settings = Settings(config, [one.subject(target) for one in factors for target in one.targets], path)
 
     kept: dict[str, str] = {}
-    copies: dict[str, str] = {}
+    copies: dict[str, str] = dict(keys.copies)
     targets = {target for one in factors for target in one.targets}
-    for name, key in others.items():
+    for name, key in keys.others.items():
         is_copy = WRAPPED.search(key) is not None and name in targets
         (copies if is_copy else kept)[name] = key
+    again = {name: (key,) for name, key in keys.saved.items() if kept.setdefault(name, key) != key}
+    for name, (key,) in again.items():
+        if not are_same(own, key, kept[name]):
+            raise CheckpointError("is there twice, and differs", path=path, tensor=key, found=kept[name])
     if not (factors or deltas or kept):
         raise CheckpointError("holds no update", path=path)
 
@@ -91,39 +101,48 @@ def read_adapter(
             shapes[target] = _without_base(one, target, config, settings)[1]
         if "bias" in one.keys:
             shapes[f"{one.module}.bias"] = own.tensors[one.keys["bias"]].shape
-    read_as, notes, unused = _align_names(shapes, base, renames, path)
-    optional = {target for one in factors if len(one.targets) > 1 for target in one.targets}
-    parameters = {target for one in factors if one.parameters for target in one.targets}
-    twins = {}
-    for name, holder in _twins(kept, read_as, base, own).items():
-        twins[holder] = kept.pop(name)
-        del shapes[name]
-    _check_present([name for name in shapes if name not in optional], read_as, base, parameters, path)
+    saved = [f".{module}." for module in config.get("modules_to_save") or ()]
 
-    def fit_to_base(kind: Mapping[str, str], is_whole: bool) -> dict[str, str]:
-        """Map names in the base to keys, of tensors with its shape or with some of its rows."""
+    def is_saved(name: str) -> bool:
+        return name in kept and any(module in f".{name}" for module in saved)
+
+    read_as, notes, unused = align_names(shapes, base, renames, is_saved, path)
+    ties = ties_in(base, model)
+    twins = _drop_twins(own, kept, again, deltas, factors, lambda names: twins_of(names, read_as, base, ties))
+    twins = {read_as[name]: twice for name, twice in twins.items()}
+    tied = frozenset(ties.values() & twins.keys())
+    new = [name for name in kept if base is not None and read_as[name] not in base]
+    new = [name for name in new if is_saved(name) and read_as[name] not in ties]
+    needed = [name for name in kept if name not in new] + [f"{module}.weight" for module in deltas]
+    for one in factors:
+        needed += [
+            *(one.targets if len(one.targets) == 1 else ()),
+            *([f"{one.module}.bias"] * ("bias" in one.keys)),
+        ]
+    parameters = {target for one in factors if one.parameters for target in one.targets}
+    check_present(needed, read_as, base, ties, parameters, path, model)
+    copies = {name: key for name, key in copies.items() if base is None or read_as[name] in base}
+
+    def fit_to_base(kind: Mapping[str, str]) -> dict[str, str]:
+        """Map names in the base to keys. Of matrices and what is trained whole, rows may differ in number."""
         for name, key in kind.items():
-            shape, wanted = own.tensors[key].shape, None if base is None else base[read_as[name]].shape
-            if base is not None and base[read_as[name]].dtype not in FLOATING:
-                raise CheckpointError(
-                    "changes a base tensor of a dtype that cannot be edited",
-                    path=path,
-                    tensor=key,
-                    expected=" or ".join(FLOATING),
-                    found=base[read_as[name]].dtype,
-                )
-            if wanted is not None and (shape if is_whole else shape[1:]) != wanted[0 if is_whole else 1 :]:
-                raise CheckpointError(
-                    "does not fit the base", path=path, tensor=key, expected=list(wanted), found=list(shape)
-                )
+            if base is not None and name not in new:
+                may_differ = len(own.tensors[key].shape) > 1 or is_saved(name)
+                check_fit(own.tensors[key], base[read_as[name]], path, may_differ=may_differ)
         return {read_as[name]: key for name, key in kind.items()}
 
+    before = {read_as[name]: key for name, key in copies.items()}
+    changed_shapes: dict[str, tuple[int, ...]] = {}
     pairs: dict[str, LoraPair] = {}
     biases: dict[str, str] = {}
     scales: dict[str, float] = {}
     known = _known_layouts(factors, base, read_as)
     for one, target in _named_factors(factors, base, read_as, path):
-        pair = _pair(one, target, read_as.get(target, target), base, known, config, settings, path)
+        name = read_as.get(target, target)
+        shape = None if base is None else resized_shape(one, base[name], before.get(name), own)
+        if shape is not None:
+            changed_shapes[name] = shape
+        pair = _pair(one, target, name, base, known, config, settings, path, shape)
         if pair.name in pairs:
             raise _twice(pair.name, pair.a, path)
         pairs[pair.name] = pair
@@ -141,18 +160,86 @@ def read_adapter(
                     found=found.elements,
                 )
     rows = {}
-    for name, key in fit_to_base({f"{module}.weight": key for module, key in deltas.items()}, False).items():
-        limit = math.inf if base is None else base[name].shape[0]
-        rows[name] = key, _row_numbers(config, key, own.tensors[key].shape, limit, path)
-    replaced = fit_to_base(kept, True)
-    added = {name: (key, scales[name]) for name, key in fit_to_base(biases, True).items()}
+    for name, key in fit_to_base({f"{module}.weight": key for module, key in deltas.items()}).items():
+        rows[name] = key, row_numbers(config, key, own.tensors[key].shape, path)
+        if base is not None:
+            shape = own.tensors[before[name]].shape if name in before else base[name].shape
+            if max(rows[name][1], default=0) >= shape[0]:
+                raise lacks_rows(key, base[name].shape, own.tensors[key].shape, path)
+            if shape != base[name].shape:
+                changed_shapes[name] = shape
+    replaced = fit_to_base(kept)
+    for name, key in replaced.items():
+        if base is not None and (name not in base or own.tensors[key].shape != base[name].shape):
+            changed_shapes[name] = own.tensors[key].shape
+    added = {name: (key, scales[name]) for name, key in fit_to_base(biases).items()}
+    for name, key in before.items():
+        if base is not None:
+            resized = replace(base[name], shape=changed_shapes.get(name, base[name].shape))
+            check_fit(own.tensors[key], resized, path, may_differ=False)
     changed: set[str] = set()
     for kind in (pairs, replaced, rows, added):
         for name in kind:
             if name in changed:
                 raise _twice(name, None, path)
             changed.add(name)
-    return Adapter(own, config, pairs, replaced, rows, added, notes, unused, fit_to_base(copies, True), twins)
+    return Adapter(
+        own,
+        config,
+        pairs,
+        replaced,
+        rows,
+        added,
+        notes,
+        unused,
+        before,
+        twins,
+        BaseFit(
+            tied,
+            changed_shapes,
+            (
+                *notes_on_new({read_as[name]: own.tensors[kept[name]].shape for name in new}, config),
+                *notes_on_base(config, model, len(replaced)),
+            ),
+        ),
+    )
+
+
+def _drop_twins(
+    own: Checkpoint,
+    kept: dict[str, str],
+    again: Mapping[str, tuple[str, ...]],
+    deltas: dict[str, str],
+    factors: list[ModuleFactors],
+    find: Callable[[Mapping[str, object]], Mapping[str, str]],
+) -> dict[str, tuple[str, ...]]:
+    """Take out what the adapter has a second time for a tensor that the base ties: peft saves both.
+
+    Args:
+        own: The adapter's own file.
+        kept: The keys of saved tensors.
+        again: Further keys of some of them.
+        deltas: The keys of rows, by module.
+        factors: The factors of all modules.
+        find: Finds names that the base ties to others of the names, see `twins_of`.
+
+    Returns:
+        The adapter's names of the tensors that stay, mapped to the keys of the same again.
+    """
+    twins = defaultdict(tuple, again)
+    for name, holder in find(kept).items():
+        if are_same(own, kept[name], kept[holder]):
+            twins[holder] = (*twins[holder], kept.pop(name), *twins.pop(name, ()))
+    modules = {f"{module}.weight": module for module in deltas}
+    for name, holder in find(modules).items():
+        if are_same(own, deltas[modules[name]], deltas[modules[holder]]):
+            twins[holder] = (*twins[holder], deltas.pop(modules[name]))
+    by_name = {one.targets[0]: one for one in factors if len(one.targets) == 1}
+    for name, holder in find(by_name).items():
+        if are_same_update(own, by_name[name], by_name[holder]):
+            factors.remove(by_name[name])
+            twins[holder] = (*twins[holder], *by_name[name].keys.values())
+    return dict(twins)
 
 
 def _twice(name: str, key: str | None, path: str) -> CheckpointError:
@@ -199,82 +286,6 @@ def _without_base(
     return LINEAR, shape
 
 
-def _align_names(
-    shapes: Mapping[str, tuple[int, ...]],
-    base: Mapping[str, TensorInfo] | None,
-    renames: Sequence[Rename],
-    path: str,
-) -> tuple[dict[str, str], tuple[str, ...], tuple[Rename, ...]]:
-    """Return the adapter's names mapped to the base's, what was recognised, and renames without effect."""
-    if base is None:
-        return {name: name for name in shapes}, (), tuple(renames)
-    headers = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
-    alignment = align(headers, base, renames, path)
-    return {own: name for name, own in alignment.stored.items()}, alignment.notes, alignment.unused
-
-
-def _check_present(
-    names: Sequence[str],
-    read_as: Mapping[str, str],
-    base: Mapping[str, TensorInfo] | None,
-    parameters: Collection[str],
-    path: str,
-) -> None:
-    """Raise CheckpointError if the base lacks a tensor. `parameters` are those of target_parameters."""
-    missing = [name for name in names if base is not None and read_as[name] not in base]
-    if base is None or not missing:
-        return
-    tied = tied_names(base, {"tie_word_embeddings": True}, {}, {})
-    holder = next((tied[read_as[name]] for name in missing if read_as[name] in tied), None)
-    if holder is not None:
-        hint = f"the base ties it to {holder!r}, which would change with it"
-    elif missing[0] in parameters:
-        hint = "if the base stores experts one by one, fuse them: transformers' save_original_format=False"
-    else:
-        hint = "is it the adapter of another model? --rename maps names to the base's"
-    named = ", ".join(crop(repr(read_as[name])) for name in missing[:MAX_NAMED])
-    more = f" and {len(missing) - MAX_NAMED:,} more" if len(missing) > MAX_NAMED else ""
-    raise CheckpointError(f"changes tensors that the base does not have: {named}{more}", path=path, hint=hint)
-
-
-def _twins(
-    kept: Mapping[str, str],
-    read_as: Mapping[str, str],
-    base: Mapping[str, TensorInfo] | None,
-    own: Checkpoint,
-) -> dict[str, str]:
-    """Find tied tensors that the adapter has twice: peft saves a tied tensor under each of its names.
-
-    Returns:
-        The names that the base lacks, mapped to the names in the base that they are tied to.
-    """
-    lacking = [name for name in kept if base is not None and read_as[name] not in base]
-    if base is None or not lacking:
-        return {}
-    keys = {read_as[name]: key for name, key in kept.items()}
-    tied = tied_names(base, {"tie_word_embeddings": True}, {}, {})
-    holders = {name: tied[read_as[name]] for name in lacking if read_as[name] in tied}
-    return {
-        name: holder
-        for name, holder in holders.items()
-        if holder in keys and _are_same(own, kept[name], keys[holder])
-    }
-
-
-def _are_same(own: Checkpoint, one: str, other: str) -> bool:
-    first, second = own.tensors[one], own.tensors[other]
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    size = first.elements * BITS[first.dtype] // 8
-    for start in range(0, size, 1 << 20):
-        blocks = [bytearray(min(1 << 20, size - start)) for _ in range(2)]
-        for name, block in zip((one, other), blocks, strict=True):
-            own.reader(name).read_into(memoryview(block), start)
-        if blocks[0] != blocks[1]:
-            return False
-    return True
-
-
 def _named_factors(
     factors: Sequence[ModuleFactors],
     base: Mapping[str, TensorInfo] | None,
@@ -299,7 +310,7 @@ def _named_factors(
             continue
         present = [target for target in first.targets if read_as[target] in base]
         if len(present) < len(group):
-            _check_present(first.targets, read_as, base, first.targets, path)
+            check_present(first.targets, read_as, base, {}, first.targets, path, None)
         fitting = [
             chosen
             for chosen in permutations(present[: MAX_NESTED + 1], len(group))
@@ -351,12 +362,13 @@ def _pair(
     config: Mapping[str, Any],
     settings: Settings,
     path: str,
+    resized: tuple[int, ...] | None,
 ) -> LoraPair:
     a, b = factors.keys["a"], factors.keys["b"]
     if base is None:
         layout, shape = _without_base(factors, target, config, settings)
     else:
-        shape = base[name].shape
+        shape = resized or base[name].shape
         if base[name].dtype not in FLOATING:
             raise CheckpointError(
                 "changes a base tensor that is quantized or not floating-point",
@@ -398,30 +410,12 @@ def _pair(
         raise CheckpointError(
             f"the rank differs from {ADAPTER_CONFIG}", path=path, tensor=a, expected=expected, found=rank
         )
+    if not alpha:
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG}: lora_alpha is 0, with which the adapter changes nothing",
+            path=path,
+            tensor=a,
+            hint=f"set lora_alpha in {ADAPTER_CONFIG} to that of the training, which verl does not save",
+        )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraPair(name, shape, a, b, rank, scale, layout, factors.keys.get("magnitude"))
-
-
-def _row_numbers(
-    config: Mapping[str, Any], key: str, shape: tuple[int, ...], limit: float, path: str
-) -> tuple[int, ...]:
-    """The indices in trainable_token_indices of the rows that a tensor replaces, all below `limit`."""
-    numbers = config.get("trainable_token_indices")
-    if isinstance(numbers, Mapping):
-        module = key.removeprefix(PREFIX).removesuffix(".token_adapter.trainable_tokens_delta")
-        named = [numbers[name] for name in numbers if f".{module}".endswith(f".{name}")]
-        numbers = named[0] if len(named) == 1 else None
-    if (
-        not isinstance(numbers, list)
-        or not all(type(number) is int and 0 <= number < limit for number in numbers)
-        or len(set(numbers)) != len(numbers)
-        or (len(numbers), 2) != (shape[0] if shape else 0, len(shape))
-    ):
-        raise CheckpointError(
-            "its rows do not match trainable_token_indices",
-            path=path,
-            tensor=key,
-            expected="the index of an embedding row for each row",
-            found=list(shape),
-        )
-    return tuple(numbers)

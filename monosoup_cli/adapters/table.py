@@ -8,7 +8,6 @@ from typing import TypeAlias
 from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.pipeline_names import Wanted
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.alignment import Rename
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Kind, LoraFile, PeftAdapter
@@ -16,23 +15,24 @@ from monosoup_cli.sources.transfer import fetch
 
 __all__ = ["READERS", "ReadAdapter"]
 
-ReadAdapter: TypeAlias = (
-    "Callable[[Checkpoint, Mapping[str, TensorInfo] | None, Sequence[Rename], Wanted], Adapter]"
-)
-"""Finds what an adapter changes in its base: takes its own file, the tensors of the base, renames, and the
-parts of a pipeline that are edited."""
+ReadAdapter: TypeAlias = "Callable[[Checkpoint, Checkpoint | None, Sequence[Rename], Wanted], Adapter]"
+"""Finds what an adapter changes in its base: takes its own file, the base, renames, and the parts of a
+pipeline that are edited."""
 
 
 def _read_peft(
-    own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename], wanted: Wanted
+    own: Checkpoint, base: Checkpoint | None, renames: Sequence[Rename], wanted: Wanted
 ) -> Adapter:
     from monosoup_cli.adapters.peft import read_adapter
 
-    return read_adapter(own, own.files.kind.settings or {}, base, renames)
+    settings = own.files.kind.settings or {}
+    if base is None:
+        return read_adapter(own, settings, None, renames)
+    return read_adapter(own, settings, base.tensors, renames, base.files)
 
 
 def _read_lora_file(
-    own: Checkpoint, base: Mapping[str, TensorInfo] | None, renames: Sequence[Rename], wanted: Wanted
+    own: Checkpoint, base: Checkpoint | None, renames: Sequence[Rename], wanted: Wanted
 ) -> Adapter:
     from monosoup_cli.adapters.lora_file import read_lora_file
 
@@ -43,7 +43,7 @@ def _read_lora_file(
             hint="give the base",
         )
     fetch(own.select(None))  # its scales are among the tensors, and it is small
-    return read_lora_file(own, base, renames, wanted)
+    return read_lora_file(own, base.tensors, renames, wanted)
 
 
 READERS: Mapping[type[Kind], ReadAdapter] = {PeftAdapter: _read_peft, LoraFile: _read_lora_file}

@@ -192,6 +192,8 @@ class EditedAdapterDraft:
                 tensor=joined,
                 hint="without --as-adapter it is merged into the base",
             )
+        if opened.base is not None:
+            _check_alone(adapter, opened.first.path)
         return cls(opened, adapter, _stored(adapter))
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
@@ -230,6 +232,18 @@ class EditedAdapterDraft:
         return plan, EditedAdapterForm(self.adapter, self.stored, layout, beside)
 
 
+def _check_alone(adapter: Adapter, path: str) -> None:
+    """Raise CheckpointError for an adapter that has an update of which the base lacks the tensor or rows."""
+    name = next((name for name in adapter.pairs if name in adapter.twins), None)
+    problem = "the adapter has the same update again, for a tensor that the base ties to this one"
+    if name is None:
+        name = next((name for name in adapter.rows if name in adapter.fit.shapes), None)
+        problem = "the adapter replaces rows of a resized vocabulary, which the base does not have"
+    if name is not None:
+        hint = "give - in place of BASE, with which they are no matter"
+        raise CheckpointError(problem, path=path, tensor=name, hint=hint)
+
+
 def adapter_headers(
     adapter: Adapter, base: Source | None
 ) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
@@ -246,7 +260,7 @@ def adapter_headers(
         stored = adapter.own.tensors[names[0]]
         shape = adapter.pairs[name].shape if name in adapter.pairs else stored.shape
         if name in adapter.rows and base is not None:
-            shape = base.tensors[name].shape
+            shape = adapter.fit.shapes.get(name, base.tensors[name].shape)
         nbytes = math.prod(shape) * BITS[stored.dtype] // 8
         of_adapter[name] = info = TensorInfo(name, stored.dtype, shape, 0, nbytes)
         if name in adapter.pairs or len(shape) <= 1:
@@ -266,8 +280,8 @@ def _stored(adapter: Adapter) -> dict[str, tuple[str, ...]]:
     stored: dict[str, tuple[str, ...]] = {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
     stored |= {name: (own,) for name, own in adapter.replaced.items()}
     stored |= {name: (own,) for name, (own, _) in adapter.rows.items()}
-    for name, own in adapter.twins.items():
-        stored[name] = (*stored[name], own)
+    for name, twins in adapter.twins.items():
+        stored[name] = (*stored[name], *twins)
     for name, (own, _) in adapter.biases.items():
         stored[name] = (*stored.get(name, ()), own)
     held = {own for names in stored.values() for own in names}

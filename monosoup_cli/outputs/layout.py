@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from monosoup_cli.formats.header import BITS, Header, TensorInfo, build_header
@@ -61,7 +61,11 @@ class OutputLayout:
 
 
 def plan_layout(
-    model: Files, dtypes: Mapping[str, str], output_name: str, max_shard_bytes: int | None
+    model: Files,
+    dtypes: Mapping[str, str],
+    output_name: str,
+    max_shard_bytes: int | None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> OutputLayout:
     """Lay out the output.
 
@@ -73,7 +77,10 @@ def plan_layout(
         dtypes: For each tensor, the dtype in which it is stored, as safetensors names it.
         output_name: The last component of OUT.
         max_shard_bytes: Pack the tensors into new shards of at most this size; None keeps the shards.
+        shapes: The shapes of tensors where they are not those of the model's, and of tensors that it does not
+            have. These are in the last shard.
     """
+    model = _with_shapes(model, shapes or {}, dtypes)
     if output_name.endswith(".safetensors"):
         return OutputLayout((_one_file(model, dtypes, output_name),), None, True)
     stem = _stem(model)
@@ -91,6 +98,22 @@ def plan_layout(
         return OutputLayout((_one_file(model, dtypes, f"{stem}.safetensors"),), None, False)
     files = tuple(_copy_of(_as_safetensors(shard.name), shard, dtypes) for shard in model.shards)
     return OutputLayout(files, _index(model, stem, files), False)
+
+
+def _with_shapes(model: Files, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Files:
+    """The files as they would be with tensors of these shapes, which are no longer to be read."""
+    last, shards = len(model.shards) - 1, []
+    for number, shard in enumerate(model.shards):
+        tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
+        old = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
+        new = [(name, dtype, shapes.get(name, shape)) for name, dtype, shape in old]
+        if number == last:
+            new += [
+                (name, dtypes[name], shape) for name, shape in shapes.items() if name not in model.tensors
+            ]
+        header = shard.header if new == old else _header(_aligned(new), shard.header.metadata)
+        shards.append(replace(shard, header=header))
+    return replace(model, shards=tuple(shards))
 
 
 def _stem(model: Files) -> str:

@@ -84,7 +84,7 @@ def open_inputs(
         renames: What the user typed after `--rename`.
         state_dict: What the user typed after `--state-dict`.
         parts: The parts of a pipeline that the user typed after `--parts`.
-        alone: Whether an adapter needs no base.
+        alone: Whether an adapter is looked at or written again for itself, so that it needs no base.
 
     Raises:
         MonosoupError: An input cannot be read, or the inputs do not belong together.
@@ -253,29 +253,12 @@ def _adapter(
         others = [part for part in parts_of(base.files.place.folder) if part != folder]
         wanted = Wanted(parts, folder, others)
     read = READERS[type(own.files.kind)]
-    adapter = read(own, None if base is None else base.tensors, renames, wanted)
-    if base is not None:
-        _check_ties(base, adapter)
+    adapter = read(own, base, renames, wanted)
+    if base is not None and not alone:  # an adapter that is written again is tied or not as it was
+        from monosoup_cli.adapters.base import check_ties
+
+        check_ties(adapter, base.tensors, base.files)
     return adapter
-
-
-def _check_ties(base: Checkpoint, adapter: Adapter) -> None:
-    """Raise CheckpointError where the adapter replaces weights that the base uses twice, for one use alone.
-
-    A checkpoint with the base's names and configuration cannot express that.
-    """
-    noted = {name: kept for shard in base.files.shards for name, kept in shard.tied.items()}
-    ties = tied_names(base.tensors, base.files.config, base.files.metadata, noted)
-    for missing, holder in ties.items():
-        own = adapter.replaced.get(holder)
-        is_matrix = own is not None and len(adapter.own.tensors[own].shape) > 1
-        if is_matrix and holder not in adapter.twins:
-            raise CheckpointError(
-                f"replaces weights that the base ties to {missing!r}, which would not follow",
-                path=adapter.own.path,
-                tensor=own,
-                hint="save the base with the two apart (tie_word_embeddings: false) first",
-            )
 
 
 def _named_base(files: Files) -> str:

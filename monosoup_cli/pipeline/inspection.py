@@ -79,7 +79,7 @@ class Inspection:
                     selecting.rename,
                     state_dict=selecting.state_dict,
                     parts=selecting.parts,
-                    alone=base is None,
+                    alone=True,
                 )
             )
             adapter = inputs.adapters[0]

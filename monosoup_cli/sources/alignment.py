@@ -18,13 +18,15 @@ from typing import Any
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["Alignment", "Headers", "Rename", "align", "tied_names"]
+__all__ = ["LANGUAGE_WRAPPER", "Alignment", "Headers", "Rename", "align", "count_of", "reading", "tied_names"]
 
 Headers = Mapping[str, TensorInfo]
 
 WRAPPER = re.compile(r"(base_model\.model|module|model|text)\.")
 """The prefixes that peft, DDP, Lightning, models with a head and a text tower of open_clip add to names."""
-WRAPPERS = re.compile(rf"({WRAPPER.pattern}){{0,8}}")
+LANGUAGE_WRAPPER = re.compile(r"(base_model\.model|module|model|text|language_model)\.")
+"""The same, and what models with vision put around their language model: `language_model.model.` in older
+releases of transformers, `model.language_model.` since 4.52."""
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """The components that `torch.compile`, FSDP and activation checkpointing insert, at the start or where a
 submodule was wrapped."""
@@ -89,7 +91,9 @@ class Alignment:
     unused: tuple[Rename, ...]
 
 
-def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) -> Alignment:
+def align(
+    other: Headers, first: Headers, renames: Sequence[Rename], path: str, wrapper: re.Pattern[str] = WRAPPER
+) -> Alignment:
     """Map the names of a checkpoint to those of the first fine-tuned checkpoint.
 
     Renames are applied first, in their order, unless more names match without them. Then wrappers are
@@ -100,6 +104,7 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
         first: The tensors of the first fine-tuned checkpoint.
         renames: The renames that the user asked for.
         path: The path of the checkpoint, for errors.
+        wrapper: The wrappers that are recognised.
 
     Raises:
         MismatchError: A rename maps two names to one.
@@ -113,7 +118,7 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
         before, names = names, rename.apply(names)
         count = sum(name != old for name, old in zip(names, before, strict=True))
         if count:
-            notes.append(f"{_reading(rename.old, rename.new)} {_tensors(count)}")
+            notes.append(f"{reading(rename.old, rename.new)} {count_of(count)}")
         else:
             unused.append(rename)
     stored: dict[str, str] = {}
@@ -127,7 +132,7 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
                 hint="use a longer OLD to tell them apart",
             )
         stored[name] = old
-    unwrapped, recognised = _unwrap({name: other[old] for name, old in stored.items()}, first)
+    unwrapped, recognised = _unwrap({name: other[old] for name, old in stored.items()}, first, wrapper)
     return Alignment(
         {unwrapped.get(name, name): old for name, old in stored.items()},
         (*notes, *recognised),
@@ -135,17 +140,19 @@ def align(other: Headers, first: Headers, renames: Sequence[Rename], path: str) 
     )
 
 
-def _reading(old: str, new: str) -> str:
+def reading(old: str, new: str) -> str:
+    """How names are read, in words."""
     if not new:
         return f"without '{old}.'"
     return f"with '{old}' replaced by '{new}'" if old else f"with '{new}.' in front"
 
 
-def _tensors(count: int) -> str:
+def count_of(count: int) -> str:
+    """So many tensors, in words."""
     return "(1 tensor)" if count == 1 else f"({count:,} tensors)"
 
 
-def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
+def _unwrap(other: Headers, first: Headers, wrapper: re.Pattern[str]) -> tuple[dict[str, str], list[str]]:
     """Match names that differ only by wrappers.
 
     The most frequent difference is tried first. If most shapes disagree, it is a coincidence, or belongs to
@@ -154,7 +161,7 @@ def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
     Returns:
         Unmatched names of `other`, mapped to unmatched names of `first`; and the differences, in words.
     """
-    ours, theirs = _unmatched_cores(other, first), _unmatched_cores(first, other)
+    ours, theirs = _unmatched_cores(other, first, wrapper), _unmatched_cores(first, other, wrapper)
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for core, names in ours.items():
         for name, wrappers in names.items():
@@ -175,17 +182,20 @@ def _unwrap(other: Headers, first: Headers) -> tuple[dict[str, str], list[str]]:
             continue
         found |= chosen
         if old or new:
-            notes[_reading(old, new)] += len(chosen)
+            notes[reading(old, new)] += len(chosen)
         for name, target in chosen.items():
             words = _inner_differences(name, target)
             if not (words or old or new):
                 words = [f"with '{part}' in another place" for part in INSERTED if part in name.split(".")]
             notes.update(words)
-    return found, [f"{reading} {_tensors(count)}" for reading, count in notes.items() if count]
+    return found, [f"{words} {count_of(count)}" for words, count in notes.items() if count]
 
 
-def _unmatched_cores(headers: Headers, matched: Headers) -> dict[str, dict[str, tuple[str, ...]]]:
+def _unmatched_cores(
+    headers: Headers, matched: Headers, wrapper: re.Pattern[str]
+) -> dict[str, dict[str, tuple[str, ...]]]:
     """Map unmatched names without their wrappers to the full names and the wrappers of each."""
+    wrappers = re.compile(rf"({wrapper.pattern}){{0,8}}")
     cores: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     for name in headers:
         if name not in matched:
@@ -193,9 +203,9 @@ def _unmatched_cores(headers: Headers, matched: Headers) -> dict[str, dict[str, 
             ending = _legacy_ending(plain)
             if ending is not None:
                 plain = plain.removesuffix(ending) + LEGACY[ending]
-            outer = WRAPPERS.match(plain)
+            outer = wrappers.match(plain)
             assert outer is not None  # it also matches an empty string
-            cores[plain[outer.end() :]][name] = tuple(WRAPPER.findall(outer[0]))
+            cores[plain[outer.end() :]][name] = tuple(wrapper.findall(outer[0]))
     return {core: names for core, names in cores.items() if len(names) <= MAX_NAMESAKES}
 
 
@@ -216,9 +226,9 @@ def _inner_differences(name: str, target: str) -> list[str]:
     ]
     old, new = _legacy_ending(name), _legacy_ending(target)
     if old and not new:
-        found.append(_reading(old, LEGACY[old]))
+        found.append(reading(old, LEGACY[old]))
     if new and not old:
-        found.append(_reading(LEGACY[new], new))
+        found.append(reading(LEGACY[new], new))
     return found
 
 

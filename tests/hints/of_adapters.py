@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.hints.table import Trial, follows
 from tests.models import MODELS, build, step
@@ -102,15 +107,15 @@ def the_adapter_of_another_model(at: Trial) -> None:
     at.loads("edit", other, given, "-o", at.out)
 
 
-@follows("adapters/peft.py", "--rename maps names to the base's")
+@follows("adapters/base.py", "--rename OLD=NEW replaces OLD in the names of the base")
 def names_that_differ(at: Trial) -> None:
     folder = adapter(at, {"model.block.weight": (8, 6)})
     save_file({"net.block.weight": torch.randn(8, 6)}, at.base)
     at.refused("edit", at.base, folder, "-o", at.out)
-    at.loads("edit", at.base, folder, "-o", at.out, *at.options(), "model=net")
+    at.loads("edit", at.base, folder, "-o", at.out, at.options()[0], "net=model")
 
 
-@follows("adapters/peft.py", "if the base stores experts one by one")
+@follows("adapters/base.py", "if the base stores experts one by one")
 def experts_one_by_one(at: Trial) -> None:
     made, base, fused = make("experts", at.tmp), at.tmp / "one by one", at.tmp / "fused"
     model = build(*MODELS["qwen3-moe"])
@@ -122,27 +127,74 @@ def experts_one_by_one(at: Trial) -> None:
     assert transformers.AutoModelForCausalLM.from_pretrained(at.out, local_files_only=True)
 
 
-@follows("adapters/peft.py", "the base ties it to")
-@follows("pipeline/inputs.py", "save the base with the two apart")
+@follows("adapters/base.py", "changes …, which the base ties to", "changes weights that the base ties to")
 def an_update_of_one_of_two_that_are_tied(at: Trial) -> None:
     """The head is given weights of its own, and the configuration says so."""
     base, untied, folder = (at.tmp / name for name in ("base", "untied", "adapter"))
-    model = build(*MODELS["llama, tied"])
-    model.save_pretrained(base)
-    of_head = {"target_modules": ["lm_head", "q_proj"]}
-    of_embedding = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        chosen = of_head if at.site.file == "adapters/peft.py" else of_embedding
-        adapted = peft.get_peft_model(model, peft.LoraConfig(r=RANK, init_lora_weights=False, **chosen))
-        adapted.save_pretrained(folder, save_embedding_layers=False)
+    save_tied(base)
+    chosen = "lm_head" if at.site.problem.startswith("changes …") else "embed_tokens"
+    train(folder, build(*MODELS["llama, tied"]), ["q_proj", chosen])
     at.refused("edit", base, folder, "-o", at.out)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    model.save_pretrained(untied)
+    command = shlex.split(at.hint.partition(": ")[2])
+    assert (command[0], command[-1]) == ("python", "UNTIED")
+    subprocess.run([sys.executable, *command[1:-1], str(untied)], check=True, capture_output=True)
     at.loads("edit", untied, folder, "-o", at.out)
     assert not transformers.AutoModelForCausalLM.from_pretrained(at.out).config.tie_word_embeddings
+
+
+@follows("adapters/fit.py", "was trained with more rows than the base has")
+def an_adapter_without_the_rows_of_its_vocabulary(at: Trial) -> None:
+    base, folder, model = at.tmp / "base", at.tmp / "adapter", build(*MODELS["llama"])
+    model.save_pretrained(base)
+    model.resize_token_embeddings(110)
+    adapted = train(folder, model, ["q_proj", "embed_tokens", "lm_head"])
+    command = ("edit", base, folder, "-o", at.out, "--on-mismatch", "overlap")
+    at.refused(*command)
+    assert "save_pretrained(OUT, save_embedding_layers=True)" in at.hint
+    adapted.save_pretrained(folder, save_embedding_layers=True)
+    at.loads(*command)
+    assert transformers.AutoModelForCausalLM.from_pretrained(at.out).config.vocab_size == 110
+
+
+@follows("adapters/peft.py", "lora_alpha is 0, with which the adapter changes nothing")
+def an_alpha_that_was_not_saved(at: Trial) -> None:
+    folder = adapter(at, BLOCK, lora_alpha=0)
+    at.refused("edit", at.base, folder, "-o", at.out)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": RANK}))
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("outputs/edited_adapter.py", "give - in place of BASE")
+def an_adapter_with_an_update_for_a_tied_head(at: Trial) -> None:
+    base, folder = at.tmp / "base", at.tmp / "adapter"
+    save_tied(base)
+    train(folder, build(*MODELS["llama, tied"]), ["q_proj", "embed_tokens"], ensure_weight_tying=True)
+    at.refused("edit", base, folder, "-o", at.out, "--as-adapter")
+    at.loads("edit", "-", folder, "-o", at.out, "--as-adapter")
+
+
+def save_tied(folder: Path) -> None:
+    build(*MODELS["llama, tied"]).save_pretrained(folder)
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+def train(
+    folder: Path, model: torch.nn.Module, targets: list[str], *, ensure_weight_tying: bool = False
+) -> peft.PeftModel:
+    """Write an adapter without a copy of the embedding; `ensure_weight_tying` is peft's."""
+    config = peft.LoraConfig(
+        r=RANK,
+        init_lora_weights=ensure_weight_tying,
+        target_modules=targets,
+        ensure_weight_tying=ensure_weight_tying,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(model, config)
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+    return adapted
 
 
 @follows("adapters/peft.py", "path_initial_model_for_weight_conversion")

@@ -18,6 +18,9 @@ EXACT = ("k", "rank")
 TO_1E_6 = ("rho", "cos_alpha", "lambda_high", "lambda_low", "energy_high", "equivalent_alpha", "anisotropy")
 
 
+UNMERGED = ("embedding, tied",)
+"""Cases that change one use of weights that the base ties, which no merged checkpoint can hold."""
+MERGED = [name for name in CASES if name not in UNMERGED]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SEVERAL = [
     "linear",
@@ -63,7 +66,7 @@ def made_of(tmp_path_factory):
     return made_of
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=MERGED)
 def made(request, made_of):
     return made_of(request.param)
 
@@ -140,7 +143,7 @@ def test_a_merged_adapter_is_what_peft_merges(run, tmp_path, made):
         assert_near(found[name], expected, 1e-6)
 
 
-@on_devices(CASES)
+@on_devices(MERGED)
 def test_an_edited_adapter_is_the_oracles(run, tmp_path, made_of, name, device):
     made, out = made_of(name), tmp_path / "out"
     done(run("edit", *made.folders, "-o", out, "--device", device))
@@ -183,7 +186,7 @@ def with_slices(layer):
     return [layer, *(layer.get("slices") or [])]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MERGED)
 def test_editing_an_adapter_is_editing_the_merged_model(run, tmp_path, wide_of, name):
     base, adapters, merged = wide_of(name)
     for finetuned, out in ((adapters[0], "adapter"), (merged[0], "merged")):
