@@ -143,7 +143,9 @@ def align_names(
     stored, changed_by = _renamed(base, renames, shapes, path)
     first = {name: base[old] for name, old in stored.items()}
     headers = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
-    alignment = align(headers, first, (), path, LANGUAGE_WRAPPER)
+    # once the base is read under the names of a first checkpoint, only this adapter has the old ones
+    is_read_otherwise = any(name != tensor.name for name, tensor in base.items())
+    alignment = align(headers, first, renames if is_read_otherwise else (), path, LANGUAGE_WRAPPER)
     found = {own: name for name, own in alignment.stored.items()}
     notes = list(alignment.notes)
     needed = [name for name in shapes if not (is_new(name) and found[name] not in first)]
@@ -155,7 +157,8 @@ def align_names(
     for rename, changed in changed_by.items():
         if count := len(changed & used):
             notes.append(f"{reading(rename.new, rename.old)} {count_of(count)}")
-    unused = tuple(rename for rename in renames if not changed_by.get(rename))
+    left = alignment.unused if is_read_otherwise else renames
+    unused = tuple(rename for rename in left if not changed_by.get(rename))
     return {own: stored.get(name, name) for own, name in found.items()}, tuple(notes), unused
 
 
