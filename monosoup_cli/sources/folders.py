@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
+from monosoup_cli.sources.hub_ids import to_fill_the_cache
 
 __all__ = [
     "Folder",
@@ -203,9 +204,7 @@ def is_offline(folder: Folder) -> bool:
 def not_cached(source: str) -> CheckpointError:
     """The error for weights that only the Hub has."""
     return CheckpointError(
-        "offline, and its weights are not in the cache",
-        path=source,
-        hint="run it once without HF_HUB_OFFLINE",
+        "offline, and its weights are not in the cache", path=source, hint=to_fill_the_cache(source)
     )
 
 
