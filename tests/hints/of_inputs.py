@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -283,3 +284,20 @@ def an_adapter_without_its_configuration(at: Trial) -> None:
     at.refused(*command)
     (at.tmp / "config.json").rename(config)
     at.loads(*command)
+
+
+@follows("pipeline/memory.py", "because the disk is the limit here", marks=(pytest.mark.cuda,))
+@follows("pipeline/memory.py", "it is faster in float64 than …", marks=(pytest.mark.cuda,))
+def a_card_that_is_not_used(at: Trial) -> None:
+    """A card is made to be slow in float64, as most are."""
+    from monosoup_cli.devices.cuda import Cuda
+
+    command = ("soup", at.base, at.finetuned, "-o", at.out)
+    if "float64" in at.site.hint:
+        patch = at.request.getfixturevalue("monkeypatch")
+        patch.setattr(Cuda, "float64_rate", lambda self: 1.0)
+        command = at.edit
+    at.noted(*command)
+    assert "the CPU computes" not in at.loads(*command, *at.options(), "--overwrite").err
+    report = json.loads((at.out / "monosoup_report.json").read_text())
+    assert "cuda" in json.dumps(report["environment"])
