@@ -182,7 +182,9 @@ def targets_outside(folder: Folder, names: Iterable[str]) -> dict[str, Path]:
     if not isinstance(folder, LocalFolder) or not folder._is_own:
         return {}
     root = folder.root.resolve()
-    places = {name: folder.path(name) for name in names}
+    # shards that are numbered have an index that is no file
+    there = [name for name in names if os.path.lexists(folder.root / name)]
+    places = {name: folder.path(name) for name in there}
     return {name: place for name, place in places.items() if not place.is_relative_to(root)}
 
 
