@@ -106,10 +106,12 @@ class Foreign:
     Attributes:
         name: What makes it, as for `Global`.
         state: The attributes that it is given.
+        function: What makes a tensor of the class of that name; "" for other objects.
     """
 
     name: str
     state: Any = None
+    function: str = ""
 
     @property
     def shown(self) -> str:
@@ -188,7 +190,7 @@ def _of_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     """A tensor with attributes, which are left out; or one of a class that is not known here."""
     made = CALLS.get(function.name)
     is_known = kind.name in ("torch Tensor", "torch.nn.parameter Parameter") and made not in (None, _of_type)
-    return made(*arguments) if is_known and made else Foreign(kind.name)
+    return made(*arguments) if is_known and made else Foreign(kind.name, function=function.name)
 
 
 CALLS: Mapping[str, Callable[..., Any]] = {

@@ -39,7 +39,11 @@ NOT_DENSE = {
     "_rebuild_nested_tensor": ("a nested tensor", "save what .unbind() returns"),
     "_rebuild_njt": ("a nested tensor", "save what .unbind() returns"),
     "_rebuild_meta_tensor_no_storage": ("a tensor without data", "load the weights before they are saved"),
-    "_rebuild_wrapper_subclass": ("a tensor of a class of its own", "save plain tensors"),
+    "_rebuild_tensor_v2": ("a tensor of a class of its own", "save what .as_subclass(torch.Tensor) returns"),
+    "_rebuild_wrapper_subclass": (
+        "a tensor of a class of its own",
+        "save plain tensors, such as .dequantize() returns",
+    ),
     "DTensor": (
         "one rank's part of a distributed tensor",
         "save what .full_tensor() returns, on every rank; verl's files: python -m verl.model_merger merge",
@@ -136,10 +140,8 @@ def read_state_dict(file: Bytes, wanted: str | None = None) -> StateDict:
     if foreign and not is_script(records):
         notes.append(f"holds objects that are not read: {_several(foreign)}")
     if unwrapped.others:
-        which = f"of {quote(unwrapped.path)}" if unwrapped.path else "that stand alone"
-        notes.append(
-            f"the tensors {which} are read; --state-dict chooses others: {_several(unwrapped.others)}"
-        )
+        read, others = quote(unwrapped.path), _several(unwrapped.others)
+        notes.append(f"the tensors of {read} are read; --state-dict chooses others: {others}")
     placed = place_tensors(file, records, unwrapped.tensors)
     return StateDict(
         *placed, pickle, tuple(unwrapped.left_out), tuple(notes), unwrapped.path, tuple(unwrapped.others)
@@ -324,7 +326,8 @@ def _kind(value: object) -> str:
 
 def _foreign(value: Foreign) -> tuple[str, str]:
     """Describe an object in place of a tensor or a state dict, and say what to do."""
-    what, hint = NOT_DENSE.get(value.name.rpartition(" ")[2], (None, SAVE_ALONE))
+    names = [name.rpartition(" ")[2] for name in (value.name, value.function)]
+    what, hint = next((NOT_DENSE[name] for name in names if name in NOT_DENSE), (None, SAVE_ALONE))
     return f"holds {what or f'an object that is not a tensor: {quote(value.shown)}'}", hint
 
 

@@ -10,7 +10,7 @@ from monosoup_cli.outputs.model_card import Parent, library_of, model_card
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.sources.files import Files
-from monosoup_cli.sources.hub import HubId
+from monosoup_cli.sources.hub_ids import HubId
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.method import Variant
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
+from monosoup_cli.sources.hub_ids import to_fill_the_cache
 
 __all__ = [
     "Folder",
@@ -181,7 +182,9 @@ def targets_outside(folder: Folder, names: Iterable[str]) -> dict[str, Path]:
     if not isinstance(folder, LocalFolder) or not folder._is_own:
         return {}
     root = folder.root.resolve()
-    places = {name: folder.path(name) for name in names}
+    # shards that are numbered have an index that is no file
+    there = [name for name in names if os.path.lexists(folder.root / name)]
+    places = {name: folder.path(name) for name in there}
     return {name: place for name, place in places.items() if not place.is_relative_to(root)}
 
 
@@ -203,9 +206,7 @@ def is_offline(folder: Folder) -> bool:
 def not_cached(source: str) -> CheckpointError:
     """The error for weights that only the Hub has."""
     return CheckpointError(
-        "offline, and its weights are not in the cache",
-        path=source,
-        hint="run it once without HF_HUB_OFFLINE",
+        "offline, and its weights are not in the cache", path=source, hint=to_fill_the_cache(source)
     )
 
 

@@ -7,10 +7,8 @@ cache; if it needs little of a file, only those parts are downloaded.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,72 +19,16 @@ from monosoup_cli.formats.foreign import OTHER_SUFFIXES
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name
 from monosoup_cli.sources.hub_errors import hub_errors
+from monosoup_cli.sources.hub_ids import HubId, to_fill_the_cache
 from monosoup_cli.sources.transfer import Parts, RemoteFolder
 
-__all__ = ["HubFolder", "HubId", "RemoteFile", "open_repository", "suggested_id"]
-
-SCHEME = "hf://"
-OTHER_KINDS = ("datasets/", "spaces/", "kernels/")
-ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-URI_WITH_REVISION = re.compile(r"([\w./-]+)@(refs/(?:pr|convert)/[^/]+|[^/]+)(?:/(.+))?")
-WORDS = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*/?")
-ADDRESS = re.compile(
-    r"https?://[^/]+/([^/?#]+/[^/?#]+)(?:/(?:tree|blob|resolve)/([^/?#]+)(?:/([^?#]+?))?)?/?(?:[?#].*)?"
-)
-"""The address of a repository, or of a folder or file in it, on the Hub's website."""
+__all__ = ["HubFolder", "RemoteFile", "open_repository"]
 
 HEAD_BYTES = 1 << 16
 """The size of the first request for a file. Most headers fit into it."""
 
 PART_BYTES = 4 << 20
 """The largest range request."""
-
-
-@dataclass(frozen=True)
-class HubId:
-    """The parts of `org/name`, `org/name@revision` or `hf://org/name@revision/folder`."""
-
-    repository: str
-    revision: str | None = None
-    inner: str = ""
-
-    @classmethod
-    def parse(cls, source: str) -> HubId | None:
-        """Parse what the user typed. Return None if it cannot be the id of a model on the Hub."""
-        rest = source.removeprefix(SCHEME).rstrip("/")
-        if not source.startswith(SCHEME):
-            found = ID.fullmatch(source)
-            where = None if found is None else cls(found[1], found[2])
-        elif found := URI_WITH_REVISION.fullmatch(rest):
-            where = cls(found[1], found[2], found[3] or "")
-        else:
-            organisation, _, name = rest.partition("/")
-            name, _, inner = name.partition("/")
-            where = cls(f"{organisation}/{name}".rstrip("/"), None, inner)
-        if where is None or where.repository.startswith(OTHER_KINDS):
-            return None
-        parts = [*where.repository.split("/"), *(where.revision or "main").split("/")]
-        return None if {"", ".", ".."}.intersection(parts) else where
-
-
-def suggested_id(source: str) -> str | None:
-    """Return the id on the Hub that the user may mean: of an address, or of what is neither a path nor an id.
-
-    None if it looks like a path alone.
-    """
-    if found := ADDRESS.fullmatch(source):
-        repository, revision, inner = found.groups()
-        pinned = f"{repository}@{revision}" if revision not in (None, "main") else repository
-        meant = f"hf://{pinned}/{inner}" if inner else pinned
-    elif WORDS.fullmatch(source):
-        meant = source.rstrip("/")
-        parts = meant.count("/") + 1
-        if parts < 3 and meant.endswith(WEIGHTS):
-            return None
-        meant = meant if parts == 2 else f"hf://{meant}"
-    else:
-        return None
-    return meant if HubId.parse(meant) else None
 
 
 def open_repository(source: str, where: HubId) -> Folder:
@@ -123,7 +65,7 @@ def open_repository(source: str, where: HubId) -> Folder:
                 raise CheckpointError(
                     "offline, and there is no such folder in the cache",
                     path=source,
-                    hint="run it once without HF_HUB_OFFLINE",
+                    hint=to_fill_the_cache(source),
                 )
             return LocalFolder(place, source, where.repository, revision.resolved)
         tree = api.list_repo_tree(where.repository, revision=revision.resolved, recursive=True)

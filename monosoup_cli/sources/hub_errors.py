@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from monosoup_cli.errors import AccessError, CheckpointError, MonosoupError, crop, without_tokens
+from monosoup_cli.sources.hub_ids import to_fill_the_cache
 
 __all__ = ["LOG_IN", "hub_errors", "quiet_hub"]
 
@@ -30,7 +31,6 @@ LATER = "try again later: finished files are kept"
 AGAIN = "run it again: finished files are kept"
 OFFLINE = "HF_HUB_OFFLINE=1 uses what is in the cache"
 ANOTHER = "another revision may have it: NAME@REVISION"
-ONLINE = "run it once without HF_HUB_OFFLINE"
 UNREACHABLE = "cannot reach the Hub"
 CUT = "the transfer was cut short"
 
@@ -88,7 +88,7 @@ def hub_errors(repository: str, action: str = "read") -> Iterator[None]:
     except Exception as error:
         if not _is_of_the_hub(error):
             raise
-        advice = _advice(error, action)
+        advice = _advice(error, repository, action)
         raise advice.kind(advice.problem, path=repository, hint=advice.hint) from None
 
 
@@ -126,7 +126,7 @@ def _is_of_the_hub(error: BaseException) -> bool:
     return first is not None and OURS not in packages[first:]
 
 
-def _advice(error: BaseException, action: str) -> Advice:
+def _advice(error: BaseException, repository: str, action: str) -> Advice:
     """Describe an error, and say what to do about it."""
     causes = list(_causes(error))
     kinds = [[kind.__name__ for kind in type(cause).__mro__] for cause in causes]
@@ -136,7 +136,7 @@ def _advice(error: BaseException, action: str) -> Advice:
                 "no space left for the Hub's cache", f"free some space, or move it with HF_HOME; {AGAIN}"
             )
     if any("OfflineModeIsEnabled" in names for names in kinds):
-        return Advice(f"offline, and {_extent(kinds)} in the cache", ONLINE)
+        return Advice(f"offline, and {_extent(kinds)} in the cache", to_fill_the_cache(repository))
     for cause, names in zip(causes, kinds, strict=True):
         if "RemoteEntryNotFoundError" in names:
             return Advice(f"no file {_file_of(cause)} on the Hub", ANOTHER)
@@ -150,7 +150,7 @@ def _advice(error: BaseException, action: str) -> Advice:
         if "LocalEntryNotFoundError" not in names and isinstance(cause, ConnectionError):
             return Advice(_unreachable(causes), OFFLINE)
     if any("LocalEntryNotFoundError" in names or "RevisionResolutionError" in names for names in kinds):
-        return Advice(f"{_extent(kinds)} in the cache", ONLINE)
+        return Advice(f"{_extent(kinds)} in the cache", to_fill_the_cache(repository))
     if isinstance(error, OSError) and error.strerror:
         return Advice(f"cannot use the Hub's cache: {error.strerror}", "HF_HOME sets where it is")
     if isinstance(error, FileNotFoundError):

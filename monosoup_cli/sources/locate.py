@@ -23,6 +23,7 @@ from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
 from monosoup_cli.sources.folders import Folder, is_offline, local_folder, not_cached, read_config
+from monosoup_cli.sources.hub_ids import HubId, suggested_id
 from monosoup_cli.sources.shards import (
     INDEX_SUFFIX,
     numbered,
@@ -112,7 +113,7 @@ def _note_of_part(name: str) -> tuple[str, ...]:
 
 def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequence[str]) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
-    from monosoup_cli.sources.hub import HubId, open_repository, suggested_id
+    from monosoup_cli.sources.hub import open_repository
     from monosoup_cli.sources.hub_errors import quiet_hub
 
     where, is_told = HubId.parse(source), source.startswith("hf://")

@@ -541,7 +541,9 @@ def test_what_is_no_id_gets_the_id_that_is_meant(hub, made, edit, typed, meant):
 def test_after_a_dry_run_the_weights_are_missed_offline(hub, edit):
     edit("org/base", "org/ft", "--dry-run")
     error = edit("org/base", "org/ft", code=1, HF_HUB_OFFLINE="1")
-    assert "org/base: offline, and its weights are not in the cache; run it once without" in error
+    assert (
+        "org/base: offline, and its weights are not in the cache; run `hf download org/base` without" in error
+    )
     error = edit("hf://org/base/model.safetensors", "org/ft", code=1, HF_HUB_OFFLINE="1")
     assert "hf://org/base/model.safetensors: offline, and its weights are not in the cache" in error
     edit("org/sharded", "org/base", "--dry-run")

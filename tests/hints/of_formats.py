@@ -6,13 +6,20 @@ import io
 import re
 import shutil
 import subprocess
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import numpy
+import pytest
 import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed as group
+from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 
 from monosoup_cli.formats.foreign import OTHER_FORMATS
 from tests.formats.test_foreign import EXAMPLES, tarred
@@ -120,6 +127,19 @@ def under_a_name(at: Trial) -> None:
     chosen(at)
 
 
+@follows("formats/state_dict.py", "--state-dict chooses others")
+def an_average_beside_the_weights(at: Trial) -> None:
+    live = {name: each + 1 for name, each in tensors(at).items()}
+    torch.save({"state_dict": live, "ema": tensors(at)}, at.tmp / "old.pt")
+    at.noted(*edit(at, at.tmp / "old.pt"))
+    option, name = re.findall(r"(--state-dict) chooses others: '(\w+)'", at.hint)[0]
+    at.loads(*edit(at, at.tmp / "old.pt"), option, name, "--overwrite")
+    expected = at.tmp / "expected"
+    at.loads(*at.edit[:-1], expected, output=expected)
+    found, wanted = (load_file(folder / "model.safetensors") for folder in (at.out, expected))
+    assert all(torch.equal(found[name], each) for name, each in wanted.items())
+
+
 @follows("pipeline/inputs.py", "no input has a state dict")
 def no_state_dict(at: Trial) -> None:
     at.refused(*at.edit, *("--state-dict", "ema"))
@@ -127,12 +147,23 @@ def no_state_dict(at: Trial) -> None:
     at.loads(*at.edit)
 
 
-@follows(
-    "formats/foreign.py",
-    *(f"^{other.what}; " for other in OTHER_FORMATS if other.hint and "-dc" not in other.hint),
-)
+def compressed_by(at: Trial, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")
+    old, new = at.tmp / "old.safetensors", at.tmp / "new.safetensors"
+    old.write_bytes(subprocess.run([program, "-c", at.finetuned], check=True, capture_output=True).stdout)
+    at.refused(*edit(at, old))
+    command = at.hint.removeprefix("decompress it: ")
+    subprocess.run(command.replace("OLD", str(old)).replace("NEW", str(new)), shell=True, check=True)
+    at.loads(*edit(at, new))
+
+
+@follows("formats/foreign.py", *(f"^{other.what}; " for other in OTHER_FORMATS if other.hint))
 def another_format(at: Trial) -> None:
     """What converts the file is run where it is at hand; otherwise the model is put in its place."""
+    if at.site.problem.startswith("compressed by ") and "decompress" in at.site.hint:
+        compressed_by(at, at.site.problem.split()[-1])
+        return
     what = next(start for start in EXAMPLES if at.site.problem.startswith(start))
     name, content = EXAMPLES[what]
     old, new = at.tmp / ("old.pt" if name == "x" else name), at.tmp / "new.safetensors"
@@ -185,6 +216,115 @@ def a_conjugated_view(at: Trial) -> None:
     (calls,) = re.findall(r"save what (\S+) returns", at.hint)
     torch.save({name: eval(f"each{calls}", {"each": each}) for name, each in state.items()}, new)
     at.loads(*edit(at, new))
+
+
+class Coded(torch.Tensor):
+    """A tensor that holds others, and no elements of its own, as libraries for quantisation make them."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor) -> Coded:
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes: torch.Tensor) -> None:
+        self.codes = codes
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: object) -> NoReturn:
+        raise NotImplementedError
+
+    def dequantize(self) -> torch.Tensor:
+        return self.codes.float()
+
+
+class Named(torch.Tensor):
+    """A tensor of a class of its own that holds its elements as others do."""
+
+
+@contextmanager
+def distributed(weights: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor over the ranks of a run; here there is one."""
+    group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+    try:
+        yield distribute_tensor(weights, DeviceMesh("cpu", [0]), [Shard(0)])
+    finally:
+        group.destroy_process_group()
+
+
+@follows("formats/state_dict.py", "save what .dequantize() returns")
+@follows("formats/state_dict.py", "such as .dequantize() returns")
+@follows("formats/state_dict.py", "save what .to_dense() returns")
+@follows("formats/state_dict.py", "save what .full_tensor() returns")
+def not_dense(at: Trial) -> None:
+    old, new, weights = at.tmp / "old.pt", at.tmp / "new.pt", tensors(at)
+    dense = weights["block.weight"].float().round()
+    made = {
+        "save what .dequantize()": lambda: quantised(dense),
+        "save plain": lambda: Coded(dense.char()),
+        "save what .to_dense()": dense.to_sparse,
+    }
+    start = next((start for start in made if at.site.hint.startswith(start)), None)
+    with distributed(dense) if start is None else nullcontext(made[start]()) as tensor:
+        torch.save({**weights, "block.weight": tensor}, old)
+        at.refused(*edit(at, old))
+        (call,) = re.findall(r"\.(\w+)\(\) returns", at.hint)
+        torch.save({**weights, "block.weight": getattr(tensor, call)()}, new)
+    at.loads(*edit(at, new))
+
+
+def quantised(dense: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch moves this to another library
+        return torch.quantize_per_tensor(dense, 1.0, 0, torch.qint8)
+
+
+@follows("formats/state_dict.py", "save what .unbind() returns")
+def nested(at: Trial) -> None:
+    """In each of torch's two layouts."""
+    for layout in (torch.strided, torch.jagged):
+        old, new = at.tmp / "old.pt", at.tmp / "new.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch may yet change the layout
+            tensor = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+            torch.save({**tensors(at), "lengths": tensor}, old)
+        at.refused(*edit(at, old))
+        (call,) = re.findall(r"\.(\w+)\(\)", at.hint)
+        parts = {f"lengths.{number}": each.clone() for number, each in enumerate(getattr(tensor, call)())}
+        torch.save({**tensors(at), **parts}, new)
+        at.loads(*edit(at, new), "--overwrite")
+
+
+@follows("formats/state_dict.py", "save what .as_subclass(torch.Tensor) returns")
+def of_a_class(at: Trial) -> None:
+    old, new, weights = at.tmp / "old.pt", at.tmp / "new.pt", tensors(at)
+    torch.save({**weights, "block.weight": weights["block.weight"].as_subclass(Named)}, old)
+    at.refused(*edit(at, old))
+    (call,) = re.findall(r"save what (\S+) returns", at.hint)
+    saved = torch.load(old, weights_only=False)
+    plain = {name: eval(f"each{call}", {"each": each, "torch": torch}) for name, each in saved.items()}
+    torch.save(plain, new)
+    at.loads(*edit(at, new))
+
+
+@follows("formats/state_dict.py", "load the weights before they are saved")
+def without_data(at: Trial) -> None:
+    """A model that was built on the meta device, and given no weights."""
+    old, new = at.tmp / "old.pt", at.tmp / "new.pt"
+    with torch.device("meta"):
+        model = torch.nn.ModuleDict(
+            {"block": torch.nn.Linear(6, 8), "head": torch.nn.Linear(8, 4, bias=False)}
+        )
+    torch.save(model.state_dict(), old)
+    at.refused(*edit(at, old))
+    model.load_state_dict(tensors(at), assign=True)
+    torch.save(model.state_dict(), new)
+    at.loads(*edit(at, new))
+
+
+@follows("formats/state_dict.py", "^holds …; save the state dict alone")
+def a_module(at: Trial) -> None:
+    """The whole model, pickled as an object."""
+    torch.save(Block(at), at.tmp / "old.pt")
+    saved_again(at, at.tmp / "old.pt", model=Block(at))
 
 
 @follows("formats/dtypes.py", "--dtype float32 or bfloat16 can represent it")

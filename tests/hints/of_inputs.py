@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -58,18 +59,38 @@ def columns_that_differ(at: Trial) -> None:
     at.loads(*at.edit, "--on-mismatch", "overlap", *at.options(), named_tensor(result.err))
 
 
-@follows("tensors/plan.py", "--exclude takes such tensors")
-@follows("tensors/plan.py", "--exclude drops such tensors")
+@follows("tensors/plan.py", "has it; --exclude takes such tensors", "has it; give number … first to keep it")
 def names_that_differ(at: Trial) -> None:
     """In two fine-tuned checkpoints."""
     other = at.tmp / "other.safetensors"
     shutil.copy(at.finetuned, other)
-    is_kept = "takes" in at.site.hint
-    changed(at.finetuned if is_kept else other, {"extra.weight": (2, 2)})
-    command = ("edit", at.base, at.finetuned, other, "-o", at.out)
-    result = at.refused(*command)
-    at.loads(*command, *at.options(), named_tensor(result.err))
-    assert ("extra.weight" in load_file(at.out / "model.safetensors")) is is_kept
+    is_of_first = "takes" in at.site.hint
+    changed(at.finetuned if is_of_first else other, {"extra.weight": (2, 2)})
+    command, out = ("edit", at.base, at.finetuned, other), ("-o", at.out, "--overwrite")
+    result = at.refused(*command, *out)
+    excluded = [*at.options(), named_tensor(result.err)]
+    at.loads(*command, *out, *excluded)
+    assert ("extra.weight" in load_file(at.out / "model.safetensors")) is is_of_first
+    if not is_of_first:
+        (number,) = map(int, re.findall(r"give number (\d+) first", at.hint))
+        swapped = ("edit", at.base, command[number + 1], at.finetuned)
+        assert "--exclude takes such tensors from the first" in at.run(*swapped, *out).err
+        at.loads(*swapped, *out, *excluded)
+        assert "extra.weight" in load_file(at.out / "model.safetensors")
+
+
+@follows("tensors/plan.py", "has it; try …; --exclude takes", "has it; try …; give number")
+def names_that_a_rename_matches(at: Trial) -> None:
+    """In two fine-tuned checkpoints, of which the first one's names are the base's."""
+    other, layers = at.tmp / "other.safetensors", ["--exclude", "model.layers.*"]
+    renamed(at, 4, all_of_them=False)
+    shutil.copy(at.base, other)
+    shutil.copy(at.finetuned, at.base)
+    given = [] if "takes" in at.site.hint else layers
+    command = ("edit", at.base, at.finetuned, other, "-o", at.out, "--overwrite", *given)
+    at.refused(*command)
+    at.loads(*command, *at.options())
+    at.loads(*command, *layers, *at.options(1), "h.*")
 
 
 @follows("tensors/plan.py", "a pattern must match the whole name")
@@ -283,3 +304,44 @@ def an_adapter_without_its_configuration(at: Trial) -> None:
     at.refused(*command)
     (at.tmp / "config.json").rename(config)
     at.loads(*command)
+
+
+@follows("pipeline/memory.py", "because the disk is the limit here", marks=(pytest.mark.cuda,))
+@follows("pipeline/memory.py", "it is faster in float64 than …", marks=(pytest.mark.cuda,))
+def a_card_that_is_not_used(at: Trial) -> None:
+    """A card is made to be slow in float64, as most are."""
+    from monosoup_cli.devices.cuda import Cuda
+
+    command = ("soup", at.base, at.finetuned, "-o", at.out)
+    if "float64" in at.site.hint:
+        patch = at.request.getfixturevalue("monkeypatch")
+        patch.setattr(Cuda, "float64_rate", lambda self: 1.0)
+        command = at.edit
+    at.noted(*command)
+    assert "the CPU computes" not in at.loads(*command, *at.options(), "--overwrite").err
+    report = json.loads((at.out / "monosoup_report.json").read_text())
+    assert "cuda" in json.dumps(report["environment"])
+
+
+@follows("sources/folders.py", "with several snapshots, of which refs/main names none")
+def several_snapshots(at: Trial) -> None:
+    repository = at.tmp / "models--org--ft"
+    for commit in ("1f2e3d", "4c5b6a"):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        shutil.copy(at.finetuned, repository / "snapshots" / commit / "model.safetensors")
+    at.refused("edit", at.base, repository, "-o", at.out)
+    at.loads("edit", at.base, at.hint.removeprefix("pass one of them: "), "-o", at.out)
+
+
+@follows("sources/folders.py", "put the file itself there")
+def a_link_out_of_what_is_from_the_hub(at: Trial) -> None:
+    """In its cache, and in a clone."""
+    for name in ("models--org--ft/snapshots/1f2e3d", "clone"):
+        folder = at.tmp / name
+        (folder / ".git").mkdir(parents=True)
+        link = folder / "model.safetensors"
+        link.symlink_to(at.finetuned)
+        at.refused("edit", at.base, folder, "-o", at.out, "--overwrite")
+        link.unlink()
+        shutil.copy(at.finetuned, link)
+        at.loads("edit", at.base, folder, "-o", at.out, "--overwrite")

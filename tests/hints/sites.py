@@ -1,8 +1,8 @@
 """Find every hint in the source: what a message says that one can do about it.
 
 A hint is the argument `hint` of a call (by keyword, by position, or as the default of a function in the same
-module), or the value of `error.hint = …`, or a note or problem with advice in it, which ADVICE tells. What is
-only known when the program runs is written as "…".
+module), or the value of `error.hint = …`, or a note or problem with advice in it, which ADVICE tells. Its
+words may stand in a table, or in a function. What is only known when the program runs is written as "…".
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import monosoup_cli
 PACKAGE = Path(monosoup_cli.__file__).parent
 UNKNOWN = "…"
 ADVICE = re.compile(
-    r"\b(rerun|raise|add|try)\b.* --[a-z]|--[a-z-]+ (leaves|keeps|uses|writes)\b|\bwould match\b"
+    r"\b(rerun|raise|add|try)\b.* --[a-z]|\bwould match\b"
+    r"|--[a-z-]+( [a-z…]+)? (leaves|keeps|uses|writes|carries|chooses)\b"
     r"|\bneeds? (--[a-z]|a (base|folder)\b|\{\})|\bgive the\b"
     r"|[;:,] (remove|use|pass|save|run|set|choose|rename|convert|merge) "
 )
@@ -58,6 +59,17 @@ class Module:
         self.name, self.tree = name, tree
         self.owners = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         self.package: dict[str, Module] = {}
+        self.assignments: dict[ast.AST, list[ast.Assign | ast.AugAssign | ast.AnnAssign | ast.For]] = {}
+        self.definitions: dict[str, list[ast.ClassDef | ast.FunctionDef]] = {}
+        self.imports: dict[str, str] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.For):
+                self.assignments.setdefault(self.scope(node), []).append(node)
+            elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+                self.definitions.setdefault(node.name, []).append(node)
+            elif isinstance(node, ast.ImportFrom):
+                source = f"{str(node.module).removeprefix('monosoup_cli.').replace('.', '/')}.py"
+                self.imports |= {each.name: source for each in node.names}
 
     def sites(self, package: dict[str, Module]) -> Iterator[Site]:
         self.package = package
@@ -69,7 +81,8 @@ class Module:
             elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "error.hint":
                 pairs = [(None, node.value)]
             for problem, hint in pairs:
-                texts = self.texts(hint) or ([] if self.is_passed_on(hint) else [UNKNOWN])
+                texts = self.texts(hint) or self.imported(hint)
+                texts = texts or ([] if self.is_passed_on(hint) else [UNKNOWN])
                 given.update(texts)
                 yield from (Site(self.name, self.problem(problem), text) for text in texts)
         texts = {text for node in self.messages() for text in self.texts(node) if ADVICE.search(text)}
@@ -93,7 +106,7 @@ class Module:
                 if ast.unparse(target) == f"({problem.id}, {hint.id})"
             ]
             if values:
-                return [(value.elts[0], value.elts[1]) for value in values if isinstance(value, ast.Tuple)]
+                return [(row.elts[0], row.elts[1]) for value in values for row in self.rows(value)]
         return [(problem or call, hint)]
 
     def problem(self, node: ast.AST | None) -> str:
@@ -122,20 +135,16 @@ class Module:
 
     def parameter(self, call: ast.Call) -> ast.expr | None:
         """What a call of this module's own function or class gives as `hint` by position, or by default."""
-        for node in ast.walk(self.tree) if isinstance(call.func, ast.Name) else ():
-            if getattr(node, "name", None) != call.func.id:
-                continue
+        for node in self.definitions.get(call.func.id, ()) if isinstance(call.func, ast.Name) else ():
             if isinstance(node, ast.ClassDef):
                 fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
                 names, defaults = (
                     [ast.unparse(each.target) for each in fields],
                     [each.value for each in fields],
                 )
-            elif isinstance(node, ast.FunctionDef):
+            else:
                 names = [each.arg for each in node.args.args]
                 defaults = [None] * (len(names) - len(node.args.defaults)) + node.args.defaults
-            else:
-                continue
             if "hint" in names and self.scope(node) in self.scopes(call):
                 place = names.index("hint")
                 return call.args[place] if place < len(call.args) else defaults[place]
@@ -158,6 +167,8 @@ class Module:
                 return self.meanings(node)
             case ast.Subscript(value=table) | ast.Call(func=ast.Attribute(value=table, attr="get")):
                 return self.values(table)
+            case ast.Call(func=ast.Attribute(value=text, attr="format")):
+                return [re.sub(r"\{\w*\}", UNKNOWN, each) for each in self.texts(text)]
             case ast.Call():
                 return [text for value in self.returned(node) for text in self.texts(value)]
         return []
@@ -191,28 +202,47 @@ class Module:
             return []
         found: list[str] = []
         for target, value in self.assigned(name):
-            targets = target.elts if isinstance(target, ast.Tuple) else [target]
-            values = value.elts if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [value]
-            for each, text in zip(targets, values, strict=False):
+            is_row = isinstance(target, ast.Tuple)
+            targets = target.elts if is_row else [target]
+            rows = [row.elts for row in self.rows(value)] if is_row else [[value]]
+            for each, text in (pair for row in rows for pair in zip(targets, row, strict=False)):
                 if ast.unparse(each) == name.id:
                     is_added = isinstance(self.owners[target], ast.AugAssign)
                     starts = found[:1] if is_added else [""]
                     found += [start + more for start in starts for more in self.texts(text)]
-        for node in ast.walk(self.tree) if not found else ():
-            if isinstance(node, ast.ImportFrom) and name.id in [each.name for each in node.names]:
-                source = f"{str(node.module).removeprefix('monosoup_cli.').replace('.', '/')}.py"
-                return self.package[source].meanings(name) if source in self.package else []
-        return found
+        source = None if found else self.package.get(self.imports.get(name.id, ""))
+        return found if source is None else source.meanings(name)
+
+    def rows(self, value: ast.expr) -> list[ast.Tuple]:
+        """The rows that several names stand for at once: of a table, or one alone."""
+        match value:
+            case ast.Tuple(elts=[ast.Tuple(), *_]):
+                found: list[ast.expr] = value.elts
+            case ast.Dict():
+                found = value.values
+            case ast.Name():
+                tables = [table for target, table in self.assigned(value) if ast.unparse(target) == value.id]
+                found = [row for table in tables for row in self.rows(table)]
+            case ast.Subscript(value=table) | ast.Call(func=ast.Attribute(value=table, attr="get"), args=[_]):
+                found = list(self.rows(table))
+            case ast.Call(func=ast.Attribute(value=table, attr="get"), args=[_, default]):
+                found = [*self.rows(table), default]
+            case ast.Call(func=ast.Name(id="next"), args=[ast.GeneratorExp(elt=chosen), default]):
+                found = [*self.rows(chosen), default]
+            case _:
+                found = [value]
+        return [row for row in found if isinstance(row, ast.Tuple)]
 
     def assigned(self, node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-        """The assignments above a place in the code, and those of the module: target and value."""
+        """The assignments above a place, and those of the module: target and value, or table of values."""
         line = getattr(node, "lineno", 0)
         for scope in self.scopes(node):
-            for each in ast.walk(scope):
-                if self.scope(each) is scope and isinstance(each, ast.Assign | ast.AugAssign | ast.AnnAssign):
-                    target = each.targets[0] if isinstance(each, ast.Assign) else each.target
-                    if each.value is not None and (scope is self.tree or each.lineno < line):
-                        yield target, each.value
+            for each in self.assignments.get(scope, ()):
+                target = each.targets[0] if isinstance(each, ast.Assign) else each.target
+                value = each.iter if isinstance(each, ast.For) else each.value
+                is_of_one = isinstance(each, ast.For) and not isinstance(target, ast.Tuple)
+                if value is not None and not is_of_one and (scope is self.tree or each.lineno < line):
+                    yield target, value
 
     def returned(self, call: ast.expr) -> list[ast.expr]:
         """What this module's own function returns, where that is what is called."""
@@ -223,6 +253,13 @@ class Module:
         ]
         nodes = [node for function in functions for node in ast.walk(function)]
         return [node.value for node in nodes if isinstance(node, ast.Return) and node.value is not None]
+
+    def imported(self, call: ast.expr) -> list[str]:
+        """What another module's function returns, where that is what is called."""
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            return []
+        source = self.package.get(self.imports.get(call.func.id, ""))
+        return [text for value in source.returned(call) for text in source.texts(value)] if source else []
 
     def scope(self, node: ast.AST) -> ast.AST:
         """The function around a node, or the module."""

@@ -17,6 +17,7 @@ from monosoup_cli.sources.transfer import RemoteFolder
 from tests.hub import Hub
 
 SECRET = "hf_" + "Ab1" * 11
+FILL = "run `hf download org/name` without HF_HUB_OFFLINE"
 LOG_IN = "`hf auth login` (or HF_TOKEN)"
 
 
@@ -219,20 +220,20 @@ def test_an_address_that_is_none(client, url):
 @pytest.mark.parametrize("call", [resolve(), snapshot(), download()])
 def test_offline_with_nothing_in_the_cache(hub, monkeypatch, call):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert told(call) == "offline, and it is not in the cache; run it once without HF_HUB_OFFLINE"
+    assert told(call) == f"offline, and it is not in the cache; {FILL}"
     assert hub.requests == []
 
 
 def test_offline_with_a_part_in_the_cache(hub, monkeypatch):
     snapshot(allow_patterns=["*.json"])()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    expected = "offline, and only a part of it is in the cache; run it once without HF_HUB_OFFLINE"
+    expected = f"offline, and only a part of it is in the cache; {FILL}"
     assert told(snapshot()) == expected
     assert snapshot(allow_patterns=["*.json"])()
 
 
 def test_local_files_only(hub):
-    expected = "it is not in the cache; run it once without HF_HUB_OFFLINE"
+    expected = f"it is not in the cache; {FILL}"
     assert told(snapshot(local_files_only=True)) == expected
 
 

@@ -24,7 +24,8 @@ from monosoup_cli.sources import hub as hub_module
 from monosoup_cli.sources import transfer
 from monosoup_cli.sources.checkpoint import rename
 from monosoup_cli.sources.folders import LocalFolder
-from monosoup_cli.sources.hub import HubFolder, HubId, RemoteFile, open_repository
+from monosoup_cli.sources.hub import HubFolder, RemoteFile, open_repository
+from monosoup_cli.sources.hub_ids import HubId, to_fill_the_cache
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.sources.transfer import fetch
 from tests.hub import Handler, Hub
@@ -129,6 +130,20 @@ def test_a_path_with_a_slash_at_its_end_is_no_id(hub, source, meant):
     with pytest.raises(CheckpointError, match=rf"no such file or folder{meant}$"):
         open_checkpoint(source)
     assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("org/name", "hf download org/name"),
+        ("org/name@v1", "hf download org/name --revision v1"),
+        ("hf://org/name@refs/pr/3/unet", "hf download org/name --revision refs/pr/3"),
+        ("hf://org/name/model.safetensors", "hf download org/name"),
+        ("hf://org/name@v 1;x", "hf download org/name --revision 'v 1;x'"),
+    ],
+)
+def test_the_command_that_fills_the_cache(source, command):
+    assert to_fill_the_cache(source) == f"run `{command}` without HF_HUB_OFFLINE"
 
 
 # -- the repository --------------------------------------------------------------------------------
