@@ -222,9 +222,14 @@ def _check_gathered(
 
 
 def _notes_of_place(files: Files) -> list[str]:
-    names = [shard.name for shard in files.shards] + ([] if files.index is None else [files.index.name])
-    places = [] if files.place.folder is None else notes_of(files.place.folder, names)
-    return [*note_of_others(files), *places]
+    folder, names = files.place.folder, [shard.name for shard in files.shards]
+    if folder is None:
+        return []
+    if files.index is not None and files.index.name.removeprefix(files.place.inner) in folder.names(
+        files.place.inner.rstrip("/")
+    ):
+        names.append(files.index.name)  # numbered shards may be without
+    return [*note_of_others(files), *notes_of(folder, names)]
 
 
 def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Sequence[Rename]) -> list[Rename]:
