@@ -29,6 +29,7 @@ from monosoup_cli.sources.shards import (
     numbered,
     open_indexed,
     open_numbered,
+    refuse_rank_file,
     refuse_rank_files,
     several,
 )
@@ -99,6 +100,7 @@ def open_checkpoint(
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a broken link", path=source) from None
+    refuse_rank_file(path.as_posix(), lambda folder: local_folder(Path(folder), folder).names())
     shard = open_shard(path.name, InputFile(resolved, source), state_dict)
     return _new_checkpoint(
         Files(Place(source, file_name=path.name), (shard,), notes=_note_of_part(path.name))
@@ -136,6 +138,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequenc
             return _open_folder(folder, _chosen_part(folder, parts), state_dict)
         if file not in folder.names() and is_offline(folder):
             raise not_cached(f"{source}/{file}")
+        refuse_rank_file(file, folder.names)
         shard = open_shard(file, folder.open(file), state_dict)
         place = Place(f"{source}/{file}", origin=folder, file_name=file)
         return _new_checkpoint(Files(place, (shard,), notes=_note_of_part(file)))

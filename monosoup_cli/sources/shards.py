@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "numbered",
     "open_indexed",
     "open_numbered",
+    "refuse_rank_file",
     "refuse_rank_files",
     "several",
     "variant_of",
@@ -120,6 +121,29 @@ def refuse_rank_files(folder: Folder, inner: str, names: Sequence[str], weights:
             raise CheckpointError(
                 what, path=folder.source, found=several(found), hint=hint.format(folder=place, first=found[0])
             )
+
+
+def refuse_rank_file(path: str, beside: Callable[[str], Sequence[str]]) -> None:
+    """Raise CheckpointError if a file alone is one rank's part of a run.
+
+    It is where files of other ranks stand beside it, and where its name tells of others. The only file, of
+    the first rank, may be a whole checkpoint.
+
+    Args:
+        path: The path of the file, for messages too.
+        beside: The names in a folder.
+    """
+    folder, _, name = path.rpartition("/")
+    above, _, inside = folder.rpartition("/")
+    for pattern, what, hint in RANK_FILES:
+        if not pattern.fullmatch(name):
+            continue
+        if pattern.fullmatch(inside):  # Megatron has one file in the folder of every rank
+            name, folder = inside, above
+        found = [one for one in beside(folder) if pattern.fullmatch(one)]
+        if len(found) > 1 or re.search("[1-9]", name.replace("world_size_1_", "")):
+            place = shlex.quote(folder or ".")
+            raise CheckpointError(what, path=path, hint=hint.format(folder=place, first=name))
 
 
 def numbered(names: Sequence[str]) -> tuple[str, str, list[str]] | None:
