@@ -478,6 +478,36 @@ def test_a_pipeline_whose_parts_have_variants_or_not(run):
         assert torch.equal(loaded.unet.state_dict()[name], tensor)
 
 
+def variants(folder, model):
+    """Save half of a model's precision in shards, under the names of a variant."""
+    model.half().save_pretrained(folder, variant="fp16", max_shard_size="30KB")
+    assert len(list(Path(folder).glob("*.index.fp16.json"))) == 1
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_variant_in_shards_keeps_its_names(run, has_index):
+    model = build(*MODELS["llama"])
+    variants("base", model)
+    variants("ft", step(model))
+    names = {path.name for path in Path("ft").iterdir()}
+    if not has_index:
+        Path("ft/model.safetensors.index.fp16.json").unlink()
+    said = done(run("wise", "base", "ft", "-o", "out", "--alpha", "1"))
+    assert "model.fp16" not in said
+    assert {path.name for path in Path("out").iterdir()} == names | {"README.md", "monosoup_report.json"}
+    loaded = load("LlamaForCausalLM", "out", variant="fp16", dtype=torch.float16)
+    are_close(loaded.state_dict(), model.state_dict())
+
+
+def test_a_variant_of_a_unet_in_shards_keeps_its_names(run):
+    unet = unet_pipeline().unet
+    variants("base", unet)
+    variants("ft", step(unet))
+    done(run("wise", "base", "ft", "-o", "out", "--alpha", "1"))
+    loaded = UNet2DConditionModel.from_pretrained("out", variant="fp16", torch_dtype=torch.float16)
+    are_close(loaded.state_dict(), unet.state_dict())
+
+
 def test_the_averaged_unet_of_a_training_script(run):
     unet = unet_pipeline().unet
     unet.save_pretrained("base")

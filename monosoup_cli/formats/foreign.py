@@ -130,8 +130,11 @@ OTHER_SUFFIXES = (
     ".joblib",
     ".pb",
     ".ckpt.index",
+    ".ot",
+    ".mlmodel",
+    ".mlpackage",
 )
-"""The suffixes of files that may hold the weights of a folder that has none to be read."""
+"""The suffixes of files that may hold the weights of a folder that has none to be read. No output has one."""
 
 
 def recognise(file: Bytes, name: str) -> CheckpointError | None:

@@ -12,10 +12,11 @@ from monosoup_cli.formats.header import BITS, Header, TensorInfo, build_header
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.outputs.hashes import has_hashes, with_unknown_hashes
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.shards import file_of_index, index_of_file, variant_of
 
 __all__ = ["OutputFile", "OutputLayout", "plan_layout"]
 
-STEM = re.compile(r"^(open_clip_)?pytorch_model(?=-|$)")
+STEM = re.compile(r"^(open_clip_)?pytorch_model(?=[.-]|$)")
 """The stem of state dicts in transformers and open_clip; diffusers uses the same stem for both formats."""
 
 
@@ -122,12 +123,13 @@ def _stem(model: Files) -> str:
     A single file may have any name; it becomes "model".
     """
     if model.index is not None:
-        return _as_safetensors(model.index.name.removesuffix(".index.json")).removesuffix(".safetensors")
+        file = file_of_index(model.index.name) or model.index.name
+        return _as_safetensors(file).removesuffix(".safetensors")
     if model.place.folder is None:
         return "model"
     shard = model.shards[0]
     stem = _as_safetensors(shard.name).removesuffix(".safetensors")
-    is_known = shard.is_safetensors or stem.endswith("model")
+    is_known = shard.is_safetensors or stem.endswith("model") or variant_of(shard.name)
     return stem if is_known else f"{model.place.inner}model"
 
 
@@ -197,4 +199,4 @@ def _index(model: Files, stem: str, files: Sequence[OutputFile]) -> tuple[str, b
     metadata = {**old.get("metadata", {}), "total_size": total_bytes}
     content = {**old, "metadata": metadata, "weight_map": weight_map}
     text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    return f"{stem}.safetensors.index.json", text
+    return index_of_file(f"{stem}.safetensors"), text

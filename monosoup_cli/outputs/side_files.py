@@ -40,6 +40,7 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
     (OLD, ("README.md", "monosoup_report.json")),
     (HIDDEN, (".*",)),
     ("caches", ("__pycache__/", "*.pyc")),
+    ("backups", ("*.bak", "*.bak[0-9]", "*.backup", "*.old", "*.orig", "*~")),
     (
         TRAINING,
         (
@@ -48,8 +49,10 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
             *("optimizer.pt", "optimizer.pth", "optimizer.bin", "optimizer.safetensors", "optimizer_[0-9]*"),
             *("scheduler.pt", "scheduler.bin", "scheduler_[0-9]*", "lr_scheduler.pt", "scaler.pt"),
             *("rng_state*", "random_states_*", "sampler*.bin"),
-            *("training_args.bin", "trainer_state.json", "trainer_log.jsonl", "events.out.*"),
-            *("all_results.json", "train_results.json", "eval_results.json", "zero_to_fp32.py"),
+            *("training_args.bin", "training_args.json", "training_args.yaml", "training_params.json"),
+            *("trainer_state.json", "events.out.*"),
+            *("trainer_log.jsonl", "trainer_config.yaml", "running_log.txt", "llamaboard_config.yaml"),
+            *("training_*.png", "*_results.json", "generated_predictions.jsonl", "zero_to_fp32.py"),
             *("*_model_states.pt", "*_optim_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),
         ),
     ),
@@ -64,7 +67,7 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
 )
 """For each reason to leave files out, globs over their names; those of folders end in a slash."""
 
-OF_ANY_SIZE = ("non_lora_*.bin", "spk_dict*", "model_head.*", "tokenizer*", "*.py")
+OF_ANY_SIZE = ("non_lora_*.bin", "adapter_model.bin", "spk_dict*", "model_head.*", "tokenizer*", "*.py")
 """Globs over the names of files that are needed however large they are."""
 
 TOKENIZER = (
@@ -173,7 +176,7 @@ def side_files(
                 f"--side-files {glob!r} matches no file that can be carried",
                 hint="a pattern must match the whole path in the folder, as '*/voice.pt' does",
             )
-    _settle(of_model, of_adapter)
+    _settle(of_model, of_adapter, inner)
     sources = [(model, of_model), *([] if adapter is None else [(adapter, of_adapter)])]
     return SideFiles(
         tuple(
@@ -193,12 +196,18 @@ def side_files(
     )
 
 
-def _settle(of_model: dict[str, str | None], of_adapter: dict[str, str | None]) -> None:
-    """Choose between files that a model and the adapter that is merged into it both have."""
+def _settle(of_model: dict[str, str | None], of_adapter: dict[str, str | None], inner: str) -> None:
+    """Choose between files that a model and the adapter that is merged into it both have.
+
+    Args:
+        of_model: For each file of the model, why it is left out.
+        of_adapter: The same for the adapter's, by their names in OUT.
+        inner: The part of OUT that has the weights.
+    """
     has_tokenizer = any(why is None and _is_one_of(name, VOCABULARY) for name, why in of_adapter.items())
     for name, why in of_adapter.items():
         is_bases = name in of_model and _is_one_of(name, OF_THE_BASE)
-        if why is None and (is_bases or name.endswith(ADAPTER_CONFIG)):
+        if why is None and (is_bases or name == f"{inner}{ADAPTER_CONFIG}"):
             of_adapter[name] = BASES if is_bases else MERGED
     for name, why in of_model.items():
         is_replaced = of_adapter.get(name, "") is None or (has_tokenizer and _is_one_of(name, TOKENIZER))
@@ -274,6 +283,8 @@ class _Walk:
             return COPIES
         if is_weights and STEM.fullmatch(stem) and not _is_of(name, _standard_suffix(names)):
             return COPIES  # in another format
+        if is_weights and stem == "adapter_model" and ADAPTER_CONFIG in names:
+            return None  # an adapter of its own, whose configuration is carried too
         if is_weights and (is_part or self._is_pipeline):
             return None if is_part else UNLISTED
         if is_weights and _is_of(name, ".safetensors"):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
-from monosoup_cli.formats.table import OTHER_WEIGHTS
+from monosoup_cli.formats.foreign import OTHER_SUFFIXES
+from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.options import OutputOptions, RunOptions
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
@@ -44,7 +45,8 @@ class Destination:
         path = Path(output)
         if not path.name:
             raise OutputError("cannot be the output", path=output or "''")
-        if path.suffix in OTHER_WEIGHTS:
+        is_weights = path.name.lower().endswith((*WEIGHTS, *OTHER_SUFFIXES))
+        if is_weights and path.suffix != ".safetensors":
             raise UsageError("the output must be a .safetensors file or a folder", path=path)
         if path.suffix == ".safetensors" and is_sweep:
             raise UsageError(

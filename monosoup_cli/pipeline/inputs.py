@@ -222,8 +222,8 @@ def _check_gathered(
 
 
 def _notes_of_place(files: Files) -> list[str]:
-    folder = files.place.folder
-    places = [] if folder is None else notes_of(folder, [shard.name for shard in files.shards])
+    names = [shard.name for shard in files.shards] + ([] if files.index is None else [files.index.name])
+    places = [] if files.place.folder is None else notes_of(files.place.folder, names)
     return [*note_of_others(files), *places]
 
 

@@ -22,6 +22,8 @@ __all__ = ["notices_of"]
 
 BESIDE_ADAPTER = re.compile(r"(^|/)non_lora_[^/]*$")
 """Files in which LLaVA's trainer and others keep what they train without LoRA, such as a projector."""
+OWN_ADAPTER = re.compile(r"/adapter_model\.(safetensors|bin)$")
+"""The weights of an adapter in a folder of its own."""
 STATISTICS = ("running_mean", "running_var")
 """The ends of the names of what BatchNorm measured in training."""
 
@@ -58,7 +60,16 @@ def notices_of(ready: Ready) -> list[str]:
     apart = [name for name in carried if BESIDE_ADAPTER.search(name)]
     if apart:
         notices.append(f"trained beside the adapter, and carried but not merged: {', '.join(apart)}")
-    carried = [name for name in carried if name not in apart]
+    adapters = {
+        file.name: file.folder.shown(file.stored.rpartition("/")[0])
+        for file in ready.side_files.carried
+        if OWN_ADAPTER.search(file.name)
+    }
+    for name, place in adapters.items():
+        notices.append(
+            f"{name} is an adapter, and carried but not merged; pass {quote(place)} as FINETUNED to merge it"
+        )
+    carried = [name for name in carried if name not in apart and name not in adapters]
     if carried:
         notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
     for name in (one.name for one in ready.side_files.left_out if one.why == LARGE):

@@ -193,7 +193,7 @@ def read_config(folder: Folder, name: str) -> Any:
     inner, _, last = name.rpartition("/")
     if last not in folder.names(inner):
         return None
-    what = "index" if last.endswith(".index.json") else last
+    what = "index" if ".index." in last else last
     check_json_size(folder.nbytes(name), folder.shown(name), what)  # before it is downloaded
     return read_json_file(folder.open(name), what, is_strict=False)
 

@@ -25,10 +25,12 @@ from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
 from monosoup_cli.sources.folders import Folder, is_offline, local_folder, not_cached, read_config
 from monosoup_cli.sources.hub_ids import HubId, suggested_id
 from monosoup_cli.sources.shards import (
-    INDEX_SUFFIX,
+    file_of_index,
+    index_of_file,
     numbered,
     open_indexed,
     open_numbered,
+    refuse_rank_file,
     refuse_rank_files,
     several,
 )
@@ -93,12 +95,13 @@ def open_checkpoint(
     if stat.S_ISDIR(mode):
         folder = local_folder(path, source)
         return _open_folder(folder, _chosen_part(folder, parts), state_dict)
-    if path.name.endswith(INDEX_SUFFIX):
+    if file_of_index(path.name) is not None:
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise CheckpointError("a broken link", path=source) from None
+    refuse_rank_file(path.as_posix(), lambda folder: local_folder(Path(folder), folder).names())
     shard = open_shard(path.name, InputFile(resolved, source), state_dict)
     return _new_checkpoint(
         Files(Place(source, file_name=path.name), (shard,), notes=_note_of_part(path.name))
@@ -136,6 +139,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequenc
             return _open_folder(folder, _chosen_part(folder, parts), state_dict)
         if file not in folder.names() and is_offline(folder):
             raise not_cached(f"{source}/{file}")
+        refuse_rank_file(file, folder.names)
         shard = open_shard(file, folder.open(file), state_dict)
         place = Place(f"{source}/{file}", origin=folder, file_name=file)
         return _new_checkpoint(Files(place, (shard,), notes=_note_of_part(file)))
@@ -170,7 +174,7 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
             path=folder.source,
             hint="it holds the scale of the adapter",
         )
-    if candidates[0].endswith(INDEX_SUFFIX):
+    if file_of_index(candidates[0]) is not None:
         return _new_checkpoint(open_indexed(folder, inner, candidates[0], names, config, state_dict))
     name = f"{inner}{candidates[0]}"
     place = Place(folder.source, folder, inner)
@@ -243,9 +247,9 @@ def _candidates(names: Sequence[str]) -> list[str]:
     """
     for suffix in WEIGHTS:
         weights = [name for name in names if name.endswith(suffix) and not TRAINING_STATE.fullmatch(name)]
-        indexes = [name for name in names if name.endswith(f"{suffix}{INDEX_SUFFIX}")]
+        indexes = [name for name in names if (file_of_index(name) or "").endswith(suffix)]
         stems = STEMS.get(suffix, ())
-        standard = [name for stem in stems if (name := f"{stem}{suffix}{INDEX_SUFFIX}") in indexes]
+        standard = [name for stem in stems if (name := index_of_file(f"{stem}{suffix}")) in indexes]
         standard += [name for stem in stems if (name := f"{stem}{suffix}") in weights]
         # Mistral's own libraries read these, and transformers the files beside them
         usual = [name for name in (*indexes, *weights) if not name.startswith("consolidated")]

@@ -7,10 +7,10 @@ import re
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.locate import PIPELINE, TRAINING_STATE, parts_of
+from monosoup_cli.sources.shards import file_of_index
 
 __all__ = ["note_of_others"]
 
-INDEX_SUFFIX = ".index.json"
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 NAMED = 3
 
@@ -26,11 +26,11 @@ def note_of_others(files: Files) -> list[str]:
     read = [shard.name.removeprefix(inner) for shard in files.shards]
     taken = read[0] if files.index is None else files.index.name.removeprefix(inner)
     names = folder.names(inner.rstrip("/"))
-    whole = {name.removesuffix(INDEX_SUFFIX) for name in (*names, taken) if name.endswith(INDEX_SUFFIX)}
+    whole = {file for name in (*names, taken) if (file := file_of_index(name)) is not None}
     others = [
         name
         for name in names
-        if name.endswith((*WEIGHTS, *(f"{suffix}{INDEX_SUFFIX}" for suffix in WEIGHTS)))
+        if (file_of_index(name) or name).endswith(WEIGHTS)
         and name not in (*read, taken)
         and not TRAINING_STATE.fullmatch(name)
         and SHARD.sub("", name) not in whole - {name}

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.shard import Shard
-from monosoup_cli.formats.table import WEIGHTS, open_shard
+from monosoup_cli.formats.table import STEMS, open_shard
 from monosoup_cli.sources.files import Files, Index, Place
 from monosoup_cli.sources.folders import Folder, is_offline, is_plain_name, not_cached, read_config
 
-__all__ = ["INDEX_SUFFIX", "numbered", "open_indexed", "open_numbered", "refuse_rank_files", "several"]
+__all__ = [
+    "file_of_index",
+    "index_of_file",
+    "numbered",
+    "open_indexed",
+    "open_numbered",
+    "refuse_rank_file",
+    "refuse_rank_files",
+    "several",
+    "variant_of",
+]
 
-INDEX_SUFFIX = ".index.json"
+INDEX = re.compile(r"(?P<stem>.*)\.(?P<suffix>\w+)\.index(?P<variant>\.[\w-]+)?\.json")
 SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
 NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d{1,6})[-_]of[-_](?P<count>\d{1,6})(?P<suffix>\.\w+)")
 AT_ONCE = 8
@@ -70,6 +80,31 @@ RANK_FILES = (
 together they are none as they are. What they are, and what makes a checkpoint of them."""
 
 
+def file_of_index(name: str) -> str | None:
+    """The file that an index stands for, model.fp16.safetensors for model.safetensors.index.fp16.json.
+
+    None if the name is not that of an index.
+    """
+    found = INDEX.fullmatch(name)
+    return None if found is None else f"{found['stem']}{found['variant'] or ''}.{found['suffix']}"
+
+
+def index_of_file(name: str) -> str:
+    """The name under which transformers and diffusers look for the index: a variant stands behind."""
+    variant = variant_of(name)
+    if not variant:
+        return f"{name}.index.json"
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem.removesuffix(f'.{variant}')}.{suffix}.index.{variant}.json"
+
+
+def variant_of(name: str) -> str:
+    """The variant in a name that libraries look for, "fp16" in model.fp16.safetensors; "" without one."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    known, _, variant = stem.partition(".")
+    return variant if known in STEMS.get(dot + suffix, ()) else ""
+
+
 def refuse_rank_files(folder: Folder, inner: str, names: Sequence[str], weights: Sequence[str]) -> None:
     """Raise CheckpointError if the files of a folder are the parts of ranks of a run.
 
@@ -86,6 +121,29 @@ def refuse_rank_files(folder: Folder, inner: str, names: Sequence[str], weights:
             raise CheckpointError(
                 what, path=folder.source, found=several(found), hint=hint.format(folder=place, first=found[0])
             )
+
+
+def refuse_rank_file(path: str, beside: Callable[[str], Sequence[str]]) -> None:
+    """Raise CheckpointError if a file alone is one rank's part of a run.
+
+    It is where files of other ranks stand beside it, and where its name tells of others. The only file, of
+    the first rank, may be a whole checkpoint.
+
+    Args:
+        path: The path of the file, for messages too.
+        beside: The names in a folder.
+    """
+    folder, _, name = path.rpartition("/")
+    above, _, inside = folder.rpartition("/")
+    for pattern, what, hint in RANK_FILES:
+        if not pattern.fullmatch(name):
+            continue
+        if pattern.fullmatch(inside):  # Megatron has one file in the folder of every rank
+            name, folder = inside, above
+        found = [one for one in beside(folder) if pattern.fullmatch(one)]
+        if len(found) > 1 or re.search("[1-9]", name.replace("world_size_1_", "")):
+            place = shlex.quote(folder or ".")
+            raise CheckpointError(what, path=path, hint=hint.format(folder=place, first=name))
 
 
 def numbered(names: Sequence[str]) -> tuple[str, str, list[str]] | None:
@@ -129,7 +187,7 @@ def open_numbered(
         )
     shards = open_shards(folder, [f"{inner}{name}" for name in sorted(names)], state_dict)
     weight_map = {name: shard.name.removeprefix(inner) for shard in shards for name in shard.header.tensors}
-    index = Index(f"{inner}{stem}{suffix}{INDEX_SUFFIX}", {"weight_map": weight_map})
+    index = Index(index_of_file(f"{inner}{stem}{suffix}"), {"weight_map": weight_map})
     note = f"{len(names)} numbered shards without an index are read together"
     return _closed_on_error(Place(folder.source, folder, inner), shards, index, config, (note,))
 
@@ -154,8 +212,8 @@ def open_indexed(
         raise CheckpointError("the index has no weight_map", path=index_path)
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError("the index's metadata must be an object", path=index_path)
-    file_name = index_name.removesuffix(INDEX_SUFFIX)
-    suffix = f".{file_name.rpartition('.')[2]}" if file_name.endswith(WEIGHTS) else ".safetensors"
+    stem, dot, suffix = (file_of_index(index_name) or "").rpartition(".")
+    suffix = dot + suffix
     for name, shard_name in weight_map.items():
         if not is_plain_name(shard_name) or not shard_name.endswith(suffix):
             raise CheckpointError(
@@ -172,7 +230,6 @@ def open_indexed(
         raise CheckpointError(
             "a shard that the index names is missing", path=folder.shown(f"{inner}{missing[0]}")
         )
-    stem = file_name.removesuffix(suffix)
     unnamed = [
         name
         for name in sorted(names)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +30,19 @@ def a_quantization_config_beside_plain_weights(at: Trial) -> None:
     (at.out / "config.json").write_text(json.dumps(config))
     type(model).from_pretrained(at.out)
     at.ended(at.out)
+
+
+@follows("pipeline/notices.py", "is an adapter, and carried but not merged")
+def an_adapter_beside_the_model(at: Trial) -> None:
+    """As verl's merger writes it: the model is the base itself, and what was trained is in the adapter."""
+    made = peft_adapters.make("linear", at.tmp)
+    model = at.tmp / "a model"
+    shutil.copytree(made.base, model)
+    shutil.copytree(made.adapter, model / "lora_adapter")
+    at.noted("edit", made.base, model, "-o", at.out)
+    (place,) = re.findall("pass (.*) as FINETUNED", at.hint)
+    result = at.loads("edit", made.base, *shlex.split(place), "-o", at.out, "--overwrite")
+    assert "nothing was edited" not in result.err
 
 
 @follows("tensors/plan.py", "rows are other places of the image there")

@@ -39,6 +39,7 @@ NAMES = {
     "model.fp16.safetensors": "model.fp16.safetensors",
     "anything.safetensors": "anything.safetensors",
     "pytorch_model.bin": "model.safetensors",
+    "pytorch_model.fp16.bin": "model.fp16.safetensors",
     "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
     "diffusion_pytorch_model.bin": "diffusion_pytorch_model.safetensors",
     "model.pt": "model.safetensors",
@@ -93,16 +94,20 @@ def shards(folder: Path, stem: str, suffix: str, inner: str = "", **more: object
 
 
 SHARDS = [
-    ("model", "safetensors", "model"),
-    ("pytorch_model", "bin", "model"),
-    ("diffusion_pytorch_model", "bin", "diffusion_pytorch_model"),
-    ("model.fp16", "safetensors", "model.fp16"),
+    ("model", "safetensors", "model", "model.safetensors.index.json"),
+    ("pytorch_model", "bin", "model", "model.safetensors.index.json"),
+    (
+        *("diffusion_pytorch_model", "bin", "diffusion_pytorch_model"),
+        "diffusion_pytorch_model.safetensors.index.json",
+    ),
+    ("model.fp16", "safetensors", "model.fp16", "model.safetensors.index.fp16.json"),
+    ("part.1", "safetensors", "part.1", "part.1.safetensors.index.json"),
 ]
 
 
 @pytest.mark.parametrize("inner", ["", "unet/"])
-@pytest.mark.parametrize(("stem", "suffix", "expected"), SHARDS)
-def test_shards_come_out_as_shards_with_their_index(tmp_path, stem, suffix, expected, inner):
+@pytest.mark.parametrize(("stem", "suffix", "expected", "index_name"), SHARDS)
+def test_shards_come_out_as_shards_with_their_index(tmp_path, stem, suffix, expected, index_name, inner):
     folder = shards(tmp_path / "in", stem, suffix, inner, more=[1])
     (folder / "model_index.json").write_text('{"unet": ["diffusers", "UNet"]}')
     layout = planned(folder)
@@ -111,7 +116,7 @@ def test_shards_come_out_as_shards_with_their_index(tmp_path, stem, suffix, expe
     assert found == {inner + first: {"a", "b"}, inner + second: {"c"}}
     name, content = layout.index
     index = json.loads(content)
-    assert name == f"{inner}{expected}.safetensors.index.json"
+    assert name == f"{inner}{index_name}"
     assert index["weight_map"] == {"a": first, "b": first, "c": second}
     assert index["metadata"] == {"total_size": 32 + 64 + 6, "x": "y"}
     assert index["more"] == [1]

@@ -67,6 +67,10 @@ WANTED = [
     "schema.json",
     "optimizer.py",
     "scheduler/x.json",
+    "vision-lora/adapter_config.json",
+    "vision-lora/adapter_model.safetensors",
+    "lora_adapter/adapter_config.json",
+    "lora_adapter/adapter_model.bin",
 ]
 UNWANTED = [
     "model.safetensors",
@@ -119,7 +123,18 @@ UNWANTED = [
     "mp_rank_00_model_states.pt",
     "zero_to_fp32.py",
     "all_results.json",
+    "predict_results.json",
+    "generated_predictions.jsonl",
     "trainer_log.jsonl",
+    "training_loss.png",
+    "training_eval_loss.png",
+    "running_log.txt",
+    "llamaboard_config.yaml",
+    "training_args.yaml",
+    "training_params.json",
+    "model.safetensors.bak",
+    "config.json.bak",
+    "modeling_x.py~",
     "last.ckpt",
     "epoch=3-step=100.ckpt",
     ".git/config",
@@ -205,6 +220,14 @@ def test_weights_of_a_part_may_be_large_and_their_neighbours_not(carried, monkey
     assert carried("vae/a.safetensors", "vae/a.json", inner="unet/", model_index=PIPELINE) == [
         "vae/a.safetensors"
     ]
+
+
+def test_the_weights_of_an_adapter_beside_are_carried_with_its_configuration(carried, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SIDE_FILE_BYTES", 2)
+    names = ["lora_adapter/adapter_config.json", "lora_adapter/adapter_model.bin"]
+    assert carried(*names) == names
+    monkeypatch.undo()
+    assert carried(*names, inner="unet/", model_index=PIPELINE) == [*names, "model_index.json"]
 
 
 def test_of_sentence_transformers_the_edited_part_is_not_carried(carried):

@@ -264,6 +264,24 @@ def test_a_merged_model_has_the_adapters_tokenizer_and_the_bases_configuration(r
     assert not any(info.values()), info
 
 
+@pytest.mark.parametrize("of", ["base", "adapter"])
+def test_an_adapter_in_a_folder_of_its_own_stays_whole(run, adapted, of):
+    """verl writes one beside the model, and peft a reference beside the first."""
+    base, adapter, out = adapted
+    place = {"base": base, "adapter": adapter}[of] / "reference"
+    place.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, place / name)
+    result = edit(run, adapted)
+    assert "note: reference/adapter_model.safetensors is an adapter, and carried but not merged" in result.err
+    assert "copied as fine-tuned" not in result.err
+    assert not (out / "adapter_config.json").exists()
+    model = transformers.LlamaForCausalLM.from_pretrained(out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PeftModel.from_pretrained(model, out / "reference")
+
+
 def test_an_adapter_without_a_vocabulary_leaves_the_tokenizer_to_the_base(run, adapted):
     """Its chat template is its own all the same."""
     base, adapter, out = adapted

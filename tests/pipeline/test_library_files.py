@@ -225,6 +225,59 @@ def test_the_files_of_ranks_are_called_what_they_are(refuse, pair, tmp_path, pro
     assert "pass" not in line
 
 
+@pytest.mark.parametrize("program", RANK_FILES)
+def test_one_file_of_several_ranks_is_no_checkpoint(refuse, pair, tmp_path, program):
+    """By the files beside it; and alone by its name, unless it may be the only one."""
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    for folder in (beside, alone):
+        folder.mkdir()
+        for name in RANK_FILES[program]:
+            (save_file if name.endswith(".safetensors") else torch.save)(
+                load_file(pair.finetuned), folder / name
+            )
+    weights = [name for name in RANK_FILES[program] if "optim" not in name]
+    for name in weights:
+        assert WAYS_OUT[program] in refuse(pair.base, beside / name)
+    for name in RANK_FILES[program]:
+        if name != weights[-1]:
+            (alone / name).unlink()
+    assert WAYS_OUT[program] in refuse(pair.base, alone / weights[-1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "consolidated.00.pth",
+        "model_world_size_1_rank_0.pt",
+        "mp_rank_00_model_states.pt",
+        "mp_rank_00/model_optim_rng.pt",
+    ],
+)
+def test_the_only_file_of_a_rank_is_a_checkpoint(run, pair, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    torch.save(load_file(pair.finetuned), path)
+    assert run("edit", pair.base, path, "-o", tmp_path / "out").code == 0
+
+
+def test_a_file_in_the_folder_of_a_rank(refuse, pair, tmp_path):
+    for rank in ("mp_rank_00", "mp_rank_01"):
+        (tmp_path / rank).mkdir()
+        torch.save(load_file(pair.finetuned), tmp_path / rank / "model_optim_rng.pt")
+    for rank in ("mp_rank_00", "mp_rank_01"):
+        assert "Megatron" in refuse(pair.base, tmp_path / rank / "model_optim_rng.pt")
+
+
+@pytest.mark.parametrize(
+    "suffix", [".gguf", ".h5", ".onnx", ".msgpack", ".npz", ".pt", ".bin", ".GGUF", ".PTH"]
+)
+def test_an_output_is_not_called_by_a_format_that_is_not_written(run, pair, tmp_path, suffix):
+    result = run("edit", *pair, "-o", tmp_path / f"out{suffix}")
+    assert result.code == 2
+    assert "the output must be a .safetensors file or a folder" in result.err
+    assert not (tmp_path / f"out{suffix}").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
