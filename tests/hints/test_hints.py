@@ -48,9 +48,12 @@ SOURCE = '''
 """Docstrings may say: use --resume."""
 from typing import NamedTuple
 from monosoup_cli.formats.archive import RESAVE
+from monosoup_cli.sources.hub_ids import to_fill_the_cache
 
 TRY = "try --device cpu"
 ALL = {"a": "use a", "b": "use b"}
+ROWS = (("a", "of a", "copy {path}"), ("b", "of b", "move it"))
+KINDS = {"c": ("of c", "save it")}
 
 class Advice(NamedTuple):
     problem: str
@@ -76,12 +79,20 @@ def run(path, kind, again):
     if kind:
         reason, hint = "apart", "other"
     Error(reason, hint=hint)
+    Error("of another module", hint=to_fill_the_cache(path))
+    for start, what, advice in ROWS:
+        Error(what, hint=advice.format(path=path))
     try:
         pass
     except Error as error:
         error.hint = "run it again"
     note(f"note: {path}; --exclude leaves it")
+    note(f"{path} is read; --state-dict chooses another")
     note("nothing to do")
+
+def described(kind):
+    what, advice = KINDS.get(kind, ("of another kind", TRY))
+    return Error(what, hint=advice)
 '''
 FOUND = """
 by position; log in
@@ -94,13 +105,19 @@ by a table; use b
 unknown; …
 together; one
 apart; other
+of another module; run `…` without HF_HUB_OFFLINE
+…; copy …
+…; move it
+of c; save it
+of another kind; try --device cpu
 run it again
 note: …; --exclude leaves it
+… is read; --state-dict chooses another
 """
 
 
 def test_hints_are_found_however_they_are_given():
     made = Module("made.py", ast.parse(SOURCE))
-    archive = "formats/archive.py"
-    package = {archive: Module(archive, ast.parse((PACKAGE / archive).read_text()))}
+    names = ("formats/archive.py", "sources/hub_ids.py")
+    package = {name: Module(name, ast.parse((PACKAGE / name).read_text())) for name in names}
     assert {site.words for site in made.sites(package)} == set(FOUND.strip().splitlines())
