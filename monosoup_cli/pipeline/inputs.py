@@ -197,13 +197,27 @@ def _align(
 def _check_gathered(
     path: str, tensors: Mapping[str, TensorInfo], others: Sequence[Mapping[str, TensorInfo]] = ()
 ) -> None:
-    """Raise CheckpointError for the empty tensors that ZeRO-3 leaves in place of weights.
+    """Raise CheckpointError for what ZeRO-3 and FSDP leave in place of weights: empty and flat tensors.
 
     Args:
         path: The checkpoint.
         tensors: Its tensors. Those of an adapter are never empty.
         others: The tensors of all checkpoints, one of which has a matrix of the name; none for an adapter.
     """
+    flat = [
+        name
+        for name, tensor in tensors.items()
+        if any(_is_flattened(tensor, other[name]) for other in others if name in other)
+    ]
+    if flat:
+        raise CheckpointError(
+            f"flat tensors in place of matrices ({len(flat)} of {len(tensors)}), as a rank of FSDP has them",
+            path=path,
+            tensor=flat[0],
+            found=f"{tensors[flat[0]].elements:,} elements",
+            hint="gather a checkpoint of the run: accelerate merge-weights CHECKPOINT/pytorch_model_fsdp_0"
+            " NEW; or train with fsdp_state_dict_type: FULL_STATE_DICT",
+        )
     empty = [
         name
         for name, tensor in tensors.items()
@@ -219,6 +233,13 @@ def _check_gathered(
             hint="gather them in the run's checkpoint folder: python zero_to_fp32.py . NEW; or train with"
             " stage3_gather_16bit_weights_on_model_save",
         )
+
+
+def _is_flattened(tensor: TensorInfo, other: TensorInfo) -> bool:
+    """Whether a vector has elements of what is a matrix elsewhere: FSDP flattens and then slices."""
+    is_matrix = sum(size > 1 for size in other.shape) > 1
+    is_vector = len(tensor.shape) == 1 and tensor.shape[0] not in other.shape
+    return is_vector and is_matrix and 0 < tensor.elements <= other.elements
 
 
 def _notes_of_place(files: Files) -> list[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint
 
 from tests.hints.table import Trial, follows
 
@@ -223,6 +227,23 @@ def weights_that_were_not_gathered(at: Trial) -> None:
     folder.mkdir()
     torch.save(weights, folder / "pytorch_model.bin")
     at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("pipeline/inputs.py", "accelerate merge-weights")
+def weights_that_are_flat(at: Trial) -> None:
+    """The command is run as it stands, on a checkpoint as accelerate writes it."""
+    weights, run = load_file(at.finetuned), at.tmp / "run"
+    save_file({**weights, "block.weight": weights["block.weight"].flatten()}, at.finetuned)
+    for options in ([], ["--on-mismatch", "keep"], ["--exclude", "*.weight"]):
+        at.refused(*at.edit, *options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save({"model": weights}, checkpoint_id=run / "pytorch_model_fsdp_0", no_dist=True)
+    (command,) = re.findall("accelerate (merge-weights .*?);", at.hint)
+    command = command.replace("CHECKPOINT", str(run)).replace("NEW", str(at.tmp / "new"))
+    program = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command.split()]
+    subprocess.run(program, check=True, capture_output=True)
+    at.loads("edit", at.base, at.tmp / "new", "-o", at.out)
 
 
 @follows("sources/locate.py", "an index, not a checkpoint")

@@ -432,6 +432,39 @@ def test_the_empty_tensors_of_zero_3_are_called_what_they_are(refuse, run, pair,
     assert run("edit", pair.base, tmp_path / "own.safetensors", "-o", tmp_path / "out").code == 0
 
 
+@pytest.mark.parametrize("part", [1, 3])
+def test_the_flat_tensors_of_fsdp_are_called_what_they_are(refuse, run, pair, tmp_path, part):
+    """The first rank has the first of all elements, of which some matrices get none."""
+    weights = load_file(pair.finetuned)
+    matrix = weights["block.weight"]
+    rank = {
+        **weights,
+        "block.weight": matrix.flatten()[: matrix.numel() // part].clone(),
+        "head.weight": torch.zeros(0),
+    }
+    save_file(rank, tmp_path / "rank.safetensors")
+    for inputs in (pair.base, tmp_path / "rank.safetensors"), (tmp_path / "rank.safetensors", pair.finetuned):
+        for options in ([], ["--on-mismatch", "keep"], ["--exclude", "*.weight"]):
+            line = refuse(*inputs, *options)
+            assert (
+                "rank.safetensors: tensor 'block.weight': flat tensors in place of matrices (1 of 3)" in line
+            )
+            assert "accelerate merge-weights CHECKPOINT/pytorch_model_fsdp_0 NEW" in line
+            assert "FULL_STATE_DICT" in line
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [((8,), (1, 8)), ((8,), (8, 1, 1)), ((8,), (8, 6)), ((64,), (8, 6))]
+)
+def test_a_vector_that_is_no_part_of_a_matrix(run, tmp_path, one, other):
+    weights = {"w": torch.eye(4)}
+    save_file({**weights, "x": torch.ones(one)}, tmp_path / "ft.safetensors")
+    save_file({**weights, "x": torch.ones(other)}, tmp_path / "base.safetensors")
+    inputs = tmp_path / "base.safetensors", tmp_path / "ft.safetensors"
+    result = run("edit", *inputs, "-o", tmp_path / "out", "--on-mismatch", "keep")
+    assert result.code == 0, result.err
+
+
 def test_an_adapter_of_zero_3(refuse, pair, tmp_path):
     (tmp_path / "adapter").mkdir()
     factors = {f"base_model.model.block.{name}.weight": torch.zeros(0) for name in ("lora_A", "lora_B")}
