@@ -18,6 +18,7 @@ __all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "inflate", "quote", "re
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 16_000_000
 MAX_CODE_BYTES = 16_000_000
+"""How long the code of a TorchScript archive may be, a record of it and all that is read."""
 CODE = ("code/", "extra/")
 """The folders of TorchScript archives whose records are compressed."""
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")

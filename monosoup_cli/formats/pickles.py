@@ -18,6 +18,8 @@ from monosoup_cli.formats.header import BITS, FLOATING
 __all__ = ["DTYPES", "Foreign", "Key", "PickledTensor", "read_pickle"]
 
 MAX_OPERATIONS = 5_000_000
+MAX_NAME = 1000
+"""How long the name of a module, or of a function or class in it, may be."""
 
 DTYPES = {
     "bool": "BOOL",
@@ -193,13 +195,14 @@ def _of_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     return made(*arguments) if is_known and made else Foreign(kind.name, function=function.name)
 
 
+OF_TYPE = "torch._tensor _rebuild_from_type_v2"
 CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor_of_dtype,
     "torch._utils _rebuild_parameter": _first,
     "torch._utils _rebuild_parameter_with_state": _first,
-    "torch._tensor _rebuild_from_type_v2": _of_type,
+    OF_TYPE: _of_type,
     "collections Counter": lambda counts: counts,
     "torch Size": lambda sizes: sizes,
 }
@@ -231,6 +234,11 @@ class _Machine:
         """Push what our own function makes of the arguments, or an object of which nothing is made."""
         if not isinstance(function, Global | Foreign) or not isinstance(arguments, tuple):
             raise ValueError
+        self.left -= _work(arguments)  # a few bytes can refer to the same long tuple many times
+        if function.name == OF_TYPE and len(arguments) > 2:
+            self.left -= _work(arguments[2])
+        if self.left < 0:
+            return
         if isinstance(function, Global) and function.name in CALLS:
             self.stack.append(CALLS[function.name](*arguments))
         elif isinstance(function, Global) and function.name == "collections OrderedDict":
@@ -270,6 +278,12 @@ class _Machine:
         elif not isinstance(self.stack[-1], dict):
             raise ValueError
 
+    def push_global(self, module: str, name: str) -> None:
+        """Push a function or class by its name."""
+        if len(module) > MAX_NAME or len(name) > MAX_NAME:
+            raise ValueError
+        self.stack.append(Global(f"{module} {name}"))
+
     def push_storage(self, said: Any) -> None:
         """Push the storage that an archive refers to."""
         what, kind, key, _, count = said
@@ -298,7 +312,7 @@ def read_pickle(pickle: bytes, shown: str) -> tuple[Any, Sequence[str]]:
     def refuse(problem: str) -> CheckpointError:
         return CheckpointError(problem, path=shown)
 
-    machine = _Machine(1_000_000 + len(pickle))
+    machine = _Machine(1_000_000 + 4 * len(pickle))
     result: list[Any] = []
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
@@ -342,9 +356,9 @@ def _step(machine: _Machine, name: str, found: object) -> bool:
         machine.pop_mark()
         machine.stack.append(Foreign("builtins set"))
     elif name == "GLOBAL":
-        machine.stack.append(Global(argument))
+        machine.push_global(*argument.split(" ", 1))
     elif name == "STACK_GLOBAL":
-        machine.stack.append(Global(" ".join(machine.pop(2))))
+        machine.push_global(*machine.pop(2))
     elif name in ("REDUCE", "NEWOBJ"):
         machine.call(*machine.pop(2))
     elif name == "NEWOBJ_EX":
@@ -358,6 +372,11 @@ def _step(machine: _Machine, name: str, found: object) -> bool:
     else:
         return name in ("PROTO", "FRAME")
     return True
+
+
+def _work(arguments: Any) -> int:
+    """How many values a call visits: its arguments, and what is in them."""
+    return len(arguments) + sum(len(one) for one in arguments if isinstance(one, tuple | list | dict))
 
 
 def _key(name: Any) -> Any:

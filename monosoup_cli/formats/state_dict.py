@@ -29,6 +29,8 @@ __all__ = ["StateDict", "StateDicts", "place_tensors", "read_state_dict"]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """The keys under which training scripts keep the state dict, next to the optimizer and so on."""
 MAX_WRAPPED = 2
+MAX_KEY = 200
+"""How long the keys on the path to a state dict may be."""
 MAX_DEPTH = 4
 """How deep dicts of tensors are looked for."""
 EXTRA_STATE = "_extra_state"
@@ -291,16 +293,22 @@ def _state_dicts(content: Any) -> dict[str, Any]:
     """Find the dicts of nothing but tensors in what was saved, by their paths."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
-    level = [("", content)]
+    level = [("", "", content)]
     for _ in range(MAX_DEPTH):
         below = []
-        for path, value in level:
-            if isinstance(value, dict) and id(value) not in seen:
-                seen.add(id(value))
-                if _is_state_dict(value):
-                    found[path.removesuffix(".")] = value
-                else:
-                    below += [(f"{path}{key}.", one) for key, one in value.items() if isinstance(key, str)]
+        for above, key, value in level:
+            if not isinstance(value, dict) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            path = f"{above}.{key}".removeprefix(".")
+            if _is_state_dict(value):
+                found[path] = value
+            else:
+                below += [
+                    (path, key, one)
+                    for key, one in value.items()
+                    if isinstance(key, str) and len(key) <= MAX_KEY and isinstance(one, dict)
+                ]
         level = below
     return found
 

@@ -143,7 +143,7 @@ MANY = (
 
 @pytest.mark.parametrize("pickled", [ENDLESS, MANY], ids=["endless", "many"])
 def test_modules_without_end_are_refused(tmp_path, monkeypatch, pickled):
-    monkeypatch.setattr("monosoup_cli.formats.torchscript.MAX_TENSORS", 10_000)
+    monkeypatch.setattr("monosoup_cli.formats.torchscript.MAX_WORK", 10_000)
     path = tmp_path / "model.pt"
     torch.jit.save(made(0, "script"), path)
     rewritten(path, lambda name, content: pickled if name == "data.pkl" else content)
