@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.shard import Shard
-from monosoup_cli.formats.table import STEMS, open_shard
+from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.files import Files, Index, Place
 from monosoup_cli.sources.folders import Folder, is_offline, is_plain_name, not_cached, read_config
 
@@ -127,13 +127,14 @@ def refuse_rank_file(path: str, beside: Callable[[str], Sequence[str]]) -> None:
     """Raise CheckpointError if a file alone is one rank's part of a run.
 
     It is where files of other ranks stand beside it, and where its name tells of others. The only file, of
-    the first rank, may be a whole checkpoint.
+    the first rank, may be a whole checkpoint if it is of a format that is read.
 
     Args:
         path: The path of the file, for messages too.
         beside: The names in a folder.
     """
     folder, _, name = path.rpartition("/")
+    may_be_whole = name.endswith(WEIGHTS)
     above, _, inside = folder.rpartition("/")
     for pattern, what, hint in RANK_FILES:
         if not pattern.fullmatch(name):
@@ -141,7 +142,7 @@ def refuse_rank_file(path: str, beside: Callable[[str], Sequence[str]]) -> None:
         if pattern.fullmatch(inside):  # Megatron has one file in the folder of every rank
             name, folder = inside, above
         found = [one for one in beside(folder) if pattern.fullmatch(one)]
-        if len(found) > 1 or re.search("[1-9]", name.replace("world_size_1_", "")):
+        if not may_be_whole or len(found) > 1 or re.search("[1-9]", name.replace("world_size_1_", "")):
             place = shlex.quote(folder or ".")
             raise CheckpointError(what, path=path, hint=hint.format(folder=place, first=name))
 

@@ -260,6 +260,14 @@ def test_the_only_file_of_a_rank_is_a_checkpoint(run, pair, tmp_path, name):
     assert run("edit", pair.base, path, "-o", tmp_path / "out").code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("__0_0.distcp", "dcp_to_torch"), ("zero_to_fp32.py", "zero_to_fp32.py . NEW")]
+)
+def test_the_only_file_of_another_format(refuse, pair, tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"import torch\n")
+    assert words in refuse(pair.base, tmp_path / name)
+
+
 def test_a_file_in_the_folder_of_a_rank(refuse, pair, tmp_path):
     for rank in ("mp_rank_00", "mp_rank_01"):
         (tmp_path / rank).mkdir()
