@@ -31,8 +31,8 @@ LARGE = "over 256 MiB"
 UNLISTED = "not in model_index.json"
 WHOLE_MODEL = "a whole model beside the adapter"
 MERGED = "merged into the base"
-BASES = "the base has its own"
-ADAPTERS = "the adapter has its own"
+BASES = "of the adapter; the base has its own"
+ADAPTERS = "of the base; the adapter has its own"
 LINKED = "a link to a folder elsewhere"
 UNASKED = "left out by --side-files"
 
@@ -253,6 +253,8 @@ class _Walk:
                 is_of_pipeline = is_part or relative in self._parts or f"{relative}/" == self._inner
                 if not is_of_pipeline and targets_outside(self._folder, [relative]):
                     reason = reason or LINKED  # it may be as large as a disk
+                if self._is_pipeline and not is_of_pipeline and reason is None and self._is_model(relative):
+                    reason = UNLISTED  # its configuration is of no use without its weights
                 is_asked = reason is not None and any(one != "none" for one in self._wanted)
                 if reason is not None and not is_asked:
                     yield f"{relative}/", reason
@@ -268,6 +270,10 @@ class _Walk:
         if "all" in self._wanted or _matches(name, self._wanted):
             return None
         return why or (UNASKED if "none" in self._wanted else None)
+
+    def _is_model(self, folder: str) -> bool:
+        names = self._folder.names(folder)
+        return ADAPTER_CONFIG not in names and any(name.endswith(WEIGHTS) for name in names)
 
     def _by_content(self, inner: str, name: str, names: Sequence[str], *, is_part: bool) -> str | None:
         """Why a file is left out that no rule names: by its neighbours, its header or its size."""

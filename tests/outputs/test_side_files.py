@@ -215,8 +215,18 @@ OTHER_PARTS = [
 
 
 def test_the_other_parts_of_a_pipeline_are_carried_in_one_format(carried):
-    found = carried(*PARTS, *OTHER_PARTS, "unrelated/x.json", inner="unet/", model_index=PIPELINE)
-    assert found == sorted([*PARTS, "model_index.json", "unrelated/x.json"])
+    found = carried(*PARTS, *OTHER_PARTS, "notes/x.json", inner="unet/", model_index=PIPELINE)
+    assert found == sorted([*PARTS, "model_index.json", "notes/x.json"])
+
+
+def test_a_folder_that_a_pipeline_does_not_list_stays_whole(carried):
+    names = ["unet_ema/config.json", "unet_ema/diffusion_pytorch_model.safetensors"]
+    assert carried("unet/config.json", *names, inner="unet/", model_index=PIPELINE) == [
+        *("model_index.json", "unet/config.json")
+    ]
+    assert carried.left_out == {"unet_ema/": "not in model_index.json"}
+    found = carried(inner="unet/", wanted=["unet_ema"], model_index=PIPELINE)
+    assert found == ["model_index.json", "unet/config.json", *names]
 
 
 def test_weights_of_a_part_are_of_the_format_that_there_is(carried):
