@@ -168,6 +168,43 @@ def test_what_is_carried_and_what_is_left_behind(carried):
     assert carried(*WANTED, *UNWANTED) == sorted(WANTED)
 
 
+IN_FOLDERS = [
+    *("a.json", "voices/a.json", "voices/a.npz", "optimizer.pt", "trainer_state.json"),
+    *("checkpoint-1/a.json", "checkpoint-1/wandb/b.json", "checkpoint-1/deep/a.json", "voices/wandb/a.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("*.json", ["a.json", "trainer_state.json", "voices/a.json"]),
+        ("/*.json", ["a.json", "trainer_state.json"]),
+        ("a.*", ["a.json", "voices/a.json", "voices/a.npz"]),
+        ("opt*", ["optimizer.pt"]),
+        ("voices", ["voices/a.json", "voices/a.npz", "voices/wandb/a.json"]),
+        ("voices/*.npz", ["voices/a.npz"]),
+        ("*/a.json", ["checkpoint-1/a.json", "voices/a.json"]),
+        ("checkpoint-*", [name for name in IN_FOLDERS if name.startswith("checkpoint-1/")]),
+        ("checkpoint-1/*.json", ["checkpoint-1/a.json"]),
+        ("checkpoint-1/deep/", ["checkpoint-1/deep/a.json"]),
+        ("wandb", ["voices/wandb/a.json"]),
+        ("wandb/", ["voices/wandb/a.json"]),
+    ],
+)
+def test_globs_are_as_in_gitignore_but_reach_into_what_is_left_out_only_by_its_name(carried, glob, expected):
+    assert carried(*IN_FOLDERS, wanted=["none", glob]) == sorted(expected)
+
+
+def test_of_a_folder_that_no_glob_names_only_the_name_is_listed(carried):
+    carried(*IN_FOLDERS, wanted=["none", "wandb"])
+    assert carried.left_out["checkpoint-1/"] == "state of training"
+    assert not [name for name in carried.left_out if name.startswith("checkpoint-1/") and name[13:]]
+
+
+def test_a_file_may_have_the_name_of_a_choice(carried):
+    assert carried("none", "a.json", wanted=["none", "a.json"]) == ["a.json"]
+
+
 def test_only_folders_are_left_behind_for_the_name_of_a_folder(carried):
     assert carried("original", "checkpoint-1") == ["checkpoint-1", "original"]
 

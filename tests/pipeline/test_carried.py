@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import re
+import shlex
 import shutil
 import warnings
+from pathlib import Path
 
 import joblib
 import pytest
@@ -129,8 +132,26 @@ def test_what_cannot_be_carried_is_refused(run, folders, options, words):
     assert words in result.err
 
 
-def test_the_hint_on_patterns_works(run, folders):
-    edit(run, folders, "--side-files", "none", "--side-files", "*/a.npz")
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"-o out (--side-files .*)", (DOCS / "storage.md").read_text(encoding="utf-8"))
+)
+def test_the_examples_work_in_a_folder_as_a_trainer_leaves_it(run, pair, tmp_path, example):
+    folder = tmp_path / "finetuned"
+    (folder / "checkpoint-5").mkdir(parents=True)
+    shutil.copy(pair.finetuned, folder / "model.safetensors")
+    for name in ("config.json", "training_args.bin", "checkpoint-5/config.json", "checkpoint-5/optimizer.pt"):
+        (folder / name).write_text("{}")
+    edit(run, (pair.base, folder, tmp_path / "out"), *shlex.split(example))
+    asked = {"config.json"} if "none" in example else {"config.json", "training_args.bin"}
+    assert {*carried_in(tmp_path / "out")} == {*asked, "model.safetensors"}
+
+
+@pytest.mark.parametrize("pattern", ["a.npz", "voices", "voices/*.npz"])
+def test_the_hint_on_patterns_works(run, folders, pattern):
+    edit(run, folders, "--side-files", "none", "--side-files", pattern)
     assert carried_in(folders[2]) == ["model.safetensors", "voices/a.npz"]
 
 
