@@ -44,7 +44,9 @@ MAX_NUMBERED = 10
 """How many checkpoints' similarities fit into a terminal as numbers."""
 
 
-def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def plan_to_json(
+    plan: Preview, notes: Sequence[str], selection: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the plan of a dry run as JSON: what the run would do to each tensor, and what it needs."""
     folders, cost = [folder for folder in plan.folders if folder], plan.cost
     on_cards = {"device_memory_bytes": cost.device_memory_bytes} if cost.device_memory_bytes else {}
@@ -65,6 +67,7 @@ def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> d
         **on_cards,
         "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
         "only_in_base": list(plan.only_in_base),
+        "notes": list(notes),
         "layers": [
             {
                 "name": tensor.name,

@@ -82,10 +82,14 @@ def test_a_run_carries_what_a_loader_reads_and_says_what_it_leaves_out(run, fold
 
 
 def test_a_dry_run_says_the_same(run, folders):
-    plan = json.loads(edit(run, folders, "--dry-run", "--format", "json").out)["output"]
+    planned = json.loads(edit(run, folders, "--dry-run", "--format", "json").out)
+    plan = planned["output"]
     shown = edit(run, folders, "--dry-run").out
     edit(run, folders)
-    output = json.loads((folders[2] / "monosoup_report.json").read_text())["output"]
+    report = json.loads((folders[2] / "monosoup_report.json").read_text())
+    output = report["output"]
+    assert planned["notes"] == report["notes"]
+    assert "not edited, and copied as fine-tuned: spk_dict.pt, vae.pt" in planned["notes"]
     assert {name: plan[name] for name in ("side_files", "left_out")} == {
         name: output[name] for name in ("side_files", "left_out")
     }
