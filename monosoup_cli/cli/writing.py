@@ -154,6 +154,7 @@ def import_torch() -> None:
 def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) -> None:
     from monosoup_cli.pipeline.cost import estimate
     from monosoup_cli.pipeline.execute import choose
+    from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.preview import preview
     from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
 
@@ -164,7 +165,7 @@ def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) 
         selection, members = choice.selection, choice.members
     plan = preview(ready, estimate(ready, members))
     if as_json:
-        console.data(json.dumps(plan_to_json(plan, selection), indent=1) + "\n")
+        console.data(json.dumps(plan_to_json(plan, notices_of(ready), selection), indent=1) + "\n")
         return
     console.table(plan_table(plan, is_short=selection is not None), to_stdout=True)
     if selection is not None:

@@ -31,8 +31,8 @@ LARGE = "over 256 MiB"
 UNLISTED = "not in model_index.json"
 WHOLE_MODEL = "a whole model beside the adapter"
 MERGED = "merged into the base"
-BASES = "the base has its own"
-ADAPTERS = "the adapter has its own"
+BASES = "of the adapter; the base has its own"
+ADAPTERS = "of the base; the adapter has its own"
 LINKED = "a link to a folder elsewhere"
 UNASKED = "left out by --side-files"
 
@@ -52,7 +52,9 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
             *("training_args.bin", "training_args.json", "training_args.yaml", "training_params.json"),
             *("trainer_state.json", "events.out.*"),
             *("trainer_log.jsonl", "trainer_config.yaml", "running_log.txt", "llamaboard_config.yaml"),
-            *("training_*.png", "*_results.json", "generated_predictions.jsonl", "zero_to_fp32.py"),
+            *("training_*.png", "loss.png", "*_loss.png", "loss_curve*.png", "nohup.out", "zero_to_fp32.py"),
+            *("*_results.json", "generated_predictions.jsonl", "eval_predictions*", "*_predictions.json"),
+            *("ds_config*.json", "ds_z[0-3]_*.json", "deepspeed*.json"),
             *("*_model_states.pt", "*_optim_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),
         ),
     ),
@@ -162,19 +164,26 @@ def side_files(
     if {"all", "none"} <= set(wanted):
         raise UsageError("--side-files is all or none, not both")
     inner = model.place.inner
-    of_model = {} if model.place.folder is None else _Walk(model, wanted).decide()
+    of_model: dict[str, str | None] = {}
+    used: set[str] = {"all", "none"}
+    if model.place.folder is not None:
+        walk = _Walk(model, wanted)
+        of_model = walk.decide()
+        used |= walk.used
     of_adapter: dict[str, str | None] = {}
     stored: dict[str, str] = {}
     if adapter is not None:
-        found = _Walk(adapter, wanted).decide()
+        walk = _Walk(adapter, wanted)
+        found = walk.decide()
+        used |= walk.used
         stored = {inner + name.removeprefix(adapter.place.inner): name for name in found}
         of_adapter = {new: found[name] for new, name in stored.items()}
-    can_be = [name for one in (of_model, of_adapter) for name, why in one.items() if why is None]
     for glob in wanted:
-        if glob not in {"all", "none"} and not any(_matches(name, [glob]) for name in can_be):
+        if glob not in used:
             raise UsageError(
                 f"--side-files {glob!r} matches no file that can be carried",
-                hint="a pattern must match the whole path in the folder, as '*/voice.pt' does",
+                hint="a pattern must match a whole name, as 'voice.pt' or 'voices' does, or a whole path, as"
+                " 'voices/*.pt' does",
             )
     _settle(of_model, of_adapter, inner)
     sources = [(model, of_model), *([] if adapter is None else [(adapter, of_adapter)])]
@@ -220,7 +229,9 @@ class _Walk:
 
     def __init__(self, files: Files, wanted: Sequence[str]) -> None:
         self._folder, self._inner = _folder(files), files.place.inner
-        self._wanted = wanted
+        self._wanted = {"all", "none"}.intersection(wanted)
+        self._globs = [one for one in wanted if one not in self._wanted]
+        self.used: set[str] = set()
         self._tensors = files.tensors
         self._edited = {shard.name for shard in files.shards}
         self._edited |= set() if files.index is None else {files.index.name}
@@ -232,16 +243,19 @@ class _Walk:
 
     def decide(self) -> dict[str, str | None]:
         """For every other file, why it is left out; None if it is carried."""
-        return dict(self._decide("", is_part=False, why=None))
+        return dict(self._decide("", is_part=False, around=None))
 
-    def _decide(self, inner: str, *, is_part: bool, why: str | None) -> Iterator[tuple[str, str | None]]:
+    def _decide(
+        self, inner: str, *, is_part: bool, around: LeftOut | None
+    ) -> Iterator[tuple[str, str | None]]:
+        """Decide about the files in a folder; `around` is the outermost one around it that is left out."""
         names = self._folder.names(inner.rstrip("/"))
         self._entries += len(names)
         if self._entries > MAX_ENTRIES:  # through links between folders, a few files can appear many times
             raise CheckpointError("contains too many files", path=self._folder.source)
         for name in names:
             relative = f"{inner}{name}"
-            reason = why or _by_name(name)
+            reason = around.why if around else _by_name(name)
             if relative in self._edited:
                 continue
             if reason in {HIDDEN, OLD}:
@@ -251,21 +265,32 @@ class _Walk:
                 is_of_pipeline = is_part or relative in self._parts or f"{relative}/" == self._inner
                 if not is_of_pipeline and targets_outside(self._folder, [relative]):
                     reason = reason or LINKED  # it may be as large as a disk
-                is_asked = reason is not None and any(one != "none" for one in self._wanted)
-                if reason is not None and not is_asked:
+                if self._is_pipeline and not is_of_pipeline and reason is None and self._is_model(relative):
+                    reason = UNLISTED  # its configuration is of no use without its weights
+                left = around or (LeftOut(relative, reason) if reason else None)
+                is_in_part = is_part or relative in self._parts
+                decided: list[tuple[str, str | None]] = []
+                if reason is None or self._globs or "all" in self._wanted:
+                    decided += self._decide(f"{relative}/", is_part=is_in_part, around=left)
+                if reason is not None and all(why is not None for _, why in decided):
                     yield f"{relative}/", reason
                 else:
-                    yield from self._decide(
-                        f"{relative}/", is_part=is_part or relative in self._parts, why=reason
-                    )
+                    yield from decided
             else:
                 reason = reason or self._by_content(inner, name, names, is_part=is_part)
-                yield relative, self._as_wanted(relative, reason)
+                yield relative, self._as_wanted(relative, reason, around)
 
-    def _as_wanted(self, name: str, why: str | None) -> str | None:
-        if "all" in self._wanted or _matches(name, self._wanted):
+    def _as_wanted(self, name: str, why: str | None, around: LeftOut | None) -> str | None:
+        visible = name if around is None else around.name
+        used = {glob for glob in self._globs if _matches(name, glob, visible)}
+        self.used |= used
+        if used or "all" in self._wanted:
             return None
         return why or (UNASKED if "none" in self._wanted else None)
+
+    def _is_model(self, folder: str) -> bool:
+        names = self._folder.names(folder)
+        return ADAPTER_CONFIG not in names and any(name.endswith(WEIGHTS) for name in names)
 
     def _by_content(self, inner: str, name: str, names: Sequence[str], *, is_part: bool) -> str | None:
         """Why a file is left out that no rule names: by its neighbours, its header or its size."""
@@ -322,10 +347,20 @@ def _is_one_of(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, glob) or fnmatchcase(name, f"*/{glob}") for glob in globs)
 
 
-def _matches(name: str, wanted: Sequence[str]) -> bool:
-    """Whether the user's globs name a file, or a folder that it is in."""
-    globs = [glob.rstrip("/") for glob in wanted]
-    return any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}/*") for glob in globs)
+def _matches(name: str, glob: str, visible: str) -> bool:
+    """Whether the user's glob names a file or a folder that it is in, much as in .gitignore.
+
+    Args:
+        name: The path of the file.
+        glob: With a slash before its end, it is matched with the path from the start, part by part. Without,
+            any part of `visible` may match.
+        visible: The path without what lies in a folder that is left out.
+    """
+    globs = glob.strip("/").split("/")
+    if "/" not in glob.rstrip("/"):
+        return any(fnmatchcase(part, globs[0]) for part in visible.split("/"))
+    parts = name.split("/")
+    return len(parts) >= len(globs) and all(map(fnmatchcase, parts, globs))
 
 
 def _stem(name: str) -> str:

@@ -36,13 +36,17 @@ SHADES = " ░▒▓█"
 BAR_WIDTH = 40
 PARTS_OF_SUMMARY = {"tensors", "edited", "kept", "parameters_edited", "means", "ranges", "clamped"}
 """The parts of a summary that have their own lines. The others are sums of measures of a new method."""
+NO_NEWS = {"hidden", "old model card or report"}
+"""Reasons to leave side files out that hold for nearly every folder."""
 MAX_NAMED = 6
 """How many side files a line names."""
 MAX_NUMBERED = 10
 """How many checkpoints' similarities fit into a terminal as numbers."""
 
 
-def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def plan_to_json(
+    plan: Preview, notes: Sequence[str], selection: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the plan of a dry run as JSON: what the run would do to each tensor, and what it needs."""
     folders, cost = [folder for folder in plan.folders if folder], plan.cost
     on_cards = {"device_memory_bytes": cost.device_memory_bytes} if cost.device_memory_bytes else {}
@@ -63,6 +67,7 @@ def plan_to_json(plan: Preview, selection: Mapping[str, Any] | None = None) -> d
         **on_cards,
         "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
         "only_in_base": list(plan.only_in_base),
+        "notes": list(notes),
         "layers": [
             {
                 "name": tensor.name,
@@ -330,10 +335,10 @@ def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
 
 
 def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
-    """Add a line on what is carried beside the weights, and one for every reason to leave something out."""
+    """Add a line on what is carried beside the weights, and one for each reason to leave something out."""
     if output.get("side_files"):
         table.add_row("carried", Text(_some(output["side_files"])))
-    left_out = output.get("left_out", ())
+    left_out = [one for one in output.get("left_out", ()) if one["why"] not in NO_NEWS]
     for why in dict.fromkeys(one["why"] for one in left_out):
         names = [one["name"] for one in left_out if one["why"] == why]
         table.add_row("left out", Text(f"{_some(names)} ({printable(why)})"))

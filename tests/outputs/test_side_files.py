@@ -44,6 +44,7 @@ WANTED = [
     "LICENSE",
     "modeling_x.py",
     "figure.png",
+    "glossary.png",
     "additional_chat_templates/tool.jinja",
     "1_Pooling/config.json",
     "deep/deeper/preprocessor_config.json",
@@ -125,7 +126,17 @@ UNWANTED = [
     "all_results.json",
     "predict_results.json",
     "generated_predictions.jsonl",
+    "eval_predictions.json",
+    "eval_predictions.txt",
+    "eval_nbest_predictions.json",
     "trainer_log.jsonl",
+    "nohup.out",
+    "ds_config.json",
+    "ds_z3_config.json",
+    "deepspeed_config.json",
+    "loss.png",
+    "eval_loss.png",
+    "loss_curve.png",
     "training_loss.png",
     "training_eval_loss.png",
     "running_log.txt",
@@ -155,6 +166,43 @@ UNWANTED = [
 
 def test_what_is_carried_and_what_is_left_behind(carried):
     assert carried(*WANTED, *UNWANTED) == sorted(WANTED)
+
+
+IN_FOLDERS = [
+    *("a.json", "voices/a.json", "voices/a.npz", "optimizer.pt", "trainer_state.json"),
+    *("checkpoint-1/a.json", "checkpoint-1/wandb/b.json", "checkpoint-1/deep/a.json", "voices/wandb/a.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("*.json", ["a.json", "trainer_state.json", "voices/a.json"]),
+        ("/*.json", ["a.json", "trainer_state.json"]),
+        ("a.*", ["a.json", "voices/a.json", "voices/a.npz"]),
+        ("opt*", ["optimizer.pt"]),
+        ("voices", ["voices/a.json", "voices/a.npz", "voices/wandb/a.json"]),
+        ("voices/*.npz", ["voices/a.npz"]),
+        ("*/a.json", ["checkpoint-1/a.json", "voices/a.json"]),
+        ("checkpoint-*", [name for name in IN_FOLDERS if name.startswith("checkpoint-1/")]),
+        ("checkpoint-1/*.json", ["checkpoint-1/a.json"]),
+        ("checkpoint-1/deep/", ["checkpoint-1/deep/a.json"]),
+        ("wandb", ["voices/wandb/a.json"]),
+        ("wandb/", ["voices/wandb/a.json"]),
+    ],
+)
+def test_globs_are_as_in_gitignore_but_reach_into_what_is_left_out_only_by_its_name(carried, glob, expected):
+    assert carried(*IN_FOLDERS, wanted=["none", glob]) == sorted(expected)
+
+
+def test_of_a_folder_that_no_glob_names_only_the_name_is_listed(carried):
+    carried(*IN_FOLDERS, wanted=["none", "wandb"])
+    assert carried.left_out["checkpoint-1/"] == "state of training"
+    assert not [name for name in carried.left_out if name.startswith("checkpoint-1/") and name[13:]]
+
+
+def test_a_file_may_have_the_name_of_a_choice(carried):
+    assert carried("none", "a.json", wanted=["none", "a.json"]) == ["a.json"]
 
 
 def test_only_folders_are_left_behind_for_the_name_of_a_folder(carried):
@@ -204,8 +252,18 @@ OTHER_PARTS = [
 
 
 def test_the_other_parts_of_a_pipeline_are_carried_in_one_format(carried):
-    found = carried(*PARTS, *OTHER_PARTS, "unrelated/x.json", inner="unet/", model_index=PIPELINE)
-    assert found == sorted([*PARTS, "model_index.json", "unrelated/x.json"])
+    found = carried(*PARTS, *OTHER_PARTS, "notes/x.json", inner="unet/", model_index=PIPELINE)
+    assert found == sorted([*PARTS, "model_index.json", "notes/x.json"])
+
+
+def test_a_folder_that_a_pipeline_does_not_list_stays_whole(carried):
+    names = ["unet_ema/config.json", "unet_ema/diffusion_pytorch_model.safetensors"]
+    assert carried("unet/config.json", *names, inner="unet/", model_index=PIPELINE) == [
+        *("model_index.json", "unet/config.json")
+    ]
+    assert carried.left_out == {"unet_ema/": "not in model_index.json"}
+    found = carried(inner="unet/", wanted=["unet_ema"], model_index=PIPELINE)
+    assert found == ["model_index.json", "unet/config.json", *names]
 
 
 def test_weights_of_a_part_are_of_the_format_that_there_is(carried):

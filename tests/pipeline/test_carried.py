@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import re
+import shlex
 import shutil
 import warnings
+from pathlib import Path
 
 import joblib
 import pytest
@@ -74,14 +77,19 @@ def test_a_run_carries_what_a_loader_reads_and_says_what_it_leaves_out(run, fold
     assert "left out latest, optimizer_0/, pytorch_model_fsdp_0/, wandb/ (state of training)" in said
     assert "carried chat_template.jinja, config.json, modeling_x.py" in said
     assert "vae.pt and 1 more" in said
+    assert not [why for why in ("(hidden)", "(old model card or report)") if why in said]  # as always
     assert "not edited, and copied as fine-tuned: spk_dict.pt, vae.pt" in result.err
 
 
 def test_a_dry_run_says_the_same(run, folders):
-    plan = json.loads(edit(run, folders, "--dry-run", "--format", "json").out)["output"]
+    planned = json.loads(edit(run, folders, "--dry-run", "--format", "json").out)
+    plan = planned["output"]
     shown = edit(run, folders, "--dry-run").out
     edit(run, folders)
-    output = json.loads((folders[2] / "monosoup_report.json").read_text())["output"]
+    report = json.loads((folders[2] / "monosoup_report.json").read_text())
+    output = report["output"]
+    assert planned["notes"] == report["notes"]
+    assert "not edited, and copied as fine-tuned: spk_dict.pt, vae.pt" in planned["notes"]
     assert {name: plan[name] for name in ("side_files", "left_out")} == {
         name: output[name] for name in ("side_files", "left_out")
     }
@@ -128,8 +136,26 @@ def test_what_cannot_be_carried_is_refused(run, folders, options, words):
     assert words in result.err
 
 
-def test_the_hint_on_patterns_works(run, folders):
-    edit(run, folders, "--side-files", "none", "--side-files", "*/a.npz")
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"-o out (--side-files .*)", (DOCS / "storage.md").read_text(encoding="utf-8"))
+)
+def test_the_examples_work_in_a_folder_as_a_trainer_leaves_it(run, pair, tmp_path, example):
+    folder = tmp_path / "finetuned"
+    (folder / "checkpoint-5").mkdir(parents=True)
+    shutil.copy(pair.finetuned, folder / "model.safetensors")
+    for name in ("config.json", "training_args.bin", "checkpoint-5/config.json", "checkpoint-5/optimizer.pt"):
+        (folder / name).write_text("{}")
+    edit(run, (pair.base, folder, tmp_path / "out"), *shlex.split(example))
+    asked = {"config.json"} if "none" in example else {"config.json", "training_args.bin"}
+    assert {*carried_in(tmp_path / "out")} == {*asked, "model.safetensors"}
+
+
+@pytest.mark.parametrize("pattern", ["a.npz", "voices", "voices/*.npz"])
+def test_the_hint_on_patterns_works(run, folders, pattern):
+    edit(run, folders, "--side-files", "none", "--side-files", pattern)
     assert carried_in(folders[2]) == ["model.safetensors", "voices/a.npz"]
 
 
@@ -249,9 +275,9 @@ def test_a_merged_model_has_the_adapters_tokenizer_and_the_bases_configuration(r
     assert not (out / "adapter_config.json").exists()
     left_out = json.loads((out / "monosoup_report.json").read_text())["output"]["left_out"]
     assert {(one["name"], one["why"]) for one in left_out} >= {
-        ("added_tokens.json", "the adapter has its own"),
-        ("config.json", "the base has its own"),
-        ("modeling_x.py", "the base has its own"),
+        ("added_tokens.json", "of the base; the adapter has its own"),
+        ("config.json", "of the adapter; the base has its own"),
+        ("modeling_x.py", "of the adapter; the base has its own"),
         ("adapter_config.json", "merged into the base"),
         ("model.safetensors", "a whole model beside the adapter"),
         ("model.safetensors.index.json", "a whole model beside the adapter"),
