@@ -278,12 +278,6 @@ class _Machine:
         elif not isinstance(self.stack[-1], dict):
             raise ValueError
 
-    def push_global(self, module: str, name: str) -> None:
-        """Push a function or class by its name."""
-        if len(module) > MAX_NAME or len(name) > MAX_NAME:
-            raise ValueError
-        self.stack.append(Global(f"{module} {name}"))
-
     def push_storage(self, said: Any) -> None:
         """Push the storage that an archive refers to."""
         what, kind, key, _, count = said
@@ -356,9 +350,9 @@ def _step(machine: _Machine, name: str, found: object) -> bool:
         machine.pop_mark()
         machine.stack.append(Foreign("builtins set"))
     elif name == "GLOBAL":
-        machine.push_global(*argument.split(" ", 1))
+        machine.stack.append(_global(*argument.split(" ", 1)))
     elif name == "STACK_GLOBAL":
-        machine.push_global(*machine.pop(2))
+        machine.stack.append(_global(*machine.pop(2)))
     elif name in ("REDUCE", "NEWOBJ"):
         machine.call(*machine.pop(2))
     elif name == "NEWOBJ_EX":
@@ -372,6 +366,12 @@ def _step(machine: _Machine, name: str, found: object) -> bool:
     else:
         return name in ("PROTO", "FRAME")
     return True
+
+
+def _global(module: str, name: str) -> Global:
+    if len(module) > MAX_NAME or len(name) > MAX_NAME:
+        raise ValueError
+    return Global(f"{module} {name}")
 
 
 def _work(arguments: Any) -> int:

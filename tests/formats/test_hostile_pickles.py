@@ -39,6 +39,8 @@ ORDERED = b"ccollections\nOrderedDict\n)R"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00K\x01\x85K\x01\x85\x89" + ORDERED + b"tR"
 FIRST = b"ctorch._utils\n_rebuild_parameter\n"
 OF_TYPE = b"ctorch._tensor\n_rebuild_from_type_v2\n"
+REBUILDERS = OF_TYPE + put(2) + b"0" + FIRST + put(3) + b"0ctorch\nTensor\n" + put(4) + b"0"
+WITHIN = b"(" + get(3) + get(4) + get(1) + b"}t"
 TUPLE = b"(" + b"K\x00" * 100_000 + b"t" + put(1) + b"0"
 NUMBERS = b"".join(text(str(number)) + b"K\x00" for number in range(MANY))
 ALIASES = b"".join(text(str(number)) + get(1) for number in range(2000))
@@ -49,10 +51,9 @@ PICKLES = {
     "a long path to many dicts": b"}" + text(LONG) + b"}(" + NUMBERS.replace(b"K\x00", b"}") + b"us",
     "names joined": b"]" + text(LONG) + put(1) + b"0(" + (get(1) + get(1) + b"\x93") * MANY + b"e",
     "a long tuple as arguments": b"](" + TUPLE + FIRST + put(2) + b"0" + (get(2) + get(1) + b"R0") * MANY,
-    "a long tuple within": b"](" + TUPLE + OF_TYPE + put(2) + b"0" + FIRST + put(3) + b"0ctorch\nTensor\n"
-    + put(4) + b"0" + (get(2) + b"(" + get(3) + get(4) + get(1) + b"}tR0") * MANY,
+    "a long tuple within": b"](" + TUPLE + REBUILDERS + (get(2) + WITHIN + b"R0") * MANY + b"e",
     "long names of objects": b"]c" + LONG.encode() + b"\nx\n" + put(2) + b"0" + (get(2) + b")R0") * MANY,
-}  # fmt: skip
+}
 
 
 def module(state, kind=""):

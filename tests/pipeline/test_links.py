@@ -114,3 +114,38 @@ def test_a_program_that_scores_gets_the_snapshot(run, tmp_path):
     result = run(*words)
     assert result.code == 0, result.err
     assert load_file(tmp_path / "out" / next(iter(SHARDS)))
+
+
+def test_a_folder_in_a_clone_of_the_hub_is_from_there_too(run, tmp_path):
+    base = write(tmp_path / "base", 0)
+    finetuned = write(tmp_path / "clone" / "sub" / "ft", 1)
+    (tmp_path / "clone" / ".git").mkdir()
+    (tmp_path / "clone" / ".git" / "config").write_text('[remote "origin"]\nurl = https://hf.co/org/name\n')
+    (tmp_path / "secret").write_text("SECRET")
+    (finetuned / "notes.txt").symlink_to(tmp_path / "secret")
+    result = run("edit", base, finetuned, "-o", tmp_path / "out")
+    assert result.code == 1
+    assert "notes.txt: a link that leads out of the folder; .git/config names hf.co" in result.err
+
+
+def test_a_glob_enters_a_linked_folder_only_where_it_spells_it_out(run, tmp_path):
+    base, finetuned = write(tmp_path / "base", 0), write(tmp_path / "ft", 1)
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    for name in ("voice.txt", "deep/other.txt"):
+        (tmp_path / "disk" / name).write_text(name)
+    (finetuned / "disk").symlink_to(tmp_path / "disk")
+    (finetuned / "voice.txt").write_text("its own")
+    for globs, carried in {
+        ("voice.txt",): [],
+        ("*",): [],
+        ("all",): [],
+        ("disk/voice.txt",): ["voice.txt"],
+        ("disk",): ["deep/other.txt", "voice.txt"],
+    }.items():
+        words = [word for glob in globs for word in ("--side-files", glob)]
+        result = run("edit", base, finetuned, "-o", tmp_path / "out", "--overwrite", *words)
+        assert result.code == 0, result.err
+        disk = tmp_path / "out" / "disk"
+        found = sorted(str(path.relative_to(disk)) for path in disk.rglob("*") if path.is_file())
+        assert found == carried
+        assert (tmp_path / "out" / "voice.txt").exists()

@@ -15,6 +15,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.sources.files import PeftAdapter
 from monosoup_cli.sources.folders import resolve_inside
 from monosoup_cli.sources.locate import open_checkpoint
+from tests.hub import cloned
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -172,7 +173,7 @@ def test_a_link_out_of_a_clone_is_refused(tmp_path, target):
     link(folder / "up", "..")
     link(folder / "model.safetensors", target)
     assert read(folder) == {"a": 0.0}  # the user's own
-    (folder / ".git").mkdir()
+    cloned(folder)
     with pytest.raises(CheckpointError, match="out of the folder") as caught:
         read(folder)
     assert caught.value.path == str(folder / "model.safetensors")
@@ -249,7 +250,7 @@ def test_only_the_layout_of_the_cache_opens_it(tmp_path, folder):
     path = tmp_path / folder
     fill(path.parent.parent / "blobs", {"0a": ["a"]})
     link(path / "model.safetensors", "../../blobs/0a")
-    (path / ".git").mkdir()
+    cloned(path)
     with pytest.raises(CheckpointError, match="out of the folder"):
         read(path)
 
@@ -289,6 +290,31 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
             checkpoint.reader("a").read_into(memoryview(bytearray(4000)), 0)
         with pytest.raises(CheckpointError, match="changed while it was read"):
             checkpoint.check_unchanged()
+
+
+def test_the_root_of_the_cache_names_its_repositories(snapshot, tmp_path):
+    fill(tmp_path / "hub" / "models--org--empty" / "snapshots" / "1f2e3d", {"config.json": {}})
+    for commit in "12":
+        fill(tmp_path / "hub" / "models--org--two" / "snapshots" / commit, {"model.safetensors": ["a"]})
+    link(tmp_path / "hub" / "models--org--gone", "gone")
+    with pytest.raises(CheckpointError, match="no weights in this folder") as caught:
+        open_checkpoint(tmp_path / "hub")
+    path = caught.value.hint.removeprefix("pass one that has some: ")
+    assert path == str(snapshot.parent.parent)
+    assert read(Path(path)) == {"a": 0.0, "b": 0.0}
+
+
+@pytest.mark.parametrize("beside", ["config.json", "model.safetensors", "adapter_config.json", None])
+@pytest.mark.parametrize("held", ["run.log", None])
+def test_a_folder_beside_a_model_is_no_id(tmp_path, monkeypatch, beside, held):
+    """`ft/wandb` stands in a checkpoint, and `org/name` may be the folder of nothing but a name."""
+    folder = fill(tmp_path / "ft" / "wandb", {} if held is None else {held: {}})
+    fill(folder.parent, {} if beside is None else {beside: {}})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no weights in this folder") as caught:
+        open_checkpoint("ft/wandb")
+    is_id = beside is None or held is None
+    assert caught.value.hint == ("for the repository on the Hub: hf://ft/wandb" if is_id else None)
 
 
 def test_what_people_type_by_mistake(tmp_path):
