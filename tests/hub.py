@@ -554,3 +554,10 @@ def pointer(sha256: str, size: int) -> bytes:
 
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def cloned(folder: Path) -> None:
+    """Make a folder a clone of a repository on the Hub, as git leaves it."""
+    (folder / ".git").mkdir()
+    remote = '[remote "origin"]\n\turl = https://huggingface.co/org/name\n'
+    (folder / ".git" / "config").write_text(f"[core]\n\tbare = false\n{remote}")

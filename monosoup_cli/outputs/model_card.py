@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.errors import without_tokens
 from monosoup_cli.sources.files import Files
-from monosoup_cli.sources.folders import Folder
+from monosoup_cli.sources.folders import Folder, is_broken
 from monosoup_cli.version import __version__
 
 __all__ = [
@@ -35,7 +35,8 @@ MARKDOWN = re.compile(r"([\\`*_\[\]<>&#|~$])")
 
 def has_card(folder: Folder) -> bool:
     """Whether the folder has a model card that is short enough to be read."""
-    return CARD_NAME in folder.names() and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES
+    is_there = CARD_NAME in folder.names() and not is_broken(folder, CARD_NAME)
+    return is_there and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import read_header
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
-from monosoup_cli.sources.folders import Folder, targets_outside
+from monosoup_cli.sources.folders import Folder, is_broken, targets_outside
 from monosoup_cli.sources.locate import ADAPTER_CONFIG, PIPELINE, parts_of
 
 __all__ = ["LARGE", "OLD", "LeftOut", "SideFile", "SideFiles", "side_files"]
@@ -34,6 +34,7 @@ MERGED = "merged into the base"
 BASES = "of the adapter; the base has its own"
 ADAPTERS = "of the base; the adapter has its own"
 LINKED = "a link to a folder elsewhere"
+BROKEN = "a broken link"
 UNASKED = "left out by --side-files"
 
 RULES: Sequence[tuple[str, Sequence[str]]] = (
@@ -253,6 +254,8 @@ class _Walk:
         self._entries += len(names)
         if self._entries > MAX_ENTRIES:  # through links between folders, a few files can appear many times
             raise CheckpointError("contains too many files", path=self._folder.source)
+        broken = {name for name in names if is_broken(self._folder, f"{inner}{name}")}
+        there = [name for name in names if name not in broken]
         for name in names:
             relative = f"{inner}{name}"
             reason = around.why if around else _by_name(name)
@@ -260,6 +263,8 @@ class _Walk:
                 continue
             if reason in {HIDDEN, OLD}:
                 yield relative, reason
+            elif name in broken:
+                yield relative, BROKEN
             elif self._folder.is_folder(relative):
                 reason = reason or _by_name(f"{name}/")
                 is_of_pipeline = is_part or relative in self._parts or f"{relative}/" == self._inner
@@ -277,7 +282,7 @@ class _Walk:
                 else:
                     yield from decided
             else:
-                reason = reason or self._by_content(inner, name, names, is_part=is_part)
+                reason = reason or self._by_content(inner, name, there, is_part=is_part)
                 yield relative, self._as_wanted(relative, reason, around)
 
     def _as_wanted(self, name: str, why: str | None, around: LeftOut | None) -> str | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
 from monosoup_cli.sources.hub_ids import to_fill_the_cache
 
 __all__ = [
+    "CACHED",
     "Folder",
     "LocalFolder",
+    "is_broken",
     "is_offline",
     "is_plain_name",
     "local_folder",
@@ -28,6 +32,13 @@ CACHED = "models--"
 """How the names of repositories begin in the Hub's cache."""
 MAX_REFERENCE_BYTES = 100
 HINT = "links in what is from the Hub are not followed elsewhere: put the file itself there"
+HUB_HOSTS = ("huggingface.co", "hf.co")
+MAX_GIT_CONFIG_BYTES = 1 << 20
+GIT_SECTION = re.compile(r"\s*\[\s*([\w.-]+)")
+GIT_URL = re.compile(
+    r"(?:.*\])?\s*(?:push)?url\s*=\s*\"?(?:[\w+]+://)?(?:[^@/\s]*@)?([\w.-]+)", re.IGNORECASE
+)
+"""The host in a line of git's configuration: of an address, or of `git@host:path`."""
 NAMED = 3
 """How many files a note names."""
 
@@ -86,7 +97,8 @@ class LocalFolder:
     """A folder on the disk.
 
     Links may lead out of a user's own folder, where the user put them. From the Hub, by its cache or as a
-    clone, they come from somebody else, and must lead to files in the folder or in the Hub's cache.
+    clone of a repository there, they come from somebody else, and must lead to files in the folder or in the
+    Hub's cache.
     """
 
     def __init__(
@@ -96,7 +108,7 @@ class LocalFolder:
         self.repository, self.revision = repository, revision
         if repository is None:
             self.repository, self.revision = _in_cache(path)
-        self._is_own = self.repository is None and not os.path.lexists(path / ".git")
+        self._is_own = self.repository is None and _cloned_from(path) is None
 
     def names(self, inner: str = "") -> list[str]:
         real = self.path(inner or ".")
@@ -188,6 +200,17 @@ def targets_outside(folder: Folder, names: Iterable[str]) -> dict[str, Path]:
     return {name: place for name, place in places.items() if not place.is_relative_to(root)}
 
 
+def is_broken(folder: Folder, name: str) -> bool:
+    """Return whether this is a link that leads nowhere."""
+    if not isinstance(folder, LocalFolder) or not (folder.root / name).is_symlink():
+        return False
+    try:
+        (folder.root / name).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return True
+    return False
+
+
 def read_config(folder: Folder, name: str) -> Any:
     """Parse a JSON file of a library in the folder as that library does. Return None if there is none."""
     inner, _, last = name.rpartition("/")
@@ -228,6 +251,26 @@ def _in_cache(path: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
+def _cloned_from(path: Path) -> str | None:
+    """Return the Hub's host where `.git/config` has it as a remote; None for other folders under git."""
+    config = path / ".git" / "config"
+    try:
+        if not config.is_file():
+            return None
+        with open(config, "rb") as file:
+            lines = file.read(MAX_GIT_CONFIG_BYTES).decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    hosts = {*HUB_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname}
+    section = ""
+    for line in lines:
+        if found := GIT_SECTION.match(line):
+            section = found[1].lower()
+        if section == "remote" and (found := GIT_URL.match(line)) and found[1].lower() in hosts:
+            return found[1].lower()
+    return None
+
+
 def resolve_inside(folder: Path, name: str, *, may_lead_out: bool = False) -> Path:
     """Resolve the links in the path of a file.
 
@@ -255,7 +298,9 @@ def resolve_inside(folder: Path, name: str, *, may_lead_out: bool = False) -> Pa
     is_below = ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
     may_lead_out = may_lead_out and is_below
     if not may_lead_out and not any(resolved.is_relative_to(place) for place in allowed):
+        host = _cloned_from(folder)
+        hint = HINT if host is None else f".git/config names {host}, and {HINT}"
         raise CheckpointError(
-            "a link that leads out of the folder", path=folder / name, hint=HINT if is_below else None
+            "a link that leads out of the folder", path=folder / name, hint=hint if is_below else None
         )
     return resolved

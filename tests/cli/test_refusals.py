@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.writer import PartialOutput
+from tests.hub import cloned
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
@@ -197,7 +198,7 @@ def test_a_path_that_is_not_there(pair, refuse, tmp_path):
 @pytest.mark.parametrize("name", [A, "model.safetensors.index.json", "config.json", "tokenizer.json", "sub"])
 def test_no_link_may_lead_out_of_a_clone(pair, refuse, tmp_path, name):
     folder = shards(tmp_path / "in", {A: ["block.weight"]})
-    (folder / ".git").mkdir()
+    cloned(folder)
     outside = tmp_path / "outside"
     outside.mkdir()
     if (folder / name).exists():
@@ -219,6 +220,21 @@ def test_a_link_that_leads_nowhere(pair, refuse, tmp_path):
     (folder / A).unlink()
     (folder / A).symlink_to("gone")
     assert str(folder / A) in refuse(pair.base, folder)
+
+
+def test_a_link_that_leads_nowhere_and_is_not_needed(pair, run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(pair.finetuned, folder / "model.safetensors")
+    links = ("checkpoint-last", "optimizer_link.pt", "broken.json", "tokenizer.json", "README.md")
+    for name in links:
+        (folder / name).symlink_to("gone")
+    result = run("edit", pair.base, folder, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    left_out = {one["name"]: one["why"] for one in report["output"]["left_out"]}
+    assert [left_out[name] for name in links[:-1]] == ["a broken link"] * 4
+    assert sorted(left_out) == sorted(links)
 
 
 def make_special(path: Path, kind: str) -> None:

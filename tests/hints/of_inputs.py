@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint
 
 from tests.hints.table import Trial, follows
+from tests.hub import cloned
 
 
 def with_nan(path: Path, name: str) -> None:
@@ -354,15 +355,19 @@ def several_snapshots(at: Trial) -> None:
     at.loads("edit", at.base, at.hint.removeprefix("pass one of them: "), "-o", at.out)
 
 
-@follows("sources/folders.py", "put the file itself there")
+@follows(
+    "sources/folders.py", "out of the folder; links in what is from the Hub", ".git/config names …, and links"
+)
 def a_link_out_of_what_is_from_the_hub(at: Trial) -> None:
-    """In its cache, and in a clone."""
-    for name in ("models--org--ft/snapshots/1f2e3d", "clone"):
-        folder = at.tmp / name
-        (folder / ".git").mkdir(parents=True)
-        link = folder / "model.safetensors"
-        link.symlink_to(at.finetuned)
-        at.refused("edit", at.base, folder, "-o", at.out, "--overwrite")
-        link.unlink()
-        shutil.copy(at.finetuned, link)
-        at.loads("edit", at.base, folder, "-o", at.out, "--overwrite")
+    """In its cache, or in a clone."""
+    is_clone = ".git" in at.site.hint
+    folder = at.tmp / ("clone" if is_clone else "models--org--ft/snapshots/1f2e3d")
+    folder.mkdir(parents=True)
+    if is_clone:
+        cloned(folder)
+    link = folder / "model.safetensors"
+    link.symlink_to(at.finetuned)
+    at.refused("edit", at.base, folder, "-o", at.out)
+    link.unlink()
+    shutil.copy(at.finetuned, link)
+    at.loads("edit", at.base, folder, "-o", at.out)

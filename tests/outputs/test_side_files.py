@@ -7,12 +7,13 @@ import os
 
 import pytest
 
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.outputs import side_files as module
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.sources.files import Files, Place
 from monosoup_cli.sources.folders import LocalFolder
 from monosoup_cli.sources.locate import parts_of
+from tests.hub import cloned
 
 
 @pytest.fixture
@@ -315,9 +316,29 @@ def test_links_out_of_a_users_own_folder_are_followed_to_files_and_parts(carried
         (tmp_path / "in" / name).symlink_to(tmp_path / target)
     parts = ["vae/config.json", "vae/deep/x.json", "vae/vocab.json"]
     assert carried(inner="unet/") == sorted(["model_index.json", "unet/config.json", *parts, "vocab.json"])
-    (tmp_path / "in" / ".git").mkdir()
+    cloned(tmp_path / "in")
     with pytest.raises(CheckpointError, match="out of the folder"):
         carried(inner="unet/")
+
+
+def test_broken_links_are_left_out_whatever_is_asked(carried, tmp_path):
+    carried("a.json", "vae/b.json")
+    links = (
+        "checkpoint-last",
+        "optimizer.pt",
+        "x.json",
+        "vae/y.json",
+        "model.bin",
+        "style-00001-of-00002.safetensors",
+    )
+    for name in (*links, ".hidden"):
+        (tmp_path / "in" / name).symlink_to("gone")
+    (tmp_path / "in" / "style.safetensors.index.json").write_text("{}")
+    for wanted in ((), ("all",)):
+        assert carried(wanted=wanted) == ["a.json", "style.safetensors.index.json", "vae/b.json"]
+        assert carried.left_out == {**dict.fromkeys(links, "a broken link"), ".hidden": "hidden"}
+    with pytest.raises(UsageError, match="matches no file"):
+        carried(wanted=("x.json",))
 
 
 def test_links_that_lead_up_are_walked_once(carried, tmp_path):

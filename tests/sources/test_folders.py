@@ -9,6 +9,7 @@ import pytest
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.folders import LocalFolder, local_folder, notes_of, read_config, targets_outside
+from tests.hub import cloned
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_nothing_outside_of_what_is_from_the_hub_is_looked_at(folder, tmp_path, 
         path.parent.mkdir(parents=True)
         folder.root.rename(path)
     elif place == "clone":
-        (path / ".git").mkdir()
+        cloned(path)
     link_outside(path, tmp_path)
     (path.parent / "out").mkdir(exist_ok=True)
     of_id = ("org/name", "1f2e3d") if place == "opened by its id" else ()
@@ -89,6 +90,44 @@ def test_the_links_that_users_put_into_their_own_folder_are_followed(folder, tmp
     for name in ("outside/pipe", "outside"):
         with pytest.raises(CheckpointError, match="not a regular file"):
             folder.nbytes(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "host"),
+    [
+        ('[remote "origin"]\n\turl = https://huggingface.co/org/name\n\tfetch = +refs/*\n', "huggingface.co"),
+        ('[core]\n[Remote "o"]\n URL=https://me:hf_x@HuggingFace.co/org/name', "huggingface.co"),
+        ('[remote "o"] url = "git@hf.co:org/name"', "hf.co"),
+        ('[remote "o"]\n\tpushurl = ssh://git@hf.co/org/name', "hf.co"),
+        ('[remote "o"]\n\turl = http://hub.example:5000/org/name', "hub.example"),
+        ('[remote "o"]\n\turl = https://github.com/huggingface.co/name', None),
+        ('[remote "o"]\n\turl = https://nothuggingface.co/name', None),
+        ('[submodule "o"]\n\turl = https://huggingface.co/org/name', None),
+        ('[remote "o"]\n\turl = /srv/name\n[branch "main"]\n\tremote = huggingface.co', None),
+        ("\xff[", None),
+        (None, None),
+    ],
+)
+def test_a_clone_is_from_the_hub_where_its_remote_is(folder, tmp_path, monkeypatch, config, host):
+    """Most folders in which people train are under git."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example:5000")
+    (folder.root / ".git").mkdir()
+    if config is not None:
+        (folder.root / ".git" / "config").write_text(config, encoding="latin-1")
+    link_outside(folder.root, tmp_path)
+    opened = LocalFolder(folder.root, "in")
+    if host is None:
+        assert opened.nbytes("outside/x") == 1
+        return
+    with pytest.raises(CheckpointError, match="out of the folder") as caught:
+        opened.nbytes("outside/x")
+    assert caught.value.hint.startswith(f".git/config names {host}, and links in what is from the Hub")
+
+
+def test_the_configuration_of_git_is_not_waited_for(folder):
+    (folder.root / ".git").mkdir()
+    os.mkfifo(folder.root / ".git" / "config")
+    assert LocalFolder(folder.root, "in").names() == [".git", "a.txt", "b.json", "unet"]
 
 
 REPOSITORY = "models--org--name"

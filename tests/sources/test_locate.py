@@ -15,6 +15,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.sources.files import PeftAdapter
 from monosoup_cli.sources.folders import resolve_inside
 from monosoup_cli.sources.locate import open_checkpoint
+from tests.hub import cloned
 
 A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -172,7 +173,7 @@ def test_a_link_out_of_a_clone_is_refused(tmp_path, target):
     link(folder / "up", "..")
     link(folder / "model.safetensors", target)
     assert read(folder) == {"a": 0.0}  # the user's own
-    (folder / ".git").mkdir()
+    cloned(folder)
     with pytest.raises(CheckpointError, match="out of the folder") as caught:
         read(folder)
     assert caught.value.path == str(folder / "model.safetensors")
@@ -249,7 +250,7 @@ def test_only_the_layout_of_the_cache_opens_it(tmp_path, folder):
     path = tmp_path / folder
     fill(path.parent.parent / "blobs", {"0a": ["a"]})
     link(path / "model.safetensors", "../../blobs/0a")
-    (path / ".git").mkdir()
+    cloned(path)
     with pytest.raises(CheckpointError, match="out of the folder"):
         read(path)
 
