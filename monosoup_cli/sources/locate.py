@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,15 @@ from monosoup_cli.formats.other_adapters import refuse_other_adapter, refuse_oth
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
-from monosoup_cli.sources.folders import Folder, is_offline, local_folder, not_cached, read_config
+from monosoup_cli.sources.folders import (
+    CACHED,
+    Folder,
+    is_broken,
+    is_offline,
+    local_folder,
+    not_cached,
+    read_config,
+)
 from monosoup_cli.sources.hub_ids import HubId, suggested_id
 from monosoup_cli.sources.shards import (
     file_of_index,
@@ -204,14 +213,20 @@ def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoin
 def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> CheckpointError:
     if is_offline(folder):
         return not_cached(folder.source)
-    parts = [name for name in names if not name.startswith(".") and folder.is_folder(f"{inner}{name}")]
+    whole = [name for name in names if not name.startswith(".") and not is_broken(folder, f"{inner}{name}")]
+    parts = [name for name in whole if folder.is_folder(f"{inner}{name}")]
     parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
+    parts = parts or ([] if inner else _cached_with_weights(folder, whole))
     hint = None
     if parts:
         hint = f"pass one that has some: {', '.join(parts[:4])}{', …' if len(parts) > 4 else ''}"
     elif folder.repository is not None and not inner and any(name.endswith(".gguf") for name in names):
         return _of_gguf_alone(folder, names)
-    elif folder.repository is None and HUB_ID.fullmatch(folder.source):
+    elif (
+        folder.repository is None
+        and HUB_ID.fullmatch(folder.source)
+        and not _is_beside_a_model(names, folder)
+    ):
         hint = f"for the repository on the Hub: hf://{folder.source}"
     other = next((name for name in names if name.endswith(OTHER_SUFFIXES)), None)
     problem = f"no weights in this folder{f', only {other}' if other else ''}"
@@ -223,6 +238,24 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
             recognised.problem, recognised.path = f"{problem}, {recognised.problem}", folder.source
             return recognised
     return CheckpointError(problem, path=folder.source, hint=hint)
+
+
+def _cached_with_weights(folder: Folder, names: Sequence[str]) -> list[str]:
+    """List the repositories with weights in the root of the Hub's cache."""
+    found = []
+    for name in names if folder.repository is None else ():
+        with suppress(CheckpointError):
+            path = folder.shown(name)
+            held = local_folder(Path(path), path).names() if name.startswith(CACHED) else []
+            if PIPELINE in held or _candidates(held):
+                found.append(path)
+    return found
+
+
+def _is_beside_a_model(names: Sequence[str], folder: Folder) -> bool:
+    """Whether this folder has something in it and stands beside the files of a model, as `wandb` does."""
+    beside = [path.name for path in Path(folder.source).parent.glob("*")] if names else []
+    return bool(_candidates(beside)) or not {"config.json", ADAPTER_CONFIG, PIPELINE}.isdisjoint(beside)
 
 
 def _of_gguf_alone(folder: Folder, names: Sequence[str]) -> CheckpointError:

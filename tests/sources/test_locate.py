@@ -292,6 +292,31 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
             checkpoint.check_unchanged()
 
 
+def test_the_root_of_the_cache_names_its_repositories(snapshot, tmp_path):
+    fill(tmp_path / "hub" / "models--org--empty" / "snapshots" / "1f2e3d", {"config.json": {}})
+    for commit in "12":
+        fill(tmp_path / "hub" / "models--org--two" / "snapshots" / commit, {"model.safetensors": ["a"]})
+    link(tmp_path / "hub" / "models--org--gone", "gone")
+    with pytest.raises(CheckpointError, match="no weights in this folder") as caught:
+        open_checkpoint(tmp_path / "hub")
+    path = caught.value.hint.removeprefix("pass one that has some: ")
+    assert path == str(snapshot.parent.parent)
+    assert read(Path(path)) == {"a": 0.0, "b": 0.0}
+
+
+@pytest.mark.parametrize("beside", ["config.json", "model.safetensors", "adapter_config.json", None])
+@pytest.mark.parametrize("held", ["run.log", None])
+def test_a_folder_beside_a_model_is_no_id(tmp_path, monkeypatch, beside, held):
+    """`ft/wandb` stands in a checkpoint, and `org/name` may be the folder of nothing but a name."""
+    folder = fill(tmp_path / "ft" / "wandb", {} if held is None else {held: {}})
+    fill(folder.parent, {} if beside is None else {beside: {}})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no weights in this folder") as caught:
+        open_checkpoint("ft/wandb")
+    is_id = beside is None or held is None
+    assert caught.value.hint == ("for the repository on the Hub: hf://ft/wandb" if is_id else None)
+
+
 def test_what_people_type_by_mistake(tmp_path):
     fill(tmp_path / "folder", {A: ["a"], "model.safetensors.index.json": index(a=A)})
     with pytest.raises(MonosoupError, match="is empty"):
