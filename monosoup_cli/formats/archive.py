@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, crop
+from monosoup_cli.formats.header import AGAIN
 from monosoup_cli.formats.strided import Bytes
 
 __all__ = ["RESAVE", "SAVE_ALONE", "Record", "Seekable", "inflate", "quote", "read_records", "start_of"]
@@ -96,7 +97,7 @@ def read_records(file: Bytes) -> dict[str, Record]:
     except MonosoupError:
         raise
     except Exception:  # zipfile raises all kinds of errors for damaged archives
-        raise refuse("the zip archive is damaged or truncated") from None
+        raise refuse("the zip archive is damaged or truncated", hint=AGAIN) from None
     records: dict[str, Record] = {}
     folders = {info.filename.partition("/")[0] for info in infos}
     ends = [info.header_offset for info in infos[1:]] + [file.nbytes]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.foreign import recognise
-from monosoup_cli.formats.header import MAX_HEADER_BYTES, Header, parse_header, parse_json
+from monosoup_cli.formats.header import AGAIN, MAX_HEADER_BYTES, Header, parse_header, parse_json
 
 __all__ = [
     "Advance",
@@ -314,6 +314,7 @@ def read_header(file: CheckpointFile) -> Header:
             path=file.shown,
             expected=f"at most {min(MAX_HEADER_BYTES, file.nbytes - 8):,}",
             found=f"{header_bytes:,}",
+            hint=AGAIN,
         )
     rest = file.read(max(8 + header_bytes - len(start), 0), len(start))
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)

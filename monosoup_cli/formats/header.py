@@ -18,7 +18,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
 
-__all__ = ["BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
+__all__ = ["AGAIN", "BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
 
 BITS = {
     "BOOL": 8,
@@ -50,6 +50,8 @@ FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "floa
 """The dtypes that are edited, mapped to torch's names. Smaller floats mean nothing without their scales: they
 and complex numbers are copied as bytes."""
 
+AGAIN = "download or copy it again"
+"""What helps with a damaged file."""
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
 MAX_DIMENSIONS = 64
@@ -175,9 +177,12 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
             )
         end = tensor.stop
     if end != data_bytes:
-        problem = "the file is truncated" if end > data_bytes else "bytes follow the last tensor"
         raise CheckpointError(
-            problem, path=path, expected=f"{len(raw) + end:,} bytes", found=f"{file_bytes:,}"
+            "the file is truncated" if end > data_bytes else "bytes follow the last tensor",
+            path=path,
+            expected=f"{len(raw) + end:,} bytes",
+            found=f"{file_bytes:,}",
+            hint=AGAIN if end > data_bytes else None,
         )
     return Header(raw, tensors, metadata)
 

@@ -176,6 +176,7 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
             "more than one file of weights in this folder, and nothing says how they belong together",
             path=folder.source,
             found=several(candidates),
+            hint=_one_of(folder, inner, candidates),
         )
     if candidates[0] in ADAPTER_WEIGHTS:
         raise CheckpointError(
@@ -189,6 +190,17 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     place = Place(folder.source, folder, inner)
     shard = open_shard(name, folder.open(name), state_dict)
     return _new_checkpoint(Files(place, (shard,), config=config))
+
+
+def _one_of(folder: Folder, inner: str, candidates: Sequence[str]) -> str | None:
+    """Say what makes one checkpoint of a folder with several files. Of an index and a file, that is whole."""
+    is_typed = os.path.lexists(folder.source)
+    file = next((one for one in candidates if len(candidates) == 2 and file_of_index(one) is None), None)
+    if file is None or all(file_of_index(one) is None for one in candidates):
+        return "move those that do not belong to the model elsewhere" if is_typed else None
+    if is_typed:
+        return f"move one of the two elsewhere, or pass {folder.shown(f'{inner}{file}')}"
+    return f"pass hf://{folder.source.removeprefix('hf://').rstrip('/')}/{inner}{file}"
 
 
 def _open_adapter(folder: Folder, inner: str, names: Sequence[str]) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.formats.header import AGAIN
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.files import Files, Index, Place
@@ -207,10 +209,14 @@ def open_indexed(
         CheckpointError: The index is malformed, or a shard that it names is missing.
     """
     index_path = folder.shown(f"{inner}{index_name}")
-    index = read_config(folder, f"{inner}{index_name}")
+    try:
+        index = read_config(folder, f"{inner}{index_name}")
+    except CheckpointError as error:
+        error.hint = error.hint or AGAIN
+        raise
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("the index has no weight_map", path=index_path)
+        raise CheckpointError("the index has no weight_map", path=index_path, hint=AGAIN)
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError("the index's metadata must be an object", path=index_path)
     stem, dot, suffix = (file_of_index(index_name) or "").rpartition(".")
@@ -229,7 +235,9 @@ def open_indexed(
         raise not_cached(folder.source)
     if missing:
         raise CheckpointError(
-            "a shard that the index names is missing", path=folder.shown(f"{inner}{missing[0]}")
+            "a shard that the index names is missing",
+            path=folder.shown(f"{inner}{missing[0]}"),
+            hint="download or copy the missing shard" if os.path.lexists(folder.source) else None,
         )
     unnamed = [
         name

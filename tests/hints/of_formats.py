@@ -85,6 +85,23 @@ def big_endian(at: Trial) -> None:
     at.loads(*edit(at, new))
 
 
+@follows("formats/header.py", "download or copy it again")
+@follows("formats/files.py", "its header length is impossible")
+@follows("formats/archive.py", "the zip archive is damaged or truncated")
+def truncated(at: Trial) -> None:
+    """Of a download that was cut off, the rest is missing."""
+    cut = at.tmp / ("cut.pt" if "zip" in at.site.problem else "cut.safetensors")
+    if cut.suffix == ".pt":
+        torch.save(tensors(at), cut)
+    else:
+        shutil.copy(at.finetuned, cut)
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: 100 if "header" in at.site.problem else -9])
+    at.refused(*edit(at, cut))
+    cut.write_bytes(whole)
+    at.loads(*edit(at, cut))
+
+
 @follows("formats/archive.py", "is compressed")
 def compressed(at: Trial) -> None:
     old = at.tmp / "old.pt"

@@ -324,6 +324,15 @@ def an_id(at: Trial) -> None:
             at.loads("edit", at.base, at.hint.split()[-1], "-o", at.out, "--overwrite")
 
 
+@follows("sources/locate.py", "pass hf://")
+def an_index_and_a_file_on_the_hub(at: Trial) -> None:
+    with served(at) as by:
+        index = b'{"weight_map": {"block.weight": "model-00001-of-00001.safetensors"}}'
+        by.hub.add("org/two", {"model.safetensors": at.finetuned, "model.safetensors.index.json": index})
+        at.refused("edit", at.base, "org/two", "-o", at.out)
+        at.loads("edit", at.base, at.hint.split()[-1], "-o", at.out)
+
+
 @follows("sources/locate.py", "convert the result with llama.cpp's convert_hf_to_gguf.py")
 def gguf_alone(at: Trial) -> None:
     with served(at) as by:

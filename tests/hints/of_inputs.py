@@ -247,8 +247,8 @@ def weights_that_are_flat(at: Trial) -> None:
     at.loads("edit", at.base, at.tmp / "new", "-o", at.out)
 
 
-@follows("sources/locate.py", "an index, not a checkpoint")
-def an_index(at: Trial) -> None:
+def sharded(at: Trial) -> Path:
+    """A folder of three shards and their index."""
     folder = at.tmp / "model"
     folder.mkdir()
     weights = load_file(at.finetuned)
@@ -256,21 +256,60 @@ def an_index(at: Trial) -> None:
     for name, file in names.items():
         save_file({name: weights[name]}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return folder
+
+
+@follows("sources/locate.py", "an index, not a checkpoint")
+def an_index(at: Trial) -> None:
+    folder = sharded(at)
     at.refused("edit", at.base, folder / "model.safetensors.index.json", "-o", at.out)
     at.loads("edit", at.base, folder, "-o", at.out)
 
 
-@follows("sources/shards.py", "shards are missing")
-def a_missing_shard(at: Trial) -> None:
+@follows("sources/locate.py", "move one of the two elsewhere, or pass …")
+def an_index_and_a_file(at: Trial) -> None:
+    folder = sharded(at)
+    shutil.copy(at.finetuned, folder / "model.safetensors")
+    at.refused("edit", at.base, folder, "-o", at.out, "--overwrite")
+    at.loads("edit", at.base, at.blanks[0].strip(), "-o", at.out, "--overwrite")
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (folder / name).rename(at.tmp / name)
+        at.loads("edit", at.base, folder, "-o", at.out, "--overwrite")
+        (at.tmp / name).rename(folder / name)
+
+
+@follows("sources/locate.py", "move those that do not belong to the model elsewhere")
+def two_files(at: Trial) -> None:
     folder = at.tmp / "model"
     folder.mkdir()
-    weights = load_file(at.finetuned)
-    files = [folder / f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
-    for (name, tensor), file in zip(weights.items(), files, strict=True):
-        save_file({name: tensor}, file)
-    files[1].rename(at.tmp / "elsewhere")
+    for name in ("one.safetensors", "two.safetensors"):
+        shutil.copy(at.finetuned, folder / name)
     at.refused("edit", at.base, folder, "-o", at.out)
-    shutil.copy(at.tmp / "elsewhere", files[1])
+    (folder / "two.safetensors").rename(at.tmp / "two.safetensors")
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("sources/shards.py", "shards are missing")
+@follows("sources/shards.py", "download or copy the missing shard")
+def a_missing_shard(at: Trial) -> None:
+    folder = sharded(at)
+    if "shards are" in at.site.problem:
+        (folder / "model.safetensors.index.json").unlink()
+    file = folder / "model-00002-of-00003.safetensors"
+    file.rename(at.tmp / "elsewhere")
+    at.refused("edit", at.base, folder, "-o", at.out)
+    shutil.copy(at.tmp / "elsewhere", file)
+    at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("sources/shards.py", "^download or copy it again$", "the index has no weight_map; download")
+def a_damaged_index(at: Trial) -> None:
+    folder = sharded(at)
+    file = folder / "model.safetensors.index.json"
+    whole = file.read_bytes()
+    file.write_bytes(b"{}" if at.site.problem else whole[:-9])
+    at.refused("edit", at.base, folder, "-o", at.out)
+    file.write_bytes(whole)
     at.loads("edit", at.base, folder, "-o", at.out)
 
 
