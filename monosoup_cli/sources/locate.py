@@ -277,8 +277,21 @@ def parts_of(folder: Folder) -> list[str]:
     """List the subfolders of a diffusers or sentence-transformers pipeline, in its order.
 
     Returns:
-        The names; "" for the folder itself. Empty if the folder is not a pipeline.
+        The names; "" for the folder itself. Empty if the folder is not a pipeline, also where it has weights
+        beside a list of parts that cannot be read: no library needs that list to load them.
+
+    Raises:
+        CheckpointError: The list of parts cannot be read, and there is nothing else.
     """
+    try:
+        return _listed_parts(folder)
+    except CheckpointError:
+        if not _candidates(folder.names()):
+            raise
+        return []
+
+
+def _listed_parts(folder: Folder) -> list[str]:
     names = folder.names()
     parts: list[str] = []
     if PIPELINE in names:
@@ -302,6 +315,8 @@ def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
     if not chosen or PIPELINE not in folder.names():
         return ""
     held = _with_weights(folder, parts_of(folder))
+    if not held:
+        return ""
     parts = [part for part in chosen if part in held]
     if not parts:
         raise UsageError(
@@ -329,8 +344,8 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
     held = parts = parts_of(folder)
     if PIPELINE in names:
         parts = [part for part in DENOISERS if part in held]
-        if not parts:
-            choices = " or ".join(_with_weights(folder, held))
+        choices = " or ".join(_with_weights(folder, held))
+        if choices and not parts:
             raise CheckpointError(
                 "a pipeline without a part called transformer or unet",
                 path=folder.source,
