@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.outputs.model_card import CARD_NAME
 from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
@@ -19,6 +18,7 @@ from monosoup_cli.pipeline.ready import Ready, read_beside
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
+from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 

@@ -10,7 +10,7 @@ from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
-from monosoup_cli.outputs.model_card import CARD_NAME, has_card, own_metadata
+from monosoup_cli.outputs.model_card import has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.push import CardMetadata, screen_metadata
 from monosoup_cli.outputs.side_files import SideFile, SideFiles, side_files
@@ -18,6 +18,7 @@ from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
 from monosoup_cli.pipeline.task import true_hints
+from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.method import Variant

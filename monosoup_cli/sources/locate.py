@@ -24,6 +24,13 @@ from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
 from monosoup_cli.sources.folders import Folder, is_offline, local_folder, not_cached, read_config
 from monosoup_cli.sources.hub_ids import HubId, suggested_id
+from monosoup_cli.sources.library_files import (
+    ADAPTER_CONFIG,
+    CARD_NAME,
+    DENOISERS,
+    MAX_CARD_BYTES,
+    is_training_state,
+)
 from monosoup_cli.sources.shards import (
     file_of_index,
     index_of_file,
@@ -37,20 +44,12 @@ from monosoup_cli.sources.shards import (
 
 __all__ = ["open_checkpoint", "parts_of"]
 
-TRAINING_STATE = re.compile(
-    r"(training_args|optimizer|scheduler|scaler|rng_state.*|.*_optim_states)\.(bin|pt|pth)$"
-)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DIFFUSERS = "diffusion_pytorch_model"
 """How the names of the weights of diffusers begin."""
-DENOISERS = ("transformer", "unet")
-"""The parts of a diffusers pipeline that are usually fine-tuned."""
-CARD = "README.md"
-MAX_CARD_BYTES = 1 << 20
 MADE_FROM = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)[\"']?\s*$", re.MULTILINE)
 """The first base model in the metadata of a card."""
 QUANTISED = re.compile(
@@ -227,7 +226,9 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
 
 def _of_gguf_alone(folder: Folder, names: Sequence[str]) -> CheckpointError:
     """Say what a repository of GGUF files was made from, where its card does."""
-    card = folder.open(CARD) if CARD in names and folder.nbytes(CARD) <= MAX_CARD_BYTES else None
+    card = (
+        folder.open(CARD_NAME) if CARD_NAME in names and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES else None
+    )
     text = "" if card is None else card.read(card.nbytes).decode(errors="replace")
     if card is not None:
         card.close()
@@ -246,7 +247,7 @@ def _candidates(names: Sequence[str]) -> list[str]:
     Safetensors files go before pickles, and the names that libraries look for go before others.
     """
     for suffix in WEIGHTS:
-        weights = [name for name in names if name.endswith(suffix) and not TRAINING_STATE.fullmatch(name)]
+        weights = [name for name in names if name.endswith(suffix) and not is_training_state(name)]
         indexes = [name for name in names if (file_of_index(name) or "").endswith(suffix)]
         stems = STEMS.get(suffix, ())
         standard = [name for stem in stems if (name := index_of_file(f"{stem}{suffix}")) in indexes]
