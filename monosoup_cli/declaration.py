@@ -27,7 +27,7 @@ class Option:
         flags: Its names in the shell, where they are not the Python name with dashes.
         is_argument: Whether the shell takes it by position.
         minimum: The least number that it can be.
-        changes_bytes: Whether the bytes of a finished tensor depend on it. A resumed run must repeat it.
+        changes_bytes: Whether the bytes of the output depend on it. A resumed run must repeat it.
         in_card: Whether the command in the model card needs it.
         is_private: Whether its value may contain paths or secrets, which must not be published.
         is_list: Whether the shell takes several values with commas in between.
@@ -110,7 +110,7 @@ class Call:
     declared: Mapping[str, DeclaredOption]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that the bytes of a finished tensor depend on."""
+        """The arguments that the bytes of the output depend on."""
         return {
             name: value
             for name, value in arguments.items()

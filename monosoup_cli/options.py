@@ -252,7 +252,6 @@ class StorageOptions:
             " such globs match. Repeatable.",
             metavar="all|none|GLOB",
             shell=list[str],
-            changes_bytes=False,
         ),
     ] = ()
 

@@ -8,18 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.adapters.lora import (
-    ADAPTER_CONFIG,
-    EXPERTS,
-    LINEAR,
-    TRANSPOSED,
-    TRANSPOSED_EXPERTS,
-    FactorLayout,
-)
+from monosoup_cli.adapters.lora import EXPERTS, LINEAR, TRANSPOSED, TRANSPOSED_EXPERTS, FactorLayout
 from monosoup_cli.adapters.patterns import MAX_WORK
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import FLOATING
 from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 
 __all__ = [
     "INNER",

@@ -10,7 +10,6 @@ from monosoup_cli.sources.alignment import Rename
 from monosoup_cli.sources.checkpoint import Checkpoint
 
 __all__ = [
-    "ADAPTER_CONFIG",
     "EXPERTS",
     "LINEAR",
     "TRANSPOSED",
@@ -21,8 +20,6 @@ __all__ = [
     "LoraPair",
     "Piece",
 ]
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)

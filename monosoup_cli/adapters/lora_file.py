@@ -14,15 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.adapters.fused_names import Spot
-from monosoup_cli.adapters.lora import (
-    ADAPTER_CONFIG,
-    TRANSPOSED,
-    Adapter,
-    BaseFit,
-    FactorLayout,
-    LoraPair,
-    Piece,
-)
+from monosoup_cli.adapters.lora import TRANSPOSED, Adapter, BaseFit, FactorLayout, LoraPair, Piece
 from monosoup_cli.adapters.lora_metadata import METADATA, noted_config
 from monosoup_cli.adapters.pipeline_names import FLAT, PARTS, ROOTS, Wanted, finder, is_same_part
 from monosoup_cli.errors import CheckpointError, crop
@@ -31,6 +23,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.lora_names import ENDS, end_of
 from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 
 __all__ = ["read_lora_file"]
 

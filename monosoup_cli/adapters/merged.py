@@ -11,13 +11,14 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from monosoup_cli.adapters.lora import ADAPTER_CONFIG, TRANSPOSED, Adapter, LoraPair
+from monosoup_cli.adapters.lora import TRANSPOSED, Adapter, LoraPair
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import BITS, FLOATING, float64_in
 from monosoup_cli.formats.files import Download
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import read_config
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import DENSE, UNCHANGED, Factors, LowRank, Reader, Source, Update
 

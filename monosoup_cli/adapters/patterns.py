@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.adapters.lora import ADAPTER_CONFIG
 from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 
 __all__ = ["MAX_WORK", "Settings"]
 

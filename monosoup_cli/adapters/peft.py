@@ -26,22 +26,14 @@ from monosoup_cli.adapters.base import (
 )
 from monosoup_cli.adapters.fit import check_fit, lacks_rows, resized_shape, row_numbers
 from monosoup_cli.adapters.keys import INNER, MAX_NESTED, WRAPPED, ModuleFactors, read_factors, sort_keys
-from monosoup_cli.adapters.lora import (
-    ADAPTER_CONFIG,
-    EXPERTS,
-    LINEAR,
-    TRANSPOSED,
-    Adapter,
-    BaseFit,
-    FactorLayout,
-    LoraPair,
-)
+from monosoup_cli.adapters.lora import EXPERTS, LINEAR, TRANSPOSED, Adapter, BaseFit, FactorLayout, LoraPair
 from monosoup_cli.adapters.patterns import Settings
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import FLOATING, TensorInfo
 from monosoup_cli.sources.alignment import Rename
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 
 __all__ = ["read_adapter"]
 

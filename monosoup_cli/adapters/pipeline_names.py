@@ -10,6 +10,7 @@ from typing import NamedTuple
 from monosoup_cli.adapters.fused_names import Spot, other_names
 from monosoup_cli.adapters.unet_names import layers_per_block, original
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.sources.library_files import DENOISERS
 
 __all__ = ["FLAT", "PARTS", "ROOTS", "Find", "Wanted", "finder", "is_same_part"]
 
@@ -31,7 +32,6 @@ DOTTED = {
     "text_encoder_3.": "text_encoder_3",
 }
 PARTS = {**FLAT, **DOTTED, "": ""}
-DENOISERS = {"unet", "transformer"}
 DENOISER = ("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.")
 ROOTS = {
     "text_encoder": (
@@ -74,7 +74,7 @@ class Wanted(NamedTuple):
 
 def is_same_part(part: str, other: str) -> bool:
     """Return whether two names mean the same part. kohya calls every denoiser the UNet."""
-    return part == other or {part, other} <= DENOISERS
+    return part == other or {part, other} <= set(DENOISERS)
 
 
 def finder(base: Mapping[str, TensorInfo], prefix: str) -> Find:

@@ -12,6 +12,12 @@ __all__ = ["OTHER_FORMATS", "OTHER_SUFFIXES", "OtherFormat", "recognise"]
 
 START_BYTES = 512
 AGAIN = "the download failed, or needs a login: download it again"
+SERVERS_ERROR = (
+    rb"(?i)(?=[\t\r\n\x20-\x7e]{4,300}\Z)[^\n]*\b(not found|forbidden|unauthori[sz]ed|denied|restricted"
+    rb"|expired|log in|invalid (username|credentials|token)|bad (request|gateway)|too many requests"
+    rb"|rate limit|server error|unavailable|gateway time-?out)\b"
+)
+"""How the short text begins that the Hub and other servers send in place of a file."""
 IN_PYTORCH = "use the same model in PyTorch's or the safetensors format"
 UNPACK = "decompress it: {} -dc OLD > NEW"
 
@@ -106,7 +112,8 @@ OTHER_FORMATS = (
         rb"\x80[\x02-\x05](?!\x8a\x0al\xfc\x9cF\xf9)",
     ),
     OtherFormat("a JSON file, not weights", "pass the file of weights, or its folder", rb'\s*(\{\s*["}]|\[)'),
-    OtherFormat("text, such as a server's error, not weights", AGAIN, rb"[\t\r\n\x20-\x7e]{4,512}\Z"),
+    OtherFormat("a server's error, not the file itself", AGAIN, SERVERS_ERROR),
+    OtherFormat("text, not weights", None, rb"[\t\r\n\x20-\x7e]{4,512}\Z"),
 )
 """In the order in which they are tried: the first that fits is taken."""
 

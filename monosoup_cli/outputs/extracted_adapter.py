@@ -18,6 +18,7 @@ from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.outputs.side_files import SideFiles, side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
@@ -31,7 +32,6 @@ RankOf = Callable[[MatrixLayer], int]
 """Finds the rank of the factors for one layer's update; 0 where the layer did not change."""
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 DESCRIPTION = AdapterDescription(
     opening="A LoRA adapter that approximates the edited updates of a whole checkpoint."
@@ -58,7 +58,7 @@ class ExtractedAdapterForm:
     def own_files(self) -> Mapping[str, bytes]:
         """The configuration of the adapter."""
         text = json.dumps(self.adapter.config, indent=1, allow_nan=False)
-        return {CONFIG: without_tokens(text).encode() + b"\n"}
+        return {ADAPTER_CONFIG: without_tokens(text).encode() + b"\n"}
 
     def wanted(self, tensor: PlannedTensor) -> Wanted:
         """Factors for what is stored as factors, otherwise blocks."""
@@ -246,7 +246,7 @@ class ExtractedAdapterDraft:
         lost = [name for name in adapter.left if name not in unmoved]
         model, wanted = self.opened.first.model, self.opened.side_files
         asked = side_files(
-            model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, CONFIG)
+            model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, ADAPTER_CONFIG)
         )
         return Plan(tensors), ExtractedAdapterForm(
             adapter, stored, layout, model, SideFiles(asked.carried), lost

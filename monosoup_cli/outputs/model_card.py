@@ -11,23 +11,14 @@ from typing import Any
 from monosoup_cli.errors import without_tokens
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import Folder, is_broken
+from monosoup_cli.sources.library_files import CARD_NAME, MAX_CARD_BYTES
 from monosoup_cli.version import __version__
 
-__all__ = [
-    "CARD_NAME",
-    "Parent",
-    "has_card",
-    "library_of",
-    "model_card",
-    "own_metadata",
-    "read_card_metadata",
-]
+__all__ = ["Parent", "has_card", "library_of", "model_card", "own_metadata", "read_card_metadata"]
 
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Fields that stay true after an edit. Results and tags do not: they describe the model that was measured."""
 
-CARD_NAME = "README.md"
-MAX_CARD_BYTES = 1 << 20
 MAX_METADATA = 1 << 13  # of the inherited fields; hundreds of languages need a third of it
 MAX_TEXT = 500
 MARKDOWN = re.compile(r"([\\`*_\[\]<>&#|~$])")

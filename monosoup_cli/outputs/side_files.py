@@ -19,7 +19,8 @@ from monosoup_cli.formats.files import read_header
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import Folder, is_broken, targets_outside
-from monosoup_cli.sources.locate import ADAPTER_CONFIG, PIPELINE, parts_of
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG, CARD_NAME, SHARD, TRAINING_STATE
+from monosoup_cli.sources.locate import PIPELINE, parts_of
 
 __all__ = ["LARGE", "OLD", "LeftOut", "SideFile", "SideFiles", "side_files"]
 
@@ -38,7 +39,7 @@ BROKEN = "a broken link"
 UNASKED = "left out by --side-files"
 
 RULES: Sequence[tuple[str, Sequence[str]]] = (
-    (OLD, ("README.md", "monosoup_report.json")),
+    (OLD, (CARD_NAME, "monosoup_report.json")),
     (HIDDEN, (".*",)),
     ("caches", ("__pycache__/", "*.pyc")),
     ("backups", ("*.bak", "*.bak[0-9]", "*.backup", "*.old", "*.orig", "*~")),
@@ -47,16 +48,14 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
         (
             *("checkpoint-*/", "global_step*/", "optimizer/", "wandb/", "runs/", "logs/", "mlruns/"),
             *("lightning_logs/", "tensorboard/", "pytorch_model_fsdp*/", "*.distcp", "latest", "*.log"),
-            *("optimizer.pt", "optimizer.pth", "optimizer.bin", "optimizer.safetensors", "optimizer_[0-9]*"),
-            *("scheduler.pt", "scheduler.bin", "scheduler_[0-9]*", "lr_scheduler.pt", "scaler.pt"),
-            *("rng_state*", "random_states_*", "sampler*.bin"),
-            *("training_args.bin", "training_args.json", "training_args.yaml", "training_params.json"),
+            *TRAINING_STATE,
+            *("training_args.json", "training_args.yaml", "training_params.json"),
             *("trainer_state.json", "events.out.*"),
             *("trainer_log.jsonl", "trainer_config.yaml", "running_log.txt", "llamaboard_config.yaml"),
             *("training_*.png", "loss.png", "*_loss.png", "loss_curve*.png", "nohup.out", "zero_to_fp32.py"),
             *("*_results.json", "generated_predictions.jsonl", "eval_predictions*", "*_predictions.json"),
             *("ds_config*.json", "ds_z[0-3]_*.json", "deepspeed*.json"),
-            *("*_model_states.pt", "*_optim_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),
+            *("*_model_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),
         ),
     ),
     (
@@ -92,7 +91,6 @@ STEM = re.compile(
     r"(model|open_clip_model|adapter_model)([.-].*)?|(open_clip_|diffusion_)?pytorch_model([._-].*)?"
 )
 """The names, without the suffix, that libraries give to the weights of a model."""
-SHARD = re.compile(r"-\d{5,}-of-\d{5,}$")
 EMA = re.compile(r"(^|[._-])ema([._-]|$)")
 
 MAX_SIDE_FILE_BYTES = 256 << 20

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import CheckpointError, UsageError
-from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint, rename

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.outputs.model_card import CARD_NAME
+from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
 from monosoup_cli.pipeline.destination import STDOUT
 from monosoup_cli.pipeline.notices import notices_of
 from monosoup_cli.pipeline.provenance import names_only_in_base, report_head, with_roles
-from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.ready import Ready, read_beside
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
+from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 
@@ -55,12 +57,22 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
             settings[f"{role} {number}"] = source.files.kind.settings
     return {
         "version": __version__,
+        "side_files": {file.name: _version(file) for file in read_beside(ready.form)},
+        "rewritten": {
+            name: hashlib.sha256(content).hexdigest() for name, content in ready.form.own_files().items()
+        },
         **({"settings": settings} if settings else {}),
         "command": call.command,
         "arguments": arguments,
         "inputs": files,
         "environment": machine,
     }
+
+
+def _version(file: SideFile) -> dict[str, Any]:
+    commit = file.folder.revision
+    version = {"mtime_ns": file.path.stat().st_mtime_ns} if commit is None else {"commit": commit}
+    return {"bytes": file.nbytes, **version}
 
 
 def make_reports(

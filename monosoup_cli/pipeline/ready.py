@@ -10,7 +10,7 @@ from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
-from monosoup_cli.outputs.model_card import CARD_NAME, has_card, own_metadata
+from monosoup_cli.outputs.model_card import has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.push import CardMetadata, screen_metadata
 from monosoup_cli.outputs.side_files import SideFile, SideFiles, side_files
@@ -18,12 +18,13 @@ from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
 from monosoup_cli.pipeline.task import true_hints
+from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 
-__all__ = ["Ready", "foresee", "make_ready"]
+__all__ = ["Ready", "foresee", "make_ready", "read_beside"]
 
 
 @dataclass
@@ -85,9 +86,7 @@ class Ready:
             downloads += inputs.base.select(names if compares else None)
         for source in inputs.finetuned:
             downloads += source.select(None)
-        files = list(self.side_files.carried)
-        if model.place.folder is not None and has_card(model.place.folder):
-            files.append(SideFile(CARD_NAME, model.place.folder, CARD_NAME))
+        files = read_beside(self.form)
         if self.drafts:  # the program that scores wants whole folders
             files += [file for source in inputs.finetuned for file in side_files(source.files).carried]
             files += side_files(model).carried
@@ -113,6 +112,15 @@ class Ready:
         copied = sum(file.nbytes for file in self.side_files.carried)
         nbytes = self.nbytes + self.drafts * layout.nbytes
         check_space(destination.path, nbytes + len(self.variants) * copied)
+
+
+def read_beside(form: OutputForm) -> list[SideFile]:
+    """The files that the output is made of besides weights: those that are carried, and the model's card."""
+    files = list(form.side_files.carried)
+    folder = form.model.place.folder
+    if not form.layout.is_single_file and folder is not None and has_card(folder):
+        files.append(SideFile(CARD_NAME, folder, CARD_NAME))
+    return files
 
 
 def foresee(planned: Planned) -> Ready:

@@ -91,7 +91,8 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 def changes_layers(name: str) -> bool:
     """Whether the layers may depend on an argument. The device changes their last bits."""
     shared = RunOptions.declared()
-    return name != "output" and (name == "device" or name not in shared or shared[name].option.changes_bytes)
+    is_beside = name in {"output", "side_files"}
+    return not is_beside and (name == "device" or name not in shared or shared[name].option.changes_bytes)
 
 
 def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:

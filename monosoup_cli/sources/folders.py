@@ -108,7 +108,7 @@ class LocalFolder:
         self.repository, self.revision = repository, revision
         if repository is None:
             self.repository, self.revision = _in_cache(path)
-        self._is_own = self.repository is None and _cloned_from(path) is None
+        self.is_own = self.repository is None and _cloned_from(path) is None
 
     def names(self, inner: str = "") -> list[str]:
         real = self.path(inner or ".")
@@ -134,7 +134,7 @@ class LocalFolder:
         return InputFile(self.path(name), self.shown(name), commit=self.revision)
 
     def path(self, name: str) -> Path:
-        return resolve_inside(self.root, name, may_lead_out=self._is_own)
+        return resolve_inside(self.root, name, may_lead_out=self.is_own)
 
     def select(self, names: Iterable[str]) -> list[Download]:
         return []
@@ -191,7 +191,7 @@ def notes_of(folder: Folder, names: Iterable[str]) -> list[str]:
 
 def targets_outside(folder: Folder, names: Iterable[str]) -> dict[str, Path]:
     """Map those of these files and folders that links take from elsewhere to where they are."""
-    if not isinstance(folder, LocalFolder) or not folder._is_own:
+    if not isinstance(folder, LocalFolder) or not folder.is_own:
         return {}
     root = folder.root.resolve()
     # shards that are numbered have an index that is no file

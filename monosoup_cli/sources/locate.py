@@ -33,6 +33,13 @@ from monosoup_cli.sources.folders import (
     read_config,
 )
 from monosoup_cli.sources.hub_ids import HubId, suggested_id
+from monosoup_cli.sources.library_files import (
+    ADAPTER_CONFIG,
+    CARD_NAME,
+    DENOISERS,
+    MAX_CARD_BYTES,
+    is_training_state,
+)
 from monosoup_cli.sources.shards import (
     file_of_index,
     index_of_file,
@@ -46,20 +53,12 @@ from monosoup_cli.sources.shards import (
 
 __all__ = ["open_checkpoint", "parts_of"]
 
-TRAINING_STATE = re.compile(
-    r"(training_args|optimizer|scheduler|scaler|rng_state.*|.*_optim_states)\.(bin|pt|pth)$"
-)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DIFFUSERS = "diffusion_pytorch_model"
 """How the names of the weights of diffusers begin."""
-DENOISERS = ("transformer", "unet")
-"""The parts of a diffusers pipeline that are usually fine-tuned."""
-CARD = "README.md"
-MAX_CARD_BYTES = 1 << 20
 MADE_FROM = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)[\"']?\s*$", re.MULTILINE)
 """The first base model in the metadata of a card."""
 QUANTISED = re.compile(
@@ -272,7 +271,9 @@ def _is_beside_a_model(names: Sequence[str], folder: Folder) -> bool:
 
 def _of_gguf_alone(folder: Folder, names: Sequence[str]) -> CheckpointError:
     """Say what a repository of GGUF files was made from, where its card does."""
-    card = folder.open(CARD) if CARD in names and folder.nbytes(CARD) <= MAX_CARD_BYTES else None
+    card = (
+        folder.open(CARD_NAME) if CARD_NAME in names and folder.nbytes(CARD_NAME) <= MAX_CARD_BYTES else None
+    )
     text = "" if card is None else card.read(card.nbytes).decode(errors="replace")
     if card is not None:
         card.close()
@@ -291,7 +292,7 @@ def _candidates(names: Sequence[str]) -> list[str]:
     Safetensors files go before pickles, and the names that libraries look for go before others.
     """
     for suffix in WEIGHTS:
-        weights = [name for name in names if name.endswith(suffix) and not TRAINING_STATE.fullmatch(name)]
+        weights = [name for name in names if name.endswith(suffix) and not is_training_state(name)]
         indexes = [name for name in names if (file_of_index(name) or "").endswith(suffix)]
         stems = STEMS.get(suffix, ())
         standard = [name for stem in stems if (name := index_of_file(f"{stem}{suffix}")) in indexes]
@@ -322,8 +323,21 @@ def parts_of(folder: Folder) -> list[str]:
     """List the subfolders of a diffusers or sentence-transformers pipeline, in its order.
 
     Returns:
-        The names; "" for the folder itself. Empty if the folder is not a pipeline.
+        The names; "" for the folder itself. Empty if the folder is not a pipeline, also where it has weights
+        beside a list of parts that cannot be read: no library needs that list to load them.
+
+    Raises:
+        CheckpointError: The list of parts cannot be read, and there is nothing else.
     """
+    try:
+        return _listed_parts(folder)
+    except CheckpointError:
+        if not _candidates(folder.names()):
+            raise
+        return []
+
+
+def _listed_parts(folder: Folder) -> list[str]:
     names = folder.names()
     parts: list[str] = []
     if PIPELINE in names:
@@ -347,6 +361,8 @@ def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
     if not chosen or PIPELINE not in folder.names():
         return ""
     held = _with_weights(folder, parts_of(folder))
+    if not held:
+        return ""
     parts = [part for part in chosen if part in held]
     if not parts:
         raise UsageError(
@@ -374,8 +390,8 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
     held = parts = parts_of(folder)
     if PIPELINE in names:
         parts = [part for part in DENOISERS if part in held]
-        if not parts:
-            choices = " or ".join(_with_weights(folder, held))
+        choices = " or ".join(_with_weights(folder, held))
+        if choices and not parts:
             raise CheckpointError(
                 "a pipeline without a part called transformer or unet",
                 path=folder.source,

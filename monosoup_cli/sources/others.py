@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
-from monosoup_cli.sources.locate import PIPELINE, TRAINING_STATE, parts_of
+from monosoup_cli.sources.library_files import SHARD, is_training_state
+from monosoup_cli.sources.locate import PIPELINE, parts_of
 from monosoup_cli.sources.shards import file_of_index
 
 __all__ = ["note_of_others"]
 
-SHARD = re.compile(r"-\d{5,}-of-\d{5,}(?=\.)")
 NAMED = 3
 
 
@@ -32,7 +30,7 @@ def note_of_others(files: Files) -> list[str]:
         for name in names
         if (file_of_index(name) or name).endswith(WEIGHTS)
         and name not in (*read, taken)
-        and not TRAINING_STATE.fullmatch(name)
+        and not is_training_state(name)
         and SHARD.sub("", name) not in whole - {name}
     ]
     if not inner and PIPELINE in names:

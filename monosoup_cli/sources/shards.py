@@ -15,6 +15,7 @@ from monosoup_cli.formats.shard import Shard
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.files import Files, Index, Place
 from monosoup_cli.sources.folders import Folder, is_offline, is_plain_name, not_cached, read_config
+from monosoup_cli.sources.library_files import SHARD
 
 __all__ = [
     "file_of_index",
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 INDEX = re.compile(r"(?P<stem>.*)\.(?P<suffix>\w+)\.index(?P<variant>\.[\w-]+)?\.json")
-SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.(safetensors|bin)$")
 NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d{1,6})[-_]of[-_](?P<count>\d{1,6})(?P<suffix>\.\w+)")
 AT_ONCE = 8
 """How many headers of shards are read at once."""
@@ -244,7 +244,7 @@ def open_indexed(
         for name in sorted(names)
         if name.startswith(f"{stem}-")
         and name.endswith(suffix)
-        and SHARD_NAME.search(name)
+        and SHARD.search(name)
         and name not in shard_names
     ]
     shards = open_shards(folder, [f"{inner}{name}" for name in shard_names], state_dict)

@@ -296,7 +296,7 @@ MALFORMED: dict[str, tuple[bytes, list[str]]] = {
     "git-lfs pointer": (LFS_POINTER, ["git-lfs", "git lfs pull"]),
     "zip": (b"PK\x03\x04" + bytes(100), ["pickle"]),
     "pickle": (b"\x80\x02}q\x00." + b"x" * 100, ["pickle"]),
-    "text": (b"hello, this is not a checkpoint", ["text, such as", "not weights"]),
+    "text": (b"hello, this is not a checkpoint", ["text, not weights"]),
     "noise": (b"\xff" * 40, ["header length is impossible"]),
     "header of 0 bytes": (bytes(8), ["does not start with '{'"]),
     "header of 2^63 bytes": (raw({}, length=2**63), ["impossible", f"{2**63:,}"]),

@@ -80,8 +80,27 @@ EXAMPLES: dict[str, tuple[str, bytes]] = {
     "a pickle of scikit-learn": ("x", pickle.dumps(FITTED)),
     "a pickle that torch.save did not write": ("x", pickle.dumps({"a": [1, 2]})),
     "a JSON file": ("x", b'{"error": "Repository not found"}'),
-    "text, such as a server's error": ("x", b"Entry not found"),
+    "a server's error": ("x", b"Entry not found"),
+    "text, not weights": ("x", b"# A model\n\nIt is not found in the wild.\n"),
 }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"Entry not found", b"Invalid username or password.", b"Access denied", b"404: Not Found"),
+        b"Access to model a/b is restricted. You must have access to it and be authenticated.",
+        *(b"Too Many Requests\n", b"502 Bad Gateway", b"Internal Server Error"),
+    ],
+)
+def test_only_what_a_server_answers_is_to_be_downloaded_again(tmp_path, answer):
+    (tmp_path / "model.bin").write_bytes(answer)
+    assert hint_for(tmp_path / "model.bin").endswith("download it again")
+    for text in (b"# My model\n\n" + answer, answer + b"\n" + b"More about that. " * 30, b"import torch\n"):
+        (tmp_path / "model.bin").write_bytes(text)
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(tmp_path / "model.bin")
+        assert str(caught.value).endswith("text, not weights")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from monosoup_cli.sources.tokenizers import Tokenizer as Vocabularies
 from tests.models import CAUSAL, ENDS, TEXT, VISION, build
 
 LLAMA = {
@@ -326,3 +328,24 @@ def test_the_tokenizer_of_an_adapter_is_compared_with_its_bases(run, made, tmp_p
     assert f"tokenizer.json: 1 token only in {adapter}: '<new>'" in notes(
         run("inspect-spectrum", base, adapter)
     )
+
+
+def test_a_vocabulary_is_parsed_within_bounds():
+    """The largest that there is passes, with every merge as a list; a file that is all brackets does not."""
+    tokens = {f"token {number}": number for number in range(262_144)}
+    merges = [["a", "b"]] * 514_906
+    added = [{"id": n, "content": f"<{n}>", "single_word": False, "special": True} for n in range(7_000)]
+    content = {"added_tokens": added, "model": {"vocab": tokens, "merges": merges}}
+    read = Vocabularies({"tokenizer.json": json.dumps(content).encode()}).vocabulary("tokenizer.json")
+    assert read is not None
+    assert read[0]["token 262143"] == 262_143
+    pieces = {"model": {"vocab": [[token, -1.5] for token in tokens]}}
+    read = Vocabularies({"tokenizer.json": json.dumps(pieces).encode()}).vocabulary("tokenizer.json")
+    assert read is not None
+    assert len(read[0]) == 262_144
+    for part in (b"{},", b"[],", b"1,", b'"x":1,'):
+        data = (b"{%b}" if b":" in part else b'{"a":[%b]}') % (part * 4_000_000)[:-1]
+        tracemalloc.start()
+        assert Vocabularies({"vocab.json": data}).vocabulary("vocab.json") is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()

@@ -162,6 +162,58 @@ def test_a_torn_journal_line_is_ignored(interrupted, pair, tmp_path):
     assert same_bytes(run[-1], whole(pair, tmp_path))
 
 
+@pytest.fixture
+def in_folders(pair, tmp_path):
+    """The words of an edit of a folder with a configuration and a card, which stopped before its end."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(pair[1].read_bytes())
+    (folder / "config.json").write_text('{"dtype": "float32", "layers": 4}')
+    (folder / "vocab.txt").write_text("a")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+
+    def stop(tensor, is_done):
+        if is_done:
+            raise Enough
+
+    with pytest.raises(Enough):
+        monosoup_cli.edit(pair[0], folder, tmp_path / "out", workers=1, dtype="bfloat16", progress=stop)
+    return "edit", pair[0], folder, "-o", tmp_path / "out", "--dtype", "bfloat16", "--resume"
+
+
+def test_other_side_files_are_no_resumed_run(run, in_folders, tmp_path):
+    refused = run(*in_folders, "--side-files", "none")
+    assert refused.code == 1
+    assert "differs in arguments.side_files" in refused.err
+    assert not (tmp_path / "out").exists()
+    assert run(*in_folders).code == 0
+    assert (tmp_path / "out" / "vocab.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("config.json", "rewritten.config.json"),
+        ("vocab.txt", "side_files.vocab.txt"),
+        ("README.md", "side_files.README.md"),
+    ],
+)
+def test_a_changed_side_file_is_another_input(run, in_folders, tmp_path, name, named):
+    """Also one that is as long and as old as before, where the output has a text of its own made from it."""
+    path = in_folders[2] / name
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace("4", "8") if name == "config.json" else f"{text}b")
+    if name == "config.json":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused = run(*in_folders)
+    assert refused.code == 1
+    assert f"differs in {named}" in refused.err
+    assert not (tmp_path / "out").exists()
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(*in_folders).code == 0
+
+
 def test_overwrite_starts_over(interrupted, pair, tmp_path):
     run, _ = interrupted
     report = monosoup_cli.edit(*run, overwrite=True, energy=0.5)

@@ -151,7 +151,10 @@ def test_two_commands(reports):
     lines = drawn(found)
     assert "inspect-spectrum → lines: only the measures of both are compared" in "\n".join(lines)
     edited = {**reports["default"], "command": "lines", "arguments": reports["lines"]["arguments"]}
-    other = {**edited, "arguments": {**edited["arguments"], "alpha": 0.2, "output": "elsewhere"}}
+    other = {
+        **edited,
+        "arguments": {**edited["arguments"], "alpha": 0.2, "output": "elsewhere", "side_files": ["all"]},
+    }
     found_too = compare_reports(edited, other)
     assert found_too["arguments"] == {"alpha": [0.1, 0.2]}
     assert "only the measures of both" not in "\n".join(drawn(found_too))

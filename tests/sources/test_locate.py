@@ -326,3 +326,50 @@ def test_what_people_type_by_mistake(tmp_path):
     for path in ("org/model.safetensors", "org/model.bin", "./org/name", "name", "a/b/c", "/org/name"):
         with pytest.raises(CheckpointError, match=r"no such file or folder"):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize("listed", [b"{", b"3", b"[]", b"{}", b"\xff", b'{"unet": 3}', b'[{"path": 1}]'])
+@pytest.mark.parametrize("name", ["model_index.json", "modules.json"])
+def test_weights_beside_a_list_of_parts_that_is_none(run, tmp_path, name, listed):
+    folder = fill(tmp_path / "in", {"model.safetensors": ["a"], name: listed})
+    assert read(folder) == {"a": 0.0}
+    base = fill(tmp_path / "base", {"model.safetensors": ["a"]})
+    result = run("wise", base, folder, "--alpha", 1, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert (tmp_path / "out" / name).read_bytes() == listed
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("optimizer.safetensors", "optimizer_0.safetensors", "scheduler.safetensors", "sampler.bin"),
+        *("random_states_0.safetensors", "training_args.safetensors", "lr_scheduler.safetensors"),
+    ],
+)
+def test_state_of_training_is_no_second_file_of_weights(run, tmp_path, state):
+    """By one list, which also says what is left out of an output."""
+    folder = fill(tmp_path / "in", {"mine.safetensors": ["a"], state: ["b"]})
+    assert read(folder) == {"a": 0.0}
+    base = fill(tmp_path / "base", {"mine.safetensors": ["a"]})
+    result = run("wise", base, folder, "--alpha", 1, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert not (tmp_path / "out" / state).exists()
+    (folder / "mine.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights in this folder"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("listed", [b"{", b"3", b"{}", b'{"unet": 3}', b'{"unet": ["diffusers", "UNet"]}'])
+def test_no_weights_beside_a_list_of_parts_that_is_none(tmp_path, listed):
+    """A folder that is not listed can be passed."""
+    folder = fill(tmp_path / "in", {"model_index.json": listed})
+    fill(folder / "other", {"model.safetensors": ["a"]})
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    line = str(caught.value)
+    assert ("model_index.json is not valid JSON" in line) is (listed == b"{")
+    assert listed == b"{" or line.endswith("no weights in this folder; pass one that has some: other")
+    for listed_too in ([], ["unet"]):
+        with pytest.raises(CheckpointError) as again:
+            open_checkpoint(folder, parts=listed_too)
+        assert str(again.value) == line
