@@ -528,7 +528,7 @@ def test_a_compressed_record_is_refused(path, refused):
 def test_a_truncated_archive_is_refused(path, refused, kept):
     torch.save({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:kept])
-    assert refused() == "the zip archive is damaged or truncated"
+    assert refused() == "the zip archive is damaged or truncated; download or copy it again"
 
 
 def central(path, name, offset, value):
