@@ -49,7 +49,7 @@ NAMES = {
     "lora_controlnet": OtherAdapter(
         "a Control-LoRA, which turns a UNet into a ControlNet", "pass the whole ControlNet it was made from"
     ),
-    r"emb_params|clip_[lg]|(string_to_param|string_to_token)(\..*)?|<[^<>]+>": OtherAdapter(
+    r"emb_params|clip_[lg]|(string_to_param|string_to_token)(\..*)?|<[\w-]+>": OtherAdapter(
         "a textual inversion, which adds words to a text encoder", NO_WEIGHTS
     ),
     r"prompt_embeddings|prompt_encoder\..*": OtherAdapter("a prompt or prefix that was tuned", NO_WEIGHTS),
