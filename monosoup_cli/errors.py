@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "UsageError",
     "crop",
     "mismatch_in",
+    "some",
     "without_tokens",
 ]
 
@@ -50,6 +51,12 @@ MAX_CROPPED = 300
 def crop(text: str, limit: int = MAX_CROPPED) -> str:
     """Cut out the middle of a text that is longer than `limit`."""
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
+
+
+def some(words: Sequence[str], limit: int, joint: str = " and ") -> str:
+    """The first of some words, and how many more there are."""
+    more = f"{joint}{len(words) - limit:,} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
 
 
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.~-]{20,})")

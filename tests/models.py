@@ -75,23 +75,29 @@ def step(model):
     return model
 
 
-def unet_pipeline():
+def unet(width, **options):
+    """A UNet for text encoders of this width, which seeds what is built after it too."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
         layers_per_block=1,
         norm_num_groups=4,
-        cross_attention_dim=32,
+        cross_attention_dim=width,
         attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **options,
     )
+
+
+def unet_pipeline():
+    denoiser = unet(32)
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
     return StableDiffusionPipeline(
         vae=vae(),
         text_encoder=build("CLIPTextModel", {**TEXT, **ENDS}),
-        unet=unet,
+        unet=denoiser,
         tokenizer=transformers.CLIPTokenizer(words, merges=[]),
         scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
         safety_checker=None,

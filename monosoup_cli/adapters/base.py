@@ -10,7 +10,7 @@ from typing import Any
 from monosoup_cli.adapters.keys import ModuleFactors
 from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.module_names import HEADLESS
-from monosoup_cli.errors import CheckpointError, MismatchError, crop
+from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
 from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading, tied_names
 from monosoup_cli.sources.checkpoint import Checkpoint
@@ -105,13 +105,12 @@ def notes_on_new(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
     """What to say about tensors that are new to the base, and that its configuration does not describe."""
     if not shapes:
         return ()
-    named = ", ".join(crop(repr(name)) for name in list(shapes)[:MAX_NAMED])
-    more = f" and {len(shapes) - MAX_NAMED:,} more" if len(shapes) > MAX_NAMED else ""
+    named = some([crop(repr(name)) for name in shapes], MAX_NAMED)
     task, labels = config.get("task_type"), [shape[0] for shape in shapes.values() if len(shape) > 1]
     count = f", num_labels={min(labels)}" if labels and task != "QUESTION_ANS" else ""
     kind = f"AutoModelFor{TASKS[task]}" if task in TASKS else "the class that it was trained with"
     return (
-        f"adds {named}{more}, of which the base's config.json knows nothing: load the output with"
+        f"adds {named}, of which the base's config.json knows nothing: load the output with"
         f" transformers' {kind}.from_pretrained(OUT{count})",
     )
 
@@ -266,9 +265,8 @@ def check_present(
         hint = "if the base stores experts one by one, fuse them: transformers' save_original_format=False"
     else:
         hint = "is it the adapter of another model? --rename OLD=NEW replaces OLD in the names of the base"
-    named = ", ".join(crop(repr(read_as[name])) for name in missing[:MAX_NAMED])
-    more = f" and {len(missing) - MAX_NAMED:,} more" if len(missing) > MAX_NAMED else ""
-    raise CheckpointError(f"changes tensors that the base does not have: {named}{more}", path=path, hint=hint)
+    named = some([crop(repr(read_as[name])) for name in missing], MAX_NAMED)
+    raise CheckpointError(f"changes tensors that the base does not have: {named}", path=path, hint=hint)
 
 
 def twins_of(

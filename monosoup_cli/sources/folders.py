@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from monosoup_cli.errors import CheckpointError
+from monosoup_cli.errors import CheckpointError, some
 from monosoup_cli.formats.files import CheckpointFile, Download, InputFile, check_json_size, read_json_file
 from monosoup_cli.sources.hub_ids import to_fill_the_cache
 
@@ -183,9 +183,8 @@ def notes_of(folder: Folder, names: Iterable[str]) -> list[str]:
         if folder.root.resolve() != Path(folder.source).resolve():
             notes.append(f"a repository in the Hub's cache, read at its commit {folder.revision}")
         if places := targets_outside(folder, names):
-            some = [f"{name} at {place}" for name, place in [*places.items()][:NAMED]]
-            more = f", and {len(places) - NAMED:,} more" if len(places) > NAMED else ""
-            notes.append(f"links out of the folder are followed: {', '.join(some)}{more}")
+            links = [f"{name} at {place}" for name, place in places.items()]
+            notes.append(f"links out of the folder are followed: {some(links, NAMED, ', and ')}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monosoup_cli.errors import some
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.library_files import SHARD, is_training_state
@@ -37,6 +38,5 @@ def note_of_others(files: Files) -> list[str]:
         others += [f"{part}/" for part in parts_of(folder) if part]
     if not others:
         return []
-    more = f", and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
     taken = taken if taken in names else read[0]
-    return [f"{taken} is read; beside it, and not read: {', '.join(others[:NAMED])}{more}"]
+    return [f"{taken} is read; beside it, and not read: {some(others, NAMED, ', and ')}"]

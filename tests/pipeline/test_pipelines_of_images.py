@@ -22,7 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from tests.models import ENDS, TEXT, build, unet_pipeline, vae
+from tests.models import ENDS, TEXT, build, unet, unet_pipeline, vae
 
 FILE = "pytorch_lora_weights.safetensors"
 IN_UNET = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
@@ -31,16 +31,8 @@ WISE = ("--alpha", "1")  # the merged checkpoint itself
 
 
 def xl_pipeline():
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    denoiser = unet(
+        64,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=80,
@@ -53,7 +45,7 @@ def xl_pipeline():
         text_encoder_2=build("CLIPTextModelWithProjection", options),
         tokenizer=CLIPTokenizer(words, merges=[]),
         tokenizer_2=CLIPTokenizer(words, merges=[]),
-        unet=unet,
+        unet=denoiser,
         scheduler=DDIMScheduler(),
     )
 
