@@ -13,9 +13,9 @@ from monosoup_cli.adapters.module_names import HEADLESS
 from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
 from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading, tied_names
-from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.read import read_float64
+from monosoup_cli.sources.source import Source
 
 __all__ = [
     "align_names",
@@ -284,7 +284,7 @@ def twins_of(
     return {name: holders[ties[read_as[name]]] for name in lacking if ties.get(read_as[name]) in holders}
 
 
-def are_same(own: Checkpoint, one: str, other: str) -> bool:
+def are_same(own: Source, one: str, other: str) -> bool:
     """Whether two tensors of the adapter are the same, byte for byte."""
     first, second = own.tensors[one], own.tensors[other]
     if (first.dtype, first.shape) != (second.dtype, second.shape):
@@ -299,7 +299,7 @@ def are_same(own: Checkpoint, one: str, other: str) -> bool:
     return True
 
 
-def are_same_update(own: Checkpoint, one: ModuleFactors, other: ModuleFactors) -> bool:
+def are_same_update(own: Source, one: ModuleFactors, other: ModuleFactors) -> bool:
     """Whether the factors of a head are those of an embedding, transposed: peft's `ensure_weight_tying`."""
     if one.keys.keys() != {"a", "b"} or other.keys.keys() != {"a", "b"}:
         return False

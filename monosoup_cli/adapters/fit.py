@@ -9,7 +9,7 @@ from monosoup_cli.adapters.keys import PREFIX, ModuleFactors
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import FLOATING, TensorInfo
 from monosoup_cli.names import is_head
-from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.source import Source
 
 __all__ = ["check_fit", "lacks_rows", "resized_shape", "row_numbers"]
 
@@ -39,7 +39,7 @@ def check_fit(tensor: TensorInfo, wanted: TensorInfo, path: str, *, may_differ: 
 
 
 def resized_shape(
-    factors: ModuleFactors, wanted: TensorInfo, copy: str | None, own: Checkpoint
+    factors: ModuleFactors, wanted: TensorInfo, copy: str | None, own: Source
 ) -> tuple[int, ...] | None:
     """Return the shape of a vocabulary that was resized before the training; None where it was not.
 

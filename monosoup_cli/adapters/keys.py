@@ -12,8 +12,8 @@ from monosoup_cli.adapters.lora import EXPERTS, LINEAR, TRANSPOSED, TRANSPOSED_E
 from monosoup_cli.adapters.patterns import MAX_WORK
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import FLOATING
-from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
+from monosoup_cli.sources.source import Source
 
 __all__ = [
     "INNER",
@@ -114,7 +114,7 @@ class SortedKeys:
     copies: Mapping[str, str]
 
 
-def sort_keys(own: Checkpoint) -> SortedKeys:
+def sort_keys(own: Source) -> SortedKeys:
     """Sort the keys of the adapter.
 
     Raises:
@@ -154,7 +154,7 @@ def sort_keys(own: Checkpoint) -> SortedKeys:
 
 
 def read_factors(
-    own: Checkpoint, modules: Mapping[str, Mapping[str, str]], config: Mapping[str, Any]
+    own: Source, modules: Mapping[str, Mapping[str, str]], config: Mapping[str, Any]
 ) -> tuple[list[ModuleFactors], dict[str, str]]:
     """Find the factors of all modules.
 

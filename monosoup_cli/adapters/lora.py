@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monosoup_cli.sources.alignment import Rename
-from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.source import Source
 
 __all__ = [
     "EXPERTS",
@@ -148,7 +148,7 @@ class Adapter:
         fit: How it fits the base.
     """
 
-    own: Checkpoint
+    own: Source
     config: Mapping[str, Any]
     pairs: Mapping[str, LoraPair]
     replaced: Mapping[str, str] = field(default_factory=dict)

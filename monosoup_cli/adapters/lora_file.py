@@ -22,8 +22,8 @@ from monosoup_cli.formats.dtypes import FLOATING, NUMBERS, number_in
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.lora_names import ENDS, end_of
 from monosoup_cli.sources.alignment import Rename, align
-from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
+from monosoup_cli.sources.source import Source
 
 __all__ = ["read_lora_file"]
 
@@ -36,10 +36,7 @@ PROCESSOR = re.compile(r"\.(?:processor\.)?to_(q|k|v|out)$")
 
 
 def read_lora_file(
-    own: Checkpoint,
-    base: Mapping[str, TensorInfo],
-    renames: Sequence[Rename] = (),
-    wanted: Wanted = EVERYTHING,
+    own: Source, base: Mapping[str, TensorInfo], renames: Sequence[Rename] = (), wanted: Wanted = EVERYTHING
 ) -> Adapter:
     """Find what a single-file LoRA changes in its base.
 
@@ -200,7 +197,7 @@ def _not_in_base(
 
 
 def _fitting_rank(
-    own: Checkpoint, parts: Mapping[str, str], target: TensorInfo, spot: Spot, spots: Sequence[Spot]
+    own: Source, parts: Mapping[str, str], target: TensorInfo, spot: Spot, spots: Sequence[Spot]
 ) -> int:
     """Return the rank of the factors of a module, once they are known to fit a tensor of the base."""
     a, b = own.tensors[parts["A"]], own.tensors[parts["B"]]
@@ -255,9 +252,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if set(shape[2:]) == {1} else shape
 
 
-def _scale(
-    own: Checkpoint, parts: Mapping[str, str], config: Mapping[str, Any], module: str, rank: int
-) -> float:
+def _scale(own: Source, parts: Mapping[str, str], config: Mapping[str, Any], module: str, rank: int) -> float:
     alphas: dict[str, Any] = {}
     if "alpha" in parts:
         alphas[parts["alpha"]] = _number(own, parts["alpha"])
@@ -285,7 +280,7 @@ def _scale(
     return alpha / (math.sqrt(rank) if config.get("use_rslora") and METADATA in alphas else rank)
 
 
-def _number(own: Checkpoint, name: str) -> float:
+def _number(own: Source, name: str) -> float:
     tensor = own.tensors[name]
     if tensor.elements != 1 or tensor.dtype not in NUMBERS:
         raise CheckpointError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import parse_json
-from monosoup_cli.sources.checkpoint import Checkpoint
+from monosoup_cli.sources.source import Source
 
 __all__ = ["METADATA", "noted_config"]
 
@@ -31,7 +31,7 @@ PLAIN = re.compile(r"\^?(\w|\\?\.|-){1,500}\$?")
 MAX_PATTERNS = 4096
 
 
-def noted_config(own: Checkpoint, part: str) -> dict[str, Any]:
+def noted_config(own: Source, part: str) -> dict[str, Any]:
     """Read the configuration of a part of the pipeline from the file's metadata.
 
     Returns:

@@ -31,9 +31,9 @@ from monosoup_cli.adapters.patterns import Settings
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import FLOATING, TensorInfo
 from monosoup_cli.sources.alignment import Rename
-from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
+from monosoup_cli.sources.source import Source
 
 __all__ = ["read_adapter"]
 
@@ -48,7 +48,7 @@ FLAGS = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
 
 
 def read_adapter(
-    own: Checkpoint,
+    own: Source,
     config: Mapping[str, Any],
     base: Mapping[str, TensorInfo] | None,
     renames: Sequence[Rename] = (),
@@ -198,7 +198,7 @@ def read_adapter(
 
 
 def _drop_twins(
-    own: Checkpoint,
+    own: Source,
     kept: dict[str, str],
     again: Mapping[str, tuple[str, ...]],
     deltas: dict[str, str],

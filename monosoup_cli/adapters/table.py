@@ -9,20 +9,18 @@ from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.pipeline_names import Wanted
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.alignment import Rename
-from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Kind, LoraFile, PeftAdapter
+from monosoup_cli.sources.source import Source
 from monosoup_cli.sources.transfer import fetch
 
 __all__ = ["READERS", "ReadAdapter"]
 
-ReadAdapter: TypeAlias = "Callable[[Checkpoint, Checkpoint | None, Sequence[Rename], Wanted], Adapter]"
+ReadAdapter: TypeAlias = "Callable[[Source, Source | None, Sequence[Rename], Wanted], Adapter]"
 """Finds what an adapter changes in its base: takes its own file, the base, renames, and the parts of a
 pipeline that are edited."""
 
 
-def _read_peft(
-    own: Checkpoint, base: Checkpoint | None, renames: Sequence[Rename], wanted: Wanted
-) -> Adapter:
+def _read_peft(own: Source, base: Source | None, renames: Sequence[Rename], wanted: Wanted) -> Adapter:
     from monosoup_cli.adapters.peft import read_adapter
 
     settings = own.files.kind.settings or {}
@@ -31,9 +29,7 @@ def _read_peft(
     return read_adapter(own, settings, base.tensors, renames, base.files)
 
 
-def _read_lora_file(
-    own: Checkpoint, base: Checkpoint | None, renames: Sequence[Rename], wanted: Wanted
-) -> Adapter:
+def _read_lora_file(own: Source, base: Source | None, renames: Sequence[Rename], wanted: Wanted) -> Adapter:
     from monosoup_cli.adapters.lora_file import read_lora_file
 
     if base is None:

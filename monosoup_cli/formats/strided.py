@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +13,7 @@ from monosoup_cli.formats.header import TensorInfo
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "Strided", "contiguous"]
+__all__ = ["Bytes", "Strided", "contiguous", "gather", "room", "span_of"]
 
 PIECE = 1 << 20
 """How many bytes may be read at once even if few of them belong to the tensor."""
@@ -49,25 +50,43 @@ def contiguous(file: Bytes, tensor: TensorInfo, strided: Strided) -> memoryview:
 
     Besides the result this takes up to twice its memory, or PIECE bytes.
     """
-    elements = _room(tensor.nbytes)
-    _gather(file, integers_in(elements, BITS[tensor.dtype]).view(tensor.shape), tensor.start, strided.strides)
+    elements = room(tensor.nbytes)
+    into = integers_in(elements, BITS[tensor.dtype]).view(tensor.shape)
+    gather(file.read_into, into, tensor.start, strided.strides)
     return elements
 
 
-def _room(nbytes: int) -> memoryview:
+def room(nbytes: int) -> memoryview:
     """Allocate memory that returns to the system when it is freed, which the allocator does not guarantee."""
     return memoryview(mmap.mmap(-1, max(nbytes, 1)))[:nbytes]
 
 
-def _gather(file: Bytes, into: torch.Tensor, start: int, strides: tuple[int, ...]) -> None:
-    reach = [(size - 1) * stride for size, stride in zip(into.shape, strides, strict=True)]
-    span = (sum(reach) + 1) * into.element_size()
+def span_of(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Over how many elements those of a strided tensor spread."""
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+
+
+def gather(
+    read_into: Callable[[memoryview, int], None], into: torch.Tensor, start: int, strides: Sequence[int]
+) -> None:
+    """Read elements that are not stored in order.
+
+    Besides the result this takes up to twice its memory, or PIECE bytes.
+
+    Args:
+        read_into: Fills a buffer with the bytes from an offset on.
+        into: Is filled; integers of the width of the elements, with any strides.
+        start: The byte of the first element.
+        strides: The strides of the stored elements, in elements.
+    """
+    span = span_of(into.shape, strides) * into.element_size()
     if span <= max(2 * into.numel() * into.element_size(), PIECE):
-        buffer = _room(span)
-        file.read_into(buffer, start)
-        into.copy_(integers_in(buffer, 8 * into.element_size()).as_strided(into.shape, strides))
+        buffer = room(span)
+        read_into(buffer, start)
+        into.copy_(integers_in(buffer, 8 * into.element_size()).as_strided(into.shape, tuple(strides)))
         return
+    reach = [(size - 1) * stride for size, stride in zip(into.shape, strides, strict=True)]
     widest = reach.index(max(reach))
+    rest = [*strides[:widest], *strides[widest + 1 :]]
     for row in range(into.shape[widest]):
-        row_start = start + row * strides[widest] * into.element_size()
-        _gather(file, into.select(widest, row), row_start, strides[:widest] + strides[widest + 1 :])
+        gather(read_into, into.select(widest, row), start + row * strides[widest] * into.element_size(), rest)

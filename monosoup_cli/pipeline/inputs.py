@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.sources.alignment import Rename, align, tied_names
-from monosoup_cli.sources.checkpoint import Checkpoint, rename
+from monosoup_cli.sources.derived import renamed
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint, parts_of
@@ -117,7 +117,7 @@ def open_inputs(
     return inputs
 
 
-def _check_choice(state_dict: str | None, checkpoints: Sequence[Checkpoint]) -> None:
+def _check_choice(state_dict: str | None, checkpoints: Sequence[Source]) -> None:
     """Raise UsageError if no input has the state dict that the user asked for."""
     shards = [shard for checkpoint in checkpoints for shard in checkpoint.files.shards]
     chosen = [shard.state_dicts[0] for shard in shards if shard.state_dicts]
@@ -137,8 +137,8 @@ def _has_parts(files: Files) -> bool:
 
 
 def _align(
-    base: Checkpoint | None,
-    checkpoints: Sequence[Checkpoint],
+    base: Source | None,
+    checkpoints: Sequence[Source],
     renames: Sequence[Rename],
     parts: Sequence[str],
     *,
@@ -247,7 +247,7 @@ def _notes_of_place(files: Files) -> list[str]:
     return [*note_of_others(files), *places]
 
 
-def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Sequence[Rename]) -> list[Rename]:
+def _missing(stored: Source, read: Source, first: Source, renames: Sequence[Rename]) -> list[Rename]:
     """The further renames with which more names of a checkpoint would match."""
 
     def reread(more: list[Rename]) -> Mapping[str, TensorInfo]:
@@ -257,7 +257,7 @@ def _missing(stored: Checkpoint, read: Checkpoint, first: Source, renames: Seque
 
 
 def _adapter(
-    base: Checkpoint | None, own: Checkpoint, renames: Sequence[Rename], parts: Sequence[str], *, alone: bool
+    base: Source | None, own: Source, renames: Sequence[Rename], parts: Sequence[str], *, alone: bool
 ) -> Adapter:
     """What an adapter changes of its base."""
     if base is None and not alone:
@@ -287,9 +287,7 @@ def _named_base(files: Files) -> str:
     return f" ({name})" if isinstance(name, str) and name and name.isprintable() else ""
 
 
-def _align_names(
-    other: Checkpoint, first: Source, renames: Sequence[Rename]
-) -> tuple[Checkpoint, Sequence[Rename]]:
+def _align_names(other: Source, first: Source, renames: Sequence[Rename]) -> tuple[Source, Sequence[Rename]]:
     """The checkpoint under the names of the first, tied weights included; and the renames without effect."""
     alignment = align(other.tensors, first.tensors, renames, other.path)
     names, words = dict(alignment.stored), list(alignment.notes)
@@ -301,10 +299,10 @@ def _align_names(
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
             words.append(f"with {missing!r} taken from {holder!r}, to which it is tied")
-    return (rename(other, names, tuple(words)) if words else other), alignment.unused
+    return (renamed(other, names, tuple(words)) if words else other), alignment.unused
 
 
-def _copies(other: Checkpoint, first: Source, names: Mapping[str, str]) -> list[tuple[str, str]]:
+def _copies(other: Source, first: Source, names: Mapping[str, str]) -> list[tuple[str, str]]:
     """Pairs of a name that the first leaves out and one that it has, of tensors that share their elements."""
     read_as = {stored: name for name, stored in names.items()}
     copies = []
@@ -318,7 +316,7 @@ def _copies(other: Checkpoint, first: Source, names: Mapping[str, str]) -> list[
     return copies
 
 
-def _ties(other: Checkpoint, first: Source, names: Mapping[str, str]) -> dict[str, str]:
+def _ties(other: Source, first: Source, names: Mapping[str, str]) -> dict[str, str]:
     """The names that `other` leaves out, mapped to the names that have their weights, as either says."""
     config = other.files.config if other.files.config is not None else first.model.config
     headers = {name: other.tensors[stored] for name, stored in names.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from monosoup_cli.formats.files import Download
 from monosoup_cli.formats.header import TensorInfo
@@ -13,7 +12,7 @@ from monosoup_cli.formats.strided import contiguous
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.source import DENSE, Reader, Update
 
-__all__ = ["Checkpoint", "rename"]
+__all__ = ["Checkpoint"]
 
 SMALL_SHARE = 0.5
 """If less than this share of a file on the Hub is needed, only parts of it are downloaded, and not cached."""
@@ -24,18 +23,13 @@ class Checkpoint:
 
     Args:
         files: The open files.
-        names: The names of the tensors, mapped to their names in the files. None if the names are the same.
     """
 
-    def __init__(self, files: Files, names: Mapping[str, str] | None = None) -> None:
+    def __init__(self, files: Files) -> None:
         self.files = files
         self.path = files.place.source
-        stored = files.tensors
-        self.tensors: Mapping[str, TensorInfo] = (
-            stored if names is None else {name: stored[own] for name, own in names.items()}
-        )
-        shard_of = {tensor: shard for shard in files.shards for tensor in shard.header.tensors}
-        self._shard_of = {name: shard_of[tensor.name] for name, tensor in self.tensors.items()}
+        self.tensors: Mapping[str, TensorInfo] = files.tensors
+        self._shard_of = {name: shard for shard in files.shards for name in shard.header.tensors}
         self._left_on_hub: set[str] = set()
         self._in_order = threading.local()
 
@@ -130,14 +124,3 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
-
-
-def rename(checkpoint: Checkpoint, names: Mapping[str, str], read_as: tuple[str, ...]) -> Checkpoint:
-    """Open the same files under other names.
-
-    Args:
-        checkpoint: The checkpoint whose files are read.
-        names: The new names, mapped to the names in the files.
-        read_as: How the names differ, in words for the report.
-    """
-    return Checkpoint(replace(checkpoint.files, read_as=read_as), names)

@@ -22,7 +22,7 @@ from monosoup_cli.pipeline.execute import execute
 from monosoup_cli.pipeline.ready import make_ready
 from monosoup_cli.sources import hub as hub_module
 from monosoup_cli.sources import transfer
-from monosoup_cli.sources.checkpoint import rename
+from monosoup_cli.sources.derived import renamed
 from monosoup_cli.sources.folders import LocalFolder
 from monosoup_cli.sources.hub import HubFolder, RemoteFile, open_repository
 from monosoup_cli.sources.hub_ids import HubId, to_fill_the_cache
@@ -647,9 +647,9 @@ def test_of_shards_those_that_are_needed_are_fetched(hub):
 def test_names_under_which_tensors_are_read_are_those_that_are_at_hand(hub):
     hub.add("org/name", {NAME: halves(-1)})
     with open_checkpoint("org/name") as checkpoint:
-        renamed = rename(checkpoint, {"A": "a", "B": "b", "c": "c"}, ("so",))
-        renamed.select(["A"])
-        assert [renamed.is_at_hand(name) for name in ("A", "B", "c", "a")] == [True, False, False, False]
+        other = renamed(checkpoint, {"A": "a", "B": "b", "c": "c"}, ("so",))
+        other.select(["A"])
+        assert [other.is_at_hand(name) for name in ("A", "B", "c", "a")] == [True, False, False, False]
 
 
 def test_where_other_programs_find_it(hub, tmp_path, monkeypatch):
