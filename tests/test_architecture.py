@@ -27,6 +27,8 @@ ROOMS = {
     "options": {"errors", "declaration"},
     "formats": BOTTOM,
     "sources": BOTTOM | {"formats"},
+    "encodings": BOTTOM | {"formats", "sources"},
+    "layouts": BOTTOM | {"formats", "sources"},
     "devices": BOTTOM | {"formats"},
     "spectral": {"errors"},
     "tensors": BOTTOM | {"formats", "sources", "devices"},
@@ -34,7 +36,8 @@ ROOMS = {
     "methods": BOTTOM | {"formats", "sources", "devices", "spectral", "tensors"},
     "report": BOTTOM | {"tensors", "methods"},
     "outputs": BOTTOM | {"formats", "sources", "devices", "tensors", "adapters"},
-    "pipeline": BOTTOM | {"formats", "sources", "devices", "tensors", "adapters", "report", "outputs"},
+    "pipeline": BOTTOM
+    | {"formats", "sources", "encodings", "layouts", "devices", "tensors", "adapters", "report", "outputs"},
     "api": BOTTOM
     | {"formats", "sources", "spectral", "tensors", "adapters", "methods", "report", "outputs", "pipeline"},
     "__init__": {"version", "api"},

@@ -13,7 +13,7 @@ from monosoup_cli.adapters.module_names import HEADLESS
 from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
 from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading, tied_names
-from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.files import Files, metadata_of
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
 
@@ -55,7 +55,7 @@ def ties_in(base: Headers | None, model: Files | None) -> dict[str, str]:
         return {}
     config = None if model is None else model.config
     noted = {} if model is None else {key: kept for one in model.shards for key, kept in one.tied.items()}
-    metadata = {} if model is None else model.metadata
+    metadata = {} if model is None else metadata_of(model)
     return tied_names(base, {"tie_word_embeddings": True} if config is None else config, metadata, noted)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import parse_json
+from monosoup_cli.sources.files import metadata_of
 from monosoup_cli.sources.source import Source
 
 __all__ = ["METADATA", "noted_config"]
@@ -40,7 +41,7 @@ def noted_config(own: Source, part: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The configuration is malformed, or describes more than LoRA.
     """
-    text = own.files.metadata.get(METADATA)
+    text = metadata_of(own.files).get(METADATA)
     if text is None:
         return {}
     noted = parse_json(text.encode(), own.path, METADATA, is_strict=False)

@@ -22,6 +22,7 @@ __all__ = [
     "FLOATING",
     "NUMBERS",
     "as_bytes",
+    "as_float32",
     "as_float64",
     "bytes_of",
     "cast",
@@ -40,6 +41,15 @@ __all__ = [
 
 NUMBERS = {**FLOATING, "I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "I64": "int64"}
 """The dtypes that a single number can have, mapped to torch's names."""
+
+SMALL_FLOATS = {
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""The floats of eight bits, mapped to torch's names."""
 
 INTEGERS = {8: "uint8", 16: "int16", 32: "int32", 64: "int64"}
 """torch's integers by their bits."""
@@ -95,6 +105,15 @@ def as_float64(data: bytearray, dtype: str) -> torch.Tensor:
     if not data:
         return torch.empty(0, dtype=torch.float64)
     return torch.frombuffer(data, dtype=torch_dtype(dtype)).to(torch.float64)
+
+
+def as_float32(data: bytearray, dtype: str) -> torch.Tensor:
+    """Widen the elements in these bytes, floats of at most 32 bits, to a flat float32 tensor, exactly."""
+    import torch
+
+    if not data:
+        return torch.empty(0, dtype=torch.float32)
+    return torch.frombuffer(data, dtype=getattr(torch, SMALL_FLOATS.get(dtype) or FLOATING[dtype])).float()
 
 
 def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:

@@ -75,11 +75,12 @@ def plan_layout(
 
     Args:
         model: The files whose tensors, names and metadata the output has.
-        dtypes: For each tensor, the dtype in which it is stored, as safetensors names it.
+        dtypes: For each tensor, the dtype in which it is stored, as safetensors names it. Other tensors of
+            the model, such as the scales of tensors that are decoded, are left out.
         output_name: The last component of OUT.
         max_shard_bytes: Pack the tensors into new shards of at most this size; None keeps the shards.
         shapes: The shapes of tensors where they are not those of the model's, and of tensors that it does not
-            have. These are in the last shard.
+            have. These are in the last shard, or in the one that has their codes.
     """
     model = _with_shapes(model, shapes or {}, dtypes)
     if output_name.endswith(".safetensors"):
@@ -103,15 +104,19 @@ def plan_layout(
 
 def _with_shapes(model: Files, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Files:
     """The files as they would be with tensors of these shapes, which are no longer to be read."""
+    homes = {name: number for number, shard in enumerate(model.shards) for name in shard.header.tensors}
     last, shards = len(model.shards) - 1, []
     for number, shard in enumerate(model.shards):
         tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
         old = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
-        new = [(name, dtype, shapes.get(name, shape)) for name, dtype, shape in old]
-        if number == last:
-            new += [
-                (name, dtypes[name], shape) for name, shape in shapes.items() if name not in model.tensors
-            ]
+        new = [(name, dtype, shapes.get(name, shape)) for name, dtype, shape in old if name in dtypes]
+        new += [
+            (name, dtypes[name], shape)
+            for name, shape in shapes.items()
+            if name not in homes and homes.get(model.decoded.get(name, ""), last) == number
+        ]
+        if old and not new:  # it has nothing but scales
+            continue
         header = shard.header if new == old else _header(_aligned(new), shard.header.metadata)
         shards.append(replace(shard, header=header))
     return replace(model, shards=tuple(shards))

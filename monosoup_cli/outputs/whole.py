@@ -104,8 +104,7 @@ class WholeDraft:
     def form(self, plan: Plan) -> tuple[Plan, WholeForm]:
         """The layout of the (first) fine-tuned checkpoint, one file, or shards of the size asked for."""
         opened, first = self.opened, self.opened.first
-        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
-        layout = plan_layout(first.model, plan.dtypes, opened.path.name, opened.max_shard_bytes, shapes)
+        layout = plan_layout(first.model, plan.dtypes, opened.path.name, opened.max_shard_bytes, plan.shapes)
         return plan, whole_form(first, layout, opened.dtype, opened.side_files)
 
 

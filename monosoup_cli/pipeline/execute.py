@@ -99,11 +99,12 @@ class _Context:
         )
         shard_bytes = None if output.suffix == ".safetensors" else planned.task.options.storing.shard_bytes
         model = self._ready.form.model
-        layout = plan_layout(model, self._ready.plan.dtypes, output.name, shard_bytes)
+        plan = self._ready.plan
+        layout = plan_layout(model, plan.dtypes, output.name, shard_bytes, plan.shapes)
         task = replace(planned.task, chooser=None)
         draft = Ready(
             replace(planned, task=task, destination=Destination(output, writing)),
-            self._ready.plan,
+            plan,
             whole_form(self.inputs.finetuned[0], layout, planned.task.options.storing.dtype),
             self._ready.resources,
         )

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
+from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.sources.alignment import Rename, align, tied_names
 from monosoup_cli.sources.derived import renamed
-from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.files import Files, metadata_of
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
@@ -95,10 +97,11 @@ def open_inputs(
             " merged"
         )
     with ExitStack() as opened:
-        checkpoints = []
+        checkpoints: list[Source] = []
         for path in [*([] if base is None else [base]), *finetuned]:
-            checkpoints.append(open_checkpoint(path, state_dict, parts))
-            opened.enter_context(checkpoints[-1].files)
+            checkpoint = open_checkpoint(path, state_dict, parts)
+            opened.enter_context(checkpoint.files)
+            checkpoints.append(checkpoint if checkpoint.files.kind.is_adapter else decoded(checkpoint))
         _check_choice(state_dict, checkpoints)
         if parts and not any(_has_parts(checkpoint.files) for checkpoint in checkpoints):
             raise UsageError(
@@ -154,6 +157,7 @@ def _align(
             if number:
                 stored = checkpoint
                 checkpoint, unused = _align_names(stored, sources[0], renames)
+                checkpoint = in_layout_of(checkpoint, sources[0])
                 unused_by.append(unused)
                 missing += _missing(stored, checkpoint, sources[0], renames)
             sources.append(checkpoint)
@@ -168,6 +172,7 @@ def _align(
         if number == 0 and base is not None:  # further adapters change a base that has the names of the first
             stored = base
             base, unused = _align_names(stored, sources[0], renames)
+            base = in_layout_of(base, sources[0])
             unused_by.append(unused)
             missing += _missing(stored, base, sources[0], renames)
     without_effect = set(renames).intersection(*unused_by)
@@ -299,7 +304,7 @@ def _align_names(other: Source, first: Source, renames: Sequence[Rename]) -> tup
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
             words.append(f"with {missing!r} taken from {holder!r}, to which it is tied")
-    return (renamed(other, names, tuple(words)) if words else other), alignment.unused
+    return (renamed(other, names, words) if words else other), alignment.unused
 
 
 def _copies(other: Source, first: Source, names: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -320,7 +325,7 @@ def _ties(other: Source, first: Source, names: Mapping[str, str]) -> dict[str, s
     """The names that `other` leaves out, mapped to the names that have their weights, as either says."""
     config = other.files.config if other.files.config is not None else first.model.config
     headers = {name: other.tensors[stored] for name, stored in names.items()}
-    ties = dict(tied_names(headers, config, other.files.metadata, {}))
+    ties = dict(tied_names(headers, config, metadata_of(other.files), {}))
     for one, two in ((one, two) for shard in first.files.shards for one, two in shard.tied.items()):
         for missing, holder in ((one, two), (two, one)):
             if missing not in names and holder in names:

@@ -16,6 +16,7 @@ from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.report.words import plural
+from monosoup_cli.sources.files import metadata_of
 from monosoup_cli.sources.folders import targets_outside
 
 __all__ = ["notices_of"]
@@ -39,7 +40,7 @@ def notices_of(ready: Ready) -> list[str]:
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
     written = {name for file in ready.form.layout.files for name in file.header.metadata or ()}
-    removed = [name for name in removed_hashes(ready.form.model.metadata) if name not in written]
+    removed = [name for name in removed_hashes(metadata_of(ready.form.model)) if name not in written]
     if removed:
         notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
     places = {

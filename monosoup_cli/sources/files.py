@@ -13,7 +13,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.sources.folders import Folder
 
-__all__ = ["Files", "Index", "Kind", "LoraFile", "Model", "PeftAdapter", "Place"]
+__all__ = ["Files", "Index", "Kind", "LoraFile", "Model", "PeftAdapter", "Place", "metadata_of"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Files:
         kind: What the tensors are.
         read_as: How tensor names are changed when they are read, in words.
         notes: What else the user should know about how they were found and are read, in words.
+        decoded: The tensors that are read from codes, mapped to the names of the tensors with the codes.
         tensors: Every tensor, in the order of the files and of the bytes in each.
     """
 
@@ -122,6 +123,7 @@ class Files:
     kind: Kind = field(default_factory=Model)
     read_as: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    decoded: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, TensorInfo] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -138,11 +140,6 @@ class Files:
                     )
                 tensors[tensor.name], holders[tensor.name] = tensor, shard
         object.__setattr__(self, "tensors", tensors)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The `__metadata__` of all files."""
-        return {name: text for shard in self.shards for name, text in (shard.header.metadata or {}).items()}
 
     @property
     def bytes_read(self) -> int:
@@ -164,3 +161,8 @@ class Files:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def metadata_of(files: Files) -> dict[str, str]:
+    """The `__metadata__` of all files of a checkpoint."""
+    return {name: text for shard in files.shards for name, text in (shard.header.metadata or {}).items()}

@@ -17,7 +17,6 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
-from monosoup_cli.formats.header import BITS
 from monosoup_cli.formats.lora_names import is_lora_file
 from monosoup_cli.formats.other_adapters import refuse_other_adapter, refuse_other_settings
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
@@ -61,18 +60,6 @@ DIFFUSERS = "diffusion_pytorch_model"
 """How the names of the weights of diffusers begin."""
 MADE_FROM = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)[\"']?\s*$", re.MULTILINE)
 """The first base model in the metadata of a card."""
-QUANTISED = re.compile(
-    r"(^|\.)(qweight|qzeros|g_idx|absmax|quant_map|quant_state(\..+)?|SCB|scale_weight|scaled_fp8"
-    r"|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(blocks|scales))$"
-)
-"""The ends of tensor names that GPTQ, AWQ, bitsandbytes, fp8, compressed-tensors and mxfp4 write."""
-QUANTISED_ON_LOADING = ("bitsandbytes", "torchao", "quanto", "hqq", "eetq", "fbgemm_fp8", "higgs")
-"""The methods whose config may stand beside plain weights: transformers quantises them when it loads them."""
-PLAIN_WEIGHTS = (
-    "config.json has quantization_config, but the weights are not quantised: remove it from the output's"
-    " config.json to load them as they are"
-)
-UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 
 
 def open_checkpoint(
@@ -87,7 +74,7 @@ def open_checkpoint(
         parts: The part of a pipeline's folder to open; empty for its denoiser.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or it cannot be read, is malformed or is quantised.
+        CheckpointError: There is no such checkpoint, or it cannot be read or is malformed.
         UsageError: `source` is empty.
     """
     source = os.fspath(source)
@@ -159,7 +146,6 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
         return _open_adapter(folder, inner, names)
     config = read_config(folder, f"{inner}config.json")
     config = config if isinstance(config, dict) else None
-    _refuse_quantisation_config(config, folder.shown(f"{inner}config.json"))
     candidates = _of_library(_candidates(names), config)
     refuse_rank_files(folder, inner, names, candidates)
     if not candidates:
@@ -401,7 +387,7 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
 
 
 def _new_checkpoint(files: Files) -> Checkpoint:
-    """Make a checkpoint of these files, refuse a quantised one, and mark a LoRA in a single file as such."""
+    """Make a checkpoint of these files, and mark a LoRA in a single file as such."""
     is_lora = len(files.shards) == 1 and is_lora_file(files.tensors)
     try:
         refuse_other_adapter(files.tensors, files.place.source, is_lora=is_lora)
@@ -410,39 +396,4 @@ def _new_checkpoint(files: Files) -> Checkpoint:
         raise
     if is_lora:
         return Checkpoint(replace(files, kind=LoraFile()))
-    for name in files.tensors:
-        if QUANTISED.search(name):
-            files.close()
-            raise CheckpointError(
-                "the checkpoint is quantised: differences between codes mean nothing",
-                path=files.place.source,
-                tensor=name,
-                hint=UNQUANTISED,
-            )
-    if (files.config or {}).get("quantization_config"):  # of a method in QUANTISED_ON_LOADING
-        codes = next((one for one in files.tensors.values() if BITS[one.dtype] <= 8), None)
-        if codes is not None:
-            files.close()
-            raise CheckpointError(
-                "the checkpoint is quantised: differences between codes mean nothing",
-                path=files.place.source,
-                tensor=codes.name,
-                hint=UNQUANTISED,
-            )
-        files = replace(files, notes=(*files.notes, PLAIN_WEIGHTS))
     return Checkpoint(files)
-
-
-def _refuse_quantisation_config(config: Mapping[str, Any] | None, path: str) -> None:
-    quantisation = None if config is None else config.get("quantization_config")
-    if not quantisation:
-        return
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    if method in QUANTISED_ON_LOADING:
-        return  # the tensors say whether it is
-    raise CheckpointError(
-        f"the checkpoint is quantised{f' by {method}' if isinstance(method, str) else ''} (config.json has"
-        " quantization_config): differences between codes mean nothing",
-        path=path,
-        hint=UNQUANTISED,
-    )

@@ -153,6 +153,11 @@ class Plan:
         object.__setattr__(self, "dtypes", {tensor.name: tensor.stored_dtype for tensor in self.tensors})
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {tensor.name: tensor.shape for tensor in self.tensors}
+
+    @property
     def edited(self) -> tuple[PlannedTensor, ...]:
         """The tensors that are edited."""
         return tuple(tensor for tensor in self.tensors if tensor.is_edited)

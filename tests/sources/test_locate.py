@@ -268,8 +268,6 @@ def test_nothing_stays_open(tmp_path):
     bad = [
         fill(tmp_path / "torn", {A: ["a"], B: b"x", "model.safetensors.index.json": index(a=A, b=B)}),
         fill(tmp_path / "twice", {A: ["a"], B: ["a"], "model.safetensors.index.json": index(a=A, b=B)}),
-        fill(tmp_path / "codes", {"model.safetensors": ["mlp.qweight"]}),
-        tmp_path / "codes" / "model.safetensors",
         fill(tmp_path / "text", {"model.safetensors": b"not a checkpoint"}),
     ]
     before = len(os.listdir("/proc/self/fd"))

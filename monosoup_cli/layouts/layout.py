@@ -1,0 +1,89 @@
+"""What a layout is: how a stored tensor consists of the matrices that a model's author had in mind.
+
+Every stored tensor is described by its atoms: the projections of single experts, or q, k and v, each a matrix
+(out, in) as `torch.nn.Linear` has it. Two checkpoints of one model have the same atoms, however each of them
+packs, fuses or transposes them. So a layout describes one form of storage, and no pair of forms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.layouts.arrangement import row_major
+
+__all__ = ["Atom", "Facts", "Layout", "Reading", "same", "starred"]
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A matrix or vector of a model, and where its elements are in the stored tensor.
+
+    Attributes:
+        name: Its name, which is the same in every layout: "model.layers.0.mlp.experts.3.gate_proj.weight".
+        shape: Its shape, (out, in) of a matrix.
+        first: Its first element in the stored tensor.
+        strides: Its strides there, in elements.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a stored tensor.
+
+    Attributes:
+        words: The way, in words; the tensors of one module have one in common.
+        atoms: The atoms that the tensor consists of.
+    """
+
+    words: str
+    atoms: tuple[Atom, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a layout may know beside a tensor's own name and shape.
+
+    Attributes:
+        config: The parts of config.json that describe the model, merged; empty where there is none.
+        rows: How many rows the tensors of the other checkpoint have, by their names with stars for numbers.
+    """
+
+    config: Mapping[str, Any]
+    rows: Mapping[str, int]
+
+    def number(self, *keys: str) -> int | None:
+        """The first positive integer that the configuration has under one of these keys."""
+        values = (self.config.get(key) for key in keys)
+        return next((value for value in values if type(value) is int and value > 0), None)
+
+
+class Layout(Protocol):
+    """One form of storage. To add one, write a module and add a line to `table.py`."""
+
+    def readings(self, name: str, tensor: TensorInfo, facts: Facts) -> Sequence[Reading]:
+        """The ways in which a stored tensor may be read, the likeliest first; none for other tensors.
+
+        Only names and shapes are known here. Which way is right is decided by values.
+        """
+        ...
+
+
+def same(name: str, tensor: TensorInfo) -> Reading:
+    """The reading of a tensor that is stored as itself, under a name in common."""
+    return Reading("", (Atom(name, tensor.shape, 0, row_major(tensor.shape)),))
+
+
+def starred(name: str) -> str:
+    """A name with stars for its numbers."""
+    return NUMBER.sub("*", name)

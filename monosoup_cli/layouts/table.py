@@ -1,0 +1,10 @@
+"""The layouts that are known."""
+
+from __future__ import annotations
+
+from monosoup_cli.layouts.experts import PackedExperts, SingleExperts
+from monosoup_cli.layouts.layout import Layout
+
+__all__ = ["LAYOUTS"]
+
+LAYOUTS: tuple[Layout, ...] = (PackedExperts(), SingleExperts())
