@@ -149,8 +149,8 @@ Output = Annotated[
 Stacked = Annotated[
     str | Sequence[str],
     Option(
-        "Treat tensors whose names match as stacks, one matrix per index of dimension 0. 3-D tensors named"
-        " *experts* are recognised anyway.",
+        "Treat tensors whose names match as stacks, one matrix per index of dimension 0. Stacked experts are"
+        " recognised anyway: 3-D tensors named *experts*, or of as many rows as config.json has experts.",
         metavar="GLOB",
         shell=list[str],
     ),

@@ -24,6 +24,7 @@ from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
 from monosoup_cli.tensors.method import Method, overflow_in
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
+from monosoup_cli.tensors.stacks import expert_counts
 from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["Compare", "Inspection", "MeasureLayer"]
@@ -103,6 +104,7 @@ class Inspection:
                 tuple(selecting.include),
                 tuple(selecting.exclude),
                 tuple(stacked),
+                expert_counts(inputs.finetuned[0].model.config),
                 selecting.on_mismatch,
                 include_option="layer",
             )

@@ -18,6 +18,7 @@ from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.task import Task
 from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
+from monosoup_cli.tensors.stacks import expert_counts
 
 __all__ = ["Planned", "prepare"]
 
@@ -110,6 +111,7 @@ def prepare(task: Task) -> Planned:
             tuple(selecting.include),
             tuple(selecting.exclude),
             (*task.order.stacked, *draft.stacked()),
+            expert_counts(inputs.finetuned[0].model.config),
             selecting.on_mismatch,
             storing.dtype,
         )

@@ -15,6 +15,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
+from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
 __all__ = [
     "Headers",
@@ -47,6 +48,7 @@ class Selection:
         include: Globs over tensor names; when there are any, every other tensor is kept.
         exclude: Globs over the names of tensors that are kept.
         stacked: Globs over the names of tensors that stack one matrix per index of dimension 0.
+        experts: The numbers of experts in the configuration, by whose shapes further stacks are recognised.
         on_mismatch: What to do where the shapes of a tensor differ: "error", "keep" or "overlap".
         dtype: The dtype of the written floating-point tensors in torch's words, or "keep".
         include_option: The name of the option that `include` comes from, for messages.
@@ -55,6 +57,7 @@ class Selection:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    experts: frozenset[int] = frozenset()
     on_mismatch: Literal["error", "keep", "overlap"] = "error"
     dtype: str = "keep"
     include_option: str = "include"
@@ -203,6 +206,7 @@ def make_plan(
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
+    stacks = find_stacks(first, selection.stacked, selection.experts) if access == "matrix" else Stacks()
     rows = _shared_rows(first, rest, selection)
     base = None if base is None else _crop(base, rows)
     others = [_crop(headers, rows) for headers in others]
@@ -211,7 +215,8 @@ def make_plan(
         is_floating = tensor.dtype in FLOATING
         has_twin = is_floating and base is not None and _has_twin(tensor, base)
         is_unchanged = tensor.name in unchanged
-        reason = _reason(tensor, base, others, selection, access)
+        is_vector = access == "matrix" and (len(tensor.shape) <= 1 or tensor.name in stacks.vectors)
+        reason = _reason(tensor, base, others, selection) or ("vector" if is_vector else None)
         if reason is None and is_unchanged:
             reason = "unchanged"
         is_matrix = reason is None and access == "matrix"
@@ -222,7 +227,7 @@ def make_plan(
                 output_dtype(tensor.dtype, selection.dtype),
                 first[tensor.name].shape,
                 reason,
-                _matrices(tensor, selection.stacked) if is_matrix else None,
+                _matrices(tensor, is_stack=tensor.name in stacks.matrices) if is_matrix else None,
                 Reads(
                     base=has_twin and not is_unchanged and (reason is None or wise),
                     mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
@@ -246,7 +251,7 @@ def _has_twin(tensor: TensorInfo, headers: Headers) -> bool:
 
 
 def _reason(
-    tensor: TensorInfo, base: Headers | None, others: Sequence[Headers], selection: Selection, access: Access
+    tensor: TensorInfo, base: Headers | None, others: Sequence[Headers], selection: Selection
 ) -> Reason | None:
     name = tensor.name
     namesakes = [headers[name] for headers in (base or {}, *others) if name in headers]
@@ -258,7 +263,7 @@ def _reason(
         return "shape_mismatch"
     if base is not None and name not in base:
         return "not_in_base"
-    return "vector" if access == "matrix" and len(tensor.shape) <= 1 else None
+    return None
 
 
 def check_merged(first: Headers, rest: Sequence[Headers]) -> None:
@@ -372,11 +377,10 @@ def _crop(headers: Headers, rows: Mapping[str, int]) -> Headers:
     }
 
 
-def _matrices(tensor: TensorInfo, stacked: Sequence[str]) -> Matrices:
-    """The matrix (shape[0], −1), or for stacked experts one matrix per expert."""
+def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
+    """The matrix (shape[0], −1), or of a stack one matrix per index of dimension 0."""
     shape = tensor.shape
-    is_experts = len(shape) == 3 and "experts" in tensor.name
-    if is_experts or any(fnmatchcase(tensor.name, pattern) for pattern in stacked):
+    if is_stack:
         if len(shape) < 3:
             raise UsageError(
                 "--stacked needs a tensor of three dimensions or more", tensor=tensor.name, found=list(shape)
