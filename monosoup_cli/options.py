@@ -28,6 +28,7 @@ __all__ = [
     "RunOptions",
     "Scores",
     "SelectionOptions",
+    "SplitFused",
     "Stacked",
     "StorageOptions",
     "StrPath",
@@ -153,6 +154,13 @@ Stacked = Annotated[
         " recognised anyway: 3-D tensors named *experts*, or of as many rows as config.json has experts.",
         metavar="GLOB",
         shell=list[str],
+    ),
+]
+SplitFused = Annotated[
+    bool,
+    Option(
+        "Edit gate, up, q, k and v each for itself where they are stored in one tensor, so that the result"
+        " does not depend on how they are stored."
     ),
 ]
 Scores = Annotated[

@@ -31,11 +31,11 @@ ROOMS = {
     "layouts": BOTTOM | {"formats", "sources"},
     "devices": BOTTOM | {"formats"},
     "spectral": {"errors"},
-    "tensors": BOTTOM | {"formats", "sources", "devices"},
+    "tensors": BOTTOM | {"formats", "sources", "layouts", "devices"},
     "adapters": BOTTOM | {"formats", "sources", "spectral"},
     "methods": BOTTOM | {"formats", "sources", "devices", "spectral", "tensors"},
     "report": BOTTOM | {"tensors", "methods"},
-    "outputs": BOTTOM | {"formats", "sources", "devices", "tensors", "adapters"},
+    "outputs": BOTTOM | {"formats", "sources", "layouts", "devices", "tensors", "adapters"},
     "pipeline": BOTTOM
     | {"formats", "sources", "encodings", "layouts", "devices", "tensors", "adapters", "report", "outputs"},
     "api": BOTTOM

@@ -13,7 +13,17 @@ from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
-from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, Stacked, as_list, as_paths
+from monosoup_cli.options import (
+    Base,
+    Finetuned,
+    Option,
+    Output,
+    RunKeywords,
+    SplitFused,
+    Stacked,
+    as_list,
+    as_paths,
+)
 from monosoup_cli.tensors.method import Order, Variant
 
 if TYPE_CHECKING:
@@ -64,6 +74,7 @@ def edit(
         ),
     ] = 0.0,
     stacked: Stacked = (),
+    split_fused: SplitFused = False,
     as_adapter: Annotated[
         bool,
         Option(
@@ -109,6 +120,10 @@ def edit(
         for value in energies.values
     ]
     has_base = os.fspath(base) != NO_BASE
+    if as_adapter and split_fused:
+        raise UsageError(
+            "--split-fused is for whole checkpoints: an adapter's factors are those of a whole tensor"
+        )
     if as_adapter:
         _check_adapter(adapter_rank, adapter_energy, wises, min_update, options)
     elif adapter_rank is not None or adapter_energy is not None:
@@ -127,6 +142,7 @@ def edit(
         os.fspath(output),
         os.fspath(base) if has_base else None,
         stacked=stacks,
+        split_fused=split_fused,
         arguments={"energy": energies.argument, "wise": wises.argument, "stacked": stacks},
     )
     if as_adapter:

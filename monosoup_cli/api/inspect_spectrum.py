@@ -21,6 +21,7 @@ from monosoup_cli.options import (
     Option,
     SelectionKeywords,
     SelectionOptions,
+    SplitFused,
     Stacked,
     as_list,
     as_paths,
@@ -55,6 +56,7 @@ def _inspect_spectrum(
     rank_fraction: RankFractionSplit = None,
     weighting: WeightingOption = "monosoup",
     stacked: Stacked = (),
+    split_fused: SplitFused = False,
     **options: Unpack[InspectKeywords],
 ) -> Inspected:
     """Show the spectra of a fine-tune's updates.
@@ -79,6 +81,7 @@ def _inspect_spectrum(
         "values": values,
         **asdict(rule),
         "stacked": as_list(stacked),
+        "split_fused": split_fused,
         "rename": selecting.rename,
         "state_dict": selecting.state_dict,
         "parts": selecting.parts,
@@ -92,6 +95,7 @@ def _inspect_spectrum(
         from_keywords(ComputeOptions, options),
         SpectralEdit([rule]),
         arguments["stacked"],
+        split_fused,
     )
     return Inspected(inspection, rule, arguments)
 

@@ -28,7 +28,7 @@ from monosoup_cli.sources.source import Source
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["in_layout_of"]
+__all__ = ["in_layout_of", "modules_of"]
 
 NEAR = 1.0
 """The relative difference, at most, under a right reading. Of unrelated weights it is about 1.41."""
@@ -100,8 +100,8 @@ def in_layout_of(other: Source, first: Source) -> Source:
     spare = _unmatched(other.tensors, first.tensors)
     if not wanted or not spare:
         return other
-    modules = _modules(wanted, first, spare)
-    stored = _modules(spare, other, wanted)
+    modules = modules_of(wanted, first, spare)
+    stored = modules_of(spare, other, wanted)
     owners = _owners(modules, stored, other.path)
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
     read_as = []
@@ -134,7 +134,7 @@ def _unmatched(ones: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo])
     }
 
 
-def _modules(
+def modules_of(
     tensors: Mapping[str, TensorInfo], source: Source, others: Mapping[str, TensorInfo]
 ) -> dict[str, _Module]:
     """Describe the tensors that are part of a layout, by their modules."""

@@ -14,7 +14,9 @@ from monosoup_cli.formats.dtypes import (
     overflow_error,
 )
 from monosoup_cli.outputs.form import Target
-from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter, Slot
+from monosoup_cli.outputs.scatter import Scatter
+from monosoup_cli.outputs.scatter import held_bytes as scattered_bytes
+from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter, Slot, Writes
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import stored_chunks
 from monosoup_cli.tensors.method import Edit, Layer, Wanted
@@ -32,8 +34,9 @@ class TensorSink:
     def __init__(
         self, tensor: PlannedTensor, target: Target, worker: Worker, stored_name: str | None = None
     ) -> None:
-        self._tensor, self._target, self._worker = tensor, target, worker
+        self._tensor, self._worker = tensor, worker
         self._stored_name = stored_name or tensor.name
+        self._target, self._output = target, _by_parts(tensor, target.output)
 
     @staticmethod
     def held(tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
@@ -41,7 +44,10 @@ class TensorSink:
         if tensor.matrices is None:
             return Held()  # counted with the ranges that it is read in
         cut, item_bytes = tensor.matrices.cut, BITS[tensor.stored_dtype] // 8
-        return Held(device=MatrixWriter.held_bytes(cut, item_bytes, variants, resident_bytes))
+        return Held(
+            host=variants * scattered_bytes(tensor.stored_dtype, tensor.matrices.pieces),
+            device=MatrixWriter.held_bytes(cut, item_bytes, variants, resident_bytes),
+        )
 
     def put(self, index: int, edit: Edit) -> None:
         """Write the blocks of matrix `index`, or the ranges of the tensor."""
@@ -53,11 +59,14 @@ class TensorSink:
 
     def _writer(self, folder: str, index: int) -> FlatWriter | MatrixWriter:
         matrices, slot = self._tensor.matrices, self._slot(folder)
-        return FlatWriter(slot) if matrices is None else MatrixWriter(slot, matrices.cut, index)
+        if matrices is None:
+            return FlatWriter(slot)
+        part = matrices.part(index)
+        return MatrixWriter(slot, part.cut, part.first)
 
     def _slot(self, folder: str) -> Slot:
-        output, dtype = self._target.output, self._tensor.stored_dtype
-        return Slot(output, folder, self._stored_name, dtype, self._worker.channel)
+        dtype = self._tensor.stored_dtype
+        return Slot(self._output, folder, self._stored_name, dtype, self._worker.channel)
 
     def keep(self, index: int, layer: Layer | None = None) -> None:
         """Write matrix `index` of the rows that all inputs have, or a whole kept tensor, as fine-tuned: the
@@ -65,17 +74,20 @@ class TensorSink:
         tensor, target, worker = self._tensor, self._target, self._worker
         sources = target.ingredients.sources_of(tensor)
         wises = [variant.wise if tensor.reads.base else None for variant in target.variants]
-        is_stack = tensor.matrices is not None and tensor.matrices.is_stack
-        if not is_stack and len(sources) == 1 and all(wise is None for wise in wises):
+        is_several = tensor.matrices is not None and tensor.matrices.is_several
+        if not is_several and len(sources) == 1 and all(wise is None for wise in wises):
             self._copy(sources[0], 0, None if tensor.shared_rows is None else tensor.elements)
             return
         import torch
 
         flat = target.ingredients.flat(tensor, worker)
-        size = tensor.elements // (1 if tensor.matrices is None else tensor.matrices.count)
+        first, size = 0, tensor.elements
+        if tensor.matrices is not None and is_several:
+            part = tensor.matrices.part(index)
+            first, size = part.first, part.cut.elements
         writers = [FlatWriter(self._slot(variant.folder)) for variant in target.variants]
         with worker.channel.storing():
-            for start, stop in flat.ranges(index * size, (index + 1) * size):
+            for start, stop in flat.ranges(first, first + size):
                 if all(wise is None for wise in wises):
                     base = mean = flat.mean(start, stop)
                 else:
@@ -99,13 +111,22 @@ class TensorSink:
 
     def restore(self) -> None:
         """Write the tensor as fine-tuned, NaN and Inf included."""
+        self._output = _by_parts(self._tensor, self._target.output)  # without what is held of the edit
         self._copy(self._target.ingredients.copied_from(self._tensor), is_checked=False)
 
     def _copy(
         self, source: Source, start: int = 0, stop: int | None = None, *, is_checked: bool = True
     ) -> None:
         stored = self._stored_name, self._tensor.stored_dtype
-        move(source, self._tensor.name, self._target, self._worker, *stored, start, stop, is_checked)
+        name, target, worker = self._tensor.name, self._target, self._worker
+        move(source, name, target, worker, *stored, start, stop, is_checked, output=self._output)
+
+
+def _by_parts(tensor: PlannedTensor, output: Writes) -> Writes:
+    """What takes a tensor's elements in the order of its parts, if that is how they come."""
+    if tensor.matrices is None or not tensor.matrices.pieces:
+        return output
+    return Scatter(output, tensor.stored_dtype, tensor.matrices.pieces)
 
 
 def move(
@@ -118,6 +139,8 @@ def move(
     start: int = 0,
     stop: int | None = None,
     is_checked: bool = True,
+    *,
+    output: Writes | None = None,
 ) -> None:
     """Write the bytes of a tensor, or of its elements start:stop, to every variant, chunk by chunk.
 
@@ -131,6 +154,7 @@ def move(
         start: The first element.
         stop: The end of the elements; None for all of them.
         is_checked: Whether NaN or Inf is an error.
+        output: What takes the bytes; None for the output of `target`.
 
     Raises:
         NonfiniteError: The tensor has NaN or Inf.
@@ -148,7 +172,7 @@ def move(
                 raise overflow_error(overflowing, stored_dtype, name)
         data = bytes_of(chunk)
         for variant in target.variants:
-            target.output.write(stored_name, data, written, variant.folder)
+            (output or target.output).write(stored_name, data, written, variant.folder)
         written += len(data)
 
 

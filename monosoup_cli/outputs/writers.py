@@ -7,22 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from monosoup_cli.formats.dtypes import BITS, overflow_error
-from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.tensors.cut import Cut
 
 if TYPE_CHECKING:
     import torch
 
     from monosoup_cli.devices.device import Channel
-__all__ = ["FlatWriter", "MatrixWriter", "Slot"]
+__all__ = ["FlatWriter", "MatrixWriter", "Slot", "Writes"]
 
 
 Runs = Callable[[int, int], Iterator[tuple[int, int, int]]]
 """Where elements first:last of a part lie in the tensor, as (element of the part, element of the tensor,
 count) of consecutive ones."""
+
+
+class Writes(Protocol):
+    """What takes the bytes of tensors, as `PartialOutput` does."""
+
+    def write(self, tensor: str, data: memoryview, offset: int = 0, folder: str = "") -> None:
+        """Write bytes of a tensor, starting `offset` bytes after its first one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Slot:
         channel: The worker's memory.
     """
 
-    output: PartialOutput
+    output: Writes
     folder: str
     tensor: str
     dtype: str
@@ -69,11 +76,11 @@ class MatrixWriter:
     Args:
         slot: The output tensor.
         cut: How the matrix is cut into blocks.
-        index: Which matrix of a stack it is.
+        first: Its first element in the tensor.
     """
 
-    def __init__(self, slot: Slot, cut: Cut, index: int = 0) -> None:
-        self._slot, self._cut, self._first = slot, cut, index * cut.elements
+    def __init__(self, slot: Slot, cut: Cut, first: int = 0) -> None:
+        self._slot, self._cut, self._first = slot, cut, first
         self._whole: torch.Tensor | None = None
         if cut.is_wide and cut.is_resident(BITS[slot.dtype] // 8, slot.channel.sizes.resident_bytes):
             self._whole = slot.buffer(cut.rows, cut.columns, purpose=f"output {slot.folder}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
@@ -168,9 +169,13 @@ class Law:
 def _terms(tensor: PlannedTensor) -> list[float]:
     if tensor.matrices is None:
         return [1.0, float(tensor.elements)]
-    cut, count = tensor.matrices.cut, tensor.matrices.count
-    length, side = cut.length, cut.side
-    return [float(count * term) for term in (1, length * side, length * side**2, side**3)]
+    matrices, terms = tensor.matrices, [0.0] * 4
+    cuts = Counter(part.cut for part in matrices.parts) or {matrices.cut: matrices.count}
+    for cut, count in cuts.items():
+        length, side = cut.length, cut.side
+        of_one = 1, length * side, length * side**2, side**3
+        terms = [total + count * term for total, term in zip(terms, of_one, strict=True)]
+    return terms
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:

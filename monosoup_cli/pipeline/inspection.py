@@ -17,7 +17,8 @@ from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
-from monosoup_cli.report.records import LayerRecord, SliceRecord
+from monosoup_cli.pipeline.splitting import split_fused
+from monosoup_cli.report.records import LayerRecord, slice_record
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import update_facts
@@ -66,6 +67,7 @@ class Inspection:
         computing: ComputeOptions,
         method: Method,
         stacked: Sequence[str] = (),
+        is_split: bool = False,
     ) -> Inspection:
         """Open the inputs, and refuse everything that their headers show to be wrong.
 
@@ -112,6 +114,8 @@ class Inspection:
                 plan = make_plan(
                     of_base, of_finetuned, selection, hint=inputs.hint, unchanged=inputs.unchanged
                 )
+            if is_split:
+                plan = split_fused(plan, inputs)
             names = [tensor.name for tensor in plan.edited]
             downloads = [download for source in inputs.sources for download in source.select(names)]
 
@@ -177,13 +181,14 @@ class Inspection:
             together = compare(FlatLayer(tensor.name, tensor.shared_shape, base, finetuned, None, worker))
         parts = []
         for index in range(tensor.matrices.count):
-            layer = matrix_layer(tensor.name, tensor.matrices.cut, index, base, finetuned, worker)
+            part = tensor.matrices.part(index)
+            layer = matrix_layer(tensor.name, part.cut, index, base, finetuned, worker, first=part.first)
             with overflow_in(layer, tensor.name):
-                parts.append(SliceRecord(index, measure(layer)))
+                parts.append(slice_record(tensor.matrices, index, measure(layer)))
         record = replace(unchanged, together=together, shared_rows=tensor.shared_rows)
         if all(part.measures is None for part in parts):
             return record
-        if tensor.matrices.is_stack:
+        if tensor.matrices.is_several:
             return replace(record, reason=None, slices=tuple(parts))
         return replace(record, reason=None, measures=parts[0].measures)
 

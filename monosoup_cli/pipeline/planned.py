@@ -15,6 +15,7 @@ from monosoup_cli.outputs.form import Draft, OutputContext
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
+from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.pipeline.task import Task
 from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
@@ -130,6 +131,8 @@ def prepare(task: Task) -> Planned:
                 hint=inputs.hint,
                 unchanged=inputs.unchanged,
             )
+            if task.order.split_fused:
+                plan = split_fused(plan, inputs)
         examined = draft.examined(plan)
         if task.chooser is not None:
             task.chooser.check(inputs, selection)

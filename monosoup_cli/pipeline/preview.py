@@ -53,6 +53,6 @@ def _tensor(ready: Ready, tensor: PlannedTensor) -> PreviewedTensor:
         reason=tensor.reason,
         shared_rows=tensor.shared_rows,
         matrix=None if matrices is None else (matrices.cut.rows, matrices.cut.columns),
-        stack=None if matrices is None or not matrices.is_stack else matrices.count,
+        stack=None if matrices is None or not matrices.is_several else matrices.count,
         measures=method.planned_measures(tensor.name) if tensor.is_edited else {},
     )

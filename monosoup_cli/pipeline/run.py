@@ -10,10 +10,10 @@ from monosoup_cli.errors import NonfiniteError, ResultOverflowError
 from monosoup_cli.formats.dtypes import bytes_of, count_nonfinite
 from monosoup_cli.outputs.form import OutputForm, Sink, Target
 from monosoup_cli.pipeline.engine import Engine, Progress
-from monosoup_cli.report.records import LayerRecord, SliceRecord
+from monosoup_cli.report.records import LayerRecord, slice_record
 from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.method import Method, overflow_in
-from monosoup_cli.tensors.plan import Plan, PlannedTensor
+from monosoup_cli.tensors.plan import Matrices, Plan, PlannedTensor
 from monosoup_cli.tensors.together import group, read_group
 from monosoup_cli.tensors.worker import Worker
 
@@ -142,20 +142,21 @@ def _edit(work: Work, tensor: PlannedTensor, sink: Sink, worker: Worker) -> list
     whole = LayerRecord(
         tensor.name, tensor.shape, tensor.dtype, None, shared_rows=tensor.shared_rows, update_of=update
     )
-    is_stack = tensor.matrices is not None and tensor.matrices.is_stack
     return [
-        _record(whole, [None if one is None else one[number] for one in measures], is_stack=is_stack)
+        _record(whole, [None if one is None else one[number] for one in measures], tensor.matrices)
         for number in range(len(work.target.variants))
     ]
 
 
 def _record(
-    whole: LayerRecord, measures: Sequence[Mapping[str, Any] | None], *, is_stack: bool
+    whole: LayerRecord, measures: Sequence[Mapping[str, Any] | None], matrices: Matrices | None
 ) -> LayerRecord:
     """The record of a tensor in one variant, from the measures of its matrices."""
-    if not is_stack:
+    if matrices is None or not matrices.is_several:
         return replace(whole, measures=measures[0])
-    return replace(whole, slices=tuple(SliceRecord(index, one) for index, one in enumerate(measures)))
+    return replace(
+        whole, slices=tuple(slice_record(matrices, index, one) for index, one in enumerate(measures))
+    )
 
 
 def _edit_layer(

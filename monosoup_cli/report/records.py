@@ -10,18 +10,34 @@ from typing import Any
 
 from monosoup_cli.report.measures import derived_measures
 from monosoup_cli.tensors.method import Measure
+from monosoup_cli.tensors.plan import Matrices
 
-__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "spread", "summarise"]
+__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "slice_record", "spread", "summarise"]
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class SliceRecord:
-    """One matrix of a stacked tensor; `measures` is None if it did not change."""
+    """One matrix of a tensor that has several.
+
+    Attributes:
+        index: Its number.
+        measures: The measures by name; None if it did not change.
+        name: The name that it has where it is stored by itself; empty in a stack.
+        shape: Its rows and columns, of a matrix with a name.
+    """
 
     index: int
     measures: Mapping[str, Any] | None
+    name: str = ""
+    shape: tuple[int, ...] = ()
+
+
+def slice_record(matrices: Matrices, index: int, measures: Mapping[str, Any] | None) -> SliceRecord:
+    """The record of matrix `index` of a tensor."""
+    part = matrices.part(index)
+    return SliceRecord(index, measures, part.name, (part.cut.rows, part.cut.columns))
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class LayerRecord:
         dtype: Its dtype in the fine-tuned checkpoint, as the format names it.
         reason: Why it was kept; None if it was edited.
         measures: The measures by name; None where nothing was measured.
-        slices: The matrices of a stacked tensor, which have `measures` of their own.
+        slices: The matrices of a stack or a fused tensor, which have `measures` of their own.
         together: Measures of the whole tensor over several checkpoints.
         shared_rows: How many rows were edited, where the inputs differ in their number of rows.
         update_of: Facts about the update that are known from adapters: rank and scale.
@@ -75,6 +91,7 @@ class LayerRecord:
         slices = [
             {
                 "index": part.index,
+                **({"name": part.name, "shape": list(part.shape)} if part.name else {}),
                 "reason": "unchanged" if part.measures is None else None,
                 **nothing,
                 **_plain(part.measures),

@@ -12,7 +12,8 @@ __all__ = ["Row", "rows_of"]
 Row: TypeAlias = "dict[str, Any]"
 """A layer's entry in the report, with `kind`, `stack`, `block` (None outside blocks), `part` and `k_ratio`.
 
-A matrix of a stack has its tensor's name with its index ("experts.w1[3]"), and the shape of one matrix.
+A matrix of a stack has its tensor's name with its index ("experts.w1[3]"), and the shape of one matrix. A
+part of a fused tensor has the name and the shape that it has where it is stored by itself.
 """
 
 
@@ -48,7 +49,7 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
 
 def _one_of(layer: Mapping[str, Any], part: Mapping[str, Any]) -> Row:
     return {
-        "name": f"{layer['name']}[{part['index']}]",
-        "shape": layer["shape"][1:],
+        "name": part.get("name") or f"{layer['name']}[{part['index']}]",
+        "shape": part.get("shape") or layer["shape"][1:],
         "action": "edited" if part["reason"] is None else "kept",
     }

@@ -51,7 +51,7 @@ class Derived:
     Args:
         stored: The checkpoint that is read.
         tensors: Each tensor's name, mapped to the name of a stored one or to how it is made.
-        files: The files as the report names them; None for those of `stored`.
+        files: The files with what is to be said about how they are read; None for those of `stored`.
     """
 
     def __init__(self, stored: Source, tensors: Mapping[str, str | Made], files: Files | None = None) -> None:
@@ -60,17 +60,19 @@ class Derived:
         self.tensors: Mapping[str, TensorInfo] = {
             name: stored.tensors[one] if isinstance(one, str) else one.info for name, one in tensors.items()
         }
+        self._model = stored.model if files is None else files
         self._stored, self._made_of = stored, tensors
         self._reading = threading.local()
 
     @property
     def model(self) -> Files:
-        """Its own files."""
-        return self.files
+        """Those of what is read, or its own files."""
+        return self._model
 
     def update(self, name: str) -> Update:
-        """Return `DENSE`: nothing is known of the update of a whole tensor."""
-        return DENSE
+        """What is known of the update of a stored tensor; `DENSE` for one that is made."""
+        made = self._made_of[name]
+        return self._stored.update(made) if isinstance(made, str) else DENSE
 
     def reader(self, name: str) -> Reader:
         """Return a reader of the tensor in the dtype in which it is made."""

@@ -55,7 +55,10 @@ class Ingredients:
         if tensor.matrices is None:
             return self.flat(tensor, worker)
         sources = self.sources_of(tensor)
-        return matrix_layer(tensor.name, tensor.matrices.cut, index, self.base, sources, worker, wanted)
+        part = tensor.matrices.part(index)
+        return matrix_layer(
+            tensor.name, part.cut, index, self.base, sources, worker, wanted, first=part.first
+        )
 
     def flat(self, tensor: PlannedTensor, worker: Worker) -> FlatLayer:
         """All elements of a tensor in the rows that every input has."""

@@ -49,7 +49,7 @@ class InputMatrix:
         cut: How the matrix is cut into blocks.
         channel: Where its blocks are read to.
         purpose: The name of the buffer.
-        index: Which matrix of a stack it is.
+        first: Its first element in the tensor.
         is_held: Keep a matrix that is small enough in memory. Without it, several matrices may share one
             buffer.
     """
@@ -61,7 +61,7 @@ class InputMatrix:
         cut: Cut,
         channel: Channel,
         purpose: str,
-        index: int = 0,
+        first: int = 0,
         *,
         is_held: bool = True,
     ) -> None:
@@ -70,7 +70,7 @@ class InputMatrix:
         self._read_into, self._path, self._tensor = reader.read_into, source.path, tensor
         self._channel, self._purpose = channel, purpose
         self._item_bytes = BITS[self.dtype] // 8
-        self._offset = index * cut.elements * self._item_bytes
+        self._offset = first * self._item_bytes
         self._is_held = is_held and cut.is_resident(self._item_bytes, channel.sizes.resident_bytes)
         self._whole: torch.Tensor | None = None
 
@@ -300,25 +300,29 @@ def matrix_layer(
     finetuned: Sequence[Source],
     worker: Worker,
     wanted: Wanted = BLOCKS,
+    *,
+    first: int | None = None,
 ) -> MatrixLayer:
     """One matrix of a tensor, against the base: of one fine-tuned checkpoint, or the mean of several.
 
     Args:
         name: The name of the tensor.
         cut: How the matrix is cut into blocks.
-        index: Which matrix of a stack it is; 0 for a tensor that is one matrix.
+        index: Which matrix of the tensor it is; 0 for a tensor that is one matrix.
         base: The base, None for methods without one.
         finetuned: One or more checkpoints.
         worker: What the calling thread computes with.
         wanted: What the output takes.
+        first: Its first element in the tensor; None where all matrices have one size.
     """
+    first = index * cut.elements if first is None else first
     is_alone = len(finetuned) == 1
     factors = [_factors(source, name, index, cut) for source in finetuned]
     matrices = [
-        InputMatrix(source, name, cut, worker.channel, "finetuned", index, is_held=is_alone)
+        InputMatrix(source, name, cut, worker.channel, "finetuned", first, is_held=is_alone)
         for source in finetuned
     ]
-    of_base = None if base is None else InputMatrix(base, name, cut, worker.channel, "base", index)
+    of_base = None if base is None else InputMatrix(base, name, cut, worker.channel, "base", first)
     inputs = matrices if of_base is None else [of_base, *matrices]
     return MatrixLayer(
         of_base,

@@ -251,6 +251,7 @@ class Order:
         output: The path of the output.
         base: The base as the user typed it; None where there is none.
         stacked: Globs over the names of tensors that stack matrices.
+        split_fused: Whether fused matrices are edited each for itself.
         weights: The weights of a mean, which sum to 1; None for an even mean.
         base_is_option: Whether the shell has an option `--base` in place of an argument.
         arguments: Arguments that the report shows in a different form.
@@ -261,6 +262,7 @@ class Order:
     output: str
     base: str | None = None
     stacked: Sequence[str] = ()
+    split_fused: bool = False
     weights: Sequence[float] | None = None
     base_is_option: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import Literal
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
@@ -20,6 +21,7 @@ from monosoup_cli.tensors.stacks import Stacks, find_stacks
 __all__ = [
     "Headers",
     "Matrices",
+    "Part",
     "Plan",
     "PlannedTensor",
     "Reads",
@@ -74,15 +76,43 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Matrices:
-    """How an edited tensor is seen as matrices: `count` matrices of one `cut`.
+class Part:
+    """One matrix of a fused tensor: gate, up, q, k or v.
 
-    `is_stack` is True for a tensor that stacks one matrix per index of dimension 0, even if only one.
+    Attributes:
+        name: The name that it has where it is stored by itself.
+        cut: The matrix.
+        first: Its first element, with the parts one after the other.
+    """
+
+    name: str
+    cut: Cut
+    first: int
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """How an edited tensor is seen as matrices: `count` matrices of one `cut`, or `parts` of several.
+
+    `is_stack` is True for a tensor that stacks one matrix per index of dimension 0, even if only one. With
+    `parts`, `cut` is the largest one. `pieces` are their places in the tensor, where it does not store the
+    parts one after the other; sources and sinks of the tensor then have its elements in the order of parts.
     """
 
     cut: Cut
     count: int = 1
     is_stack: bool = False
+    parts: tuple[Part, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def is_several(self) -> bool:
+        """Whether each matrix has measures of its own."""
+        return self.is_stack or bool(self.parts)
+
+    def part(self, index: int) -> Part:
+        """Matrix `index` of the tensor, without a name unless it is a part."""
+        return self.parts[index] if self.parts else Part("", self.cut, index * self.cut.elements)
 
 
 @dataclass(frozen=True)

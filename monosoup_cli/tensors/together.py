@@ -67,7 +67,7 @@ def _is_small(tensor: PlannedTensor) -> bool:
     matrices = tensor.matrices
     return (
         matrices is not None
-        and not matrices.is_stack
+        and not matrices.is_several
         and 0 < matrices.cut.elements <= SMALL_ELEMENTS
         and tensor.shared_rows is None
         and tensor.reads.base
