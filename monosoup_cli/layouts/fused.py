@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.layouts.layout import Reading
+from monosoup_cli.layouts.layout import Facts, Reading, facts_of
 from monosoup_cli.layouts.match import modules_of
 from monosoup_cli.sources.source import Source
 
 __all__ = ["readings_of_fused"]
+
+INTERLEAVED = ("gpt_oss",)
+"""The models whose gate and up have their rows in turn."""
+HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
+"""The keys of a configuration for the width of the model, which projections down have as rows."""
 
 
 def readings_of_fused(source: Source, tensors: Mapping[str, TensorInfo]) -> dict[str, Reading]:
@@ -22,10 +28,25 @@ def readings_of_fused(source: Source, tensors: Mapping[str, TensorInfo]) -> dict
     Returns:
         The likeliest reading of every tensor that has several atoms.
     """
+    facts = facts_of(source, {})
     found = {}
     for module in modules_of(tensors, source, {}).values():
-        for way in module.ways[:1]:
-            for name, readings in module.readings.items():
-                if len(readings[way].atoms) > 1:
-                    found[name] = readings[way]
+        if not module.ways:
+            continue
+        first = next(iter(module.readings.values()))
+        way = min(module.ways, key=lambda words: _unlikeliness(first[words], facts))
+        for name, readings in module.readings.items():
+            if len(readings[way].atoms) > 1:
+                found[name] = readings[way]
     return found
+
+
+def _unlikeliness(reading: Reading, facts: Facts) -> int:
+    """How many things speak against a reading. Of those that are equal in this, the first one counts."""
+    is_expected = facts.config.get("model_type") in INTERLEAVED
+    count = int(("interleaved" in reading.words) != is_expected)
+    hidden = facts.number(*HIDDEN)
+    for atom in islice(reading.atoms, 4):
+        if hidden and len(atom.shape) > 1:
+            count += atom.shape[0 if "down_proj" in atom.name else -1] != hidden
+    return count

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import row_major
+from monosoup_cli.sources.source import Source
 
-__all__ = ["Atom", "Facts", "Layout", "Reading", "same", "starred"]
+__all__ = ["Atom", "Facts", "Layout", "Reading", "facts_of", "same", "starred"]
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
@@ -66,6 +67,19 @@ class Facts:
         """The first positive integer that the configuration has under one of these keys."""
         values = (self.config.get(key) for key in keys)
         return next((value for value in values if type(value) is int and value > 0), None)
+
+
+def facts_of(source: Source, others: Mapping[str, TensorInfo]) -> Facts:
+    """What is known of a checkpoint.
+
+    Args:
+        source: The checkpoint.
+        others: The tensors of the other checkpoint.
+    """
+    config = source.model.config or {}
+    parts = [part for part in (config.get("text_config"), config.get("llm_config")) if isinstance(part, dict)]
+    rows = {starred(name): other.shape[0] for name, other in others.items() if other.shape}
+    return Facts({key: value for one in (config, *parts) for key, value in one.items()}, rows)
 
 
 class Layout(Protocol):

@@ -18,7 +18,7 @@ from monosoup_cli.formats.dtypes import BITS, FLOATING, as_float64, integers_in
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.strided import gather
 from monosoup_cli.layouts.arrangement import Arranged, Piece
-from monosoup_cli.layouts.layout import Atom, Facts, Reading, starred
+from monosoup_cli.layouts.layout import Atom, Reading, facts_of, starred
 from monosoup_cli.layouts.table import LAYOUTS
 from monosoup_cli.names import ALIKE
 from monosoup_cli.sources.alignment import align
@@ -138,8 +138,7 @@ def modules_of(
     tensors: Mapping[str, TensorInfo], source: Source, others: Mapping[str, TensorInfo]
 ) -> dict[str, _Module]:
     """Describe the tensors that are part of a layout, by their modules."""
-    rows = {starred(name): other.shape[0] for name, other in others.items() if other.shape}
-    facts = Facts(_merged(source.model.config or {}), rows)
+    facts = facts_of(source, others)
     modules: dict[str, _Module] = {}
     for name, tensor in tensors.items():
         readings = [one for layout in LAYOUTS for one in layout.readings(name, tensor, facts)]
@@ -147,12 +146,6 @@ def modules_of(
             key = _module_name(name)
             modules.setdefault(key, _Module(key)).readings[name] = {one.words: one for one in readings}
     return modules
-
-
-def _merged(config: Mapping[str, object]) -> dict[str, object]:
-    """A configuration with those of its parts, which describe the language model, on top."""
-    parts = [part for part in (config.get("text_config"), config.get("llm_config")) if isinstance(part, dict)]
-    return {key: value for one in (config, *parts) for key, value in one.items()}
 
 
 def _module_name(name: str) -> str:

@@ -1,0 +1,205 @@
+"""`--split-fused`: what is stored in one tensor is edited as if it were stored apart."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from monosoup_cli.cli.app import main
+from monosoup_cli.errors import UsageError
+from tests.models import CAUSAL, EXPERTS, build, step
+from tests.schema import assert_valid
+
+MODELS = {
+    "Qwen3MoeForCausalLM": {**CAUSAL, "head_dim": 8, **EXPERTS},
+    "GptOssForCausalLM": {**CAUSAL, "head_dim": 8, "num_local_experts": 4, "num_hidden_layers": 1},
+}
+
+
+def apart(tensors, family):
+    """The same weights with every matrix of every expert by itself, as `torch.nn.Linear` has it."""
+    found = {}
+    for name, tensor in tensors.items():
+        experts, _, last = name.rpartition(".")
+        if not experts.endswith("experts"):
+            found[name] = tensor
+            continue
+        last, ending = (last[:-5], "bias") if last.endswith("_bias") else (last, "weight")
+        for number, expert in enumerate(tensor):
+            if family == "GptOssForCausalLM":
+                expert = expert.T if ending == "weight" else expert
+                halves = expert[0::2], expert[1::2]
+            else:
+                halves = expert.chunk(2)
+            parts = dict(zip(("gate_proj", "up_proj"), halves, strict=True))
+            for part, matrix in (parts if last == "gate_up_proj" else {"down_proj": expert}).items():
+                found[f"{experts}.{number}.{part}.{ending}"] = matrix.contiguous()
+    return found
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, tmp_path_factory):
+    """The folder of a base and a fine-tune with packed experts, and as `one`, `two` with experts apart."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = build(request.param, MODELS[request.param]).to(torch.bfloat16)
+    for name, other in (("base", "one"), ("ft", "two")):
+        model.save_pretrained(folder / name, save_original_format=False)
+        step(model)
+        (folder / other).mkdir()
+        tensors = load_file(folder / name / "model.safetensors")
+        save_file(apart(tensors, request.param), folder / other / "model.safetensors", {"format": "pt"})
+    return folder, request.param
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("options", [{}, {"wise": 0.5}, {"energy": 0.7, "dtype": "float32"}], ids=str)
+def test_the_result_is_that_of_matrices_that_are_stored_apart(pair, tmp_path, options):
+    folder, family = pair
+    packed = monosoup_cli.edit(
+        folder / "base", folder / "ft", tmp_path / "packed", split_fused=True, **options
+    )
+    single = monosoup_cli.edit(
+        folder / "one", folder / "two", tmp_path / "single", split_fused=True, **options
+    )
+    assert_valid(packed)
+    expected, found = weights(tmp_path / "single"), apart(weights(tmp_path / "packed"), family)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+    parts = {
+        part["name"]: part
+        for layer in packed["layers"]
+        for part in layer.get("slices", [layer])
+        if part["reason"] is None
+    }
+    alone = {layer["name"]: layer for layer in single["layers"] if layer["reason"] is None}
+    assert parts.keys() == alone.keys()
+    for name, part in parts.items():
+        assert part["k"] == alone[name]["k"]
+        assert part["shape"] == alone[name]["shape"]
+
+
+def test_without_it_a_fused_matrix_is_edited_whole(pair, tmp_path):
+    folder, _ = pair
+    whole = monosoup_cli.edit(folder / "base", folder / "ft", tmp_path / "whole")
+    split = monosoup_cli.edit(folder / "base", folder / "ft", tmp_path / "split", split_fused=True)
+    one, two = ({layer["name"]: layer for layer in report["layers"]} for report in (whole, split))
+    fused = next(name for name in one if name.endswith("gate_up_proj"))
+    assert len(one[fused]["slices"]) == 4
+    assert len(two[fused]["slices"]) == 8
+    assert not torch.equal(weights(tmp_path / "whole")[fused], weights(tmp_path / "split")[fused])
+
+
+def test_a_spectrum_is_that_of_a_part(pair, tmp_path, run):
+    folder, _ = pair
+    words = ["inspect-spectrum", str(folder / "base"), str(folder / "ft"), "--format", "json"]
+    report = json.loads(run(*words, "--split-fused").out)
+    assert_valid(report)
+    edited = monosoup_cli.edit(folder / "base", folder / "ft", tmp_path / "out", split_fused=True)
+    for one, other in zip(report["layers"], edited["layers"], strict=True):
+        for part, same in zip(one.get("slices", []), other.get("slices", []), strict=True):
+            assert (part["name"], part["k"]) == (same["name"], same["k"])
+            assert part["rho"] == pytest.approx(same["rho"], rel=1e-9)
+    table = run(*words[:-2], "--split-fused").out
+    assert ".experts.3.up_proj.weight" in table
+
+
+def test_an_interrupted_run_goes_on_and_workers_do_not_matter(pair, tmp_path, monkeypatch):
+    folder, _ = pair
+    arguments = [str(folder / name) for name in ("base", "ft")]
+    monosoup_cli.edit(*arguments, tmp_path / "whole", split_fused=True, wise=[0.3, 1], workers=1)
+    calls = iter(range(100))
+
+    def stop(tensor, is_done):
+        if is_done and next(calls) == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        monosoup_cli.edit(
+            *arguments, tmp_path / "out", split_fused=True, wise=[0.3, 1], workers=1, progress=stop
+        )
+    monosoup_cli.edit(*arguments, tmp_path / "out", split_fused=True, wise=[0.3, 1], workers=3, resume=True)
+    for name in ("wise-0.3", "wise-1"):
+        one, two = ((tmp_path / out / name / "model.safetensors").read_bytes() for out in ("out", "whole"))
+        assert one == two
+
+
+@pytest.fixture
+def spoilt(pair, tmp_path):
+    """A copy of a fine-tune, and a function that changes its fused tensor."""
+    folder, _ = pair
+    tensors = weights(folder / "ft")
+    name = next(name for name in tensors if name.endswith("gate_up_proj"))
+
+    def change(how):
+        how(tensors[name], weights(folder / "base")[name])
+        copy = tmp_path / "changed"
+        copy.mkdir()
+        save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+        (copy / "config.json").write_bytes((folder / "ft" / "config.json").read_bytes())
+        return copy
+
+    return folder / "base", name, tensors, change
+
+
+def test_a_tensor_with_nan_in_a_part_stays_as_fine_tuned(spoilt, tmp_path):
+    base, name, tensors, change = spoilt
+
+    def last_is_nan(tensor, _):
+        tensor[-1, -1, -1] = float("nan")
+
+    copy = change(last_is_nan)
+    report = monosoup_cli.edit(base, copy, tmp_path / "out", split_fused=True, on_nonfinite="keep")
+    assert {layer["name"]: layer["reason"] for layer in report["layers"]}[name] == "nonfinite"
+    out = weights(tmp_path / "out")
+    assert torch.equal(out[name].view(torch.int16), tensors[name].view(torch.int16))
+
+
+def test_parts_that_did_not_change_stay(spoilt, tmp_path):
+    base, name, tensors, change = spoilt
+
+    def first_two_are_the_base(tensor, before):
+        tensor[:2] = before[:2]
+
+    copy = change(first_two_are_the_base)
+    report = monosoup_cli.edit(base, copy, tmp_path / "out", split_fused=True)
+    slices = {layer["name"]: layer.get("slices") for layer in report["layers"]}[name]
+    assert [part["reason"] for part in slices] == ["unchanged"] * 4 + [None] * 4
+    assert torch.equal(weights(tmp_path / "out")[name][:2], tensors[name][:2])
+    copied = monosoup_cli.edit(base, base, tmp_path / "same", split_fused=True)
+    assert copied["summary"]["edited"] == 0
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_an_adapter_has_no_parts(pair, tmp_path):
+    folder, _ = pair
+    with pytest.raises(UsageError, match="split_fused is for whole checkpoints"):
+        monosoup_cli.edit(
+            folder / "base",
+            folder / "ft",
+            tmp_path / "out",
+            split_fused=True,
+            as_adapter=True,
+            adapter_rank=2,
+        )
+
+
+def test_where_nothing_is_fused_it_has_no_effect(pair, tmp_path):
+    folder, _ = pair
+    for name, is_split in (("plain", False), ("split", True)):
+        monosoup_cli.edit(folder / "one", folder / "two", tmp_path / name, split_fused=is_split)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "split"))
+    assert one == two
+
+
+def test_a_dry_run_says_how_tensors_are_split(pair, tmp_path, capfd):
+    folder, _ = pair
+    words = ["edit", str(folder / "base"), str(folder / "ft"), "-o", str(tmp_path / "out"), "--split-fused"]
+    assert main([*words, "--dry-run"]) == 0
+    told = " ".join("".join(capfd.readouterr()).split())
+    assert "'model.layers.*.mlp.experts.gate_up_proj' is edited by its parts" in told
