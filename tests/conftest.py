@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Install the cards before tests are collected. A real card takes the place of an emulated one."""
     count = config.getoption("--cards")
     if count and torch.version.cuda is None:
+        import bitsandbytes  # noqa: F401 (later, it would look for the kernels of a real card)
+
         card.install(count, when=config.getoption("--card-when"), seed=config.getoption("--card-seed"))
 
 

@@ -12,6 +12,7 @@ from monosoup_cli.errors import UsageError
 from tests.models import CAUSAL, EXPERTS, build, step
 from tests.schema import assert_valid
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 MODELS = {
     "Qwen3MoeForCausalLM": {**CAUSAL, "head_dim": 8, **EXPERTS},
     "GptOssForCausalLM": {**CAUSAL, "head_dim": 8, "num_local_experts": 4, "num_hidden_layers": 1},
@@ -57,15 +58,13 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("options", [{}, {"wise": 0.5}, {"energy": 0.7, "dtype": "float32"}], ids=str)
-def test_the_result_is_that_of_matrices_that_are_stored_apart(pair, tmp_path, options):
+def test_the_result_is_that_of_matrices_that_are_stored_apart(pair, tmp_path, options, device):
     folder, family = pair
-    packed = monosoup_cli.edit(
-        folder / "base", folder / "ft", tmp_path / "packed", split_fused=True, **options
-    )
-    single = monosoup_cli.edit(
-        folder / "one", folder / "two", tmp_path / "single", split_fused=True, **options
-    )
+    options = {**options, "split_fused": True, "device": device}
+    packed = monosoup_cli.edit(folder / "base", folder / "ft", tmp_path / "packed", **options)
+    single = monosoup_cli.edit(folder / "one", folder / "two", tmp_path / "single", **options)
     assert_valid(packed)
     expected, found = weights(tmp_path / "single"), apart(weights(tmp_path / "packed"), family)
     assert found.keys() == expected.keys()
