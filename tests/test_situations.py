@@ -252,27 +252,6 @@ def test_flat_names_of_an_ema_stay_beside_the_live_weights(run):
     assert not any(torch.equal(out[name], tensor) for name, tensor in live.items())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
-def test_experts_that_are_fused_in_one_input_only(run, name):
-    model = make(name)
-    loaded = load(MODELS[name][0], "base")
-    loaded.save_pretrained("fused", save_original_format=False)
-    cure = "load each with transformers and save_pretrained(NEW, save_original_format=False)"
-    for number, order in enumerate((["fused", "ft"], ["ft", "fused"])):
-        said = done(run("edit", *order, "-o", f"out{number}"))
-        assert "experts are fused in one input and stored one by one in the other" in said
-        assert cure in said
-        assert cure in refused(run("soup", *order, "-o", "soup"))
-    for folder in ("fused", "ft"):
-        load(MODELS[name][0], folder).save_pretrained(f"{folder}-alike", save_original_format=False)
-    said = done(run("edit", "fused-alike", "ft-alike", "-o", "out"))
-    assert "not in the base" not in said
-    edited = load(MODELS[name][0], "out").state_dict()
-    assert not any(
-        torch.equal(edited[key], tensor) for key, tensor in model.state_dict().items() if "experts" in key
-    )
-
-
 # -- shapes, ties and means ------------------------------------------------------------------------
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from monosoup_cli.formats.dtypes import BITS, integers_in
+from monosoup_cli.formats.dtypes import BITS, as_float32, as_float64, bytes_of, integers_in
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.strided import PIECE, gather, room, span_of
 from monosoup_cli.sources.derived import ReadInto
@@ -45,6 +46,27 @@ class Piece:
         """Whether its elements are in the same order and without gaps in both tensors."""
         return self.strides == self.steps == row_major(self.shape)
 
+    def origin(self, element: int) -> int | None:
+        """Where an element of the arranged tensor is in the stored one; None if it is of another piece."""
+        rest, origin = element - self.at, self.first
+        if rest < 0:
+            return None
+        for step, size, stride in sorted(
+            zip(self.steps, self.shape, self.strides, strict=True), reverse=True
+        ):
+            number = min(rest // step, size - 1)
+            rest -= number * step
+            origin += number * stride
+        return origin if rest == 0 else None
+
+    def part(self, side: int, where: float) -> Piece:
+        """A block of it, of at most so many rows and columns, at a place between 0 and 1."""
+        shape = tuple(min(size, side) for size in self.shape)
+        starts = [int(where * (size - part + 1)) for size, part in zip(self.shape, shape, strict=True)]
+        first = self.first + sum(start * stride for start, stride in zip(starts, self.strides, strict=True))
+        at = self.at + sum(start * step for start, step in zip(starts, self.steps, strict=True))
+        return replace(self, shape=shape, first=first, at=at)
+
 
 @dataclass(frozen=True)
 class Arranged:
@@ -66,8 +88,11 @@ class Arranged:
         object.__setattr__(self, "parts", tuple(dict.fromkeys(piece.tensor for piece in self.pieces)))
 
     def dtype(self, stored: Source) -> str:
-        """The dtype in which the parts are read, which all of them have in common."""
-        return stored.reader(self.parts[0]).dtype
+        """The dtype in which the parts are read; where they differ, one that has all their values."""
+        dtypes = {stored.reader(part).dtype for part in self.parts}
+        if len(dtypes) == 1:
+            return dtypes.pop()
+        return "F64" if "F64" in dtypes else "F32"
 
     def blocks(self) -> Iterator[list[Piece]]:
         """Yield the pieces that interleave, from the first element of the tensor to its last."""
@@ -88,10 +113,11 @@ class Arranged:
 
     def held_bytes(self, stored: Source) -> int:
         """What the largest block takes that is not read in place, and its largest piece as it is stored."""
-        size = BITS[self.dtype(stored)] // 8
+        dtype = self.dtype(stored)
+        size = BITS[dtype] // 8
         held = 0
         for block in self.blocks():
-            if len(block) > 1 or not block[0].is_copied:
+            if not _is_in_place(block, dtype, stored):
                 largest = max(span_of(piece.shape, piece.strides) for piece in block)
                 whole = max(piece.stop for piece in block) - block[0].at
                 held = max(held, (whole + largest) * size + PIECE)
@@ -102,7 +128,8 @@ class _Reading:
     """Reads an arranged tensor block after block, and holds the last one that is not read in place."""
 
     def __init__(self, arranged: Arranged, stored: Source) -> None:
-        self._stored, self._size = stored, BITS[arranged.dtype(stored)] // 8
+        self._stored, self._dtype = stored, arranged.dtype(stored)
+        self._size = BITS[self._dtype] // 8
         self._blocks = list(arranged.blocks())
         self._stops = [max(piece.stop for piece in block) for block in self._blocks]
         self._last = 0  # the number of the last block, near which the next one is
@@ -128,18 +155,41 @@ class _Reading:
         """Fill a buffer with bytes of one block."""
         block = self._blocks[number]
         first = block[0]
-        if len(block) == 1 and first.is_copied:
+        if _is_in_place(block, self._dtype, self._stored):
             self._stored.reader(first.tensor).read_into(buffer, first.first * self._size + offset)
             return
         if self._held is None:
             held = room((self._stops[number] - first.at) * self._size)
             for piece in block:
-                elements = integers_in(held, 8 * self._size)
-                into = elements.as_strided(piece.shape, piece.steps, piece.at - first.at)
-                read_into = self._stored.reader(piece.tensor).read_into
-                gather(read_into, into, piece.first * self._size, piece.strides)
+                self._place(piece, held, piece.at - first.at)
             self._held = held
         buffer[:] = self._held[offset : offset + len(buffer)]
+
+    def _place(self, piece: Piece, held: memoryview, at: int) -> None:
+        """Read a piece into its places in a block, widened if others of the tensor have a wider dtype."""
+        reader = self._stored.reader(piece.tensor)
+        bits = BITS[reader.dtype]
+        if reader.dtype == self._dtype:
+            into = integers_in(held, bits).as_strided(piece.shape, piece.steps, at)
+            gather(reader.read_into, into, piece.first * bits // 8, piece.strides)
+            return
+        narrow = bytearray(math.prod(piece.shape) * bits // 8)
+        gather(
+            reader.read_into,
+            integers_in(memoryview(narrow), bits).view(piece.shape),
+            piece.first * bits // 8,
+            piece.strides,
+        )
+        widen = as_float64 if self._dtype == "F64" else as_float32
+        values = integers_in(bytes_of(widen(narrow, reader.dtype)), 8 * self._size)
+        integers_in(held, 8 * self._size).as_strided(piece.shape, piece.steps, at).copy_(
+            values.view(piece.shape)
+        )
+
+
+def _is_in_place(block: Sequence[Piece], dtype: str, stored: Source) -> bool:
+    """Whether the bytes of a block are those of a stored tensor, one after the other."""
+    return len(block) == 1 and block[0].is_copied and stored.reader(block[0].tensor).dtype == dtype
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

@@ -14,10 +14,13 @@ from typing import Any, Protocol
 
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import row_major
+from monosoup_cli.layouts.names import canonical
 from monosoup_cli.sources.source import Source
 
 __all__ = ["Atom", "Facts", "Layout", "Reading", "facts_of", "same", "starred"]
 
+PARTS = ("text_config", "llm_config", "ffn_config")
+"""The parts of configurations that describe the language model, and DBRX's experts."""
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
@@ -57,7 +60,8 @@ class Facts:
 
     Attributes:
         config: The parts of config.json that describe the model, merged; empty where there is none.
-        rows: How many rows the tensors of the other checkpoint have, by their names with stars for numbers.
+        rows: How many rows the tensors of the other checkpoint have, by their canonical names with stars for
+            numbers.
     """
 
     config: Mapping[str, Any]
@@ -77,8 +81,8 @@ def facts_of(source: Source, others: Mapping[str, TensorInfo]) -> Facts:
         others: The tensors of the other checkpoint.
     """
     config = source.model.config or {}
-    parts = [part for part in (config.get("text_config"), config.get("llm_config")) if isinstance(part, dict)]
-    rows = {starred(name): other.shape[0] for name, other in others.items() if other.shape}
+    parts = [part for part in map(config.get, PARTS) if isinstance(part, dict)]
+    rows = {starred(canonical(name)): other.shape[0] for name, other in others.items() if other.shape}
     return Facts({key: value for one in (config, *parts) for key, value in one.items()}, rows)
 
 

@@ -1,43 +1,34 @@
 """Read a checkpoint in the layout of another one of the same model.
 
-What the names and shapes leave open is decided by values: a model and its fine-tune are near each other, so
-the relative difference of a sample is far lower under the right reading than under a wrong one.
+What the names and shapes leave open is decided by values.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
-from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import MismatchError
-from monosoup_cli.formats.dtypes import BITS, FLOATING, as_float64, integers_in
+from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.formats.strided import gather
 from monosoup_cli.layouts.arrangement import Arranged, Piece
-from monosoup_cli.layouts.layout import Atom, Reading, facts_of, starred
+from monosoup_cli.layouts.layout import Atom, Reading, facts_of, same, starred
+from monosoup_cli.layouts.names import canonical
 from monosoup_cli.layouts.table import LAYOUTS
-from monosoup_cli.names import ALIKE
+from monosoup_cli.layouts.way import Way, choose
 from monosoup_cli.sources.alignment import align
 from monosoup_cli.sources.derived import Derived, Made
 from monosoup_cli.sources.source import Source
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["in_layout_of", "modules_of"]
 
-NEAR = 1.0
-"""The relative difference, at most, under a right reading. Of unrelated weights it is about 1.41."""
-CLEARER = 1.2
-"""How many times larger it is under every other reading."""
-SAMPLED_TENSORS, SAMPLED_ATOMS, SAMPLED_ROWS = 2, 8, 64
-"""How many tensors of a module are sampled, atoms of each, and rows and columns of each of these."""
 MAX_READINGS = 64
 """How many readings of one module are tried at most."""
+ENDING = re.compile(r"(\.weight|\.bias|_weight|(?<=_proj)_bias)$")
+EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 @dataclass
@@ -66,24 +57,12 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """One way to make the tensors of a module out of those of the other checkpoint.
+class _Owner:
+    """Who has an atom: the module, the tensor, and the atom's name there."""
 
-    Attributes:
-        wanted: The reading of the module.
-        stored: The readings of the other checkpoint's modules, by their names.
-        made: The pieces of every tensor.
-    """
-
-    wanted: str
-    stored: Mapping[str, str]
-    made: Mapping[str, Sequence[Piece]]
-
-    @property
-    def words(self) -> str:
-        """The readings, in words."""
-        parts = [self.wanted, *self.stored.values()]
-        return ", ".join(dict.fromkeys(part for part in parts if part)) or "as it is"
+    module: str
+    tensor: str
+    name: str
 
 
 def in_layout_of(other: Source, first: Source) -> Source:
@@ -94,158 +73,190 @@ def in_layout_of(other: Source, first: Source) -> Source:
         first: The checkpoint whose layout is wanted.
 
     Raises:
-        MismatchError: The weights are laid out differently, and no reading is clearly right.
+        MismatchError: The weights are laid out differently, and no reading is clearly right; or some of those
+            that belong together are missing.
     """
     wanted = _unmatched(first.tensors, other.tensors)
     spare = _unmatched(other.tensors, first.tensors)
     if not wanted or not spare:
         return other
-    modules = modules_of(wanted, first, spare)
-    stored = modules_of(spare, other, wanted)
+    doubtful = _doubtful(wanted, first.tensors, other.tensors)
+    modules = modules_of(wanted | doubtful, first, spare)
+    stored = modules_of(spare | {name: other.tensors[name] for name in doubtful}, other, wanted)
     owners = _owners(modules, stored, other.path)
+    _check_complete(modules, owners, stored, first, other)
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
-    read_as = []
+    read_as: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for module in modules.values():
-        ways = list(islice(_ways(module, stored, owners), MAX_READINGS))
+        ways = list(islice(_ways(module, stored, owners, first, other), MAX_READINGS))
         if not ways:
             continue
-        way = _chosen(module, ways, other, first)
+        way = choose(module.name, ways, other, first)
         for name, pieces in way.made.items():
-            info = replace(first.tensors[name], dtype=other.tensors[pieces[0].tensor].dtype)
-            info = replace(info, stop=info.start + info.elements * BITS[info.dtype] // 8)
-            tensors[name] = Arranged(info, pieces)
+            tensors[name] = way.renamed.get(name) or _arranged(first.tensors[name], pieces, other)
             for piece in pieces:
                 if piece.tensor not in first.tensors:
                     tensors.pop(piece.tensor, None)
-        sources = " and ".join(f"'{name}'" for name in way.stored)
-        read_as.append(f"with '{module.name}' made of {sources} ({way.words})")
+        if any(old != name for name, old in tensors.items() if name in way.made):
+            words = "" if len(way.renamed) == len(way.made) else way.words
+            read_as[(words, *way.stored)].append(module.name)
     if not read_as:
         return other
-    files = replace(other.files, read_as=(*other.files.read_as, *read_as))
-    return Derived(other, tensors, files)
+    readings = [_in_words(names, sources, words) for (words, *sources), names in read_as.items()]
+    return Derived(other, tensors, replace(other.files, read_as=(*other.files.read_as, *readings)))
+
+
+def _arranged(wanted: TensorInfo, pieces: Sequence[Piece], other: Source) -> Arranged:
+    dtype = other.tensors[pieces[0].tensor].dtype
+    stop = wanted.start + wanted.elements * BITS[dtype] // 8
+    return Arranged(replace(wanted, dtype=dtype, stop=stop), pieces)
 
 
 def _unmatched(ones: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The floating-point tensors that the other checkpoint does not have in the same shape."""
+    """The floating-point tensors that the other checkpoint does not have, or has in another shape.
+
+    Where there are more or fewer elements under a name, the shapes differ by more than the layout.
+    """
     return {
         name: tensor
         for name, tensor in ones.items()
-        if tensor.dtype in FLOATING and (name not in others or others[name].shape != tensor.shape)
+        if tensor.dtype in FLOATING
+        and (
+            name not in others
+            or (others[name].shape != tensor.shape and others[name].elements == tensor.elements)
+        )
+    }
+
+
+def _doubtful(
+    wanted: Mapping[str, TensorInfo], ones: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """The tensors that are alike in both, beside one of another shape: they may be square, and transposed."""
+    parents = {_parent(name) for name in wanted if name in others}
+    return {
+        name: tensor
+        for name, tensor in ones.items()
+        if parents
+        and tensor.dtype in FLOATING
+        and name in others
+        and others[name].shape == tensor.shape
+        and _parent(name) in parents
     }
 
 
 def modules_of(
     tensors: Mapping[str, TensorInfo], source: Source, others: Mapping[str, TensorInfo]
 ) -> dict[str, _Module]:
-    """Describe the tensors that are part of a layout, by their modules."""
+    """Describe tensors, by their modules. One that no layout knows is read as it is."""
     facts = facts_of(source, others)
     modules: dict[str, _Module] = {}
     for name, tensor in tensors.items():
-        readings = [one for layout in LAYOUTS for one in layout.readings(name, tensor, facts)]
-        if readings:
-            key = _module_name(name)
-            modules.setdefault(key, _Module(key)).readings[name] = {one.words: one for one in readings}
+        known = canonical(name)
+        readings = [one for layout in LAYOUTS for one in layout.readings(known, tensor, facts)]
+        key = _module_name(name)
+        found = modules.setdefault(key, _Module(key)).readings.setdefault(name, {})
+        for one in readings or [same(known, tensor)]:
+            found.setdefault(one.words, one)  # layouts that come first know best
     return modules
 
 
 def _module_name(name: str) -> str:
-    stem = starred(name)
-    for ending in (".weight", ".bias", "_weight", "_bias"):
-        stem = stem.removesuffix(ending)
-    return stem
+    return ENDING.sub("", starred(name))
 
 
-def _owners(
-    modules: Mapping[str, _Module], stored: Mapping[str, _Module], path: str
-) -> dict[str, tuple[str, str]]:
-    """Map the names of wanted atoms to the other checkpoint's modules that have them, and to their names."""
-
-    def names(some: Mapping[str, _Module]) -> dict[str, str]:
-        return {
-            atom.name: key for key, one in some.items() for words in one.ways for _, atom in one.atoms(words)
-        }
-
-    theirs = names(stored)
-    aligned = align(_shapeless(theirs), _shapeless(names(modules)), (), path)
-    return {name: (theirs[own], own) for name, own in aligned.stored.items()}
+def _parent(name: str) -> str:
+    return _module_name(name).rpartition(".")[0]
 
 
-def _shapeless(names: Mapping[str, str]) -> dict[str, TensorInfo]:
+def _atoms(modules: Mapping[str, _Module]) -> dict[str, tuple[str, str]]:
+    """Map the names of all atoms to the module and the tensor that has them."""
+    return {
+        atom.name: (key, tensor)
+        for key, one in modules.items()
+        for words in one.ways
+        for tensor, atom in one.atoms(words)
+    }
+
+
+def _owners(modules: Mapping[str, _Module], stored: Mapping[str, _Module], path: str) -> dict[str, _Owner]:
+    """Map the names of atoms to those who have them in the other checkpoint."""
+    theirs = _atoms(stored)
+    aligned = align(_shapeless(theirs), _shapeless(_atoms(modules)), (), path)
+    return {name: _Owner(*theirs[own], own) for name, own in aligned.stored.items()}
+
+
+def _shapeless(names: Mapping[str, object]) -> dict[str, TensorInfo]:
     return {name: TensorInfo(name, "F32", (), 0, 4) for name in names}
 
 
+def _check_complete(
+    modules: Mapping[str, _Module],
+    owners: Mapping[str, _Owner],
+    stored: Mapping[str, _Module],
+    first: Source,
+    other: Source,
+) -> None:
+    """Raise MismatchError for an atom that one side lacks, of a tensor or of experts that are in both."""
+    wanted = {name: tensor for name, (_, tensor) in _atoms(modules).items()}
+    theirs = {name: owner.tensor for name, owner in owners.items()}
+    for has, lacks, atoms, others in ((first, other, wanted, theirs), (other, first, theirs, wanted)):
+        shared = {group for name in atoms if name in others for group in (atoms[name], EXPERT.sub("*", name))}
+        for name, tensor in atoms.items():
+            if name not in others and not shared.isdisjoint((tensor, EXPERT.sub("*", name))):
+                raise MismatchError(
+                    f"missing, although {has.path} has it, and both have others of the same experts or of the"
+                    " same fused weights",
+                    path=lacks.path,
+                    tensor=name,
+                    hint="if a part of the checkpoint is missing, download or copy it again",
+                )
+
+
 def _ways(
-    module: _Module, stored: Mapping[str, _Module], owners: Mapping[str, tuple[str, str]]
-) -> Iterator[_Way]:
-    """Yield each way in which all tensors of a module can be made."""
+    module: _Module, stored: Mapping[str, _Module], owners: Mapping[str, _Owner], first: Source, other: Source
+) -> Iterator[Way]:
+    """Yield each way in which the tensors of a module can be made that the other checkpoint has."""
     for words in module.ways:
-        atoms = list(module.atoms(words))
-        holders = list(dict.fromkeys(owners[atom.name][0] for _, atom in atoms if atom.name in owners))
-        if not holders or any(atom.name not in owners for _, atom in atoms):
-            continue
-        for combination in product(*(stored[holder].ways for holder in holders)):
-            found = {
-                atom.name: (tensor, atom)
-                for holder, chosen in zip(holders, combination, strict=True)
-                for tensor, atom in stored[holder].atoms(chosen)
+        atoms = [(name, atom) for name, atom in module.atoms(words) if atom.name in owners]
+        holders = list(dict.fromkeys(owners[atom.name].module for _, atom in atoms))
+        for combination in product(*(stored[holder].ways for holder in holders)) if holders else ():
+            chosen = dict(zip(holders, combination, strict=True))
+            places = {
+                atom.name: atom for holder, how in chosen.items() for _, atom in stored[holder].atoms(how)
             }
             made: dict[str, list[Piece]] = defaultdict(list)
             for name, atom in atoms:
-                tensor, place = found[owners[atom.name][1]]
+                owner = owners[atom.name]
+                place = places[owner.name]
                 if place.shape != atom.shape:
                     break
-                made[name].append(
-                    Piece(tensor, atom.shape, place.first, place.strides, atom.first, atom.strides)
-                )
+                piece = Piece(owner.tensor, atom.shape, place.first, place.strides, atom.first, atom.strides)
+                made[name].append(piece)
             else:
-                yield _Way(words, dict(zip(holders, combination, strict=True)), made)
+                renamed = {
+                    name: pieces[0].tensor
+                    for name, pieces in made.items()
+                    if pieces[0].is_copied
+                    and pieces[0].shape == first.tensors[name].shape == other.tensors[pieces[0].tensor].shape
+                }
+                yield Way(words, chosen, made, renamed)
 
 
-def _chosen(module: _Module, ways: Sequence[_Way], other: Source, first: Source) -> _Way:
-    """The way under which the values of both checkpoints are nearest.
-
-    Raises:
-        MismatchError: None is clearly right.
-    """
-    differences = [_difference(way, other, first) for way in ways]
-    order = sorted(range(len(ways)), key=lambda number: differences[number])
-    best = differences[order[0]]
-    is_clear = len(ways) == 1 or differences[order[1]] > CLEARER * best
-    if (best <= NEAR and is_clear) or (len(ways) == 1 and math.isinf(best)):
-        return ways[order[0]]
-    tried = "; ".join(
-        f"{way.words}: {difference:.2g}" for way, difference in zip(ways, differences, strict=True)
-    )
-    raise MismatchError(
-        f"'{module.name}' is stored in another layout in {other.path}, and no reading of it is clearly right:"
-        " relative differences of a sample of the weights are above 1, or near each other",
-        path=first.path,
-        found=tried,
-        hint=ALIKE,
-    )
+def _in_words(names: Sequence[str], sources: Sequence[str], words: str) -> str:
+    """What modules are read from, without what the names have in common."""
+    apart = [name.split(".") for name in (*names, *sources)]
+    common = 0
+    while all(len(parts) > common + 1 for parts in apart) and len({parts[common] for parts in apart}) == 1:
+        common += 1
+    shown = [".".join(parts[common:]) for parts in apart]
+    where = apart[0][common - 1] if common else "*"
+    outer = "" if where == "*" else f"{where}."
+    wanted = outer + _listed(shown[: len(names)])
+    return f"with {wanted} from {_listed(shown[len(names) :])}{f' ({words})' if words else ''}"
 
 
-def _difference(way: _Way, other: Source, first: Source) -> float:
-    """The relative difference of a sample; infinite where both are zero."""
-    differences = squares = 0.0
-    names = list(way.made)
-    for name in dict.fromkeys([names[0], names[len(names) // 2]][:SAMPLED_TENSORS]):
-        pieces = way.made[name]
-        for piece in pieces[:: -(-len(pieces) // SAMPLED_ATOMS)]:
-            one = _sample(other, piece.tensor, piece.shape, piece.first, piece.strides)
-            two = _sample(first, name, piece.shape, piece.at, piece.steps)
-            differences += float((one - two).square().sum())
-            squares += float(one.square().sum() + two.square().sum()) / 2
-    return math.sqrt(differences / squares) if squares else math.inf
-
-
-def _sample(
-    source: Source, name: str, shape: Sequence[int], first: int, strides: Sequence[int]
-) -> torch.Tensor:
-    """The first rows and columns of a block of a stored tensor, in float64."""
-    reader = source.reader(name)
-    corner = [min(size, SAMPLED_ROWS) for size in shape]
-    data = bytearray(math.prod(corner) * BITS[reader.dtype] // 8)
-    into = integers_in(memoryview(data), BITS[reader.dtype]).view(corner)
-    gather(reader.read_into, into, first * BITS[reader.dtype] // 8, strides)
-    return as_float64(data, reader.dtype)
+def _listed(names: Sequence[str]) -> str:
+    """Names, of which those beside the first one have their last components alone."""
+    first, *rest = names
+    outer = first.rpartition(".")[0]
+    return " and ".join([first, *(name.removeprefix(f"{outer}.") if outer else name for name in rest)])

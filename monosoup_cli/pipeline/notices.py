@@ -9,7 +9,6 @@ from shlex import quote
 
 from monosoup_cli.errors import crop
 from monosoup_cli.formats.table import WEIGHTS
-from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.outputs.hashes import removed_hashes
 from monosoup_cli.outputs.side_files import LARGE
 from monosoup_cli.pipeline.kinship import doubts_of_names
@@ -90,8 +89,6 @@ def notices_of(ready: Ready) -> list[str]:
     only_in_base = names_only_in_base(inputs.base, inputs.finetuned)
     if only_in_base:
         notices.append(f"only in the base, and not written: {_some(only_in_base)}")
-    if are_experts_apart(new, only_in_base):
-        notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices
 
 

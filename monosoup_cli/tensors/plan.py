@@ -13,7 +13,6 @@ from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import Piece
-from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
@@ -327,8 +326,6 @@ def _check_names(
                 hint = f"give number {number} first to keep it; --exclude drops such tensors"
             if missing:
                 hint = f"try {missing}; {hint}"
-            if are_experts_apart(ours, theirs):
-                hint = ALIKE
             raise MismatchError(
                 f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it", tensor=name, hint=hint
             )

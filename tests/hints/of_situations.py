@@ -56,20 +56,6 @@ def positions_in_two_sizes_of_an_image(at: Trial) -> None:
     )
 
 
-@follows("tensors/plan.py", "to store them alike, load each with transformers")
-def experts_that_are_fused_in_one_input(at: Trial) -> None:
-    kind, options = MODELS["mixtral"]
-    model = build(kind, options)
-    folders = [at.tmp / "model", at.tmp / "ft"]
-    model.save_pretrained(folders[0], save_original_format=False)
-    step(model).save_pretrained(folders[1])
-    at.refused("soup", *folders, "-o", at.out)
-    alike = [at.tmp / f"{folder.name}-alike" for folder in folders]
-    for folder, new in zip(folders, alike, strict=True):
-        type(model).from_pretrained(folder).save_pretrained(new, save_original_format=False)
-    at.loads("soup", *alike, "-o", at.out)
-
-
 @follows("tensors/plan.py", "save it after peft's merge_and_unload()")
 def a_state_dict_with_an_adapter_in_it(at: Trial) -> None:
     made = peft_adapters.make("linear", at.tmp)

@@ -1,0 +1,166 @@
+"""Which of several readings is right: the one under which the values of two checkpoints are near each other.
+
+A model and its fine-tune are near each other, so the relative difference of a sample is far lower under the
+right reading than under a wrong one, under which it is that of unrelated weights, about √2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from monosoup_cli.errors import MismatchError
+from monosoup_cli.formats.dtypes import BITS, as_float64, integers_in
+from monosoup_cli.formats.strided import gather
+from monosoup_cli.layouts.arrangement import Piece
+from monosoup_cli.sources.source import Source
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Way", "choose"]
+
+NEAR = 1.0
+"""The relative difference, at most, under a right reading."""
+CLEARER = 1.2
+"""How many times larger it is under every other reading."""
+BLOCKS, SIDE, MAX_BLOCKS = 16, 16, 256
+"""How many blocks of a module are compared, their rows and columns, and how many are looked at if most of
+them are zeros."""
+ALIKE = (
+    "to store them alike, load each with transformers and save_pretrained(NEW, save_original_format=False)"
+)
+PROBES = 32
+"""How many elements of a tensor show whether two ways are the same."""
+GOLDEN, OTHER = (math.sqrt(5) - 1) / 2, math.sqrt(2)
+"""Their multiples, less their whole numbers, spread over 0 to 1, whatever their count."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make the tensors of a module out of those of the other checkpoint.
+
+    Attributes:
+        wanted: The reading of the module, in words.
+        stored: The readings of the other checkpoint's modules, by their names.
+        made: The pieces of every tensor.
+        renamed: The tensors that are stored ones under other names, or under their own, with these names.
+    """
+
+    wanted: str
+    stored: Mapping[str, str]
+    made: Mapping[str, Sequence[Piece]]
+    renamed: Mapping[str, str]
+
+    @property
+    def words(self) -> str:
+        """The readings, in words; empty where there is nothing to say."""
+        parts = dict.fromkeys(part for part in (*self.stored.values(), self.wanted) if part)
+        return " as ".join(parts)
+
+    def mapping(self) -> tuple[tuple[str, int] | None, ...]:
+        """Where some elements of a tensor of every size come from, which differs between ways that differ."""
+        sizes = {max(piece.stop for piece in pieces): pieces for pieces in self.made.values()}
+        return tuple(_origin(pieces, element) for size, pieces in sizes.items() for element in _probes(size))
+
+
+def choose(module: str, ways: Sequence[Way], other: Source, first: Source) -> Way:
+    """The way under which the values of both checkpoints are nearest.
+
+    Args:
+        module: The module's name, for errors.
+        ways: At least one way. Those that come to the same are one, with the words of the first of them.
+        other: The checkpoint that is read.
+        first: The checkpoint whose layout is wanted.
+
+    Raises:
+        MismatchError: None is clearly right.
+    """
+    different: dict[object, Way] = {}
+    for way in ways:
+        different.setdefault(way.mapping(), way)
+    ways = list(different.values())
+    if len(ways) == 1 and len(ways[0].renamed) == len(ways[0].made):  # the names say enough
+        return ways[0]
+    samples = _Samples(other, first)
+    differences = [samples.difference(way) for way in ways]
+    nearest, *rest = sorted(range(len(ways)), key=lambda number: differences[number])
+    best = differences[nearest]
+    is_clear = all(differences[number] > CLEARER * best for number in rest)
+    if is_clear and (best <= NEAR or (not rest and math.isinf(best))):
+        return ways[nearest]
+    tried = [
+        f"{difference:.2f} {way.words}".strip() for way, difference in zip(ways, differences, strict=True)
+    ]
+    raise MismatchError(
+        f"stored in another form than in {first.path}, and no reading is clearly right by its values, whose"
+        " relative difference is near 0 where models are related",
+        path=other.path,
+        tensor=module,
+        found=", ".join(tried),
+        hint=ALIKE,
+    )
+
+
+class _Samples:
+    """Blocks of two checkpoints, each read once."""
+
+    def __init__(self, other: Source, first: Source) -> None:
+        self._other, self._first = other, first
+        self._read: dict[object, torch.Tensor] = {}
+
+    def difference(self, way: Way) -> float:
+        """The relative difference of the values under a way; infinite if one side has nothing but zeros."""
+        differences = squares = 0.0
+        count = 0
+        for name, piece in _blocks(way):
+            one = self._block(self._other, piece.tensor, piece.shape, piece.first, piece.strides)
+            two = self._block(self._first, name, piece.shape, piece.at, piece.steps)
+            of_one, of_two = float(one.square().sum()), float(two.square().sum())
+            if of_one and of_two:
+                differences += float((one - two).square().sum())
+                squares += (of_one + of_two) / 2
+                count += 1
+            if count == BLOCKS:
+                break
+        return math.sqrt(differences / squares) if squares else math.inf
+
+    def _block(
+        self, source: Source, name: str, shape: Sequence[int], first: int, strides: Sequence[int]
+    ) -> torch.Tensor:
+        """Read a block of a stored tensor in float64."""
+        key = (source is self._first, name, first, *shape, *strides)
+        if key not in self._read:
+            reader = source.reader(name)
+            bits = BITS[reader.dtype]
+            data = bytearray(math.prod(shape) * bits // 8)
+            into = integers_in(memoryview(data), bits).view(tuple(shape))
+            gather(reader.read_into, into, first * bits // 8, strides)
+            self._read[key] = as_float64(data, reader.dtype)
+        return self._read[key]
+
+
+def _blocks(way: Way) -> Iterator[tuple[str, Piece]]:
+    """Yield small blocks that are spread over the tensors of a module, matrices before vectors."""
+    pieces = [(name, piece) for name, some in way.made.items() for piece in some]
+    matrices = [one for one in pieces if len(one[1].shape) > 1]
+    vectors = [one for one in pieces if len(one[1].shape) <= 1]
+    for some in (matrices, vectors):
+        for number in range(MAX_BLOCKS if some else 0):
+            name, piece = some[int(number * GOLDEN % 1 * len(some))]
+            yield name, piece.part(SIDE, number * OTHER % 1)
+
+
+def _probes(size: int) -> list[int]:
+    return [int(number * GOLDEN % 1 * size) for number in range(PROBES)]
+
+
+def _origin(pieces: Sequence[Piece], element: int) -> tuple[str, int] | None:
+    """The stored tensor and the element in it that is read as an element of a made tensor."""
+    for piece in pieces:
+        origin = piece.origin(element)
+        if origin is not None:
+            return piece.tensor, origin
+    return None
