@@ -174,17 +174,11 @@ class _Reading:
             gather(reader.read_into, into, piece.first * bits // 8, piece.strides)
             return
         narrow = bytearray(math.prod(piece.shape) * bits // 8)
-        gather(
-            reader.read_into,
-            integers_in(memoryview(narrow), bits).view(piece.shape),
-            piece.first * bits // 8,
-            piece.strides,
-        )
-        widen = as_float64 if self._dtype == "F64" else as_float32
-        values = integers_in(bytes_of(widen(narrow, reader.dtype)), 8 * self._size)
-        integers_in(held, 8 * self._size).as_strided(piece.shape, piece.steps, at).copy_(
-            values.view(piece.shape)
-        )
+        elements = integers_in(memoryview(narrow), bits).view(piece.shape)
+        gather(reader.read_into, elements, piece.first * bits // 8, piece.strides)
+        wide = as_float64(narrow, reader.dtype) if self._dtype == "F64" else as_float32(narrow, reader.dtype)
+        into = integers_in(held, 8 * self._size).as_strided(piece.shape, piece.steps, at)
+        into.copy_(integers_in(bytes_of(wide), 8 * self._size).view(piece.shape))
 
 
 def _is_in_place(block: Sequence[Piece], dtype: str, stored: Source) -> bool:

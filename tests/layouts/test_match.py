@@ -1,0 +1,298 @@
+"""How a reading is found, and what is refused: on small tensors made here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from monosoup_cli.layouts.match import in_layout_of
+from monosoup_cli.sources.locate import open_checkpoint
+from tests.hub import Hub
+
+Tensors = dict[str, torch.Tensor]
+OUTER = "model.layers.{}.mlp"
+
+
+def single(seed: int = 0, *, experts: int = 4, hidden: int = 16, inner: int = 12, layers: int = 2) -> Tensors:
+    """Experts one by one, and a norm and an attention that are the same in every form."""
+    torch.manual_seed(seed)
+    weights = {}
+    for layer in range(layers):
+        outer = OUTER.format(layer)
+        for number in range(experts):
+            for what in ("gate_proj", "up_proj"):
+                weights[f"{outer}.experts.{number}.{what}.weight"] = torch.randn(inner, hidden)
+            weights[f"{outer}.experts.{number}.down_proj.weight"] = torch.randn(hidden, inner)
+        weights[f"{outer}.gate.weight"] = torch.randn(experts, hidden)
+        weights[f"model.layers.{layer}.self_attn.q_proj.weight"] = torch.randn(hidden, hidden)
+    return weights
+
+
+def near(weights: Tensors, seed: int = 9, size: float = 0.05) -> Tensors:
+    torch.manual_seed(seed)
+    return {name: one + size * torch.randn(one.shape, dtype=one.dtype) for name, one in weights.items()}
+
+
+def packed(weights: Tensors, *, interleaved: bool = False, transposed: bool = False) -> Tensors:
+    """The same with the experts of every layer in one tensor."""
+    made = {name: one for name, one in weights.items() if ".experts." not in name}
+    for outer in dict.fromkeys(name.partition(".experts.")[0] for name in weights if ".experts." in name):
+        count = 1 + max(int(name.split(".")[5]) for name in weights if name.startswith(f"{outer}.experts."))
+        gate, up, down = (
+            torch.stack([weights[f"{outer}.experts.{number}.{what}.weight"] for number in range(count)])
+            for what in ("gate_proj", "up_proj", "down_proj")
+        )
+        both = torch.stack([gate, up], 2).flatten(1, 2) if interleaved else torch.cat([gate, up], 1)
+        for what, one in {"gate_up_proj": both, "down_proj": down}.items():
+            made[f"{outer}.experts.{what}"] = (one.mT if transposed else one).contiguous()
+    return made
+
+
+@pytest.fixture
+def save(tmp_path) -> Callable[..., object]:
+    def save(name: str, weights: Tensors, **config: object) -> object:
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps({"model_type": "some_moe", **config}))
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def edited(run, tmp_path, save):
+    """The output of `edit`, and what was said."""
+
+    def edited(base: Tensors, finetuned: Tensors) -> tuple[Tensors, str]:
+        number = sum(path.is_dir() for path in tmp_path.iterdir())
+        out = tmp_path / f"out{number}"
+        result = run("edit", save(f"base{number}", base), save(f"ft{number}", finetuned), "-o", out)
+        assert result.code == 0, result
+        return load_file(out / "model.safetensors"), result.err
+
+    return edited
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+
+
+FORMS = {
+    "stacked": {},
+    "interleaved": {"interleaved": True},
+    "transposed": {"transposed": True},
+    "interleaved and transposed": {"interleaved": True, "transposed": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("inner", [12, 16, 8])
+def test_values_tell_how_experts_are_packed(edited, form, inner):
+    """Shapes do not: gate and up may be in turn, and one of the matrices square."""
+    base = single(hidden=16, inner=inner)
+    finetuned = near(base)
+    if form != "interleaved":  # under the same names and in the same shapes, the form is the same
+        same = edited(packed(base), packed(finetuned))[0]
+        assert_same(edited(packed(base, **FORMS[form]), packed(finetuned))[0], same)
+    same = edited(base, finetuned)[0]
+    found, said = edited(packed(base, **FORMS[form]), finetuned)
+    assert_same(found, same)
+    words = {"stacked": "stacked", "interleaved": "interleaved", "transposed": "stacked, transposed"}
+    assert f"({words.get(form, 'interleaved, transposed')})" in said
+
+
+def test_square_matrices_beside_others_that_are_packed_alike_are_not_turned(edited):
+    base = single(hidden=16, inner=16)
+    finetuned = near(base)
+    assert "names are read" not in edited(packed(base), packed(finetuned))[1]
+
+
+def test_two_readings_that_are_equally_near_are_refused(refuse, save):
+    """Of symmetric matrices, either could be right, and the other would be wrong for other matrices."""
+    base = single(hidden=16, inner=16)
+    base |= {name: one + one.T for name, one in base.items() if "down_proj" in name}
+    finetuned = near(base)
+    finetuned |= {name: one + one.T for name, one in finetuned.items() if "down_proj" in name}
+    said = refuse(save("one", packed(base, transposed=True)), save("two", packed(finetuned)))
+    assert "tensor 'model.layers.*.mlp.experts.down_proj'" in said
+    assert "no reading is clearly right" in said
+
+
+def test_experts_of_another_model_are_refused(refuse, save):
+    said = refuse(save("one", packed(single(1))), save("two", single(2)))
+    assert "stored in another form" in said
+    assert "1.4" in said.partition("found")[2].partition("stacked")[0]
+    assert "1.4" in said.partition("found")[2].partition("interleaved")[0]
+
+
+@pytest.mark.parametrize("size", [0.7, 0.05, 0.0])
+def test_a_fine_tune_may_be_far_away_or_the_base_itself(edited, size):
+    base = single()
+    finetuned = near(base, size=size)
+    assert_same(edited(base, packed(finetuned))[0], edited(packed(base), packed(finetuned))[0])
+
+
+def test_experts_that_are_zero_in_one_of_the_two_tell_nothing(edited):
+    base = single()
+    finetuned = near(base)
+    for name in base:
+        if "experts.0." in name or "experts.1." in name or "experts.3." in name:
+            base[name] = torch.zeros_like(base[name])
+    assert_same(edited(base, packed(finetuned))[0], edited(packed(base), packed(finetuned))[0])
+    base = {name: torch.zeros_like(one) if "down" in name else one for name, one in base.items()}
+    assert_same(edited(base, packed(finetuned))[0], edited(packed(base), packed(finetuned))[0])
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+@pytest.mark.parametrize("lost", ["experts.2.up_proj", "experts.2.", "experts.3."])
+def test_an_expert_that_one_side_lacks_is_refused_by_its_name(refuse, save, is_base, lost):
+    whole = single()
+    part = {name: one for name, one in near(whole).items() if not (".layers.1." in name and lost in name)}
+    one, two = save("one", part), save("two", packed(whole))
+    said = refuse(*((one, two) if is_base else (two, one)))
+    assert said.startswith(f"error: {one}: tensor 'model.layers.1.mlp.{lost}")
+    assert "missing" in said
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_pruned_model_is_refused(refuse, save, is_base):
+    """Its router has fewer rows, but --on-mismatch keep would leave only that as it is."""
+    few = {name: one for name, one in single().items() if "experts.3." not in name}
+    one, two = save("one", packed(few)), save("two", near(single()))
+    said = refuse(*((one, two) if is_base else (two, one)), "--on-mismatch", "keep")
+    assert said.startswith(f"error: {one}: tensor 'model.layers.0.mlp.experts.3.down_proj.weight'")
+
+
+def test_packed_experts_of_two_numbers_are_shapes_that_differ(refuse, save):
+    few = {name: one for name, one in single().items() if "experts.3." not in name}
+    assert "the shapes differ" in refuse(save("one", packed(few)), save("two", packed(near(single()))))
+
+
+def test_layers_that_only_one_side_has_are_left_alone(edited):
+    """As prediction heads that training dropped, and layers that were added."""
+    base, finetuned = single(layers=3), near(single(layers=3))
+    short = {name: one for name, one in base.items() if ".layers.2." not in name}
+    found, said = edited(short, packed(finetuned))
+    assert "not in the base, and kept as fine-tuned: 4 tensors" in said
+    assert_same(found, edited(packed(short), packed(finetuned))[0])
+    short = {name: one for name, one in finetuned.items() if ".layers.2." not in name}
+    assert "only in the base, and not written: 4 tensors" in edited(packed(base), short)[1]
+
+
+def test_experts_of_several_dtypes_are_read_in_one_that_has_all_their_values(edited):
+    base = single()
+    finetuned = near(base)
+    half = {name: one.bfloat16() if "experts.1." in name else one for name, one in base.items()}
+    wide = {name: one.float() for name, one in half.items()}
+    for form in FORMS.values():
+        same = edited(packed(wide, **form), packed(finetuned, **form))[0]
+        assert_same(edited(half, packed(finetuned, **form))[0], same)
+    half = {name: one.double() if "experts.2." in name else one.half() for name, one in base.items()}
+    wide = {name: one.double() for name, one in half.items()}
+    finetuned = {name: one.half() for name, one in finetuned.items()}
+    same = edited(packed(wide, interleaved=True), packed(finetuned, interleaved=True))[0]
+    assert_same(edited(half, packed(finetuned, interleaved=True))[0], same)
+
+
+COMMANDS = {
+    "edit": ["edit", "base", "ft", "ft2"],
+    "soup": ["soup", "ft", "ft2"],
+    "stock": ["stock", "base", "ft", "ft2"],
+    "sfgs": ["sfgs", "base", "ft", "ft2", "--threshold", "-1"],
+    "wise": ["wise", "base", "ft", "--alpha", "0.4"],
+    "lines": ["lines", "base", "ft", "--alpha", "0.3", "--beta", "0.7"],
+}
+
+
+@pytest.fixture
+def mixed(save):
+    """The same checkpoints in one form, and in three."""
+    base = single()
+    weights = {"base": base, "ft": near(base), "ft2": near(base, 5)}
+    same = {name: save(name, packed(one, transposed=True)) for name, one in weights.items()}
+    forms = {"base": weights["base"], "ft2": packed(weights["ft2"], interleaved=True)}
+    return same, {**same, **{name: save(f"{name}-otherwise", one) for name, one in forms.items()}}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reads_every_form(run, tmp_path, mixed, command):
+    outs = []
+    for number, paths in enumerate(mixed):
+        outs.append(tmp_path / f"out{number}")
+        result = run(*(paths.get(word, word) for word in COMMANDS[command]), "-o", outs[-1])
+        assert result.code == 0, result
+    assert (outs[0] / "model.safetensors").read_bytes() == (outs[1] / "model.safetensors").read_bytes()
+
+
+def test_spectra_of_every_form(run, mixed):
+    command = ("inspect-spectrum", "--format", "json")
+    first, second = (run(*command, paths["base"], paths["ft"]) for paths in mixed)
+    assert json.loads(first.out)["layers"] == json.loads(second.out)["layers"]
+
+
+@pytest.mark.parametrize("prefix", ["model.", "", "module.model.", "language_model.model."])
+def test_prefixes_and_forms_at_once(run, save, tmp_path, prefix):
+    base = single()
+    finetuned = near(base)
+    one = save("one", {name.replace("model.", prefix, 1): weight for name, weight in packed(base).items()})
+    two, out = save("two", finetuned), tmp_path / "out"
+    renames = ["--rename", "language_model.model=model"] if prefix.startswith("language") else []
+    assert run("edit", one, two, "-o", out, *renames).code == 0
+    assert run("edit", save("base", base), two, "-o", tmp_path / "same").code == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "same" / "model.safetensors").read_bytes()
+
+
+def test_a_sample_is_read_by_ranges_before_anything_is_downloaded(run, save, tmp_path, client):
+    base = single(experts=2, hidden=512, inner=400)
+    save("base", base)
+    save("other", single(3, experts=2, hidden=512, inner=400))
+    ft = save("ft", packed(near(base)))
+    with Hub(tmp_path / "hub") as hub:
+        client(hub.url)
+        for name in ("base", "other"):
+            hub.add(f"org/{name}", tmp_path / name)
+        refused = run("edit", "org/other", ft, "-o", tmp_path / "out")
+        assert "no reading is clearly right" in refused.err
+        size = (tmp_path / "other" / "model.safetensors").stat().st_size
+        assert hub.bytes_sent("org/other/model.safetensors") < size / 2
+        assert run("edit", "org/base", ft, "-o", tmp_path / "out").code == 0
+    assert run("edit", tmp_path / "base", ft, "-o", tmp_path / "same").code == 0
+    assert_same(
+        load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "same" / "model.safetensors")
+    )
+
+
+def peak() -> int:
+    """The most memory that this process has had since it was last asked, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_more_is_held_than_one_expert(save, form):
+    """And no more than the plan is told. The tensors have 12 experts of 4 MB each."""
+    base = single(experts=12, hidden=1024, inner=512, layers=1)
+    paths = [save("single", base), save("packed", packed(base, **FORMS[form]))]
+    expert, buffer = 2 * 1024 * 512 * 4, memoryview(bytearray(1 << 20))
+    first, second = (open_checkpoint(str(path)) for path in paths)
+    with first.files, second.files:
+        for other, wanted in ((first, second), (second, first)):
+            read = in_layout_of(other, wanted)
+            assert read.held_bytes <= 2 * expert + (1 << 20)
+            name = next(name for name in wanted.tensors if ".experts." in name)
+            size, reader = wanted.tensors[name].nbytes, read.reader(name)
+            reader.read_into(buffer, 0)
+            read.forget()
+            start = peak() and peak()
+            for at in range(0, size, len(buffer)):
+                reader.read_into(buffer[: size - at], at)
+            assert peak() - start <= read.held_bytes + (2 << 20)
