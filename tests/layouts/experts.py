@@ -116,6 +116,21 @@ FAMILIES = {
             "layer_types": ["full_attention", "full_attention"],
         },
     ),
+    "nemotron-h": (
+        "NemotronHForCausalLM",
+        {
+            **CAUSAL,
+            **ROUTED,
+            "head_dim": 8,
+            "n_routed_experts": 4,
+            "moe_shared_expert_intermediate_size": 24,
+            "layers_block_type": ["attention", "moe"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+        },
+    ),
     "dbrx": (
         "DbrxForCausalLM",
         {
@@ -203,7 +218,13 @@ def dbrx_apart(weights):
     return apart
 
 
+def nemotron_packed(weights):
+    """The names of transformers, but for the prefix, which --rename changes."""
+    return {name.replace("model.", "backbone.", 1): one for name, one in weights.items()}
+
+
 BY_HAND = {
+    "nemotron-h": nemotron_packed,
     "qwen3-vl-moe": transposed,
     "llama4": llama4_apart,
     "gpt-oss": gpt_oss_apart,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import monosoup_cli
 from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.sources.locate import open_checkpoint
 from tests.hub import Hub
@@ -267,6 +268,48 @@ def test_a_sample_is_read_by_ranges_before_anything_is_downloaded(run, save, tmp
     assert_same(
         load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "same" / "model.safetensors")
     )
+
+
+class Enough(Exception):
+    """Stops a run."""
+
+
+def test_an_interrupted_run_goes_on(run, save, tmp_path):
+    base = single()
+    paths = save("base", base), save("ft", packed(near(base), interleaved=True))
+    seen = []
+
+    def stop(tensor, is_done):
+        seen.append(tensor)
+        if len(seen) > 5:
+            raise Enough
+
+    with pytest.raises(Enough):
+        monosoup_cli.edit(*paths, tmp_path / "out", workers=1, progress=stop)
+    assert (tmp_path / "out.partial").exists()
+    assert run("edit", *paths, "-o", tmp_path / "out", "--resume").code == 0
+    assert run("edit", *paths, "-o", tmp_path / "whole").code == 0
+    assert_same(*(load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_beside_a_fine_tune_of_another_form(run, save, tmp_path, form):
+    """It is merged into the base, which has the fine-tune's form by then."""
+    base = single()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    module = "base_model.model.model.layers.1.self_attn.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.randn(2, 16), f"{module}.lora_B.weight": torch.randn(16, 2)}
+    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    ft = save("ft", packed(near(base), **FORMS[form]))
+    outs = []
+    for number, weights in enumerate((base, packed(base, **FORMS[form]))):
+        outs.append(tmp_path / f"out{number}")
+        path = save(f"base{number}", weights)
+        assert run("edit", path, ft, adapter, "-o", outs[-1]).code == 0
+    assert_same(*(load_file(out / "model.safetensors") for out in outs))
 
 
 def peak() -> int:
