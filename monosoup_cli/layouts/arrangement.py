@@ -112,7 +112,8 @@ class Arranged:
         return _Reading(self, stored).read_into
 
     def held_bytes(self, stored: Source) -> int:
-        """What the largest block takes that is not read in place, and its largest piece as it is stored."""
+        """What the largest block takes that is not read in place, and its largest piece as it is stored; and
+        where that is widened, the copies that this takes."""
         dtype = self.dtype(stored)
         size = BITS[dtype] // 8
         held = 0
@@ -120,7 +121,8 @@ class Arranged:
             if not _is_in_place(block, dtype, stored):
                 largest = max(span_of(piece.shape, piece.strides) for piece in block)
                 whole = max(piece.stop for piece in block) - block[0].at
-                held = max(held, (whole + largest) * size + PIECE)
+                copies = 1 if all(stored.reader(part).dtype == dtype for part in self.parts) else 2
+                held = max(held, (whole + copies * largest) * size + PIECE)
         return held
 
 
