@@ -6,7 +6,7 @@ What the names and shapes leave open is decided by values.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
@@ -147,11 +147,15 @@ def _doubtful(
 def modules_of(
     tensors: Mapping[str, TensorInfo], source: Source, others: Mapping[str, TensorInfo]
 ) -> dict[str, _Module]:
-    """Describe tensors, by their modules. One that no layout knows is read as it is."""
+    """Describe tensors, by their modules. One that no layout knows is read as it is.
+
+    Where several would have one name in common, each keeps its own.
+    """
     facts = facts_of(source, others)
+    counts = Counter(map(canonical, tensors))
     modules: dict[str, _Module] = {}
     for name, tensor in tensors.items():
-        known = canonical(name)
+        known = canonical(name) if counts[canonical(name)] == 1 else name
         readings = [one for layout in LAYOUTS for one in layout.readings(known, tensor, facts)]
         key = _module_name(name)
         found = modules.setdefault(key, _Module(key)).readings.setdefault(name, {})

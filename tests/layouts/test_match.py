@@ -154,6 +154,18 @@ def test_experts_that_are_zero_in_one_of_the_two_tell_nothing(edited):
     assert_same(edited(base, packed(finetuned))[0], edited(packed(base), packed(finetuned))[0])
 
 
+def test_one_tensor_is_not_the_base_of_two(edited):
+    base, finetuned = single(layers=1), near(single(layers=1))
+    gate = "model.layers.0.mlp.gate.weight"
+    base = {name.replace("mlp.gate", "block_sparse_moe.gate"): one for name, one in base.items()}
+    router = gate.replace("gate", "router")
+    finetuned[router] = finetuned[gate] + 1
+    found, said = edited(base, finetuned)
+    assert "mlp.gate from block_sparse_moe.gate" in said
+    assert f"not in the base, and kept as fine-tuned: 1 tensor: {router}" in said
+    assert found[router].equal(finetuned[router])
+
+
 @pytest.mark.parametrize("is_base", [True, False])
 @pytest.mark.parametrize("lost", ["experts.2.up_proj", "experts.2.", "experts.3."])
 def test_an_expert_that_one_side_lacks_is_refused_by_its_name(refuse, save, is_base, lost):
