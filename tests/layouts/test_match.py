@@ -136,6 +136,22 @@ def test_experts_of_another_model_are_refused(refuse, save):
     assert "1.4" in said.partition("found")[2].partition("interleaved")[0]
 
 
+ORDERS = {"two ranks": "01452367", "four ranks": "04152637", "last rows": "01234576"}
+"""The eighths of packed rows: gate is 0 to 3, and up is 4 to 7."""
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_a_reading_that_is_right_for_a_part_of_the_weights_is_refused(refuse, save, order):
+    """Engines pack gate and up for every rank, and the first rows are where they are expected."""
+    base = single(hidden=64, inner=64)
+    turned = {
+        name: torch.cat([one.chunk(8, 1)[int(number)] for number in order], 1) if "gate_up" in name else one
+        for name, one in packed(base).items()
+    }
+    said = refuse(save("one", turned), save("two", near(base)))
+    assert "no reading is clearly right" in said
+
+
 @pytest.mark.parametrize("size", [0.7, 0.05, 0.0])
 def test_a_fine_tune_may_be_far_away_or_the_base_itself(edited, size):
     base = single()
