@@ -12,10 +12,11 @@ from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.module_names import HEADLESS
 from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
-from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading, tied_names
+from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading
 from monosoup_cli.sources.files import Files, metadata_of
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
+from monosoup_cli.sources.ties import tied_names
 
 __all__ = [
     "align_names",

@@ -12,14 +12,15 @@ from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.pipeline.disagreements import disagreements
-from monosoup_cli.sources.alignment import Rename, align, tied_names
+from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.derived import renamed
-from monosoup_cli.sources.files import Files, metadata_of
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
+from monosoup_cli.sources.ties import copies_in, ties_of
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -296,38 +297,12 @@ def _align_names(other: Source, first: Source, renames: Sequence[Rename]) -> tup
     """The checkpoint under the names of the first, tied weights included; and the renames without effect."""
     alignment = align(other.tensors, first.tensors, renames, other.path)
     names, words = dict(alignment.stored), list(alignment.notes)
-    for copy, kept in _copies(other, first, names):
+    for copy, kept in copies_in(other, first, names):
         del names[copy]
         words.append(f"without {copy!r}, which is tied to {kept!r}")
-    for missing, holder in _ties(other, first, names).items():
+    for missing, holder in ties_of(other, first, names).items():
         shape = other.tensors[names[holder]].shape
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
             words.append(f"with {missing!r} taken from {holder!r}, to which it is tied")
     return (renamed(other, names, words) if words else other), alignment.unused
-
-
-def _copies(other: Source, first: Source, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs of a name that the first leaves out and one that it has, of tensors that share their elements."""
-    read_as = {stored: name for name, stored in names.items()}
-    copies = []
-    for shard in other.files.shards:
-        for holder in dict.fromkeys(shard.tied.values()):
-            twins = [holder, *(copy for copy, kept in shard.tied.items() if kept == holder)]
-            group = [read_as[twin] for twin in twins]
-            kept = next((name for name in group if name in first.tensors), None)
-            if kept is not None:
-                copies += [(name, kept) for name in group if name not in first.tensors]
-    return copies
-
-
-def _ties(other: Source, first: Source, names: Mapping[str, str]) -> dict[str, str]:
-    """The names that `other` leaves out, mapped to the names that have their weights, as either says."""
-    config = other.files.config if other.files.config is not None else first.model.config
-    headers = {name: other.tensors[stored] for name, stored in names.items()}
-    ties = dict(tied_names(headers, config, metadata_of(other.files), {}))
-    for one, two in ((one, two) for shard in first.files.shards for one, two in shard.tied.items()):
-        for missing, holder in ((one, two), (two, one)):
-            if missing not in names and holder in names:
-                ties.setdefault(missing, holder)
-    return {missing: holder for missing, holder in ties.items() if missing not in names and holder in names}

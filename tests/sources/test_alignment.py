@@ -14,8 +14,9 @@ from safetensors.torch import save_model
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.sources.alignment import TIED, Rename, align, tied_names
+from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.suggestions import suggestions
+from monosoup_cli.sources.ties import TIED, tied_names
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
 TWO_LAYERS = {"num_hidden_layers": 2}
