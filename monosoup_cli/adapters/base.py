@@ -12,7 +12,7 @@ from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.module_names import HEADLESS
 from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
-from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading
+from monosoup_cli.sources.alignment import Rename, align, count_of, reading
 from monosoup_cli.sources.files import Files, metadata_of
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
@@ -145,7 +145,7 @@ def align_names(
     headers = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
     # once the base is read under the names of a first checkpoint, only this adapter has the old ones
     is_read_otherwise = any(name != tensor.name for name, tensor in base.items())
-    alignment = align(headers, first, renames if is_read_otherwise else (), path, LANGUAGE_WRAPPER)
+    alignment = align(headers, first, renames if is_read_otherwise else (), path)
     found = {own: name for name, own in alignment.stored.items()}
     notes = list(alignment.notes)
     needed = [name for name in shapes if not (is_new(name) and found[name] not in first)]
