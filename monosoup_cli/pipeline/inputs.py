@@ -20,7 +20,7 @@ from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
-from monosoup_cli.sources.ties import copies_in, ties_of
+from monosoup_cli.sources.ties import Copy, copies_in, ties_of, without_copies
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -37,6 +37,7 @@ class Inputs:
         base: The base; None where there is none.
         finetuned: The fine-tuned checkpoints. An adapter is merged into the base.
         adapters: For each fine-tuned checkpoint the adapter that it was merged from, or None.
+        copies: What is left out because it should be the same as another tensor; values tell whether it is.
         notices: What the user should know about how the inputs are read.
         hint: The `--rename`s that seem to be missing.
     """
@@ -44,6 +45,7 @@ class Inputs:
     base: Source | None
     finetuned: list[Source]
     adapters: list[Adapter | None]
+    copies: list[Copy] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     hint: str | None = None
 
@@ -153,6 +155,7 @@ def _align(
     missing: list[Rename] = []
     adapters: list[Adapter | None] = [None] * len(checkpoints)
     sources: list[Source] = []
+    copies: list[Copy] = []
     for number, checkpoint in enumerate(checkpoints):
         if not checkpoint.files.kind.is_adapter:
             if number:
@@ -161,6 +164,8 @@ def _align(
                 checkpoint = in_layout_of(checkpoint, sources[0])
                 unused_by.append(unused)
                 missing += _missing(stored, checkpoint, sources[0], renames)
+                checkpoint, left_out = without_copies(checkpoint, sources[0], number + 1)
+                copies += left_out
             sources.append(checkpoint)
         else:
             _check_gathered(checkpoint.path, checkpoint.tensors)
@@ -180,7 +185,7 @@ def _align(
     if without_effect:
         rename = next(one for one in renames if one in without_effect)
         raise UsageError(f"--rename {rename} has no effect: it matches no additional names")
-    inputs = Inputs(base, sources, adapters)
+    inputs = Inputs(base, sources, adapters, copies)
     for source in inputs.sources:
         _check_gathered(source.path, source.tensors, [other.tensors for other in inputs.sources])
     for source in inputs.sources:

@@ -130,6 +130,7 @@ def prepare(task: Task) -> Planned:
                 wise=any(variant.wise is not None for variant in method.variants()),
                 hint=inputs.hint,
                 unchanged=inputs.unchanged,
+                left_out=[copy.name for copy in inputs.copies],
             )
             if task.order.split_fused:
                 plan = split_fused(plan, inputs)

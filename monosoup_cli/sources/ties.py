@@ -1,21 +1,25 @@
 """Which tensors of a model are one and the same, so that a checkpoint may leave out all but one of them.
 
-Only names and shapes are compared; no byte of a tensor is read.
+Names, shapes and configurations tell. Whether a copy that nobody needs is one is known from its values alone,
+which `check_copies` reads when the work begins.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from monosoup_cli.errors import MismatchError
 from monosoup_cli.sources.alignment import Headers
+from monosoup_cli.sources.derived import renamed
 from monosoup_cli.sources.files import metadata_of
+from monosoup_cli.sources.read import read_stored
 from monosoup_cli.sources.source import Source
 
-__all__ = ["copies_in", "tied_names", "ties_of"]
+__all__ = ["Copy", "check_copies", "copies_in", "tied_names", "ties_of", "without_copies"]
 
 EMBEDDED = "embed_tokens.weight"
 MASKED_HEADS = {
@@ -64,6 +68,8 @@ TIED: tuple[TiedGroup, ...] = (
     (("model.embeddings.tok_embeddings.weight",), ("decoder.weight",)),  # ModernBERT
 )
 """(names of one embedding, names of heads tied to it), from the `_tied_weights_keys` of transformers."""
+BLOCK = 1 << 20
+"""How many elements of two tensors are compared at once."""
 MAX_TIED_COMPONENTS = 4
 """The most components of a name in TIED."""
 TIED_CONFIGS = ("text_config", "decoder", "language_config", "llm_config")
@@ -130,6 +136,75 @@ def ties_of(other: Source, first: Source, names: Mapping[str, str]) -> dict[str,
             if missing not in names and holder in names:
                 ties.setdefault(missing, holder)
     return {missing: holder for missing, holder in ties.items() if missing not in names and holder in names}
+
+
+class Copy(NamedTuple):
+    """A tensor that is left out because another one has to be the same.
+
+    Attributes:
+        name: Its name.
+        kept: The name of the other one.
+        source: The checkpoint that has both.
+        number: Which of the fine-tuned checkpoints that is, from 1.
+    """
+
+    name: str
+    kept: str
+    source: Source
+    number: int
+
+
+def without_copies(other: Source, first: Source, number: int) -> tuple[Source, list[Copy]]:
+    """The checkpoint without what the first one leaves out because it is tied, such as the head of a model.
+
+    Args:
+        other: A further fine-tuned checkpoint, under the names of the first.
+        first: The first one.
+        number: Which one `other` is, from 1.
+    """
+    config = first.model.config if first.model.config is not None else other.files.config
+    ties = tied_names(first.tensors, config, metadata_of(first.model), {})
+    copies = [
+        Copy(name, kept, other, number)
+        for name, kept in ties.items()
+        if name in other.tensors
+        and kept in other.tensors
+        and other.tensors[name].shape == other.tensors[kept].shape
+    ]
+    if not copies:
+        return other, []
+    left_out = {copy.name for copy in copies}
+    words = [f"without {copy.name!r}, a copy of {copy.kept!r}, to which it is tied" for copy in copies]
+    return renamed(other, {name: name for name in other.tensors if name not in left_out}, words), copies
+
+
+def check_copies(copies: Iterable[Copy], leaves_out: Callable[[str], bool]) -> None:
+    """Read what was left out as a copy, and what it should be a copy of, block by block.
+
+    Args:
+        copies: What was left out.
+        leaves_out: Whether the user leaves a tensor out by its name, so that it need not be one.
+
+    Raises:
+        MismatchError: It is not a copy, but has values of its own, with which transformers loads it.
+    """
+    for copy in copies:
+        if not leaves_out(copy.name) and not _are_same(copy.source, copy.name, copy.kept):
+            raise MismatchError(
+                f"has other values than {copy.kept!r}, to which the first fine-tuned checkpoint ties it",
+                path=copy.source.path,
+                tensor=copy.source.tensors[copy.name].name,
+                hint=f"give number {copy.number} first to keep it; --exclude drops such tensors",
+            )
+
+
+def _are_same(source: Source, one: str, other: str) -> bool:
+    """Whether two tensors of one shape are the same, byte for byte."""
+    size = source.tensors[one].elements
+    blocks = ((start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+    return source.reader(one).dtype == source.reader(other).dtype and all(
+        read_stored(source, one, *block) == read_stored(source, other, *block) for block in blocks
+    )
 
 
 def _groups(name: str) -> list[tuple[str, TiedGroup]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -205,6 +205,7 @@ def make_plan(
     wise: bool = False,
     hint: str | None = None,
     unchanged: Container[str] = (),
+    left_out: Iterable[str] = (),
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
@@ -219,6 +220,7 @@ def make_plan(
         wise: Whether kept tensors are interpolated with the base.
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
+        left_out: Names of copies that are in no header, and that patterns may match too.
 
     Raises:
         MismatchError: The inputs do not belong together.
@@ -232,7 +234,7 @@ def make_plan(
             found=repr(next(iter(first))),
             hint=hint and f"try {hint}",
         )
-    _check_patterns(finetuned, selection)
+    _check_patterns([*finetuned, left_out], selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
@@ -419,8 +421,8 @@ def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
     return Matrices(Cut(shape[0], math.prod(shape[1:])))
 
 
-def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
-    names = {name for headers in finetuned for name in headers}
+def _check_patterns(inputs: Sequence[Iterable[str]], selection: Selection) -> None:
+    names = {name for tensors in inputs for name in tensors}
     for option in ("include", "exclude", "stacked"):
         for pattern in getattr(selection, option):
             if not any(fnmatchcase(name, pattern) for name in names):
