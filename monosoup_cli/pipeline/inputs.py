@@ -104,7 +104,14 @@ def open_inputs(
         for path in [*([] if base is None else [base]), *finetuned]:
             checkpoint = open_checkpoint(path, state_dict, parts)
             opened.enter_context(checkpoint.files)
-            checkpoints.append(checkpoint if checkpoint.files.kind.is_adapter else decoded(checkpoint))
+            if checkpoint.files.kind.is_adapter:
+                checkpoints.append(checkpoint)
+                continue
+            checkpoints.append(decoded(checkpoint))
+            if checkpoint.files.kind.inner is not None:
+                from monosoup_cli.adapters.merged_model import MergedModel  # most models do without
+
+                checkpoints.append(MergedModel(checkpoints.pop()))
         _check_choice(state_dict, checkpoints)
         if parts and not any(_has_parts(checkpoint.files) for checkpoint in checkpoints):
             raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -12,6 +11,7 @@ from typing import Literal
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.formats.other_adapters import MERGE, factor_in
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
@@ -27,7 +27,6 @@ __all__ = [
     "Reads",
     "Reason",
     "Selection",
-    "check_merged",
     "make_plan",
     "output_dtype",
 ]
@@ -38,8 +37,6 @@ Reason = Literal[
 
 Headers = Mapping[str, TensorInfo]
 DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
-UNMERGED = re.compile(r"\.(base_layer|lora_[AB]\.[\w-]+)\.")
-"""What peft puts into the names of a model with an adapter in it; files of adapters alone do not name it."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +232,7 @@ def make_plan(
             hint=hint and f"try {hint}",
         )
     _check_patterns([*finetuned, left_out], selection)
+    _check_merged(base, finetuned, selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
@@ -298,20 +296,21 @@ def _reason(
     return None
 
 
-def check_merged(first: Headers, rest: Sequence[Headers]) -> None:
-    """Raise MismatchError where one input has an adapter in it, and another does not.
+def _check_merged(base: Headers | None, finetuned: Sequence[Headers], selection: Selection) -> None:
+    """Raise MismatchError where an input has factors of an adapter beside whole weights.
 
-    Factors would be kept beside weights that they belong to. Their scale is in no checkpoint.
+    Edited or averaged each for itself, their product is not the edited one, nor the mean of products.
     """
-    for one, other in ((first, other) for other in rest):
-        for name in (*(name for name in one if name not in other), *(n for n in other if n not in one)):
-            if UNMERGED.search(name):
-                who = "this" if name in one else "another input"
-                raise MismatchError(
-                    f"{who} is a model of peft with a LoRA adapter in it",
-                    tensor=name,
-                    hint="save it after peft's merge_and_unload(), or pass what its save_pretrained() writes",
-                )
+    for name in (name for headers in [base or {}, *finetuned] for name in headers):
+        kind = factor_in(name)
+        if kind is None or (len(finetuned) == 1 and selection.leaves_out(name)):
+            continue  # of several, what is left out is averaged, too
+        keep = f"--exclude '*{kind}*' keeps such tensors as fine-tuned; merging them first edits their update"
+        raise MismatchError(
+            "an input has an adapter in it that is not merged into its weights",
+            tensor=name,
+            hint=keep if len(finetuned) == 1 else MERGE,
+        )
 
 
 def _check_names(

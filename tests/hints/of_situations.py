@@ -68,16 +68,3 @@ def experts_that_are_fused_in_one_input(at: Trial) -> None:
     for folder, new in zip(folders, alike, strict=True):
         type(model).from_pretrained(folder).save_pretrained(new, save_original_format=False)
     at.loads("soup", *alike, "-o", at.out)
-
-
-@follows("tensors/plan.py", "save it after peft's merge_and_unload()")
-def a_state_dict_with_an_adapter_in_it(at: Trial) -> None:
-    made = peft_adapters.make("linear", at.tmp)
-    model = peft_adapters.load(made)
-    path = at.tmp / "model.pt"
-    torch.save(model.state_dict(), path)
-    at.refused("edit", made.base, path, "-o", at.out)
-    model.save_pretrained(at.tmp / "adapter")
-    at.loads("edit", made.base, at.tmp / "adapter", "-o", at.tmp / "first", output=at.tmp / "first")
-    torch.save(model.merge_and_unload().state_dict(), path)
-    at.loads("edit", made.base, path, "-o", at.out)
