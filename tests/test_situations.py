@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from monosoup_cli.sources.locate import QUANTISED_ON_LOADING
+from monosoup_cli.encodings.evidence import QUANTISED_ON_LOADING
 from tests import peft_adapters
 from tests.models import MODELS, VISION, build, step, unet_pipeline
 
