@@ -62,6 +62,27 @@ def build(kind, options):
     return kind(kind.config_class(**options))
 
 
+LANGUAGE = {**CAUSAL, "head_dim": 8}
+SIGHT = {
+    **VISION,
+    "depth": 2,  # as Qwen's configs call these
+    "embed_dim": 32,
+    "num_heads": 4,
+    "out_hidden_size": 32,
+    "projection_dim": 32,  # PaliGemma
+}
+
+
+def build_seeing(kind):
+    """A model of a vision tower and a language model, of the kinds that are this class's defaults."""
+    kind = getattr(transformers, kind)
+    config = kind.config_class(projection_dim=32)
+    config.text_config = type(config.text_config)(**LANGUAGE)
+    config.vision_config = type(config.vision_config)(**SIGHT)
+    torch.manual_seed(0)
+    return kind(config)
+
+
 def step(model):
     """The same model after a step of about 2 % in every parameter: noise, and half as much of rank 1."""
     noise = torch.Generator().manual_seed(1)

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from monosoup_cli.sources.locate import QUANTISED_ON_LOADING
+from monosoup_cli.encodings.evidence import QUANTISED_ON_LOADING
 from tests import peft_adapters
 from tests.models import MODELS, VISION, build, step, unet_pipeline
 
@@ -405,13 +405,18 @@ def test_a_state_dict_with_the_adapter_still_in_it(run, is_wrapped):
         ["soup", made.base, "model.pt"],
     ):
         said = refused(run(*command, "-o", "out"))
-        assert "is a model of peft with a LoRA adapter in it" in said
-        assert "save it after peft's merge_and_unload(), or pass what its save_pretrained() writes" in said
+        assert "a model of peft with a LoRA adapter in it, whose scale" in said
+        assert "write that with save_pretrained(FOLDER) of the training's LoraConfig" in said
     model.save_pretrained("adapter")
+    Path("of-run").mkdir()
+    for file in (Path("model.pt"), Path("adapter/adapter_config.json")):
+        shutil.copy(file, "of-run")
+    done(run("edit", made.base, "of-run", "-o", "of-dump"))
     done(run("edit", made.base, "adapter", "-o", "of-adapter"))
     torch.save(model.merge_and_unload().state_dict(), "model.pt")
     done(run("edit", made.base, "model.pt", "-o", "of-merged"))
     load("LlamaForCausalLM", "of-adapter")
+    are_close(tensors("of-dump"), tensors("of-merged"))
     # the spectrum of a merged update has noise of float32 beyond the adapter's rank
     are_close(tensors("of-merged"), tensors("of-adapter"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.adapters.keys import ModuleFactors
@@ -12,10 +12,11 @@ from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.module_names import HEADLESS
 from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
-from monosoup_cli.sources.alignment import LANGUAGE_WRAPPER, Rename, align, count_of, reading, tied_names
+from monosoup_cli.sources.alignment import Rename, align, count_of, reading
 from monosoup_cli.sources.files import Files, metadata_of
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
+from monosoup_cli.sources.ties import tied_names
 
 __all__ = [
     "align_names",
@@ -23,6 +24,7 @@ __all__ = [
     "are_same_update",
     "check_present",
     "check_ties",
+    "lone_uses",
     "notes_on_base",
     "notes_on_new",
     "ties_in",
@@ -64,18 +66,25 @@ def check_ties(adapter: Adapter, base: Headers, model: Files) -> None:
 
     A checkpoint with the base's names and configuration cannot express that. peft ties trained rows itself.
     """
+    for missing, own in lone_uses(adapter, base, model):
+        raise CheckpointError(
+            f"changes weights that the base ties to {missing!r}, which would not follow",
+            path=adapter.own.path,
+            tensor=own,
+            hint=_untying(missing, base, model),
+        )
+
+
+def lone_uses(adapter: Adapter, base: Headers, model: Files) -> Iterator[tuple[str, str]]:
+    """Yield the names that `base` leaves out and ties to a matrix that an adapter changes for one use alone,
+    each with the adapter's tensor."""
     if adapter.config.get("task_type") in (*TASKS, "FEATURE_EXTRACTION") or not _has_head(model.config):
         return
     for missing, holder in ties_in(base, model).items():
         own = adapter.pairs[holder].a if holder in adapter.pairs else adapter.replaced.get(holder)
         is_matrix = len(base[holder].shape) > 1
         if own is not None and is_matrix and holder not in adapter.fit.tied:
-            raise CheckpointError(
-                f"changes weights that the base ties to {missing!r}, which would not follow",
-                path=adapter.own.path,
-                tensor=own,
-                hint=_untying(missing, base, model),
-            )
+            yield missing, own
 
 
 def _has_head(config: Mapping[str, Any] | None) -> bool:
@@ -144,7 +153,7 @@ def align_names(
     headers = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
     # once the base is read under the names of a first checkpoint, only this adapter has the old ones
     is_read_otherwise = any(name != tensor.name for name, tensor in base.items())
-    alignment = align(headers, first, renames if is_read_otherwise else (), path, LANGUAGE_WRAPPER)
+    alignment = align(headers, first, renames if is_read_otherwise else (), path)
     found = {own: name for name, own in alignment.stored.items()}
     notes = list(alignment.notes)
     needed = [name for name in shapes if not (is_new(name) and found[name] not in first)]

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from monosoup_cli.errors import CheckpointError, crop
 
-__all__ = ["is_of_other_adapter", "refuse_other_adapter", "refuse_other_settings"]
+__all__ = [
+    "MERGE",
+    "MERGE_WITH_PEFT",
+    "factor_in",
+    "is_of_other_adapter",
+    "refuse_other_adapter",
+    "refuse_other_settings",
+]
 
 
 class OtherAdapter(NamedTuple):
@@ -52,7 +59,11 @@ NAMES = {
     r"emb_params|clip_[lg]|(string_to_param|string_to_token)(\..*)?|<[\w-]+>": OtherAdapter(
         "a textual inversion, which adds words to a text encoder", NO_WEIGHTS
     ),
-    r"prompt_embeddings|prompt_encoder\..*": OtherAdapter("a prompt or prefix that was tuned", NO_WEIGHTS),
+    r"prompt_embeddings|(.+\.)?prompt_encoder\.([\w-]+\.)?(embedding|transform|(mlp|lstm)_head)\..*": (
+        OtherAdapter(
+            "a prompt or prefix that was tuned", NO_WEIGHTS
+        )  # SAM's prompt_encoder has none of these
+    ),
 }
 """Whole names, one of which says what a file is."""
 OF_PEFT = "base_model.model."
@@ -67,12 +78,23 @@ WITHOUT_WEIGHTS = {
 }
 """The kinds of peft that cannot be merged, because they change what goes in or add to it."""
 END = re.compile(rf"(?:^|\.)(?:{'|'.join(ENDS)})$")
+FACTOR = re.compile(
+    r"(?:^|\.)(lora_|hada_|lokr_|oft_(?=blocks|diag|[rR](?:\.|$))|boft_|ia3_l|vera_lambda_|dora_scale"
+    r"|(?:\w+_)?lora\.(?=up|down))"
+)
+"""How the names of factors begin that are found in models, too."""
 MLX_SETTINGS = {"lora_parameters", "fine_tune_type", "lora_layers"}
 
 
 def is_of_other_adapter(name: str) -> bool:
     """Return whether a tensor's name is one of an adapter that is not plain LoRA."""
     return END.search(name) is not None
+
+
+def factor_in(name: str) -> str | None:
+    """Return how the name of a factor begins, where a tensor's name has one."""
+    found = FACTOR.search(name)
+    return None if found is None else found[1]
 
 
 def refuse_other_adapter(names: Iterable[str], path: str, *, is_lora: bool) -> None:

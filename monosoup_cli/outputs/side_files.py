@@ -319,6 +319,8 @@ class _Walk:
             and (STEM.fullmatch(stem) or SHARD.sub("", stem) in self._stems)
         ):
             return WHOLE_MODEL if self._is_adapter and not stem.startswith("adapter_model") else COPIES
+        if f"{inner}{name}" == f"{self._inner}{ADAPTER_CONFIG}" and not self._is_adapter:
+            return MERGED
         if is_weights and EMA.search(stem):
             return COPIES
         if is_weights and STEM.fullmatch(stem) and not _is_of(name, _standard_suffix(names)):

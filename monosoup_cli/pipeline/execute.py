@@ -20,6 +20,7 @@ from monosoup_cli.pipeline.publication import make_identity, make_reports, publi
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.task import Choice, true_hints
+from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.ingredients import Ingredients
 from monosoup_cli.tensors.plan import Selection
@@ -39,6 +40,7 @@ def execute(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
     planned.destination.check_path(planned.inputs.sources)
     ready.check()
     fetch(ready.downloads)
+    check_copies(planned.inputs.copies, planned.selection.leaves_out)
     return _make(ready, progress)
 
 

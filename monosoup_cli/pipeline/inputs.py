@@ -12,14 +12,15 @@ from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.pipeline.disagreements import disagreements
-from monosoup_cli.sources.alignment import Rename, align, tied_names
+from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.derived import renamed
-from monosoup_cli.sources.files import Files, metadata_of
+from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
+from monosoup_cli.sources.ties import Copy, copies_in, ties_of, without_copies
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -36,6 +37,7 @@ class Inputs:
         base: The base; None where there is none.
         finetuned: The fine-tuned checkpoints. An adapter is merged into the base.
         adapters: For each fine-tuned checkpoint the adapter that it was merged from, or None.
+        copies: What is left out because it should be the same as another tensor; values tell whether it is.
         notices: What the user should know about how the inputs are read.
         hint: The `--rename`s that seem to be missing.
     """
@@ -43,6 +45,7 @@ class Inputs:
     base: Source | None
     finetuned: list[Source]
     adapters: list[Adapter | None]
+    copies: list[Copy] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     hint: str | None = None
 
@@ -101,7 +104,14 @@ def open_inputs(
         for path in [*([] if base is None else [base]), *finetuned]:
             checkpoint = open_checkpoint(path, state_dict, parts)
             opened.enter_context(checkpoint.files)
-            checkpoints.append(checkpoint if checkpoint.files.kind.is_adapter else decoded(checkpoint))
+            if checkpoint.files.kind.is_adapter:
+                checkpoints.append(checkpoint)
+                continue
+            checkpoints.append(decoded(checkpoint))
+            if checkpoint.files.kind.inner is not None:
+                from monosoup_cli.adapters.merged_model import MergedModel  # most models do without
+
+                checkpoints.append(MergedModel(checkpoints.pop()))
         _check_choice(state_dict, checkpoints)
         if parts and not any(_has_parts(checkpoint.files) for checkpoint in checkpoints):
             raise UsageError(
@@ -152,6 +162,7 @@ def _align(
     missing: list[Rename] = []
     adapters: list[Adapter | None] = [None] * len(checkpoints)
     sources: list[Source] = []
+    copies: list[Copy] = []
     for number, checkpoint in enumerate(checkpoints):
         if not checkpoint.files.kind.is_adapter:
             if number:
@@ -160,6 +171,8 @@ def _align(
                 checkpoint = in_layout_of(checkpoint, sources[0])
                 unused_by.append(unused)
                 missing += _missing(stored, checkpoint, sources[0], renames)
+                checkpoint, left_out = without_copies(checkpoint, sources[0], number + 1)
+                copies += left_out
             sources.append(checkpoint)
         else:
             _check_gathered(checkpoint.path, checkpoint.tensors)
@@ -179,7 +192,7 @@ def _align(
     if without_effect:
         rename = next(one for one in renames if one in without_effect)
         raise UsageError(f"--rename {rename} has no effect: it matches no additional names")
-    inputs = Inputs(base, sources, adapters)
+    inputs = Inputs(base, sources, adapters, copies)
     for source in inputs.sources:
         _check_gathered(source.path, source.tensors, [other.tensors for other in inputs.sources])
     for source in inputs.sources:
@@ -296,38 +309,12 @@ def _align_names(other: Source, first: Source, renames: Sequence[Rename]) -> tup
     """The checkpoint under the names of the first, tied weights included; and the renames without effect."""
     alignment = align(other.tensors, first.tensors, renames, other.path)
     names, words = dict(alignment.stored), list(alignment.notes)
-    for copy, kept in _copies(other, first, names):
+    for copy, kept in copies_in(other, first, names):
         del names[copy]
         words.append(f"without {copy!r}, which is tied to {kept!r}")
-    for missing, holder in _ties(other, first, names).items():
+    for missing, holder in ties_of(other, first, names).items():
         shape = other.tensors[names[holder]].shape
         if missing in first.tensors and first.tensors[missing].shape[1:] == shape[1:]:
             names[missing] = names[holder]
             words.append(f"with {missing!r} taken from {holder!r}, to which it is tied")
     return (renamed(other, names, words) if words else other), alignment.unused
-
-
-def _copies(other: Source, first: Source, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs of a name that the first leaves out and one that it has, of tensors that share their elements."""
-    read_as = {stored: name for name, stored in names.items()}
-    copies = []
-    for shard in other.files.shards:
-        for holder in dict.fromkeys(shard.tied.values()):
-            twins = [holder, *(copy for copy, kept in shard.tied.items() if kept == holder)]
-            group = [read_as[twin] for twin in twins]
-            kept = next((name for name in group if name in first.tensors), None)
-            if kept is not None:
-                copies += [(name, kept) for name in group if name not in first.tensors]
-    return copies
-
-
-def _ties(other: Source, first: Source, names: Mapping[str, str]) -> dict[str, str]:
-    """The names that `other` leaves out, mapped to the names that have their weights, as either says."""
-    config = other.files.config if other.files.config is not None else first.model.config
-    headers = {name: other.tensors[stored] for name, stored in names.items()}
-    ties = dict(tied_names(headers, config, metadata_of(other.files), {}))
-    for one, two in ((one, two) for shard in first.files.shards for one, two in shard.tied.items()):
-        for missing, holder in ((one, two), (two, one)):
-            if missing not in names and holder in names:
-                ties.setdefault(missing, holder)
-    return {missing: holder for missing, holder in ties.items() if missing not in names and holder in names}

@@ -19,6 +19,7 @@ from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.report.records import LayerRecord, slice_record
+from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import update_facts
@@ -46,6 +47,7 @@ class Inspection:
 
     Attributes:
         inputs: The opened inputs.
+        selection: Which tensors the user wants measured.
         plan: Which tensors are measured.
         resources: The devices, and how many tensors are measured at once.
         downloads: What has to be downloaded first.
@@ -53,6 +55,7 @@ class Inspection:
     """
 
     inputs: Inputs
+    selection: Selection
     plan: Plan
     resources: Resources
     downloads: list[Download]
@@ -112,7 +115,12 @@ class Inspection:
             )
             with mismatch_in(finetuned[0]):
                 plan = make_plan(
-                    of_base, of_finetuned, selection, hint=inputs.hint, unchanged=inputs.unchanged
+                    of_base,
+                    of_finetuned,
+                    selection,
+                    hint=inputs.hint,
+                    unchanged=inputs.unchanged,
+                    left_out=[copy.name for copy in inputs.copies],
                 )
             if is_split:
                 plan = split_fused(plan, inputs)
@@ -127,7 +135,7 @@ class Inspection:
             resources = allot(needs, find_devices(computing.device), computing.workers)
             inputs.notices += resources.notes
             opened.pop_all()
-        return cls(inputs, plan, resources, downloads, selecting.on_nonfinite)
+        return cls(inputs, selection, plan, resources, downloads, selecting.on_nonfinite)
 
     def run(
         self,
@@ -148,6 +156,7 @@ class Inspection:
             The report's entries of all tensors, in the order of the (first) fine-tuned checkpoint.
         """
         fetch(self.downloads)
+        check_copies(self.inputs.copies, self.selection.leaves_out)
         records = {
             tensor.name: LayerRecord(tensor.name, tensor.shape, tensor.dtype, tensor.reason)
             for tensor in self.plan.tensors

@@ -18,7 +18,7 @@ from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.pipeline.task import Task
 from monosoup_cli.tensors.method import Method
-from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.tensors.stacks import expert_counts
 
 __all__ = ["Planned", "prepare"]
@@ -120,8 +120,6 @@ def prepare(task: Task) -> Planned:
         with mismatch_in(first.path):
             method = task.order.method.for_names(list(first.tensors))
             of_base, of_finetuned = draft.headers()
-            if not any(inputs.adapters):
-                check_merged(of_finetuned[0], [*([] if of_base is None else [of_base]), *of_finetuned[1:]])
             plan = make_plan(
                 of_base if method.needs_base else None,
                 of_finetuned,
@@ -130,6 +128,7 @@ def prepare(task: Task) -> Planned:
                 wise=any(variant.wise is not None for variant in method.variants()),
                 hint=inputs.hint,
                 unchanged=inputs.unchanged,
+                left_out=[copy.name for copy in inputs.copies],
             )
             if task.order.split_fused:
                 plan = split_fused(plan, inputs)

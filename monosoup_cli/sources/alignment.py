@@ -1,4 +1,4 @@
-"""Match the tensor names of checkpoints that are renamed, wrapped by a library or left out as tied.
+"""Match the tensor names of checkpoints that are renamed or wrapped by a library.
 
 The output has the names of the first fine-tuned checkpoint, and all others are read under these names.
 Prefixes that libraries add, components that they insert, and names of older releases are recognised if the
@@ -12,31 +12,40 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["LANGUAGE_WRAPPER", "Alignment", "Headers", "Rename", "align", "count_of", "reading", "tied_names"]
+__all__ = ["Alignment", "Headers", "Rename", "align", "count_of", "reading"]
 
 Headers = Mapping[str, TensorInfo]
 
-WRAPPER = re.compile(r"(base_model\.model|module|model|text)\.")
-"""The prefixes that peft, DDP, Lightning, models with a head and a text tower of open_clip add to names."""
-LANGUAGE_WRAPPER = re.compile(r"(base_model\.model|module|model|text|language_model)\.")
-"""The same, and what models with vision put around their language model: `language_model.model.` in older
-releases of transformers, `model.language_model.` since 4.52."""
-INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""The components that `torch.compile`, FSDP and activation checkpointing insert, at the start or where a
-submodule was wrapped."""
-LEGACY = {
-    "LayerNorm.gamma": "LayerNorm.weight",
-    "LayerNorm.beta": "LayerNorm.bias",
-    "weight_g": "parametrizations.weight.original0",
-    "weight_v": "parametrizations.weight.original1",
-}
+WRAPPER = re.compile(r"(base_model\.model|module|model|text|language_model)\.")
+"""The prefixes that peft, DDP, Lightning, models with a head, a text tower of open_clip and models with
+vision add to names. The last have `language_model.model.` around their language model in older releases of
+transformers, and `model.language_model.` since 4.52."""
+INSERTED = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_fpw_module",
+    "_module",
+)
+"""The components that `torch.compile`, FSDP, activation checkpointing, Lightning's strategies, FairScale and
+Opacus insert, at the start or where a submodule was wrapped."""
+INNER = re.compile(r"(?<=\.)module\.|(?<=_tower\.)vision_model\.")
+"""What DDP inserts where it wraps a submodule, and what releases of transformers had between a tower and its
+layers. Both are ordinary names elsewhere."""
+LEGACY = (
+    (re.compile(r"(LayerNorm)\.gamma$"), r"\1.weight"),
+    (re.compile(r"(LayerNorm)\.beta$"), r"\1.bias"),
+    (re.compile(r"\b(\w*weight\w*)_g$"), r"parametrizations.\1.original0"),
+    (re.compile(r"\b(\w*weight\w*)_v$"), r"parametrizations.\1.original1"),
+)
 """Endings of names in older releases of transformers and torch, mapped to today's. It loads both."""
+MAX_WRAPPERS = 8
 MAX_NAMESAKES = 8
 """How many names may differ only by wrappers. More would take too long to try, and are ambiguous anyway."""
 
@@ -113,7 +122,9 @@ def align(
     renamed = names
     for rename in renames:
         renamed = rename.apply(renamed)
-    is_wanted = sum(name in first for name in renamed) >= sum(name in first for name in names)
+    is_wanted = not renames or _matches(other, renamed, first, wrapper) >= _matches(
+        other, names, first, wrapper
+    )
     for rename in renames if is_wanted else ():
         before, names = names, rename.apply(names)
         count = sum(name != old for name, old in zip(names, before, strict=True))
@@ -140,6 +151,15 @@ def align(
     )
 
 
+def _matches(
+    other: Headers, names: Sequence[str], first: Headers, wrapper: re.Pattern[str]
+) -> tuple[int, int]:
+    """How many tensors match under these names in the end, and how many of them by themselves."""
+    headers = dict(zip(names, other.values(), strict=True))
+    alone = len(headers.keys() & first.keys())
+    return alone + len(_unwrap(headers, first, wrapper)[0]), alone
+
+
 def reading(old: str, new: str) -> str:
     """How names are read, in words."""
     if not new:
@@ -152,61 +172,108 @@ def count_of(count: int) -> str:
     return "(1 tensor)" if count == 1 else f"({count:,} tensors)"
 
 
+Part = tuple[tuple[str, ...], str]
+"""The wrappers around a part of a model, and its own name: the first component behind them."""
+
+
+class _Name(NamedTuple):
+    """A tensor's name, taken apart.
+
+    Attributes:
+        outer: The wrappers in front.
+        inner: The components that are inserted behind them.
+        legacy: The ending of an older release, and today's; empty where it has none.
+        core: The name without all that, and with today's ending.
+    """
+
+    outer: tuple[str, ...]
+    inner: tuple[str, ...]
+    legacy: tuple[str, ...]
+    core: str
+
+    @property
+    def part(self) -> Part:
+        return self.outer, self.core.partition(".")[0]
+
+    @classmethod
+    def parse(cls, name: str, wrapper: re.Pattern[str]) -> _Name:
+        parts = name.split(".")
+        inserted = [part for part in parts if part in INSERTED]
+        plain = ".".join(part for part in parts if part not in INSERTED) if inserted else name
+        legacy: tuple[str, ...] = ()
+        for ending, today in LEGACY:
+            if match := ending.search(plain):
+                legacy = match[0], match.expand(today)
+                plain = plain[: match.start()] + legacy[1]
+        start, outer = 0, list[str]()
+        while (match := wrapper.match(plain, start)) and len(outer) < MAX_WRAPPERS:
+            outer.append(match[1])
+            start = match.end()
+        core = plain[start:]
+        behind = INNER.findall(core)
+        inserted += [part.rstrip(".") for part in behind]
+        return cls(tuple(outer), tuple(inserted), legacy, INNER.sub("", core) if behind else core)
+
+
 def _unwrap(other: Headers, first: Headers, wrapper: re.Pattern[str]) -> tuple[dict[str, str], list[str]]:
     """Match names that differ only by wrappers.
 
-    The most frequent difference is tried first. If most shapes disagree, it is a coincidence, or belongs to
-    another model.
+    The most frequent difference is tried first. Each part of a model may have its own, as a language model
+    and a vision tower do. But all names of a part differ in the same way, and no two parts become one: what
+    would match otherwise belongs to another part, even if it has the same shapes. If most shapes disagree, of
+    a part or of all that differ in one way, it is a coincidence, or belongs to another model.
 
     Returns:
         Unmatched names of `other`, mapped to unmatched names of `first`; and the differences, in words.
     """
-    ours, theirs = _unmatched_cores(other, first, wrapper), _unmatched_cores(first, other, wrapper)
+    if other.keys() <= first.keys() or first.keys() <= other.keys():
+        return {}, []
+    ours, theirs = ({name: _Name.parse(name, wrapper) for name in headers} for headers in (other, first))
+    namesakes = _by_core(ours, first)
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    for core, names in ours.items():
-        for name, wrappers in names.items():
-            for target, target_wrappers in theirs.get(core, {}).items():
-                pairs[_difference(wrappers, target_wrappers)].append((name, target))
+    for core, targets in _by_core(theirs, other).items():
+        for name in namesakes.get(core, ()):
+            for target in targets:
+                pairs[_difference(ours[name].outer, theirs[target].outer)].append((name, target))
+    read_as = {ours[name].part: ours[name].part for name in other if name in first}
     found: dict[str, str] = {}
-    taken: set[str] = set()
     notes: Counter[str] = Counter()
     for (old, new), candidates in sorted(pairs.items(), key=lambda item: (-len(item[1]), item[0])):
-        chosen: dict[str, str] = {}
+        parts, taken = {part: own for own, part in read_as.items()}, set(found.values())
+        moves: dict[tuple[Part, Part], dict[str, str]] = defaultdict(dict)
         for name, target in candidates:
-            if name not in found and name not in chosen and target not in taken:
-                chosen[name] = target
+            own, part = ours[name].part, theirs[target].part
+            is_one_part = read_as.get(own, part) == part and parts.get(part, own) == own
+            if is_one_part and not (name in found or name in moves[own, part] or target in taken):
+                moves[own, part][name] = target
                 taken.add(target)
-        fitting = sum(_is_fitting(other[name], first[target]) for name, target in chosen.items())
-        if 2 * fitting < len(chosen):
-            taken.difference_update(chosen.values())
+        moves = {
+            move: names
+            for move, names in moves.items()
+            if len(names) == 1 or _are_fitting(names, other, first)
+        }
+        chosen = {name: target for names in moves.values() for name, target in names.items()}
+        if not _are_fitting(chosen, other, first):
             continue
+        read_as |= dict(moves.keys())
         found |= chosen
         if old or new:
             notes[reading(old, new)] += len(chosen)
         for name, target in chosen.items():
-            words = _inner_differences(name, target)
+            words = _differences_behind(ours[name], theirs[target])
             if not (words or old or new):
-                words = [f"with '{part}' in another place" for part in INSERTED if part in name.split(".")]
+                words = [f"with '{part}' in another place" for part in dict.fromkeys(ours[name].inner)]
             notes.update(words)
     return found, [f"{words} {count_of(count)}" for words, count in notes.items() if count]
 
 
-def _unmatched_cores(
-    headers: Headers, matched: Headers, wrapper: re.Pattern[str]
-) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Map unmatched names without their wrappers to the full names and the wrappers of each."""
-    wrappers = re.compile(rf"({wrapper.pattern}){{0,8}}")
-    cores: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
-    for name in headers:
+def _by_core(names: Mapping[str, _Name], matched: Headers) -> dict[str, list[str]]:
+    """Unmatched names by what is left without their wrappers."""
+    cores: dict[str, list[str]] = defaultdict(list)
+    for name, own in names.items():
         if name not in matched:
-            plain = ".".join(part for part in name.split(".") if part not in INSERTED)
-            ending = _legacy_ending(plain)
-            if ending is not None:
-                plain = plain.removesuffix(ending) + LEGACY[ending]
-            outer = wrappers.match(plain)
-            assert outer is not None  # it also matches an empty string
-            cores[plain[outer.end() :]][name] = tuple(wrapper.findall(outer[0]))
-    return {core: names for core, names in cores.items() if len(names) <= MAX_NAMESAKES}
+            cores[own.core].append(name)
+    return {core: namesakes for core, namesakes in cores.items() if len(namesakes) <= MAX_NAMESAKES}
 
 
 def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, str]:
@@ -216,24 +283,20 @@ def _difference(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, str]:
     return ".".join(old), ".".join(new)
 
 
-def _inner_differences(name: str, target: str) -> list[str]:
+def _differences_behind(own: _Name, target: _Name) -> list[str]:
     """How two names differ behind their wrappers, in words."""
-    parts, others = name.split("."), target.split(".")
-    found = [
-        f"with{'out' if part in parts else ''} '{part}'"
-        for part in INSERTED
-        if (part in parts) != (part in others)
-    ]
-    old, new = _legacy_ending(name), _legacy_ending(target)
-    if old and not new:
-        found.append(reading(old, LEGACY[old]))
-    if new and not old:
-        found.append(reading(LEGACY[new], new))
+    found = [f"without '{part}'" for part in dict.fromkeys(own.inner) if part not in target.inner]
+    found += [f"with '{part}'" for part in dict.fromkeys(target.inner) if part not in own.inner]
+    if own.legacy and not target.legacy:
+        found.append(reading(*own.legacy))
+    if target.legacy and not own.legacy:
+        found.append(reading(*reversed(target.legacy)))
     return found
 
 
-def _legacy_ending(name: str) -> str | None:
-    return next((ending for ending in LEGACY if f".{name}".endswith(f".{ending}")), None)
+def _are_fitting(names: Mapping[str, str], other: Headers, first: Headers) -> bool:
+    """Whether at least half of the tensors have the shapes of those that they are read as."""
+    return 2 * sum(_is_fitting(other[name], first[target]) for name, target in names.items()) >= len(names)
 
 
 def _is_fitting(tensor: TensorInfo, other: TensorInfo) -> bool:
@@ -241,126 +304,3 @@ def _is_fitting(tensor: TensorInfo, other: TensorInfo) -> bool:
     if tensor.shape == other.shape:
         return True
     return len(tensor.shape) > 1 and tensor.shape[1:] == other.shape[1:]
-
-
-EMBEDDED = "embed_tokens.weight"
-MASKED_HEADS = {
-    "cls.predictions.decoder": ("bert", "deberta", "ernie", "roformer", "mobilebert", "layoutlm", "fnet"),
-    "lm_head.decoder": ("roberta", "roberta_prelayernorm", "mpnet", "longformer", "esm", "data2vec_text"),
-    "vocab_projector": ("distilbert",),
-    "generator_lm_head": ("electra", "convbert"),
-    "predictions.decoder": ("albert",),
-}
-"""The heads of masked language models, mapped to what precedes `embeddings` in the names of their models."""
-TiedGroup = tuple[tuple[str, ...], tuple[str, ...]]
-TIED: tuple[TiedGroup, ...] = (
-    # Llama and similar models; a language model inside a larger one; without the class of the head
-    *(
-        ((f"{where}{EMBEDDED}",), ("lm_head.weight",))
-        for where in ("model.", "model.language_model.", "model.text_model.", "")
-    ),
-    # GPT-2, GPT-J; Bloom, Falcon; OpenAI's GPT; Mamba; GPT-NeoX
-    *(
-        ((embedding,), ("lm_head.weight",))
-        for embedding in (
-            "transformer.wte.weight",
-            "wte.weight",
-            "transformer.word_embeddings.weight",
-            "transformer.tokens_embed.weight",
-            "backbone.embeddings.weight",
-        )
-    ),
-    (("gpt_neox.embed_in.weight",), ("lm_head.weight", "embed_out.weight")),
-    # T5; BART, Marian, Whisper, OPT; the sides of a translator share one embedding by construction
-    (("shared.weight", f"encoder.{EMBEDDED}", f"decoder.{EMBEDDED}"), ("lm_head.weight",)),
-    (
-        ("model.shared.weight", f"model.encoder.{EMBEDDED}", f"model.decoder.{EMBEDDED}"),
-        ("lm_head.weight", "proj_out.weight"),
-    ),
-    *(
-        ((f"{model}.embeddings.word_embeddings.weight",), (f"{head}.weight",))
-        for head, models in MASKED_HEADS.items()
-        for model in models
-    ),
-    *(
-        ((f"{head.removesuffix('.decoder')}.bias",), (f"{head}.bias",))
-        for head in MASKED_HEADS
-        if head.endswith(".decoder")
-    ),
-    (("model.embeddings.tok_embeddings.weight",), ("decoder.weight",)),  # ModernBERT
-)
-"""(names of one embedding, names of heads tied to it), from the `_tied_weights_keys` of transformers."""
-MAX_TIED_COMPONENTS = 4
-"""The most components of a name in TIED."""
-TIED_CONFIGS = ("text_config", "decoder", "language_config", "llm_config")
-"""The parts of a config that may describe the head of its language model, besides the config itself."""
-WITH_HEAD = re.compile(r"(For(CausalLM|ConditionalGeneration|MaskedLM|PreTraining)|LMHeadModel|MTModel)$")
-"""The ends of class names of models with such a head."""
-
-
-def tied_names(
-    headers: Headers, config: Mapping[str, Any] | None, metadata: Mapping[str, str], tied: Mapping[str, str]
-) -> dict[str, str]:
-    """Map names that a checkpoint leaves out to the names of the tensors with their weights.
-
-    Conventions hold for many models, so the result also contains names that this model never had. Shapes are
-    not compared.
-
-    Args:
-        headers: The tensors of the checkpoint.
-        config: The content of its config.json.
-        metadata: Its metadata, in which safetensors' `save_model` notes {left out: kept}.
-        tied: The same from the reader of the checkpoint.
-    """
-    noted = {**metadata, **tied}
-    found = {name: kept for name, kept in noted.items() if kept in headers and name not in headers}
-    has_tied_head = _has_tied_head(config)
-    groups = [
-        ([outer + name for name in embeddings], [outer + name for name in heads])
-        for outer, (embeddings, heads) in dict.fromkeys(group for name in headers for group in _groups(name))
-    ]
-    held = {
-        head for embeddings, heads in groups if any(name in headers for name in embeddings) for head in heads
-    }
-    for embeddings, heads in groups:
-        names = [*embeddings, *(heads if has_tied_head else ())]
-        holder = next((name for name in names if name in headers), None)
-        if holder is not None and holder not in held:
-            for name in names:
-                if name not in headers:
-                    found.setdefault(name, holder)
-    return found
-
-
-def _groups(name: str) -> list[tuple[str, TiedGroup]]:
-    """The groups of TIED that a name belongs to, each with the prefix of its names."""
-    parts = name.rsplit(".", MAX_TIED_COMPONENTS)
-    for at in range(len(parts)):
-        if groups := _tied_groups().get(".".join(parts[at:])):
-            outer = "".join(f"{part}." for part in parts[:at])
-            return [(outer, group) for group in groups]
-    return []
-
-
-@cache
-def _tied_groups() -> dict[str, list[TiedGroup]]:
-    groups = defaultdict(list)
-    for embeddings, heads in TIED:
-        for name in (*embeddings, *heads):
-            groups[name].append((embeddings, heads))
-    return dict(groups)
-
-
-def _has_tied_head(config: Mapping[str, Any] | None) -> bool:
-    """Return whether a model with this config ties its head to its embedding.
-
-    The default of transformers was to tie, so configs that do not say count as tied.
-    """
-    if config is None:
-        return False
-    parts = [config, *(config[name] for name in TIED_CONFIGS if isinstance(config.get(name), dict))]
-    ties = [part["tie_word_embeddings"] for part in parts if part.get("tie_word_embeddings") is not None]
-    if ties:
-        return any(tie is True for tie in ties)
-    architectures = config.get("architectures")
-    return isinstance(architectures, list) and any(WITH_HEAD.search(str(name)) for name in architectures)

@@ -24,11 +24,13 @@ class Kind:
         is_adapter: Whether they are what an adapter changes, and not whole tensors.
         is_in_parts: Whether they may be of several parts of a pipeline.
         settings: The configuration of an adapter that has one.
+        inner: The files of an adapter that stands in the same files as the base it changes.
     """
 
     is_adapter: ClassVar[bool] = True
     is_in_parts: ClassVar[bool] = False
     settings: Mapping[str, Any] | None = None
+    inner: Files | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from monosoup_cli.formats.table import WEIGHTS
 
 __all__ = [
     "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "CARD_NAME",
     "DENOISERS",
     "MAX_CARD_BYTES",
@@ -18,6 +19,7 @@ __all__ = [
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CARD_NAME = "README.md"
 MAX_CARD_BYTES = 1 << 20
 """The longest model card that is read."""

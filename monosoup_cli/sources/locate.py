@@ -17,11 +17,10 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
-from monosoup_cli.formats.lora_names import is_lora_file
-from monosoup_cli.formats.other_adapters import refuse_other_adapter, refuse_other_settings
+from monosoup_cli.formats.other_adapters import refuse_other_settings
 from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
-from monosoup_cli.sources.files import Files, LoraFile, PeftAdapter, Place
+from monosoup_cli.sources.files import Files, PeftAdapter, Place
 from monosoup_cli.sources.folders import (
     CACHED,
     Folder,
@@ -32,8 +31,10 @@ from monosoup_cli.sources.folders import (
     read_config,
 )
 from monosoup_cli.sources.hub_ids import HubId, suggested_id
+from monosoup_cli.sources.kinds import with_kind
 from monosoup_cli.sources.library_files import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CARD_NAME,
     DENOISERS,
     MAX_CARD_BYTES,
@@ -53,7 +54,6 @@ from monosoup_cli.sources.shards import (
 __all__ = ["open_checkpoint", "parts_of"]
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
 DIFFUSERS = "diffusion_pytorch_model"
@@ -142,7 +142,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequenc
 
 def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoint:
     names = folder.names(inner.rstrip("/"))
-    if ADAPTER_CONFIG in names:
+    if ADAPTER_CONFIG in names and (not _candidates(names) or not set(names).isdisjoint(ADAPTER_WEIGHTS)):
         return _open_adapter(folder, inner, names)
     config = read_config(folder, f"{inner}config.json")
     config = config if isinstance(config, dict) else None
@@ -387,13 +387,10 @@ def _part_with_weights(folder: Folder, names: Sequence[str]) -> str:
 
 
 def _new_checkpoint(files: Files) -> Checkpoint:
-    """Make a checkpoint of these files, and mark a LoRA in a single file as such."""
-    is_lora = len(files.shards) == 1 and is_lora_file(files.tensors)
+    """Make a checkpoint of these files, which knows what they are."""
     try:
-        refuse_other_adapter(files.tensors, files.place.source, is_lora=is_lora)
+        files = with_kind(files)
     except CheckpointError:
         files.close()
         raise
-    if is_lora:
-        return Checkpoint(replace(files, kind=LoraFile()))
     return Checkpoint(files)

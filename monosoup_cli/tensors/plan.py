@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.formats.other_adapters import MERGE, factor_in
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
@@ -26,7 +26,6 @@ __all__ = [
     "Reads",
     "Reason",
     "Selection",
-    "check_merged",
     "make_plan",
     "output_dtype",
 ]
@@ -37,8 +36,6 @@ Reason = Literal[
 
 Headers = Mapping[str, TensorInfo]
 DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
-UNMERGED = re.compile(r"\.(base_layer|lora_[AB]\.[\w-]+)\.")
-"""What peft puts into the names of a model with an adapter in it; files of adapters alone do not name it."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +201,7 @@ def make_plan(
     wise: bool = False,
     hint: str | None = None,
     unchanged: Container[str] = (),
+    left_out: Iterable[str] = (),
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
@@ -218,6 +216,7 @@ def make_plan(
         wise: Whether kept tensors are interpolated with the base.
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
+        left_out: Names of copies that are in no header, and that patterns may match too.
 
     Raises:
         MismatchError: The inputs do not belong together.
@@ -231,7 +230,8 @@ def make_plan(
             found=repr(next(iter(first))),
             hint=hint and f"try {hint}",
         )
-    _check_patterns(finetuned, selection)
+    _check_patterns([*finetuned, left_out], selection)
+    _check_merged(base, finetuned, selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
@@ -295,20 +295,21 @@ def _reason(
     return None
 
 
-def check_merged(first: Headers, rest: Sequence[Headers]) -> None:
-    """Raise MismatchError where one input has an adapter in it, and another does not.
+def _check_merged(base: Headers | None, finetuned: Sequence[Headers], selection: Selection) -> None:
+    """Raise MismatchError where an input has factors of an adapter beside whole weights.
 
-    Factors would be kept beside weights that they belong to. Their scale is in no checkpoint.
+    Edited or averaged each for itself, their product is not the edited one, nor the mean of products.
     """
-    for one, other in ((first, other) for other in rest):
-        for name in (*(name for name in one if name not in other), *(n for n in other if n not in one)):
-            if UNMERGED.search(name):
-                who = "this" if name in one else "another input"
-                raise MismatchError(
-                    f"{who} is a model of peft with a LoRA adapter in it",
-                    tensor=name,
-                    hint="save it after peft's merge_and_unload(), or pass what its save_pretrained() writes",
-                )
+    for name in (name for headers in [base or {}, *finetuned] for name in headers):
+        kind = factor_in(name)
+        if kind is None or (len(finetuned) == 1 and selection.leaves_out(name)):
+            continue  # of several, what is left out is averaged, too
+        keep = f"--exclude '*{kind}*' keeps such tensors as fine-tuned; merging them first edits their update"
+        raise MismatchError(
+            "an input has an adapter in it that is not merged into its weights",
+            tensor=name,
+            hint=keep if len(finetuned) == 1 else MERGE,
+        )
 
 
 def _check_names(
@@ -416,8 +417,8 @@ def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
     return Matrices(Cut(shape[0], math.prod(shape[1:])))
 
 
-def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
-    names = {name for headers in finetuned for name in headers}
+def _check_patterns(inputs: Sequence[Iterable[str]], selection: Selection) -> None:
+    names = {name for tensors in inputs for name in tensors}
     for option in ("include", "exclude", "stacked"):
         for pattern in getattr(selection, option):
             if not any(fnmatchcase(name, pattern) for name in names):

@@ -54,16 +54,3 @@ def positions_in_two_sizes_of_an_image(at: Trial) -> None:
     assert torch.equal(
         load_file(at.out / "model.safetensors")["pos_embed"], load_file(at.finetuned)["pos_embed"]
     )
-
-
-@follows("tensors/plan.py", "save it after peft's merge_and_unload()")
-def a_state_dict_with_an_adapter_in_it(at: Trial) -> None:
-    made = peft_adapters.make("linear", at.tmp)
-    model = peft_adapters.load(made)
-    path = at.tmp / "model.pt"
-    torch.save(model.state_dict(), path)
-    at.refused("edit", made.base, path, "-o", at.out)
-    model.save_pretrained(at.tmp / "adapter")
-    at.loads("edit", made.base, at.tmp / "adapter", "-o", at.tmp / "first", output=at.tmp / "first")
-    torch.save(model.merge_and_unload().state_dict(), path)
-    at.loads("edit", made.base, path, "-o", at.out)

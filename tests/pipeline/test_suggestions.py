@@ -48,18 +48,28 @@ OMNI = [
 HEAD_ONLY = [*LLAVA_NEW[:-5], "language_model.lm_head.weight", *LLAVA_NEW[-5:]]
 HEAD_ONLY.remove("lm_head.weight")
 INNER = [name.replace("self_attn", "attention") for name in LLAVA_NEW]
-SITUATIONS = {
+
+
+def with_unknown(names):
+    """The same under names that no library has."""
+    return [name.replace("language_model", "llm") for name in names]
+
+
+RECOGNISED = {
     "llava, old base": (LLAVA_OLD, LLAVA_NEW),
     "llava, new base": (LLAVA_NEW, LLAVA_OLD),
     "qwen, old base": (QWEN_OLD, QWEN_NEW),
     "qwen, new base": (QWEN_NEW, QWEN_OLD),
+    "the head alone": (HEAD_ONLY, LLAVA_NEW),
+}
+SITUATIONS = {
+    **{name: tuple(map(with_unknown, names)) for name, names in RECOGNISED.items()},
     "qwen in omni": (OMNI, QWEN_NEW),
     "omni over qwen": (QWEN_OLD, OMNI),
     "two families": (
         LLAVA_OLD,
         [name.replace("vision_tower.vision_model.encoder", "eye") for name in LLAVA_NEW],
     ),
-    "the head alone": (HEAD_ONLY, LLAVA_NEW),
     "inside of every layer": (INNER, LLAVA_NEW),
     "the text model alone": (tower("transformer.h.", ["lm_head.weight"]), LLAVA_OLD),
 }
@@ -75,6 +85,17 @@ def write(path, names, seed):
         tensors[name] = torch.randn(shape, generator=generator)
     save_file(tensors, path)
     return path
+
+
+@pytest.mark.parametrize("situation", RECOGNISED)
+def test_where_parts_are_recognised_no_rename_is_needed(run, tmp_path, situation):
+    base, finetuned = RECOGNISED[situation]
+    paths = [write(tmp_path / "base.safetensors", base, 0), write(tmp_path / "ft.safetensors", finetuned, 1)]
+    result = run("edit", *paths, "-o", tmp_path / "out.safetensors")
+    assert result.code == 0
+    assert "--rename" not in result.err
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert {layer["action"] for layer in report["layers"]} == {"edited"}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)

@@ -14,8 +14,9 @@ from safetensors.torch import save_model
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.sources.alignment import TIED, Rename, align, tied_names
+from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.suggestions import suggestions
+from monosoup_cli.sources.ties import TIED, tied_names
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
 TWO_LAYERS = {"num_hidden_layers": 2}
@@ -335,6 +336,66 @@ def test_the_reading_that_matches_most_is_taken():
     names, said = aligned(other, first)
     assert names == {"module.b": "b", "a": "model.a", "c": "model.c", "model.model.b": "model.b"}
     assert said[0] == "without 'model.' (2 tensors)"
+
+
+def stack(prefix, layers=4, shape=(6, 6)):
+    return headers({f"{prefix}layers.{n}.weight": shape for n in range(layers)})
+
+
+def moved(names, old, new):
+    return {new + name.removeprefix(old): name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "others"),
+    [
+        (("model.", "visual."), ("model.language_model.", "model.visual.")),
+        (("language_model.model.", "vision_tower."), ("model.language_model.", "model.vision_tower.")),
+        (("language_model.model.", "vision_tower."), ("language_model.", "vision_tower.")),
+        (("", "visual."), ("model.language_model.", "model.visual.")),
+        (("model.text.", "model.visual."), ("", "visual.")),
+        (("model.model.", "model.visual."), ("language_model.model.", "visual.")),
+        (("module.text.", "module.model."), ("text.", "model.")),
+        (("language_model.model.", "vision_tower.vision_model."), ("model.", "vision_tower.")),
+    ],
+)
+@pytest.mark.parametrize("layers", [(4, 4), (3, 5), (5, 3)])
+def test_each_part_is_read_in_its_own_way(prefixes, others, layers):
+    """Both towers have the same names inside, and the same shapes."""
+    for old, new in ((prefixes, others), (others, prefixes)):
+        ours, theirs = (stack(names[0], layers[0]) | stack(names[1], layers[1]) for names in (old, new))
+        names, _ = aligned(ours, theirs)
+        expected = [moved(stack(old[n], layers[n]), old[n], new[n]) for n in (0, 1)]
+        assert names == {name: was for part in expected for name, was in part.items() if name != was}
+
+
+def test_no_layer_is_read_as_that_of_another_part():
+    """All layers of one part belong together, whichever of them match."""
+    tower, text = stack("model.", 4), stack("model.language_model.", 6)
+    assert aligned(stack("model.", 6), tower | text) == ({}, ())
+    assert aligned(tower | text, stack("model.", 6)) == ({}, ())
+
+
+def test_two_parts_never_become_one():
+    both = stack("model.", 6) | {"layers.9.weight": TensorInfo("layers.9.weight", "F32", (6, 6), 0, 0)}
+    one = stack("language_model.", 10)
+    assert aligned(both, one)[0] == moved(stack("model.", 6), "model.", "language_model.")
+    whole, parts = stack("language_model.", 6), moved(stack("model.", 6), "model.", "language_model.")
+    assert aligned(one, both)[0] == {name: was for was, name in parts.items()}
+    assert set(parts) == set(whole)
+
+
+def test_a_part_of_another_model_does_not_keep_the_other_part_from_its_match():
+    ours, theirs = stack("") | stack("visual.", 8), stack("model.", 4, (9, 9)) | stack("model.visual.", 8)
+    assert aligned(ours, theirs)[0] == moved(stack("visual.", 8), "", "model.")
+
+
+@pytest.mark.parametrize("kind", ["Qwen2_5_VL", "Llava", "Gemma3"])
+def test_a_model_of_two_parts_without_its_head(kind):
+    """What the head's absence changes in the names of transformers' own classes."""
+    body, whole = of(build(f"{kind}Model")), of(build(f"{kind}ForConditionalGeneration"))
+    assert aligned(body, whole)[0] == {f"model.{name}": name for name in body}
+    assert aligned(whole, body)[0] == {name: f"model.{name}" for name in body}
 
 
 def test_names_that_only_differ_in_many_wrappers_tell_nothing():
