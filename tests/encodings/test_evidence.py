@@ -22,6 +22,9 @@ from tests.models import MODELS, PIPELINES, STACK, build, step
 
 SEVERAL = [QUANTISERS[name] for name in ("mlx 4 bits", "quanto int8", "gptq", "hqq as floats", "ggml")]
 
+REFUSALS = ("the checkpoint is quantised", "codes without their scales", "of an encoded tensor")
+"""What is said of codes that no codec decodes, and what codecs say of those that are nearly theirs."""
+
 
 def refused(run, *argv: object) -> str:
     """The line of a command that refuses its inputs and writes nothing."""
@@ -30,7 +33,7 @@ def refused(run, *argv: object) -> str:
     result = run(*argv)
     lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert (result.code, result.out, len(lines)) == (1, "", 1), result
-    assert "the checkpoint is quantised" in lines[0]
+    assert any(words in lines[0] for words in REFUSALS)
     assert (folder and everything_in(folder)) == before
     return lines[0]
 
@@ -60,9 +63,10 @@ def test_no_pair_of_quantised_checkpoints_is_merged(run, tmp_path, name, form):
     of_config = next(iter(quantiser.config.values())).get("quant_method")
     by = of_config or ("MLX" if "quantization" in quantiser.config else None) if form == "folder" else None
     for line in lines:
-        assert f" by {by or quantiser.by}" in line if by or quantiser.by else "quantised by" not in line
         assert any(f"'{layer}." in line for layer in LAYERS), line
-        assert ("config.json has" in line) is (form == "folder")
+        if "the checkpoint is quantised" in line:
+            assert f" by {by or quantiser.by}" in line if by or quantiser.by else "quantised by" not in line
+            assert ("config.json has" in line) is (form == "folder")
 
 
 COMMANDS = {
