@@ -335,25 +335,6 @@ def parts_of_a_file(at: Trial) -> None:
     at.loads(*at.edit, "--include", "block*")
 
 
-@follows("sources/locate.py", "the checkpoint is quantised: differences")
-@follows("sources/locate.py", "(config.json has quantization_config)")
-def quantised(at: Trial) -> None:
-    """The checkpoint that it was quantised from is edited, and the result quantised again."""
-    folder = at.tmp / "model"
-    folder.mkdir()
-    if "config.json" in at.site.problem:
-        shutil.copy(at.finetuned, folder / "model.safetensors")
-        (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
-    else:
-        codes = {"block.weight": torch.ones(8, 6, dtype=torch.int8), "block.SCB": torch.ones(8)}
-        save_file(codes, folder / "model.safetensors")
-    at.refused("edit", at.base, folder, "-o", at.out)
-    at.loads(*at.edit)
-    weights = load_file(at.out / "model.safetensors")["block.weight"]
-    scale = weights.abs().amax(1, keepdim=True) / 127
-    assert torch.allclose((weights / scale).round().char() * scale, weights, atol=float(scale.max()))
-
-
 @follows("sources/locate.py", "it holds the scale of the adapter")
 def an_adapter_without_its_configuration(at: Trial) -> None:
     from tests.peft_adapters import make
