@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Reason = Literal[
-    "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite"
+    "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite", "carried"
 ]
 
 Headers = Mapping[str, TensorInfo]
@@ -53,6 +53,7 @@ class Selection:
         experts: The numbers of experts in the configuration, by whose shapes further stacks are recognised.
         on_mismatch: What to do where the shapes of a tensor differ: "error", "keep" or "overlap".
         dtype: The dtype of the written floating-point tensors in torch's words, or "keep".
+        carry_base: Globs over the names of tensors that only the base has, and that are written too.
         include_option: The name of the option that `include` comes from, for messages.
     """
 
@@ -62,6 +63,7 @@ class Selection:
     experts: frozenset[int] = frozenset()
     on_mismatch: Literal["error", "keep", "overlap"] = "error"
     dtype: str = "keep"
+    carry_base: tuple[str, ...] = ()
     include_option: str = "include"
 
     def leaves_out(self, name: str) -> bool:
@@ -134,8 +136,8 @@ class PlannedTensor:
     """One tensor of the output, edited or kept.
 
     Attributes:
-        name: The name in the (first) fine-tuned checkpoint.
-        dtype: The dtype in the fine-tuned checkpoint, in the words of the format.
+        name: The name in the (first) fine-tuned checkpoint, or in the base if only that has the tensor.
+        dtype: The dtype in that checkpoint, in the words of the format.
         stored_dtype: The dtype in the output.
         shape: The shape, which input and output share.
         reason: Why the tensor is kept; None for a tensor that is edited.
@@ -171,13 +173,13 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
-        """The size in the fine-tuned checkpoint, in bytes."""
+        """The size in the checkpoint that has it, in bytes."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every tensor of the output, in the order of the fine-tuned checkpoint."""
+    """Every tensor of the output, in the order of the fine-tuned checkpoint; last those of the base alone."""
 
     tensors: tuple[PlannedTensor, ...]
     dtypes: Mapping[str, str] = field(init=False)
@@ -205,6 +207,7 @@ def make_plan(
     wise: bool = False,
     hint: str | None = None,
     unchanged: Container[str] = (),
+    uses_base: bool = True,
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
@@ -212,19 +215,22 @@ def make_plan(
     layer has two dimensions or more. Where inputs may overlap, the shape is that of the rows they all have.
 
     Args:
-        base: The headers of the base; None for a method without one.
+        base: The headers of the base; None where there is none.
         finetuned: The headers of the fine-tuned checkpoints.
         selection: Which tensors the user wants edited.
         access: How the method sees a layer.
         wise: Whether kept tensors are interpolated with the base.
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
+        uses_base: Whether the method edits layers against the base, which otherwise only has what is carried.
 
     Raises:
         MismatchError: The inputs do not belong together.
         UsageError: A pattern matches no tensor.
     """
     first, *others = finetuned
+    only_in_base = {name: tensor for name, tensor in (base or {}).items() if name not in first}
+    base = base if uses_base else None
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
@@ -232,7 +238,7 @@ def make_plan(
             found=repr(next(iter(first))),
             hint=hint and f"try {hint}",
         )
-    _check_patterns(finetuned, selection)
+    _check_patterns(finetuned, only_in_base, selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
@@ -266,7 +272,24 @@ def make_plan(
                 rows.get(tensor.name),
             )
         )
-    return Plan(tuple(tensors))
+    return Plan((*tensors, *_carried(only_in_base, selection)))
+
+
+def _carried(only_in_base: Headers, selection: Selection) -> list[PlannedTensor]:
+    """The tensors of the base alone that are written too, as they are there."""
+    return [
+        PlannedTensor(
+            name,
+            tensor.dtype,
+            output_dtype(tensor.dtype, selection.dtype),
+            tensor.shape,
+            "carried",
+            None,
+            Reads(base=False, mean=False, is_checked=not selection.excludes(name)),
+        )
+        for name, tensor in only_in_base.items()
+        if any(fnmatchcase(name, pattern) for pattern in selection.carry_base)
+    ]
 
 
 def output_dtype(dtype: str, wanted: str) -> str:
@@ -419,13 +442,17 @@ def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
     return Matrices(Cut(shape[0], math.prod(shape[1:])))
 
 
-def _check_patterns(finetuned: Sequence[Headers], selection: Selection) -> None:
+def _check_patterns(finetuned: Sequence[Headers], only_in_base: Headers, selection: Selection) -> None:
     names = {name for headers in finetuned for name in headers}
-    for option in ("include", "exclude", "stacked"):
+    names |= {tensor.name for tensor in _carried(only_in_base, selection)}  # --exclude: not checked
+    for option in ("include", "exclude", "stacked", "carry_base"):
+        candidates, kind = names, "tensor"
+        if option == "carry_base":
+            candidates, kind = set(only_in_base), "tensor that only the base has"
         for pattern in getattr(selection, option):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                flag = selection.include_option if option == "include" else option
+            if not any(fnmatchcase(name, pattern) for name in candidates):
+                flag = selection.include_option if option == "include" else option.replace("_", "-")
                 raise UsageError(
-                    f"--{flag} {pattern!r} matches no tensor",
+                    f"--{flag} {pattern!r} matches no {kind}",
                     hint="a pattern must match the whole name, as '*layers.3.*' does",
                 )
