@@ -97,7 +97,8 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     totals = grid("", "")
     _add_inputs(totals, plan.inputs)
     _add_stacks(totals, plan.details.get("stacks", []))
-    totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(*_parameters(plan))}")
+    parameters_edited, of_all = _parameters(plan)
+    totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
     totals.add_row("keep", _counts(reasons) or "none")
     if plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
