@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -16,6 +16,7 @@ from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
+from monosoup_cli.tensors.rows import are_grids, crop, overlap
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
 __all__ = [
@@ -244,10 +245,10 @@ def make_plan(
     _check_shapes(first, rest, selection)
     stacks = find_stacks(first, selection.stacked, selection.experts) if access == "matrix" else Stacks()
     rows = _shared_rows(first, rest, selection)
-    base = None if base is None else _crop(base, rows)
-    others = [_crop(headers, rows) for headers in others]
+    base = None if base is None else crop(base, rows)
+    others = [crop(headers, rows) for headers in others]
     tensors = []
-    for tensor in _crop(first, rows).values():
+    for tensor in crop(first, rows).values():
         is_floating = tensor.dtype in FLOATING
         has_twin = is_floating and base is not None and _has_twin(tensor, base)
         is_unchanged = tensor.name in unchanged
@@ -368,7 +369,7 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
         for headers in rest
         if tensor.name in headers
         and headers[tensor.name].shape != tensor.shape
-        and not (may_overlap and _overlap(tensor, headers[tensor.name]))
+        and not (may_overlap and overlap(tensor, headers[tensor.name]))
         and not selection.leaves_out(tensor.name)
     ]
     if not wrong:
@@ -378,9 +379,9 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
     hint = "--on-mismatch keep leaves such tensors as fine-tuned"
     if may_overlap:
         hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
-        if _are_grids(tensor, namesake):
+        if are_grids(tensor, namesake):
             hint = "rows are other places of the image there; --exclude leaves such tensors as fine-tuned"
-    elif all(_overlap(*pair) for pair in wrong):
+    elif all(overlap(*pair) for pair in wrong):
         hint += ", overlap edits the rows that all inputs have"
     raise MismatchError(
         "the shapes differ" + (f" (also of {more}{', …' if len(wrong) > 4 else ''})" if more else ""),
@@ -388,21 +389,6 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
         expected=list(namesake.shape),
         found=list(tensor.shape),
         hint=hint,
-    )
-
-
-def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors of different shapes differ only in the number of rows, and rows correspond."""
-    is_alike = len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
-    return is_alike and not _are_grids(one, other)
-
-
-def _are_grids(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether rows are positions in square images of two sizes, with or without one for the class."""
-    counts = [tensor.shape[0] for tensor in (one, other) if tensor.shape]
-    return "pos" in one.name and any(
-        all(count > extra and math.isqrt(count - extra) ** 2 == count - extra for count in counts)
-        for extra in (0, 1)
     )
 
 
@@ -418,16 +404,6 @@ def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) 
         if len(shapes) > 1 and are_floating and not selection.leaves_out(name):
             rows[name] = min(shapes)[0]
     return rows
-
-
-def _crop(headers: Headers, rows: Mapping[str, int]) -> Headers:
-    """The headers as if the named tensors had only so many rows."""
-    if not rows:
-        return headers
-    return {
-        name: replace(tensor, shape=(rows[name], *tensor.shape[1:])) if name in rows else tensor
-        for name, tensor in headers.items()
-    }
 
 
 def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
