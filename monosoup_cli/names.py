@@ -10,12 +10,14 @@ from itertools import islice
 
 from monosoup_cli.errors import MismatchError, UsageError
 
-__all__ = ["KINDS", "NameParts", "Position", "find_blocks", "is_head", "places"]
+__all__ = ["ALIKE", "KINDS", "NameParts", "Position", "are_experts_apart", "find_blocks", "is_head", "places"]
 
 HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 MAX_COMPONENTS = 64
 """How many components of a name are read: more say nothing, and the time is quadratic."""
+FUSED_EXPERTS = re.compile(r"\.experts\.[^.0-9]+")
+NUMBERED_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.DOTALL)
 
 Blocks = Mapping[int, Collection[str]]
@@ -104,6 +106,20 @@ def _kind(name: str, shape: Sequence[int]) -> str:
 def is_head(name: str) -> bool:
     """Return whether a component of the name is one of HEADS. Only meaningful outside blocks."""
     return not HEADS.isdisjoint(name.split("."))
+
+
+ALIKE = (
+    "to store them alike, load each with transformers and save_pretrained(NEW, save_original_format=False)"
+)
+"""The way out where experts are fused in one checkpoint and stored one by one in another."""
+
+
+def are_experts_apart(names: Collection[str], others: Collection[str]) -> bool:
+    """Return whether experts are fused under names that only one has, and numbered under the other's."""
+    return any(
+        any(map(FUSED_EXPERTS.search, one)) and any(map(NUMBERED_EXPERT.search, other))
+        for one, other in ((names, others), (others, names))
+    )
 
 
 def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, Position]:

@@ -228,6 +228,13 @@ class SelectionOptions:
     on_nonfinite: Annotated[
         Strictness, Option("What to do with tensors that have NaN or Inf: stop, or keep them as fine-tuned.")
     ] = "error"
+    partial: Annotated[
+        bool,
+        Option(
+            "Edit what BASE has, even if it lacks most of FINETUNED, which is refused otherwise.",
+            changes_bytes=False,
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "rename", "parts"):
@@ -262,9 +269,18 @@ class StorageOptions:
             shell=list[str],
         ),
     ] = ()
+    carry_base: Annotated[
+        str | Sequence[str],
+        Option(
+            "Write tensors that only BASE has, too, as they are there, if their names match. Repeatable.",
+            metavar="GLOB",
+            shell=list[str],
+        ),
+    ] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "side_files", as_list(self.side_files))
+        for name in ("side_files", "carry_base"):
+            object.__setattr__(self, name, as_list(getattr(self, name)))
         check_choice("dtype", self.dtype, Dtype)
 
     @property
@@ -356,6 +372,7 @@ class SelectionKeywords(TypedDict, total=False):
     parts: str | Sequence[str]
     on_mismatch: Mismatch
     on_nonfinite: Strictness
+    partial: bool
 
 
 class ComputeKeywords(TypedDict, total=False):
@@ -371,6 +388,7 @@ class StorageKeywords(TypedDict, total=False):
     dtype: Dtype
     max_shard_size: str | int | None
     side_files: str | Sequence[str]
+    carry_base: str | Sequence[str]
 
 
 class OutputKeywords(TypedDict, total=False):

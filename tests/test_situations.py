@@ -12,9 +12,7 @@ import transformers
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from monosoup_cli.encodings.evidence import QUANTISED_ON_LOADING
 from tests import peft_adapters
 from tests.models import MODELS, VISION, build, step, unet_pipeline
 
@@ -136,15 +134,6 @@ def test_a_quantization_config_beside_codes_is_refused(run):
     configure("ft/config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     rewrite("ft", lambda held: {**held, "lm_head.weight": (held["lm_head.weight"] * 100).to(torch.int8)})
     assert "'lm_head.weight': the checkpoint is quantised" in refused(run("edit", "base", "ft", "-o", "out"))
-
-
-def test_the_methods_that_quantise_on_loading_are_those_of_transformers():
-    plain = {
-        name.removesuffix("_4bit").removesuffix("_8bit")
-        for name, quantizer in AUTO_QUANTIZER_MAPPING.items()
-        if not quantizer.requires_calibration
-    }
-    assert set(QUANTISED_ON_LOADING) <= plain
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def _inspect_spectrum(
         "parts": selecting.parts,
         "on_mismatch": selecting.on_mismatch,
         "on_nonfinite": selecting.on_nonfinite,
+        "partial": selecting.partial,
     }
     inspection = Inspection.open(
         None if arguments["base"] == NO_BASE else arguments["base"],

@@ -32,8 +32,10 @@ def decoded(source: Source) -> Source:
             tensors[homes[name]] = found[homes[name]]
         elif name not in parts:
             tensors[name] = name
-    plain = {name: source.tensors[name] for name, one in tensors.items() if isinstance(one, str)}
-    notes = check_codes(plain, source.files, is_decoded=bool(found))
+    with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
+    stored = source.tensors.items()
+    rest = {name: info for name, info in stored if name in tensors and name not in with_scales}
+    notes = check_codes(rest, source.files, is_decoded=bool(with_scales))
     if not found and not notes:
         return source
     decoded_from = {name: encoded.parts[0] for name, encoded in found.items()}

@@ -15,6 +15,7 @@ from monosoup_cli.errors import MismatchError
 from monosoup_cli.formats.dtypes import BITS, as_float64, integers_in
 from monosoup_cli.formats.strided import gather
 from monosoup_cli.layouts.arrangement import Piece
+from monosoup_cli.names import ALIKE
 from monosoup_cli.sources.source import Source
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ CLEARER = 1.2
 BLOCKS, SIDE, MAX_BLOCKS = 16, 16, 256
 """How many blocks of a module are compared, their rows and columns, and how many are looked at if most of
 them are zeros."""
-ALIKE = (
-    "to store them alike, load each with transformers and save_pretrained(NEW, save_original_format=False)"
-)
 PROBES = 32
 """How many elements of a tensor show whether two ways are the same."""
 GOLDEN, OTHER = (math.sqrt(5) - 1) / 2, math.sqrt(2)

@@ -26,6 +26,7 @@ class AdapterKind:
     rank: int | None = None
     rank_of: RankOf | None = None
     takes_no_base: ClassVar[bool] = True
+    can_carry_base: ClassVar[bool] = False
 
     @property
     def keeps_finetuned(self) -> bool:

@@ -219,10 +219,12 @@ class OutputKind(Protocol):
     """What a task wants to be written.
 
     `takes_no_base` is True if an adapter alone is enough for this kind. `keeps_finetuned` is True if tensors
-    can stay as fine-tuned in the output.
+    can stay as fine-tuned in the output. `can_carry_base` is True if it can have
+    tensors that only the base has.
     """
 
     takes_no_base: ClassVar[bool]
+    can_carry_base: ClassVar[bool]
 
     @property
     def keeps_finetuned(self) -> bool: ...

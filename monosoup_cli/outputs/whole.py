@@ -113,6 +113,7 @@ class WholeKind:
     """Asks for a whole checkpoint."""
 
     takes_no_base: ClassVar[bool] = False
+    can_carry_base: ClassVar[bool] = True
     keeps_finetuned: ClassVar[bool] = True
 
     def draft(self, opened: OutputContext) -> WholeDraft:

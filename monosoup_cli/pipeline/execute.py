@@ -65,6 +65,7 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
             [inputs.finetuned[number] for number in choice.members],
             inputs.finetuned[0],
             planned.task.order.weights,
+            inputs.base,
         )
         target = Target(partial, ingredients, ready.variants)
         on_nonfinite = planned.task.options.selecting.on_nonfinite

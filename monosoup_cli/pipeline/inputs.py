@@ -54,6 +54,11 @@ class Inputs:
         """All checkpoints, in the order of the command line."""
         return [*([] if self.base is None else [self.base]), *self.finetuned]
 
+    @property
+    def parent(self) -> Source | None:
+        """The base, if the first fine-tuned checkpoint is a whole one, which may have other names."""
+        return self.base if self.adapters[0] is None else None
+
     @cached_property
     def unchanged(self) -> frozenset[str]:
         """The names that no fine-tuned checkpoint changes, as far as headers show."""

@@ -15,6 +15,7 @@ from monosoup_cli.options import ComputeOptions, SelectionOptions
 from monosoup_cli.outputs.edited_adapter import adapter_headers, stacked_patterns
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.kinship import check_names, doubts_of_names
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.splitting import split_fused
@@ -122,6 +123,10 @@ class Inspection:
                     unchanged=inputs.unchanged,
                     left_out=[copy.name for copy in inputs.copies],
                 )
+                if inputs.parent is not None:
+                    if not selecting.partial:
+                        check_names(plan, inputs.parent.tensors, inputs.hint)
+                    inputs.notices += doubts_of_names(plan, inputs.parent.tensors)
             if is_split:
                 plan = split_fused(plan, inputs)
             names = [tensor.name for tensor in plan.edited]
@@ -209,7 +214,7 @@ class Inspection:
         sources = with_roles(inputs.base, inputs.finetuned)
         return {
             **report_head(command, resolved, machine, sources, started, 0),
-            "only_in_base": names_only_in_base(inputs.base, inputs.finetuned),
+            "only_in_base": names_only_in_base(inputs.base, inputs.finetuned, self.plan),
             "notes": inputs.notices,
         }
 

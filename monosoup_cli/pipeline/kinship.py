@@ -1,29 +1,29 @@
 """Whether BASE and FINETUNED are parent and child: what speaks against it, said before the work starts.
 
-These are doubts, never refusals: only who trained the model knows.
+A base that lacks most of the fine-tuned checkpoint is refused. The rest are doubts: only who trained the
+model knows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from monosoup_cli.errors import MismatchError
+from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.words import plural
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
-from monosoup_cli.tensors.plan import Plan, PlannedTensor
+from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
 
-if TYPE_CHECKING:
-    pass
-
-
-__all__ = ["doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
+__all__ = ["check_names", "doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
 
 FEW = 1 / 2
-"""The share of the parameters that a base should have under the same names."""
+"""The share of the matrices, and of the parameters, that a base must have under the same names."""
+NOT_COUNTED = ("excluded", "not_floating", "carried")
+"""The reasons of tensors that are kept whatever the base has."""
 LARGE = 1.0
 """‖W1 − W0‖ / ‖W0‖ of an update as large as the weights; it is about √2 for unrelated weights."""
 LAYERS = 8
@@ -32,22 +32,63 @@ PIECE_ELEMENTS = 1 << 13
 """How many layers are sampled, how many pieces of each, and how many elements a piece has."""
 
 
-def doubts_of_names(plan: Plan) -> list[str]:
+def check_names(plan: Plan, base: Headers, renames: str | None) -> None:
+    """Refuse a base that lacks most of the fine-tuned checkpoint, of which little would be edited.
+
+    Args:
+        plan: What is done to every tensor.
+        base: The headers of the base.
+        renames: The `--rename`s that seem to be missing.
+
+    Raises:
+        MismatchError: The base has less than half of the matrices, or of the parameters.
+    """
+    shortfall = _shortfall(plan, base)
+    if shortfall is None:
+        return
+    new = {tensor.name: tensor.shape for tensor in _counted(plan) if tensor.name not in base}
+    only_in_base = {name: tensor.shape for name, tensor in base.items() if name not in plan.dtypes}
+    why = "was this model fine-tuned from it?"
+    if renames:
+        why = f"try {renames}"
+    elif are_experts_apart(new, only_in_base):
+        why = ALIKE
+    raise MismatchError(
+        shortfall,
+        expected=f"a name like {_first_matrix(only_in_base)!r}" if only_in_base else None,
+        found=repr(_first_matrix(new)),
+        hint=f"{why}; --partial goes on with what the base has",
+    )
+
+
+def _first_matrix(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The name of the first matrix, or of the first tensor where there is none."""
+    return max(shapes, key=lambda name: len(shapes[name]) > 1)
+
+
+def doubts_of_names(plan: Plan, base: Headers) -> list[str]:
     """Whether the base has most of the fine-tuned checkpoint under the same names, from headers alone."""
-    matrices = [
-        tensor
-        for tensor in plan.tensors
-        if len(tensor.shape) > 1 and tensor.reason not in ("excluded", "not_floating")
-    ]
-    shared = [tensor for tensor in matrices if tensor.reason != "not_in_base"]
-    total = sum(tensor.elements for tensor in matrices)
-    found = sum(tensor.elements for tensor in shared)
-    if found >= FEW * total:
-        return []
-    return [
-        f"the base has only {len(shared):,} of {len(matrices):,} matrices ({found / total:.0%} of the"
-        " parameters) under these names: was this model fine-tuned from it?"
-    ]
+    shortfall = _shortfall(plan, base)
+    return [] if shortfall is None else [f"{shortfall}: was this model fine-tuned from it?"]
+
+
+def _counted(plan: Plan) -> list[PlannedTensor]:
+    """The tensors that could be edited if the base had them."""
+    return [tensor for tensor in plan.tensors if tensor.reason not in NOT_COUNTED]
+
+
+def _shortfall(plan: Plan, base: Headers) -> str | None:
+    """How little the base has of what could be edited; None where it has half of it or more."""
+    tensors = _counted(plan)
+    shared = [tensor for tensor in tensors if tensor.name in base]
+    total, found = (sum(tensor.elements for tensor in some) for some in (tensors, shared))
+    matrices, shared_matrices = (sum(len(one.shape) > 1 for one in some) for some in (tensors, shared))
+    if found >= FEW * total and shared_matrices >= FEW * matrices:
+        return None
+    return (
+        f"the base has only {shared_matrices:,} of {matrices:,} matrices ({found / total:.0%} of the"
+        " parameters) under these names"
+    )
 
 
 def doubts_of_values(base: Source, finetuned: Source, plan: Plan) -> list[str]:

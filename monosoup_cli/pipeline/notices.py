@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from glob import escape
+from itertools import takewhile
 from shlex import quote
 
 from monosoup_cli.errors import crop
 from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.outputs.hashes import removed_hashes
 from monosoup_cli.outputs.side_files import LARGE
 from monosoup_cli.pipeline.kinship import doubts_of_names
@@ -32,8 +34,8 @@ def notices_of(ready: Ready) -> list[str]:
     """Sentences about the inputs, and about what is copied, kept and left out."""
     inputs = ready.planned.inputs
     notices = [*inputs.notices, *ready.resources.notes]
-    if inputs.base is not None and ready.planned.method.needs_base:
-        notices += doubts_of_names(ready.plan)
+    if inputs.parent is not None:
+        notices += doubts_of_names(ready.plan, inputs.parent.tensors)
     notices += _of_statistics(ready)
     code = [name for name in ready.side_files.names if name.endswith(".py")]
     if code:
@@ -86,9 +88,16 @@ def notices_of(ready: Ready) -> list[str]:
     elif lost:
         them = "it" if len(lost) == 1 else "them"
         notices.append(f"changed, but no LoRA adapter can hold {them}: {_some(lost)}")
-    only_in_base = names_only_in_base(inputs.base, inputs.finetuned)
+    only_in_base = names_only_in_base(inputs.base, inputs.finetuned, ready.plan)
+    are_apart = are_experts_apart(new, only_in_base)
     if only_in_base:
-        notices.append(f"only in the base, and not written: {_some(only_in_base)}")
+        can_carry = ready.planned.can_carry_base and not (inputs.hint or are_apart)
+        way = (
+            f"; --carry-base {quote(_glob(only_in_base))} writes what only the base has" if can_carry else ""
+        )
+        notices.append(f"only in the base, and not written: {_some(only_in_base)}{way}")
+    if are_apart:
+        notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices
 
 
@@ -102,6 +111,16 @@ def _of_statistics(ready: Ready) -> list[str]:
         f"BatchNorm statistics belong to the weights before, not to the new ones ({_some(held)}): recompute"
         " them with a pass over training data, by torch.optim.swa_utils.update_bn(loader, model)"
     ]
+
+
+def _glob(names: Sequence[str]) -> str:
+    """A pattern that matches all of these names, with what they have in common at the front."""
+    if len(names) == 1:
+        return escape(names[0])
+    modules = [name.split(".")[:-1] for name in names]
+    pairs = zip(min(modules), max(modules), strict=False)
+    common = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    return escape(".".join([*common, ""])) + "*"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import Draft, OutputContext
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.pipeline.kinship import check_names
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.pipeline.task import Task
@@ -66,6 +67,11 @@ class Planned:
             if names
         ]
 
+    @property
+    def can_carry_base(self) -> bool:
+        """Whether tensors that only the base has can be written."""
+        return self.task.kind.can_carry_base and self.inputs.base is not None
+
     def __enter__(self) -> Planned:
         return self
 
@@ -84,6 +90,10 @@ def prepare(task: Task) -> Planned:
         task.order.output, task.options, is_sweep=bool(task.order.method.variants()[0].folder)
     )
     selecting, storing = task.options.selecting, task.options.storing
+    if storing.carry_base and not task.kind.can_carry_base:
+        raise UsageError("--carry-base is for whole checkpoints, not for an adapter")
+    if storing.carry_base and task.order.base is None:
+        raise UsageError("--carry-base without a base: there is nothing to carry")
     with ExitStack() as opened:
         inputs = opened.enter_context(
             open_inputs(
@@ -115,13 +125,14 @@ def prepare(task: Task) -> Planned:
             expert_counts(inputs.finetuned[0].model.config),
             selecting.on_mismatch,
             storing.dtype,
+            tuple(storing.carry_base),
         )
         first = inputs.finetuned[0]
         with mismatch_in(first.path):
             method = task.order.method.for_names(list(first.tensors))
             of_base, of_finetuned = draft.headers()
             plan = make_plan(
-                of_base if method.needs_base else None,
+                of_base,
                 of_finetuned,
                 selection,
                 access=method.access,
@@ -129,7 +140,10 @@ def prepare(task: Task) -> Planned:
                 hint=inputs.hint,
                 unchanged=inputs.unchanged,
                 left_out=[copy.name for copy in inputs.copies],
+                uses_base=method.needs_base,
             )
+            if inputs.parent is not None and not selecting.partial:
+                check_names(plan, inputs.parent.tensors, inputs.hint)
             if task.order.split_fused:
                 plan = split_fused(plan, inputs)
         examined = draft.examined(plan)

@@ -27,7 +27,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
         side_files=ready.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
         details=method.details,
-        only_in_base=names_only_in_base(inputs.base, inputs.finetuned),
+        only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         tensors=[_tensor(ready, tensor) for tensor in ready.plan.tensors],
         cost=Cost(
             device=resources.names,

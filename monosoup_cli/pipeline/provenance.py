@@ -11,6 +11,7 @@ from typing import Any
 from monosoup_cli.devices.device import Device
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.sources.source import Source
+from monosoup_cli.tensors.plan import Plan
 from monosoup_cli.version import __version__
 
 __all__ = ["environment", "names_only_in_base", "report_head", "with_roles"]
@@ -34,10 +35,10 @@ def with_roles(base: Source | None, finetuned: Sequence[Source]) -> list[tuple[s
     return [*([] if base is None else [("base", base)]), *(("finetuned", source) for source in finetuned)]
 
 
-def names_only_in_base(base: Source | None, finetuned: Sequence[Source]) -> list[str]:
-    """Names that the (first) fine-tuned checkpoint has not; they are not written."""
+def names_only_in_base(base: Source | None, finetuned: Sequence[Source], plan: Plan) -> list[str]:
+    """Names that the (first) fine-tuned checkpoint has not, without those of tensors that are carried."""
     names = () if base is None else base.tensors
-    return [name for name in names if name not in finetuned[0].tensors]
+    return [name for name in names if name not in finetuned[0].tensors and name not in plan.dtypes]
 
 
 def report_head(

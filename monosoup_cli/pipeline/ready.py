@@ -75,9 +75,9 @@ class Ready:
 
     @cached_property
     def downloads(self) -> list[Download]:
-        """What has to be downloaded before the run. Of the base, only what is compared with."""
+        """What has to be downloaded before the run. Of the base, only what is compared with or carried."""
         inputs = self.planned.inputs
-        names = [tensor.name for tensor in self.plan.tensors if tensor.reads.base]
+        names = [one.name for one in self.plan.tensors if one.reads.base or one.reason == "carried"]
         downloads: list[Download] = []
         model = self.form.model
         if inputs.base is not None:

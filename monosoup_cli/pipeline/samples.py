@@ -53,17 +53,18 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
     """
     planned, resources = ready.planned, ready.resources
     inputs = planned.inputs
-    base = inputs.base if planned.method.needs_base else None
     places = resources.places[: resources.devices[0].workers]  # more than there are cores share them
     before, after = _values(sample)
     samples = [sample] * (len(places) * repeats)
     if sample.matrices is not None:  # under names of their own, those that are small are edited together
         samples = [replace(sample, name=f"{sample.name} {number}") for number in range(len(samples))]
+    base = None if inputs.base is None else _MadeUp(inputs.base, sample, samples, before)
     ingredients = Ingredients(
-        None if base is None else _MadeUp(base, sample, samples, before),
+        base if planned.method.needs_base else None,
         [_MadeUp(source, sample, samples, after) for source in finetuned],
         _MadeUp(inputs.finetuned[0], sample, samples, after),
         planned.task.order.weights,
+        base,
     )
     clock = _Clock()
     plan = Plan(tuple(samples))

@@ -127,6 +127,7 @@ def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] =
         "tensors": len(layers),
         "edited": len(edited),
         "kept": dict(sorted(reasons.items())),
+        "parameters": sum(math.prod(layer["shape"]) for layer in layers),
         "parameters_edited": sum(math.prod(layer["shape"]) for layer in edited),
         "means": {},
         "ranges": {},

@@ -26,6 +26,7 @@ SUMMARY = {
     "tensors": int,
     "edited": int,
     "kept": Values(int),
+    "parameters?": int,
     "parameters_edited": int,
     "means": Values(NUMBER_OR_NONE),
     "ranges": Values(([NUMBER], type(None))),

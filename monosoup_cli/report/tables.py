@@ -14,7 +14,7 @@ from rich.text import Text
 
 from monosoup_cli.report.measures import is_number, label_of
 from monosoup_cli.report.verdict import AS_LARGE
-from monosoup_cli.report.words import duration, joined_label, plural, printable, rough, size
+from monosoup_cli.report.words import duration, joined_label, parameters, plural, printable, rough, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,7 +34,9 @@ __all__ = [
 
 SHADES = " ░▒▓█"
 BAR_WIDTH = 40
-PARTS_OF_SUMMARY = {"tensors", "edited", "kept", "parameters_edited", "means", "ranges", "clamped"}
+PARTS_OF_SUMMARY = {
+    *("tensors", "edited", "kept", "parameters", "parameters_edited", "means", "ranges", "clamped")
+}
 """The parts of a summary that have their own lines. The others are sums of measures of a new method."""
 NO_NEWS = {"hidden", "old model card or report"}
 """Reasons to leave side files out that hold for nearly every folder."""
@@ -49,6 +51,7 @@ def plan_to_json(
 ) -> dict[str, Any]:
     """Return the plan of a dry run as JSON: what the run would do to each tensor, and what it needs."""
     folders, cost = [folder for folder in plan.folders if folder], plan.cost
+    parameters_edited, of_all = _parameters(plan)
     on_cards = {"device_memory_bytes": cost.device_memory_bytes} if cost.device_memory_bytes else {}
     return {
         "command": plan.command,
@@ -66,6 +69,8 @@ def plan_to_json(
         "memory_bytes": cost.memory_bytes,
         **on_cards,
         "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
+        "parameters": of_all,
+        "parameters_edited": parameters_edited,
         "only_in_base": list(plan.only_in_base),
         "notes": list(notes),
         "layers": [
@@ -92,7 +97,8 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     totals = grid("", "")
     _add_inputs(totals, plan.inputs)
     _add_stacks(totals, plan.details.get("stacks", []))
-    totals.add_row(plan.verb, plural(edited, "tensor"))
+    parameters_edited, of_all = _parameters(plan)
+    totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
     totals.add_row("keep", _counts(reasons) or "none")
     if plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
@@ -113,6 +119,12 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
     totals.add_row("memory", memory)
     totals.add_row("time", _time(cost))
     return totals if is_short else Group(_tensors(plan), Text(""), totals)
+
+
+def _parameters(plan: Preview) -> tuple[int, int]:
+    """How many parameters are edited, and how many there are."""
+    edited = sum(math.prod(tensor.shape) for tensor in plan.tensors if tensor.is_edited)
+    return edited, sum(math.prod(tensor.shape) for tensor in plan.tensors)
 
 
 def _time(cost: Cost) -> str:
@@ -167,10 +179,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     counts = grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
     _add_stacks(counts, report.get("stacks", []))
-    parameters = _count(summary["parameters_edited"])
-    counts.add_row(
-        "edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {parameters} parameters"
-    )
+    of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
+    counts.add_row("edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {of_all}")
     overlapping = sum("shared_rows" in layer for layer in report.get("layers", ()))
     if overlapping:
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
@@ -361,11 +371,3 @@ def grid(first: str, *others: str, show_header: bool = False) -> Table:
 
 def _counts(reasons: Mapping[Any, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-
-
-def _count(number: float) -> str:
-    for unit in ("", " k", " M", " G"):
-        if number < 999.5:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g} T"

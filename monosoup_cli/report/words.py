@@ -9,7 +9,7 @@ import unicodedata
 
 from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
-__all__ = ["duration", "joined_label", "plural", "printable", "rough", "size"]
+__all__ = ["duration", "joined_label", "parameters", "plural", "printable", "rough", "size"]
 
 
 def printable(text: object, limit: int = MAX_CROPPED) -> str:
@@ -59,6 +59,27 @@ def rough(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Format a count with its noun: 1 tensor, 2 tensors."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def parameters(edited: int, total: int | None) -> str:
+    """Format how many parameters were edited, of how many if that is known: 3.1 M of 7 M parameters (44%).
+
+    The share is 0% or 100% only of none and all.
+    """
+    if total is None:
+        return f"{_count(edited)} parameters"
+    share = 100 * edited / max(total, 1)
+    if 0 < edited < total:
+        share = min(max(share, 0.1), 99.9)
+    return f"{_count(edited)} of {_count(total)} parameters ({share:.3g}%)"
+
+
+def _count(number: float) -> str:
+    for unit in ("", " k", " M", " G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} T"
 
 
 def joined_label(joined: bool) -> str:

@@ -146,7 +146,7 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
         return _open_adapter(folder, inner, names)
     config = read_config(folder, f"{inner}config.json")
     config = config if isinstance(config, dict) else None
-    candidates = _of_library(_candidates(names), config)
+    candidates = _without_index(folder, inner, _of_library(_candidates(names), config))
     refuse_rank_files(folder, inner, names, candidates)
     if not candidates:
         part = "" if inner else _part_with_weights(folder, names)
@@ -175,6 +175,19 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     place = Place(folder.source, folder, inner)
     shard = open_shard(name, folder.open(name), state_dict)
     return _new_checkpoint(Files(place, (shard,), config=config))
+
+
+def _without_index(folder: Folder, inner: str, candidates: list[str]) -> list[str]:
+    """The files of weights, without an index that names only the file beside it, as mlx-lm writes one."""
+    for index in candidates:
+        file = file_of_index(index)
+        if file is not None and sorted(candidates) == sorted((file, index)):
+            with suppress(CheckpointError):
+                content = read_config(folder, f"{inner}{index}")
+                weight_map = content.get("weight_map") if isinstance(content, dict) else None
+                if isinstance(weight_map, dict) and all(name == file for name in weight_map.values()):
+                    return [file]
+    return candidates
 
 
 def _one_of(folder: Folder, inner: str, candidates: Sequence[str]) -> str | None:

@@ -25,12 +25,14 @@ class Ingredients:
         finetuned: The fine-tuned checkpoints that are averaged.
         first: The fine-tuned checkpoint whose layout the output has.
         weights: The weights of the mean, which sum to 1; None for an even mean.
+        carried_from: The base, also for a method without one: what only it has may be carried.
     """
 
     base: Source | None
     finetuned: Sequence[Source]
     first: Source
     weights: Sequence[float] | None = None
+    carried_from: Source | None = None
 
     def sources_of(self, tensor: PlannedTensor) -> Sequence[Source]:
         """The fine-tuned checkpoints whose mean a tensor is."""
@@ -38,7 +40,9 @@ class Ingredients:
 
     def copied_from(self, tensor: PlannedTensor) -> Source:
         """The checkpoint from which a tensor, or the rows that not every input has, are copied: the first one
-        that is averaged, or else the one whose layout the output has."""
+        that is averaged, or else the one whose layout the output has; the base where only that has it."""
+        if tensor.reason == "carried" and self.carried_from is not None:
+            return self.carried_from
         stored = self.finetuned[0].tensors.get(tensor.name)
         if stored is None or stored.shape != tensor.shape:
             return self.first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -15,6 +15,7 @@ from monosoup_cli.formats.other_adapters import MERGE, factor_in
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
+from monosoup_cli.tensors.rows import are_grids, crop, overlap
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 Reason = Literal[
-    "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite"
+    "vector", "unchanged", "not_in_base", "shape_mismatch", "excluded", "not_floating", "nonfinite", "carried"
 ]
 
 Headers = Mapping[str, TensorInfo]
@@ -49,6 +50,7 @@ class Selection:
         experts: The numbers of experts in the configuration, by whose shapes further stacks are recognised.
         on_mismatch: What to do where the shapes of a tensor differ: "error", "keep" or "overlap".
         dtype: The dtype of the written floating-point tensors in torch's words, or "keep".
+        carry_base: Globs over the names of tensors that only the base has, and that are written too.
         include_option: The name of the option that `include` comes from, for messages.
     """
 
@@ -58,6 +60,7 @@ class Selection:
     experts: frozenset[int] = frozenset()
     on_mismatch: Literal["error", "keep", "overlap"] = "error"
     dtype: str = "keep"
+    carry_base: tuple[str, ...] = ()
     include_option: str = "include"
 
     def leaves_out(self, name: str) -> bool:
@@ -130,8 +133,8 @@ class PlannedTensor:
     """One tensor of the output, edited or kept.
 
     Attributes:
-        name: The name in the (first) fine-tuned checkpoint.
-        dtype: The dtype in the fine-tuned checkpoint, in the words of the format.
+        name: The name in the (first) fine-tuned checkpoint, or in the base if only that has the tensor.
+        dtype: The dtype in that checkpoint, in the words of the format.
         stored_dtype: The dtype in the output.
         shape: The shape, which input and output share.
         reason: Why the tensor is kept; None for a tensor that is edited.
@@ -167,13 +170,13 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
-        """The size in the fine-tuned checkpoint, in bytes."""
+        """The size in the checkpoint that has it, in bytes."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every tensor of the output, in the order of the fine-tuned checkpoint."""
+    """Every tensor of the output, in the order of the fine-tuned checkpoint; last those of the base alone."""
 
     tensors: tuple[PlannedTensor, ...]
     dtypes: Mapping[str, str] = field(init=False)
@@ -202,6 +205,7 @@ def make_plan(
     hint: str | None = None,
     unchanged: Container[str] = (),
     left_out: Iterable[str] = (),
+    uses_base: bool = True,
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
@@ -209,7 +213,7 @@ def make_plan(
     layer has two dimensions or more. Where inputs may overlap, the shape is that of the rows they all have.
 
     Args:
-        base: The headers of the base; None for a method without one.
+        base: The headers of the base; None where there is none.
         finetuned: The headers of the fine-tuned checkpoints.
         selection: Which tensors the user wants edited.
         access: How the method sees a layer.
@@ -217,12 +221,15 @@ def make_plan(
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
         left_out: Names of copies that are in no header, and that patterns may match too.
+        uses_base: Whether the method edits layers against the base, which otherwise only has what is carried.
 
     Raises:
         MismatchError: The inputs do not belong together.
         UsageError: A pattern matches no tensor.
     """
     first, *others = finetuned
+    only_in_base = {name: tensor for name, tensor in (base or {}).items() if name not in first}
+    base = base if uses_base else None
     if base is not None and first and not first.keys() & base.keys():
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
@@ -230,17 +237,17 @@ def make_plan(
             found=repr(next(iter(first))),
             hint=hint and f"try {hint}",
         )
-    _check_patterns([*finetuned, left_out], selection)
+    _check_patterns([*finetuned, left_out], only_in_base, selection)
     _check_merged(base, finetuned, selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
     stacks = find_stacks(first, selection.stacked, selection.experts) if access == "matrix" else Stacks()
     rows = _shared_rows(first, rest, selection)
-    base = None if base is None else _crop(base, rows)
-    others = [_crop(headers, rows) for headers in others]
+    base = None if base is None else crop(base, rows)
+    others = [crop(headers, rows) for headers in others]
     tensors = []
-    for tensor in _crop(first, rows).values():
+    for tensor in crop(first, rows).values():
         is_floating = tensor.dtype in FLOATING
         has_twin = is_floating and base is not None and _has_twin(tensor, base)
         is_unchanged = tensor.name in unchanged
@@ -265,7 +272,24 @@ def make_plan(
                 rows.get(tensor.name),
             )
         )
-    return Plan(tuple(tensors))
+    return Plan((*tensors, *_carried(only_in_base, selection)))
+
+
+def _carried(only_in_base: Headers, selection: Selection) -> list[PlannedTensor]:
+    """The tensors of the base alone that are written too, as they are there."""
+    return [
+        PlannedTensor(
+            name,
+            tensor.dtype,
+            output_dtype(tensor.dtype, selection.dtype),
+            tensor.shape,
+            "carried",
+            None,
+            Reads(base=False, mean=False, is_checked=not selection.excludes(name)),
+        )
+        for name, tensor in only_in_base.items()
+        if any(fnmatchcase(name, pattern) for pattern in selection.carry_base)
+    ]
 
 
 def output_dtype(dtype: str, wanted: str) -> str:
@@ -343,7 +367,7 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
         for headers in rest
         if tensor.name in headers
         and headers[tensor.name].shape != tensor.shape
-        and not (may_overlap and _overlap(tensor, headers[tensor.name]))
+        and not (may_overlap and overlap(tensor, headers[tensor.name]))
         and not selection.leaves_out(tensor.name)
     ]
     if not wrong:
@@ -353,9 +377,9 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
     hint = "--on-mismatch keep leaves such tensors as fine-tuned"
     if may_overlap:
         hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
-        if _are_grids(tensor, namesake):
+        if are_grids(tensor, namesake):
             hint = "rows are other places of the image there; --exclude leaves such tensors as fine-tuned"
-    elif all(_overlap(*pair) for pair in wrong):
+    elif all(overlap(*pair) for pair in wrong):
         hint += ", overlap edits the rows that all inputs have"
     raise MismatchError(
         "the shapes differ" + (f" (also of {more}{', …' if len(wrong) > 4 else ''})" if more else ""),
@@ -363,21 +387,6 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
         expected=list(namesake.shape),
         found=list(tensor.shape),
         hint=hint,
-    )
-
-
-def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors of different shapes differ only in the number of rows, and rows correspond."""
-    is_alike = len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
-    return is_alike and not _are_grids(one, other)
-
-
-def _are_grids(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether rows are positions in square images of two sizes, with or without one for the class."""
-    counts = [tensor.shape[0] for tensor in (one, other) if tensor.shape]
-    return "pos" in one.name and any(
-        all(count > extra and math.isqrt(count - extra) ** 2 == count - extra for count in counts)
-        for extra in (0, 1)
     )
 
 
@@ -395,16 +404,6 @@ def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) 
     return rows
 
 
-def _crop(headers: Headers, rows: Mapping[str, int]) -> Headers:
-    """The headers as if the named tensors had only so many rows."""
-    if not rows:
-        return headers
-    return {
-        name: replace(tensor, shape=(rows[name], *tensor.shape[1:])) if name in rows else tensor
-        for name, tensor in headers.items()
-    }
-
-
 def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
     """The matrix (shape[0], −1), or of a stack one matrix per index of dimension 0."""
     shape = tensor.shape
@@ -417,13 +416,17 @@ def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
     return Matrices(Cut(shape[0], math.prod(shape[1:])))
 
 
-def _check_patterns(inputs: Sequence[Iterable[str]], selection: Selection) -> None:
+def _check_patterns(inputs: Sequence[Iterable[str]], only_in_base: Headers, selection: Selection) -> None:
     names = {name for tensors in inputs for name in tensors}
-    for option in ("include", "exclude", "stacked"):
+    names |= {tensor.name for tensor in _carried(only_in_base, selection)}  # --exclude: not checked
+    for option in ("include", "exclude", "stacked", "carry_base"):
+        candidates, kind = names, "tensor"
+        if option == "carry_base":
+            candidates, kind = set(only_in_base), "tensor that only the base has"
         for pattern in getattr(selection, option):
-            if not any(fnmatchcase(name, pattern) for name in names):
-                flag = selection.include_option if option == "include" else option
+            if not any(fnmatchcase(name, pattern) for name in candidates):
+                flag = selection.include_option if option == "include" else option.replace("_", "-")
                 raise UsageError(
-                    f"--{flag} {pattern!r} matches no tensor",
+                    f"--{flag} {pattern!r} matches no {kind}",
                     hint="a pattern must match the whole name, as '*layers.3.*' does",
                 )

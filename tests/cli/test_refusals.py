@@ -573,17 +573,6 @@ def test_a_quantised_checkpoint_is_refused(pair, refuse, tmp_path, suffix):
         assert all(word in line for word in ["quantised", f"'mlp.{suffix}'", str(path)])
 
 
-def test_a_config_with_a_quantization_config_is_refused(pair, refuse, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    shutil.copy(pair.finetuned, folder / "model.safetensors")
-    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
-    for inputs in ((folder, pair.finetuned), (pair.base, folder)):
-        line = refuse(*inputs)
-        assert "quantised" in line
-        assert str(folder / "config.json") in line
-
-
 def test_a_float8_weight_without_scales_is_kept_and_said_so(run, tmp_path):
     inputs = []
     for number, name in enumerate(("base", "finetuned")):

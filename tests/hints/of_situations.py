@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -12,24 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from tests import peft_adapters
 from tests.hints.table import Trial, follows
-from tests.models import MODELS, build, step
-
-
-@follows("sources/locate.py", "config.json has quantization_config, but the weights are not quantised")
-def a_quantization_config_beside_plain_weights(at: Trial) -> None:
-    kind, options = MODELS["llama"]
-    model = build(kind, options)
-    model.save_pretrained(at.tmp / "model")
-    step(model).save_pretrained(at.tmp / "ft")
-    path = at.tmp / "ft" / "config.json"
-    left = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **left}))
-    at.noted("edit", at.tmp / "model", at.tmp / "ft", "-o", at.out)
-    config = json.loads((at.out / "config.json").read_text())
-    del config["quantization_config"]
-    (at.out / "config.json").write_text(json.dumps(config))
-    type(model).from_pretrained(at.out)
-    at.ended(at.out)
 
 
 @follows("pipeline/notices.py", "is an adapter, and carried but not merged")

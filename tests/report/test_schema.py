@@ -32,6 +32,7 @@ EXPECTED = {
     "positions": ("kept", "not_floating"),
     "codes": ("kept", "not_floating"),
     "broken": ("kept", "nonfinite"),
+    "dropped": ("kept", "carried"),
 }
 
 SCORE = """import struct, sys
@@ -115,12 +116,13 @@ def report(tmp_path_factory):
         "codes": torch.zeros(4, 4, dtype=torch.float8_e4m3fn),
         "broken": normal(4, 4),
         "only_here": normal(4, 4),
+        "dropped": normal(3, 3),
     }
     finetuned = {name: tensor + 1 for name, tensor in base.items() if tensor.dtype == torch.int64}
     for name, tensor in base.items():
         if tensor.is_floating_point() and tensor.element_size() > 1:
             finetuned[name] = (tensor.double() + 0.1 * normal(*tensor.shape).double()).to(tensor.dtype)
-    del finetuned["only_here"]
+    del finetuned["only_here"], finetuned["dropped"]
     finetuned["mlp.experts.down_proj"][1] = base["mlp.experts.down_proj"][1]
     finetuned["kept.experts.down_proj"] = base["kept.experts.down_proj"].clone()
     finetuned["frozen"] = base["frozen"].clone()
@@ -137,6 +139,7 @@ def report(tmp_path_factory):
         exclude=["left_out"],
         on_mismatch="keep",
         on_nonfinite="keep",
+        carry_base="dropped",
         device="cpu",
     )
     return read_report(folder / "out" / "monosoup_report.json")
@@ -644,6 +647,7 @@ def test_the_summary_follows_from_the_layers(report):
     assert summary["tensors"] == len(layers) == len(EXPECTED)
     assert summary["edited"] == len(edited) == 4
     assert summary["kept"] == {
+        "carried": 1,
         "excluded": 1,
         "nonfinite": 1,
         "not_floating": 2,
@@ -653,6 +657,8 @@ def test_the_summary_follows_from_the_layers(report):
         "vector": 2,
     }
     assert summary["parameters_edited"] == 80 * 70 + 6 * 9 + 6 * 12 + 3 * 5 * 4
+    others = 2 * 5 * 4 + 7 + 1 + 12 * 4 + 6 + 5 * 4 * 4 + 3 * 3
+    assert summary["parameters"] == summary["parameters_edited"] + others
 
     matrices = []
     for layer in edited:

@@ -103,6 +103,17 @@ def test_a_standard_name_is_taken_before_others(tmp_path):
     assert read(folder) == {"a": 0.0}
 
 
+def test_an_index_of_nothing_but_the_file_beside_it_is_no_second_checkpoint(tmp_path):
+    """As mlx-lm writes it."""
+    name = "model.safetensors"
+    folder = fill(tmp_path / "in", {name: ["a"], f"{name}.index.json": index(a=name)})
+    assert read(folder) == {"a": 0.0}
+    for content in (index(a=A), {"weight_map": 3}, b"{"):
+        fill(folder, {f"{name}.index.json": content, A: ["a"]})
+        with pytest.raises(CheckpointError, match="more than one file of weights in this folder"):
+            open_checkpoint(folder)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
 def test_a_format_is_told_by_name_and_content(tmp_path, name):
     fill(tmp_path, {name: ["a"]})

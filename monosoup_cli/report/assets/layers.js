@@ -110,10 +110,17 @@ function counted(summary) {
   const kept = Object.entries(summary.kept).map(([reason, times]) => `${reason} ${grouped(times)}`);
   const edited = `${count(summary.edited, "tensor")} of ${grouped(summary.tensors)}`;
   return [
-    [report.command === "inspect-spectrum" ? "layers" : "edited", `${edited}, ${count(summary.parameters_edited, "parameter")}`],
+    [report.command === "inspect-spectrum" ? "layers" : "edited", `${edited}, ${parameters(summary)}`],
     [report.command === "inspect-spectrum" ? "others" : "kept", kept.join(", ") || "none"],
     ...(summary.clamped === undefined ? [] : [["clamped", `${count(summary.clamped, "ratio")} below 0`]]),
   ];
+}
+
+function parameters({ parameters: total, parameters_edited: edited }) {
+  if (total === undefined) return count(edited, "parameter");
+  const share = 100 * edited / Math.max(total, 1);
+  const shown = edited > 0 && edited < total ? Math.min(Math.max(share, 0.1), 99.9) : share;
+  return `${grouped(edited)} of ${count(total, "parameter")} (${Number(shown.toPrecision(3))}%)`;
 }
 
 function averages(summary) {

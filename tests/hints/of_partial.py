@@ -1,0 +1,64 @@
+"""What hints lead to on a base that lacks most of the fine-tuned checkpoint, or that has more than it."""
+
+from __future__ import annotations
+
+import shlex
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.hints.of_inputs import renamed
+from tests.hints.table import Trial, follows
+
+
+def matrices(*names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(4, 4) for name in names}
+
+
+def goes_on(at: Trial) -> None:
+    """With --partial."""
+    option = at.options(-1)
+    assert option == ["--partial"]
+    assert "edited      1 tensor," in at.loads(*at.edit, *option).err
+    written, finetuned = load_file(at.out / "model.safetensors"), load_file(at.finetuned)
+    new = finetuned.keys() - load_file(at.base).keys()
+    assert all(torch.equal(written[name], finetuned[name]) for name in new)
+
+
+@follows("pipeline/kinship.py", "was this model fine-tuned from it?")
+def a_base_that_lacks_most(at: Trial) -> None:
+    save_file(matrices("a"), at.base)
+    save_file(matrices("a", "b", "c"), at.finetuned)
+    at.refused(*at.edit)
+    goes_on(at)
+
+
+@follows("pipeline/kinship.py", "try …; --partial")
+def a_base_of_other_names(at: Trial) -> None:
+    renamed(at, 4, all_of_them=False)
+    for path in (at.base, at.finetuned):
+        save_file(load_file(path) | matrices("shared"), path)
+    at.refused(*at.edit)
+    assert at.options(0)[0] == "--rename"
+    assert "not in the base" not in at.loads(*at.edit, *at.options(0)).err
+    at.loads(*at.edit, *at.options(-1), "--overwrite")
+
+
+@follows("pipeline/kinship.py", "to store them alike, load each with transformers")
+def a_base_with_experts_one_by_one(at: Trial) -> None:
+    """Those of no known model. of_experts has others stored alike."""
+    save_file(matrices("a", *(f"m.experts.{number}.v" for number in range(3))), at.base)
+    save_file(matrices("a") | {f"m.experts.{name}": torch.randn(2, 3, 5) for name in "xyz"}, at.finetuned)
+    at.refused(*at.edit)
+    goes_on(at)
+
+
+@follows("pipeline/notices.py", "only in the base, and not written: …; --carry-base")
+def tensors_that_training_dropped(at: Trial) -> None:
+    dropped = matrices("mtp.[0].weight", "mtp.[0].norm")
+    save_file(load_file(at.base) | dropped, at.base)
+    at.noted(*at.edit)
+    words = shlex.split(at.hint.partition("; ")[2].partition(" writes")[0])
+    at.loads(*at.edit, *words, "--overwrite")
+    written = load_file(at.out / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in dropped.items())
