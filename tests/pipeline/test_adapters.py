@@ -150,7 +150,7 @@ def test_an_edited_adapter_is_the_oracles(run, tmp_path, made_of, name, device):
     assert_edited(tensors_in(out), made.base, made.exact)
     layers = {layer["name"]: layer for layer in report_of(out)["layers"]}
     for name, before in made.base.items():
-        if before.ndim > 1:
+        if before.ndim > 1 and not name.endswith("_bias"):  # experts have a vector each in these
             is_still = torch.equal(before.double(), made.exact[name])
             wanted = ("kept", "unchanged") if is_still else ("edited", None)
             assert (layers[name]["action"], layers[name]["reason"]) == wanted, name
