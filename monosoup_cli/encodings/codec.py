@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from monosoup_cli.formats.dtypes import BITS, as_float32, bytes_of
 from monosoup_cli.formats.header import TensorInfo
@@ -87,6 +87,7 @@ class Encoded:
         decode: Decodes a rectangle of the tensor, seen as a matrix whose columns are its last dimension.
         unit: Rows are decoded in multiples of this many.
         held: How many bytes decoding holds beside the result: its scales, its intermediate results.
+        words: How the tensor is stored, for people: "fp8 with block scales".
     """
 
     info: TensorInfo
@@ -94,6 +95,7 @@ class Encoded:
     decode: Decode
     unit: int = 1
     held: int = 0
+    words: str = "codes"
     parts: Sequence[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,15 +157,12 @@ class _Decoder:
 class Codec(Protocol):
     """One way to store weights as codes. To add one, write a module and add a line to `table.py`."""
 
-    def find(
-        self, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], path: str
-    ) -> Mapping[str, Encoded]:
+    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
         """Find the tensors that are stored in this way, by their decoded names.
 
         Args:
-            tensors: The headers of the checkpoint.
-            config: Its config.json; empty where there is none.
-            path: The checkpoint, for errors.
+            tensors: The headers of the checkpoint, without the parts of what the codecs before it found.
+            source: The checkpoint, whose config.json says more, and small values.
 
         Raises:
             CheckpointError: The parts of a tensor are not all there, or do not fit each other.
