@@ -14,7 +14,7 @@ from monosoup_cli.outputs.layout import OutputLayout, written_dtype
 from monosoup_cli.outputs.side_files import SideFiles
 from monosoup_cli.sources.files import Files
 
-__all__ = ["true_facts"]
+__all__ = ["true_facts", "without_quantization"]
 
 CONFIGS = ("config.json", "sentence_bert_config.json")
 """The files that tell transformers and sentence-transformers in which dtype to load the weights."""
@@ -47,7 +47,7 @@ def true_facts(model: Files, layout: OutputLayout, beside: SideFiles, dtype: str
                 old = file.read(file.nbytes)
             finally:
                 file.close()
-            new = _without_quantization(old) if decoded else old
+            new = without_quantization(old) if decoded else old
             new = new if dtype == "keep" else DTYPE.sub(rb"\g<1>" + dtype.encode(), new)
             new = VOCABULARY.sub(
                 lambda found: found[1] + str(rows.get(int(found[2]), int(found[2]))).encode(), new
@@ -57,7 +57,7 @@ def true_facts(model: Files, layout: OutputLayout, beside: SideFiles, dtype: str
     return rewritten
 
 
-def _without_quantization(config: bytes) -> bytes:
+def without_quantization(config: bytes) -> bytes:
     """A configuration without what it says about codes, wherever that stands, and without one comma there."""
     text = config.decode(errors="surrogateescape")
     while found := QUANTIZATION.search(text):
