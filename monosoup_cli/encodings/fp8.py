@@ -81,6 +81,7 @@ class Fp8:
                 partial(_decode, grid=grid),
                 held=4 * scale.elements + MAX_ELEMENTS,
                 words=words,
+                has_columns=True,
             )
         for codes in plain:
             if len(codes.shape) > 1 and (found or settings):
@@ -95,6 +96,7 @@ class Fp8:
                 _codes,
                 held=MAX_ELEMENTS,
                 words="fp8 without scales",
+                has_columns=True,
             )
         return found
 
@@ -178,9 +180,7 @@ def _shared(size: int, count: int, block: int) -> int:
 
 
 def _codes(parts: Parts, part: Rectangle) -> torch.Tensor:
-    width = (1, *parts.info("codes").shape)[-1]
-    start = part.start * width + part.first
-    return parts.values("codes", start, start + math.prod(part.shape)).view(part.shape)
+    return parts.rectangle("codes", part)
 
 
 def _decode(parts: Parts, part: Rectangle, grid: _Grid) -> torch.Tensor:
