@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_ELEMENTS", "Codec", "Decode", "Encoded", "Parts", "Rectangle", "decoded_info"]
 
-MAX_ELEMENTS = 1 << 20
+MAX_ELEMENTS = 1 << 18
 """How many elements are decoded at once, unless a codec's unit of rows has more."""
 
 

@@ -141,7 +141,8 @@ def write(folder, tensors, config, *, shards=1):
 
 def encoded(model, encoding, folder, plain=None, **options):
     """Write a model with its projections as codes, and to `plain` with what these stand for, in float32."""
-    config = {**json.loads(model.config.to_json_string()), "dtype": "float16"}
+    dtype = "float16" if encoding.settings else "float8_e4m3fn"
+    config = {**json.loads(model.config.to_json_string()), "dtype": dtype}
     stored, decoded = {}, {}
     for name, weights in model.state_dict().items():
         if "_proj" in name:
