@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from monosoup_cli.formats.dtypes import BITS, as_float32, bytes_of
 from monosoup_cli.formats.header import TensorInfo
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_ELEMENTS", "Codec", "Decode", "Encoded", "Parts", "Rectangle", "decoded_info"]
 
-MAX_ELEMENTS = 1 << 20
+MAX_ELEMENTS = 1 << 18
 """How many elements are decoded at once, unless a codec's unit of rows has more."""
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Whole rows of a matrix, or a part of one row: rows start:stop, columns first:last."""
+    """Whole rows of a matrix, or a part of one row, or of several: rows start:stop, columns first:last."""
 
     start: int
     stop: int
@@ -65,6 +65,20 @@ class Parts:
         """Read the elements start:stop of a part in float32, flat."""
         return as_float32(self.stored(role, start, stop), self.info(role).dtype)
 
+    def rectangle(self, role: str, part: Rectangle) -> torch.Tensor:
+        """Read a rectangle of a part, seen as a matrix whose columns are its last dimension, in float32."""
+        info, (rows, columns) = self.info(role), part.shape
+        width = info.shape[-1] if info.shape else 1
+        if rows == 1 or columns == width:
+            start = part.start * width + part.first
+            return self.values(role, start, start + rows * columns).view(rows, columns)
+        size = BITS[info.dtype] // 8
+        data, read_into = bytearray(rows * columns * size), self._stored.reader(self._names[role]).read_into
+        for row in range(rows):
+            place = memoryview(data)[row * columns * size : (row + 1) * columns * size]
+            read_into(place, ((part.start + row) * width + part.first) * size)
+        return as_float32(data, info.dtype).view(rows, columns)
+
     def whole(self, role: str) -> torch.Tensor:
         """A whole part in float32 and in its own shape. It is read once and held, so it must be small."""
         if role not in self._held:
@@ -87,6 +101,8 @@ class Encoded:
         decode: Decodes a rectangle of the tensor, seen as a matrix whose columns are its last dimension.
         unit: Rows are decoded in multiples of this many.
         held: How many bytes decoding holds beside the result: its scales, its intermediate results.
+        words: How the tensor is stored, for people: "fp8 with block scales".
+        has_columns: Whether parts of several rows can be decoded, and not only of one.
     """
 
     info: TensorInfo
@@ -94,6 +110,8 @@ class Encoded:
     decode: Decode
     unit: int = 1
     held: int = 0
+    words: str = "codes"
+    has_columns: bool = False
     parts: Sequence[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,48 +140,56 @@ class _Decoder:
         self._rows = math.prod(shape[:-1])
         self._encoded, self._parts = encoded, parts
         self._block: torch.Tensor | None = None
-        self._start = self._stop = 0  # the elements in the block
+        self._held = Rectangle(0, 0, 0, 0)  # what is in the block
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the float32 elements from a byte offset on."""
         element, end = offset // 4, (offset + len(buffer)) // 4
         while element < end:
-            if not self._start <= element < self._stop:
-                self._load(element, end)
+            row, column = divmod(element, self._columns)
+            held = self._held
+            if not (held.start <= row < held.stop and held.first <= column < held.last):
+                held = self._load(row, column, end)
             assert self._block is not None
-            stop = min(end, self._stop)
-            part = bytes_of(self._block)[4 * (element - self._start) : 4 * (stop - self._start)]
-            buffer[4 * element - offset : 4 * stop - offset] = part
-            element = stop
+            width = held.last - held.first
+            first = (row - held.start) * width + column - held.first
+            rest = held.last - column + (held.stop - row - 1) * (width if width == self._columns else 0)
+            count = min(rest, end - element)
+            part = bytes_of(self._block)[4 * first : 4 * (first + count)]
+            buffer[4 * element - offset : 4 * (element + count) - offset] = part
+            element += count
 
-    def _load(self, element: int, end: int) -> None:
-        """Decode from an element on: a part of its row if no more is wanted, or whole rows."""
-        columns, unit = self._columns, self._encoded.unit
-        row, column = divmod(element, columns)
+    def _load(self, row: int, column: int, end: int) -> Rectangle:
+        """Decode from an element on: a part of its row if no more is wanted, or whole rows.
+
+        Blocks of columns are read row by row. So after the same part of the row before, that of many is
+        decoded.
+        """
+        columns, unit, held = self._columns, self._encoded.unit, self._held
         if unit == 1 and end <= (row + 1) * columns:
-            rectangle = Rectangle(row, row + 1, column, end - row * columns)
+            last = end - row * columns
+            is_next = (held.stop, held.first, held.last) == (row, column, last)
+            rows = max(MAX_ELEMENTS // (last - column), 1) if is_next and self._encoded.has_columns else 1
+            held = Rectangle(row, min(row + rows, self._rows), column, last)
         else:
             start = row // unit * unit
             stop = min(-(-end // columns), start + max(MAX_ELEMENTS // columns, 1))
-            rectangle = Rectangle(start, min(-(-stop // unit) * unit, self._rows), 0, columns)
-        self._block = None  # before the next one is made
-        self._block = self._encoded.decode(self._parts, rectangle)
-        self._start = rectangle.start * columns + rectangle.first
-        self._stop = self._start + math.prod(rectangle.shape)
+            held = Rectangle(start, min(-(-stop // unit) * unit, self._rows), 0, columns)
+        self._block, self._held = None, Rectangle(0, 0, 0, 0)  # before the next one is made
+        self._block = self._encoded.decode(self._parts, held)
+        self._held = held
+        return held
 
 
 class Codec(Protocol):
     """One way to store weights as codes. To add one, write a module and add a line to `table.py`."""
 
-    def find(
-        self, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], path: str
-    ) -> Mapping[str, Encoded]:
+    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
         """Find the tensors that are stored in this way, by their decoded names.
 
         Args:
-            tensors: The headers of the checkpoint.
-            config: Its config.json; empty where there is none.
-            path: The checkpoint, for errors.
+            tensors: The headers of the checkpoint, without the parts of what the codecs before it found.
+            source: The checkpoint, whose config.json says more, and small values.
 
         Raises:
             CheckpointError: The parts of a tensor are not all there, or do not fit each other.

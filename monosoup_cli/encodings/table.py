@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
-from monosoup_cli.encodings.block_fp8 import BlockFp8
 from monosoup_cli.encodings.codec import Codec, Encoded
 from monosoup_cli.encodings.evidence import check_codes
+from monosoup_cli.encodings.fp8 import Fp8
 from monosoup_cli.sources.derived import Derived, Made
+from monosoup_cli.sources.files import Codes
 from monosoup_cli.sources.source import Source
 
 __all__ = ["decoded"]
 
-CODECS: tuple[Codec, ...] = (BlockFp8(),)
+CODECS: tuple[Codec, ...] = (Fp8(),)
+"""Each sees what the ones before it left. Fp8 is the last: what are scales to others are floats to it."""
+
+OF_ACTIVATIONS = re.compile(
+    r"(^|[._])(input_scale(_ub)?|input_global_scale|(input|output|activation)_scale|scale_input|qscale_act"
+    r"|[qkv]_scale|kv_cache_scaling_factor|scaled_fp8|comfy_quant)$"
+)
+"""The names of what goes along with codes and not into weights: scales of activations and caches, markers."""
 
 
 def decoded(source: Source) -> Source:
@@ -22,15 +31,21 @@ def decoded(source: Source) -> Source:
         CheckpointError: Codes and scales do not fit each other, or tensors are codes that no codec decodes.
     """
     found: dict[str, Encoded] = {}
+    left = dict(source.tensors)
     for codec in CODECS:
-        found |= codec.find(source.tensors, source.files.config or {}, source.path)
+        new = codec.find(left, source)
+        found |= new
+        for part in (part for encoded in new.values() for part in encoded.parts):
+            left.pop(part, None)  # tensors may share a part
+    if any(len(encoded.parts) > 1 for encoded in found.values()):
+        left = {name: info for name, info in left.items() if not OF_ACTIVATIONS.search(name)}
+        found = {name: encoded for name, encoded in found.items() if not OF_ACTIVATIONS.search(name)}
     homes = {encoded.parts[0]: name for name, encoded in found.items()}
-    parts = {part for encoded in found.values() for part in encoded.parts}
     tensors: dict[str, str | Made] = {}
     for name in source.tensors:  # in the order of the files
         if name in homes:
             tensors[homes[name]] = found[homes[name]]
-        elif name not in parts:
+        elif name in left:
             tensors[name] = name
     with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
     stored = source.tensors.items()
@@ -38,6 +53,6 @@ def decoded(source: Source) -> Source:
     notes = check_codes(rest, source.files, is_decoded=bool(with_scales))
     if not found and not notes:
         return source
-    decoded_from = {name: encoded.parts[0] for name, encoded in found.items()}
-    files = replace(source.files, notes=(*source.files.notes, *notes), decoded=decoded_from)
+    codes = {name: Codes(encoded.parts[0], encoded.words) for name, encoded in found.items()}
+    files = replace(source.files, notes=(*source.files.notes, *notes), decoded=codes)
     return Derived(source, tensors, files)

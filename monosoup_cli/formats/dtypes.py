@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import NonfiniteError, ResultOverflowError
@@ -113,7 +113,17 @@ def as_float32(data: bytearray, dtype: str) -> torch.Tensor:
 
     if not data:
         return torch.empty(0, dtype=torch.float32)
-    return torch.frombuffer(data, dtype=getattr(torch, SMALL_FLOATS.get(dtype) or FLOATING[dtype])).float()
+    if dtype in SMALL_FLOATS:  # by a table, which is five times as fast as torch's cast
+        return _small_floats(dtype).index_select(0, torch.frombuffer(data, dtype=torch.uint8).int())
+    return torch.frombuffer(data, dtype=torch_dtype(dtype)).float()
+
+
+@cache
+def _small_floats(dtype: str) -> torch.Tensor:
+    """Every float of eight bits, by its bits, in float32."""
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(getattr(torch, SMALL_FLOATS[dtype])).float()
 
 
 def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:

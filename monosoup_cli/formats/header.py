@@ -47,8 +47,8 @@ BITS = {
 """Bits per element of every dtype of the format."""
 
 FLOATING = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-"""The dtypes that are edited, mapped to torch's names. Smaller floats mean nothing without their scales: they
-and complex numbers are copied as bytes."""
+"""The dtypes that are edited, mapped to torch's names. Others are decoded to one of these (encodings/), or
+copied as bytes."""
 
 AGAIN = "download or copy it again"
 """What helps with a damaged file."""

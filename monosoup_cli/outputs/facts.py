@@ -1,4 +1,4 @@
-"""What a configuration says about the weights beside it, made true of new weights: dtype, vocabulary.
+"""What a configuration says about the weights beside it, made true of new weights: dtype, vocabulary, codes.
 
 Only these values change, wherever in the file they stand; every other byte stays. So it does not matter
 whether the file is JSON to anybody but the library that reads it.
@@ -6,21 +6,23 @@ whether the file is JSON to anybody but the library that reads it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
-from monosoup_cli.outputs.layout import OutputLayout
+from monosoup_cli.outputs.layout import OutputLayout, written_dtype
 from monosoup_cli.outputs.side_files import SideFiles
 from monosoup_cli.sources.files import Files
 
-__all__ = ["true_facts"]
+__all__ = ["true_facts", "without_quantization"]
 
 CONFIGS = ("config.json", "sentence_bert_config.json")
 """The files that tell transformers and sentence-transformers in which dtype to load the weights."""
 
 DTYPE = re.compile(
-    rb'("(?:torch_)?dtype"\s*:\s*"(?:torch\.)?)(?:float(?:16|32|64)?|bfloat16|half|double)(?=")'
+    rb'("(?:torch_)?dtype"\s*:\s*"(?:torch\.)?)(?:float(?:16|32|64|8_\w+)?|bfloat16|half|double)(?=")'
 )
+QUANTIZATION = re.compile(r'"(?:quantization|compression)_config"\s*:\s*')
 VOCABULARY = re.compile(rb'("vocab_size"\s*:\s*)(\d+)(?=\s*[,}])')
 
 
@@ -34,6 +36,8 @@ def true_facts(model: Files, layout: OutputLayout, beside: SideFiles, dtype: str
         dtype: The dtype of written floating-point tensors in torch's words, or "keep".
     """
     rows = _changed_rows(model, layout)
+    decoded = written_dtype(model, layout)
+    dtype = decoded if decoded and dtype == "keep" else dtype
     names = {f"{model.place.inner}{name}" for name in CONFIGS}
     rewritten = {}
     for one in beside.carried:
@@ -43,13 +47,30 @@ def true_facts(model: Files, layout: OutputLayout, beside: SideFiles, dtype: str
                 old = file.read(file.nbytes)
             finally:
                 file.close()
-            new = old if dtype == "keep" else DTYPE.sub(rb"\g<1>" + dtype.encode(), old)
+            new = without_quantization(old) if decoded else old
+            new = new if dtype == "keep" else DTYPE.sub(rb"\g<1>" + dtype.encode(), new)
             new = VOCABULARY.sub(
                 lambda found: found[1] + str(rows.get(int(found[2]), int(found[2]))).encode(), new
             )
             if new != old:
                 rewritten[one.name] = new
     return rewritten
+
+
+def without_quantization(config: bytes) -> bytes:
+    """A configuration without what it says about codes, wherever that stands, and without one comma there."""
+    text = config.decode(errors="surrogateescape")
+    while found := QUANTIZATION.search(text):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, found.end())
+        except ValueError:
+            break
+        before, after = text[: found.start()].rstrip(), text[end:]
+        if before.endswith(","):
+            text = before[:-1] + after
+        else:  # the first of its object, or the only one
+            text = text[: found.start()] + after.lstrip().removeprefix(",").lstrip()
+    return text.encode(errors="surrogateescape")
 
 
 def _changed_rows(model: Files, layout: OutputLayout) -> Mapping[int, int]:

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from monosoup_cli.formats.header import BITS, Header, TensorInfo, build_header
+from monosoup_cli.formats.header import BITS, FLOATING, Header, TensorInfo, build_header
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.outputs.hashes import has_hashes, with_unknown_hashes
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.shards import file_of_index, index_of_file, variant_of
 
-__all__ = ["OutputFile", "OutputLayout", "plan_layout"]
+__all__ = ["OutputFile", "OutputLayout", "plan_layout", "written_dtype"]
 
 STEM = re.compile(r"^(open_clip_)?pytorch_model(?=[.-]|$)")
 """The stem of state dicts in transformers and open_clip; diffusers uses the same stem for both formats."""
+OF_CODES = "_quantization_metadata"
+"""The key of `__metadata__` under which ComfyUI says which tensors are codes."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,15 @@ def plan_layout(
     return OutputLayout(files, _index(model, stem, files), False)
 
 
+def written_dtype(model: Files, layout: OutputLayout) -> str | None:
+    """The dtype, in torch's words, of the tensors in a layout that are decoded; None if none are."""
+    dtypes = {tensor.dtype for name, (_, tensor) in layout.places().items() if name in model.decoded}
+    return next((name for dtype, name in FLOATING.items() if dtype in dtypes), None)
+
+
 def _with_shapes(model: Files, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Files:
     """The files as they would be with tensors of these shapes, which are no longer to be read."""
+    holders = {name: codes.tensor for name, codes in model.decoded.items()}
     homes = {name: number for number, shard in enumerate(model.shards) for name in shard.header.tensors}
     last, shards = len(model.shards) - 1, []
     for number, shard in enumerate(model.shards):
@@ -113,11 +122,15 @@ def _with_shapes(model: Files, shapes: Mapping[str, tuple[int, ...]], dtypes: Ma
         new += [
             (name, dtypes[name], shape)
             for name, shape in shapes.items()
-            if name not in homes and homes.get(model.decoded.get(name, ""), last) == number
+            if name not in homes and homes.get(holders.get(name, ""), last) == number
         ]
         if old and not new:  # it has nothing but scales
             continue
-        header = shard.header if new == old else _header(_aligned(new), shard.header.metadata)
+        metadata = shard.header.metadata
+        if metadata and model.decoded:
+            metadata = {name: text for name, text in metadata.items() if name != OF_CODES}
+        is_same = new == old and metadata == shard.header.metadata
+        header = shard.header if is_same else _header(_aligned(new), metadata)
         shards.append(replace(shard, header=header))
     return replace(model, shards=tuple(shards))
 

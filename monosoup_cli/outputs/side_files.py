@@ -37,6 +37,7 @@ ADAPTERS = "of the base; the adapter has its own"
 LINKED = "a link to a folder elsewhere"
 BROKEN = "a broken link"
 UNASKED = "left out by --side-files"
+CODES = "of quantised weights"
 
 RULES: Sequence[tuple[str, Sequence[str]]] = (
     (OLD, (CARD_NAME, "monosoup_report.json")),
@@ -58,6 +59,7 @@ RULES: Sequence[tuple[str, Sequence[str]]] = (
             *("*_model_states.pt", "last.ckpt", "epoch=*.ckpt", "step=*.ckpt"),
         ),
     ),
+    (CODES, ("hf_quant_config.json",)),
     (
         COPIES,
         (

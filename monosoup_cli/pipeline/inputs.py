@@ -12,9 +12,10 @@ from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.pipeline.disagreements import disagreements
+from monosoup_cli.report.words import plural
 from monosoup_cli.sources.alignment import Rename, align
 from monosoup_cli.sources.derived import renamed
-from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.files import Files, encodings_of
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
@@ -202,6 +203,8 @@ def _align(
         _check_gathered(source.path, source.tensors, [other.tensors for other in inputs.sources])
     for source in inputs.sources:
         inputs.notices += [f"{source.path}: names are read {words}" for words in source.files.read_as]
+        for words, count in encodings_of(source.files).items():
+            inputs.notices.append(f"{source.path}: decoded from {words} ({plural(count, 'tensor')})")
         inputs.notices += [f"{source.path}: {note}" for note in source.files.notes]
         inputs.notices += [f"{source.path}: {note}" for one in source.files.shards for note in one.notes]
         inputs.notices += [f"{source.path}: {note}" for note in _notes_of_place(source.files)]

@@ -224,7 +224,7 @@ def needs_of(
             return reading + FlatLayer.held(sizes.range_factor) + written
         finetuned = sources[1:] if tensor.reads.base else sources
         rank, wanted = product_rank(finetuned, tensor.name), Wanted() if form is None else form.wanted(tensor)
-        stored = [BITS[source.tensors[tensor.name].dtype] // 8 or 1 for source in sources]
+        stored = [BITS[source.reader(tensor.name).dtype] // 8 or 1 for source in sources]
         item_bytes = stored[0], max(stored[-len(finetuned) :])
         return reading + computed(tensor.matrices.cut, item_bytes, len(finetuned), rank, wanted) + written
 

@@ -12,6 +12,7 @@ from monosoup_cli.errors import crop
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.outputs.hashes import removed_hashes
+from monosoup_cli.outputs.layout import written_dtype
 from monosoup_cli.outputs.side_files import LARGE
 from monosoup_cli.pipeline.kinship import doubts_of_names
 from monosoup_cli.pipeline.provenance import names_only_in_base
@@ -40,8 +41,12 @@ def notices_of(ready: Ready) -> list[str]:
     code = [name for name in ready.side_files.names if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
+    model = ready.form.model
+    dtype = written_dtype(model, ready.form.layout)
+    if dtype is not None:
+        notices.append(f"the output is {dtype}, without quantization_config: its weights were decoded")
     written = {name for file in ready.form.layout.files for name in file.header.metadata or ()}
-    removed = [name for name in removed_hashes(metadata_of(ready.form.model)) if name not in written]
+    removed = [name for name in removed_hashes(metadata_of(model)) if name not in written]
     if removed:
         notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
     places = {

@@ -10,6 +10,7 @@ from typing import Any
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.report.records import SCHEMA_VERSION
+from monosoup_cli.sources.files import encodings_of
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import Plan
 from monosoup_cli.version import __version__
@@ -75,6 +76,7 @@ def _describe(role: str, source: Source) -> dict[str, Any]:
         "source": source.path,
         "revision": source.files.place.revision,
         **({"read_as": list(source.files.read_as)} if source.files.read_as else {}),
+        **({"decoded": encodings_of(source.files)} if source.files.decoded else {}),
         "files": files,
         "bytes_read": source.files.bytes_read,
     }

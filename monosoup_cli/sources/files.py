@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,18 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.shard import Shard
 from monosoup_cli.sources.folders import Folder
 
-__all__ = ["Files", "Index", "Kind", "LoraFile", "Model", "PeftAdapter", "Place", "metadata_of"]
+__all__ = [
+    "Codes",
+    "Files",
+    "Index",
+    "Kind",
+    "LoraFile",
+    "Model",
+    "PeftAdapter",
+    "Place",
+    "encodings_of",
+    "metadata_of",
+]
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,14 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """What a tensor is decoded from: the tensor with the codes, and how it is stored, in words."""
+
+    tensor: str
+    words: str
+
+
+@dataclass(frozen=True)
 class Files:
     """The open files of a checkpoint; a context manager that closes them.
 
@@ -114,7 +134,7 @@ class Files:
         kind: What the tensors are.
         read_as: How tensor names are changed when they are read, in words.
         notes: What else the user should know about how they were found and are read, in words.
-        decoded: The tensors that are read from codes, mapped to the names of the tensors with the codes.
+        decoded: The tensors that are read from codes, with these codes.
         tensors: Every tensor, in the order of the files and of the bytes in each.
     """
 
@@ -125,7 +145,7 @@ class Files:
     kind: Kind = field(default_factory=Model)
     read_as: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    decoded: Mapping[str, str] = field(default_factory=dict)
+    decoded: Mapping[str, Codes] = field(default_factory=dict)
     tensors: Mapping[str, TensorInfo] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -163,6 +183,11 @@ class Files:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def encodings_of(files: Files) -> dict[str, int]:
+    """How the tensors are stored that are read from codes, in words, and how many are."""
+    return dict(Counter(codes.words for codes in files.decoded.values()))
 
 
 def metadata_of(files: Files) -> dict[str, str]:

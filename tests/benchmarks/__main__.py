@@ -159,6 +159,7 @@ def lean(folder):
     for kind, name in {
         "embedding": "one 150000 × 1024 embedding, bf16, 0.3 GB each",
         "two_gigabytes": "238 matrices of 1024 × 4096, bf16, 2 GB each",
+        "fp8": "476 matrices of 1024 × 4096, fp8 with block scales, 2 GB each",
     }.items():
         generate(folder, kind)
         wall, cpu, peak = measured(*edit(folder))

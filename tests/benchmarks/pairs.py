@@ -100,12 +100,16 @@ def write_family(kind, folder):
 
 ALIKE = {
     "two_gigabytes": (238, (1024, 4096)),
+    "fp8": (476, (1024, 4096)),
     "sides_of_1024": (24, (1024, 1024)),
     "sides_of_2048": (6, (2048, 2048)),
     "tall": (1, (50_000, 512)),
     "many_small": (3000, (64, 64)),
 }
 """Files of so many matrices of one shape."""
+
+SCALE = 2.0**-11
+"""The scale of every block of fp8 codes, with which no weight overflows."""
 
 
 def shapes(kind):
@@ -129,11 +133,15 @@ def main():
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for name, shape in shapes(kind).items():
-        pair = tuple(torch.empty(math.prod(shape[:-2]), *shape[-2:], dtype=torch.bfloat16) for _ in range(2))
+        dtype = torch.float8_e4m3fn if kind == "fp8" else torch.bfloat16
+        pair = tuple(torch.empty(math.prod(shape[:-2]), *shape[-2:], dtype=dtype) for _ in range(2))
         for matrices in zip(*pair, strict=True):
             for matrix, weights in zip(matrices, matrix_pair(shape[-2:], generator), strict=True):
-                matrix.copy_(weights)
+                matrix.copy_(weights / SCALE if kind == "fp8" else weights)
         pairs[name] = tuple(weights.view(shape) for weights in pair)
+    if kind == "fp8":
+        scales = torch.full((1024 // 128, 4096 // 128), SCALE)
+        pairs |= {f"{name}_scale_inv": (scales.clone(), scales.clone()) for name in [*pairs]}
     if kind == "stack":  # the same matrices, apart
         (name,) = pairs
         apart = {f"{name}.{n:03}": tuple(part[n].clone() for part in pairs[name]) for n in range(EXPERTS)}

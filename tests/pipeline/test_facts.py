@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from monosoup_cli.formats.header import build_header
-from monosoup_cli.outputs.facts import true_facts
+from monosoup_cli.outputs.facts import true_facts, without_quantization
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.sources.files import Files, Place
@@ -268,3 +268,26 @@ def test_a_rebuilt_header_has_a_format(run, tmp_path, metadata):
     assert metadata_of(tmp_path / "out" / "model.safetensors") == metadata
     edit(run, folders, "--overwrite", "--dtype", "bfloat16")
     assert metadata_of(tmp_path / "out" / "model.safetensors") == {"format": "pt", **(metadata or {})}
+
+
+# -- codes -----------------------------------------------------------------------------------------
+
+CONFIGS = {
+    '{"a": 1, "quantization_config": {"b": [1, {"c": "}"}]}, "d": 2}': '{"a": 1, "d": 2}',
+    '{"quantization_config": {}, "d": 2}': '{"d": 2}',
+    '{"a": 1, "compression_config": null}': '{"a": 1}',
+    '{"quantization_config": {"b": 1}}': "{}",
+    '{\n  "a": 1,\n  "quantization_config": {\n    "b": 1\n  },\n  "c": 2\n}': '{\n  "a": 1,\n  "c": 2\n}',
+    '{\n  "a": 1,\n  "quantization_config": {}\n}': '{\n  "a": 1\n}',
+    '{"text_config": {"quantization_config": {"b": 1}, "a": Infinity}}': '{"text_config": {"a": Infinity}}',
+    '{"quantization_config": {}, "compression_config": {}, "é": 1}': '{"é": 1}',
+    r'{"a": "\"quantization_config\": {}, é"}': r'{"a": "\"quantization_config\": {}, é"}',
+    '{"a": "quantization_config"}': '{"a": "quantization_config"}',
+    '{"a": 1, "quantization_config": {"b"': '{"a": 1, "quantization_config": {"b"',
+}
+
+
+@pytest.mark.parametrize(("old", "new"), CONFIGS.items())
+def test_what_configurations_say_about_codes_is_left_out(old, new):
+    assert without_quantization(old.encode()).decode() == new
+    assert without_quantization(b"\xff" + old.encode()) == b"\xff" + new.encode()

@@ -60,6 +60,11 @@ def pairs(tmp_path_factory):
             (folder / f"{size}-{name}").mkdir()
             path = folder / f"{size}-{name}" / "model.safetensors"
             save_file({f"{MODULE}.weight": tensor.bfloat16()}, path)
+            scales = torch.full((-(-shape[0] // 128), -(-shape[1] // 128)), 0.02)
+            parts = {".weight": (tensor * 50).to(torch.float8_e4m3fn), ".weight_scale_inv": scales}
+            (folder / f"{size}-{name}-fp8").mkdir()
+            path = folder / f"{size}-{name}-fp8" / "model.safetensors"
+            save_file({f"{MODULE}{end}": part for end, part in parts.items()}, path)
         for name in ("lora-1", "lora-2"):
             rank, (rows, columns) = 256 if size == "large" else 8, shape
             a, b = (torch.randn(of, generator=generator) for of in ((rank, columns), (rows, rank)))
@@ -77,6 +82,7 @@ def pairs(tmp_path_factory):
     ("inputs", "options"),
     [
         (["base", "ft"], {}),
+        (["base-fp8", "ft-fp8"], {}),
         (["base", "ft"], SWEEP),
         (["zeros", "graded"], {"weighting": "low"}),
         (["base", "ft"], {"as_adapter": True, "adapter_rank": 256}),
@@ -89,7 +95,7 @@ def pairs(tmp_path_factory):
         (["base", "lora-1"], {"as_adapter": True, "energy": SWEEP["energy"]}),
     ],
     ids=[
-        *("whole", "sweep", "low part", "rank", "rank, sweep", "energy"),
+        *("whole", "fp8", "sweep", "low part", "rank", "rank, sweep", "energy"),
         *("merged", "merged, sweep", "merged, mean", "adapter", "adapter, sweep"),
     ],
 )

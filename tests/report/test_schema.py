@@ -113,7 +113,7 @@ def report(tmp_path_factory):
         "resized": normal(10, 4),
         "left_out": normal(4, 4),
         "positions": torch.arange(6),
-        "codes": torch.zeros(4, 4, dtype=torch.float8_e4m3fn),
+        "codes": torch.zeros(4, 4, dtype=torch.int8),
         "broken": normal(4, 4),
         "only_here": normal(4, 4),
         "dropped": normal(3, 3),
@@ -126,7 +126,7 @@ def report(tmp_path_factory):
     finetuned["mlp.experts.down_proj"][1] = base["mlp.experts.down_proj"][1]
     finetuned["kept.experts.down_proj"] = base["kept.experts.down_proj"].clone()
     finetuned["frozen"] = base["frozen"].clone()
-    finetuned["codes"] = torch.ones(4, 4).to(torch.float8_e4m3fn)
+    finetuned["codes"] = torch.ones(4, 4, dtype=torch.int8)
     finetuned["resized"] = normal(12, 4)
     finetuned["new"] = normal(4, 4)
     finetuned["broken"][2, 1] = math.nan
