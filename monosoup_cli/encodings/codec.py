@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from monosoup_cli.formats.dtypes import BITS, as_float32, bytes_of
+from monosoup_cli.formats.dtypes import BITS, as_float32, bytes_of, integers_in, looked_up
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.derived import ReadInto
 from monosoup_cli.sources.read import read_stored
@@ -52,6 +52,7 @@ class Parts:
     def __init__(self, stored: Source, names: Mapping[str, str]) -> None:
         self._stored, self._names = stored, names
         self._held: dict[str, torch.Tensor] = {}
+        self._slabs: dict[str, tuple[int, int, bytearray]] = {}
 
     def info(self, role: str) -> TensorInfo:
         """The header of a part."""
@@ -61,9 +62,39 @@ class Parts:
         """Read the elements start:stop of a part as they are stored, in the order of the file."""
         return read_stored(self._stored, self._names[role], start, stop)
 
-    def values(self, role: str, start: int, stop: int) -> torch.Tensor:
-        """Read the elements start:stop of a part in float32, flat."""
-        return as_float32(self.stored(role, start, stop), self.info(role).dtype)
+    def values(self, role: str, start: int, stop: int, dtype: str | None = None) -> torch.Tensor:
+        """Read the elements start:stop of a part in float32, flat.
+
+        Args:
+            role: The part.
+            start: The first element.
+            stop: The element after the last one.
+            dtype: What the bytes are, where that is not the dtype in the header.
+        """
+        return as_float32(self.stored(role, start, stop), dtype or self.info(role).dtype)
+
+    def unpacked(self, role: str, start: int, stop: int, table: torch.Tensor) -> torch.Tensor:
+        """Read the codes start:stop of a part that packs several in a byte, as what they stand for, flat.
+
+        Args:
+            role: The part.
+            start: The first code.
+            stop: The code after the last one.
+            table: What the codes in every byte stand for: (256, codes in a byte).
+        """
+        in_byte = table.shape[1]
+        data = bytearray(-(-stop // in_byte) - start // in_byte)
+        self._stored.reader(self._names[role]).read_into(memoryview(data), start // in_byte)
+        values = looked_up(integers_in(memoryview(data), 8), table).view(-1)
+        return values[start % in_byte : start % in_byte + stop - start]
+
+    def slab(self, role: str, start: int, stop: int) -> torch.Tensor:
+        """The elements start:stop of a part of bytes, flat. They are held until others are asked for."""
+        last = self._slabs.get(role)
+        if last is None or last[:2] != (start, stop):
+            self._slabs.pop(role, None)  # before the next one is read
+            last = self._slabs[role] = (start, stop, self.stored(role, start, stop))
+        return integers_in(memoryview(last[2]), 8)
 
     def rectangle(self, role: str, part: Rectangle) -> torch.Tensor:
         """Read a rectangle of a part, seen as a matrix whose columns are its last dimension, in float32."""

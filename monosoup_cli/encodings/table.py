@@ -5,21 +5,35 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from monosoup_cli.encodings.bitsandbytes import Bitsandbytes4, Bitsandbytes8
 from monosoup_cli.encodings.codec import Codec, Encoded
 from monosoup_cli.encodings.evidence import check_codes
+from monosoup_cli.encodings.facts import check_strays
 from monosoup_cli.encodings.fp8 import Fp8
+from monosoup_cli.encodings.integers import Integers, PackedIntegers
+from monosoup_cli.encodings.mxfp4 import Mxfp4, Mxfp4Experts
+from monosoup_cli.encodings.nvfp4 import Nvfp4
 from monosoup_cli.sources.derived import Derived, Made
 from monosoup_cli.sources.files import Codes
 from monosoup_cli.sources.source import Source
 
 __all__ = ["decoded"]
 
-CODECS: tuple[Codec, ...] = (Fp8(),)
+CODECS: tuple[Codec, ...] = (
+    Mxfp4Experts(),
+    Mxfp4(),
+    Nvfp4(),
+    PackedIntegers(),
+    Integers(),
+    Bitsandbytes4(),
+    Bitsandbytes8(),
+    Fp8(),
+)
 """Each sees what the ones before it left. Fp8 is the last: what are scales to others are floats to it."""
 
 OF_ACTIVATIONS = re.compile(
     r"(^|[._])(input_scale(_ub)?|input_global_scale|(input|output|activation)_scale|scale_input|qscale_act"
-    r"|[qkv]_scale|kv_cache_scaling_factor|scaled_fp8|comfy_quant)$"
+    r"|(input|output)_zero_point|[qkv]_scale|kv_cache_scaling_factor|scaled_fp8|comfy_quant)$"
 )
 """The names of what goes along with codes and not into weights: scales of activations and caches, markers."""
 
@@ -40,6 +54,7 @@ def decoded(source: Source) -> Source:
     if any(len(encoded.parts) > 1 for encoded in found.values()):
         left = {name: info for name, info in left.items() if not OF_ACTIVATIONS.search(name)}
         found = {name: encoded for name, encoded in found.items() if not OF_ACTIVATIONS.search(name)}
+    check_strays(left, found, source.path)
     homes = {encoded.parts[0]: name for name, encoded in found.items()}
     tensors: dict[str, str | Made] = {}
     for name in source.tensors:  # in the order of the files

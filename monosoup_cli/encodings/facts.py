@@ -1,0 +1,94 @@
+"""What codecs ask of headers and configurations: which parts there are, and whether they fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.formats.dtypes import BITS, FLOATING
+from monosoup_cli.formats.header import TensorInfo
+
+__all__ = ["check_shape", "check_strays", "needed", "stems", "written_dtype"]
+
+
+def written_dtype(config: Mapping[str, Any] | None) -> str:
+    """The dtype in which decoded tensors are written: that of the model by its configuration, or BF16."""
+    config = config or {}
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    words = [part[key] for part in parts for key in ("dtype", "torch_dtype") if key in part]
+    names = {torch_name: dtype for dtype, torch_name in FLOATING.items() if BITS[dtype] <= 32}
+    return next((names[word] for word in words if isinstance(word, str) and word in names), "BF16")
+
+
+def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:
+    """What the names with one of these endings have before it, each with the first such name."""
+    found: dict[str, str] = {}
+    for name in tensors:
+        for ending in endings:
+            if name.endswith(ending):
+                found.setdefault(name.removesuffix(ending), name)
+    return found
+
+
+def needed(tensors: Mapping[str, TensorInfo], path: str, name: str, beside: str, *dtypes: str) -> TensorInfo:
+    """The header of a tensor without which another one cannot be decoded.
+
+    Args:
+        tensors: The headers.
+        path: The checkpoint, for errors.
+        name: The tensor.
+        beside: The other one.
+        dtypes: The dtypes that it may have; none for any.
+
+    Raises:
+        CheckpointError: It is not there, or of another dtype.
+    """
+    info = tensors.get(name)
+    if info is None:
+        raise CheckpointError(
+            "a part of an encoded tensor is missing", path=path, tensor=beside, expected=repr(name)
+        )
+    if dtypes and info.dtype not in dtypes:
+        raise CheckpointError(
+            "a part of an encoded tensor is of another dtype",
+            path=path,
+            tensor=name,
+            expected=" or ".join(dtypes),
+            found=info.dtype,
+        )
+    return info
+
+
+def check_shape(path: str, part: TensorInfo, *wanted: Sequence[int]) -> None:
+    """Raise CheckpointError if a part has none of the shapes that fit the other parts of its tensor."""
+    if part.shape not in map(tuple, wanted):
+        raise CheckpointError(
+            "a part of an encoded tensor does not fit the others",
+            path=path,
+            tensor=part.name,
+            expected=" or ".join(str(list(shape)) for shape in wanted),
+            found=list(part.shape),
+        )
+
+
+def check_strays(tensors: Mapping[str, TensorInfo], decoded: Container[str], path: str) -> None:
+    """Check what is left beside decoded tensors.
+
+    Args:
+        tensors: The tensors that are read as they are.
+        decoded: The names of those that are decoded.
+        path: The checkpoint, for errors.
+
+    Raises:
+        CheckpointError: One of them is also there as it is, or something beside it changes what it means.
+    """
+    for name in tensors:
+        module, _, own = name.rpartition(".")
+        if name in decoded:
+            raise CheckpointError("the tensor is stored twice, as codes and as it is", path=path, tensor=name)
+        is_beside = f"{module}.weight" in decoded and not own.endswith("bias")
+        if module in decoded or is_beside:
+            raise CheckpointError(
+                "the tensor belongs to codes, and how it changes them is not known", path=path, tensor=name
+            )

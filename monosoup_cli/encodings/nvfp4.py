@@ -1,0 +1,65 @@
+"""NVFP4: floats of four bits, 16 of which share a scale of eight bits, and a scale for the whole tensor.
+
+ModelOpt stores `X.weight` (out, in / 2) with two codes (e2m1) in a byte, the first in the low bits,
+`X.weight_scale` (out, in / 16) in e4m3, and `X.weight_scale_2`, which multiplies. In compressed-tensors
+("nvfp4-pack-quantized") they are `X.weight_packed`, `X.weight_scale`, and `X.weight_global_scale`, which
+divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
+from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
+from monosoup_cli.encodings.packed import E2M1, byte_table, of_columns, unpacked
+from monosoup_cli.formats.header import FLOATING, TensorInfo
+from monosoup_cli.sources.source import Source
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Nvfp4"]
+
+GROUP = 16
+PACKED = ".weight_packed"
+FORMS = ((".weight", ".weight_scale_2", False), (PACKED, ".weight_global_scale", True))
+"""The endings of the codes and of the scale of the whole tensor, and whether that one divides."""
+
+
+class Nvfp4:
+    """NVFP4 of ModelOpt and of compressed-tensors."""
+
+    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+        """Find bytes with scales, and a scale of the whole tensor, and refuse one without the other."""
+        found = {}
+        for packed, whole, is_divided in FORMS:
+            for stem, name in stems(tensors, packed, whole).items():
+                codes, scales = tensors.get(f"{stem}{packed}"), tensors.get(f"{stem}.weight_scale")
+                is_packed = codes is not None and codes.dtype == "U8"
+                if f"{stem}{whole}" not in tensors and not (is_packed and (scales or packed == PACKED)):
+                    continue
+                codes = needed(tensors, source.path, f"{stem}{packed}", name, "U8")
+                scales = needed(tensors, source.path, f"{stem}.weight_scale", name, "F8_E4M3")
+                of_tensor = needed(tensors, source.path, f"{stem}{whole}", name, *FLOATING)
+                shape = (*codes.shape[:-1], 2 * codes.shape[-1])
+                check_shape(source.path, scales, (*shape[:-1], shape[-1] // GROUP))
+                check_shape(source.path, of_tensor, (), (1,))
+                found[f"{stem}.weight"] = Encoded(
+                    decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
+                    {"codes": codes.name, "scales": scales.name, "scale of the tensor": of_tensor.name},
+                    partial(_decode, is_divided=is_divided),
+                    words="NVFP4",
+                )
+        return found
+
+
+def _decode(parts: Parts, part: Rectangle, *, is_divided: bool) -> torch.Tensor:
+    groups = parts.info("scales").shape[-1]
+    values = unpacked(parts, part, byte_table(E2M1), groups * GROUP)
+    scales = parts.values("scales", part.start * groups, part.stop * groups).view(-1, groups)
+    of_tensor = parts.whole("scale of the tensor")
+    scales = scales / of_tensor if is_divided else scales * of_tensor
+    return values.mul_(of_columns(scales, part, GROUP))
