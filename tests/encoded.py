@@ -76,13 +76,33 @@ def make(kind, folder, *, is_finetuned=False):
         if not is_encoded:
             tensors[name] = weights
             continue
-        parts, exact[name], rounded[name] = _parts(kind, name, weights)
+        parts, exact[name], rounded[name] = _parts(kind, name, weights, seed=int(is_finetuned))
         tensors |= parts
     settings = {"mxfp4": {"quant_method": "mxfp4"}, "NVFP4 of ModelOpt": {"quant_method": "modelopt"}}.get(
         kind
     )
     write(folder, model, tensors, settings or _settings(kind))
     return Encoded(folder, exact, rounded)
+
+
+def loaded(kind, folder):
+    """The tensors of an encoded folder as transformers loads them; bitsandbytes keeps its codes."""
+    known = transformers.Mxfp4Config if kind == "mxfp4" else transformers.CompressedTensorsConfig
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the folder has a configuration too, which this one changes
+        model, said = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=known(dequantize=True), output_loading_info=True
+        )
+    assert not any(said.values()), said
+    return model.state_dict()
+
+
+def plain(kind, folder, *, is_finetuned=False):
+    """The folder of the same model in bfloat16, and its tensors."""
+    model = build(*model_of(kind))
+    model = (step(model) if is_finetuned else model).bfloat16()
+    model.save_pretrained(folder, save_original_format=False)
+    return folder, load_file(folder / "model.safetensors")
 
 
 def write(folder, model, tensors, settings):
@@ -112,10 +132,10 @@ def _settings(kind):
     }
 
 
-def _parts(kind, name, weights):
+def _parts(kind, name, weights, seed):
     """What is stored of one tensor, what it stands for, and the same as the library rounds it."""
     if kind == "mxfp4":
-        parts = mxfp4(weights.shape)
+        parts = mxfp4(weights.shape, seed)
         exact, rounded = (
             convert_moe_packed_tensors(*parts, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
         )
@@ -139,7 +159,7 @@ def _parts(kind, name, weights):
     return {f"{stem}{part}": one for part, one in stored.items()}, exact, rounded
 
 
-def mxfp4(shape, seed=0):
+def mxfp4(shape, seed):
     """Random blocks and scales of experts (count, in, out)."""
     count, rows, columns = shape
     noise = torch.Generator().manual_seed(seed)
