@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
 from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
-from monosoup_cli.encodings.packed import byte_table
+from monosoup_cli.encodings.packed import UNPACKING, byte_table
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import number_in
 from monosoup_cli.formats.header import TensorInfo, parse_json
@@ -93,7 +93,7 @@ class Bitsandbytes4:
                 decoded_info(name, state.shape, written_dtype(source.files.config)),
                 names,
                 partial(_decode, state=state),
-                held=4 * -(-blocks // (state.nested_block or blocks)),
+                held=UNPACKING + 4 * -(-blocks // (state.nested_block or blocks)),
                 words=f"bitsandbytes' {ending[-3:]}",
             )
         return found
@@ -179,6 +179,7 @@ class Bitsandbytes8:
                 decoded_info(codes.name, codes.shape, written_dtype(source.files.config)),
                 names,
                 _decode_rows,
+                held=UNPACKING,
                 words="bitsandbytes' int8",
             )
         return found

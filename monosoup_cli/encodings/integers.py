@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
 from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
-from monosoup_cli.encodings.packed import byte_table, of_columns, unpacked
+from monosoup_cli.encodings.packed import UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import integers_in, looked_up, number_in
 from monosoup_cli.formats.header import FLOATING, TensorInfo
@@ -37,18 +37,20 @@ class PackedIntegers:
 
     def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
         """Find the `weight_packed` of int32, and refuse what belongs to one that is not there."""
-        size, found = _group_size(source.files.config), {}
+        sizes, found = _said(source.files.config, "group_size"), {}
+        said = _said(source.files.config, "num_bits")
+        widths = sorted(PACKABLE, key=lambda bits: bits not in said)
         for stem, name in stems(tensors, ".weight_packed", ".weight_shape", ".weight_g_idx").items():
             codes = needed(tensors, source.path, f"{stem}.weight_packed", name, "I32")
             scales = needed(tensors, source.path, f"{stem}.weight_scale", name, *FLOATING)
             stored_shape = needed(tensors, source.path, f"{stem}.weight_shape", name, "I64", "I32")
             check_shape(source.path, stored_shape, (2,))
             rows, words = (*codes.shape, 0, 0)[:2]
-            columns = _groups(scales) * (size or 0) if _groups(scales) > 1 else 0
-            if not columns:
+            columns = _groups(scales) * next(iter(sizes), 0)
+            if len(sizes) != 1 or _groups(scales) == 1:  # only then anything is read
                 rows, columns = (_number(source, stored_shape, place) for place in (0, 1))
-            bits = next((bits for bits in PACKABLE if _words(columns, bits) == words), PACKABLE[0])
-            check_shape(source.path, codes, (rows, _words(columns, bits)))
+            check_shape(source.path, codes, *((rows, _words(columns, bits)) for bits in widths))
+            bits = next(bits for bits in widths if _words(columns, bits) == words)
             names = {"codes": codes.name, "scales": scales.name, "shape": stored_shape.name}
             found[f"{stem}.weight"] = _encoded(stem, (rows, columns), names, tensors, source, bits)
         return found
@@ -108,6 +110,7 @@ def _encoded(
         decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
         names,
         partial(_decode, roles=frozenset(names), size=columns // groups, bits=bits, path=source.path),
+        held=UNPACKING,
         words=f"int{bits or 8}",
     )
 
@@ -120,12 +123,16 @@ def _decode(
         values = parts.values("codes", start, start + part.shape[0] * part.shape[1]).view(part.shape)
     else:
         values = unpacked(parts, part, _table(bits), parts.info("codes").shape[1] * 32 // bits)
-    columns = None
-    if "groups" in roles:
-        columns = _group_of_columns(parts, part, path)
-    if "zeros" in roles:
-        values.sub_(of_columns(_of_rows(parts, part, "zeros", bits), part, size, columns))
-    return values.mul_(of_columns(_of_rows(parts, part, "scales", bits), part, size, columns))
+    groups = _group_of_columns(parts, part, path) if "groups" in roles else None
+    for role in ("zeros", "scales"):
+        if role in roles:
+            scales = _of_rows(parts, part, role, bits)
+            pieces = (
+                by_groups(values, scales, part, size) if groups is None else [(values, scales[:, groups])]
+            )
+            for piece, of_piece in pieces:
+                piece.mul_(of_piece) if role == "scales" else piece.sub_(of_piece)
+    return values
 
 
 def _of_rows(parts: Parts, part: Rectangle, role: str, bits: int | None) -> torch.Tensor:
@@ -185,15 +192,11 @@ def _number(source: Source, info: TensorInfo, place: int) -> int:
     return int(number_in(read_stored(source, info.name, place, place + 1), info.dtype))
 
 
-def _group_size(config: Mapping[str, Any] | None) -> int | None:
-    """The one size that groups of columns have in the whole checkpoint."""
+def _said(config: Mapping[str, Any] | None, key: str) -> set[int]:
+    """The values that a setting of weights has in the groups of a configuration."""
     settings = (config or {}).get("quantization_config")
-    schemes = settings.get("config_groups") if isinstance(settings, dict) else None
-    weights = [
-        scheme.get("weights")
-        for scheme in (schemes.values() if isinstance(schemes, dict) else ())
-        if isinstance(scheme, dict)
-    ]
-    sizes = {one.get("group_size") for one in weights if isinstance(one, dict)} - {None}
-    size = sizes.pop() if len(sizes) == 1 else None
-    return size if type(size) is int and size > 0 else None
+    groups = settings.get("config_groups") if isinstance(settings, dict) else None
+    schemes = groups.values() if isinstance(groups, dict) else ()
+    weights = [scheme.get("weights") for scheme in schemes if isinstance(scheme, dict)]
+    values = [one.get(key) for one in weights if isinstance(one, dict)]
+    return {value for value in values if type(value) is int and value > 0}

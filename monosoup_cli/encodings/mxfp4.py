@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
+from monosoup_cli.encodings.codec import MAX_ELEMENTS, Encoded, Parts, Rectangle, decoded_info
 from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
-from monosoup_cli.encodings.packed import E2M1, byte_table, of_columns, unpacked
+from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.dtypes import as_float32, looked_up
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.source import Source
@@ -44,7 +44,7 @@ class Mxfp4Experts:
                 decoded_info(stem, (experts, groups * GROUP, columns), written_dtype(source.files.config)),
                 {"codes": blocks.name, "scales": scales.name},
                 _decode_experts,
-                held=(blocks.elements + scales.elements) // experts,
+                held=UNPACKING + 4 * MAX_ELEMENTS + (blocks.elements + scales.elements) // experts,
                 words="mxfp4",
             )
         return found
@@ -62,9 +62,12 @@ def _decode_experts(parts: Parts, part: Rectangle) -> torch.Tensor:
         first, last = max(part.start - start, 0), min(part.stop - start, rows)
         codes = _of_expert(parts, "codes", expert)[part.first : part.last, first // 2 : -(-last // 2)]
         values = looked_up(codes, byte_table(E2M1)).flatten(1)[:, first % 2 : first % 2 + last - first]
-        scales = looked_up(_of_expert(parts, "scales", expert)[part.first : part.last], exponents)
-        scaled = values * of_columns(scales, Rectangle(0, len(scales), first, last), GROUP)
-        result[start + first - part.start : start + last - part.start] = scaled.t()
+        group = first // GROUP
+        scales = _of_expert(parts, "scales", expert)[part.first : part.last, group : -(-last // GROUP)]
+        moved = Rectangle(0, len(values), first - group * GROUP, last - group * GROUP)
+        for piece, of_piece in by_groups(values, looked_up(scales, exponents), moved, GROUP):
+            piece.mul_(of_piece)
+        result[start + first - part.start : start + last - part.start] = values.t()
     return result
 
 
@@ -91,6 +94,7 @@ class Mxfp4:
                 decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
                 {"codes": codes.name, "scales": scales.name},
                 _decode,
+                held=UNPACKING,
                 words="mxfp4",
             )
         return found
@@ -101,4 +105,6 @@ def _decode(parts: Parts, part: Rectangle) -> torch.Tensor:
     groups = info.shape[-1]
     values = unpacked(parts, part, byte_table(E2M1), groups * GROUP)
     scales = parts.values("scales", part.start * groups, part.stop * groups, "F8_E8M0").view(-1, groups)
-    return values.mul_(of_columns(scales, part, GROUP))
+    for piece, of_piece in by_groups(values, scales, part, GROUP):
+        piece.mul_(of_piece)
+    return values

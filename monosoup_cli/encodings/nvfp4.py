@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
 from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
-from monosoup_cli.encodings.packed import E2M1, byte_table, of_columns, unpacked
+from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.header import FLOATING, TensorInfo
 from monosoup_cli.sources.source import Source
 
@@ -51,6 +51,7 @@ class Nvfp4:
                     decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
                     {"codes": codes.name, "scales": scales.name, "scale of the tensor": of_tensor.name},
                     partial(_decode, is_divided=is_divided),
+                    held=UNPACKING,
                     words="NVFP4",
                 )
         return found
@@ -62,4 +63,6 @@ def _decode(parts: Parts, part: Rectangle, *, is_divided: bool) -> torch.Tensor:
     scales = parts.values("scales", part.start * groups, part.stop * groups).view(-1, groups)
     of_tensor = parts.whole("scale of the tensor")
     scales = scales / of_tensor if is_divided else scales * of_tensor
-    return values.mul_(of_columns(scales, part, GROUP))
+    for piece, of_piece in by_groups(values, scales, part, GROUP):
+        piece.mul_(of_piece)
+    return values

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from monosoup_cli.encodings.codec import Parts, Rectangle
+from monosoup_cli.encodings.codec import MAX_ELEMENTS, Parts, Rectangle
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["E2M1", "byte_table", "of_columns", "unpacked"]
+__all__ = ["E2M1", "UNPACKING", "by_groups", "byte_table", "unpacked"]
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The floats of four bits, by their bits."""
+UNPACKING = 3 * MAX_ELEMENTS
+"""How many bytes it takes to look the codes of a block up: as they are stored, and as int32."""
 
 
 @cache
@@ -47,17 +49,25 @@ def unpacked(parts: Parts, part: Rectangle, table: torch.Tensor, width: int) -> 
     return parts.unpacked("codes", first, last, table).as_strided((rows, columns), (width, 1)).contiguous()
 
 
-def of_columns(
-    scales: torch.Tensor, part: Rectangle, size: int, groups: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The scale of every element of a rectangle.
+def by_groups(
+    values: torch.Tensor, scales: torch.Tensor, part: Rectangle, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Pieces of a rectangle with scales that broadcast to each: whole groups of columns, and the edges.
 
     Args:
+        values: The rectangle.
         scales: Those of its rows: (rows, groups of columns), or (1, groups) for all rows.
-        part: The rectangle.
+        part: Where it is.
         size: How many columns a group has.
-        groups: The group of each of its columns, where groups are no neighbours.
     """
-    import torch
-
-    return scales[:, torch.arange(part.first, part.last) // size if groups is None else groups]
+    first, last = -(-part.first // size), part.last // size
+    if first > last:  # within one group
+        yield values, scales[:, last:first]
+        return
+    start, stop = first * size - part.first, last * size - part.first
+    if first < last:
+        yield values[:, start:stop].view(len(values), -1, size), scales[:, first:last, None]
+    if start:
+        yield values[:, :start], scales[:, first - 1 : first]
+    if stop < values.shape[1]:
+        yield values[:, stop:], scales[:, last : last + 1]

@@ -131,8 +131,15 @@ def _small_floats(dtype: str) -> torch.Tensor:
 
 
 def looked_up(codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The rows of a table that bytes are the numbers of."""
-    return table.index_select(0, codes.reshape(-1).int()).view(*codes.shape, *table.shape[1:])
+    """The rows of a table of float32 that bytes are the numbers of: (*codes, *row)."""
+    import torch
+
+    rows = table.view(len(table), -1)
+    word = {2: torch.float64, 4: torch.complex128}.get(rows.shape[1], torch.float32)
+    if rows.shape[1] in (1, 2, 4):  # words are copied, seven times as fast as rows
+        rows = rows.view(word).view(-1)
+    found = rows.index_select(0, codes.reshape(-1).int())
+    return found.view(torch.float32).view(*codes.shape, *table.shape[1:])
 
 
 def cast(part: torch.Tensor, dtype: str, tensor: str) -> torch.Tensor:
