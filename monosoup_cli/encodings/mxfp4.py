@@ -46,6 +46,7 @@ class Mxfp4Experts:
                 _decode_experts,
                 held=UNPACKING + 4 * MAX_ELEMENTS + (blocks.elements + scales.elements) // experts,
                 words="mxfp4",
+                has_columns=True,
             )
         return found
 
