@@ -1,6 +1,8 @@
 """Codes of four and eight bits in shapes that no model has, and parts of them that do not fit each other."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.sources.read import read_float64
-from tests.encoded import INT4, KINDS, compressed, in_one_row, make
+from tests.encoded import INT4, KINDS, compressed, in_one_row, make, mxfp4
 
 WHOLE = {"group_size": None}
 
@@ -277,3 +279,52 @@ def test_no_tensor_is_decoded_twice(folders, tmp_path):
         encoded = [codes.tensor for codes in source.files.decoded.values()]
     assert len(encoded) == len(set(encoded)) == sum(14 if kind != "mxfp4" else 4 for kind in KINDS)
     assert {header.dtype for header in source.tensors.values()} == {"BF16"}
+
+
+READ = """
+import sys
+import torch
+from monosoup_cli.encodings.table import decoded
+from monosoup_cli.sources.locate import open_checkpoint
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+stored = open_checkpoint(sys.argv[1])
+with stored.files:
+    source = decoded(stored)
+    (info,) = source.tensors.values()
+    buffer, reader = memoryview(bytearray(1 << 20)), source.reader(info.name)
+    before = status("VmRSS")
+    for offset in range(0, 4 * info.elements, len(buffer)):
+        reader.read_into(buffer[: 4 * info.elements - offset], offset)
+    print(source.held_bytes, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
+@pytest.mark.parametrize("kind", ["mxfp4", "nf4", "int8"])
+def test_reading_holds_no_more_than_it_says(tmp_path, kind):
+    """The decoded tensor has 128 MB."""
+    if kind == "mxfp4":
+        tensors = dict(zip(("up_blocks", "up_scales"), mxfp4((4, 2048, 4096), 0), strict=True))
+    elif kind == "nf4":
+        codes, state = quantize_4bit(noise(8192, 4096), quant_type="nf4", compress_statistics=True)
+        parts = {f"a.weight.{name}": one for name, one in state.as_dict(packed=True).items()}
+        tensors = {"a.weight": codes, **parts}
+    else:
+        codes = torch.randint(-128, 128, (8192, 4096), dtype=torch.int8)
+        tensors = {
+            "a.weight": codes,
+            "a.weight_scale": torch.ones(8192, 32),
+            "a.weight_zero_point": codes[:, :32],
+        }
+    tensors = {name: one.contiguous().clone() for name, one in tensors.items()}
+    save_file(tensors, tmp_path / "in.safetensors")
+    command = [sys.executable, "-c", READ, str(tmp_path / "in.safetensors")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    held, grown = map(int, run.stdout.split())
+    assert grown <= held + (8 << 20)  # what the allocator keeps of freed blocks varies
+    assert held <= 32 << 20
