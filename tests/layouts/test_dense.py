@@ -1,0 +1,126 @@
+"""A base and a fine-tune of one dense model in two forms: q, k, v and gate, up fused or apart, transposed."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+from tests.layouts.forms import GATE_UP, QKV, fuse, in_turn, rows, save_like, tensors_in, turned, unfuse
+from tests.models import CAUSAL, ENDS, STACK, TEXT, VISION, build, step
+from tests.oracle import assert_weights_equal
+from tests.oracle import edit as oracle
+
+GPT2 = {"vocab_size": 99, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, **ENDS}
+FALCON = {**STACK, "vocab_size": 99, "bias": True, "alibi": False}
+
+
+def phi3(tensors):
+    tensors = unfuse(tensors, "qkv_proj.", QKV, rows(32, 16, 16))
+    return unfuse(tensors, "gate_up_proj.", GATE_UP, rows(48, 48))
+
+
+def chatglm(tensors):
+    """Tensors of transformers' GLM, with q, k, v fused as THUDM has them, and gate and up apart."""
+    tensors = fuse(tensors, QKV, "query_key_value.")
+    return unfuse(tensors, "gate_up_proj.", GATE_UP, rows(48, 48))
+
+
+def gpt2(tensors):
+    """The linear layers that `Conv1D` stands for, with q, k and v apart."""
+    tensors = turned(tensors, ["c_attn", "c_fc", "c_proj"])
+    return unfuse(tensors, "c_attn.", QKV, rows(32, 32, 32))
+
+
+FAMILIES = {
+    "Phi-3": ("Phi3ForCausalLM", {**CAUSAL, "pad_token_id": 0}, phi3),
+    "GLM": ("GlmForCausalLM", {**CAUSAL, "head_dim": 8, "pad_token_id": 0, "attention_bias": True}, chatglm),
+    "Falcon, groups of heads": (
+        "FalconForCausalLM",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+        lambda tensors: unfuse(tensors, "query_key_value.", QKV, in_turn(2, 16, 8, 8)),
+    ),
+    "Falcon, one k and v": (
+        "FalconForCausalLM",
+        {**FALCON, "multi_query": True},
+        lambda tensors: unfuse(tensors, "query_key_value.", QKV, rows(32, 8, 8)),
+    ),
+    "Falcon, head by head": (
+        "FalconForCausalLM",
+        {**FALCON, "multi_query": False},
+        lambda tensors: unfuse(tensors, "query_key_value.", QKV, in_turn(4, 8, 8, 8)),
+    ),
+    "Bloom": (
+        "BloomForCausalLM",
+        {"vocab_size": 99, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+        lambda tensors: unfuse(tensors, "query_key_value.", QKV, in_turn(4, 8, 8, 8)),
+    ),
+    "GPT-NeoX": (
+        "GPTNeoXForCausalLM",
+        TEXT,
+        lambda tensors: unfuse(tensors, "query_key_value.", QKV, in_turn(4, 8, 8, 8)),
+    ),
+    "CLIP": (
+        "CLIPModel",
+        {"text_config": {**TEXT, **ENDS}, "vision_config": VISION, "projection_dim": 24},
+        lambda tensors: fuse(tensors, QKV, "in_proj_"),
+    ),
+    "GPT-2": ("GPT2LMHeadModel", GPT2, gpt2),
+}
+"""The class in transformers, the options of its config, and its tensors in another form."""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The base and the fine-tune of a family in both forms, made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            kind, options, other = FAMILIES[name]
+            folder = tmp_path_factory.mktemp("family")
+            base = build(kind, options)
+            with torch.no_grad():
+                for weights in base.parameters():  # biases too, which are zeros
+                    weights.add_(0.02 * torch.randn(weights.shape))
+            found = []
+            for model, word in ((base, "base"), (step(copy.deepcopy(base)), "finetuned")):
+                model.save_pretrained(folder / word)
+                tensors = other(tensors_in(folder / word))
+                found.append((folder / word, save_like(folder / word, tensors, folder / f"{word} apart")))
+            made[name] = found
+        return made[name]
+
+    return make
+
+
+def edited(run, base, finetuned, out):
+    result = run("edit", base, finetuned, "-o", out)
+    assert result.code == 0, result.err
+    return result
+
+
+def assert_edited(found, base, finetuned):
+    assert found.keys() == finetuned.keys()
+    for name, after in finetuned.items():
+        if after.ndim == 2:
+            assert_weights_equal(found[name], oracle(base[name].double().numpy(), after.double().numpy())[0])
+        else:
+            assert found[name].ndim != 1 or torch.equal(found[name], after), name
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["as transformers has it", "in the other form"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_in_another_form(run, checkpoints, tmp_path, family, form):
+    base, finetuned = checkpoints(family)
+    edited(run, base[form], finetuned[form], tmp_path / "same")
+    result = edited(run, base[1 - form], finetuned[form], tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (
+        tmp_path / "same/model.safetensors"
+    ).read_bytes()
+    assert "made of" in result.err
+    assert_edited(tensors_in(tmp_path / "out"), tensors_in(base[form]), tensors_in(finetuned[form]))
+    if form == 0:
+        kind = getattr(transformers, FAMILIES[family][0])
+        _, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not any(info.values()), info
