@@ -42,8 +42,9 @@ FUSED = {
     ),
     **dict.fromkeys(("kv_proj", "to_kv", "Wkv", "wkv", "kv", "kv_linear", "linear_kv"), (K, V)),
     "gqkv_proj": (GATE, Q, K, V),
+    "crossattention.c_attn": (K, V),
 }
-"""What libraries call fused tensors, and the parts of each in their order."""
+"""What libraries call fused tensors, some with their module, and the parts of each in order."""
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num")
 HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_size")
@@ -65,10 +66,12 @@ class FusedAttention:
     def readings(self, name: str, tensor: TensorInfo, facts: Facts) -> Sequence[Reading]:
         """One after the other, or in turn by groups of heads; (out, in) or (in, out)."""
         found = parse(name, tensor, facts)
-        if found is None or found[1] not in FUSED:
+        if found is None:
             return []
         module, last, kind = found
-        parts = FUSED[last]
+        parts = FUSED.get(f"{module.rpartition('.')[2]}.{last}", FUSED.get(last, ()))
+        if not parts:
+            return []
         ways: dict[str, Reading] = {}
         for is_transposed in (False, True):
             total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]

@@ -118,9 +118,31 @@ def test_a_base_in_another_form(run, checkpoints, tmp_path, family, form):
     assert (tmp_path / "out/model.safetensors").read_bytes() == (
         tmp_path / "same/model.safetensors"
     ).read_bytes()
-    assert "made of" in result.err
+    assert "names are read with" in result.err
     assert_edited(tensors_in(tmp_path / "out"), tensors_in(base[form]), tensors_in(finetuned[form]))
     if form == 0:
         kind = getattr(transformers, FAMILIES[family][0])
         _, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not any(info.values()), info
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_edited_each_for_itself(run, checkpoints, tmp_path, family):
+    """With --split-fused the form does not matter."""
+    base, finetuned = checkpoints(family)
+    for form in (0, 1):
+        result = run("edit", base[form], finetuned[form], "-o", tmp_path / f"{form}", "--split-fused")
+        assert result.code == 0, result.err
+    other = FAMILIES[family][2](tensors_in(tmp_path / "0"))
+    found = tensors_in(tmp_path / "1")
+    assert found.keys() == other.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_plain_layers_have_no_parts(run, checkpoints, tmp_path):
+    """`dense_h_to_4h` is gate and up in ChatGLM, and one layer in GPT-NeoX, as its configuration shows."""
+    base, finetuned = checkpoints("GPT-NeoX")
+    result = run("edit", base[0], finetuned[0], "-o", tmp_path / "out", "--split-fused")
+    assert "query_key_value.weight' is edited by its parts" in result.err
+    assert "dense_h_to_4h" not in result.err
