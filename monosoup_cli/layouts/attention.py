@@ -50,12 +50,16 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "m
 HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_size")
 HEAD_SIZES = (64, 128, 80, 96, 256, 32, 112, 160, 192)
 """Sizes of heads that are tried where the configuration does not tell, or tells something else."""
-
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+FALCON = ("falcon", "RefinedWeb", "RefinedWebModel")
 IN_TURN = {
-    *("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon", "gpt_bigcode", "falcon", "internlm2"),
-    *("RefinedWeb", "RefinedWebModel"),
+    "query_key_value": ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon", *FALCON),
+    "wqkv": ("internlm2",),
+    "c_attn": ("gpt_bigcode",),
 }
-"""The types of models whose heads, or groups of heads, take turns."""
+"""The types of models in which heads, or groups of heads, take turns in tensors of these names."""
+SWAPPED = {"codegen": ((Q, V, K), 4)}
+"""The types of models with another order of parts, and of how many groups of heads."""
 
 SEPARATE_ATTENTION = Separate({**NAMES, GATE: GATE})
 
@@ -72,11 +76,18 @@ class FusedAttention:
         parts = FUSED.get(f"{module.rpartition('.')[2]}.{last}", FUSED.get(last, ()))
         if not parts:
             return []
+        model = str(facts.config.get("model_type"))
+        parts, own_groups = SWAPPED.get(model, (parts, None))
+        is_in_turn = model in IN_TURN.get(last, ())
         ways: dict[str, Reading] = {}
         for is_transposed in (False, True):
             total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]
-            rows = next((rows for rows in _rows(module, parts, total, facts) if sum(rows) == total), None)
-            for groups in _groups(rows, facts) if rows is not None else ():
+            rows = next(
+                (rows for rows in _rows(module, parts, tensor, total, facts) if sum(rows) == total), None
+            )
+            told = [own_groups] if own_groups else [_kv_heads(facts), facts.number(*HEADS)]
+            counts = [*told, 1] if is_in_turn or own_groups else [1, *told]
+            for groups in _groups(rows, counts, facts) if rows is not None else ():
                 words = _words(parts, groups, is_transposed=is_transposed)
                 sizes = dict(zip(parts, rows or (), strict=True))
                 atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
@@ -90,15 +101,23 @@ def _words(parts: Sequence[str], groups: int, *, is_transposed: bool) -> str:
     return f"{order}{turns}{', transposed' if is_transposed else ''}"
 
 
-def _rows(module: str, parts: Sequence[str], total: int, facts: Facts) -> Iterator[tuple[int, ...]]:
-    """Yield how many rows the parts may have: as in the other checkpoint, by the configuration, or alike."""
+def _rows(
+    module: str, parts: Sequence[str], tensor: TensorInfo, total: int, facts: Facts
+) -> Iterator[tuple[int, ...]]:
+    """Yield how many rows the parts may have: as in the other checkpoint, by the configuration, or alike.
+
+    The configuration is that of the language model. The heads of a vision model are others.
+    """
     yield from rows_of_parts(module, parts, NAMES, facts)
-    heads, kv_heads = facts.number(*HEADS), _kv_heads(facts)
-    if parts == (Q, K, V) and heads is not None:
-        for count in (kv_heads, heads):
-            size, rest = divmod(total, heads + 2 * (count or heads))
-            if rest == 0 and facts.number(*HEAD_SIZE) in (None, size):
-                yield tuple(size * number for number in (heads, count or heads, count or heads))
+    heads, hidden = facts.number(*HEADS), facts.number(*HIDDEN)
+    columns = tensor.elements // total
+    if set(parts) == {Q, K, V} and heads is not None and columns in (1, hidden or columns):
+        expected = facts.number(*HEAD_SIZE) or (hidden or 0) // heads
+        for count in (_kv_heads(facts) or heads, heads):
+            size = total // (heads + 2 * count)
+            if expected in (0, size):
+                numbers = {Q: heads, K: count, V: count}
+                yield tuple(numbers[part] * size for part in parts)
     yield (total // len(parts),) * len(parts)
 
 
@@ -109,10 +128,8 @@ def _kv_heads(facts: Facts) -> int | None:
     return facts.number(*KV_HEADS)
 
 
-def _groups(rows: Sequence[int], facts: Facts) -> list[int]:
-    """How many groups of heads may take turns, the likeliest first."""
+def _groups(rows: Sequence[int], counts: Sequence[int | None], facts: Facts) -> list[int]:
+    """How many groups of heads may take turns: the likeliest, and those of heads of common sizes."""
     sizes = [size for size in (facts.number(*HEAD_SIZE), *HEAD_SIZES) if size is not None]
-    told = [_kv_heads(facts), facts.number(*HEADS)]
-    counts = [*told, 1] if facts.config.get("model_type") in IN_TURN else [1, *told]
-    counts += [rows[-1] // size for size in sizes]
-    return [one for one in dict.fromkeys(counts) if one and all(count % one == 0 for count in rows)]
+    numbers = dict.fromkeys([*counts, *(rows[-1] // size for size in sizes)])
+    return [one for one in numbers if one and all(count % one == 0 for count in rows)]

@@ -1,10 +1,12 @@
 """A base and a fine-tune of one dense model in two forms: q, k, v and gate, up fused or apart, transposed."""
 
 import copy
+import json
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from tests.layouts.forms import GATE_UP, QKV, fuse, in_turn, rows, save_like, tensors_in, turned, unfuse
 from tests.models import CAUSAL, ENDS, STACK, TEXT, VISION, build, step
@@ -59,6 +61,11 @@ FAMILIES = {
         "GPTNeoXForCausalLM",
         TEXT,
         lambda tensors: unfuse(tensors, "query_key_value.", QKV, in_turn(4, 8, 8, 8)),
+    ),
+    "CodeGen": (
+        "CodeGenForCausalLM",
+        {**GPT2, "rotary_dim": 8},
+        lambda tensors: unfuse(tensors, "qkv_proj.", [QKV[0], QKV[2], QKV[1]], in_turn(4, 8, 8, 8)),
     ),
     "CLIP": (
         "CLIPModel",
@@ -146,3 +153,29 @@ def test_plain_layers_have_no_parts(run, checkpoints, tmp_path):
     result = run("edit", base[0], finetuned[0], "-o", tmp_path / "out", "--split-fused")
     assert "query_key_value.weight' is edited by its parts" in result.err
     assert "dense_h_to_4h" not in result.err
+
+
+def test_heads_of_a_language_model_are_not_those_of_its_vision_model(run, tmp_path):
+    """The vision model of InternVL has as many rows in all, but they are others."""
+    generator = torch.Generator().manual_seed(0)
+    text = {"model_type": "internlm2", "hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    for name in ("base", "finetuned"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"llm_config": text}))
+        tensors = {
+            "vision.blocks.0.attn.qkv.weight": torch.randn(96, 32, generator=generator),
+            "model.layers.0.attention.wqkv.weight": torch.randn(96, 48, generator=generator),
+        }
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    result = run("edit", tmp_path / "base", tmp_path / "finetuned", "-o", tmp_path / "out", "--split-fused")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out/monosoup_report.json").read_text())
+    shapes = {part["name"]: part["shape"] for layer in report["layers"] for part in layer["slices"]}
+    assert [shapes[f"vision.blocks.0.attn.{part}.weight"] for part in QKV] == [[32, 32]] * 3
+    assert [shapes[f"model.layers.0.attention.{part}.weight"] for part in QKV] == [
+        [48, 48],
+        [24, 48],
+        [24, 48],
+    ]
+    assert "qkv.weight' is edited by its parts (q then k then v;" in result.err
+    assert "wqkv.weight' is edited by its parts (q then k then v of each of 2 groups" in result.err
