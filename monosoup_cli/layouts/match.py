@@ -133,10 +133,14 @@ def _doubtful(
 ) -> dict[str, TensorInfo]:
     """The tensors that are alike in both, beside one of another shape: they may be square, and transposed.
 
-    So may be the square matrices in other parts of the same blocks, as GPT-2 has them.
+    So may be the square matrices in the same blocks as matrices that are, as GPT-2 has them.
     """
     parents = {_parent(name) for name in wanted if name in others}
-    stacks = {_stack(name) for name in wanted if name in others}
+    stacks = {
+        _stack(name)
+        for name, tensor in wanted.items()
+        if name in others and len(tensor.shape) == 2 and others[name].shape == tensor.shape[::-1]
+    }
 
     def is_in_doubt(name: str, shape: tuple[int, ...]) -> bool:
         is_square = len(shape) == 2 and shape[0] == shape[1]

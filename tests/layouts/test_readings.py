@@ -187,6 +187,20 @@ def test_square_matrices_without_transposed_ones_are_never_compared(assert_alike
     assert "names are read" not in assert_alike(base, base, finetuned)
 
 
+def test_other_shapes_of_the_same_elements_put_no_square_matrix_in_doubt(run, tmp_path, randn):
+    """A scale that is a column in one of them says nothing about sides; the square matrix may be new."""
+    base = {"h.0.scale.weight": randn(H, 1, 1), "h.0.attn.o_proj.weight": randn(H, H)}
+    finetuned = {
+        "h.0.scale.weight": base["h.0.scale.weight"].view(H, 1),
+        "h.0.attn.o_proj.weight": randn(H, H),
+    }
+    for name, tensors in (("base", base), ("finetuned", finetuned)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    inputs = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    result = run("edit", *inputs, "-o", tmp_path / "out.safetensors", "--on-mismatch", "keep")
+    assert result.code == 0, result.err
+
+
 def test_fewer_keys_than_queries_in_two_towers(assert_alike, near, randn):
     """The rows of q, k and v are those of the tower of the same name, though others have as many in all."""
     text = {f"text.{name}": t for name, t in attention(randn, 64, 16).items()}
