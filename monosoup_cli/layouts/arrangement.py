@@ -13,7 +13,7 @@ from monosoup_cli.formats.strided import PIECE, gather, room, span_of
 from monosoup_cli.sources.derived import ReadInto
 from monosoup_cli.sources.source import Source
 
-__all__ = ["Arranged", "Piece", "row_major"]
+__all__ = ["Arranged", "Piece", "dimensions", "row_major"]
 
 
 @dataclass(frozen=True)
@@ -194,3 +194,40 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)
     return tuple(reversed(strides)) if shape else ()
+
+
+def dimensions(
+    sizes: Sequence[int], strides: Sequence[int], others: Sequence[int], steps: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """Find dimensions in which the same elements have strides in two tensors.
+
+    Args:
+        sizes: The dimensions that the elements have in one tensor.
+        strides: Their strides there.
+        others: The dimensions in the other tensor, of which one may be several of the first, or the reverse.
+        steps: Their strides there.
+
+    Returns:
+        The sizes, which leave out ones; the strides in the one tensor, and in the other. None where the
+        dimensions do not fit.
+
+    >>> dimensions((12, 5), (5, 1), (4, 3, 5), (45, 5, 1))
+    ((4, 3, 5), (15, 5, 1), (45, 5, 1))
+    """
+    if 0 in sizes or math.prod(sizes) != math.prod(others):
+        return None
+    ones, twos = list(zip(sizes, strides, strict=True)), list(zip(others, steps, strict=True))
+    found = []
+    while ones and twos:
+        (one, stride), (two, step) = ones.pop(), twos.pop()
+        size = min(one, two)
+        if max(one, two) % size:
+            return None
+        if size > 1:
+            found.append((size, stride, step))
+        if one > size:
+            ones.append((one // size, stride * size))
+        if two > size:
+            twos.append((two // size, step * size))
+    shape, first, second = zip(*reversed(found), strict=True) if found else ((), (), ())
+    return shape, first, second

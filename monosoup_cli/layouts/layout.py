@@ -19,7 +19,7 @@ from monosoup_cli.sources.source import Source
 
 __all__ = ["Atom", "Facts", "Layout", "Reading", "facts_of", "same", "starred"]
 
-PARTS = ("text_config", "llm_config", "ffn_config")
+PARTS = ("text_config", "llm_config", "ffn_config", "attn_config")
 """The parts of configurations that describe the language model, and DBRX's experts."""
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
@@ -33,12 +33,19 @@ class Atom:
         shape: Its shape, (out, in) of a matrix.
         first: Its first element in the stored tensor.
         strides: Its strides there, in elements.
+        sizes: The sizes that the strides belong to. Where the rows are apart in groups, these are (groups,
+            rows of a group, in).
     """
 
     name: str
     shape: tuple[int, ...]
     first: int
     strides: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            object.__setattr__(self, "sizes", self.shape)
 
 
 @dataclass(frozen=True)

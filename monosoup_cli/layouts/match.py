@@ -14,7 +14,7 @@ from itertools import islice, product
 from monosoup_cli.errors import MismatchError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.layouts.arrangement import Arranged, Piece
+from monosoup_cli.layouts.arrangement import Arranged, Piece, dimensions
 from monosoup_cli.layouts.layout import Atom, Reading, facts_of, same, starred
 from monosoup_cli.layouts.names import canonical
 from monosoup_cli.layouts.table import LAYOUTS
@@ -81,8 +81,8 @@ def in_layout_of(other: Source, first: Source) -> Source:
     if not wanted or not spare:
         return other
     doubtful = _doubtful(wanted, first.tensors, other.tensors)
-    modules = modules_of(wanted | doubtful, first, spare)
-    stored = modules_of(spare | {name: other.tensors[name] for name in doubtful}, other, wanted)
+    wanted, spare = wanted | doubtful, spare | {name: other.tensors[name] for name in doubtful}
+    modules, stored = modules_of(wanted, first, spare), modules_of(spare, other, wanted)
     owners = _owners(modules, stored, other.path)
     _check_complete(modules, owners, stored, first, other)
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
@@ -131,8 +131,21 @@ def _unmatched(ones: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo])
 def _doubtful(
     wanted: Mapping[str, TensorInfo], ones: Mapping[str, TensorInfo], others: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """The tensors that are alike in both, beside one of another shape: they may be square, and transposed."""
+    """The tensors that are alike in both, beside one of another shape: they may be square, and transposed.
+
+    So may be the square matrices in the same blocks as matrices that are, as GPT-2 has them.
+    """
     parents = {_parent(name) for name in wanted if name in others}
+    stacks = {
+        _stack(name)
+        for name, tensor in wanted.items()
+        if name in others and len(tensor.shape) == 2 and others[name].shape == tensor.shape[::-1]
+    }
+
+    def is_in_doubt(name: str, shape: tuple[int, ...]) -> bool:
+        is_square = len(shape) == 2 and shape[0] == shape[1]
+        return _parent(name) in parents or (is_square and _stack(name) in stacks)
+
     return {
         name: tensor
         for name, tensor in ones.items()
@@ -140,7 +153,7 @@ def _doubtful(
         and tensor.dtype in FLOATING
         and name in others
         and others[name].shape == tensor.shape
-        and _parent(name) in parents
+        and is_in_doubt(name, tensor.shape)
     }
 
 
@@ -170,6 +183,11 @@ def _module_name(name: str) -> str:
 
 def _parent(name: str) -> str:
     return _module_name(name).rpartition(".")[0]
+
+
+def _stack(name: str) -> str:
+    """The name up to its last number, which the blocks of one stack have in common."""
+    return starred(name).rpartition("*")[0]
 
 
 def _atoms(modules: Mapping[str, _Module]) -> dict[str, tuple[str, str]]:
@@ -231,10 +249,9 @@ def _ways(
             made: dict[str, list[Piece]] = defaultdict(list)
             for name, atom in atoms:
                 owner = owners[atom.name]
-                place = places[owner.name]
-                if place.shape != atom.shape:
+                piece = _piece(owner.tensor, places[owner.name], atom)
+                if piece is None:
                     break
-                piece = Piece(owner.tensor, atom.shape, place.first, place.strides, atom.first, atom.strides)
                 made[name].append(piece)
             else:
                 renamed = {
@@ -244,6 +261,14 @@ def _ways(
                     and pieces[0].shape == first.tensors[name].shape == other.tensors[pieces[0].tensor].shape
                 }
                 yield Way(words, chosen, made, renamed)
+
+
+def _piece(tensor: str, place: Atom, atom: Atom) -> Piece | None:
+    """How a wanted atom is copied from where it is stored; None if its shape differs there."""
+    if place.shape != atom.shape:
+        return None
+    found = dimensions(place.sizes, place.strides, atom.sizes, atom.strides)
+    return None if found is None else Piece(tensor, found[0], place.first, found[1], atom.first, found[2])
 
 
 def _in_words(names: Sequence[str], sources: Sequence[str], words: str) -> str:

@@ -44,9 +44,9 @@ def split_fused(plan: Plan, inputs: Inputs) -> Plan:
 def _parts(tensor: PlannedTensor, reading: Reading) -> Matrices:
     parts, pieces, at = [], [], 0
     for atom in reading.atoms:
-        parts.append(Part(atom.name, Cut(math.prod(atom.shape[:-1]), atom.shape[-1]), at))
-        steps = row_major(atom.shape)
-        pieces.append(Piece(tensor.name, atom.shape, atom.first, atom.strides, at, steps))
+        parts.append(Part(atom.name, Cut(atom.shape[0], math.prod(atom.shape[1:])), at))
+        steps = row_major(atom.sizes)
+        pieces.append(Piece(tensor.name, atom.sizes, atom.first, atom.strides, at, steps))
         at += math.prod(atom.shape)
     is_in_order = all(piece.is_copied and piece.first == piece.at for piece in pieces)
     largest = max((part.cut for part in parts), key=lambda cut: cut.elements)

@@ -1,0 +1,135 @@
+"""q, k and v of an attention, or only k and v: fused in one tensor, or one by one.
+
+Fused rows are q, k and v one after the other (Phi-3, CLIP, timm), or take turns: of every head (Bloom,
+GPT-NeoX), or of every group of heads that share a k and a v (Falcon, InternLM2). k and v may have fewer rows
+than q. GPT-2 stores the fused matrix as (in, out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.layouts.layout import Facts, Reading
+from monosoup_cli.layouts.parts import Separate, is_matrix, parse, rows_of_parts, split
+
+__all__ = ["SEPARATE_ATTENTION", "FusedAttention"]
+
+Q, K, V, GATE = "q_proj", "k_proj", "v_proj", "gate_proj"
+NAMES = {
+    name: part
+    for names in (
+        (Q, K, V),
+        ("query", "key", "value"),
+        ("q", "k", "v"),
+        ("to_q", "to_k", "to_v"),
+        ("q_lin", "k_lin", "v_lin"),
+        ("wq", "wk", "wv"),
+        ("Wq", "Wk", "Wv"),
+        ("query_proj", "key_proj", "value_proj"),
+        ("linear_q", "linear_k", "linear_v"),
+    )
+    for name, part in zip(names, (Q, K, V), strict=True)
+}
+"""What libraries call q, k and v where each has a tensor of its own."""
+FUSED = {
+    **dict.fromkeys(
+        (
+            *("qkv_proj", "query_key_value", "c_attn", "W_pack", "Wqkv", "wqkv", "qkv", "in_proj_", "to_qkv"),
+            *("qkv_linear", "linear_qkv", "att_proj"),
+        ),
+        (Q, K, V),
+    ),
+    **dict.fromkeys(("kv_proj", "to_kv", "Wkv", "wkv", "kv", "kv_linear", "linear_kv"), (K, V)),
+    "gqkv_proj": (GATE, Q, K, V),
+    "crossattention.c_attn": (K, V),
+}
+"""What libraries call fused tensors, some with their module, and the parts of each in order."""
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num")
+HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_size")
+HEAD_SIZES = (64, 128, 80, 96, 256, 32, 112, 160, 192)
+"""Sizes of heads that are tried where the configuration does not tell, or tells something else."""
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+FALCON = ("falcon", "RefinedWeb", "RefinedWebModel")
+IN_TURN = {
+    "query_key_value": ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon", *FALCON),
+    "wqkv": ("internlm2",),
+    "c_attn": ("gpt_bigcode",),
+}
+"""The types of models in which heads, or groups of heads, take turns in tensors of these names."""
+SWAPPED = {"codegen": ((Q, V, K), 4)}
+"""The types of models with another order of parts, and of how many groups of heads."""
+
+SEPARATE_ATTENTION = Separate({**NAMES, GATE: GATE})
+
+
+class FusedAttention:
+    """q, k and v in one tensor."""
+
+    def readings(self, name: str, tensor: TensorInfo, facts: Facts) -> Sequence[Reading]:
+        """One after the other, or in turn by groups of heads; (out, in) or (in, out)."""
+        found = parse(name, tensor, facts)
+        if found is None:
+            return []
+        module, last, kind = found
+        parts = FUSED.get(f"{module.rpartition('.')[2]}.{last}", FUSED.get(last, ()))
+        if not parts:
+            return []
+        model = str(facts.config.get("model_type"))
+        parts, own_groups = SWAPPED.get(model, (parts, None))
+        is_in_turn = model in IN_TURN.get(last, ())
+        ways: dict[str, Reading] = {}
+        for is_transposed in (False, True):
+            total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]
+            rows = next(
+                (rows for rows in _rows(module, parts, tensor, total, facts) if sum(rows) == total), None
+            )
+            told = [own_groups] if own_groups else [_kv_heads(facts), facts.number(*HEADS)]
+            counts = [*told, 1] if is_in_turn or own_groups else [1, *told]
+            for groups in _groups(rows, counts, facts) if rows is not None else ():
+                words = _words(parts, groups, is_transposed=is_transposed)
+                sizes = dict(zip(parts, rows or (), strict=True))
+                atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
+                ways.setdefault(words, Reading(words, atoms))
+        return list(ways.values())
+
+
+def _words(parts: Sequence[str], groups: int, *, is_transposed: bool) -> str:
+    order = " then ".join(part.removesuffix("_proj") for part in parts)
+    turns = f" of each of {groups} groups of heads" if groups > 1 else ""
+    return f"{order}{turns}{', transposed' if is_transposed else ''}"
+
+
+def _rows(
+    module: str, parts: Sequence[str], tensor: TensorInfo, total: int, facts: Facts
+) -> Iterator[tuple[int, ...]]:
+    """Yield how many rows the parts may have: as in the other checkpoint, by the configuration, or alike.
+
+    The configuration is that of the language model. The heads of a vision model are others.
+    """
+    yield from rows_of_parts(module, parts, NAMES, facts)
+    heads, hidden = facts.number(*HEADS), facts.number(*HIDDEN)
+    columns = tensor.elements // total
+    if set(parts) == {Q, K, V} and heads is not None and columns in (1, hidden or columns):
+        expected = facts.number(*HEAD_SIZE) or (hidden or 0) // heads
+        for count in (_kv_heads(facts) or heads, heads):
+            size = total // (heads + 2 * count)
+            if expected in (0, size):
+                numbers = {Q: heads, K: count, V: count}
+                yield tuple(numbers[part] * size for part in parts)
+    yield (total // len(parts),) * len(parts)
+
+
+def _kv_heads(facts: Facts) -> int | None:
+    """How many k and v there are, as the configuration has it; Falcon says it in two flags."""
+    if facts.config.get("multi_query") is True and facts.config.get("new_decoder_architecture") is not True:
+        return 1
+    return facts.number(*KV_HEADS)
+
+
+def _groups(rows: Sequence[int], counts: Sequence[int | None], facts: Facts) -> list[int]:
+    """How many groups of heads may take turns: the likeliest, and those of heads of common sizes."""
+    sizes = [size for size in (facts.number(*HEAD_SIZE), *HEAD_SIZES) if size is not None]
+    numbers = dict.fromkeys([*counts, *(rows[-1] // size for size in sizes)])
+    return [one for one in numbers if one and all(count % one == 0 for count in rows)]

@@ -1,0 +1,57 @@
+"""gate and up of a gated MLP: fused in one tensor, or one by one.
+
+Libraries do not agree on which of them comes first, and some have their rows in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.layouts.layout import Facts, Reading
+from monosoup_cli.layouts.parts import Separate, is_matrix, parse, split
+
+__all__ = ["SEPARATE_GATED", "FusedGated"]
+
+GATE, UP = "gate_proj", "up_proj"
+FUSED = {"gate_up_proj", "up_gate_proj", "gate_up", "w12", "w13", "w13_dn", "weights_in"}
+"""What libraries call fused tensors."""
+PLAIN_TOO = {"dense_h_to_4h", "linear_fc1", "fc1", "Wi", "wi", "ff_proj"}
+"""The same, but of plain layers in other models. The other checkpoint tells, or the configuration."""
+INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
+"""The keys of a configuration for how many rows gate has."""
+SEPARATE_GATED = Separate(
+    {
+        **dict.fromkeys((GATE, "w1", "wi_0", "fc1_g"), GATE),
+        **dict.fromkeys((UP, "w3", "w2", "wi_1", "fc1_x"), UP),
+    }
+)
+"""The names of separate tensors. `w2` is the third matrix of Llama's MLP, whose shape is another one."""
+
+
+class FusedGated:
+    """gate and up in one tensor."""
+
+    def readings(self, name: str, tensor: TensorInfo, facts: Facts) -> Sequence[Reading]:
+        """gate or up first, one after the other or in turn; (out, in) or (in, out)."""
+        found = parse(name, tensor, facts)
+        if found is None or found[1] not in FUSED | PLAIN_TOO:
+            return []
+        module, _, kind = found
+        ways = []
+        for is_transposed in (False, True):
+            total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]
+            if total % 2 or len(tensor.shape) > 2:
+                continue
+            is_told = facts.rows or total == 2 * (facts.number(*INNER) or 0)
+            if found[1] in PLAIN_TOO and not is_told:
+                continue
+            half = total // 2
+            for parts in ((GATE, UP), (UP, GATE)):
+                for groups in (1, half):
+                    words = [f"{'interleaved ' if groups > 1 else ''}{' then '.join(parts)}"]
+                    words += ["transposed"] if is_transposed else []
+                    sizes = dict.fromkeys(parts, half)
+                    atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
+                    ways.append(Reading(", ".join(words), atoms))
+        return ways
