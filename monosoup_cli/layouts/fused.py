@@ -18,27 +18,29 @@ HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 """The keys of a configuration for the width of the model, which projections down have as rows."""
 
 
-def readings_of_fused(source: Source, tensors: Mapping[str, TensorInfo]) -> dict[str, Reading]:
+def readings_of_fused(
+    source: Source, tensors: Mapping[str, TensorInfo], known: Mapping[str, Reading]
+) -> dict[str, Reading]:
     """Say what fused tensors consist of, by their names, their shapes and the configuration.
 
     Args:
         source: The checkpoint.
         tensors: Those of its tensors that are asked for.
+        known: The readings that values have decided, because another input stores these tensors otherwise.
 
     Returns:
-        The likeliest reading of every tensor that has several atoms.
+        The known or likeliest reading of every tensor that has several atoms.
     """
     facts = facts_of(source, {})
-    found = {}
+    found: dict[str, Reading] = {}
     for module in modules_of(tensors, source, {}).values():
         if not module.ways:
             continue
         first = next(iter(module.readings.values()))
         way = min(module.ways, key=lambda words: _unlikeliness(first[words], facts))
-        for name, readings in module.readings.items():
-            if len(readings[way].atoms) > 1:
-                found[name] = readings[way]
-    return found
+        found |= {name: readings[way] for name, readings in module.readings.items()}
+    found |= {name: reading for name, reading in known.items() if name in tensors}
+    return {name: reading for name, reading in found.items() if len(reading.atoms) > 1}
 
 
 def _unlikeliness(reading: Reading, facts: Facts) -> int:

@@ -65,12 +65,15 @@ class _Owner:
     name: str
 
 
-def in_layout_of(other: Source, first: Source) -> Source:
+def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Reading]]:
     """Read a checkpoint in the layout of the first one, as far as only the layout differs.
 
     Args:
         other: A checkpoint under the names of the first one, where the names match.
         first: The checkpoint whose layout is wanted.
+
+    Returns:
+        The checkpoint in that layout, and how tensors of the first one were read to be compared with it.
 
     Raises:
         MismatchError: The weights are laid out differently, and no reading is clearly right; or some of those
@@ -79,7 +82,7 @@ def in_layout_of(other: Source, first: Source) -> Source:
     wanted = _unmatched(first.tensors, other.tensors)
     spare = _unmatched(other.tensors, first.tensors)
     if not wanted or not spare:
-        return other
+        return other, {}
     doubtful = _doubtful(wanted, first.tensors, other.tensors)
     wanted, spare = wanted | doubtful, spare | {name: other.tensors[name] for name in doubtful}
     modules, stored = modules_of(wanted, first, spare), modules_of(spare, other, wanted)
@@ -87,11 +90,13 @@ def in_layout_of(other: Source, first: Source) -> Source:
     _check_complete(modules, owners, stored, first, other)
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
     read_as: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    readings: dict[str, Reading] = {}
     for module in modules.values():
         ways = list(islice(_ways(module, stored, owners, first, other), MAX_READINGS))
         if not ways:
             continue
         way = choose(module.name, ways, other, first)
+        readings |= {name: module.readings[name][way.wanted] for name in way.made}
         for name, pieces in way.made.items():
             tensors[name] = way.renamed.get(name) or _arranged(first.tensors[name], pieces, other)
             for piece in pieces:
@@ -101,9 +106,9 @@ def in_layout_of(other: Source, first: Source) -> Source:
             words = "" if len(way.renamed) == len(way.made) else way.words
             read_as[(words, *way.stored)].append(module.name)
     if not read_as:
-        return other
-    readings = [_in_words(names, sources, words) for (words, *sources), names in read_as.items()]
-    return Derived(other, tensors, replace(other.files, read_as=(*other.files.read_as, *readings)))
+        return other, {}
+    said = [_in_words(names, sources, words) for (words, *sources), names in read_as.items()]
+    return Derived(other, tensors, replace(other.files, read_as=(*other.files.read_as, *said))), readings
 
 
 def _arranged(wanted: TensorInfo, pieces: Sequence[Piece], other: Source) -> Arranged:

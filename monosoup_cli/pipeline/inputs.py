@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
+from monosoup_cli.layouts.layout import Reading
 from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.report.words import plural
@@ -39,6 +40,7 @@ class Inputs:
         finetuned: The fine-tuned checkpoints. An adapter is merged into the base.
         adapters: For each fine-tuned checkpoint the adapter that it was merged from, or None.
         copies: What is left out because it should be the same as another tensor; values tell whether it is.
+        readings: How tensors of the first fine-tuned checkpoint are read, where others store them otherwise.
         notices: What the user should know about how the inputs are read.
         hint: The `--rename`s that seem to be missing.
     """
@@ -47,6 +49,7 @@ class Inputs:
     finetuned: list[Source]
     adapters: list[Adapter | None]
     copies: list[Copy] = field(default_factory=list)
+    readings: dict[str, Reading] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     hint: str | None = None
 
@@ -169,12 +172,14 @@ def _align(
     adapters: list[Adapter | None] = [None] * len(checkpoints)
     sources: list[Source] = []
     copies: list[Copy] = []
+    readings: dict[str, Reading] = {}
     for number, checkpoint in enumerate(checkpoints):
         if not checkpoint.files.kind.is_adapter:
             if number:
                 stored = checkpoint
                 checkpoint, unused = _align_names(stored, sources[0], renames)
-                checkpoint = in_layout_of(checkpoint, sources[0])
+                checkpoint, seen = in_layout_of(checkpoint, sources[0])
+                readings |= seen
                 unused_by.append(unused)
                 missing += _missing(stored, checkpoint, sources[0], renames)
                 checkpoint, left_out = without_copies(checkpoint, sources[0], number + 1)
@@ -191,14 +196,15 @@ def _align(
         if number == 0 and base is not None:  # further adapters change a base that has the names of the first
             stored = base
             base, unused = _align_names(stored, sources[0], renames)
-            base = in_layout_of(base, sources[0])
+            base, seen = in_layout_of(base, sources[0])
+            readings |= seen
             unused_by.append(unused)
             missing += _missing(stored, base, sources[0], renames)
     without_effect = set(renames).intersection(*unused_by)
     if without_effect:
         rename = next(one for one in renames if one in without_effect)
         raise UsageError(f"--rename {rename} has no effect: it matches no additional names")
-    inputs = Inputs(base, sources, adapters, copies)
+    inputs = Inputs(base, sources, adapters, copies, readings)
     for source in inputs.sources:
         _check_gathered(source.path, source.tensors, [other.tensors for other in inputs.sources])
     for source in inputs.sources:

@@ -25,7 +25,8 @@ def split_fused(plan: Plan, inputs: Inputs) -> Plan:
     """
     first = inputs.finetuned[0]
     edited = [tensor for tensor in plan.edited if tensor.matrices is not None and tensor.shared_rows is None]
-    readings = readings_of_fused(first, {tensor.name: first.tensors[tensor.name] for tensor in edited})
+    asked = {tensor.name: first.tensors[tensor.name] for tensor in edited}
+    readings = readings_of_fused(first, asked, inputs.readings)
     split = {
         tensor.name: replace(tensor, matrices=_parts(tensor, readings[tensor.name]))
         for tensor in edited

@@ -353,7 +353,7 @@ def peak() -> int:
 
 def assert_honest(other: Source, wanted: Source, limit: int) -> None:
     """Read experts in another form, and compare what it takes with what the plan is told."""
-    read, buffer = in_layout_of(other, wanted), memoryview(bytearray(1 << 20))
+    (read, _), buffer = in_layout_of(other, wanted), memoryview(bytearray(1 << 20))
     assert read.held_bytes <= limit
     name = next(name for name in wanted.tensors if "gate" in name and ".experts." in name)
     reader = read.reader(name)

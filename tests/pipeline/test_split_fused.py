@@ -196,6 +196,18 @@ def test_where_nothing_is_fused_it_has_no_effect(pair, tmp_path):
     assert one == two
 
 
+def test_the_values_of_an_input_that_stores_them_apart_decide(pair, tmp_path):
+    """Without the configuration, rows in turn could be taken for halves."""
+    folder, family = pair
+    copy = tmp_path / "bare"
+    copy.mkdir()
+    (copy / "model.safetensors").write_bytes((folder / "ft" / "model.safetensors").read_bytes())
+    monosoup_cli.edit(folder / "one", copy, tmp_path / "out", split_fused=True)
+    monosoup_cli.edit(folder / "one", folder / "two", tmp_path / "single")
+    expected, found = weights(tmp_path / "single"), apart(weights(tmp_path / "out"), family)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_dry_run_says_how_tensors_are_split(pair, tmp_path, capfd):
     folder, _ = pair
     words = ["edit", str(folder / "base"), str(folder / "ft"), "-o", str(tmp_path / "out"), "--split-fused"]
