@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
+from monosoup_cli.encodings.facts import check_shape, needed, stems
 from monosoup_cli.encodings.packed import UNPACKING, byte_table
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import number_in
@@ -90,7 +90,7 @@ class Bitsandbytes4:
                 check_shape(path, needed(tensors, path, f"{name}.{end}", part, dtype), (size,))
                 names[role] = f"{name}.{end}"
             found[name] = Encoded(
-                decoded_info(name, state.shape, written_dtype(source.files.config)),
+                decoded_info(name, state.shape),
                 names,
                 partial(_decode, state=state),
                 held=UNPACKING + 4 * -(-blocks // (state.nested_block or blocks)),
@@ -176,7 +176,7 @@ class Bitsandbytes8:
                     )
                 names["format"] = layout.name
             found[codes.name] = Encoded(
-                decoded_info(codes.name, codes.shape, written_dtype(source.files.config)),
+                decoded_info(codes.name, codes.shape),
                 names,
                 _decode_rows,
                 held=UNPACKING,

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_ELEMENTS", "Codec", "Decode", "Encoded", "Parts", "Rectangle", "decoded_info"]
 
+WRITTEN = "BF16"
+"""The dtype in which decoded tensors are written."""
 MAX_ELEMENTS = 1 << 18
-"""How many elements are decoded at once, unless a codec's unit of rows has more."""
+"""How many elements are decoded at once, unless a row has more."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,6 @@ class Encoded:
         info: Its name, its decoded shape, and the dtype in which it is written again.
         names: The stored tensors that encode it, by their roles; the one with the codes first.
         decode: Decodes a rectangle of the tensor, seen as a matrix whose columns are its last dimension.
-        unit: Rows are decoded in multiples of this many.
         held: How many bytes decoding holds beside the result: its scales, its intermediate results.
         words: How the tensor is stored, for people: "fp8 with block scales".
         has_columns: Whether parts of several rows can be decoded, and not only of one.
@@ -139,7 +140,6 @@ class Encoded:
     info: TensorInfo
     names: Mapping[str, str]
     decode: Decode
-    unit: int = 1
     held: int = 0
     words: str = "codes"
     has_columns: bool = False
@@ -159,7 +159,7 @@ class Encoded:
     def held_bytes(self, stored: Source) -> int:
         """What decoding holds: a block in float32 twice, and what the codec says."""
         columns = self.info.shape[-1] if self.info.shape else 1
-        return 2 * 4 * max(MAX_ELEMENTS, self.unit * columns) + self.held
+        return 2 * 4 * max(MAX_ELEMENTS, columns) + self.held
 
 
 class _Decoder:
@@ -196,16 +196,15 @@ class _Decoder:
         Blocks of columns are read row by row. So after the same part of the row before, that of many is
         decoded.
         """
-        columns, unit, held = self._columns, self._encoded.unit, self._held
-        if unit == 1 and end <= (row + 1) * columns:
+        columns, held = self._columns, self._held
+        if end <= (row + 1) * columns:
             last = end - row * columns
             is_next = (held.stop, held.first, held.last) == (row, column, last)
             rows = max(MAX_ELEMENTS // (last - column), 1) if is_next and self._encoded.has_columns else 1
             held = Rectangle(row, min(row + rows, self._rows), column, last)
         else:
-            start = row // unit * unit
-            stop = min(-(-end // columns), start + max(MAX_ELEMENTS // columns, 1))
-            held = Rectangle(start, min(-(-stop // unit) * unit, self._rows), 0, columns)
+            stop = min(-(-end // columns), row + max(MAX_ELEMENTS // columns, 1))
+            held = Rectangle(row, stop, 0, columns)
         self._block, self._held = None, Rectangle(0, 0, 0, 0)  # before the next one is made
         self._block = self._encoded.decode(self._parts, held)
         self._held = held
@@ -228,6 +227,6 @@ class Codec(Protocol):
         ...
 
 
-def decoded_info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
-    """The header that a tensor has when it is decoded."""
-    return TensorInfo(name, dtype, shape, 0, math.prod(shape) * BITS[dtype] // 8)
+def decoded_info(name: str, shape: tuple[int, ...]) -> TensorInfo:
+    """The header that a tensor has when it is decoded; it is written in bfloat16."""
+    return TensorInfo(name, WRITTEN, shape, 0, math.prod(shape) * BITS[WRITTEN] // 8)

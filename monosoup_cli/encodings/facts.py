@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["check_shape", "check_strays", "needed", "stems", "written_dtype"]
-
-
-def written_dtype(config: Mapping[str, Any] | None) -> str:
-    """The dtype in which decoded tensors are written: that of the model by its configuration, or BF16."""
-    config = config or {}
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    words = [part[key] for part in parts for key in ("dtype", "torch_dtype") if key in part]
-    names = {torch_name: dtype for dtype, torch_name in FLOATING.items() if BITS[dtype] <= 32}
-    return next((names[word] for word in words if isinstance(word, str) and word in names), "BF16")
+__all__ = ["check_shape", "check_strays", "needed", "stems"]
 
 
 def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:

@@ -76,7 +76,7 @@ class Fp8:
             grid, words = _grid(codes, scale, block, path)
             scales.add(scale.name)
             found[name] = Encoded(
-                decoded_info(name, codes.shape, "BF16"),
+                decoded_info(name, codes.shape),
                 {"codes": name, "scales": scale.name},
                 partial(_decode, grid=grid),
                 held=4 * scale.elements + MAX_ELEMENTS,
@@ -91,7 +91,7 @@ class Fp8:
                 raise CheckpointError("no fp8 codes have these scales", path=path, tensor=name)
         for codes in plain:
             found[codes.name] = Encoded(
-                decoded_info(codes.name, codes.shape, "BF16"),
+                decoded_info(codes.name, codes.shape),
                 {"codes": codes.name},
                 _codes,
                 held=MAX_ELEMENTS,

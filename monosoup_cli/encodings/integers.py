@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
+from monosoup_cli.encodings.facts import check_shape, needed, stems
 from monosoup_cli.encodings.packed import UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import integers_in, looked_up, number_in
@@ -107,7 +107,7 @@ def _encoded(
             source.path, needed(tensors, source.path, names["groups"], names["codes"], "I32"), (columns,)
         )
     return Encoded(
-        decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
+        decoded_info(f"{stem}.weight", shape),
         names,
         partial(_decode, roles=frozenset(names), size=columns // groups, bits=bits, path=source.path),
         held=UNPACKING,

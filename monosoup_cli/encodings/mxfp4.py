@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import MAX_ELEMENTS, Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
+from monosoup_cli.encodings.facts import check_shape, needed, stems
 from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.dtypes import as_float32, looked_up
 from monosoup_cli.formats.header import TensorInfo
@@ -41,7 +41,7 @@ class Mxfp4Experts:
             check_shape(source.path, blocks, (experts, columns, groups, GROUP // 2))
             check_shape(source.path, scales, (experts, columns, groups))
             found[stem] = Encoded(
-                decoded_info(stem, (experts, groups * GROUP, columns), written_dtype(source.files.config)),
+                decoded_info(stem, (experts, groups * GROUP, columns)),
                 {"codes": blocks.name, "scales": scales.name},
                 _decode_experts,
                 held=UNPACKING + 4 * MAX_ELEMENTS + (blocks.elements + scales.elements) // experts,
@@ -92,7 +92,7 @@ class Mxfp4:
             shape = (*codes.shape[:-1], 2 * codes.shape[-1])
             check_shape(source.path, scales, (*shape[:-1], shape[-1] // GROUP))
             found[f"{stem}.weight"] = Encoded(
-                decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
+                decoded_info(f"{stem}.weight", shape),
                 {"codes": codes.name, "scales": scales.name},
                 _decode,
                 held=UNPACKING,

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems, written_dtype
+from monosoup_cli.encodings.facts import check_shape, needed, stems
 from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.header import FLOATING, TensorInfo
 from monosoup_cli.sources.source import Source
@@ -48,7 +48,7 @@ class Nvfp4:
                 check_shape(source.path, scales, (*shape[:-1], shape[-1] // GROUP))
                 check_shape(source.path, of_tensor, (), (1,))
                 found[f"{stem}.weight"] = Encoded(
-                    decoded_info(f"{stem}.weight", shape, written_dtype(source.files.config)),
+                    decoded_info(f"{stem}.weight", shape),
                     {"codes": codes.name, "scales": scales.name, "scale of the tensor": of_tensor.name},
                     partial(_decode, is_divided=is_divided),
                     held=UNPACKING,
