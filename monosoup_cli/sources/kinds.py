@@ -175,7 +175,8 @@ def _sorted(stored: Iterable[str], path: str) -> Names | None:
     names = Names()
     saved = {match["module"] for inner in plain.values() if (match := SAVED.fullmatch(inner))}
     for inner in plain.values():
-        if layer := LAYER.fullmatch(inner):
+        layer = LAYER.fullmatch(inner)
+        if layer is not None and not inner.endswith(".bias"):  # files of adapters have trained biases so
             names.wrapped.add(layer[1])
         elif (module := ORIGINAL.fullmatch(inner)) and module[1] in saved:
             names.wrapped.add(module[1])
