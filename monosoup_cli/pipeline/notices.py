@@ -96,11 +96,11 @@ def notices_of(ready: Ready) -> list[str]:
     only_in_base = names_only_in_base(inputs.base, inputs.finetuned, ready.plan)
     are_apart = are_experts_apart(new, only_in_base)
     if only_in_base:
-        can_carry = ready.planned.can_carry_base and not (inputs.hint or are_apart)
-        way = (
-            f"; --carry-base {quote(_glob(only_in_base))} writes what only the base has" if can_carry else ""
-        )
-        notices.append(f"only in the base, and not written: {_some(only_in_base)}{way}")
+        untied = [name for name in only_in_base if name not in inputs.tied]
+        can_carry = untied and ready.planned.can_carry_base and not (inputs.hint or are_apart)
+        way = f"; --carry-base {quote(_glob(untied))} writes what only the base has" if can_carry else ""
+        tied = [f"{name} (tied, so not needed)" for name in only_in_base if name in inputs.tied]
+        notices.append(f"only in the base, and not written: {_some([*untied, *tied])}{way}")
     if are_apart:
         notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices
