@@ -18,10 +18,12 @@ from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
 
-__all__ = ["check_names", "doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
+__all__ = ["check_names", "doubts_of_inputs", "doubts_of_names", "doubts_of_values", "has_nearly_all"]
 
 FEW = 1 / 2
 """The share of the matrices, and of the parameters, that a base must have under the same names."""
+NEARLY_ALL = 9 / 10
+"""The share of the matrices that a base must have for what else it has to belong to the same model."""
 NOT_COUNTED = ("excluded", "not_floating", "carried")
 """The reasons of tensors that are kept whatever the base has."""
 LARGE = 1.0
@@ -70,6 +72,12 @@ def doubts_of_names(plan: Plan, base: Headers) -> list[str]:
     """Whether the base has most of the fine-tuned checkpoint under the same names, from headers alone."""
     shortfall = _shortfall(plan, base)
     return [] if shortfall is None else [f"{shortfall}: was this model fine-tuned from it?"]
+
+
+def has_nearly_all(plan: Plan, base: Headers) -> bool:
+    """Whether the base has nearly all matrices under the same names; the rest may be a new head."""
+    matrices = [tensor.name in base for tensor in _counted(plan) if len(tensor.shape) > 1]
+    return sum(matrices) >= NEARLY_ALL * len(matrices)
 
 
 def _counted(plan: Plan) -> list[PlannedTensor]:

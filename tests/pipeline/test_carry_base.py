@@ -343,3 +343,17 @@ def test_a_head_that_the_fine_tune_ties_is_not_carried(run, tmp_path):
     )
     assert run(*words, "--carry-base", head).code == 0
     assert head in written(out)
+
+
+@pytest.mark.parametrize(("foreign", "is_hinted"), [(0, True), (1, True), (2, False), (8, False)])
+def test_the_option_is_named_where_the_base_has_nearly_all_matrices(run, tmp_path, foreign, is_hinted):
+    """A fine-tune with many matrices of other names is of another model: what the base has is foreign."""
+    shared = {f"layers.{number}.weight": torch.randn(4, 4) for number in range(10)}
+    base, finetuned = tmp_path / "base.safetensors", tmp_path / "ft.safetensors"
+    save_file(shared | HEAD, base)
+    new = {f"others.{number}.weight": torch.randn(4, 4) for number in range(foreign)}
+    bias = {f"others.{number}.bias": torch.randn(4) for number in range(foreign)}  # vectors do not count
+    save_file({name: tensor + 0.1 for name, tensor in shared.items()} | new | bias, finetuned)
+    said = run("edit", base, finetuned, "-o", tmp_path / "out", "--partial").err
+    assert "only in the base, and not written: 3 tensors" in said
+    assert ("--carry-base" in said) == is_hinted
