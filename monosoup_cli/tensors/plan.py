@@ -13,6 +13,7 @@ from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.other_adapters import MERGE, factor_in
 from monosoup_cli.layouts.arrangement import Piece
+from monosoup_cli.names import counterparts
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
 from monosoup_cli.tensors.patterns import CARRY_BASE, check_patterns
@@ -248,10 +249,12 @@ def make_plan(
     }
     base = base if uses_base else None
     if base is not None and first and not first.keys() & base.keys():
+        shapes, of_base = ({name: one.shape for name, one in side.items()} for side in (first, base))
+        name, other = counterparts(shapes, of_base)
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
-            expected=f"a name like {next(iter(base), 'none')!r}",
-            found=repr(next(iter(first))),
+            expected=f"a name like {other!r}" if other else "tensors in the base",
+            found=repr(name),
             hint=hint and f"try {hint}",
         )
     names = {name for names in (*finetuned, left_out) for name in names}
