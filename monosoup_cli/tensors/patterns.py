@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -10,6 +11,7 @@ from monosoup_cli.errors import UsageError
 __all__ = ["CARRY_BASE", "check_patterns"]
 
 CARRY_BASE = "carry-base"
+WORD = re.compile(r"\w+")
 
 
 def check_patterns(
@@ -31,17 +33,30 @@ def check_patterns(
     """
     for option, pattern in ((option, one) for option, globs in patterns.items() for one in globs):
         candidates, kind = names, "tensor"
+        of = " of the (first) fine-tuned checkpoint,"
         if option == CARRY_BASE:
-            candidates, kind = only_in_base, "tensor that only the base has"
+            candidates, kind, of = only_in_base, "tensor that only the base has", ""
         if any(fnmatchcase(name, pattern) for name in candidates):
             continue
-        found = next((one for one in tied if fnmatchcase(one, pattern)), None)
-        if option == CARRY_BASE and found is not None:
-            raise UsageError(
-                f"--{option} {pattern!r} matches no {kind}",
-                found=f"{found!r}, which the fine-tuned checkpoint ties to {tied[found]!r}",
-            )
+        found = _not_only_in_base(pattern, names, tied) if option == CARRY_BASE else None
         raise UsageError(
             f"--{option} {pattern!r} matches no {kind}",
-            hint="a pattern must match the whole name, as '*layers.3.*' does",
+            expected=f"a name{of} such as {_like(pattern, candidates)!r}" if candidates else None,
+            found=found,
+            hint=None if found else "a pattern must match the whole name, as '*layers.3.*' does",
         )
+
+
+def _not_only_in_base(pattern: str, names: Collection[str], tied: Mapping[str, str]) -> str | None:
+    """A name that the pattern matches, and why it is not that of a tensor that only the base has."""
+    for name in (*tied, *names):
+        if fnmatchcase(name, pattern):
+            why = f"ties to {tied[name]!r}" if name in tied else "has"
+            return f"{name!r}, which the fine-tuned checkpoint {why}"
+    return None
+
+
+def _like(pattern: str, names: Collection[str]) -> str:
+    """The first of the names that have most words of a pattern."""
+    words = set(WORD.findall(pattern))
+    return max(names, key=lambda name: len(words.intersection(WORD.findall(name))))

@@ -257,8 +257,8 @@ def make_plan(
             found=repr(name),
             hint=hint and f"try {hint}",
         )
-    names = {name for names in (*finetuned, left_out) for name in names}
-    names |= {tensor.name for tensor in _carried(only_in_base, selection)}  # --exclude: not checked
+    carried = [tensor.name for tensor in _carried(only_in_base, selection)]  # --exclude: not checked
+    names = dict.fromkeys(name for names in (*finetuned, left_out, carried) for name in names)
     check_patterns(selection.patterns, names, only_in_base, tied)
     _check_merged(base, finetuned, selection)
     _check_names(first, others, selection, hint)
