@@ -10,7 +10,17 @@ from itertools import islice
 
 from monosoup_cli.errors import MismatchError, UsageError
 
-__all__ = ["ALIKE", "KINDS", "NameParts", "Position", "are_experts_apart", "find_blocks", "is_head", "places"]
+__all__ = [
+    "ALIKE",
+    "KINDS",
+    "NameParts",
+    "Position",
+    "are_experts_apart",
+    "counterparts",
+    "find_blocks",
+    "is_head",
+    "places",
+]
 
 HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -120,6 +130,38 @@ def are_experts_apart(names: Collection[str], others: Collection[str]) -> bool:
         any(map(FUSED_EXPERTS.search, one)) and any(map(NUMBERED_EXPERT.search, other))
         for one, other in ((names, others), (others, names))
     )
+
+
+def counterparts(
+    shapes: Mapping[str, Sequence[int]], others: Mapping[str, Sequence[int]]
+) -> tuple[str, str | None]:
+    """Return a name of each side that may be the same tensor: a matrix, with most last components in common.
+
+    Args:
+        shapes: The shapes of tensors, by name.
+        others: Those of the other side. If it has none, the second name is None.
+    """
+
+    def endings(name: str) -> Iterator[tuple[str, ...]]:
+        parts = name.split(".")[-MAX_COMPONENTS:]
+        return (tuple(parts[at:]) for at in range(len(parts) + 1))
+
+    first: dict[object, str] = {}
+    for name in sorted(others, key=lambda name: len(others[name]) < 2):  # matrices first
+        for ending in endings(name):
+            first.setdefault(ending, name)
+            first.setdefault((ending, tuple(others[name])), name)
+    pairs = [
+        ((len(shape) > 1, len(ending), key != ending), name, first[key])
+        for name, shape in shapes.items()
+        for ending in endings(name)
+        for key in (ending, (ending, tuple(shape)))
+        if key in first
+    ]
+    if not pairs:
+        return max(shapes, key=lambda name: len(shapes[name]) > 1), None
+    _, name, other = max(pairs, key=lambda pair: pair[0])
+    return name, other
 
 
 def find_blocks(names: Iterable[str], pattern: str | None = None) -> dict[str, Position]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monosoup_cli.errors import MismatchError, UsageError
-from monosoup_cli.names import KINDS, Position, find_blocks, is_head, places
+from monosoup_cli.names import KINDS, Position, counterparts, find_blocks, is_head, places
 
 TRANSFORMERS = {
     "LlamaForCausalLM": {"model.layers": 32},
@@ -439,3 +439,29 @@ def test_a_place_has_its_position():
 
 def test_names_without_blocks_have_places_too():
     assert [place.position for place in places({"a": (2, 2), "b": (2, 2)}).values()] == [None, None]
+
+
+K_PROJ = "model.layers.0.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "others", "pair"),
+    [
+        (
+            {"model.embed_tokens.weight": (9, 4), "model.layers.0.norm.weight": (4,), K_PROJ: (2, 4)},
+            {"wte.weight": (9, 4), "h.0.norm.weight": (4,), "h.0.attn.k_proj.weight": (2, 4)},
+            (K_PROJ, "h.0.attn.k_proj.weight"),
+        ),
+        ({"a.x.w": (2, 3), "a.y.w": (2, 5)}, {"b.w": (2, 5)}, ("a.y.w", "b.w")),  # the shape decides
+        (
+            {"a.x.w": (2, 3)},
+            {"b.x.w": (2, 5), "c.w": (2, 3)},
+            ("a.x.w", "b.x.w"),
+        ),  # the same part of another size
+        ({"a.x": (3,), "b": (2, 3)}, {"c.x": (3,), "d": (4, 4)}, ("b", "d")),  # matrices, though nothing else
+        ({"a": (3,)}, {"b": (3,)}, ("a", "b")),
+        ({"a": (3,), "b": (2, 3)}, {}, ("b", None)),
+    ],
+)
+def test_counterparts_share_the_end_of_their_name_and_their_shape(shapes, others, pair):
+    assert counterparts(shapes, others) == pair

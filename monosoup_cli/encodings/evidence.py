@@ -73,8 +73,8 @@ def check_codes(tensors: Mapping[str, TensorInfo], files: Files, *, is_decoded: 
     if not settings or is_decoded:
         return []
     return [
-        f"config.json has {keys}, but the weights are not quantised: remove that from it, or from the"
-        " output's copy, to load them as they are"
+        f"config.json has {keys}, but the weights are not quantised; remove {keys} from the output's"
+        " config.json before loading it"
     ]
 
 

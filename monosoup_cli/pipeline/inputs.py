@@ -22,7 +22,7 @@ from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
 from monosoup_cli.sources.source import Source, Unchanged
 from monosoup_cli.sources.suggestions import suggestions
-from monosoup_cli.sources.ties import Copy, copies_in, ties_of, without_copies
+from monosoup_cli.sources.ties import Copy, copies_in, ties_in, ties_of, without_copies
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -71,6 +71,11 @@ class Inputs:
             for name in self.finetuned[0].tensors
             if all(isinstance(source.update(name), Unchanged) for source in self.finetuned)
         )
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """The names that the first fine-tuned checkpoint leaves out as tied, and what they are tied to."""
+        return ties_in(self.finetuned[0], self.base)
 
     def __enter__(self) -> Inputs:
         return self

@@ -7,21 +7,23 @@ model knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 from monosoup_cli.errors import MismatchError
-from monosoup_cli.names import ALIKE, are_experts_apart
+from monosoup_cli.names import ALIKE, are_experts_apart, counterparts
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.words import plural
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor
 
-__all__ = ["check_names", "doubts_of_inputs", "doubts_of_names", "doubts_of_values"]
+__all__ = ["check_names", "doubts_of_inputs", "doubts_of_names", "doubts_of_values", "has_nearly_all"]
 
 FEW = 1 / 2
 """The share of the matrices, and of the parameters, that a base must have under the same names."""
+NEARLY_ALL = 9 / 10
+"""The share of the matrices that a base must have for what else it has to belong to the same model."""
 NOT_COUNTED = ("excluded", "not_floating", "carried")
 """The reasons of tensors that are kept whatever the base has."""
 LARGE = 1.0
@@ -48,28 +50,30 @@ def check_names(plan: Plan, base: Headers, renames: str | None) -> None:
         return
     new = {tensor.name: tensor.shape for tensor in _counted(plan) if tensor.name not in base}
     only_in_base = {name: tensor.shape for name, tensor in base.items() if name not in plan.dtypes}
-    why = "was this model fine-tuned from it?"
+    name, other = counterparts(new, only_in_base)
+    why = "check that this model was fine-tuned from it"
     if renames:
         why = f"try {renames}"
     elif are_experts_apart(new, only_in_base):
         why = ALIKE
     raise MismatchError(
         shortfall,
-        expected=f"a name like {_first_matrix(only_in_base)!r}" if only_in_base else None,
-        found=repr(_first_matrix(new)),
+        expected=other and f"a name like {other!r}",
+        found=repr(name),
         hint=f"{why}; --partial goes on with what the base has",
     )
-
-
-def _first_matrix(shapes: Mapping[str, Sequence[int]]) -> str:
-    """The name of the first matrix, or of the first tensor where there is none."""
-    return max(shapes, key=lambda name: len(shapes[name]) > 1)
 
 
 def doubts_of_names(plan: Plan, base: Headers) -> list[str]:
     """Whether the base has most of the fine-tuned checkpoint under the same names, from headers alone."""
     shortfall = _shortfall(plan, base)
     return [] if shortfall is None else [f"{shortfall}: was this model fine-tuned from it?"]
+
+
+def has_nearly_all(plan: Plan, base: Headers) -> bool:
+    """Whether the base has nearly all matrices under the same names; the rest may be a new head."""
+    matrices = [tensor.name in base for tensor in _counted(plan) if len(tensor.shape) > 1]
+    return sum(matrices) >= NEARLY_ALL * len(matrices)
 
 
 def _counted(plan: Plan) -> list[PlannedTensor]:

@@ -14,7 +14,7 @@ from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.outputs.hashes import removed_hashes
 from monosoup_cli.outputs.layout import written_dtype
 from monosoup_cli.outputs.side_files import LARGE
-from monosoup_cli.pipeline.kinship import doubts_of_names
+from monosoup_cli.pipeline.kinship import doubts_of_names, has_nearly_all
 from monosoup_cli.pipeline.provenance import names_only_in_base
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.report.words import plural
@@ -95,12 +95,13 @@ def notices_of(ready: Ready) -> list[str]:
         notices.append(f"changed, but no LoRA adapter can hold {them}: {_some(lost)}")
     only_in_base = names_only_in_base(inputs.base, inputs.finetuned, ready.plan)
     are_apart = are_experts_apart(new, only_in_base)
-    if only_in_base:
-        can_carry = ready.planned.can_carry_base and not (inputs.hint or are_apart)
-        way = (
-            f"; --carry-base {quote(_glob(only_in_base))} writes what only the base has" if can_carry else ""
-        )
-        notices.append(f"only in the base, and not written: {_some(only_in_base)}{way}")
+    if inputs.base is not None and only_in_base:
+        untied = [name for name in only_in_base if name not in inputs.tied]
+        is_whole = has_nearly_all(ready.plan, inputs.base.tensors) and not (inputs.hint or are_apart)
+        can_carry = untied and is_whole and ready.planned.can_carry_base
+        way = f"; --carry-base {quote(_glob(untied))} writes what only the base has" if can_carry else ""
+        tied = [f"{name} (tied, so not needed)" for name in only_in_base if name in inputs.tied]
+        notices.append(f"only in the base, and not written: {_some([*untied, *tied])}{way}")
     if are_apart:
         notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices

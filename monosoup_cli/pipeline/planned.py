@@ -141,6 +141,7 @@ def prepare(task: Task) -> Planned:
                 unchanged=inputs.unchanged,
                 left_out=[copy.name for copy in inputs.copies],
                 uses_base=method.needs_base,
+                tied=inputs.tied,
             )
             if inputs.parent is not None and not selecting.partial:
                 check_names(plan, inputs.parent.tensors, inputs.hint)

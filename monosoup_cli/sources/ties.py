@@ -19,7 +19,7 @@ from monosoup_cli.sources.files import metadata_of
 from monosoup_cli.sources.read import read_stored
 from monosoup_cli.sources.source import Source
 
-__all__ = ["Copy", "check_copies", "copies_in", "tied_names", "ties_of", "without_copies"]
+__all__ = ["Copy", "check_copies", "copies_in", "tied_names", "ties_in", "ties_of", "without_copies"]
 
 EMBEDDED = "embed_tokens.weight"
 MASKED_HEADS = {
@@ -136,6 +136,18 @@ def ties_of(other: Source, first: Source, names: Mapping[str, str]) -> dict[str,
             if missing not in names and holder in names:
                 ties.setdefault(missing, holder)
     return {missing: holder for missing, holder in ties.items() if missing not in names and holder in names}
+
+
+def ties_in(first: Source, base: Source | None) -> dict[str, str]:
+    """The names that the first fine-tuned checkpoint leaves out, mapped to the names with their weights.
+
+    Where it has no config.json, that of its base tells.
+    """
+    config = first.model.config
+    if config is None and base is not None:
+        config = base.files.config
+    shared = {copy: kept for shard in first.files.shards for copy, kept in shard.tied.items()}
+    return tied_names(first.tensors, config, metadata_of(first.model), shared)
 
 
 class Copy(NamedTuple):

@@ -13,8 +13,10 @@ from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.other_adapters import MERGE, factor_in
 from monosoup_cli.layouts.arrangement import Piece
+from monosoup_cli.names import counterparts
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
+from monosoup_cli.tensors.patterns import CARRY_BASE, check_patterns
 from monosoup_cli.tensors.rows import are_grids, crop, overlap
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
@@ -36,6 +38,7 @@ Reason = Literal[
 ]
 
 Headers = Mapping[str, TensorInfo]
+NOTHING: Mapping[str, str] = {}
 DTYPE_NAMES = {torch_name: dtype for dtype, torch_name in FLOATING.items()}
 
 
@@ -62,6 +65,16 @@ class Selection:
     dtype: str = "keep"
     carry_base: tuple[str, ...] = ()
     include_option: str = "include"
+
+    @property
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The globs of every option that has some."""
+        return {
+            self.include_option: self.include,
+            "exclude": self.exclude,
+            "stacked": self.stacked,
+            CARRY_BASE: self.carry_base,
+        }
 
     def leaves_out(self, name: str) -> bool:
         """Whether `include` and `exclude` keep a tensor of this name from being edited."""
@@ -206,6 +219,7 @@ def make_plan(
     unchanged: Container[str] = (),
     left_out: Iterable[str] = (),
     uses_base: bool = True,
+    tied: Mapping[str, str] = NOTHING,
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
@@ -222,22 +236,30 @@ def make_plan(
         unchanged: The names of tensors that are known to be the base's.
         left_out: Names of copies that are in no header, and that patterns may match too.
         uses_base: Whether the method edits layers against the base, which otherwise only has what is carried.
+        tied: Names that the first fine-tuned checkpoint leaves out, and what they are tied to. They are not
+            carried.
 
     Raises:
         MismatchError: The inputs do not belong together.
         UsageError: A pattern matches no tensor.
     """
     first, *others = finetuned
-    only_in_base = {name: tensor for name, tensor in (base or {}).items() if name not in first}
+    only_in_base = {
+        name: tensor for name, tensor in (base or {}).items() if name not in first and name not in tied
+    }
     base = base if uses_base else None
     if base is not None and first and not first.keys() & base.keys():
+        shapes, of_base = ({name: one.shape for name, one in side.items()} for side in (first, base))
+        name, other = counterparts(shapes, of_base)
         raise MismatchError(
             "base and fine-tuned checkpoint have no tensor name in common",
-            expected=f"a name like {next(iter(base), 'none')!r}",
-            found=repr(next(iter(first))),
+            expected=f"a name like {other!r}" if other else "tensors in the base",
+            found=repr(name),
             hint=hint and f"try {hint}",
         )
-    _check_patterns([*finetuned, left_out], only_in_base, selection)
+    carried = [tensor.name for tensor in _carried(only_in_base, selection)]  # --exclude: not checked
+    names = dict.fromkeys(name for names in (*finetuned, left_out, carried) for name in names)
+    check_patterns(selection.patterns, names, only_in_base, tied)
     _check_merged(base, finetuned, selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
@@ -414,19 +436,3 @@ def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
             )
         return Matrices(Cut(shape[1], math.prod(shape[2:])), shape[0], is_stack=True)
     return Matrices(Cut(shape[0], math.prod(shape[1:])))
-
-
-def _check_patterns(inputs: Sequence[Iterable[str]], only_in_base: Headers, selection: Selection) -> None:
-    names = {name for tensors in inputs for name in tensors}
-    names |= {tensor.name for tensor in _carried(only_in_base, selection)}  # --exclude: not checked
-    for option in ("include", "exclude", "stacked", "carry_base"):
-        candidates, kind = names, "tensor"
-        if option == "carry_base":
-            candidates, kind = set(only_in_base), "tensor that only the base has"
-        for pattern in getattr(selection, option):
-            if not any(fnmatchcase(name, pattern) for name in candidates):
-                flag = selection.include_option if option == "include" else option.replace("_", "-")
-                raise UsageError(
-                    f"--{flag} {pattern!r} matches no {kind}",
-                    hint="a pattern must match the whole name, as '*layers.3.*' does",
-                )

@@ -374,7 +374,10 @@ def test_a_configuration_beside_plain_weights_is_left_over(run, tmp_path, method
     result = run(*argv)
     assert result.code == 0, result.err
     keys = " and ".join(LEFT[method])
-    assert f"ft: config.json has {keys}, but the weights are not quantised: remove that" in result.err
+    assert (
+        f"ft: config.json has {keys}, but the weights are not quantised; remove {keys} from the output's"
+        in result.err
+    )
     written = tmp_path / "out" / "config.json"
     held = json.loads(written.read_text())
     assert {key: held.pop(key) for key in LEFT[method]} == LEFT[method]

@@ -98,7 +98,7 @@ def names_that_a_rename_matches(at: Trial) -> None:
     at.loads(*command, *layers, *at.options(1), "h.*")
 
 
-@follows("tensors/plan.py", "a pattern must match the whole name")
+@follows("tensors/patterns.py", "a pattern must match the whole name")
 def a_part_of_a_name(at: Trial) -> None:
     at.refused(*at.edit, "--exclude", "block")
     (pattern,) = re.findall(r"'(\*.*\*)'", at.hint)

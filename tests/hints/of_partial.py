@@ -25,7 +25,7 @@ def goes_on(at: Trial) -> None:
     assert all(torch.equal(written[name], finetuned[name]) for name in new)
 
 
-@follows("pipeline/kinship.py", "was this model fine-tuned from it?")
+@follows("pipeline/kinship.py", "check that this model was fine-tuned from it; --partial")
 def a_base_that_lacks_most(at: Trial) -> None:
     save_file(matrices("a"), at.base)
     save_file(matrices("a", "b", "c"), at.finetuned)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save, save_file
 import monosoup_cli
 from monosoup_cli.errors import ResumeError, UsageError
 from tests.hub import Hub
-from tests.models import CAUSAL, TEXT, build, step
+from tests.models import CAUSAL, MODELS, TEXT, build, step
 from tests.schema import assert_valid
 
 HEAD = {
@@ -307,3 +307,53 @@ def test_the_layers_for_further_tokens_of_deepseek_are_there_again(run, tmp_path
     assert index["weight_map"].keys() == load_file(file).keys()
     _, about = transformers.DeepseekV3ForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(about.values())
+
+
+def test_a_head_that_the_fine_tune_ties_is_not_carried(run, tmp_path):
+    """Beside an edited embedding, the base's head would be loaded in its place."""
+    kind, options = MODELS["llama, tied"]
+    model = build(kind, options)
+    for name in ("base", "ft"):
+        step(model).save_pretrained(tmp_path / name)
+    file = tmp_path / "base" / "model.safetensors"
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    save_file(load_file(file) | {head: load_file(file)[embedding]}, file, {"format": "pt"})
+    out = tmp_path / "out"
+    words = ("edit", tmp_path / "base", tmp_path / "ft", "-o", out, "--overwrite")
+    said = run(*words).err
+    assert f"only in the base, and not written: 1 tensor: {head} (tied, so not needed)\n" in said
+    result = run(*words, "--carry-base", head)
+    assert result.code == 2
+    assert f"has: found '{head}', which the fine-tuned checkpoint ties to '{embedding}'" in result.err
+    with pytest.raises(UsageError, match=f"^carry_base .* checkpoint ties to '{embedding}'"):
+        monosoup_cli.edit(tmp_path / "base", tmp_path / "ft", tmp_path / "other", carry_base=head)
+
+    save_file(load_file(file) | HEAD, file, {"format": "pt"})
+    said = run(*words).err
+    assert f"mtp.ids, {head} (tied" not in said  # of four, three are named
+    assert "--carry-base 'mtp.*' writes what only the base has" in said
+    for pattern in ("mtp.*", "*"):
+        assert run(*words, "--carry-base", pattern).code == 0
+        assert written(out).keys() == load_file(tmp_path / "ft" / "model.safetensors").keys() | HEAD.keys()
+    getattr(transformers, kind).from_pretrained(out)
+
+    config = tmp_path / "ft" / "config.json"
+    config.write_text(
+        config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
+    )
+    assert run(*words, "--carry-base", head).code == 0
+    assert head in written(out)
+
+
+@pytest.mark.parametrize(("foreign", "is_hinted"), [(0, True), (1, True), (2, False), (8, False)])
+def test_the_option_is_named_where_the_base_has_nearly_all_matrices(run, tmp_path, foreign, is_hinted):
+    """A fine-tune with many matrices of other names is of another model: what the base has is foreign."""
+    shared = {f"layers.{number}.weight": torch.randn(4, 4) for number in range(10)}
+    base, finetuned = tmp_path / "base.safetensors", tmp_path / "ft.safetensors"
+    save_file(shared | HEAD, base)
+    new = {f"others.{number}.weight": torch.randn(4, 4) for number in range(foreign)}
+    bias = {f"others.{number}.bias": torch.randn(4) for number in range(foreign)}  # vectors do not count
+    save_file({name: tensor + 0.1 for name, tensor in shared.items()} | new | bias, finetuned)
+    said = run("edit", base, finetuned, "-o", tmp_path / "out", "--partial").err
+    assert "only in the base, and not written: 3 tensors" in said
+    assert ("--carry-base" in said) == is_hinted

@@ -62,7 +62,12 @@ def test_a_base_that_lacks_most_is_refused_unless_it_is_said(run, files, tmp_pat
     for further in ((), ("--dry-run",)) if writes else ((),):
         result = run(*words, *further)
         assert (result.code, result.out) == (1, "")
-        assert result.err.count(f"{few}: found 'layers.2.weight'; was this model fine-tuned from it?") == 1
+        assert (
+            result.err.count(
+                f"{few}: found 'layers.2.weight'; check that this model was fine-tuned from it; --partial"
+            )
+            == 1
+        )
         assert "--partial goes on with what the base has" in result.err
     assert everything_in(tmp_path) == before
     result = run(*words, "--partial", "--format", "json")
@@ -184,3 +189,14 @@ def test_tables_say_how_much_is_edited(run, tmp_path):
     del report["summary"]["parameters"]  # as reports of earlier versions
     (tmp_path / "old.json").write_text(json.dumps(report))
     assert run("report", tmp_path / "old.json").code == 0
+
+
+def test_the_names_of_both_sides_are_counterparts(run, tmp_path):
+    """So that one sees what to rename, though the first matrices of both are something else."""
+    base = write(tmp_path / "base.safetensors", ["shared", "wte.weight", "blocks.0.k_proj.weight"], 0)
+    finetuned = write(
+        tmp_path / "ft.safetensors", ["shared", "model.embed.weight", "model.layers.0.attn.k_proj.weight"], 1
+    )
+    said = run("edit", base, finetuned, "-o", tmp_path / "out").err
+    names = "expected a name like 'blocks.0.k_proj.weight', found 'model.layers.0.attn.k_proj.weight'; "
+    assert f"{names}check that this model was fine-tuned from it; --partial goes on" in said
