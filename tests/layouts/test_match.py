@@ -118,6 +118,37 @@ def test_square_matrices_beside_others_that_are_packed_alike_are_not_turned(edit
     assert "names are read" not in edited(packed(base), packed(finetuned))[1]
 
 
+def up_first(weights: Tensors) -> Tensors:
+    """The same with the halves of gate and up the other way round."""
+    return {
+        name: torch.cat(one.chunk(2, -2)[::-1], -2) if "gate_up" in name else one
+        for name, one in weights.items()
+    }
+
+
+def dense(seed: int = 0) -> Tensors:
+    torch.manual_seed(seed)
+    return {f"model.layers.{layer}.mlp.gate_up_proj.weight": torch.randn(96, 32) for layer in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("base", "other"), [(dense(), up_first(dense())), (packed(single()), packed(single(), interleaved=True))]
+)
+def test_tensors_that_are_alike_but_for_their_values_are_read_by_values(edited, base, other):
+    """gate before up or up before gate, one after the other or in turn: names and shapes are the same."""
+    finetuned = near(base)
+    same, said = edited(base, finetuned)
+    assert "gate_up_proj from" not in said
+    found, said = edited(other, finetuned)
+    assert "gate_up_proj from" in said
+    assert_same(found, same)
+
+
+def test_a_layer_that_is_trained_far_is_left_as_it_is(edited):
+    said = edited(dense(0), dense(1))[1]
+    assert "gate_up_proj from" not in said
+
+
 def test_two_readings_that_are_equally_near_are_refused(refuse, save):
     """Of symmetric matrices, either could be right, and the other would be wrong for other matrices."""
     base = single(hidden=16, inner=16)
