@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 
@@ -67,12 +67,16 @@ class _Owner:
     name: str
 
 
-def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Reading]]:
+def in_layout_of(
+    other: Source, first: Source, leaves_out: Callable[[str], bool] = lambda name: False
+) -> tuple[Source, Mapping[str, Reading]]:
     """Read a checkpoint in the layout of the first one, as far as only the layout differs.
 
     Args:
         other: A checkpoint under the names of the first one, where the names match.
         first: The checkpoint whose layout is wanted.
+        leaves_out: Whether a tensor of the first one is not edited, and so needs no reading. Without a clear
+            one, it is as if the other checkpoint did not have it.
 
     Returns:
         The checkpoint in that layout, and how tensors of the first one were read to be compared with it.
@@ -97,12 +101,16 @@ def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Rea
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
     read_as: dict[tuple[str, ...], list[str]] = defaultdict(list)
     readings: dict[str, Reading] = {}
+    left_out: set[str] = set()
     for module in modules.values():
         ways = list(islice(_ways(module, stored, owners, first, other), MAX_READINGS))
         if not ways:
             continue
         may_stay = module.readings.keys() <= unlike.keys()  # layers that are new, or trained far
-        way = choose(module.name, ways, other, first, may_stay=may_stay)
+        is_left_out = all(map(leaves_out, module.readings))
+        way = choose(module.name, ways, other, first, may_stay=may_stay or is_left_out)
+        if way is None and not may_stay:
+            left_out.update(module.readings)
         if way is None or (may_stay and way.is_identity):
             continue
         readings |= {name: module.readings[name][way.wanted] for name in way.made}
@@ -114,8 +122,9 @@ def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Rea
         if any(old != name for name, old in tensors.items() if name in way.made):
             words = "" if len(way.renamed) == len(way.made) else way.words
             read_as[(words, *way.stored)].append(module.name)
-    if not read_as:
+    if not read_as and left_out.isdisjoint(tensors):
         return other, {}
+    tensors = {name: one for name, one in tensors.items() if name not in left_out}
     said = [_in_words(names, sources, words) for (words, *sources), names in read_as.items()]
     return Derived(other, tensors, replace(other.files, read_as=(*other.files.read_as, *said))), readings
 

@@ -167,6 +167,20 @@ def test_experts_of_another_model_are_refused(refuse, save):
     assert "1.4" in said.partition("found")[2].partition("interleaved")[0]
 
 
+def test_tensors_that_are_left_out_need_no_reading(run, save, refuse, tmp_path):
+    """Nor are those taken into a mean whose names and shapes fit by chance: the first has them alone."""
+    one, two = single(1, inner=16), near(single(2, inner=16))
+    two |= {name: tensor + 0.1 for name, tensor in one.items() if "experts" not in name}
+    paths = save("one", packed(one, transposed=True)), save("two", two)
+    exclude = ("--exclude", "*experts*")
+    assert "no reading is clearly right" in refuse(*paths)
+    assert run("edit", *paths, "-o", tmp_path / "out", *exclude).code == 0
+    assert run("soup", *paths[::-1], "-o", tmp_path / "mean", *exclude).code == 0
+    for out in ("out", "mean"):
+        found = load_file(tmp_path / out / "model.safetensors")
+        assert all(torch.equal(found[name], tensor) for name, tensor in two.items() if "experts" in name)
+
+
 ORDERS = {"two ranks": "01452367", "four ranks": "04152637", "last rows": "01234576"}
 """The eighths of packed rows: gate is 0 to 3, and up is 4 to 7."""
 
