@@ -34,6 +34,7 @@ FEW = 4
 """How many blocks show whether tensors that are alike by names and shapes are unlike."""
 PROBES = 32
 """How many elements of a tensor show whether two ways are the same."""
+UNRELATED = "was one fine-tuned from the other? if not, --exclude leaves such tensors as they are"
 GOLDEN, OTHER = (math.sqrt(5) - 1) / 2, math.sqrt(2)
 """Their multiples, less their whole numbers, spread over 0 to 1, whatever their count."""
 
@@ -106,15 +107,15 @@ def choose(
     if may_stay:
         return None
     tried = [
-        f"{difference:.2f} {way.words}".strip() for way, difference in zip(ways, differences, strict=True)
+        f"{way.words or 'as it is'} ({difference:.2f})"
+        for way, difference in zip(ways, differences, strict=True)
     ]
     raise MismatchError(
-        f"stored in another form than in {first.path}, and no reading is clearly right by its values, whose"
-        " relative difference is near 0 where models are related",
+        f"stored in another form than {module!r} in {first.path}, and no reading is clearly right by its"
+        f" values, whose relative difference is near 0 where models are related; tried: {'; '.join(tried)}",
         path=other.path,
-        tensor=module,
-        found=", ".join(tried),
-        hint=ALIKE,
+        tensor=" and ".join(ways[0].stored),
+        hint=ALIKE if ".experts" in module else UNRELATED,
     )
 
 
