@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 
@@ -18,13 +18,15 @@ from monosoup_cli.layouts.arrangement import Arranged, Piece, dimensions
 from monosoup_cli.layouts.layout import Atom, Reading, facts_of, same, starred
 from monosoup_cli.layouts.names import canonical
 from monosoup_cli.layouts.table import LAYOUTS
-from monosoup_cli.layouts.way import Way, choose
+from monosoup_cli.layouts.way import Way, are_unlike, choose
 from monosoup_cli.sources.alignment import align
 from monosoup_cli.sources.derived import Derived, Made
-from monosoup_cli.sources.source import Source
+from monosoup_cli.sources.source import DENSE, Source
 
 __all__ = ["in_layout_of", "modules_of"]
 
+SAMPLED = 4
+"""How many tensors of a module show whether it is alike in both checkpoints."""
 MAX_READINGS = 64
 """How many readings of one module are tried at most."""
 ENDING = re.compile(r"(\.weight|\.bias|_weight|(?<=_proj)_bias)$")
@@ -65,12 +67,16 @@ class _Owner:
     name: str
 
 
-def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Reading]]:
+def in_layout_of(
+    other: Source, first: Source, leaves_out: Callable[[str], bool] = lambda name: False
+) -> tuple[Source, Mapping[str, Reading]]:
     """Read a checkpoint in the layout of the first one, as far as only the layout differs.
 
     Args:
         other: A checkpoint under the names of the first one, where the names match.
         first: The checkpoint whose layout is wanted.
+        leaves_out: Whether a tensor of the first one is not edited, and so needs no reading. Without a clear
+            one, it is as if the other checkpoint did not have it.
 
     Returns:
         The checkpoint in that layout, and how tensors of the first one were read to be compared with it.
@@ -82,20 +88,31 @@ def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Rea
     wanted = _unmatched(first.tensors, other.tensors)
     spare = _unmatched(other.tensors, first.tensors)
     if not wanted or not spare:
-        return other, {}
+        wanted, spare = {}, {}
     doubtful = _doubtful(wanted, first.tensors, other.tensors)
     wanted, spare = wanted | doubtful, spare | {name: other.tensors[name] for name in doubtful}
-    modules, stored = modules_of(wanted, first, spare), modules_of(spare, other, wanted)
+    unlike = _unlike(first, other, wanted)
+    if not wanted and not unlike:
+        return other, {}
+    modules = modules_of(wanted | unlike, first, spare)
+    stored = modules_of(spare | {name: other.tensors[name] for name in unlike}, other, wanted)
     owners = _owners(modules, stored, other.path)
     _check_complete(modules, owners, stored, first, other)
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
     read_as: dict[tuple[str, ...], list[str]] = defaultdict(list)
     readings: dict[str, Reading] = {}
+    left_out: set[str] = set()
     for module in modules.values():
         ways = list(islice(_ways(module, stored, owners, first, other), MAX_READINGS))
         if not ways:
             continue
-        way = choose(module.name, ways, other, first)
+        may_stay = module.readings.keys() <= unlike.keys()  # layers that are new, or trained far
+        is_left_out = all(map(leaves_out, module.readings))
+        way = choose(module.name, ways, other, first, may_stay=may_stay or is_left_out)
+        if way is None and not may_stay:
+            left_out.update(module.readings)
+        if way is None or (may_stay and way.is_identity):
+            continue
         readings |= {name: module.readings[name][way.wanted] for name in way.made}
         for name, pieces in way.made.items():
             tensors[name] = way.renamed.get(name) or _arranged(first.tensors[name], pieces, other)
@@ -105,8 +122,9 @@ def in_layout_of(other: Source, first: Source) -> tuple[Source, Mapping[str, Rea
         if any(old != name for name, old in tensors.items() if name in way.made):
             words = "" if len(way.renamed) == len(way.made) else way.words
             read_as[(words, *way.stored)].append(module.name)
-    if not read_as:
+    if not read_as and left_out.isdisjoint(tensors):
         return other, {}
+    tensors = {name: one for name, one in tensors.items() if name not in left_out}
     said = [_in_words(names, sources, words) for (words, *sources), names in read_as.items()]
     return Derived(other, tensors, replace(other.files, read_as=(*other.files.read_as, *said))), readings
 
@@ -160,6 +178,44 @@ def _doubtful(
         and others[name].shape == tensor.shape
         and is_in_doubt(name, tensor.shape)
     }
+
+
+def _unlike(first: Source, other: Source, wanted: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors that are alike in both but for their values, and that could be read in several ways.
+
+    Of each module that can be read without a download, a few blocks are compared.
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name, tensor in first.tensors.items():
+        twin = other.tensors.get(name)
+        if twin is None or name in wanted or twin.shape != tensor.shape:
+            continue
+        if tensor.dtype in FLOATING and twin.dtype in FLOATING:
+            alike[_module_name(name)].append(name)
+    heads = {names[0]: first.tensors[names[0]] for names in alike.values()}
+    found: dict[str, TensorInfo] = {}
+    for key, head in modules_of(heads, first, {}).items():
+        if len(head.ways) < 2:
+            continue
+        some = {name: first.tensors[name] for name in alike[key][:: -(-len(alike[key]) // SAMPLED)]}
+        if not all(
+            first.update(name) == DENSE and first.is_at_hand(name) and other.is_at_hand(name) for name in some
+        ):
+            continue
+        if are_unlike(_as_it_is(modules_of(some, first, {})[key]), other, first):
+            found |= {name: first.tensors[name] for name in alike[key]}
+    return found
+
+
+def _as_it_is(module: _Module) -> Way:
+    """The way in which the tensors of a module are read as they are."""
+    words, *_ = module.ways
+    made: dict[str, list[Piece]] = defaultdict(list)
+    for name, atom in module.atoms(words):
+        piece = _piece(name, atom, atom)
+        if piece is not None:
+            made[name].append(piece)
+    return Way(words, {module.name: words}, made, {})
 
 
 def modules_of(

@@ -21,7 +21,7 @@ from monosoup_cli.sources.source import Source
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Way", "choose"]
+__all__ = ["Way", "are_unlike", "choose"]
 
 NEAR = 1.0
 """The relative difference, at most, under a right reading."""
@@ -30,8 +30,11 @@ CLEARER = 1.2
 BLOCKS, SIDE, MAX_BLOCKS = 16, 16, 256
 """How many blocks of a module are compared, their rows and columns, and how many are looked at if most of
 them are zeros."""
+FEW = 4
+"""How many blocks show whether tensors that are alike by names and shapes are unlike."""
 PROBES = 32
 """How many elements of a tensor show whether two ways are the same."""
+UNRELATED = "was one fine-tuned from the other? if not, --exclude leaves such tensors as they are"
 GOLDEN, OTHER = (math.sqrt(5) - 1) / 2, math.sqrt(2)
 """Their multiples, less their whole numbers, spread over 0 to 1, whatever their count."""
 
@@ -58,13 +61,24 @@ class Way:
         parts = dict.fromkeys(part for part in (*self.stored.values(), self.wanted) if part)
         return " as ".join(parts)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether every tensor is made of itself, as it is."""
+        return all(
+            (piece.tensor, piece.first, piece.strides) == (name, piece.at, piece.steps)
+            for name, pieces in self.made.items()
+            for piece in pieces
+        )
+
     def mapping(self) -> tuple[tuple[str, int] | None, ...]:
         """Where some elements of a tensor of every size come from, which differs between ways that differ."""
         sizes = {max(piece.stop for piece in pieces): pieces for pieces in self.made.values()}
         return tuple(_origin(pieces, element) for size, pieces in sizes.items() for element in _probes(size))
 
 
-def choose(module: str, ways: Sequence[Way], other: Source, first: Source) -> Way:
+def choose(
+    module: str, ways: Sequence[Way], other: Source, first: Source, *, may_stay: bool = False
+) -> Way | None:
     """The way under which the values of both checkpoints are nearest.
 
     Args:
@@ -72,6 +86,7 @@ def choose(module: str, ways: Sequence[Way], other: Source, first: Source) -> Wa
         ways: At least one way. Those that come to the same are one, with the words of the first of them.
         other: The checkpoint that is read.
         first: The checkpoint whose layout is wanted.
+        may_stay: Whether the module may be read as it is where no way is clearly right; it is None then.
 
     Raises:
         MismatchError: None is clearly right.
@@ -89,17 +104,24 @@ def choose(module: str, ways: Sequence[Way], other: Source, first: Source) -> Wa
     is_clear = all(differences[number] > CLEARER * best for number in rest)
     if is_clear and (best <= NEAR or (not rest and math.isinf(best))):
         return ways[nearest]
+    if may_stay:
+        return None
     tried = [
-        f"{difference:.2f} {way.words}".strip() for way, difference in zip(ways, differences, strict=True)
+        f"{way.words or 'as it is'} ({difference:.2f})"
+        for way, difference in zip(ways, differences, strict=True)
     ]
     raise MismatchError(
-        f"stored in another form than in {first.path}, and no reading is clearly right by its values, whose"
-        " relative difference is near 0 where models are related",
+        f"stored in another form than {module!r} in {first.path}, and no reading is clearly right by its"
+        f" values, whose relative difference is near 0 where models are related; tried: {'; '.join(tried)}",
         path=other.path,
-        tensor=module,
-        found=", ".join(tried),
-        hint=ALIKE,
+        tensor=" and ".join(ways[0].stored),
+        hint=ALIKE if ".experts" in module else UNRELATED,
     )
+
+
+def are_unlike(way: Way, other: Source, first: Source) -> bool:
+    """Whether a few blocks are as far apart under a way as those of unrelated weights."""
+    return NEAR < _Samples(other, first).difference(way, FEW) < math.inf
 
 
 class _Samples:
@@ -109,7 +131,7 @@ class _Samples:
         self._other, self._first = other, first
         self._read: dict[object, torch.Tensor] = {}
 
-    def difference(self, way: Way) -> float:
+    def difference(self, way: Way, count: int = BLOCKS) -> float:
         """The relative difference under a way, in the quarter of the blocks where it is largest.
 
         A reading that is right for a half of the weights is a wrong one. Infinite if one side has nothing but
@@ -122,7 +144,7 @@ class _Samples:
             of_one, of_two = float(one.square().sum()), float(two.square().sum())
             if of_one and of_two:
                 found.append((float((one - two).square().sum()), (of_one + of_two) / 2))
-            if len(found) == BLOCKS:
+            if len(found) == count:
                 break
         if not found:
             return math.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,6 +93,7 @@ def open_inputs(
     state_dict: str | None = None,
     parts: Sequence[str] = (),
     alone: bool = False,
+    leaves_out: Callable[[str], bool] = lambda name: False,
 ) -> Inputs:
     """Read the headers of all inputs, and align their names with those of the first fine-tuned checkpoint.
 
@@ -103,6 +104,7 @@ def open_inputs(
         state_dict: What the user typed after `--state-dict`.
         parts: The parts of a pipeline that the user typed after `--parts`.
         alone: Whether an adapter is looked at or written again for itself, so that it needs no base.
+        leaves_out: Whether a tensor is not edited, so that its layout may stay unknown.
 
     Raises:
         MonosoupError: An input cannot be read, or the inputs do not belong together.
@@ -139,7 +141,7 @@ def open_inputs(
                 path=base_checkpoint.path,
                 hint="give the base first, then the adapter",
             )
-        inputs = _align(base_checkpoint, checkpoints, parsed, parts, alone=alone)
+        inputs = _align(base_checkpoint, checkpoints, parsed, parts, alone=alone, leaves_out=leaves_out)
         opened.pop_all()
     return inputs
 
@@ -170,6 +172,7 @@ def _align(
     parts: Sequence[str],
     *,
     alone: bool,
+    leaves_out: Callable[[str], bool],
 ) -> Inputs:
     """Merge adapters into the base, and read everything under the names of the first checkpoint."""
     unused_by: list[Sequence[Rename]] = []
@@ -183,7 +186,7 @@ def _align(
             if number:
                 stored = checkpoint
                 checkpoint, unused = _align_names(stored, sources[0], renames)
-                checkpoint, seen = in_layout_of(checkpoint, sources[0])
+                checkpoint, seen = in_layout_of(checkpoint, sources[0], leaves_out)
                 readings |= seen
                 unused_by.append(unused)
                 missing += _missing(stored, checkpoint, sources[0], renames)
@@ -201,7 +204,7 @@ def _align(
         if number == 0 and base is not None:  # further adapters change a base that has the names of the first
             stored = base
             base, unused = _align_names(stored, sources[0], renames)
-            base, seen = in_layout_of(base, sources[0])
+            base, seen = in_layout_of(base, sources[0], leaves_out)
             readings |= seen
             unused_by.append(unused)
             missing += _missing(stored, base, sources[0], renames)

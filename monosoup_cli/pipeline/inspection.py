@@ -87,6 +87,7 @@ class Inspection:
                     state_dict=selecting.state_dict,
                     parts=selecting.parts,
                     alone=True,
+                    leaves_out=Selection(tuple(selecting.include), tuple(selecting.exclude)).leaves_out,
                 )
             )
             adapter = inputs.adapters[0]

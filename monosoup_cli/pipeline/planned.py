@@ -103,6 +103,7 @@ def prepare(task: Task) -> Planned:
                 state_dict=selecting.state_dict,
                 parts=selecting.parts,
                 alone=task.kind.takes_no_base,
+                leaves_out=Selection(tuple(selecting.include), tuple(selecting.exclude)).leaves_out,
             )
         )
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):

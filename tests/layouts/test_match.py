@@ -118,6 +118,37 @@ def test_square_matrices_beside_others_that_are_packed_alike_are_not_turned(edit
     assert "names are read" not in edited(packed(base), packed(finetuned))[1]
 
 
+def up_first(weights: Tensors) -> Tensors:
+    """The same with the halves of gate and up the other way round."""
+    return {
+        name: torch.cat(one.chunk(2, -2)[::-1], -2) if "gate_up" in name else one
+        for name, one in weights.items()
+    }
+
+
+def dense(seed: int = 0) -> Tensors:
+    torch.manual_seed(seed)
+    return {f"model.layers.{layer}.mlp.gate_up_proj.weight": torch.randn(96, 32) for layer in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("base", "other"), [(dense(), up_first(dense())), (packed(single()), packed(single(), interleaved=True))]
+)
+def test_tensors_that_are_alike_but_for_their_values_are_read_by_values(edited, base, other):
+    """gate before up or up before gate, one after the other or in turn: names and shapes are the same."""
+    finetuned = near(base)
+    same, said = edited(base, finetuned)
+    assert "gate_up_proj from" not in said
+    found, said = edited(other, finetuned)
+    assert "gate_up_proj from" in said
+    assert_same(found, same)
+
+
+def test_a_layer_that_is_trained_far_is_left_as_it_is(edited):
+    said = edited(dense(0), dense(1))[1]
+    assert "gate_up_proj from" not in said
+
+
 def test_two_readings_that_are_equally_near_are_refused(refuse, save):
     """Of symmetric matrices, either could be right, and the other would be wrong for other matrices."""
     base = single(hidden=16, inner=16)
@@ -130,10 +161,27 @@ def test_two_readings_that_are_equally_near_are_refused(refuse, save):
 
 
 def test_experts_of_another_model_are_refused(refuse, save):
-    said = refuse(save("one", packed(single(1))), save("two", single(2)))
+    base, finetuned = single(1), single(2)
+    finetuned |= {name: one for name, one in base.items() if "down_proj" in name}
+    said = refuse(save("one", packed(base)), save("two", finetuned))
     assert "stored in another form" in said
-    assert "1.4" in said.partition("found")[2].partition("stacked")[0]
-    assert "1.4" in said.partition("found")[2].partition("interleaved")[0]
+    assert "tried: stacked (1." in said
+    assert "; interleaved (1." in said
+    assert "than 'model.layers.*.mlp.experts.*.gate_proj' in" in said
+
+
+def test_tensors_that_are_left_out_need_no_reading(run, save, refuse, tmp_path):
+    """Nor are those taken into a mean whose names and shapes fit by chance: the first has them alone."""
+    one, two = single(1, inner=16), near(single(2, inner=16))
+    two |= {name: tensor + 0.1 for name, tensor in one.items() if "experts" not in name}
+    paths = save("one", packed(one, transposed=True)), save("two", two)
+    exclude = ("--exclude", "*experts*")
+    assert "no reading is clearly right" in refuse(*paths)
+    assert run("edit", *paths, "-o", tmp_path / "out", *exclude).code == 0
+    assert run("soup", *paths[::-1], "-o", tmp_path / "mean", *exclude).code == 0
+    for out in ("out", "mean"):
+        found = load_file(tmp_path / out / "model.safetensors")
+        assert all(torch.equal(found[name], tensor) for name, tensor in two.items() if "experts" in name)
 
 
 ORDERS = {"two ranks": "01452367", "four ranks": "04152637", "last rows": "01234576"}

@@ -1,0 +1,26 @@
+"""Hints about dense weights that are stored in another form."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import save_file
+
+from tests.hints.table import Trial, follows
+
+
+@follows("layouts/way.py", "--exclude leaves such tensors as they are")
+def gate_and_up_that_are_unrelated(at: Trial) -> None:
+    mlp = "model.layers.{}.mlp"
+    weights = {mlp.format(n) + ".down_proj.weight": torch.randn(16, 24) for n in range(2)}
+    fused = {mlp.format(n) + ".gate_up_proj.weight": torch.randn(48, 16) for n in range(2)}
+    apart = {
+        f"{mlp.format(n)}.{part}.weight": torch.randn(24, 16)
+        for n in range(2)
+        for part in ("gate_proj", "up_proj")
+    }
+    base, tuned = at.tmp / "base.safetensors", at.tmp / "tuned.safetensors"
+    save_file({**weights, **apart}, base)
+    save_file({**{name: one + 0.01 for name, one in weights.items()}, **fused}, tuned)
+    at.refused("edit", base, tuned, "-o", at.out)
+    result = at.run("edit", base, tuned, "-o", at.out, "--exclude", "*gate_up_proj*")
+    assert result.code == 0, result.err
