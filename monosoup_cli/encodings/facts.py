@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["check_shape", "check_strays", "needed", "stems"]
+__all__ = ["check_shape", "check_strays", "columns_of", "needed", "stems"]
 
 
 def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:
@@ -59,6 +59,30 @@ def check_shape(path: str, part: TensorInfo, *wanted: Sequence[int]) -> None:
             expected=" or ".join(str(list(shape)) for shape in wanted),
             found=list(part.shape),
         )
+
+
+def columns_of(path: str, codes: TensorInfo, in_byte: int, group: int) -> int:
+    """How many columns a matrix of packed codes has.
+
+    Args:
+        path: The checkpoint, for errors.
+        codes: The header of the bytes.
+        in_byte: How many codes a byte has.
+        group: How many columns share a scale.
+
+    Raises:
+        CheckpointError: It is no matrix, or a group of columns is cut off.
+    """
+    columns = in_byte * codes.shape[-1] if codes.shape else 1
+    if columns % group:
+        raise CheckpointError(
+            "the columns of codes are not whole groups",
+            path=path,
+            tensor=codes.name,
+            expected=f"a multiple of {group}",
+            found=list(codes.shape),
+        )
+    return columns
 
 
 def check_strays(tensors: Mapping[str, TensorInfo], decoded: Container[str], path: str) -> None:

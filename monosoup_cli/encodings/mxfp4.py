@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import MAX_ELEMENTS, Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems
+from monosoup_cli.encodings.facts import check_shape, columns_of, needed, stems
 from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.dtypes import as_float32, looked_up
 from monosoup_cli.formats.header import TensorInfo
@@ -44,7 +44,7 @@ class Mxfp4Experts:
                 decoded_info(stem, (experts, groups * GROUP, columns)),
                 {"codes": blocks.name, "scales": scales.name},
                 _decode_experts,
-                held=UNPACKING + 4 * MAX_ELEMENTS + (blocks.elements + scales.elements) // experts,
+                held=UNPACKING + 4 * MAX_ELEMENTS + (blocks.elements + scales.elements) // max(experts, 1),
                 words="mxfp4",
                 has_columns=True,
             )
@@ -89,7 +89,7 @@ class Mxfp4:
             codes, scales = tensors[f"{stem}.weight_packed"], tensors.get(f"{stem}.weight_scale")
             if codes.dtype != "U8" or scales is None or scales.dtype not in EXPONENTS:
                 continue
-            shape = (*codes.shape[:-1], 2 * codes.shape[-1])
+            shape = (*codes.shape[:-1], columns_of(source.path, codes, 2, GROUP))
             check_shape(source.path, scales, (*shape[:-1], shape[-1] // GROUP))
             found[f"{stem}.weight"] = Encoded(
                 decoded_info(f"{stem}.weight", shape),

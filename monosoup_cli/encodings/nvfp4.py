@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems
+from monosoup_cli.encodings.facts import check_shape, columns_of, needed, stems
 from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.header import FLOATING, TensorInfo
 from monosoup_cli.sources.source import Source
@@ -44,7 +44,7 @@ class Nvfp4:
                 codes = needed(tensors, source.path, f"{stem}{packed}", name, "U8")
                 scales = needed(tensors, source.path, f"{stem}.weight_scale", name, "F8_E4M3")
                 of_tensor = needed(tensors, source.path, f"{stem}{whole}", name, *FLOATING)
-                shape = (*codes.shape[:-1], 2 * codes.shape[-1])
+                shape = (*codes.shape[:-1], columns_of(source.path, codes, 2, GROUP))
                 check_shape(source.path, scales, (*shape[:-1], shape[-1] // GROUP))
                 check_shape(source.path, of_tensor, (), (1,))
                 found[f"{stem}.weight"] = Encoded(

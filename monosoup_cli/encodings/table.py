@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import replace
 
 from monosoup_cli.encodings.bitsandbytes import Bitsandbytes4, Bitsandbytes8
@@ -51,10 +52,13 @@ def decoded(source: Source) -> Source:
         found |= new
         for part in (part for encoded in new.values() for part in encoded.parts):
             left.pop(part, None)  # tensors may share a part
-    if any(len(encoded.parts) > 1 for encoded in found.values()):
-        left = {name: info for name, info in left.items() if not OF_ACTIVATIONS.search(name)}
-        found = {name: encoded for name, encoded in found.items() if not OF_ACTIVATIONS.search(name)}
-    check_strays(left, found, source.path)
+    with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
+    modules = {name[: dot.start()] for name in with_scales for dot in re.finditer(r"\.|$", name)}
+    beside = {name for name in source.tensors if OF_ACTIVATIONS.search(name) and _is_beside(name, modules)}
+    left = {name: info for name, info in left.items() if name not in beside}
+    found = {name: encoded for name, encoded in found.items() if name not in beside}
+    with_scales -= beside
+    check_strays(left, with_scales, source.path)
     homes = {encoded.parts[0]: name for name, encoded in found.items()}
     tensors: dict[str, str | Made] = {}
     for name in source.tensors:  # in the order of the files
@@ -62,7 +66,6 @@ def decoded(source: Source) -> Source:
             tensors[homes[name]] = found[homes[name]]
         elif name in left:
             tensors[name] = name
-    with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
     stored = source.tensors.items()
     rest = {name: info for name, info in stored if name in tensors and name not in with_scales}
     notes = check_codes(rest, source.files, is_decoded=bool(with_scales))
@@ -71,3 +74,11 @@ def decoded(source: Source) -> Source:
     codes = {name: Codes(encoded.parts[0], encoded.words) for name, encoded in found.items()}
     files = replace(source.files, notes=(*source.files.notes, *notes), decoded=codes)
     return Derived(source, tensors, files)
+
+
+def _is_beside(name: str, modules: Container[str]) -> bool:
+    """Whether a tensor belongs to a module in which something is decoded, or marks the whole file."""
+    module, _, _ = name.rpartition(".")
+    return (
+        module in modules or name in ("scaled_fp8", "comfy_quant") or OF_ACTIVATIONS.sub("", name) in modules
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 
+from monosoup_cli.errors import MismatchError
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.layout import Facts, Reading, facts_of
 from monosoup_cli.layouts.match import modules_of
@@ -30,12 +31,22 @@ def readings_of_fused(
 
     Returns:
         The known or likeliest reading of every tensor that has several atoms.
+
+    Raises:
+        MismatchError: A tensor may be read in several ways, and there is no configuration.
     """
     facts = facts_of(source, {})
     found: dict[str, Reading] = {}
     for module in modules_of(tensors, source, {}).values():
-        if not module.ways:
+        if not module.ways or module.readings.keys() <= known.keys():
             continue
+        if len(module.ways) > 1 and not facts.config:
+            raise MismatchError(
+                "--split-fused needs config.json to tell the parts of a fused tensor",
+                path=source.path,
+                tensor=next(iter(module.readings)),
+                hint="give the folder that has it",
+            )
         first = next(iter(module.readings.values()))
         way = min(module.ways, key=lambda words: _unlikeliness(first[words], facts))
         found |= {name: readings[way] for name, readings in module.readings.items()}

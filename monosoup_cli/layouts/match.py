@@ -102,14 +102,24 @@ def in_layout_of(
     read_as: dict[tuple[str, ...], list[str]] = defaultdict(list)
     readings: dict[str, Reading] = {}
     left_out: set[str] = set()
-    for module in modules.values():
-        ways = list(islice(_ways(module, stored, owners, first, other), MAX_READINGS))
-        if not ways:
+    in_doubt = [module for module in modules.values() if module.readings.keys() <= doubtful.keys()]
+    for module in (*(one for one in modules.values() if one not in in_doubt), *in_doubt):
+        if module in in_doubt and not read_as:  # nothing beside it is stored otherwise after all
             continue
-        may_stay = module.readings.keys() <= unlike.keys()  # layers that are new, or trained far
+        ways = list(islice(_ways(module, stored, owners, first, other), MAX_READINGS))
         is_left_out = all(map(leaves_out, module.readings))
-        way = choose(module.name, ways, other, first, may_stay=may_stay or is_left_out)
-        if way is None and not may_stay:
+        if not ways:
+            if not is_left_out:
+                _check_shapes(module, stored, owners, first, other)
+            continue
+        is_of_other_shape = all(  # of tensors that only have one name in common, that is what is said
+            name in other.tensors and other.tensors[name].shape != first.tensors[name].shape
+            for name in module.readings
+        )
+        may_stay = module.readings.keys() <= unlike.keys()  # layers that are new, or trained far
+        is_optional = may_stay or is_left_out or is_of_other_shape
+        way = choose(module.name, ways, other, first, may_stay=is_optional)
+        if way is None and not may_stay and not is_of_other_shape:
             left_out.update(module.readings)
         if way is None or (may_stay and way.is_identity):
             continue
@@ -293,6 +303,26 @@ def _check_complete(
                     tensor=name,
                     hint="if a part of the checkpoint is missing, download or copy it again",
                 )
+
+
+def _check_shapes(
+    module: _Module, stored: Mapping[str, _Module], owners: Mapping[str, _Owner], first: Source, other: Source
+) -> None:
+    """Raise MismatchError for weights that both have in two forms, but in shapes that no reading explains."""
+    for words in module.ways:
+        atoms = list(module.atoms(words))
+        if not atoms or any(atom.name not in owners for _, atom in atoms):
+            continue
+        name, owner = atoms[0][0], owners[atoms[0][1].name]
+        theirs = next(iter(stored[owner.module].readings[owner.tensor].values()))
+        if len(theirs.atoms) > 1 or len(module.readings[name][words].atoms) > 1:
+            raise MismatchError(
+                f"stored in another form than {name!r} in {first.path}, and the shapes fit in no reading",
+                path=other.path,
+                tensor=owner.tensor,
+                expected=f"what {list(first.tensors[name].shape)} is made of",
+                found=list(other.tensors[owner.tensor].shape),
+            )
 
 
 def _ways(

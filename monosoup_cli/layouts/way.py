@@ -70,6 +70,13 @@ class Way:
             for piece in pieces
         )
 
+    @property
+    def is_told_by_names(self) -> bool:
+        """Whether every tensor is a stored one whose last name is the same: a gate may be another's up."""
+        return len(self.renamed) == len(self.made) and all(
+            _last(name) == _last(stored) for name, stored in self.renamed.items()
+        )
+
     def mapping(self) -> tuple[tuple[str, int] | None, ...]:
         """Where some elements of a tensor of every size come from, which differs between ways that differ."""
         sizes = {max(piece.stop for piece in pieces): pieces for pieces in self.made.values()}
@@ -95,14 +102,14 @@ def choose(
     for way in ways:
         different.setdefault(way.mapping(), way)
     ways = list(different.values())
-    if len(ways) == 1 and len(ways[0].renamed) == len(ways[0].made):  # the names say enough
+    if len(ways) == 1 and ways[0].is_told_by_names:
         return ways[0]
     samples = _Samples(other, first)
     differences = [samples.difference(way) for way in ways]
     nearest, *rest = sorted(range(len(ways)), key=lambda number: differences[number])
     best = differences[nearest]
     is_clear = all(differences[number] > CLEARER * best for number in rest)
-    if is_clear and (best <= NEAR or (not rest and math.isinf(best))):
+    if is_clear and (best <= NEAR or (not rest and not may_stay and math.isinf(best))):
         return ways[nearest]
     if may_stay:
         return None
@@ -117,6 +124,11 @@ def choose(
         tensor=" and ".join(ways[0].stored),
         hint=ALIKE if ".experts" in module else UNRELATED,
     )
+
+
+def _last(name: str) -> str:
+    """The last component of a name that tells projections apart."""
+    return name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
 
 
 def are_unlike(way: Way, other: Source, first: Source) -> bool:
@@ -142,7 +154,7 @@ class _Samples:
             one = self._block(self._other, piece.tensor, piece.shape, piece.first, piece.strides)
             two = self._block(self._first, name, piece.shape, piece.at, piece.steps)
             of_one, of_two = float(one.square().sum()), float(two.square().sum())
-            if of_one and of_two:
+            if of_one and of_two and math.isfinite(of_one + of_two):
                 found.append((float((one - two).square().sum()), (of_one + of_two) / 2))
             if len(found) == count:
                 break

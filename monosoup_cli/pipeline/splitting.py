@@ -10,6 +10,7 @@ from monosoup_cli.layouts.arrangement import Arranged, Piece, row_major
 from monosoup_cli.layouts.fused import readings_of_fused
 from monosoup_cli.layouts.layout import Reading, starred
 from monosoup_cli.pipeline.inputs import Inputs
+from monosoup_cli.report.words import plural
 from monosoup_cli.sources.derived import Derived, Made
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.cut import Cut
@@ -70,6 +71,7 @@ def _notes(split: Mapping[str, PlannedTensor], readings: Mapping[str, Reading]) 
         key = starred(name), readings[name].words
         kinds[key] = kinds.get(key, 0) + 1
     return [
-        f"--split-fused: '{name}' is edited by its parts ({words}; {count} tensors)"
+        f"--split-fused: each part of '{name}' is taken by itself ({words}; {plural(count, 'tensor')})"
         for (name, words), count in kinds.items()
-    ]
+        if words
+    ] or ["--split-fused: no tensor has several parts"]

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.hints.table import Trial, follows
+from tests.models import MODELS, build, step
 
 
 @follows("layouts/way.py", "--exclude leaves such tensors as they are")
@@ -22,5 +23,16 @@ def gate_and_up_that_are_unrelated(at: Trial) -> None:
     save_file({**weights, **apart}, base)
     save_file({**{name: one + 0.01 for name, one in weights.items()}, **fused}, tuned)
     at.refused("edit", base, tuned, "-o", at.out)
-    result = at.run("edit", base, tuned, "-o", at.out, "--exclude", "*gate_up_proj*")
-    assert result.code == 0, result.err
+    at.works("edit", base, tuned, "-o", at.out, "--exclude", "*gate_up_proj*")
+
+
+@follows("layouts/fused.py", "give the folder that has it")
+def fused_weights_without_a_configuration(at: Trial) -> None:
+    kind, options = MODELS["qwen3-moe"]
+    model = build(kind, options)
+    for name in ("base", "ft"):
+        model.save_pretrained(at.tmp / name, save_original_format=False)
+        step(model)
+    files = [at.tmp / name / "model.safetensors" for name in ("base", "ft")]
+    at.refused("edit", *files, "-o", at.out, "--split-fused")
+    at.loads("edit", at.tmp / "base", at.tmp / "ft", "-o", at.out, "--split-fused")

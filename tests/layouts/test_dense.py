@@ -151,7 +151,7 @@ def test_plain_layers_have_no_parts(run, checkpoints, tmp_path):
     """`dense_h_to_4h` is gate and up in ChatGLM, and one layer in GPT-NeoX, as its configuration shows."""
     base, finetuned = checkpoints("GPT-NeoX")
     result = run("edit", base[0], finetuned[0], "-o", tmp_path / "out", "--split-fused")
-    assert "query_key_value.weight' is edited by its parts" in result.err
+    assert "query_key_value.weight' is taken by itself" in result.err
     assert "dense_h_to_4h" not in result.err
 
 
@@ -177,5 +177,5 @@ def test_heads_of_a_language_model_are_not_those_of_its_vision_model(run, tmp_pa
         [24, 48],
         [24, 48],
     ]
-    assert "qkv.weight' is edited by its parts (q then k then v;" in result.err
-    assert "wqkv.weight' is edited by its parts (q then k then v of each of 2 groups" in result.err
+    assert "qkv.weight' is taken by itself (q then k then v;" in result.err
+    assert "wqkv.weight' is taken by itself (q then k then v of each of 2 groups" in result.err

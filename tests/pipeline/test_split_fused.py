@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
-from monosoup_cli.errors import UsageError
+from monosoup_cli.errors import MismatchError, UsageError
 from tests.models import CAUSAL, EXPERTS, build, step
 from tests.schema import assert_valid
 
@@ -208,9 +208,16 @@ def test_the_values_of_an_input_that_stores_them_apart_decide(pair, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_without_a_configuration_the_parts_are_not_guessed(pair, tmp_path):
+    folder, _ = pair
+    files = [folder / name / "model.safetensors" for name in ("base", "ft")]
+    with pytest.raises(MismatchError, match="needs config"):
+        monosoup_cli.edit(*files, tmp_path / "out", split_fused=True)
+
+
 def test_a_dry_run_says_how_tensors_are_split(pair, tmp_path, capfd):
     folder, _ = pair
     words = ["edit", str(folder / "base"), str(folder / "ft"), "-o", str(tmp_path / "out"), "--split-fused"]
     assert main([*words, "--dry-run"]) == 0
     told = " ".join("".join(capfd.readouterr()).split())
-    assert "'model.layers.*.mlp.experts.gate_up_proj' is edited by its parts" in told
+    assert "each part of 'model.layers.*.mlp.experts.gate_up_proj' is taken by itself" in told
