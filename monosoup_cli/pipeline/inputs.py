@@ -228,6 +228,12 @@ def _align(
             for shard in source.files.shards
             if shard.left_out
         ]
+    whole = [one.files for one, adapter in zip(sources, adapters, strict=True) if adapter is None]
+    if base is not None and any(bool(files.decoded) != bool(base.files.decoded) for files in whole):
+        inputs.notices.append(
+            "only one of base and fine-tuned checkpoint is stored as codes: what they round off is part of"
+            " the update, and may be most of it"
+        )
     inputs.notices += disagreements(base, sources)
     inputs.hint = " ".join(f"--rename {rename}" for rename in dict.fromkeys(missing)) or None
     return inputs

@@ -46,6 +46,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
         arguments["base"] = inputs.base.files.place.repository or inputs.base.path
     files: dict[str, Any] = {}
     settings: dict[str, Any] = {}
+    configs: dict[str, str] = {}
     for number, (role, source) in enumerate(with_roles(inputs.base, inputs.finetuned)):
         for shard in source.files.shards:
             files[f"{role} {number} {shard.name}"] = {
@@ -53,6 +54,9 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
                 **shard.file.version,
                 "header": shard.header_sha256,
             }
+        if source.files.config is not None:  # it says how weights are read
+            text = json.dumps(source.files.config, sort_keys=True)
+            configs[f"{role} {number}"] = hashlib.sha256(text.encode()).hexdigest()
         if source.files.kind.settings is not None:
             settings[f"{role} {number}"] = source.files.kind.settings
     return {
@@ -62,6 +66,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
             name: hashlib.sha256(content).hexdigest() for name, content in ready.form.own_files().items()
         },
         **({"settings": settings} if settings else {}),
+        "configs": configs,
         "command": call.command,
         "arguments": arguments,
         "inputs": files,

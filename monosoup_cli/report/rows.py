@@ -52,4 +52,5 @@ def _one_of(layer: Mapping[str, Any], part: Mapping[str, Any]) -> Row:
         "name": part.get("name") or f"{layer['name']}[{part['index']}]",
         "shape": part.get("shape") or layer["shape"][1:],
         "action": "edited" if part["reason"] is None else "kept",
+        **({"tensor": layer["name"]} if "name" in part else {}),
     }

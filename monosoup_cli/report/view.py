@@ -55,9 +55,9 @@ class View:
         Raises:
             UsageError: `layer` matches no row.
         """
-        if self.layer and rows and not any(self.matches(row["name"]) for row in rows):
+        if self.layer and rows and not any(map(self._matches, rows)):
             raise UsageError(f"--layer {' '.join(self.layer)!r} matches no tensor of the report")
-        chosen = [row for row in rows if row["action"] == "edited" and self.matches(row["name"])]
+        chosen = [row for row in rows if row["action"] == "edited" and self._matches(row)]
         if self.group is not None:
             chosen = group_rows(chosen, self.group)
         if self.sort is not None:
@@ -80,6 +80,10 @@ class View:
         return [
             (len(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", row["name"])
         ]
+
+    def _matches(self, row: Row) -> bool:
+        """Whether `layer` selects a row, by its own name or that of the fused tensor that it is a part of."""
+        return self.matches(row["name"]) or ("tensor" in row and self.matches(row["tensor"]))
 
     def matches(self, name: str) -> bool:
         """Whether `layer` selects a layer or a matrix of a stack."""

@@ -315,7 +315,10 @@ def test_a_base_of_codes_under_a_plain_fine_tune(models, tmp_path, run, encoding
     result = run("edit", base, plain(finetuned), "-o", tmp_path / "out")
     assert result.code == 0
     assert "decoded from" in result.err
+    assert "only one of base and fine-tuned checkpoint is stored as codes" in result.err
     assert "without quantization_config" not in result.err
+    both = run("edit", base, finetuned, "-o", tmp_path / "both")
+    assert "only one of base" not in both.err
     config, old = ((one / "config.json").read_bytes() for one in (tmp_path / "out", plain(finetuned)))
     assert config == old
     succeed("edit", plain(base), plain(finetuned), "-o", tmp_path / "whole")
@@ -323,7 +326,7 @@ def test_a_base_of_codes_under_a_plain_fine_tune(models, tmp_path, run, encoding
 
 
 @encodings
-def test_an_adapter_over_codes(models, tmp_path, encoding):
+def test_an_adapter_over_codes(models, tmp_path, run, encoding):
     """It is merged into what the codes stand for, and an adapter of the same run is that of the copies."""
     base = models[0]
     adapter = make("linear", tmp_path).adapter
@@ -333,6 +336,8 @@ def test_an_adapter_over_codes(models, tmp_path, encoding):
             succeed("edit", *words_of, *([] if words else ["--dtype", "bfloat16"]))
         assert_same(tmp_path / f"{name}-codes", tmp_path / f"{name}-plain")
     loads(tmp_path / "whole-codes")
+    again = run("edit", base, adapter, "-o", tmp_path / "again")
+    assert "only one of base" not in again.err  # its update has no codes
 
 
 @encodings

@@ -1,6 +1,7 @@
 """`--split-fused`: what is stored in one tensor is edited as if it were stored apart."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
-from monosoup_cli.errors import MismatchError, UsageError
+from monosoup_cli.errors import MismatchError, ResumeError, UsageError
 from tests.models import CAUSAL, EXPERTS, build, step
 from tests.schema import assert_valid
 
@@ -106,6 +107,9 @@ def test_a_spectrum_is_that_of_a_part(pair, tmp_path, run):
             assert part["rho"] == pytest.approx(same["rho"], rel=1e-9)
     table = run(*words[:-2], "--split-fused").out
     assert ".experts.3.up_proj.weight" in table
+    chosen = run(*words[:-2], "--split-fused", "--layer", "*experts.gate_up_proj")
+    assert ".experts.3.up_proj.weight" in chosen.out, chosen.err
+    assert "down_proj" not in chosen.out
 
 
 def test_an_interrupted_run_goes_on_and_workers_do_not_matter(pair, tmp_path, monkeypatch):
@@ -126,6 +130,24 @@ def test_an_interrupted_run_goes_on_and_workers_do_not_matter(pair, tmp_path, mo
     for name in ("wise-0.3", "wise-1"):
         one, two = ((tmp_path / out / name / "model.safetensors").read_bytes() for out in ("out", "whole"))
         assert one == two
+
+
+def test_a_run_is_not_resumed_with_another_configuration(pair, tmp_path):
+    """It says how the parts lie in a fused tensor."""
+    folder, _ = pair
+    shutil.copytree(folder / "ft", tmp_path / "ft")
+
+    def stop(tensor, is_done):
+        if is_done:
+            raise KeyboardInterrupt
+
+    arguments = folder / "base", tmp_path / "ft", tmp_path / "out.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        monosoup_cli.edit(*arguments, split_fused=True, workers=1, progress=stop)
+    config = json.loads((tmp_path / "ft" / "config.json").read_text())
+    (tmp_path / "ft" / "config.json").write_text(json.dumps({**config, "model_type": "another"}))
+    with pytest.raises(ResumeError):
+        monosoup_cli.edit(*arguments, split_fused=True, resume=True)
 
 
 @pytest.fixture
