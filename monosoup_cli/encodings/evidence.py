@@ -30,6 +30,13 @@ METHODS = {
     "": r"scale_weight|scaled_fp8|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(?:blocks|scales)",
 }
 """The ends of names that only these methods write, also where they store codes as floats."""
+PAIRS = {
+    "VPTQ": ("indices", "centroids.weight"),
+    "a sparse format": ("compressed", "bitmask"),
+    "QuIP#": ("Qidxs", "SU"),
+    "EXL3": ("trellis", "suh"),
+}
+"""Parts of one layer, by the methods that store them so."""
 WRITTEN = re.compile(rf"(?:^|\.)(?:{'|'.join(f'({names})' for names in METHODS.values())})$")
 SCALES = re.compile(r"scal|zero|biases|absmax|codebook|centroid|^[sz]$|_(?:sf|lut)$")
 """What the names of scales, offsets and codebooks have in their last part."""
@@ -38,8 +45,10 @@ INDICES = ("BOOL", "I64", "U64")
 CODES = [dtype for dtype in BITS if dtype not in (*FLOATING, *INDICES, "C64")]
 CAST = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 """The dtypes that may be of plain numbers too, which somebody cast."""
-OF_A_MODEL = 1000
-"""In a file of fewer numbers, what most of them are says nothing."""
+OF_A_MODEL = 2000
+"""In a file of fewer bytes, what most of them are says nothing."""
+MAX_SCALES = 64
+"""With how many of one module's scales codes are compared; a layer has a few."""
 UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the result"
 DECODED_BY_MLX = f"{UNQUANTISED}; or decode it: mlx_lm.convert --hf-path OLD --mlx-path NEW --dequantize"
 
@@ -101,10 +110,16 @@ def _signs(
     tensors: Mapping[str, TensorInfo], *, is_configured: bool, is_decoded: bool
 ) -> Iterator[tuple[str, str, str]]:
     """Find codes: a tensor, the method that gives it its name, and what else shows that it is codes."""
-    for name in tensors:
-        if written := WRITTEN.search(name):
+    for name, tensor in tensors.items():
+        if (written := WRITTEN.search(name)) and (
+            tensor.dtype not in FLOATING or is_configured or _has_scales(name, tensors)
+        ):
             assert written.lastindex is not None
             yield name, list(METHODS)[written.lastindex - 1], ""
+    for method, (one, other) in PAIRS.items():
+        for name in tensors:
+            if name.endswith(f".{one}") and f"{name.removesuffix(one)}{other}" in tensors:
+                yield name, method, f"{one} beside {other}"
     codes = [tensor for tensor in tensors.values() if _may_be_codes(tensor)]
     scales = defaultdict(list)
     for tensor in tensors.values() if codes else ():
@@ -112,7 +127,7 @@ def _signs(
         if SCALES.search(leaf) and (tensor.dtype in FLOATING or tensor.dtype in CODES):
             scales[module].append(tensor)
     for tensor in codes:
-        for scale in (*scales[_split(tensor.name)[0]], *scales[tensor.name]):
+        for scale in (*scales[_split(tensor.name)[0]][:MAX_SCALES], *scales[tensor.name]):
             if _is_scale_of(scale, tensor):
                 yield tensor.name, "", f"{tensor.dtype} with scales in {crop(repr(scale.name))}"
     numbers = [tensor for tensor in codes if tensor.dtype not in CAST]
@@ -121,10 +136,17 @@ def _signs(
             yield tensor.name, "", f"{tensor.dtype} in place of weights"
     if is_configured and codes:
         yield codes[0].name, "", ""
-    count = sum(tensor.elements for tensor in numbers)
-    others = sum(tensor.elements for tensor in tensors.values() if tensor.dtype in (*FLOATING, *CAST))
+    count = sum(tensor.nbytes for tensor in numbers)  # several codes may be packed in a number
+    others = sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype in (*FLOATING, *CAST))
     if count > max(others, OF_A_MODEL) and not is_decoded:
         yield max(numbers, key=lambda tensor: tensor.elements).name, "", "most of its numbers are integers"
+
+
+def _has_scales(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether floats of a name that quantisers give have scales or other such parts beside them."""
+    module, leaf = _split(name)
+    beside = (f"{module}.{part}" if module else part for part in ("scale", "zero", "meta", "scales", "zeros"))
+    return SCALES.search(leaf) is None and any(part in tensors for part in beside)
 
 
 def _may_be_codes(tensor: TensorInfo) -> bool:

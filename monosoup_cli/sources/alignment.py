@@ -45,6 +45,8 @@ LEGACY = (
     (re.compile(r"\b(\w*weight\w*)_v$"), r"parametrizations.\1.original1"),
 )
 """Endings of names in older releases of transformers and torch, mapped to today's. It loads both."""
+MAX_LAST = 256
+"""How long the last component of a name may be to be looked at."""
 MAX_WRAPPERS = 8
 MAX_NAMESAKES = 8
 """How many names may differ only by wrappers. More would take too long to try, and are ambiguous anyway."""
@@ -201,7 +203,10 @@ class _Name(NamedTuple):
         inserted = [part for part in parts if part in INSERTED]
         plain = ".".join(part for part in parts if part not in INSERTED) if inserted else name
         legacy: tuple[str, ...] = ()
-        for ending, today in LEGACY:
+        last = plain[plain.rfind(".") + 1 :]
+        for ending, today in (
+            LEGACY if last.endswith(("gamma", "beta", "_g", "_v")) and len(last) < 256 else ()
+        ):
             if match := ending.search(plain):
                 legacy = match[0], match.expand(today)
                 plain = plain[: match.start()] + legacy[1]

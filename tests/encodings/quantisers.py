@@ -292,7 +292,7 @@ QUANTISERS = {
         partial(torchao, dtype=torch.float8_e4m3fn), of_transformers("torchao"), TORCHAO, "torchao"
     ),
     "aqlm": Quantiser(aqlm, of_transformers("aqlm")),
-    "vptq": Quantiser(vptq, of_transformers("vptq")),
+    "vptq": Quantiser(vptq, of_transformers("vptq"), by="VPTQ"),
     "eetq": Quantiser(eetq, of_transformers("eetq")),
     "higgs": Quantiser(higgs, of_transformers("higgs")),
     "spqr": Quantiser(spqr, of_transformers("spqr"), by="SpQR"),

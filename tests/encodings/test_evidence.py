@@ -409,3 +409,29 @@ def test_a_plain_model_of_mlx_is_read(run, tmp_path):
     paths = [write(weights(seed), tmp_path / f"{seed}", quantiser) for seed in (0, 1)]
     result = run("edit", *paths, "-o", tmp_path / "out")
     assert (result.code, "quantised" in result.err) == (0, False), result.err
+
+
+@pytest.mark.parametrize(
+    ("codes", "beside"),
+    [("indices", "centroids.weight"), ("compressed", "bitmask"), ("Qidxs", "SU"), ("trellis", "suh")],
+)
+def test_parts_of_one_layer_are_codes_whatever_else_there_is(run, tmp_path, codes, beside):
+    """The embedding is most of the file, and no configuration says anything."""
+    paths = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            "embed.weight": torch.randn(300, 16, generator=generator),
+            f"layers.0.q.{codes}": torch.ones(16, 8, dtype=torch.int64 if codes == "Qidxs" else torch.int16),
+            f"layers.0.q.{beside}": torch.randn(8, 8, generator=generator),
+        }
+        paths.append(tmp_path / f"{seed}.safetensors")
+        save_file(tensors, paths[-1])
+    line = refused(run, "edit", *paths, "-o", tmp_path / "out")
+    assert f"({codes} beside {beside})" in line
+
+
+def test_floats_of_a_name_that_quantisers_give_are_weights(tmp_path):
+    names = ("attn.W_q", "attn.W_k", "mlp.weight", "mlp.weight_scale", "dense_weights")
+    save_file({name: torch.randn(8, 8) for name in names}, tmp_path / "model.safetensors")
+    assert opens(tmp_path / "model.safetensors") == ()

@@ -328,3 +328,53 @@ def test_reading_holds_no_more_than_it_says(tmp_path, kind):
     held, grown = map(int, run.stdout.split())
     assert grown <= held + (8 << 20)  # what the allocator keeps of freed blocks varies
     assert held <= 32 << 20
+
+
+def test_floats_of_other_modules_are_no_scales_of_activations(tmp_path):
+    """Those beside codes are left out."""
+    tensors = {
+        "a.q_proj.weight": torch.randn(16, 16).to(torch.float8_e4m3fn),
+        "a.q_proj.weight_scale": torch.tensor(0.5),
+        "a.q_proj.input_scale": torch.tensor(0.5),
+        "a.k_scale": torch.tensor(1.0),
+        "x.output_scale": torch.randn(64),
+        "x.k_scale": torch.randn(64),
+    }
+    values, headers = read(tensors, tmp_path / "in", {})
+    assert set(headers) == {"a.q_proj.weight", "x.output_scale", "x.k_scale"}
+    assert torch.equal(values["x.k_scale"].float(), tensors["x.k_scale"])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {
+            "up_blocks": torch.zeros(0, 4, 2, 16, dtype=torch.uint8),
+            "up_scales": torch.zeros(0, 4, 2, dtype=torch.uint8),
+        },
+        {
+            "a.weight_packed": torch.tensor(1, dtype=torch.uint8),
+            "a.weight_scale": torch.tensor(1, dtype=torch.uint8),
+        },
+        {
+            "a.weight_packed": torch.zeros(4, 24, dtype=torch.uint8),
+            "a.weight_scale": torch.zeros(4, 1, dtype=torch.uint8),
+        },
+        {
+            "a.weight": torch.zeros(4, 12, dtype=torch.uint8),
+            "a.weight_scale": torch.zeros(4, 1).to(torch.float8_e4m3fn),
+            "a.weight_scale_2": torch.tensor(1.0),
+        },
+    ],
+    ids=["no experts", "no matrix", "a group of mxfp4 cut off", "a group of NVFP4 cut off"],
+)
+def test_odd_shapes_are_read_or_refused(tmp_path, tensors):
+    path = tmp_path / "in.safetensors"
+    save_file(tensors, path)
+    stored = open_checkpoint(str(path))
+    with stored.files:
+        if "up_blocks" in tensors:
+            assert decoded(stored).tensors["up"].shape == (0, 64, 4)
+            return
+        with pytest.raises(CheckpointError, match=r"whole groups|weight_(packed|scale)"):
+            decoded(stored)
