@@ -255,6 +255,38 @@ def test_packed_experts_of_two_numbers_are_shapes_that_differ(refuse, save):
     assert "the shapes differ" in refuse(save("one", packed(few)), save("two", packed(near(single()))))
 
 
+def test_a_gate_that_has_the_name_of_another_models_up_is_refused(refuse, save):
+    """Qwen-1 calls its gate w2, and others w1."""
+    torch.manual_seed(0)
+    shapes = {"gate_proj": (24, 16), "up_proj": (24, 16), "down_proj": (16, 24)}
+    base = {
+        f"{OUTER.format(n)}.{what}.weight": torch.randn(shapes[what]) for n in range(2) for what in shapes
+    }
+    renamed = {name.replace("gate_proj", "w2").replace("up_proj", "w1"): one for name, one in base.items()}
+    said = refuse(save("base", renamed), save("ft", near(base)))
+    assert "no reading is clearly right" in said
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_packed_experts_of_another_size_are_shapes_that_differ(refuse, save, is_base):
+    """They are not kept in silence, as if the base did not have them."""
+    pair = [packed(single(inner=6)), single(inner=8)]
+    base, finetuned = pair if is_base else reversed(pair)
+    said = refuse(save("base", base), save("ft", finetuned))
+    assert "the shapes fit in no reading" in said
+
+
+def test_nan_in_an_expert_is_said_of_that_expert(run, refuse, save, tmp_path):
+    base, finetuned = single(), near(single())
+    name = OUTER.format(1) + ".experts.2.up_proj.weight"
+    finetuned[name][:] = float("nan")
+    paths = save("base", packed(base)), save("ft", finetuned)
+    assert name in refuse(*paths)
+    result = run("edit", *paths, "-o", tmp_path / "out", "--on-nonfinite", "keep")
+    assert result.code == 0, result.err
+    assert load_file(tmp_path / "out" / "model.safetensors")[name].isnan().all()
+
+
 def test_layers_that_only_one_side_has_are_left_alone(edited):
     """As prediction heads that training dropped, and layers that were added."""
     base, finetuned = single(layers=3), near(single(layers=3))
