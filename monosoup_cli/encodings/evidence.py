@@ -110,10 +110,8 @@ def _signs(
     tensors: Mapping[str, TensorInfo], *, is_configured: bool, is_decoded: bool
 ) -> Iterator[tuple[str, str, str]]:
     """Find codes: a tensor, the method that gives it its name, and what else shows that it is codes."""
-    for name, tensor in tensors.items():
-        if (written := WRITTEN.search(name)) and (
-            tensor.dtype not in FLOATING or is_configured or _has_scales(name, tensors)
-        ):
+    for name in tensors:
+        if written := WRITTEN.search(name):
             assert written.lastindex is not None
             yield name, list(METHODS)[written.lastindex - 1], ""
     for method, (one, other) in PAIRS.items():
@@ -140,13 +138,6 @@ def _signs(
     others = sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype in (*FLOATING, *CAST))
     if count > max(others, OF_A_MODEL) and not is_decoded:
         yield max(numbers, key=lambda tensor: tensor.elements).name, "", "most of its numbers are integers"
-
-
-def _has_scales(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether floats of a name that quantisers give have scales or other such parts beside them."""
-    module, leaf = _split(name)
-    beside = (f"{module}.{part}" if module else part for part in ("scale", "zero", "meta", "scales", "zeros"))
-    return SCALES.search(leaf) is None and any(part in tensors for part in beside)
 
 
 def _may_be_codes(tensor: TensorInfo) -> bool:

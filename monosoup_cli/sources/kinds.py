@@ -104,6 +104,7 @@ def _without_peft(files: Files) -> Files:
     names = _sorted(files.tensors, path)
     if names is None or not names.is_of_peft:
         if files.place.folder is not None and _settings(files.place)[0] is not None:
+            refuse_other_adapter(files.tensors, path, is_lora=False)
             raise CheckpointError(
                 "an adapter without weights", path=path, expected=" or ".join(ADAPTER_WEIGHTS)
             )

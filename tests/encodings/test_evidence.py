@@ -429,9 +429,3 @@ def test_parts_of_one_layer_are_codes_whatever_else_there_is(run, tmp_path, code
         save_file(tensors, paths[-1])
     line = refused(run, "edit", *paths, "-o", tmp_path / "out")
     assert f"({codes} beside {beside})" in line
-
-
-def test_floats_of_a_name_that_quantisers_give_are_weights(tmp_path):
-    names = ("attn.W_q", "attn.W_k", "mlp.weight", "mlp.weight_scale", "dense_weights")
-    save_file({name: torch.randn(8, 8) for name in names}, tmp_path / "model.safetensors")
-    assert opens(tmp_path / "model.safetensors") == ()
