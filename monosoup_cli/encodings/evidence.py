@@ -110,14 +110,14 @@ def _signs(
     tensors: Mapping[str, TensorInfo], *, is_configured: bool, is_decoded: bool
 ) -> Iterator[tuple[str, str, str]]:
     """Find codes: a tensor, the method that gives it its name, and what else shows that it is codes."""
-    for name in tensors:
-        if written := WRITTEN.search(name):
-            assert written.lastindex is not None
-            yield name, list(METHODS)[written.lastindex - 1], ""
     for method, (one, other) in PAIRS.items():
         for name in tensors:
             if name.endswith(f".{one}") and f"{name.removesuffix(one)}{other}" in tensors:
                 yield name, method, f"{one} beside {other}"
+    for name in tensors:
+        if written := WRITTEN.search(name):
+            assert written.lastindex is not None
+            yield name, list(METHODS)[written.lastindex - 1], ""
     codes = [tensor for tensor in tensors.values() if _may_be_codes(tensor)]
     scales = defaultdict(list)
     for tensor in tensors.values() if codes else ():

@@ -104,7 +104,8 @@ def _without_peft(files: Files) -> Files:
     names = _sorted(files.tensors, path)
     if names is None or not names.is_of_peft:
         if files.place.folder is not None and _settings(files.place)[0] is not None:
-            refuse_other_adapter(files.tensors, path, is_lora=False)
+            is_lora = len(files.shards) == 1 and is_lora_file(files.tensors)
+            refuse_other_adapter(files.tensors, path, is_lora=is_lora)
             raise CheckpointError(
                 "an adapter without weights", path=path, expected=" or ".join(ADAPTER_WEIGHTS)
             )
