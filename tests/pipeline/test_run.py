@@ -193,7 +193,7 @@ def test_other_side_files_are_no_resumed_run(run, in_folders, tmp_path):
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("config.json", "rewritten.config.json"),
+        ("config.json", "configs.finetuned 1, rewritten.config.json"),
         ("vocab.txt", "side_files.vocab.txt"),
         ("README.md", "side_files.README.md"),
     ],
