@@ -26,7 +26,7 @@ from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
 from monosoup_cli.tensors.method import Method, overflow_in
-from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
 from monosoup_cli.tensors.stacks import expert_counts
 from monosoup_cli.tensors.worker import Worker
 
@@ -116,6 +116,8 @@ class Inspection:
                 include_option="layer",
             )
             with mismatch_in(finetuned[0]):
+                if inputs.base is not None:
+                    check_merged(of_base, of_finetuned, selection)
                 plan = make_plan(
                     of_base,
                     of_finetuned,

@@ -19,7 +19,7 @@ from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.pipeline.task import Task
 from monosoup_cli.tensors.method import Method
-from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
 from monosoup_cli.tensors.stacks import expert_counts
 
 __all__ = ["Planned", "prepare"]
@@ -132,6 +132,8 @@ def prepare(task: Task) -> Planned:
         with mismatch_in(first.path):
             method = task.order.method.for_names(list(first.tensors))
             of_base, of_finetuned = draft.headers()
+            whole = inputs.base.tensors if method.needs_base and inputs.base is not None else None
+            check_merged(whole, [source.tensors for source in inputs.finetuned], selection)
             plan = make_plan(
                 of_base,
                 of_finetuned,

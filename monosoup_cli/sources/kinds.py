@@ -42,8 +42,6 @@ WRAPPED = re.compile(r"\.(?:base_layer|original_module|token_adapter)(?=\.)")
 """What peft puts into the names of the base's own tensors."""
 OF_PEFT = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.|token_adapter\.)")
 NESTED = re.compile(r"\.(modules_to_save|original_module|token_adapter\.base_layer)\.")
-LAYER = re.compile(r"(.+?)(?:\.token_adapter)?(?:\.base_layer)+\.[^.]+", re.DOTALL)
-"""A parameter of a layer that peft has wrapped, behind the name of that layer."""
 ORIGINAL = re.compile(r"(.+)\.original_module\..+", re.DOTALL)
 INITIALISATION = {"init_lora_weights", "corda_config", "eva_config", "loftq_config", "lora_ga_config"}
 """The options of LoRA that say what factors and base were before the training. If that changed the base, the
@@ -60,6 +58,7 @@ class Names:
         layers: The layers that have factors of LoRA.
         wrapped: The modules that peft has wrapped.
         others: The stored names of what another kind of adapter adds to a layer.
+        twice: Stored names that are the same without peft, each with the earlier one.
         adapters: The names of the adapters; "" where there is none.
     """
 
@@ -68,13 +67,17 @@ class Names:
     layers: set[str] = field(default_factory=set)
     wrapped: set[str] = field(default_factory=set)
     others: list[str] = field(default_factory=list)
+    twice: list[tuple[str, str]] = field(default_factory=list)
     adapters: set[str] = field(default_factory=set)
 
-    @property
-    def is_of_peft(self) -> bool:
+    def are_of_peft(self, files: Files) -> bool:
         """Whether these are not names of a plain model, or of an adapter in a file of its own."""
-        if self.others or self.adapters - {""}:
-            return True  # files of adapters have no names of adapters
+        if self.others:
+            return True
+        if "" in self.adapters and all(shard.name in ADAPTER_WEIGHTS for shard in files.shards):
+            return False  # what peft saves of an adapter has no names of adapters
+        if self.adapters - {""}:
+            return True
         return 0 < len(self.layers) <= 2 * len(self.layers & self.wrapped)
 
     @property
@@ -102,7 +105,7 @@ def _without_peft(files: Files) -> Files:
     """Return files of a model of peft as those of its base or, where they have no base, of its adapter."""
     path = files.place.source
     names = _sorted(files.tensors, path)
-    if names is None or not names.is_of_peft:
+    if names is None or not names.are_of_peft(files):
         if files.place.folder is not None and _settings(files.place)[0] is not None:
             is_lora = len(files.shards) == 1 and is_lora_file(files.tensors)
             refuse_other_adapter(files.tensors, path, is_lora=is_lora)
@@ -110,6 +113,10 @@ def _without_peft(files: Files) -> Files:
                 "an adapter without weights", path=path, expected=" or ".join(ADAPTER_WEIGHTS)
             )
         return files
+    for name, earlier in names.twice:
+        raise CheckpointError(
+            "is there twice without what peft puts into names", path=path, tensor=name, found=earlier
+        )
     first = next(iter((*names.others, *names.factors.values())))
     settings, where = _settings(files.place)
     if settings is not None:
@@ -177,9 +184,9 @@ def _sorted(stored: Iterable[str], path: str) -> Names | None:
     names = Names()
     saved = {match["module"] for inner in plain.values() if (match := SAVED.fullmatch(inner))}
     for inner in plain.values():
-        layer = LAYER.fullmatch(inner)
-        if layer is not None and not inner.endswith(".bias"):  # files of adapters have trained biases so
-            names.wrapped.add(layer[1])
+        layer = _layer(inner)
+        if layer and not inner.endswith(".bias"):  # files of adapters have trained biases so
+            names.wrapped.add(layer)
         elif (module := ORIGINAL.fullmatch(inner)) and module[1] in saved:
             names.wrapped.add(module[1])
     for name, inner in plain.items():
@@ -192,9 +199,7 @@ def _sorted(stored: Iterable[str], path: str) -> Names | None:
         if (kind is names.base and _is_added(inner, names.wrapped)) or NESTED.search(key):
             names.others.append(name)
         elif key in kind and (kind is names.base or len(names.adapters) == 1):
-            raise CheckpointError(
-                "is there twice without what peft puts into names", path=path, tensor=name, found=kind[key]
-            )
+            names.twice.append((name, kind[key]))
         else:
             kind[key] = name
     return names
@@ -217,9 +222,23 @@ def _adapter(match: re.Match[str]) -> str:
 
 def _is_added(name: str, wrapped: Iterable[str]) -> bool:
     """Whether this is something in a module that peft has wrapped, beside what it has wrapped."""
-    dots = [match.start() for match in re.finditer(r"\.", name)]
+    lengths = {len(module) for module in wrapped}  # a long name has too many dots to try each
+    dots = [match.start() for match in re.finditer(r"\.", name) if match.start() in lengths]
     inner = (name[dot:] for dot in dots if name[:dot] in wrapped)
     return any(WRAPPED.match(rest.removeprefix(".token_adapter")) is None for rest in inner)
+
+
+def _layer(name: str) -> str:
+    """The layer that peft has wrapped, from the name of a parameter of it; "" of another parameter."""
+    parts = name.split(".")[:-1]
+    module = list(parts)
+    while module and module[-1] == "base_layer":
+        module.pop()
+    if len(module) == len(parts):
+        return ""
+    if len(module) > 1 and module[-1] == "token_adapter":
+        module.pop()
+    return ".".join(module)
 
 
 def _settings(place: Place) -> tuple[Mapping[str, Any] | None, str]:

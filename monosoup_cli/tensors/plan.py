@@ -29,6 +29,7 @@ __all__ = [
     "Reads",
     "Reason",
     "Selection",
+    "check_merged",
     "make_plan",
     "output_dtype",
 ]
@@ -260,7 +261,6 @@ def make_plan(
     carried = [tensor.name for tensor in _carried(only_in_base, selection)]  # --exclude: not checked
     names = dict.fromkeys(name for names in (*finetuned, left_out, carried) for name in names)
     check_patterns(selection.patterns, names, only_in_base, tied)
-    _check_merged(base, finetuned, selection)
     _check_names(first, others, selection, hint)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
@@ -295,6 +295,31 @@ def make_plan(
             )
         )
     return Plan((*tensors, *_carried(only_in_base, selection)))
+
+
+def check_merged(base: Headers | None, finetuned: Sequence[Headers], selection: Selection) -> None:
+    """Check that no input has factors of an adapter beside whole weights.
+
+    Edited or averaged each for itself, their product is not the edited one, nor the mean of products.
+
+    Args:
+        base: The headers of the base; None where there is none.
+        finetuned: The headers of the fine-tuned checkpoints. Adapters are merged.
+        selection: Which tensors the user wants edited.
+
+    Raises:
+        MismatchError: An input has factors that are not left out.
+    """
+    for name in (name for headers in [base or {}, *finetuned] for name in headers):
+        kind = factor_in(name)
+        if kind is None or (len(finetuned) == 1 and selection.leaves_out(name)):
+            continue  # of several, what is left out is averaged, too
+        keep = f"--exclude '*{kind}*' keeps such tensors as fine-tuned; merging them first edits their update"
+        raise MismatchError(
+            "an input has an adapter in it that is not merged into its weights",
+            tensor=name,
+            hint=keep if len(finetuned) == 1 else MERGE,
+        )
 
 
 def _carried(only_in_base: Headers, selection: Selection) -> list[PlannedTensor]:
@@ -339,23 +364,6 @@ def _reason(
     if base is not None and name not in base:
         return "not_in_base"
     return None
-
-
-def _check_merged(base: Headers | None, finetuned: Sequence[Headers], selection: Selection) -> None:
-    """Raise MismatchError where an input has factors of an adapter beside whole weights.
-
-    Edited or averaged each for itself, their product is not the edited one, nor the mean of products.
-    """
-    for name in (name for headers in [base or {}, *finetuned] for name in headers):
-        kind = factor_in(name)
-        if kind is None or (len(finetuned) == 1 and selection.leaves_out(name)):
-            continue  # of several, what is left out is averaged, too
-        keep = f"--exclude '*{kind}*' keeps such tensors as fine-tuned; merging them first edits their update"
-        raise MismatchError(
-            "an input has an adapter in it that is not merged into its weights",
-            tensor=name,
-            hint=keep if len(finetuned) == 1 else MERGE,
-        )
 
 
 def _check_names(
