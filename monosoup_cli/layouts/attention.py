@@ -97,7 +97,7 @@ class FusedAttention:
 
 def _words(parts: Sequence[str], groups: int, *, is_transposed: bool) -> str:
     order = " then ".join(part.removesuffix("_proj") for part in parts)
-    turns = f" of each of {groups} groups of heads" if groups > 1 else ""
+    turns = f", in each of {groups} groups of heads" if groups > 1 else ""
     return f"{order}{turns}{', transposed' if is_transposed else ''}"
 
 

@@ -99,7 +99,7 @@ def in_layout_of(
     owners = _owners(modules, stored, other.path)
     _check_complete(modules, owners, stored, first, other)
     tensors: dict[str, str | Made] = {name: name for name in other.tensors}
-    read_as: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    read_as: dict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)
     readings: dict[str, Reading] = {}
     left_out: set[str] = set()
     in_doubt = [module for module in modules.values() if module.readings.keys() <= doubtful.keys()]
@@ -131,11 +131,15 @@ def in_layout_of(
                     tensors.pop(piece.tensor, None)
         if any(old != name for name, old in tensors.items() if name in way.made):
             words = "" if len(way.renamed) == len(way.made) else way.words
-            read_as[(words, *way.stored)].append(module.name)
+            start = min(piece.first for pieces in way.made.values() for piece in pieces)
+            read_as[(words, *way.stored)].append((start, module.name))
     if not read_as and left_out.isdisjoint(tensors):
         return other, {}
     tensors = {name: one for name, one in tensors.items() if name not in left_out}
-    said = [_in_words(names, sources, words) for (words, *sources), names in read_as.items()]
+    said = [
+        _in_words([name for _, name in sorted(names)], sources, words)
+        for (words, *sources), names in read_as.items()
+    ]
     return Derived(other, tensors, replace(other.files, read_as=(*other.files.read_as, *said))), readings
 
 
@@ -363,20 +367,20 @@ def _piece(tensor: str, place: Atom, atom: Atom) -> Piece | None:
 
 
 def _in_words(names: Sequence[str], sources: Sequence[str], words: str) -> str:
-    """What modules are read from, without what the names have in common."""
+    """Which modules are read as which, from the module that both are in."""
     apart = [name.split(".") for name in (*names, *sources)]
     common = 0
     while all(len(parts) > common + 1 for parts in apart) and len({parts[common] for parts in apart}) == 1:
         common += 1
+    common -= common > 0 and apart[0][common - 1] != "*"
     shown = [".".join(parts[common:]) for parts in apart]
-    where = apart[0][common - 1] if common else "*"
-    outer = "" if where == "*" else f"{where}."
-    wanted = outer + _listed(shown[: len(names)])
-    return f"with {wanted} from {_listed(shown[len(names) :])}{f' ({words})' if words else ''}"
+    wanted, stored = _listed(shown[: len(names)]), _listed(shown[len(names) :])
+    return f"with {stored} as {wanted}{f' ({words})' if words else ''}"
 
 
 def _listed(names: Sequence[str]) -> str:
     """Names, of which those beside the first one have their last components alone."""
     first, *rest = names
     outer = first.rpartition(".")[0]
-    return " and ".join([first, *(name.removeprefix(f"{outer}.") if outer else name for name in rest)])
+    *most, last = [first, *(name.removeprefix(f"{outer}.") if outer else name for name in rest)]
+    return f"{', '.join(most)} and {last}" if most else last

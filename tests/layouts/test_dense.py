@@ -178,4 +178,4 @@ def test_heads_of_a_language_model_are_not_those_of_its_vision_model(run, tmp_pa
         [24, 48],
     ]
     assert "qkv.weight' is taken by itself (q then k then v;" in result.err
-    assert "wqkv.weight' is taken by itself (q then k then v of each of 2 groups" in result.err
+    assert "wqkv.weight' is taken by itself (q then k then v, in each of 2 groups" in result.err

@@ -140,7 +140,7 @@ def test_tensors_that_are_alike_but_for_their_values_are_read_by_values(edited, 
     same, said = edited(base, finetuned)
     assert "gate_up_proj from" not in said
     found, said = edited(other, finetuned)
-    assert "gate_up_proj from" in said
+    assert "gate_up_proj as" in said
     assert_same(found, same)
 
 
@@ -225,7 +225,7 @@ def test_one_tensor_is_not_the_base_of_two(edited):
     router = gate.replace("gate", "router")
     finetuned[router] = finetuned[gate] + 1
     found, said = edited(base, finetuned)
-    assert "mlp.gate from block_sparse_moe.gate" in said
+    assert "block_sparse_moe.gate as mlp.gate" in said
     assert f"not in the base, and kept as fine-tuned: 1 tensor: {router}" in said
     assert found[router].equal(finetuned[router])
 
@@ -468,3 +468,25 @@ def test_what_widening_takes_is_counted(save):
     )
     with first.files, second.files:
         assert_honest(first, second, 9 << 20)
+
+
+def test_a_note_says_which_modules_are_read_as_which(run, tmp_path):
+    torch.manual_seed(0)
+    parts = [f"layers.{layer}.attn.{kind}_proj.weight" for layer in range(2) for kind in "qkv"]
+    base = {name: torch.randn(16, 16) for name in parts}
+    finetuned = near(base)
+    for folder, tensors in (("base", base), ("finetuned", finetuned)):
+        fused = {
+            f"layers.{layer}.attn.qkv_proj.weight": torch.cat(
+                [tensors[name] for name in parts[3 * layer : 3 * layer + 3]]
+            )
+            for layer in range(2)
+        }
+        save_file(tensors, tmp_path / f"{folder}.safetensors")
+        save_file(fused, tmp_path / f"{folder} fused.safetensors")
+    said = "names are read with attn.q_proj, k_proj and v_proj as attn.qkv_proj (q then k then v)"
+    base, finetuned = tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"
+    words = ["-o", tmp_path / "out", "--dry-run"]
+    assert said in run("edit", base, tmp_path / "finetuned fused.safetensors", *words).err
+    said = "names are read with attn.qkv_proj as attn.q_proj, k_proj and v_proj (q then k then v)"
+    assert said in run("edit", tmp_path / "base fused.safetensors", finetuned, *words).err

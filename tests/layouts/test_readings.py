@@ -167,7 +167,7 @@ def test_square_matrices_among_transposed_ones(assert_alike, near, randn):
     base["pooler.weight"] = randn(H, H)
     linear = {name: t.T if "c_" in name else t for name, t in base.items()}
     said, _ = both_ways(assert_alike, near, base, linear)
-    assert "attn.c_proj from c_proj (transposed)" in said
+    assert "attn.c_proj as attn.c_proj (transposed)" in said
     assert "gate" not in said
 
 
