@@ -5,28 +5,47 @@ Libraries do not agree on which of them comes first, and some have their rows in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.layouts.layout import Facts, Reading
-from monosoup_cli.layouts.parts import Separate, is_matrix, parse, split
+from monosoup_cli.layouts.layout import Facts, Reading, starred
+from monosoup_cli.layouts.parts import Separate, is_matrix, joined, parse, split
 
 __all__ = ["SEPARATE_GATED", "FusedGated"]
 
-GATE, UP = "gate_proj", "up_proj"
+GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 FUSED = {"gate_up_proj", "up_gate_proj", "gate_up", "w12", "w13", "w13_dn", "weights_in"}
 """What libraries call fused tensors."""
 PLAIN_TOO = {"dense_h_to_4h", "linear_fc1", "fc1", "Wi", "wi", "ff_proj"}
 """The same, but of plain layers in other models. The other checkpoint tells, or the configuration."""
 INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 """The keys of a configuration for how many rows gate has."""
-SEPARATE_GATED = Separate(
+
+
+class SeparateGated(Separate):
+    """gate, up and down in a tensor each."""
+
+    def names(self, module: str, facts: Facts) -> Mapping[str, str]:
+        """The names in common. What else is in the module tells which matrix `w1`, `w2` and `w3` are."""
+        shapes = {
+            last: facts.own.get(starred(joined(module, f"{last}.weight")))
+            for last in ("w1", "w2", "w3", "c_proj")
+        }
+        one, two, three, projection = shapes.values()
+        if one and two and three:
+            is_second = two == one[::-1]  # as in Llama's own files; in DINOv3 it is the third
+            return {"w1": GATE, **({"w2": DOWN, "w3": UP} if is_second else {"w2": UP, "w3": DOWN})}
+        if one and two and projection:
+            return {"w1": UP, "w2": GATE, "c_proj": DOWN}  # as in the first Qwen
+        return super().names(module, facts)
+
+
+SEPARATE_GATED = SeparateGated(
     {
         **dict.fromkeys((GATE, "w1", "wi_0", "fc1_g"), GATE),
         **dict.fromkeys((UP, "w3", "w2", "wi_1", "fc1_x"), UP),
     }
 )
-"""The names of separate tensors. `w2` is the third matrix of Llama's MLP, whose shape is another one."""
 
 
 class FusedGated:

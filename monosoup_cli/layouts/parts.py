@@ -13,7 +13,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import row_major
 from monosoup_cli.layouts.layout import Atom, Facts, Reading, same, starred
 
-__all__ = ["Separate", "is_matrix", "parse", "rows_of_parts", "split"]
+__all__ = ["Separate", "is_matrix", "joined", "parse", "rows_of_parts", "split"]
 
 NAME = re.compile(r"^(?:(?P<module>.+)\.)?(?P<last>[^.]+?)(?:\.|(?<=_))(?P<kind>weight|bias)$")
 STACK = re.compile(r"(^|\.)experts$")
@@ -37,7 +37,7 @@ def parse(name: str, tensor: TensorInfo, facts: Facts) -> tuple[str, str, str] |
     return None if STACK.search(module) else (module, match["last"], match["kind"])
 
 
-def _joined(module: str, part: str) -> str:
+def joined(module: str, part: str) -> str:
     """The name of a part of a module."""
     return f"{module}.{part}" if module else part
 
@@ -60,10 +60,15 @@ class Separate:
     def readings(self, name: str, tensor: TensorInfo, facts: Facts) -> Sequence[Reading]:
         """As it is, under the name in common."""
         found = parse(name, tensor, facts)
-        if found is None or found[1] not in self._names:
+        if found is None:
             return []
         module, last, kind = found
-        return [same(_joined(module, f"{self._names[last]}.{kind}"), tensor)]
+        names = self.names(module, facts)
+        return [same(joined(module, f"{names[last]}.{kind}"), tensor)] if last in names else []
+
+    def names(self, module: str, facts: Facts) -> Mapping[str, str]:
+        """The names in common, by those in a module."""
+        return self._names
 
 
 def split(
@@ -88,7 +93,7 @@ def split(
     for part, rows in parts.items():
         atoms.append(
             Atom(
-                _joined(module, f"{part}.{kind}"),
+                joined(module, f"{part}.{kind}"),
                 (rows, *inner),
                 start * row,
                 (total // groups * row, row, *columns),

@@ -271,3 +271,35 @@ def test_every_command_reads_every_input_in_the_layout_of_the_first(run, tmp_pat
 
     assert result("base", "one", "two") == result("base fused", "one", "two fused")
     assert result("base fused", "one fused", "two fused") == result("base", "one fused", "two")
+
+
+@pytest.mark.parametrize("inner", [64, H])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},  # Llama's own files
+        {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"},  # DINOv3's
+        {"gate_proj": "w2", "up_proj": "w1", "down_proj": "c_proj"},  # the first Qwen
+    ],
+    ids=["llama", "dino", "qwen"],
+)
+def test_numbered_names_of_gated_layers(run, refused, assert_alike, near, randn, names, inner):
+    """What `w1`, `w2` and `w3` are is told by what else is in the module, and by shapes."""
+    shapes = {"gate_proj": (inner, H), "up_proj": (inner, H), "down_proj": (H, inner)}
+    named = {
+        f"layers.{layer}.mlp.{part}.weight": randn(*shape)
+        for layer in range(2)
+        for part, shape in shapes.items()
+    }
+    numbered = {
+        name.replace(part, own): tensor
+        for name, tensor in named.items()
+        for part, own in names.items()
+        if part in name
+    }
+    if names["down_proj"] == "w3" and inner == H:  # nothing tells them apart, and values show it
+        assert "no reading is clearly right" in refused(named, near(numbered))
+        assert "no reading is clearly right" in refused(numbered, near(named))
+        return
+    both_ways(assert_alike, near, named, numbered)
+    both_ways(assert_alike, near, numbered, fuse(named, GATE_UP, "gate_up_proj."))
