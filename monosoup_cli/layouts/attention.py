@@ -13,7 +13,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.layout import Facts, Reading
 from monosoup_cli.layouts.parts import Separate, is_matrix, parse, rows_of_parts, split
 
-__all__ = ["SEPARATE_ATTENTION", "FusedAttention"]
+__all__ = ["SEPARATE_ATTENTION", "FusedAttention", "is_fused"]
 
 Q, K, V, GATE = "q_proj", "k_proj", "v_proj", "gate_proj"
 NAMES = {
@@ -73,7 +73,7 @@ class FusedAttention:
         if found is None:
             return []
         module, last, kind = found
-        parts = FUSED.get(f"{module.rpartition('.')[2]}.{last}", FUSED.get(last, ()))
+        parts = _fused(module, last)
         if not parts:
             return []
         model = str(facts.config.get("model_type"))
@@ -93,6 +93,17 @@ class FusedAttention:
                 atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
                 ways.setdefault(words, Reading(words, atoms))
         return list(ways.values())
+
+
+def is_fused(name: str, tensor: TensorInfo) -> bool:
+    """Whether a tensor has the name of fused ones, even if nothing tells how many rows each part has."""
+    found = parse(name, tensor, Facts({}, {}))
+    return found is not None and bool(_fused(*found[:2]))
+
+
+def _fused(module: str, last: str) -> tuple[str, ...]:
+    """The parts of a tensor, by its name and its module; none of other tensors."""
+    return FUSED.get(f"{module.rpartition('.')[2]}.{last}", FUSED.get(last, ()))
 
 
 def _words(parts: Sequence[str], groups: int, *, is_transposed: bool) -> str:

@@ -7,6 +7,7 @@ from itertools import islice
 
 from monosoup_cli.errors import MismatchError
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.layouts.attention import is_fused
 from monosoup_cli.layouts.layout import Facts, Reading, facts_of
 from monosoup_cli.layouts.match import modules_of
 from monosoup_cli.sources.source import Source
@@ -40,14 +41,15 @@ def readings_of_fused(
     for module in modules_of(tensors, source, {}).values():
         if not module.ways or module.readings.keys() <= known.keys():
             continue
-        if len(module.ways) > 1 and not facts.config:
+        name, first = next(iter(module.readings.items()))
+        is_untold = len(first[module.ways[0]].atoms) == 1 and is_fused(name, tensors[name])
+        if (len(module.ways) > 1 or is_untold) and not facts.config:
             raise MismatchError(
                 "--split-fused needs config.json to tell the parts of a fused tensor",
                 path=source.path,
-                tensor=next(iter(module.readings)),
+                tensor=name,
                 hint="give the folder that has it",
             )
-        first = next(iter(module.readings.values()))
         way = min(module.ways, key=lambda words: _unlikeliness(first[words], facts))
         found |= {name: readings[way] for name, readings in module.readings.items()}
     found |= {name: reading for name, reading in known.items() if name in tensors}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from monosoup_cli.layouts.arrangement import Arranged, Piece, row_major
+from monosoup_cli.layouts.attention import is_fused
 from monosoup_cli.layouts.fused import readings_of_fused
 from monosoup_cli.layouts.layout import Reading, starred
 from monosoup_cli.pipeline.inputs import Inputs
@@ -39,7 +41,8 @@ def split_fused(plan: Plan, inputs: Inputs) -> Plan:
     if inputs.base is not None:
         inputs.base = _by_parts(inputs.base, pieces)
     inputs.finetuned[:] = [_by_parts(source, pieces) for source in inputs.finetuned]
-    inputs.notices += _notes(split, readings)
+    whole = [name for name, tensor in asked.items() if name not in readings and is_fused(name, tensor)]
+    inputs.notices += _notes(split, readings, whole)
     return Plan(tuple(split.get(tensor.name, tensor) for tensor in plan.tensors))
 
 
@@ -64,14 +67,19 @@ def _by_parts(source: Source, pieces: Mapping[str, Sequence[Piece]]) -> Source:
     return Derived(source, tensors)
 
 
-def _notes(split: Mapping[str, PlannedTensor], readings: Mapping[str, Reading]) -> list[str]:
-    """Say once for every kind of tensor how it is split."""
-    kinds: dict[tuple[str, str], int] = {}
-    for name in split:
-        key = starred(name), readings[name].words
-        kinds[key] = kinds.get(key, 0) + 1
-    return [
+def _notes(
+    split: Mapping[str, PlannedTensor], readings: Mapping[str, Reading], whole: Sequence[str]
+) -> list[str]:
+    """Say once for every kind of tensor how it is split, or that it is not."""
+    kinds = Counter((starred(name), readings[name].words) for name in split)
+    notes = [
         f"--split-fused: each part of '{name}' is taken by itself ({words}; {plural(count, 'tensor')})"
         for (name, words), count in kinds.items()
         if words
-    ] or ["--split-fused: no tensor has several parts"]
+    ]
+    notes += [
+        f"--split-fused: '{name}' is edited as one matrix, since config.json does not tell how many rows each"
+        f" of its parts has ({plural(count, 'tensor')})"
+        for name, count in Counter(map(starred, whole)).items()
+    ]
+    return notes or ["--split-fused: no tensor has several parts"]

@@ -290,3 +290,26 @@ def test_reports_of_other_commands_words(edit, tmp_path):
     found = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())["arguments"]
     assert (found["energy"], found["exclude"], found["dtype"]) == (0.5, ["norm.*"], "bfloat16")
     assert load_file(tmp_path / "out" / "model.safetensors")["mlp.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
+def test_freed_buffers_are_given_back():
+    """A buffer that is smaller than one that was freed before is mapped on its own, too."""
+    code = """
+import ctypes
+from monosoup_cli.cli.writing import import_torch
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks mmaps mapped a b c d e".split()]
+
+info = ctypes.CDLL(None).mallinfo2
+info.restype = Info
+import_torch()
+large = bytearray(16 << 20)
+del large
+before = info().mapped
+small = bytearray(2 << 20)
+print(info().mapped - before)
+"""
+    mapped = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+    assert mapped >= 2 << 20

@@ -243,3 +243,30 @@ def test_a_dry_run_says_how_tensors_are_split(pair, tmp_path, capfd):
     assert main([*words, "--dry-run"]) == 0
     told = " ".join("".join(capfd.readouterr()).split())
     assert "each part of 'model.layers.*.mlp.experts.gate_up_proj' is taken by itself" in told
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "phi3", "num_attention_heads": 3}])
+def test_parts_of_which_nothing_tells_the_rows(run, tmp_path, config):
+    """40 rows are not those of 3 heads, nor of three parts alike."""
+    torch.manual_seed(0)
+    for name in ("base", "ft"):
+        (tmp_path / name).mkdir()
+        save_file(
+            {"layers.0.attn.qkv_proj.weight": torch.randn(40, 16)}, tmp_path / name / "model.safetensors"
+        )
+        if config is not None:
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+    result = run("edit", tmp_path / "base", tmp_path / "ft", "-o", tmp_path / "out", "--split-fused")
+    if config is None:
+        assert result.code == 1
+        assert "'layers.0.attn.qkv_proj.weight': --split-fused needs config.json" in result.err
+        return
+    assert result.code == 0, result.err
+    assert (
+        "--split-fused: 'layers.*.attn.qkv_proj.weight' is edited as one matrix, since config.json does not"
+        " tell how many rows each of its parts has (1 tensor)\n"
+    ) in result.err
+    assert "no tensor has several parts" not in result.err
+    run("edit", tmp_path / "base", tmp_path / "ft", "-o", tmp_path / "whole")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1]
