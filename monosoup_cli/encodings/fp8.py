@@ -85,10 +85,21 @@ class Fp8:
             )
         for codes in plain:
             if len(codes.shape) > 1 and (found or settings):
-                raise CheckpointError("fp8 codes without their scales", path=path, tensor=codes.name)
+                raise CheckpointError(
+                    "fp8 codes without their scales",
+                    path=path,
+                    tensor=codes.name,
+                    expected=" or ".join(repr(f"{codes.name}{other}") for end, other in SCALES if not end),
+                )
         for name in tensors if found else ():
             if name not in scales and OF_WEIGHTS.search(name):
-                raise CheckpointError("no fp8 codes have these scales", path=path, tensor=name)
+                owners = [f"{name.removesuffix(other)}{end}" for end, other in SCALES if name.endswith(other)]
+                raise CheckpointError(
+                    "no fp8 codes have these scales",
+                    path=path,
+                    tensor=name,
+                    expected=f"codes in {owners[0]!r}" if owners and owners[0] not in found else None,
+                )
         for codes in plain:
             found[codes.name] = Encoded(
                 decoded_info(codes.name, codes.shape),

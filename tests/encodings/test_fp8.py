@@ -272,17 +272,25 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "settings", "said"),
     [
-        ({"b.weight_scale_inv": None}, BLOCKS, "'b.weight'.*without their scales"),
+        (
+            {"b.weight_scale_inv": None},
+            BLOCKS,
+            "'b.weight'.*without their scales: expected 'b.weight_scale_inv' or 'b.weight_scale'$",
+        ),
         (
             {"b.weight_scale_inv": None, "a.weight_scale_inv": None},
             BLOCKS,
             "'a.weight'.*without their scales",
         ),
         ({"b.weight_scale_inv": None}, None, "'b.weight'.*without their scales"),
-        ({"b.weight": None}, BLOCKS, "'b.weight_scale_inv'.*no fp8 codes have these scales"),
+        (
+            {"b.weight": None},
+            BLOCKS,
+            "'b.weight_scale_inv'.*no fp8 codes have these scales: expected codes in 'b.weight'$",
+        ),
         ({"b.weight": torch.ones(8, 8)}, BLOCKS, "'b.weight_scale_inv'.*no fp8 codes have these scales"),
         ({"c.weight_scale": torch.ones(1)}, BLOCKS, "'c.weight_scale'.*no fp8 codes have these scales"),
-        ({"b.weight_scale": torch.ones(1)}, BLOCKS, "'b.weight_scale'.*no fp8 codes have these scales"),
+        ({"b.weight_scale": torch.ones(1)}, BLOCKS, "'b.weight_scale'.*no fp8 codes have these scales$"),
         ({"b.weight_zero_point": torch.ones(1)}, BLOCKS, "'b.weight_zero_point'.*no fp8 codes"),
         ({"a.weight_scale_inv": scales_of(3, 2)}, BLOCKS, r"'a.weight_scale_inv'.*\[2, 3\], found \[3, 2\]"),
         ({"a.weight_scale_inv": scales_of(2, 4)}, BLOCKS, r"'a.weight_scale_inv'.*\[2, 3\], found \[2, 4\]"),
