@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -164,6 +165,8 @@ def _give_freed_buffers_back() -> None:
     """
     from ctypes import CDLL
 
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # the user has chosen
+        return
     with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
         CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 

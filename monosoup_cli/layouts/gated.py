@@ -29,9 +29,11 @@ class SeparateGated(Separate):
         """The names in common. What else is in the module tells which matrix `w1`, `w2` and `w3` are."""
         shapes = {
             last: facts.own.get(starred(joined(module, f"{last}.weight")))
-            for last in ("w1", "w2", "w3", "c_proj")
+            for last in ("w1", "w2", "w3", "c_proj", "w12", "w13")
         }
-        one, two, three, projection = shapes.values()
+        one, two, three, projection, *fused = shapes.values()
+        if any(fused):
+            return {"w3": DOWN} if fused[0] else {"w2": DOWN}
         if one and two and three:
             is_second = two == one[::-1]  # as in Llama's own files; in DINOv3 it is the third
             return {"w1": GATE, **({"w2": DOWN, "w3": UP} if is_second else {"w2": UP, "w3": DOWN})}

@@ -132,8 +132,12 @@ def prepare(task: Task) -> Planned:
         with mismatch_in(first.path):
             method = task.order.method.for_names(list(first.tensors))
             of_base, of_finetuned = draft.headers()
-            whole = inputs.base.tensors if method.needs_base and inputs.base is not None else None
-            check_merged(whole, [source.tensors for source in inputs.finetuned], selection)
+            names = set().union(*of_finetuned)  # not an adapter's own factors, nor what it leaves as it is
+            whole = [
+                {name: tensor for name, tensor in source.tensors.items() if name in names}
+                for source in inputs.finetuned
+            ]
+            check_merged(of_base if method.needs_base else None, whole, selection)
             plan = make_plan(
                 of_base,
                 of_finetuned,

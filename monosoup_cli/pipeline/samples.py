@@ -108,7 +108,7 @@ class _MadeUp:
         self._reader = Reader(info.dtype, self._read_into)
         stored = TensorInfo(info.name, info.dtype, sample.shape, 0, nbytes)
         self.tensors = {one.name: replace(stored, name=one.name) for one in samples}
-        update = source.update(info.name)
+        update = source.update(sample.name)
         if isinstance(update, LowRank) and sample.matrices is not None:
             rows, columns = sample.shape
             rank = min(update.rank, rows, columns)

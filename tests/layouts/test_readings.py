@@ -303,3 +303,30 @@ def test_numbered_names_of_gated_layers(run, refused, assert_alike, near, randn,
         return
     both_ways(assert_alike, near, named, numbered)
     both_ways(assert_alike, near, numbered, fuse(named, GATE_UP, "gate_up_proj."))
+
+
+@pytest.mark.parametrize(("fused", "down"), [("w12", "w3"), ("w13", "w2")])
+def test_the_third_matrix_beside_a_fused_one(assert_alike, near, randn, fused, down):
+    shapes = {"gate_proj": (64, H), "up_proj": (64, H), "down_proj": (H, 64)}
+    named = {
+        f"layers.{layer}.mlp.{part}.weight": randn(*shape)
+        for layer in range(2)
+        for part, shape in shapes.items()
+    }
+    other = fuse(named, GATE_UP, f"{fused}.")
+    other = {name.replace("down_proj", down): tensor for name, tensor in other.items()}
+    both_ways(assert_alike, near, named, other)
+
+
+@pytest.mark.parametrize("names", [("q_proj", "model.q_proj"), ("mlp.up_proj", "mlp.w3")])
+def test_a_dry_run_where_every_name_differs(run, near, randn, tmp_path, names):
+    base = {f"layers.{layer}.{names[0]}.weight": randn(H, H) for layer in range(2)}
+    finetuned = {name.replace(*names): tensor for name, tensor in near(base).items()}
+    if names[1].startswith("model."):
+        finetuned = {f"model.{name}": tensor for name, tensor in near(base).items()}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(finetuned, tmp_path / "finetuned.safetensors")
+    inputs = (tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors")
+    result = run("edit", *inputs, "-o", tmp_path / "out", "--dry-run")
+    assert result.code == 0, result.err
+    assert "2 tensors" in result.out

@@ -812,3 +812,21 @@ def test_a_folder_is_no_base_on_the_hub(run, many, tmp_path, monkeypatch):
     (tmp_path / "models" / "base").mkdir(parents=True)
     done(run(*words, tmp_path / "here"))
     assert "models/base\n" not in (tmp_path / "here" / "README.md").read_text()
+
+
+def test_factors_in_the_base_that_the_adapter_leaves_alone(run, tmp_path):
+    """The output has none of them, so nothing is wrong with it; a whole checkpoint would have them."""
+    torch.manual_seed(0)
+    stem = "base_model.model.layers.0.q_proj"
+    base = {f"layers.0.{name}_proj.weight": torch.randn(8, 8) for name in ("q", "o")}
+    base |= {f"layers.0.o_proj.lora_{which}.weight": torch.randn(2, 8) for which in "ab"}
+    save_file(base, tmp_path / "base.safetensors")
+    (tmp_path / "adapter").mkdir()
+    factors = {f"{stem}.lora_A.weight": torch.randn(2, 8), f"{stem}.lora_B.weight": torch.randn(8, 2)}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    inputs = (tmp_path / "base.safetensors", tmp_path / "adapter")
+    done(run("edit", *inputs, "-o", tmp_path / "out", "--as-adapter"))
+    said = run("edit", *inputs, "-o", tmp_path / "whole").err
+    assert "an input has an adapter in it that is not merged into its weights" in said
