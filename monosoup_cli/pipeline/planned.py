@@ -132,12 +132,12 @@ def prepare(task: Task) -> Planned:
         with mismatch_in(first.path):
             method = task.order.method.for_names(list(first.tensors))
             of_base, of_finetuned = draft.headers()
-            names = set().union(*of_finetuned)  # not an adapter's own factors, nor what it leaves as it is
-            whole = [
+            names = set(of_base or ()).union(*of_finetuned)
+            base, *whole = (  # without an adapter's own factors, and what it leaves as it is
                 {name: tensor for name, tensor in source.tensors.items() if name in names}
-                for source in inputs.finetuned
-            ]
-            check_merged(of_base if method.needs_base else None, whole, selection)
+                for source in (inputs.base or first, *inputs.finetuned)
+            )
+            check_merged(base if method.needs_base else None, whole, selection)
             plan = make_plan(
                 of_base,
                 of_finetuned,
