@@ -5,7 +5,7 @@ Libraries do not agree on which of them comes first, and some have their rows in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.layout import Facts, Reading, starred
@@ -20,26 +20,29 @@ PLAIN_TOO = {"dense_h_to_4h", "linear_fc1", "fc1", "Wi", "wi", "ff_proj"}
 """The same, but of plain layers in other models. The other checkpoint tells, or the configuration."""
 INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 """The keys of a configuration for how many rows gate has."""
+NUMBERED = ("w1", "w2", "w3", "c_proj")
+"""Names that are not of the same matrix in all libraries."""
 
 
 class SeparateGated(Separate):
     """gate, up and down in a tensor each."""
 
-    def names(self, module: str, facts: Facts) -> Mapping[str, str]:
-        """The names in common. What else is in the module tells which matrix `w1`, `w2` and `w3` are."""
-        shapes = {
-            last: facts.own.get(starred(joined(module, f"{last}.weight")))
-            for last in ("w1", "w2", "w3", "c_proj", "w12", "w13")
-        }
-        one, two, three, projection, *fused = shapes.values()
-        if any(fused):
-            return {"w3": DOWN} if fused[0] else {"w2": DOWN}
+    def part(self, module: str, last: str, facts: Facts) -> str | None:
+        """The name in common. What else is in the module tells which matrix `w1`, `w2` and `w3` are."""
+        if last not in NUMBERED:
+            return super().part(module, last, facts)
+        outer = starred(joined(module, ""))
+        shapes = (facts.own.get(f"{outer}{name}.weight") for name in (*NUMBERED, "w12", "w13"))
+        one, two, three, projection, first_two, first_and_third = shapes
+        if first_two or first_and_third:
+            return DOWN if last == ("w3" if first_two else "w2") else None
         if one and two and three:
             is_second = two == one[::-1]  # as in Llama's own files; in DINOv3 it is the third
-            return {"w1": GATE, **({"w2": DOWN, "w3": UP} if is_second else {"w2": UP, "w3": DOWN})}
+            down, up = ("w2", "w3") if is_second else ("w3", "w2")
+            return {"w1": GATE, up: UP, down: DOWN}.get(last)
         if one and two and projection:
-            return {"w1": UP, "w2": GATE, "c_proj": DOWN}  # as in the first Qwen
-        return super().names(module, facts)
+            return {"w1": UP, "w2": GATE, "c_proj": DOWN}.get(last)  # as in the first Qwen
+        return super().part(module, last, facts)
 
 
 SEPARATE_GATED = SeparateGated(

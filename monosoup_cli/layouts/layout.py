@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from monosoup_cli.formats.header import TensorInfo
@@ -69,12 +70,17 @@ class Facts:
         config: The parts of config.json that describe the model, merged; empty where there is none.
         rows: How many rows the tensors of the other checkpoint have, by their canonical names with stars for
             numbers.
-        own: The shapes of all tensors of the tensor's own checkpoint, by such names.
+        tensors: All tensors of the tensor's own checkpoint.
     """
 
     config: Mapping[str, Any]
     rows: Mapping[str, int]
-    own: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+
+    @cached_property
+    def own(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of all its tensors, by their canonical names with stars. Few layouts ask for them."""
+        return {starred(canonical(name)): tensor.shape for name, tensor in self.tensors.items()}
 
     def number(self, *keys: str) -> int | None:
         """The first positive integer that the configuration has under one of these keys."""
@@ -92,8 +98,8 @@ def facts_of(source: Source, others: Mapping[str, TensorInfo]) -> Facts:
     config = source.model.config or {}
     parts = [part for part in map(config.get, PARTS) if isinstance(part, dict)]
     rows = {starred(canonical(name)): other.shape[0] for name, other in others.items() if other.shape}
-    own = {starred(canonical(name)): tensor.shape for name, tensor in source.tensors.items()}
-    return Facts({key: value for one in (config, *parts) for key, value in one.items()}, rows, own)
+    merged = {key: value for one in (config, *parts) for key, value in one.items()}
+    return Facts(merged, rows, source.tensors)
 
 
 class Layout(Protocol):

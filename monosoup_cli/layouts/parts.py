@@ -63,12 +63,12 @@ class Separate:
         if found is None:
             return []
         module, last, kind = found
-        names = self.names(module, facts)
-        return [same(joined(module, f"{names[last]}.{kind}"), tensor)] if last in names else []
+        part = self.part(module, last, facts)
+        return [] if part is None else [same(joined(module, f"{part}.{kind}"), tensor)]
 
-    def names(self, module: str, facts: Facts) -> Mapping[str, str]:
-        """The names in common, by those in a module."""
-        return self._names
+    def part(self, module: str, last: str, facts: Facts) -> str | None:
+        """The name in common of a part of a module; None of what is no part."""
+        return self._names.get(last)
 
 
 def split(

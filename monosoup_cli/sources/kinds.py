@@ -8,7 +8,7 @@ as the model that merging the two makes. Its scale is in no state dict, only in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,7 @@ def _sorted(stored: Iterable[str], path: str) -> Names | None:
             names.wrapped.add(layer)
         elif (module := ORIGINAL.fullmatch(inner)) and module[1] in saved:
             names.wrapped.add(module[1])
+    lengths = {len(module) for module in names.wrapped}
     for name, inner in plain.items():
         kind, key = names.base, WRAPPED.sub("", inner)
         if match := FACTOR.fullmatch(inner) or SAVED.fullmatch(inner):
@@ -196,7 +197,7 @@ def _sorted(stored: Iterable[str], path: str) -> Names | None:
             names.adapters.add(_adapter(match))
             if match.re is FACTOR and match["factor"]:
                 names.layers.add(WRAPPED.sub("", f"{match['module']}.")[:-1])
-        if (kind is names.base and _is_added(inner, names.wrapped)) or NESTED.search(key):
+        if (kind is names.base and _is_added(inner, names.wrapped, lengths)) or NESTED.search(key):
             names.others.append(name)
         elif key in kind and (kind is names.base or len(names.adapters) == 1):
             names.twice.append((name, kind[key]))
@@ -220,9 +221,11 @@ def _adapter(match: re.Match[str]) -> str:
     return next((found[group] for group in ("adapter", "adapter1", "adapter2") if found.get(group)), "")
 
 
-def _is_added(name: str, wrapped: Iterable[str]) -> bool:
-    """Whether this is something in a module that peft has wrapped, beside what it has wrapped."""
-    lengths = {len(module) for module in wrapped}  # a long name has too many dots to try each
+def _is_added(name: str, wrapped: Collection[str], lengths: Collection[int]) -> bool:
+    """Whether this is something in a module that peft has wrapped, beside what it has wrapped.
+
+    Only dots behind as many letters as a wrapped module has are tried: a long name has too many for all.
+    """
     dots = [match.start() for match in re.finditer(r"\.", name) if match.start() in lengths]
     inner = (name[dot:] for dot in dots if name[:dot] in wrapped)
     return any(WRAPPED.match(rest.removeprefix(".token_adapter")) is None for rest in inner)
