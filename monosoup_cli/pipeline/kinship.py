@@ -7,10 +7,12 @@ model knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 
 from monosoup_cli.errors import MismatchError
+from monosoup_cli.layouts.layout import starred
 from monosoup_cli.names import ALIKE, are_experts_apart, counterparts
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.words import plural
@@ -32,6 +34,8 @@ LAYERS = 8
 PIECES = 8
 PIECE_ELEMENTS = 1 << 13
 """How many layers are sampled, how many pieces of each, and how many elements a piece has."""
+KINDS, OF_A_KIND, NAMED = 64, 4, 3
+"""How many kinds of layers are sampled at most, how many layers of each, and how many kinds are named."""
 
 
 def check_names(plan: Plan, base: Headers, renames: str | None) -> None:
@@ -95,51 +99,94 @@ def _shortfall(plan: Plan, base: Headers) -> str | None:
     )
 
 
-def doubts_of_values(base: Source, finetuned: Source, plan: Plan) -> list[str]:
+def doubts_of_values(reference: Source, other: Source, plan: Plan) -> list[str]:
     """Whether the updates are small beside the weights, from a sample of the planned layers: some MB read.
 
-    Says nothing where the sample of the base is zero, or holds NaN or Inf, which the run itself refuses.
+    Layers of one kind, such as all `self_attn.qkv_proj`, are also asked by themselves: they may be stored in
+    another form, or with scales that were left out. A single layer may be a new head.
+
+    Says nothing where the sample of the reference is zero, or holds NaN or Inf, which the run itself refuses.
+
+    Args:
+        reference: The base, or the first of the checkpoints that are averaged without one.
+        other: A checkpoint that should be near it.
+        plan: What is done to every tensor.
     """
-    layers = _sample(plan)
-    weights = updates = 0.0
-    for layer in layers:
-        for start, stop in _pieces(layer.elements):
-            before, after = (
-                read_float64(source, layer.name, start, stop, is_checked=False)
-                for source in (base, finetuned)
-            )
-            weights += float(before.square().sum())
-            updates += float((after - before).square().sum())
-    if weights == 0 or not math.isfinite(weights) or not math.isfinite(updates):
+    layers, kinds = _sample(plan, reference, other)
+    sums = {
+        layer.name: _sums(layer, reference, other)
+        for layer in {layer.name: layer for some in (layers, *kinds.values()) for layer in some}.values()
+    }
+    ratio = _ratio([sums[layer.name] for layer in layers])
+    if ratio is None:
         return []
-    ratio = math.sqrt(updates / weights)
-    if ratio < LARGE:
+    ratios = {kind: _ratio([sums[layer.name] for layer in some]) for kind, some in kinds.items()}
+    large = {kind: ratio for kind, ratio in ratios.items() if ratio is not None and ratio >= LARGE}
+    if ratio >= LARGE and not 0 < len(large) < len(ratios) / 2:
+        question = "was this model fine-tuned from this base?"
+        if not layers[0].reads.base:
+            question = "are these fine-tunes of one model?"
+        return [
+            f"the updates are as large as the weights: ‖W1 − W0‖ / ‖W0‖ is {ratio:.2f} in a sample of"
+            f" {plural(len(layers), 'layer')} (about 1.41 for unrelated models); {question}"
+        ]
+    if not large:
         return []
+    named = ", ".join(f"{kind!r} ({ratio:.2f})" for kind, ratio in islice(large.items(), NAMED))
+    more = f" and {len(large) - NAMED} more kinds" if len(large) > NAMED else ""
     return [
-        f"the updates are as large as the weights: ‖W1 − W0‖ / ‖W0‖ is {ratio:.2f} in a sample of"
-        f" {plural(len(layers), 'layer')} (about 1.41 for unrelated models); was this model fine-tuned from"
-        " this base?"
+        f"the updates of {named}{more} are as large as the weights, by ‖W1 − W0‖ / ‖W0‖ in a sample; if one"
+        " of the checkpoints stores them in another form, --exclude keeps them as they are"
     ]
 
 
 def doubts_of_inputs(inputs: Inputs, plan: Plan) -> list[str]:
     """`doubts_of_values` for opened inputs; what is held to read the sample is dropped again."""
-    if inputs.base is None:
-        return []
-    doubts = doubts_of_values(inputs.base, inputs.finetuned[0], plan)
-    for source in (inputs.base, inputs.finetuned[0]):
+    reference, *others = inputs.sources
+    doubts = []
+    for source in others:
+        said = doubts_of_values(reference, source, plan)
+        doubts += [f"{source.path}: {doubt}" for doubt in said] if len(others) > 1 else said
+    for source in inputs.sources:
         source.forget()
     return doubts
 
 
-def _sample(plan: Plan) -> list[PlannedTensor]:
-    """The largest of the edited matrices in each of some stretches of the plan."""
+def _sample(plan: Plan, *sources: Source) -> tuple[list[PlannedTensor], dict[str, list[PlannedTensor]]]:
+    """The largest of the edited matrices in each of some stretches of the plan, and some of each kind."""
     matrices = [
-        tensor for tensor in plan.edited if tensor.reads.base and len(tensor.shape) > 1 and tensor.elements
+        tensor
+        for tensor in plan.edited
+        if len(tensor.shape) > 1 and tensor.elements and all(tensor.name in one.tensors for one in sources)
     ]
     count = min(LAYERS, len(matrices))
     ends = [len(matrices) * number // count for number in range(count + 1)] if count else []
-    return [max(matrices[i:j], key=lambda tensor: tensor.elements) for i, j in pairwise(ends)]
+    layers = [max(matrices[i:j], key=lambda tensor: tensor.elements) for i, j in pairwise(ends)]
+    kinds = defaultdict(list)
+    for tensor in matrices:
+        kinds[starred(tensor.name)].append(tensor)
+    several = islice(((kind, some) for kind, some in kinds.items() if len(some) > 1), KINDS)
+    return layers, {kind: some[:: -(-len(some) // OF_A_KIND)] for kind, some in several}
+
+
+def _sums(layer: PlannedTensor, reference: Source, other: Source) -> tuple[float, float]:
+    """The sums of squares of a sample of a layer's weights, and of their update."""
+    weights = updates = 0.0
+    for start, stop in _pieces(layer.elements):
+        before, after = (
+            read_float64(source, layer.name, start, stop, is_checked=False) for source in (reference, other)
+        )
+        weights += float(before.square().sum())
+        updates += float((after - before).square().sum())
+    return weights, updates
+
+
+def _ratio(sums: Sequence[tuple[float, float]]) -> float | None:
+    """‖W1 − W0‖ / ‖W0‖ of some layers; None where it tells nothing."""
+    weights, updates = (sum(column) for column in zip((0.0, 0.0), *sums, strict=True))
+    if weights == 0 or not math.isfinite(weights) or not math.isfinite(updates):
+        return None
+    return math.sqrt(updates / weights)
 
 
 def _pieces(elements: int) -> Iterator[tuple[int, int]]:

@@ -123,6 +123,22 @@ def test_parts_in_another_order_are_refused(refused, near, randn, order):
     assert "no reading" in refused(apart, near(base))
 
 
+@pytest.mark.parametrize("command", ["edit", "soup", "stock"])
+def test_fused_tensors_whose_order_is_not_known_are_noted(run, tmp_path, near, randn, command):
+    """Both have one name and one shape, so nothing but values speaks against reading them as they are."""
+    apart = attention(randn)
+    base = fuse(apart, QKV, "qkv_proj.")
+    finetuned = near(fuse(apart, QKV, "qkv_proj.", lambda each: torch.cat([each[1], each[0], each[2]])))
+    for name, tensors in (("base", base), ("finetuned", finetuned), ("other", near(base))):
+        save_file({key: t.contiguous() for key, t in tensors.items()}, tmp_path / f"{name}.safetensors")
+    names = ("base", "finetuned", "other")[: 2 if command == "edit" else 3]
+    result = run(command, *(tmp_path / f"{name}.safetensors" for name in names), "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert "updates of 'layers.*.attn.qkv_proj.weight' (1." in said
+    assert said.count("the updates of") == 1
+
+
 def test_unrelated_weights_are_refused(refused, randn):
     base = fuse(attention(randn), QKV, "qkv_proj.")
     assert "no reading" in refused(base, attention(randn))

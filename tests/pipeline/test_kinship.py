@@ -116,14 +116,15 @@ def test_the_sample_takes_the_larger_tensors_and_little_of_each(asked):
         f"{n:02}.{part}": torch.ones(size, size) for n in range(9) for part, size in (("a", 8), ("b", 400))
     }
     finetuned = {name: W if name.endswith("b") else 9 * W for name, W in base.items()}
-    assert asked(base, finetuned) == []
+    [doubt] = asked(base, finetuned)
+    assert doubt.startswith("the updates of '*.a' (8.00) are as large as the weights")  # not of the model
 
     def read(one, two, plan):
         before = one.files.bytes_read, two.files.bytes_read
         doubts_of_values(one, two, plan)
         return [each.files.bytes_read - start for each, start in zip((one, two), before, strict=True)]
 
-    assert asked(base, finetuned, ask=read) == [4 * 8 * 65536] * 2
+    assert asked(base, finetuned, ask=read) == [4 * (8 * 65536 + 3 * 64)] * 2
 
 
 def test_few_names_in_common_are_doubted(asked):
@@ -178,9 +179,43 @@ def test_rows_that_both_have_are_compared(asked):
     assert len(asked(base, {"a": 9 * finetuned["a"]}, on_mismatch="overlap")) == 1
 
 
-def test_methods_without_a_base_have_no_doubts(asked):
+def test_checkpoints_that_are_averaged_without_a_base_are_doubted_too(asked):
     def ask(one, two, plan):
-        plan = make_plan(None, [two.tensors], Selection())
+        plan = make_plan(None, [one.tensors, two.tensors], Selection())
         return doubts_of_values(one, two, plan)
 
-    assert asked({"a": torch.ones(3, 2)}, {"a": 9 * torch.ones(3, 2)}, ask=ask) == []
+    assert asked({"a": torch.ones(3, 2)}, {"a": 1.5 * torch.ones(3, 2)}, ask=ask) == []
+    [doubt] = asked({"a": torch.ones(3, 2)}, {"a": 9 * torch.ones(3, 2)}, ask=ask)
+    assert doubt.endswith("(about 1.41 for unrelated models); are these fine-tunes of one model?")
+
+
+def test_one_kind_of_layer_is_doubted_by_itself(asked):
+    base = model("LlamaForCausalLM", 0)
+    for part, size in (("self_attn.k_proj", 1.41), ("mlp.down_proj", 99)):
+        finetuned = moved(base, 0.01)
+        kind = [name for name in base if part in name]
+        assert len(kind) == SMALL["num_hidden_layers"]
+        for name in kind:
+            finetuned[name] = (base[name] if size > 2 else finetuned[name].flip(0)) * (100 if size > 2 else 1)
+        [doubt] = asked(base, finetuned)
+        found = re.fullmatch(
+            rf"the updates of 'model\.layers\.\*\.{part}\.weight' \(([\d.]+)\) are as large as the weights,"
+            r" by ‖W1 − W0‖ / ‖W0‖ in a sample; if one of the checkpoints stores them in another form,"
+            r" --exclude keeps them as they are",
+            doubt,
+        )
+        assert float(found[1]) == pytest.approx(size, abs=0.05)
+
+
+def test_a_single_layer_that_is_new_is_not_doubted(asked):
+    base, stranger = model("LlamaForCausalLM", 0), model("LlamaForCausalLM", 1)
+    one = "model.layers.2.self_attn.q_proj.weight"
+    assert asked(base, moved(base, 0.01) | {one: stranger[one]}) == []
+
+
+def test_the_other_kinds_are_counted(asked):
+    base = {f"{n}.{part}": torch.ones(9, 9) for n in range(3) for part in "abcdef"}
+    base |= {f"{n}.z": torch.ones(99, 99) for n in range(3)}
+    finetuned = {name: W if name.endswith("z") else 3 * W for name, W in base.items()}
+    [doubt] = asked(base, finetuned)
+    assert doubt.startswith("the updates of '*.a' (2.00), '*.b' (2.00), '*.c' (2.00) and 3 more kinds are ")
