@@ -127,8 +127,7 @@ class Inspection:
                     left_out=[copy.name for copy in inputs.copies],
                 )
                 if inputs.parent is not None:
-                    if not selecting.partial:
-                        check_names(plan, inputs.parent.tensors, inputs.hint)
+                    check_names(plan, inputs.parent.tensors, inputs.hint, partial=selecting.partial)
                     inputs.notices += doubts_of_names(plan, inputs.parent.tensors)
             if is_split:
                 plan = split_fused(plan, inputs)

@@ -7,11 +7,11 @@ model knows.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 
-from monosoup_cli.errors import MismatchError
+from monosoup_cli.errors import MismatchError, some
 from monosoup_cli.layouts.layout import starred
 from monosoup_cli.names import ALIKE, are_experts_apart, counterparts
 from monosoup_cli.pipeline.inputs import Inputs
@@ -38,39 +38,49 @@ KINDS, OF_A_KIND, NAMED = 64, 4, 3
 """How many kinds of layers are sampled at most, how many layers of each, and how many kinds are named."""
 
 
-def check_names(plan: Plan, base: Headers, renames: str | None) -> None:
+def check_names(plan: Plan, base: Headers, renames: str | None, *, partial: bool) -> None:
     """Refuse a base that lacks most of the fine-tuned checkpoint, of which little would be edited.
 
     Args:
         plan: What is done to every tensor.
         base: The headers of the base.
         renames: The `--rename`s that seem to be missing.
+        partial: Whether one matrix is enough.
 
     Raises:
-        MismatchError: The base has less than half of the matrices, or of the parameters.
+        MismatchError: The base has less than half of the matrices, or of the parameters; or, if `partial`, no
+            matrix.
     """
-    shortfall = _shortfall(plan, base)
-    if shortfall is None:
+    shortfall, has_none = _shortfall(plan, base)
+    if shortfall is None or (partial and not has_none):
         return
     new = {tensor.name: tensor.shape for tensor in _counted(plan) if tensor.name not in base}
     only_in_base = {name: tensor.shape for name, tensor in base.items() if name not in plan.dtypes}
     name, other = counterparts(new, only_in_base)
     why = "check that this model was fine-tuned from it"
+    shapes, of_base = Counter(new.values()), Counter(only_in_base.values())
     if renames:
         why = f"try {renames}"
     elif are_experts_apart(new, only_in_base):
         why = ALIKE
+    elif (shapes & of_base).total() >= NEARLY_ALL * len(new):
+        why = "the shapes are alike, so these may be another library's names: use --rename OLD=NEW for each"
+    expected, found = other and f"a name like {other!r}", repr(name)
+    if has_none:
+        raise MismatchError(
+            "base and fine-tuned checkpoint have no matrix name in common",
+            expected=expected,
+            found=found,
+            hint=why,
+        )
     raise MismatchError(
-        shortfall,
-        expected=other and f"a name like {other!r}",
-        found=repr(name),
-        hint=f"{why}; --partial goes on with what the base has",
+        shortfall, expected=expected, found=found, hint=f"{why}; --partial goes on with what the base has"
     )
 
 
 def doubts_of_names(plan: Plan, base: Headers) -> list[str]:
     """Whether the base has most of the fine-tuned checkpoint under the same names, from headers alone."""
-    shortfall = _shortfall(plan, base)
+    shortfall, _ = _shortfall(plan, base)
     return [] if shortfall is None else [f"{shortfall}: was this model fine-tuned from it?"]
 
 
@@ -85,17 +95,21 @@ def _counted(plan: Plan) -> list[PlannedTensor]:
     return [tensor for tensor in plan.tensors if tensor.reason not in NOT_COUNTED]
 
 
-def _shortfall(plan: Plan, base: Headers) -> str | None:
-    """How little the base has of what could be edited; None where it has half of it or more."""
+def _shortfall(plan: Plan, base: Headers) -> tuple[str | None, bool]:
+    """How little the base has of what could be edited, and whether that is no matrix at all.
+
+    The first is None where it has half of it or more.
+    """
     tensors = _counted(plan)
     shared = [tensor for tensor in tensors if tensor.name in base]
     total, found = (sum(tensor.elements for tensor in some) for some in (tensors, shared))
     matrices, shared_matrices = (sum(len(one.shape) > 1 for one in some) for some in (tensors, shared))
     if found >= FEW * total and shared_matrices >= FEW * matrices:
-        return None
+        return None, False
     return (
         f"the base has only {shared_matrices:,} of {matrices:,} matrices ({found / total:.0%} of the"
-        " parameters) under these names"
+        " parameters) under these names",
+        not (shared_matrices if matrices else shared),
     )
 
 
@@ -132,10 +146,9 @@ def doubts_of_values(reference: Source, other: Source, plan: Plan) -> list[str]:
         ]
     if not large:
         return []
-    named = ", ".join(f"{kind!r} ({ratio:.2f})" for kind, ratio in islice(large.items(), NAMED))
-    more = f" and {len(large) - NAMED} more kinds" if len(large) > NAMED else ""
+    named = some([f"{kind!r} ({ratio:.2f})" for kind, ratio in large.items()], NAMED)
     return [
-        f"the updates of {named}{more} are as large as the weights, by ‖W1 − W0‖ / ‖W0‖ in a sample; if one"
+        f"the updates of {named} are as large as the weights, by ‖W1 − W0‖ / ‖W0‖ in a sample; if one"
         " of the checkpoints stores them in another form, --exclude keeps them as they are"
     ]
 

@@ -150,8 +150,8 @@ def prepare(task: Task) -> Planned:
                 uses_base=method.needs_base,
                 tied=inputs.tied,
             )
-            if inputs.parent is not None and not selecting.partial:
-                check_names(plan, inputs.parent.tensors, inputs.hint)
+            if inputs.parent is not None:
+                check_names(plan, inputs.parent.tensors, inputs.hint, partial=selecting.partial)
             if task.order.split_fused:
                 plan = split_fused(plan, inputs)
         examined = draft.examined(plan)

@@ -13,7 +13,6 @@ from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.formats.other_adapters import MERGE, factor_in
 from monosoup_cli.layouts.arrangement import Piece
-from monosoup_cli.names import counterparts
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
 from monosoup_cli.tensors.patterns import CARRY_BASE, check_patterns
@@ -249,15 +248,6 @@ def make_plan(
         name: tensor for name, tensor in (base or {}).items() if name not in first and name not in tied
     }
     base = base if uses_base else None
-    if base is not None and first and not first.keys() & base.keys():
-        shapes, of_base = ({name: one.shape for name, one in side.items()} for side in (first, base))
-        name, other = counterparts(shapes, of_base)
-        raise MismatchError(
-            "base and fine-tuned checkpoint have no tensor name in common",
-            expected=f"a name like {other!r}" if other else "tensors in the base",
-            found=repr(name),
-            hint=hint and f"try {hint}",
-        )
     carried = [tensor.name for tensor in _carried(only_in_base, selection)]  # --exclude: not checked
     names = dict.fromkeys(name for names in (*finetuned, left_out, carried) for name in names)
     check_patterns(selection.patterns, names, only_in_base, tied)

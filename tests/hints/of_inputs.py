@@ -113,7 +113,7 @@ def renamed(at: Trial, count: int, *, all_of_them: bool) -> None:
         save_file({**weights, **shared}, path)
 
 
-@follows("tensors/plan.py", "no tensor name in common; try …")
+@follows("pipeline/kinship.py", "no matrix name in common; try …")
 def no_name_in_common(at: Trial) -> None:
     renamed(at, 4, all_of_them=True)
     at.refused(*at.edit)
@@ -123,6 +123,8 @@ def no_name_in_common(at: Trial) -> None:
 @follows("pipeline/notices.py", "would match more of them")
 def names_only_in_the_finetuned(at: Trial) -> None:
     renamed(at, 4, all_of_them=False)
+    for path in (at.base, at.finetuned):
+        save_file(load_file(path) | {"head.weight": torch.randn(4, 4)}, path)
     assert "not in the base" in at.noted(*at.edit, "--partial").err
     assert "not in the base" not in at.loads(*at.edit, *at.options(), "--overwrite").err
 

@@ -26,6 +26,17 @@ def gate_and_up_that_are_unrelated(at: Trial) -> None:
     at.works("edit", base, tuned, "-o", at.out, "--exclude", "*gate_up_proj*")
 
 
+@follows("pipeline/kinship.py", "are as large as the weights, by")
+def one_kind_that_is_unrelated(at: Trial) -> None:
+    """The name is a pattern that --exclude takes."""
+    for path in (at.base, at.finetuned):
+        unlike = {f"layers.{n}.qkv.weight": torch.randn(8, 8) for n in range(2)}
+        save_file({f"layers.{n}.out.weight": torch.ones(8, 8) for n in range(3)} | unlike, path)
+    at.noted(*at.edit)
+    pattern = at.blanks[0].split("'")[1]
+    assert "as large as the weights" not in at.loads(*at.edit, "--exclude", pattern, "--overwrite").err
+
+
 @follows("layouts/fused.py", "give the folder that has it")
 def fused_weights_without_a_configuration(at: Trial) -> None:
     kind, options = MODELS["qwen3-moe"]

@@ -33,6 +33,16 @@ def a_base_that_lacks_most(at: Trial) -> None:
     goes_on(at)
 
 
+@follows("pipeline/kinship.py", "no matrix name in common; check that this model was fine-tuned from it")
+def a_base_of_another_kind(at: Trial) -> None:
+    save_file(matrices("a", "b"), at.base)
+    save_file({"c": torch.randn(4, 4), "d": torch.randn(5, 4)}, at.finetuned)
+    at.refused(*at.edit)
+    at.refused(*at.edit, "--partial")
+    save_file({"c": torch.randn(4, 4), "d": torch.randn(5, 4)}, at.base)
+    at.loads(*at.edit)
+
+
 @follows("pipeline/kinship.py", "try …; --partial")
 def a_base_of_other_names(at: Trial) -> None:
     renamed(at, 4, all_of_them=False)
@@ -44,13 +54,54 @@ def a_base_of_other_names(at: Trial) -> None:
     at.loads(*at.edit, *at.options(-1), "--overwrite")
 
 
-@follows("pipeline/kinship.py", "to store them alike, load each with transformers")
+@follows("pipeline/kinship.py", "…; to store them alike, load each with transformers")
 def a_base_with_experts_one_by_one(at: Trial) -> None:
     """Those of no known model. of_experts has others stored alike."""
-    save_file(matrices("a", *(f"m.experts.{number}.v" for number in range(3))), at.base)
-    save_file(matrices("a") | {f"m.experts.{name}": torch.randn(2, 3, 5) for name in "xyz"}, at.finetuned)
+    experts_apart(at, "a")
     at.refused(*at.edit)
     goes_on(at)
+
+
+def experts_apart(at: Trial, *shared: str) -> None:
+    save_file(matrices(*shared, *(f"m.experts.{number}.v" for number in range(3))), at.base)
+    save_file(matrices(*shared) | {f"m.experts.{name}": torch.randn(2, 3, 5) for name in "xyz"}, at.finetuned)
+
+
+@follows("pipeline/kinship.py", "no matrix name in common; to store them alike")
+def experts_alone(at: Trial) -> None:
+    experts_apart(at)
+    at.refused(*at.edit)
+    at.refused(*at.edit, "--partial")
+    save_file({f"m.experts.{name}": torch.randn(2, 3, 5) for name in "xyz"}, at.base)  # stored alike
+    at.loads(*at.edit)
+
+
+NAMES = {"layers.{}.att.wx": "h.{}.mixer.in", "layers.{}.ff.w7": "h.{}.mlp.out", "layers.{}.n.b": "h.{}.q.x"}
+"""Names that differ in every part, of which no single rename explains enough."""
+RENAMES = [
+    word for one in ("layers=h", "att.wx=mixer.in", "ff.w7=mlp.out", "n.b=q.x") for word in ("--rename", one)
+]
+
+
+def named_otherwise(at: Trial, *shared: str) -> None:
+    save_file(matrices(*shared, *(name.format(n) for n in range(2) for name in NAMES)), at.base)
+    save_file(matrices(*shared, *(name.format(n) for n in range(2) for name in NAMES.values())), at.finetuned)
+
+
+@follows("pipeline/kinship.py", "no matrix name in common; the shapes are alike")
+def no_name_as_in_another_library(at: Trial) -> None:
+    named_otherwise(at)
+    at.refused(*at.edit)
+    at.refused(*at.edit, "--partial")
+    assert "edited      6 tensors," in at.loads(*at.edit, *RENAMES).err
+
+
+@follows("pipeline/kinship.py", "for each; --partial")
+def few_names_as_in_another_library(at: Trial) -> None:
+    named_otherwise(at, "shared")
+    at.refused(*at.edit)
+    goes_on(at)
+    assert "edited      7 tensors," in at.loads(*at.edit, *RENAMES, "--overwrite").err
 
 
 @follows("pipeline/notices.py", "only in the base, and not written: …; --carry-base")

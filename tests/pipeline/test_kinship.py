@@ -218,4 +218,4 @@ def test_the_other_kinds_are_counted(asked):
     base |= {f"{n}.z": torch.ones(99, 99) for n in range(3)}
     finetuned = {name: W if name.endswith("z") else 3 * W for name, W in base.items()}
     [doubt] = asked(base, finetuned)
-    assert doubt.startswith("the updates of '*.a' (2.00), '*.b' (2.00), '*.c' (2.00) and 3 more kinds are ")
+    assert doubt.startswith("the updates of '*.a' (2.00), '*.b' (2.00), '*.c' (2.00) and 3 more are ")
