@@ -32,7 +32,7 @@ ROOMS = {
     "devices": BOTTOM | {"formats"},
     "spectral": {"errors"},
     "tensors": BOTTOM | {"formats", "sources", "layouts", "devices"},
-    "adapters": BOTTOM | {"formats", "sources", "spectral"},
+    "adapters": BOTTOM | {"formats", "sources", "layouts", "spectral"},
     "methods": BOTTOM | {"formats", "sources", "devices", "spectral", "tensors"},
     "report": BOTTOM | {"tensors", "methods"},
     "outputs": BOTTOM | {"formats", "sources", "layouts", "devices", "tensors", "adapters"},

@@ -12,6 +12,7 @@ from monosoup_cli.adapters.lora import Adapter
 from monosoup_cli.adapters.module_names import HEADLESS
 from monosoup_cli.errors import CheckpointError, MismatchError, crop, some
 from monosoup_cli.formats.header import BITS, TensorInfo
+from monosoup_cli.layouts.fused import in_another_form
 from monosoup_cli.sources.alignment import Rename, align, count_of, reading
 from monosoup_cli.sources.files import Files, metadata_of
 from monosoup_cli.sources.read import read_float64
@@ -252,6 +253,7 @@ def _parts(name: str) -> list[str]:
 
 def check_present(
     names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
     read_as: Mapping[str, str],
     base: Headers | None,
     ties: Mapping[str, str],
@@ -259,7 +261,18 @@ def check_present(
     path: str,
     model: Files | None,
 ) -> None:
-    """Raise CheckpointError if the base lacks a tensor. `parameters` are those of target_parameters."""
+    """Raise CheckpointError if the base lacks a tensor.
+
+    Args:
+        names: The tensors that are changed, as the adapter names them.
+        shapes: The shapes that they should have.
+        read_as: Their names in the base.
+        base: The headers of the base; None for an adapter that is read without one.
+        ties: The tensors that the base ties to others.
+        parameters: Those of target_parameters.
+        path: The adapter.
+        model: The files of the base.
+    """
     missing = [name for name in names if base is not None and read_as[name] not in base]
     if base is None or not missing:
         return
@@ -272,6 +285,8 @@ def check_present(
         )
     if missing[0] in parameters:
         hint = "if the base stores experts one by one, fuse them: transformers' save_original_format=False"
+    elif other := in_another_form(read_as[missing[0]], shapes[missing[0]], base):
+        hint = f"{crop(repr(other))} has it: give the base in the form that the adapter was trained on"
     else:
         hint = "is it the adapter of another model? --rename OLD=NEW replaces OLD in the names of the base"
     named = some([crop(repr(read_as[name])) for name in missing], MAX_NAMED)

@@ -10,9 +10,10 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.attention import is_fused
 from monosoup_cli.layouts.layout import Facts, Reading, facts_of
 from monosoup_cli.layouts.match import modules_of
+from monosoup_cli.layouts.table import LAYOUTS
 from monosoup_cli.sources.source import Source
 
-__all__ = ["readings_of_fused"]
+__all__ = ["in_another_form", "readings_of_fused"]
 
 INTERLEAVED = ("gpt_oss",)
 """The models whose gate and up have their rows in turn."""
@@ -54,6 +55,27 @@ def readings_of_fused(
         found |= {name: readings[way] for name, readings in module.readings.items()}
     found |= {name: reading for name, reading in known.items() if name in tensors}
     return {name: reading for name, reading in found.items() if len(reading.atoms) > 1}
+
+
+def in_another_form(name: str, shape: tuple[int, ...], tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The tensor that has weights of a module in another form: fused with others, or a part of it.
+
+    Args:
+        name: The name of a weight that these tensors do not have.
+        shape: The shape that it should have.
+        tensors: The headers of a checkpoint.
+    """
+    outer = name.removesuffix(".weight").rpartition(".")[0]
+    parts = _parts(TensorInfo(name, "F32", shape, 0, 0))
+    others = [tensor for other, tensor in tensors.items() if other.startswith(f"{outer}.")] if parts else []
+    return next((other.name for other in others if not parts.isdisjoint(_parts(other))), None)
+
+
+def _parts(tensor: TensorInfo) -> set[str]:
+    """The names in common of the projections in a tensor; empty for a tensor that is no projection."""
+    facts = Facts({}, {})
+    readings = [one for layout in LAYOUTS for one in layout.readings(tensor.name, tensor, facts)]
+    return {atom.name for one in readings for atom in one.atoms}
 
 
 def _unlikeliness(reading: Reading, facts: Facts) -> int:

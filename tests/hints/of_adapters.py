@@ -38,7 +38,7 @@ def factors(
 def adapter(at: Trial, shapes: dict[str, tuple[int, ...]], **config: object) -> Path:
     """A folder as peft writes it, with an update of each of these weights."""
     folder = at.tmp / "adapter"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
@@ -113,6 +113,20 @@ def names_that_differ(at: Trial) -> None:
     save_file({"net.block.weight": torch.randn(8, 6)}, at.base)
     at.refused("edit", at.base, folder, "-o", at.out)
     at.loads("edit", at.base, folder, "-o", at.out, at.options()[0], "net=model")
+
+
+@follows("adapters/base.py", "give the base in the form that the adapter was trained on")
+def a_base_whose_weights_are_fused(at: Trial) -> None:
+    parts = {f"block.attn.{part}_proj.weight": torch.randn(8, 6) for part in "qkv"}
+    for name in ("q_proj", "qkv_proj"):
+        name = f"block.attn.{name}.weight"
+        fused = {"block.attn.qkv_proj.weight": torch.cat([*parts.values()])}
+        trained_on, other = (fused, parts) if name in fused else (parts, fused)
+        folder = adapter(at, {name: trained_on[name].shape})
+        save_file(other, at.base)
+        at.refused("edit", at.base, folder, "-o", at.out)
+        save_file(trained_on, at.base)
+        at.loads("edit", at.base, folder, "-o", at.out, "--overwrite")
 
 
 @follows("adapters/base.py", "if the base stores experts one by one")
