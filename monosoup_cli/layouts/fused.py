@@ -38,22 +38,21 @@ def readings_of_fused(
         MismatchError: A tensor may be read in several ways, and there is no configuration.
     """
     facts = facts_of(source, {})
-    found: dict[str, Reading] = {}
+    found = {name: reading for name, reading in known.items() if name in tensors}
     for module in modules_of(tensors, source, {}).values():
-        if not module.ways or module.readings.keys() <= known.keys():
-            continue
-        name, first = next(iter(module.readings.items()))
-        is_untold = len(first[module.ways[0]].atoms) == 1 and is_fused(name, tensors[name])
-        if (len(module.ways) > 1 or is_untold) and not facts.config:
-            raise MismatchError(
-                "--split-fused needs config.json to tell the parts of a fused tensor",
-                path=source.path,
-                tensor=name,
-                hint="give the folder that has it",
-            )
-        way = min(module.ways, key=lambda words: _unlikeliness(first[words], facts))
-        found |= {name: readings[way] for name, readings in module.readings.items()}
-    found |= {name: reading for name, reading in known.items() if name in tensors}
+        for name, readings in module.readings.items():  # layers may have other sizes, and so other readings
+            if name in found:
+                continue
+            first = next(iter(readings.values()))
+            is_untold = len(first.atoms) == 1 and is_fused(name, tensors[name])
+            if (len(readings) > 1 or is_untold) and not facts.config:
+                raise MismatchError(
+                    "--split-fused needs config.json to tell the parts of a fused tensor",
+                    path=source.path,
+                    tensor=name,
+                    hint="give the folder that has it",
+                )
+            found[name] = min(readings.values(), key=lambda reading: _unlikeliness(reading, facts))
     return {name: reading for name, reading in found.items() if len(reading.atoms) > 1}
 
 

@@ -16,8 +16,16 @@ __all__ = ["SEPARATE_GATED", "FusedGated"]
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 FUSED = {"gate_up_proj", "up_gate_proj", "gate_up", "w12", "w13", "w13_dn", "weights_in"}
 """What libraries call fused tensors."""
-PLAIN_TOO = {"dense_h_to_4h", "linear_fc1", "fc1", "Wi", "wi", "ff_proj"}
-"""The same, but of plain layers in other models. The other checkpoint tells, or the configuration."""
+PLAIN_TOO = {
+    "dense_h_to_4h": "dense_4h_to_h",
+    "linear_fc1": "linear_fc2",
+    "fc1": "fc2",
+    "Wi": "Wo",
+    "wi": "wo",
+    "ff_proj": "ff_out",
+}
+"""The same, but of plain layers in other models, and the matrix that follows. What tells is how many columns
+that one has, the other checkpoint, or the configuration."""
 INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 """The keys of a configuration for how many rows gate has."""
 NUMBERED = ("w1", "w2", "w3", "c_proj")
@@ -59,7 +67,7 @@ class FusedGated:
     def readings(self, name: str, tensor: TensorInfo, facts: Facts) -> Sequence[Reading]:
         """gate or up first, one after the other or in turn; (out, in) or (in, out)."""
         found = parse(name, tensor, facts)
-        if found is None or found[1] not in FUSED | PLAIN_TOO:
+        if found is None or found[1] not in FUSED | PLAIN_TOO.keys():
             return []
         module, _, kind = found
         ways = []
@@ -67,10 +75,11 @@ class FusedGated:
             total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]
             if total % 2 or len(tensor.shape) > 2:
                 continue
-            is_told = facts.rows or total == 2 * (facts.number(*INNER) or 0)
-            if found[1] in PLAIN_TOO and not is_told:
-                continue
             half = total // 2
+            if found[1] in PLAIN_TOO and not (
+                facts.rows or half == facts.number(*INNER) or half in _columns(module, found[1], facts)
+            ):
+                continue
             for parts in ((GATE, UP), (UP, GATE)):
                 for groups in (1, half):
                     words = [f"{'interleaved ' if groups > 1 else ''}{' then '.join(parts)}"]
@@ -79,3 +88,9 @@ class FusedGated:
                     atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
                     ways.append(Reading(", ".join(words), atoms))
         return ways
+
+
+def _columns(module: str, last: str, facts: Facts) -> tuple[int, ...]:
+    """How many columns the matrix that follows has, where it is of two dimensions."""
+    shape = facts.own.get(starred(joined(module, f"{PLAIN_TOO[last]}.weight")), ())
+    return shape[1:] if len(shape) == 2 else ()

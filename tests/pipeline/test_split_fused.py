@@ -270,3 +270,44 @@ def test_parts_of_which_nothing_tells_the_rows(run, tmp_path, config):
     run("edit", tmp_path / "base", tmp_path / "ft", "-o", tmp_path / "whole")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
     assert files[0] == files[1]
+
+
+def pair_of(tmp_path, shapes, config):
+    """Folders of a base and a fine-tune with tensors of these shapes."""
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    finetuned = {name: W + 0.1 * torch.randn(W.shape, generator=generator) for name, W in base.items()}
+    for name, tensors in (("base", base), ("ft", finetuned)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        if config is not None:
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+    return tmp_path / "base", tmp_path / "ft"
+
+
+def test_a_layer_of_another_size_stays_whole_alone(run, tmp_path):
+    shapes = {f"layers.{n}.attn.qkv_proj.weight": (rows, 16) for n, rows in enumerate((48, 40, 48))}
+    files = pair_of(tmp_path, shapes, {"model_type": "phi3"})
+    result = run("edit", *files, "-o", tmp_path / "out", "--split-fused")
+    assert result.code == 0, result.err
+    assert "is taken by itself (q then k then v; 2 tensors)" in result.err
+    assert "is edited as one matrix, since config.json does not tell" in result.err
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    assert [len(layer.get("slices", [])) for layer in report["layers"]] == [3, 0, 3]
+
+
+@pytest.mark.parametrize("config", [None, {"model_type": "modernbert"}])
+@pytest.mark.parametrize(("rows", "is_gated"), [(48, True), (24, False)])
+def test_the_next_matrix_tells_whether_a_layer_is_gated(run, tmp_path, config, rows, is_gated):
+    """`Wi` and `fc1` are names of plain layers, too."""
+    shapes = {"layers.0.mlp.Wi.weight": (rows, 16), "layers.0.mlp.Wo.weight": (16, 24)}
+    files = pair_of(tmp_path, shapes, config)
+    result = run("edit", *files, "-o", tmp_path / "out", "--split-fused")
+    if is_gated and config is None:
+        assert result.code == 1
+        assert "'layers.0.mlp.Wi.weight': --split-fused needs config.json" in result.err
+        return
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    assert [len(layer.get("slices", [])) for layer in report["layers"]] == [2 if is_gated else 0, 0]
+    assert ("no tensor has several parts" in result.err) is not is_gated
