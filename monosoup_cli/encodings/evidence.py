@@ -25,12 +25,12 @@ METHODS = {
     "bitsandbytes": r"absmax|quant_map|quant_state(?:\..+)?|SCB",
     "quanto": r"weight\._(?:data|scale|shift)(?:\._data)?",
     "torchao": r"_\w+_qdata",
-    "HQQ": r"W_q",
-    "SpQR": r"dense_weights",
     "": r"scale_weight|scaled_fp8|weight_scale|weight_scale_inv|weight_packed|\w+_proj_(?:blocks|scales)",
 }
 """The ends of names that only these methods write, also where they store codes as floats."""
 PAIRS = {
+    "HQQ": ("W_q", "zero"),
+    "SpQR": ("dense_weights", "row_offsets"),
     "VPTQ": ("indices", "centroids.weight"),
     "a sparse format": ("compressed", "bitmask"),
     "QuIP#": ("Qidxs", "SU"),

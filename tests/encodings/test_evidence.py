@@ -340,6 +340,12 @@ WITH_BUFFERS = {
         "conv.weight_v": torch.ones(8, 4, 3).to(torch.float8_e4m3fn),
         "conv.weight_g": torch.ones(8, 1, 1),
     },
+    "matrices with the names of codes": {
+        "attn.W_q": torch.ones(8, 8),
+        "attn.W_k": torch.ones(8, 8),
+        "attn.scale": torch.ones(1),
+        "experts.dense_weights": torch.ones(4, 8),
+    },
     "a single matrix of integers": {"votes": torch.ones(4, 6, dtype=torch.uint8), "w": torch.ones(30, 6)},
 }
 
