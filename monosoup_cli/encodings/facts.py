@@ -7,7 +7,9 @@ from collections.abc import Container, Mapping, Sequence
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["check_shape", "check_strays", "columns_of", "needed", "stems"]
+__all__ = ["IF_LOST", "check_shape", "check_strays", "columns_of", "needed", "stems"]
+
+IF_LOST = "if a file of the checkpoint is missing, download or copy it again"
 
 
 def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:
@@ -36,7 +38,11 @@ def needed(tensors: Mapping[str, TensorInfo], path: str, name: str, beside: str,
     info = tensors.get(name)
     if info is None:
         raise CheckpointError(
-            "a part of an encoded tensor is missing", path=path, tensor=beside, expected=repr(name)
+            "a part of an encoded tensor is missing",
+            path=path,
+            tensor=beside,
+            expected=repr(name),
+            hint=IF_LOST,
         )
     if dtypes and info.dtype not in dtypes:
         raise CheckpointError(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import MAX_ELEMENTS, Encoded, Parts, Rectangle, decoded_info
+from monosoup_cli.encodings.facts import IF_LOST
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.source import Source
@@ -90,15 +91,18 @@ class Fp8:
                     path=path,
                     tensor=codes.name,
                     expected=" or ".join(repr(f"{codes.name}{other}") for end, other in SCALES if not end),
+                    hint=IF_LOST,
                 )
         for name in tensors if found else ():
             if name not in scales and OF_WEIGHTS.search(name):
                 owners = [f"{name.removesuffix(other)}{end}" for end, other in SCALES if name.endswith(other)]
+                is_alone = bool(owners) and owners[0] not in found
                 raise CheckpointError(
                     "no fp8 codes have these scales",
                     path=path,
                     tensor=name,
-                    expected=f"codes in {owners[0]!r}" if owners and owners[0] not in found else None,
+                    expected=f"codes in {owners[0]!r}" if is_alone else None,
+                    hint=IF_LOST if is_alone else None,
                 )
         for codes in plain:
             found[codes.name] = Encoded(

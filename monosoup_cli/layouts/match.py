@@ -301,8 +301,8 @@ def _check_complete(
         for name, tensor in atoms.items():
             if name not in others and not shared.isdisjoint((tensor, EXPERT.sub("*", name))):
                 raise MismatchError(
-                    f"missing, although {has.path} has it, and both have others of the same experts or of the"
-                    " same fused weights",
+                    f"missing, although {has.path} has its weights, and both have others of the same experts"
+                    " or of the same fused weights",
                     path=lacks.path,
                     tensor=name,
                     hint="if a part of the checkpoint is missing, download or copy it again",

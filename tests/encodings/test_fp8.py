@@ -275,7 +275,7 @@ GOOD = {
         (
             {"b.weight_scale_inv": None},
             BLOCKS,
-            "'b.weight'.*without their scales: expected 'b.weight_scale_inv' or 'b.weight_scale'$",
+            "'b.weight'.*without their scales: expected 'b.weight_scale_inv' or 'b.weight_scale'; if",
         ),
         (
             {"b.weight_scale_inv": None, "a.weight_scale_inv": None},
@@ -286,7 +286,7 @@ GOOD = {
         (
             {"b.weight": None},
             BLOCKS,
-            "'b.weight_scale_inv'.*no fp8 codes have these scales: expected codes in 'b.weight'$",
+            "'b.weight_scale_inv'.*no fp8 codes have these scales: expected codes in 'b.weight'; if",
         ),
         ({"b.weight": torch.ones(8, 8)}, BLOCKS, "'b.weight_scale_inv'.*no fp8 codes have these scales"),
         ({"c.weight_scale": torch.ones(1)}, BLOCKS, "'c.weight_scale'.*no fp8 codes have these scales"),

@@ -40,6 +40,26 @@ def quantised(at: Trial) -> None:
     assert torch.allclose(codes * scale, weights, atol=float(scale.max()))
 
 
+@follows("encodings/facts.py", "download or copy it again")
+@follows("encodings/fp8.py", "fp8 codes without their scales", "no fp8 codes have these scales")
+def a_part_of_codes_that_is_lost(at: Trial) -> None:
+    """The file is copied again, whole."""
+    parts = {"weight": torch.ones(8, 6).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)}
+    lost = "weight" if "no fp8" in at.site.problem else "weight_scale_inv"
+    if at.site.file == "encodings/facts.py":
+        parts = {"weight_packed": torch.zeros(8, 1, dtype=torch.int32), "weight_scale": torch.ones(8, 1)}
+        parts["weight_shape"] = torch.tensor([8, 6])
+        lost = "weight_scale"
+    whole = {
+        f"{module}.{name}": part.clone() for module in ("block", "other") for name, part in parts.items()
+    }
+    save_file({"block.weight": torch.ones(8, 6)}, at.base)
+    coded = write({k: v for k, v in whole.items() if k != f"block.{lost}"}, at.tmp / "coded.safetensors")
+    at.refused("edit", at.base, coded, "-o", at.out)
+    write(whole, coded)
+    at.loads("edit", at.base, coded, "-o", at.out)
+
+
 @follows("encodings/evidence.py", "mlx_lm.convert --hf-path OLD --mlx-path NEW --dequantize")
 def quantised_by_mlx(at: Trial) -> None:
     """The codes are decoded as mlx_lm does, which is not installed here, and the result is edited."""
