@@ -5,7 +5,7 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda test-cards test-mutants lint types docs docs-check check bench fmt build clean
+.PHONY: help install demo test test-cuda test-cards test-slow test-mutants lint types docs docs-check check bench fmt build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test-cuda: install  ## Run the tests for CUDA, on an emulated card where there i
 
 test-cards: install  ## Run all tests on two emulated cards
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --cards 2 -q -n auto --dist loadscope
+
+test-slow: install  ## Run the tests that take minutes: many faults, many seeds
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m thorough -n auto
 
 test-mutants: install  ## Break the code for cards in many ways, and see that the tests notice each
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.card.mutants
