@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from monosoup_cli.pipeline.kinship import doubts_of_names, doubts_of_values
+from monosoup_cli.errors import MismatchError
+from monosoup_cli.pipeline.kinship import check_names, doubts_of_names, doubts_of_values
 from monosoup_cli.sources.locate import open_checkpoint
 from monosoup_cli.tensors.plan import Selection, make_plan
 
@@ -219,3 +220,16 @@ def test_the_other_kinds_are_counted(asked):
     finetuned = {name: W if name.endswith("z") else 3 * W for name, W in base.items()}
     [doubt] = asked(base, finetuned)
     assert doubt.startswith("the updates of '*.a' (2.00), '*.b' (2.00), '*.c' (2.00) and 3 more are ")
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_names_that_have_nothing_in_common_are_shown_as_a_pair(asked, partial):
+    def ask(one, two, plan):
+        check_names(plan, one.tensors, None, partial=partial)
+
+    base, finetuned = (
+        {name: torch.ones(2, 2) for name in names} for names in (["wte", "h.0.k"], ["e", "l.0.k"])
+    )
+    with pytest.raises(MismatchError, match="no matrix name in common") as refusal:
+        asked(base, finetuned, ask=ask)
+    assert (refusal.value.expected, refusal.value.found) == ("a name like 'h.0.k'", "'l.0.k'")
