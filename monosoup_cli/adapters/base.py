@@ -253,7 +253,6 @@ def _parts(name: str) -> list[str]:
 
 def check_present(
     names: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
     read_as: Mapping[str, str],
     base: Headers | None,
     ties: Mapping[str, str],
@@ -265,7 +264,6 @@ def check_present(
 
     Args:
         names: The tensors that are changed, as the adapter names them.
-        shapes: The shapes that they should have.
         read_as: Their names in the base.
         base: The headers of the base; None for an adapter that is read without one.
         ties: The tensors that the base ties to others.
@@ -285,8 +283,10 @@ def check_present(
         )
     if missing[0] in parameters:
         hint = "if the base stores experts one by one, fuse them: transformers' save_original_format=False"
-    elif other := in_another_form(read_as[missing[0]], shapes[missing[0]], base):
-        hint = f"{crop(repr(other))} has it: give the base in the form that the adapter was trained on"
+    elif other := in_another_form(read_as[missing[0]], base):
+        hint = (
+            f"the base has them as {crop(repr(other))}: give it in the form that the adapter was trained on"
+        )
     else:
         hint = "is it the adapter of another model? --rename OLD=NEW replaces OLD in the names of the base"
     named = some([crop(repr(read_as[name])) for name in missing], MAX_NAMED)

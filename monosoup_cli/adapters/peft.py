@@ -112,7 +112,7 @@ def read_adapter(
             *([f"{one.module}.bias"] * ("bias" in one.keys)),
         ]
     parameters = {target for one in factors if one.parameters for target in one.targets}
-    check_present(needed, shapes, read_as, base, ties, parameters, path, model)
+    check_present(needed, read_as, base, ties, parameters, path, model)
     copies = {name: key for name, key in copies.items() if base is None or read_as[name] in base}
 
     def fit_to_base(kind: Mapping[str, str]) -> dict[str, str]:
@@ -302,7 +302,7 @@ def _named_factors(
             continue
         present = [target for target in first.targets if read_as[target] in base]
         if len(present) < len(group):
-            check_present(first.targets, {}, read_as, base, {}, first.targets, path, None)
+            check_present(first.targets, read_as, base, {}, first.targets, path, None)
         fitting = [
             chosen
             for chosen in permutations(present[: MAX_NESTED + 1], len(group))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.layout import Facts, Reading
-from monosoup_cli.layouts.parts import Separate, is_matrix, parse, rows_of_parts, split
+from monosoup_cli.layouts.parts import Separate, is_matrix, joined, parse, rows_of_parts, split
 
 __all__ = ["SEPARATE_ATTENTION", "FusedAttention", "is_fused"]
 
@@ -45,6 +45,22 @@ FUSED = {
     "crossattention.c_attn": (K, V),
 }
 """What libraries call fused tensors, some with their module, and the parts of each in order."""
+OUTPUTS = tuple(
+    f"{name}.weight"
+    for name in (
+        "o_proj",
+        "out_proj",
+        "dense",
+        "wo",
+        "Wo",
+        "c_proj",
+        "proj",
+        "out_lin",
+        "linear_proj",
+        "attn_out",
+    )
+)
+"""What libraries call the projection that follows."""
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num")
 HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_size")
@@ -82,9 +98,8 @@ class FusedAttention:
         ways: dict[str, Reading] = {}
         for is_transposed in (False, True):
             total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]
-            rows = next(
-                (rows for rows in _rows(module, parts, tensor, total, facts) if sum(rows) == total), None
-            )
+            likely = _rows(module, parts, tensor, total, facts, is_transposed=is_transposed)
+            rows = next((rows for rows in likely if sum(rows) == total), None)
             told = [own_groups] if own_groups else [_kv_heads(facts), facts.number(*HEADS)]
             counts = [*told, 1] if is_in_turn or own_groups else [1, *told]
             for groups in _groups(rows, counts, facts) if rows is not None else ():
@@ -113,13 +128,18 @@ def _words(parts: Sequence[str], groups: int, *, is_transposed: bool) -> str:
 
 
 def _rows(
-    module: str, parts: Sequence[str], tensor: TensorInfo, total: int, facts: Facts
+    module: str, parts: Sequence[str], tensor: TensorInfo, total: int, facts: Facts, *, is_transposed: bool
 ) -> Iterator[tuple[int, ...]]:
-    """Yield how many rows the parts may have: as in the other checkpoint, by the configuration, or alike.
+    """Yield how many rows the parts may have.
+
+    As in the other checkpoint, by the matrix that follows, by the configuration, or alike, unless the
+    configuration has fewer k and v than q.
 
     The configuration is that of the language model. The heads of a vision model are others.
     """
     yield from rows_of_parts(module, parts, NAMES, facts)
+    if set(parts) == {Q, K, V}:
+        yield from _rows_before_output(module, total, facts, is_transposed=is_transposed)
     heads, hidden = facts.number(*HEADS), facts.number(*HIDDEN)
     columns = tensor.elements // total
     if set(parts) == {Q, K, V} and heads is not None and columns in (1, hidden or columns):
@@ -129,7 +149,22 @@ def _rows(
             if expected in (0, size):
                 numbers = {Q: heads, K: count, V: count}
                 yield tuple(numbers[part] * size for part in parts)
-    yield (total // len(parts),) * len(parts)
+    is_other_model = hidden is not None and columns not in (1, hidden)
+    if facts.rows or is_other_model or _kv_heads(facts) in (None, heads):
+        yield (total // len(parts),) * len(parts)
+
+
+def _rows_before_output(
+    module: str, total: int, facts: Facts, *, is_transposed: bool
+) -> Iterator[tuple[int, ...]]:
+    """Yield the rows of q, k and v of which q has as many as the output projection has columns."""
+    output = next((tensor for name in OUTPUTS if (tensor := facts.tensors.get(joined(module, name)))), None)
+    if output is None or len(output.shape) != 2:
+        return
+    q = output.shape[0 if is_transposed else 1]
+    of_each = (total - q) // 2
+    if of_each > 0 and q % of_each == 0:
+        yield q, of_each, of_each
 
 
 def _kv_heads(facts: Facts) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 from monosoup_cli.errors import MismatchError
@@ -38,7 +38,7 @@ def readings_of_fused(
         MismatchError: A tensor may be read in several ways, and there is no configuration.
     """
     facts = facts_of(source, {})
-    found = {name: reading for name, reading in known.items() if name in tensors}
+    found = {name: one for name, one in known.items() if name in tensors and len(one.atoms) > 1}
     for module in modules_of(tensors, source, {}).values():
         for name, readings in module.readings.items():  # layers may have other sizes, and so other readings
             if name in found:
@@ -56,24 +56,23 @@ def readings_of_fused(
     return {name: reading for name, reading in found.items() if len(reading.atoms) > 1}
 
 
-def in_another_form(name: str, shape: tuple[int, ...], tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The tensor that has weights of a module in another form: fused with others, or a part of it.
+def in_another_form(name: str, names: Collection[str]) -> str | None:
+    """The weight that is another form of one, as their names say: fused with others, or a part of it.
 
     Args:
-        name: The name of a weight that these tensors do not have.
-        shape: The shape that it should have.
-        tensors: The headers of a checkpoint.
+        name: The name of a weight that a checkpoint does not have.
+        names: The names that it has.
     """
     outer = name.removesuffix(".weight").rpartition(".")[0]
-    parts = _parts(TensorInfo(name, "F32", shape, 0, 0))
-    others = [tensor for other, tensor in tensors.items() if other.startswith(f"{outer}.")] if parts else []
-    return next((other.name for other in others if not parts.isdisjoint(_parts(other))), None)
+    parts = _parts(name)
+    others = (other for other in names if other.startswith(f"{outer}.")) if parts else ()
+    return next((other for other in others if not parts.isdisjoint(_parts(other))), None)
 
 
-def _parts(tensor: TensorInfo) -> set[str]:
-    """The names in common of the projections in a tensor; empty for a tensor that is no projection."""
-    facts = Facts({}, {})
-    readings = [one for layout in LAYOUTS for one in layout.readings(tensor.name, tensor, facts)]
+def _parts(name: str) -> set[str]:
+    """The names in common of the projections that a matrix of this name has; of others none."""
+    of_any_size = TensorInfo(name, "F32", (6, 1), 0, 24)  # q, k and v, or gate and up
+    readings = [one for layout in LAYOUTS for one in layout.readings(name, of_any_size, Facts({}, {}))]
     return {atom.name for one in readings for atom in one.atoms}
 
 

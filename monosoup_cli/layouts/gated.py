@@ -24,8 +24,8 @@ PLAIN_TOO = {
     "wi": "wo",
     "ff_proj": "ff_out",
 }
-"""The same, but of plain layers in other models, and the matrix that follows. What tells is how many columns
-that one has, the other checkpoint, or the configuration."""
+"""The same, but of plain layers in other models, and the matrix that follows, whose size tells them apart.
+Without it, the other checkpoint tells, or the configuration."""
 INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 """The keys of a configuration for how many rows gate has."""
 NUMBERED = ("w1", "w2", "w3", "c_proj")
@@ -76,10 +76,14 @@ class FusedGated:
             if total % 2 or len(tensor.shape) > 2:
                 continue
             half = total // 2
-            if found[1] in PLAIN_TOO and not (
-                facts.rows or half == facts.number(*INNER) or half in _columns(module, found[1], facts)
-            ):
-                continue
+            if found[1] in PLAIN_TOO:
+                following = facts.own.get(starred(joined(module, f"{PLAIN_TOO[found[1]]}.weight")), ())
+                if is_matrix(tensor) and len(following) == 2:
+                    following = following[:1] if is_transposed else following[1:]
+                if following and half not in following:
+                    continue
+                if not following and not facts.rows and half != facts.number(*INNER):
+                    continue
             for parts in ((GATE, UP), (UP, GATE)):
                 for groups in (1, half):
                     words = [f"{'interleaved ' if groups > 1 else ''}{' then '.join(parts)}"]
@@ -88,9 +92,3 @@ class FusedGated:
                     atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
                     ways.append(Reading(", ".join(words), atoms))
         return ways
-
-
-def _columns(module: str, last: str, facts: Facts) -> tuple[int, ...]:
-    """How many columns the matrix that follows has, where it is of two dimensions."""
-    shape = facts.own.get(starred(joined(module, f"{PLAIN_TOO[last]}.weight")), ())
-    return shape[1:] if len(shape) == 2 else ()

@@ -71,11 +71,13 @@ class Facts:
         rows: How many rows the tensors of the other checkpoint have, by their canonical names with stars for
             numbers.
         tensors: All tensors of the tensor's own checkpoint.
+        rows_by_layer: As `rows`, with the numbers: layers may have sizes of their own.
     """
 
     config: Mapping[str, Any]
     rows: Mapping[str, int]
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    rows_by_layer: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def own(self) -> Mapping[str, tuple[int, ...]]:
@@ -97,9 +99,10 @@ def facts_of(source: Source, others: Mapping[str, TensorInfo]) -> Facts:
     """
     config = source.model.config or {}
     parts = [part for part in map(config.get, PARTS) if isinstance(part, dict)]
-    rows = {starred(canonical(name)): other.shape[0] for name, other in others.items() if other.shape}
+    by_layer = {canonical(name): other.shape[0] for name, other in others.items() if other.shape}
+    rows = {starred(name): count for name, count in by_layer.items()}
     merged = {key: value for one in (config, *parts) for key, value in one.items()}
-    return Facts(merged, rows, source.tensors)
+    return Facts(merged, rows, source.tensors, by_layer)
 
 
 class Layout(Protocol):

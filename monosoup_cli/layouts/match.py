@@ -79,7 +79,8 @@ def in_layout_of(
             one, it is as if the other checkpoint did not have it.
 
     Returns:
-        The checkpoint in that layout, and how tensors of the first one were read to be compared with it.
+        The checkpoint in that layout, and how tensors of the first one were read to be compared with it,
+        where no other reading of both gives the same values.
 
     Raises:
         MismatchError: The weights are laid out differently, and no reading is clearly right; or some of those
@@ -123,7 +124,8 @@ def in_layout_of(
             left_out.update(module.readings)
         if way is None or (may_stay and way.is_identity):
             continue
-        readings |= {name: module.readings[name][way.wanted] for name in way.made}
+        if way.is_only:
+            readings |= {name: module.readings[name][way.wanted] for name in way.made}
         for name, pieces in way.made.items():
             tensors[name] = way.renamed.get(name) or _arranged(first.tensors[name], pieces, other)
             for piece in pieces:
@@ -199,25 +201,25 @@ def _unlike(first: Source, other: Source, wanted: Mapping[str, TensorInfo]) -> d
 
     Of each module that can be read without a download, a few blocks are compared.
     """
-    alike: dict[str, list[str]] = defaultdict(list)
+    alike: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for name, tensor in first.tensors.items():
         twin = other.tensors.get(name)
         if twin is None or name in wanted or twin.shape != tensor.shape:
             continue
         if tensor.dtype in FLOATING and twin.dtype in FLOATING:
-            alike[_module_name(name)].append(name)
-    heads = {names[0]: first.tensors[names[0]] for names in alike.values()}
+            alike[_module_name(name), tensor.shape].append(name)
     found: dict[str, TensorInfo] = {}
-    for key, head in modules_of(heads, first, {}).items():
+    for (key, _), names in alike.items():
+        [head] = modules_of({names[0]: first.tensors[names[0]]}, first, {}).values()
         if len(head.ways) < 2:
             continue
-        some = {name: first.tensors[name] for name in alike[key][:: -(-len(alike[key]) // SAMPLED)]}
+        some = {name: first.tensors[name] for name in names[:: -(-len(names) // SAMPLED)]}
         if not all(
             first.update(name) == DENSE and first.is_at_hand(name) and other.is_at_hand(name) for name in some
         ):
             continue
         if are_unlike(_as_it_is(modules_of(some, first, {})[key]), other, first):
-            found |= {name: first.tensors[name] for name in alike[key]}
+            found |= {name: first.tensors[name] for name in names}
     return found
 
 

@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import row_major
-from monosoup_cli.layouts.layout import Atom, Facts, Reading, same, starred
+from monosoup_cli.layouts.layout import NUMBER, Atom, Facts, Reading, same, starred
 
 __all__ = ["Separate", "is_matrix", "joined", "parse", "rows_of_parts", "split"]
 
@@ -115,14 +115,22 @@ def rows_of_parts(
         names: The names that libraries give to them, each mapped to its name in common.
         facts: What is known of the other checkpoint.
     """
-    found: dict[str, dict[str, int]] = {}
-    for key, rows in facts.rows.items():
+    found: dict[str, dict[str, str]] = {}
+    for key in facts.rows:
         match = NAME.match(key)
         if match is not None and names.get(match["last"]) in parts and match["kind"] == "weight":
-            found.setdefault(match["module"] or "", {})[names[match["last"]]] = rows
+            found.setdefault(match["module"] or "", {})[names[match["last"]]] = key
     complete = [other for other, has in found.items() if all(part in has for part in parts)]
     for other in sorted(complete, key=lambda other: -_likeness(starred(f"{module}."), f"{other}.")):
-        yield tuple(found[other][part] for part in parts)
+        keys = [found[other][part] for part in parts]
+        of_layer = [facts.rows_by_layer.get(_numbered(key, module)) for key in keys]
+        yield tuple(own or facts.rows[key] for own, key in zip(of_layer, keys, strict=True))
+
+
+def _numbered(name: str, module: str) -> str:
+    """A name with the numbers of a module's name in place of its stars, as far as there are any."""
+    numbers = iter(NUMBER.findall(f"{module}."))
+    return re.sub(r"\*", lambda star: next(numbers, star[0]), name)
 
 
 def _likeness(name: str, other: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from monosoup_cli.errors import MismatchError
@@ -48,12 +48,14 @@ class Way:
         stored: The readings of the other checkpoint's modules, by their names.
         made: The pieces of every tensor.
         renamed: The tensors that are stored ones under other names, or under their own, with these names.
+        is_only: Whether no other reading of the module comes to the same, with another one of what is stored.
     """
 
     wanted: str
     stored: Mapping[str, str]
     made: Mapping[str, Sequence[Piece]]
     renamed: Mapping[str, str]
+    is_only: bool = True
 
     @property
     def words(self) -> str:
@@ -100,7 +102,9 @@ def choose(
     """
     different: dict[object, Way] = {}
     for way in ways:
-        different.setdefault(way.mapping(), way)
+        known = different.setdefault(way.mapping(), way)
+        if known.wanted != way.wanted:
+            different[way.mapping()] = replace(known, is_only=False)
     ways = list(different.values())
     if len(ways) == 1 and ways[0].is_told_by_names:
         return ways[0]

@@ -7,6 +7,7 @@ model knows.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
@@ -30,6 +31,8 @@ NOT_COUNTED = ("excluded", "not_floating", "carried")
 """The reasons of tensors that are kept whatever the base has."""
 LARGE = 1.0
 """‖W1 − W0‖ / ‖W0‖ of an update as large as the weights; it is about √2 for unrelated weights."""
+WEIGHT_NORM = re.compile(r"(^|\.)(weight_g|weight\.original0)$")
+"""The ends of names that weight norm gives to the lengths of rows."""
 LAYERS = 8
 PIECES = 8
 PIECE_ELEMENTS = 1 << 13
@@ -63,9 +66,18 @@ def check_names(plan: Plan, base: Headers, renames: str | None, *, partial: bool
         why = f"try {renames}"
     elif are_experts_apart(new, only_in_base):
         why = ALIKE
+    elif any(map(WEIGHT_NORM.search, {**new, **only_in_base})):
+        why = "one has weight norm: fold it (torch.nn.utils.parametrize.remove_parametrizations) and save it"
     elif (shapes & of_base).total() >= NEARLY_ALL * len(new):
         why = "the shapes are alike, so these may be another library's names: use --rename OLD=NEW for each"
     expected, found = other and f"a name like {other!r}", repr(name)
+    if has_none and any(tensor.reason == "excluded" for tensor in plan.tensors):
+        raise MismatchError(
+            "the base has no matrix that --include and --exclude leave",
+            expected=expected,
+            found=found,
+            hint="choose others, or other names for these with --rename",
+        )
     if has_none:
         raise MismatchError(
             "base and fine-tuned checkpoint have no matrix name in common",

@@ -115,7 +115,7 @@ def names_that_differ(at: Trial) -> None:
     at.loads("edit", at.base, folder, "-o", at.out, at.options()[0], "net=model")
 
 
-@follows("adapters/base.py", "give the base in the form that the adapter was trained on")
+@follows("adapters/base.py", "give it in the form that the adapter was trained on")
 def a_base_whose_weights_are_fused(at: Trial) -> None:
     parts = {f"block.attn.{part}_proj.weight": torch.randn(8, 6) for part in "qkv"}
     for name in ("q_proj", "qkv_proj"):

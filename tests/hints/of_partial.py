@@ -33,6 +33,31 @@ def a_base_that_lacks_most(at: Trial) -> None:
     goes_on(at)
 
 
+@follows("pipeline/kinship.py", "no matrix that --include and --exclude leave")
+def nothing_in_common_is_chosen(at: Trial) -> None:
+    save_file(matrices("a", "b"), at.base)
+    save_file(matrices("a", "c"), at.finetuned)
+    at.refused(*at.edit, "--include", "c", "--partial")
+    at.loads(*at.edit, "--include", "[ab]")
+    at.loads(*at.edit, "--include", "c", "--rename", "b=c", "--overwrite")
+
+
+@follows("pipeline/kinship.py", "in common; one has weight norm", "…; one has weight norm")
+def weight_norm_in_one(at: Trial) -> None:
+    """As torch folds it, weight and all."""
+    shared = () if "common" in at.site.problem else ("a",)
+    module = torch.nn.Sequential(*(torch.nn.Conv1d(4, 6, 3, bias=False) for _ in range(2)))
+    for layer in module:
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    save_file(module.state_dict() | matrices(*shared), at.base)
+    for layer in module:
+        torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    save_file({k: v + 0.01 for k, v in module.state_dict().items()} | matrices(*shared), at.finetuned)
+    at.refused(*at.edit)
+    save_file(module.state_dict() | matrices(*shared), at.base)
+    at.loads(*at.edit)
+
+
 @follows("pipeline/kinship.py", "no matrix name in common; check that this model was fine-tuned from it")
 def a_base_of_another_kind(at: Trial) -> None:
     save_file(matrices("a", "b"), at.base)

@@ -139,6 +139,18 @@ def test_fused_tensors_whose_order_is_not_known_are_noted(run, tmp_path, near, r
     assert said.count("the updates of") == 1
 
 
+def test_layers_of_several_sizes(assert_alike, near, randn):
+    """Each with as many rows of q, k and v as the other checkpoint has in this layer."""
+    apart = {}
+    for layer, (q, kv) in enumerate(((64, 16), (32, 16), (48, 16))):
+        module = f"model.layers.{layer}.self_attn"
+        apart |= {f"{module}.{part}.weight": randn(n, H) for part, n in zip(QKV, (q, kv, kv), strict=True)}
+        apart[f"{module}.other.weight"] = randn(H, H)
+    fused = fuse(apart, QKV, "qkv_proj.")
+    both_ways(assert_alike, near, apart, fused)
+    assert_alike(fused, fused, near(fused))
+
+
 def test_unrelated_weights_are_refused(refused, randn):
     base = fuse(attention(randn), QKV, "qkv_proj.")
     assert "no reading" in refused(base, attention(randn))

@@ -311,3 +311,88 @@ def test_the_next_matrix_tells_whether_a_layer_is_gated(run, tmp_path, config, r
     report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
     assert [len(layer.get("slices", [])) for layer in report["layers"]] == [2 if is_gated else 0, 0]
     assert ("no tensor has several parts" in result.err) is not is_gated
+
+
+def parts_in(folder):
+    """The shapes of the parts of every tensor of a report."""
+    report = json.loads((folder / "monosoup_report.json").read_text())
+    return {
+        layer["name"]: [(one["name"].split(".")[-2], one["shape"]) for one in layer.get("slices", [])]
+        for layer in report["layers"]
+    }
+
+
+@pytest.mark.parametrize("is_turned", [False, True], ids=["as the base", "transposed"])
+def test_parts_of_packed_experts_are_those_of_the_configuration(run, tmp_path, is_turned):
+    """Values tell how one checkpoint is turned against the other, and not which of them is transposed."""
+    hidden, inner = 32, 24
+    generator = torch.Generator().manual_seed(0)
+    outer = "model.layers.0.mlp.experts"
+    base = {
+        f"{outer}.gate_up_proj": torch.randn(4, 2 * inner, hidden, generator=generator),
+        f"{outer}.down_proj": torch.randn(4, hidden, inner, generator=generator),
+    }
+    turned = {name: W.transpose(1, 2).contiguous() for name, W in base.items()}
+    finetuned = {name: W + 0.05 * torch.randn(W.shape, generator=generator) for name, W in turned.items()}
+    config = {"model_type": "qwen3_moe", "hidden_size": hidden, "moe_intermediate_size": inner}
+    for name, tensors in (("base", turned if is_turned else base), ("ft", finetuned)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    result = run("edit", tmp_path / "base", tmp_path / "ft", "-o", tmp_path / "out", "--split-fused")
+    assert result.code == 0, result.err
+    shapes = {tuple(shape) for _, shape in parts_in(tmp_path / "out")[f"{outer}.gate_up_proj"]}
+    assert shapes == {(inner, hidden)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "openelm", "model_dim": 64, "head_dim": 16, "num_query_heads": [4, 4]},
+        {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+    ],
+)
+@pytest.mark.parametrize("has_output", [False, True])
+def test_fewer_keys_than_queries_are_told_by_the_output_projection(run, tmp_path, config, has_output):
+    """The configuration has other names for the number of heads, or other numbers."""
+    shapes = {f"layers.{n}.attn.qkv_proj.weight": (rows, 64) for n, rows in enumerate((96, 192))}
+    shapes |= {f"layers.{n}.attn.out_proj.weight": (64, 64) for n in range(2)} if has_output else {}
+    files = pair_of(tmp_path, shapes, config)
+    result = run("edit", *files, "-o", tmp_path / "out", "--split-fused")
+    assert result.code == 0, result.err
+    found = [[shape[0] for _, shape in parts] for parts in list(parts_in(tmp_path / "out").values())]
+    if has_output:
+        assert [one for one in found if one] == [[64, 16, 16], [64, 64, 64]]
+    elif "hidden_size" in config:
+        assert found[0] == []
+
+
+@pytest.mark.parametrize("names", [("fc1", "fc2"), ("wi", "wo")])
+@pytest.mark.parametrize("config", [None, {"model_type": "t5", "hidden_size": 128, "intermediate_size": 64}])
+def test_a_bottleneck_is_no_gate(run, tmp_path, names, config):
+    """Its columns are as many as two of the rows of the next matrix."""
+    shapes = {
+        f"b.{n}.mlp.{name}.weight": (64, 128)[:: 1 - 2 * i] for n in (0, 1) for i, name in enumerate(names)
+    }
+    shapes |= {f"b.{n}.mlp.{names[0]}.bias": (64,) for n in (0, 1)}
+    files = pair_of(tmp_path, shapes, config)
+    result = run("edit", *files, "-o", tmp_path / "out", "--split-fused")
+    assert result.code == 0, result.err
+    assert not any(parts_in(tmp_path / "out").values())
+
+
+def test_a_base_that_is_turned_changes_no_part(run, tmp_path):
+    shapes = {
+        "h.0.attn.c_attn.weight": (32, 96),
+        "h.0.attn.c_proj.weight": (32, 32),
+        "h.0.mlp.c_fc.weight": (32, 128),
+    }
+    base, finetuned = pair_of(tmp_path, shapes, {"model_type": "gpt2", "n_embd": 32, "n_head": 4})
+    run("edit", base, finetuned, "-o", tmp_path / "out", "--split-fused")
+    turned = {name: W.T.contiguous() for name, W in weights(base).items()}
+    save_file(turned, base / "model.safetensors")
+    result = run("edit", base, finetuned, "-o", tmp_path / "turned", "--split-fused")
+    assert result.code == 0, result.err
+    assert [shape for _, shape in parts_in(tmp_path / "turned")["h.0.attn.c_attn.weight"]] == [[32, 32]] * 3
+    one, other = weights(tmp_path / "out"), weights(tmp_path / "turned")
+    assert all(torch.equal(one[name], other[name]) for name in one)
