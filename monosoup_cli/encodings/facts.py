@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 from monosoup_cli.errors import CheckpointError
-from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.formats.header import AGAIN, TensorInfo
 
 __all__ = ["IF_LOST", "check_shape", "check_strays", "columns_of", "needed", "stems"]
 
-IF_LOST = "if a file of the checkpoint is missing, download or copy it again"
+IF_LOST = f"if a file of the checkpoint is missing, {AGAIN}"
 
 
 def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:

@@ -138,19 +138,20 @@ def _rows(
     The configuration is that of the language model. The heads of a vision model are others.
     """
     yield from rows_of_parts(module, parts, NAMES, facts)
-    if set(parts) == {Q, K, V}:
+    has_all = set(parts) == {Q, K, V}
+    if has_all:
         yield from _rows_before_output(module, total, facts, is_transposed=is_transposed)
     heads, hidden = facts.number(*HEADS), facts.number(*HIDDEN)
     columns = tensor.elements // total
-    if set(parts) == {Q, K, V} and heads is not None and columns in (1, hidden or columns):
+    is_configured = columns in (1, hidden or columns)
+    if has_all and heads is not None and is_configured:
         expected = facts.number(*HEAD_SIZE) or (hidden or 0) // heads
         for count in (_kv_heads(facts) or heads, heads):
             size = total // (heads + 2 * count)
             if expected in (0, size):
                 numbers = {Q: heads, K: count, V: count}
                 yield tuple(numbers[part] * size for part in parts)
-    is_other_model = hidden is not None and columns not in (1, hidden)
-    if facts.rows or is_other_model or _kv_heads(facts) in (None, heads):
+    if facts.rows or not is_configured or _kv_heads(facts) in (None, heads):
         yield (total // len(parts),) * len(parts)
 
 

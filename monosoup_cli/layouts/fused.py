@@ -10,7 +10,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.attention import is_fused
 from monosoup_cli.layouts.layout import Facts, Reading, facts_of
 from monosoup_cli.layouts.match import modules_of
-from monosoup_cli.layouts.table import LAYOUTS
+from monosoup_cli.layouts.table import all_readings
 from monosoup_cli.sources.source import Source
 
 __all__ = ["in_another_form", "readings_of_fused"]
@@ -72,8 +72,7 @@ def in_another_form(name: str, names: Collection[str]) -> str | None:
 def _parts(name: str) -> set[str]:
     """The names in common of the projections that a matrix of this name has; of others none."""
     of_any_size = TensorInfo(name, "F32", (6, 1), 0, 24)  # q, k and v, or gate and up
-    readings = [one for layout in LAYOUTS for one in layout.readings(name, of_any_size, Facts({}, {}))]
-    return {atom.name for one in readings for atom in one.atoms}
+    return {atom.name for one in all_readings(name, of_any_size, Facts({}, {})) for atom in one.atoms}
 
 
 def _unlikeliness(reading: Reading, facts: Facts) -> int:

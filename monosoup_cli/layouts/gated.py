@@ -80,9 +80,8 @@ class FusedGated:
                 following = facts.own.get(starred(joined(module, f"{PLAIN_TOO[found[1]]}.weight")), ())
                 if is_matrix(tensor) and len(following) == 2:
                     following = following[:1] if is_transposed else following[1:]
-                if following and half not in following:
-                    continue
-                if not following and not facts.rows and half != facts.number(*INNER):
+                is_told = half in following if following else facts.rows or half == facts.number(*INNER)
+                if not is_told:
                     continue
             for parts in ((GATE, UP), (UP, GATE)):
                 for groups in (1, half):

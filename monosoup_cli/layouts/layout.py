@@ -68,16 +68,18 @@ class Facts:
 
     Attributes:
         config: The parts of config.json that describe the model, merged; empty where there is none.
-        rows: How many rows the tensors of the other checkpoint have, by their canonical names with stars for
-            numbers.
+        rows_by_layer: How many rows the tensors of the other checkpoint have, by their canonical names.
         tensors: All tensors of the tensor's own checkpoint.
-        rows_by_layer: As `rows`, with the numbers: layers may have sizes of their own.
     """
 
     config: Mapping[str, Any]
-    rows: Mapping[str, int]
+    rows_by_layer: Mapping[str, int]
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
-    rows_by_layer: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """The rows by names with stars for numbers; those of the last layer where layers differ."""
+        return {starred(name): count for name, count in self.rows_by_layer.items()}
 
     @cached_property
     def own(self) -> Mapping[str, tuple[int, ...]]:
@@ -99,10 +101,9 @@ def facts_of(source: Source, others: Mapping[str, TensorInfo]) -> Facts:
     """
     config = source.model.config or {}
     parts = [part for part in map(config.get, PARTS) if isinstance(part, dict)]
-    by_layer = {canonical(name): other.shape[0] for name, other in others.items() if other.shape}
-    rows = {starred(name): count for name, count in by_layer.items()}
+    rows = {canonical(name): other.shape[0] for name, other in others.items() if other.shape}
     merged = {key: value for one in (config, *parts) for key, value in one.items()}
-    return Facts(merged, rows, source.tensors, by_layer)
+    return Facts(merged, rows, source.tensors)
 
 
 class Layout(Protocol):

@@ -13,11 +13,11 @@ from itertools import islice, product
 
 from monosoup_cli.errors import MismatchError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
-from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.formats.header import AGAIN, TensorInfo
 from monosoup_cli.layouts.arrangement import Arranged, Piece, dimensions
 from monosoup_cli.layouts.layout import Atom, Reading, facts_of, same, starred
 from monosoup_cli.layouts.names import canonical
-from monosoup_cli.layouts.table import LAYOUTS
+from monosoup_cli.layouts.table import all_readings
 from monosoup_cli.layouts.way import Way, are_unlike, choose
 from monosoup_cli.sources.alignment import align
 from monosoup_cli.sources.derived import Derived, Made
@@ -208,10 +208,10 @@ def _unlike(first: Source, other: Source, wanted: Mapping[str, TensorInfo]) -> d
             continue
         if tensor.dtype in FLOATING and twin.dtype in FLOATING:
             alike[_module_name(name), tensor.shape].append(name)
+    heads = modules_of({names[0]: first.tensors[names[0]] for names in alike.values()}, first, {})
     found: dict[str, TensorInfo] = {}
     for (key, _), names in alike.items():
-        [head] = modules_of({names[0]: first.tensors[names[0]]}, first, {}).values()
-        if len(head.ways) < 2:
+        if len(heads[key].readings[names[0]]) < 2:
             continue
         some = {name: first.tensors[name] for name in names[:: -(-len(names) // SAMPLED)]}
         if not all(
@@ -246,7 +246,7 @@ def modules_of(
     modules: dict[str, _Module] = {}
     for name, tensor in tensors.items():
         known = canonical(name) if counts[canonical(name)] == 1 else name
-        readings = [one for layout in LAYOUTS for one in layout.readings(known, tensor, facts)]
+        readings = all_readings(known, tensor, facts)
         key = _module_name(name)
         found = modules.setdefault(key, _Module(key)).readings.setdefault(name, {})
         for one in readings or [same(known, tensor)]:
@@ -307,7 +307,7 @@ def _check_complete(
                     " or of the same fused weights",
                     path=lacks.path,
                     tensor=name,
-                    hint="if a part of the checkpoint is missing, download or copy it again",
+                    hint=f"if a part of the checkpoint is missing, {AGAIN}",
                 )
 
 

@@ -123,8 +123,7 @@ def rows_of_parts(
     complete = [other for other, has in found.items() if all(part in has for part in parts)]
     for other in sorted(complete, key=lambda other: -_likeness(starred(f"{module}."), f"{other}.")):
         keys = [found[other][part] for part in parts]
-        of_layer = [facts.rows_by_layer.get(_numbered(key, module)) for key in keys]
-        yield tuple(own or facts.rows[key] for own, key in zip(of_layer, keys, strict=True))
+        yield tuple(facts.rows_by_layer.get(_numbered(key, module), facts.rows[key]) for key in keys)
 
 
 def _numbered(name: str, module: str) -> str:
