@@ -152,7 +152,6 @@ def library_of(config: Mapping[str, Any] | None, names: Collection[str]) -> str 
 
 
 LIBRARY_OF_FILE = {
-    "adapter_config.json": "peft",
     "modules.json": "sentence-transformers",
     "model_index.json": "diffusers",
     "open_clip_config.json": "open_clip",

@@ -230,7 +230,7 @@ def test_front_matter_with_long_results_is_read():
         (None, ["model_index.json", "unet"], "diffusers"),
         ({"model_type": "bert"}, ["config.json", "modules.json"], "sentence-transformers"),
         ({"architecture": "resnet50", "pretrained_cfg": {"tag": "a1_in1k"}}, ["config.json"], "timm"),
-        ({"peft_type": "LORA"}, ["adapter_config.json"], "peft"),
+        ({"model_type": "llama"}, ["adapter_config.json", "config.json"], "transformers"),  # merged into it
         ({"model_cfg": {}}, ["open_clip_config.json"], "open_clip"),
         ({"model_type": ""}, ["config.json"], None),
         ({}, ["model.safetensors"], None),
