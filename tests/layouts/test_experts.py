@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests import oracle
-from tests.layouts.experts import BY_HAND, FAMILIES, make
+from tests.layouts.experts import BY_HAND, FAMILIES, make, rewrite
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "gpt-oss, fused"])
@@ -63,3 +64,28 @@ def test_the_form_of_the_base_makes_no_difference(model, form, other, run, tmp_p
     read_as = next(one["read_as"] for one in report["inputs"] if one["role"] == "base")
     assert read_as
     assert all(f"names are read {words}\n" in result.err for words in read_as)
+
+
+def test_parts_edited_each_for_itself(model, run, tmp_path):
+    """With --split-fused the form does not matter, whichever the base has."""
+    family, kind, folder = model
+    for form in ("one", "two"):
+        for base in ("one", "two"):
+            out = tmp_path / f"{base}-{form}"
+            result = run(
+                "edit", folder / f"base-{base}", folder / f"ft-{form}", "-o", out, "--split-fused"
+            )
+            assert result.code == 0, result.err
+        assert written(out) == written(tmp_path / f"one-{form}")
+    other = tmp_path / "other"
+    kind.from_pretrained(tmp_path / "one-one").save_pretrained(other, save_original_format=False)
+    if family in BY_HAND:
+        rewrite(other, BY_HAND[family])
+    one, two, expected = (
+        load_file(path / "model.safetensors")
+        for path in (tmp_path / "one-one", tmp_path / "one-two", other)
+    )
+    expected |= {name: tensor for name, tensor in one.items() if name.startswith("mtp.")}
+    assert two.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
