@@ -58,6 +58,9 @@ OUTPUTS = tuple(
         "out_lin",
         "linear_proj",
         "attn_out",
+        "projection",
+        "to_out",
+        "to_out.0",
     )
 )
 """What libraries call the projection that follows."""
@@ -99,14 +102,15 @@ class FusedAttention:
         for is_transposed in (False, True):
             total = tensor.shape[-1] if is_transposed and is_matrix(tensor) else tensor.shape[0]
             likely = _rows(module, parts, tensor, total, facts, is_transposed=is_transposed)
-            rows = next((rows for rows in likely if sum(rows) == total), None)
-            told = [own_groups] if own_groups else [_kv_heads(facts), facts.number(*HEADS)]
-            counts = [*told, 1] if is_in_turn or own_groups else [1, *told]
+            told = next((rows for rows in likely if sum(rows) == total), None)
+            rows = told or ((total // len(parts),) * len(parts) if total % len(parts) == 0 else None)
+            heads = [own_groups] if own_groups else [_kv_heads(facts), facts.number(*HEADS)]
+            counts = [*heads, 1] if is_in_turn or own_groups else [1, *heads]
             for groups in _groups(rows, counts, facts) if rows is not None else ():
                 words = _words(parts, groups, is_transposed=is_transposed)
                 sizes = dict(zip(parts, rows or (), strict=True))
                 atoms = split(module, kind, tensor, sizes, groups, is_transposed=is_transposed)
-                ways.setdefault(words, Reading(words, atoms))
+                ways.setdefault(words, Reading(words, atoms, is_guess=told is None))
         return list(ways.values())
 
 
@@ -132,8 +136,7 @@ def _rows(
 ) -> Iterator[tuple[int, ...]]:
     """Yield how many rows the parts may have.
 
-    As in the other checkpoint, by the matrix that follows, by the configuration, or alike, unless the
-    configuration has fewer k and v than q.
+    As in the other checkpoint, by the matrix that follows, or by the configuration; k and v have as many.
 
     The configuration is that of the language model. The heads of a vision model are others.
     """
@@ -141,18 +144,17 @@ def _rows(
     has_all = set(parts) == {Q, K, V}
     if has_all:
         yield from _rows_before_output(module, total, facts, is_transposed=is_transposed)
-    heads, hidden = facts.number(*HEADS), facts.number(*HIDDEN)
-    columns = tensor.elements // total
-    is_configured = columns in (1, hidden or columns)
-    if has_all and heads is not None and is_configured:
-        expected = facts.number(*HEAD_SIZE) or (hidden or 0) // heads
+    heads, columns = facts.number(*HEADS), tensor.elements // total
+    hidden = facts.number(*HIDDEN) or columns
+    if has_all and heads is not None and columns in (1, hidden):
+        expected = facts.number(*HEAD_SIZE) or hidden // heads
         for count in (_kv_heads(facts) or heads, heads):
             size = total // (heads + 2 * count)
             if expected in (0, size):
                 numbers = {Q: heads, K: count, V: count}
                 yield tuple(numbers[part] * size for part in parts)
-    if facts.rows or not is_configured or _kv_heads(facts) in (None, heads):
-        yield (total // len(parts),) * len(parts)
+    if set(parts) == {K, V}:
+        yield total // 2, total // 2
 
 
 def _rows_before_output(

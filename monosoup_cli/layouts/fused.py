@@ -40,19 +40,20 @@ def readings_of_fused(
     facts = facts_of(source, {})
     found = {name: one for name, one in known.items() if name in tensors and len(one.atoms) > 1}
     for module in modules_of(tensors, source, {}).values():
-        for name, readings in module.readings.items():  # layers may have other sizes, and so other readings
+        for name, all_of_it in module.readings.items():  # layers may have other sizes, and so other readings
             if name in found:
                 continue
-            first = next(iter(readings.values()))
-            is_untold = len(first.atoms) == 1 and is_fused(name, tensors[name])
-            if (len(readings) > 1 or is_untold) and not facts.config:
+            readings = [one for one in all_of_it.values() if not one.is_guess]
+            is_told = any(len(one.atoms) > 1 for one in readings) or not is_fused(name, tensors[name])
+            if (len(readings) > 1 or not is_told) and not facts.config:
                 raise MismatchError(
                     "--split-fused needs config.json to tell the parts of a fused tensor",
                     path=source.path,
                     tensor=name,
                     hint="give the folder that has it",
                 )
-            found[name] = min(readings.values(), key=lambda reading: _unlikeliness(reading, facts))
+            if readings:
+                found[name] = min(readings, key=lambda reading: _unlikeliness(reading, facts))
     return {name: reading for name, reading in found.items() if len(reading.atoms) > 1}
 
 

@@ -56,10 +56,12 @@ class Reading:
     Attributes:
         words: The way, in words; the tensors of one module have one in common.
         atoms: The atoms that the tensor consists of.
+        is_guess: Whether nothing but the number of rows speaks for it, so that only values can.
     """
 
     words: str
     atoms: tuple[Atom, ...]
+    is_guess: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
+from typing import NamedTuple
 
 from monosoup_cli.errors import MismatchError, some
 from monosoup_cli.layouts.layout import starred
@@ -29,8 +30,8 @@ NEARLY_ALL = 9 / 10
 """The share of the matrices that a base must have for what else it has to belong to the same model."""
 NOT_COUNTED = ("excluded", "not_floating", "carried")
 """The reasons of tensors that are kept whatever the base has."""
-LARGE = 1.0
-"""‖W1 − W0‖ / ‖W0‖ of an update as large as the weights; it is about √2 for unrelated weights."""
+MEASURE, LARGE = "‖W1 − W0‖ / min(‖W0‖, ‖W1‖)", 1.0
+"""How an update is measured, and one as large as the weights; it is about √2 for unrelated weights."""
 WEIGHT_NORM = re.compile(r"(^|\.)(weight_g|weight\.original0)$")
 """The ends of names that weight norm gives to the lengths of rows."""
 LAYERS = 8
@@ -39,6 +40,18 @@ PIECE_ELEMENTS = 1 << 13
 """How many layers are sampled, how many pieces of each, and how many elements a piece has."""
 KINDS, OF_A_KIND, NAMED = 64, 4, 3
 """How many kinds of layers are sampled at most, how many layers of each, and how many kinds are named."""
+
+
+class _Sums(NamedTuple):
+    """Sums of squares, of the weights in the reference and in another checkpoint, and of the difference."""
+
+    before: float = 0.0
+    after: float = 0.0
+    updates: float = 0.0
+
+    def plus(self, before: float, after: float, updates: float) -> _Sums:
+        """The sums with those of more elements."""
+        return _Sums(self.before + before, self.after + after, self.updates + updates)
 
 
 def check_names(plan: Plan, base: Headers, renames: str | None, *, partial: bool) -> None:
@@ -125,7 +138,7 @@ def _shortfall(plan: Plan, base: Headers) -> tuple[str | None, bool]:
     )
 
 
-def doubts_of_values(reference: Source, other: Source, plan: Plan) -> list[str]:
+def doubts_of_values(reference: Source, others: Sequence[Source], plan: Plan) -> list[str]:
     """Whether the updates are small beside the weights, from a sample of the planned layers: some MB read.
 
     Layers of one kind, such as all `self_attn.qkv_proj`, are also asked by themselves: they may be stored in
@@ -135,14 +148,41 @@ def doubts_of_values(reference: Source, other: Source, plan: Plan) -> list[str]:
 
     Args:
         reference: The base, or the first of the checkpoints that are averaged without one.
-        other: A checkpoint that should be near it.
+        others: The checkpoints that should be near it.
         plan: What is done to every tensor.
     """
-    layers, kinds = _sample(plan, reference, other)
-    sums = {
-        layer.name: _sums(layer, reference, other)
-        for layer in {layer.name: layer for some in (layers, *kinds.values()) for layer in some}.values()
-    }
+    samples = [_sample(plan, reference, other) for other in others]
+    asked: dict[str, tuple[PlannedTensor, list[int]]] = {}
+    for number, (layers, kinds) in enumerate(samples):
+        for name, layer in {
+            one.name: one for of_kind in (layers, *kinds.values()) for one in of_kind
+        }.items():
+            asked.setdefault(name, (layer, []))[1].append(number)
+    sums: list[dict[str, _Sums]] = [{} for _ in others]
+    for name, (layer, numbers) in asked.items():
+        found = _sums(layer, reference, [others[number] for number in numbers])
+        for number, of_one in zip(numbers, found, strict=True):
+            sums[number][name] = of_one
+    doubts = []
+    for other, sample, of_other in zip(others, samples, sums, strict=True):
+        said = _doubts(*sample, of_other)
+        doubts += [f"{other.path}: {doubt}" for doubt in said] if len(others) > 1 else said
+    return doubts
+
+
+def doubts_of_inputs(inputs: Inputs, plan: Plan) -> list[str]:
+    """`doubts_of_values` for opened inputs; what is held to read the sample is dropped again."""
+    reference, *others = inputs.sources
+    doubts = doubts_of_values(reference, others, plan)
+    for source in inputs.sources:
+        source.forget()
+    return doubts
+
+
+def _doubts(
+    layers: Sequence[PlannedTensor], kinds: Mapping[str, Sequence[PlannedTensor]], sums: Mapping[str, _Sums]
+) -> list[str]:
+    """What the sums of a sample say of one checkpoint."""
     ratio = _ratio([sums[layer.name] for layer in layers])
     if ratio is None:
         return []
@@ -153,28 +193,16 @@ def doubts_of_values(reference: Source, other: Source, plan: Plan) -> list[str]:
         if not layers[0].reads.base:
             question = "are these fine-tunes of one model?"
         return [
-            f"the updates are as large as the weights: ‖W1 − W0‖ / ‖W0‖ is {ratio:.2f} in a sample of"
+            f"the updates are as large as the weights: {MEASURE} is {ratio:.2f} in a sample of"
             f" {plural(len(layers), 'layer')} (about 1.41 for unrelated models); {question}"
         ]
     if not large:
         return []
     named = some([f"{kind!r} ({ratio:.2f})" for kind, ratio in large.items()], NAMED)
     return [
-        f"the updates of {named} are as large as the weights, by ‖W1 − W0‖ / ‖W0‖ in a sample; if one"
+        f"the updates of {named} are as large as the weights, by {MEASURE} in a sample; if one"
         " of the checkpoints stores them in another form, --exclude keeps them as they are"
     ]
-
-
-def doubts_of_inputs(inputs: Inputs, plan: Plan) -> list[str]:
-    """`doubts_of_values` for opened inputs; what is held to read the sample is dropped again."""
-    reference, *others = inputs.sources
-    doubts = []
-    for source in others:
-        said = doubts_of_values(reference, source, plan)
-        doubts += [f"{source.path}: {doubt}" for doubt in said] if len(others) > 1 else said
-    for source in inputs.sources:
-        source.forget()
-    return doubts
 
 
 def _sample(plan: Plan, *sources: Source) -> tuple[list[PlannedTensor], dict[str, list[PlannedTensor]]]:
@@ -194,24 +222,27 @@ def _sample(plan: Plan, *sources: Source) -> tuple[list[PlannedTensor], dict[str
     return layers, {kind: some[:: -(-len(some) // OF_A_KIND)] for kind, some in several}
 
 
-def _sums(layer: PlannedTensor, reference: Source, other: Source) -> tuple[float, float]:
-    """The sums of squares of a sample of a layer's weights, and of their update."""
-    weights = updates = 0.0
+def _sums(layer: PlannedTensor, reference: Source, others: Sequence[Source]) -> list[_Sums]:
+    """The sums of squares of a layer's sample, for each of the others; the reference is read once."""
+    found = [_Sums()] * len(others)
     for start, stop in _pieces(layer.elements):
-        before, after = (
-            read_float64(source, layer.name, start, stop, is_checked=False) for source in (reference, other)
+        before, *rest = (
+            read_float64(source, layer.name, start, stop, is_checked=False) for source in (reference, *others)
         )
-        weights += float(before.square().sum())
-        updates += float((after - before).square().sum())
-    return weights, updates
+        weights = float(before.square().sum())
+        found = [
+            sums.plus(weights, float(after.square().sum()), float((after - before).square().sum()))
+            for sums, after in zip(found, rest, strict=True)
+        ]
+    return found
 
 
-def _ratio(sums: Sequence[tuple[float, float]]) -> float | None:
-    """‖W1 − W0‖ / ‖W0‖ of some layers; None where it tells nothing."""
-    weights, updates = (sum(column) for column in zip((0.0, 0.0), *sums, strict=True))
-    if weights == 0 or not math.isfinite(weights) or not math.isfinite(updates):
+def _ratio(sums: Sequence[_Sums]) -> float | None:
+    """‖W1 − W0‖ beside the smaller of ‖W0‖ and ‖W1‖ of some layers; None where it tells nothing."""
+    before, after, updates = (sum(column) for column in zip(_Sums(), *sums, strict=True))
+    if before == 0 or not math.isfinite(before) or not math.isfinite(updates):
         return None
-    return math.sqrt(updates / weights)
+    return math.sqrt(updates / (min(before, after) or before))
 
 
 def _pieces(elements: int) -> Iterator[tuple[int, int]]:

@@ -67,6 +67,7 @@ FAMILIES = {
         {**GPT2, "rotary_dim": 8},
         lambda tensors: unfuse(tensors, "qkv_proj.", [QKV[0], QKV[2], QKV[1]], in_turn(4, 8, 8, 8)),
     ),
+    "timm": ("ViTModel", VISION, lambda tensors: fuse(tensors, ("query", "key", "value"), "qkv.")),
     "CLIP": (
         "CLIPModel",
         {"text_config": {**TEXT, **ENDS}, "vision_config": VISION, "projection_dim": 24},
@@ -164,13 +165,14 @@ def test_heads_of_a_language_model_are_not_those_of_its_vision_model(run, tmp_pa
         (tmp_path / name / "config.json").write_text(json.dumps({"llm_config": text}))
         tensors = {
             "vision.blocks.0.attn.qkv.weight": torch.randn(96, 32, generator=generator),
+            "vision.blocks.0.attn.proj.weight": torch.randn(32, 32, generator=generator),
             "model.layers.0.attention.wqkv.weight": torch.randn(96, 48, generator=generator),
         }
         save_file(tensors, tmp_path / name / "model.safetensors")
     result = run("edit", tmp_path / "base", tmp_path / "finetuned", "-o", tmp_path / "out", "--split-fused")
     assert result.code == 0, result.err
     report = json.loads((tmp_path / "out/monosoup_report.json").read_text())
-    shapes = {part["name"]: part["shape"] for layer in report["layers"] for part in layer["slices"]}
+    shapes = {part["name"]: part["shape"] for layer in report["layers"] for part in layer.get("slices", [])}
     assert [shapes[f"vision.blocks.0.attn.{part}.weight"] for part in QKV] == [[32, 32]] * 3
     assert [shapes[f"model.layers.0.attention.{part}.weight"] for part in QKV] == [
         [48, 48],

@@ -72,9 +72,7 @@ def test_parts_edited_each_for_itself(model, run, tmp_path):
     for form in ("one", "two"):
         for base in ("one", "two"):
             out = tmp_path / f"{base}-{form}"
-            result = run(
-                "edit", folder / f"base-{base}", folder / f"ft-{form}", "-o", out, "--split-fused"
-            )
+            result = run("edit", folder / f"base-{base}", folder / f"ft-{form}", "-o", out, "--split-fused")
             assert result.code == 0, result.err
         assert written(out) == written(tmp_path / f"one-{form}")
     other = tmp_path / "other"
@@ -82,8 +80,7 @@ def test_parts_edited_each_for_itself(model, run, tmp_path):
     if family in BY_HAND:
         rewrite(other, BY_HAND[family])
     one, two, expected = (
-        load_file(path / "model.safetensors")
-        for path in (tmp_path / "one-one", tmp_path / "one-two", other)
+        load_file(path / "model.safetensors") for path in (tmp_path / "one-one", tmp_path / "one-two", other)
     )
     expected |= {name: tensor for name, tensor in one.items() if name.startswith("mtp.")}
     assert two.keys() == expected.keys()

@@ -58,7 +58,7 @@ def asked(tmp_path):
     """Doubts about a pair of checkpoints of these tensors."""
 
     def doubts(base, finetuned, plan):
-        return [*doubts_of_names(plan, base.tensors), *doubts_of_values(base, finetuned, plan)]
+        return [*doubts_of_names(plan, base.tensors), *doubts_of_values(base, [finetuned], plan)]
 
     def asked(base, finetuned, access="matrix", ask=doubts, **selection):
         paths = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
@@ -91,7 +91,7 @@ def test_the_ratio_is_that_of_the_whole_where_tensors_are_small(asked, dtype):
     }
     flat = [torch.cat([T.double().flatten() for T in tensors.values()]) for tensors in (base, finetuned)]
     ratio = float((flat[1] - flat[0]).norm() / flat[0].norm())
-    [doubt] = asked(base, finetuned, ask=doubts_of_values)
+    [doubt] = asked(base, finetuned)
     assert f"is {ratio:.2f} in a sample of 6 layers" in doubt
 
 
@@ -100,6 +100,26 @@ def test_updates_are_doubted_from_the_size_of_the_weights_on(asked, step, count)
     base = {"a.weight": torch.ones(300, 300), "b.weight": 2 * torch.ones(4, 4)}
     finetuned = {name: (1 + step) * W for name, W in base.items()}
     assert len(asked(base, finetuned)) == count
+
+
+def test_codes_without_their_scales_are_doubted_on_either_side(asked):
+    """fp8 codes are hundreds. In the base, the update is as large as they are, and no larger."""
+    weights = model("LlamaForCausalLM", 0)
+    codes = {name: W if W.ndim < 2 else W * (448 / W.abs().max()) for name, W in moved(weights, 0.01).items()}
+    for pair in ((weights, codes), (codes, weights)):
+        [doubt] = asked(*pair)
+        assert "the updates are as large as the weights" in doubt
+
+
+def test_every_checkpoint_is_doubted_for_itself(asked):
+    base, stranger = model("LlamaForCausalLM", 0), model("LlamaForCausalLM", 1)
+
+    def ask(one, two, plan):
+        return doubts_of_values(one, [one, two, one], plan)
+
+    [doubt] = asked(base, stranger, ask=ask)
+    assert re.match(r".*finetuned\.safetensors: the updates are as large", doubt)
+    assert asked(base, moved(base, 0.01), ask=ask) == []
 
 
 def test_the_sample_reaches_the_ends_of_large_tensors_and_of_the_plan(asked):
@@ -122,10 +142,10 @@ def test_the_sample_takes_the_larger_tensors_and_little_of_each(asked):
 
     def read(one, two, plan):
         before = one.files.bytes_read, two.files.bytes_read
-        doubts_of_values(one, two, plan)
+        doubts_of_values(one, [two] * 3, plan)
         return [each.files.bytes_read - start for each, start in zip((one, two), before, strict=True)]
 
-    assert asked(base, finetuned, ask=read) == [4 * (8 * 65536 + 3 * 64)] * 2
+    assert asked(base, finetuned, ask=read) == [4 * (8 * 65536 + 3 * 64) * times for times in (1, 3)]
 
 
 def test_few_names_in_common_are_doubted(asked):
@@ -183,7 +203,7 @@ def test_rows_that_both_have_are_compared(asked):
 def test_checkpoints_that_are_averaged_without_a_base_are_doubted_too(asked):
     def ask(one, two, plan):
         plan = make_plan(None, [one.tensors, two.tensors], Selection())
-        return doubts_of_values(one, two, plan)
+        return doubts_of_values(one, [two], plan)
 
     assert asked({"a": torch.ones(3, 2)}, {"a": 1.5 * torch.ones(3, 2)}, ask=ask) == []
     [doubt] = asked({"a": torch.ones(3, 2)}, {"a": 9 * torch.ones(3, 2)}, ask=ask)
@@ -201,8 +221,8 @@ def test_one_kind_of_layer_is_doubted_by_itself(asked):
         [doubt] = asked(base, finetuned)
         found = re.fullmatch(
             rf"the updates of 'model\.layers\.\*\.{part}\.weight' \(([\d.]+)\) are as large as the weights,"
-            r" by ‖W1 − W0‖ / ‖W0‖ in a sample; if one of the checkpoints stores them in another form,"
-            r" --exclude keeps them as they are",
+            r" by ‖W1 − W0‖ / min\(‖W0‖, ‖W1‖\) in a sample; if one of the checkpoints"
+            r" stores them in another form, --exclude keeps them as they are",
             doubt,
         )
         assert float(found[1]) == pytest.approx(size, abs=0.05)
