@@ -18,11 +18,12 @@ import monosoup_cli
 
 PACKAGE = Path(monosoup_cli.__file__).parent
 
-BOTTOM = {"version", "errors", "names", "declaration", "options"}
+BOTTOM = {"version", "errors", "names", "declaration", "options", "signals"}
 ROOMS = {
     "version": set(),
     "errors": set(),
     "names": {"errors"},
+    "signals": set(),
     "declaration": {"errors"},
     "options": {"errors", "declaration"},
     "formats": BOTTOM,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import FrameType
 from typing import Protocol, TypeAlias
 
 from monosoup_cli.devices.cuda import first_line, is_fault, lacks_memory
 from monosoup_cli.devices.device import Channel, Device
 from monosoup_cli.errors import ResourceError
+from monosoup_cli.signals import hold_signals
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import PlannedTensor
 from monosoup_cli.tensors.worker import Worker
@@ -145,7 +144,7 @@ class Threads:
             try:
                 # A signal raises in this thread. Inside of the pool it could leave a lock taken for ever, so
                 # it has to wait there. It is safe to raise out of the queue.
-                with _hold_signals():
+                with hold_signals():
                     for number in range(workers):
                         pool.submit(work, number)
                 for _ in range(workers):
@@ -199,37 +198,3 @@ def _keep_blas_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _hold_signals() -> Iterator[None]:
-    """Have signals wait until the end. Blocking them in this thread is not enough: the system may deliver a
-    signal to a thread of a library, and Python then still runs the handler here."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers only run in the main thread
-        return
-    handlers = {
-        number: handler
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-        if callable(handler := signal.getsignal(number))  # others raise nothing, and may not be Python's
-    }
-    arrived: list[int] = []
-    is_holding = True
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if is_holding:
-            arrived.append(number)
-        else:  # its own handler is not given back yet
-            handlers[signal.Signals(number)](number, frame)
-
-    try:
-        for number in handlers:
-            signal.signal(number, hold)
-        yield
-    finally:
-        with ExitStack() as steps:  # all of them are taken, although each may raise
-            is_holding = False
-            for arrival in reversed(arrived):
-                steps.callback(signal.raise_signal, arrival)
-            for number, handler in handlers.items():
-                steps.callback(signal.signal, number, handler)
