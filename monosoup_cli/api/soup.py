@@ -182,19 +182,20 @@ class _Greedy:
             path: StrPath = context.inputs.finetuned[members[0]].files.place.path if is_whole else ""
             if not is_whole:  # an adapter is scored merged
                 path = self._draft(members, context, partial)
+            partial.workplace.open_files.prove()
             score = run_score_command(self.template, path, has_scores=bool(partial.notes))
             partial.note(name, score)
         return float(partial.notes[name])
 
     def _draft(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> Path:
         """Write the mean of some checkpoints in the form of the first one; replaces the last draft."""
-        for old in partial.workplace.glob("draft-*"):
+        for old in partial.workplace.path.glob("draft-*"):
             if old.is_dir():
                 shutil.rmtree(old)
             else:
                 old.unlink()
         suffix = ".safetensors" if context.inputs.finetuned[0].model.place.folder is None else ""
         # a name of its own: what a killed run left may still read the one before
-        draft = partial.workplace / f"draft-{len(partial.notes)}{suffix}"
+        draft = partial.workplace.path / f"draft-{len(partial.notes)}{suffix}"
         context.draft(members, draft)
         return draft

@@ -19,8 +19,8 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(descriptor, data[done:], offset + done)
 
 
-def write_file(target: Path, content: Path | bytes) -> None:
-    """Write the content, or a copy of the file at a path, and sync it."""
+def write_file(target: Path, content: Path | bytes) -> os.stat_result:
+    """Write the content, or a copy of the file at a path, sync it, and return its status."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(target, flags, 0o666), "wb") as file:
         if isinstance(content, bytes):
@@ -30,16 +30,18 @@ def write_file(target: Path, content: Path | bytes) -> None:
                 shutil.copyfileobj(original, file)
         file.flush()
         os.fsync(file.fileno())
+        return os.fstat(file.fileno())
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Rename a file; if the target is on another file system, copy it next to the target first."""
+    """Rename a file, durably; if the target is on another file system, copy it next to the target first."""
     try:
         source.replace(target)
     except OSError:
         draft = target.with_name(f".{target.name}.partial")
         write_file(draft, source)
         draft.replace(target)
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:

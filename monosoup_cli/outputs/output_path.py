@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError
-from monosoup_cli.outputs.workplace import partial_path
+from monosoup_cli.outputs.workplace import finish_replacing, is_workplace, partial_path, unfinished_run
 from monosoup_cli.sources.source import Source
 
 __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
@@ -20,6 +20,8 @@ SPARE_FILES = 80
 
 def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool, resume: bool) -> None:
     """Check that OUT can be written. An existing folder may be replaced only if it looks like a checkpoint.
+
+    If a run was killed while it replaced OUT, this ends it first.
 
     Args:
         output: The path of OUT.
@@ -41,10 +43,11 @@ def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool
                 "the output is a symbolic link", path=output, hint="pass the path that it points to"
             )
         partial = partial_path(output)
-        if partial.is_symlink() or (partial.exists() and not (partial / "lock").is_file()):
+        if os.path.lexists(partial) and not is_workplace(partial):
             raise OutputError(
                 "this path is needed for unfinished work but is taken", path=partial, hint="move it away"
             )
+        finish_replacing(output)
         if os.path.lexists(output):
             _check_replaceable(output, overwrite=overwrite, resume=resume)
     except OSError as error:
@@ -83,6 +86,10 @@ def _check_apart(output: Path, source: Source) -> None:
 
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
+    if resume and not overwrite and unfinished_run(output):
+        raise OutputExistsError(
+            "what is resumed would replace this output", path=output, hint="pass --overwrite as well"
+        )
     if resume and not overwrite:
         raise OutputExistsError("the output is complete: there is nothing to resume", path=output)
     if not overwrite:

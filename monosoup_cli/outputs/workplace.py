@@ -1,20 +1,41 @@
 """OUT.partial, the folder next to OUT in which a run works: where it is, and which run holds it.
 
-OUT.partial/lock       the run that works here holds it with flock
+OUT.partial/lock       the run that works here holds it with flock; made first, removed last
 OUT.partial/journal    see journal.py
 OUT.partial/files/     the files of OUT, in one subfolder per checkpoint if there are several
-OUT.partial/replaced   the old OUT, for the moment between moving it aside and removing it
+OUT.partial/draft-…    a candidate that is scored
+OUT.partial/outside-…  a file that goes elsewhere, before it is moved there
+OUT.partial/replaced   the old OUT, from when --overwrite moves it aside until it is removed
+
+The run has done its part when `replaced` is there: `files` then only has to become OUT. If it is killed just
+then, the next command on OUT does that (`finish_replacing`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from monosoup_cli.errors import OutputError
+from monosoup_cli.outputs.durable import sync_folder
+from monosoup_cli.outputs.open_files import OpenFiles
+from monosoup_cli.signals import hold_signals
 
-__all__ = ["is_in_use", "partial_path", "refuse_unfinished", "take_lock", "unfinished_run"]
+__all__ = [
+    "Workplace",
+    "finish_replacing",
+    "is_in_use",
+    "is_workplace",
+    "partial_path",
+    "refuse_unfinished",
+    "unfinished_run",
+]
+
+OWN_NAMES = {"journal", "files", "replaced"}
+OWN_PREFIXES = ("draft-", "outside-")
 
 
 def partial_path(output: Path) -> Path:
@@ -22,9 +43,19 @@ def partial_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
+def is_workplace(folder: Path) -> bool:
+    """Whether the folder is a run's: it has a lock, or, after a crash, nothing but what a run makes."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return (folder / "lock").is_file() or all(
+        name in OWN_NAMES or name.startswith(OWN_PREFIXES) for name in os.listdir(folder)
+    )
+
+
 def unfinished_run(output: Path) -> bool:
     """Whether an interrupted run left something to resume."""
-    return (partial_path(output) / "files").is_dir()
+    files = partial_path(output) / "files"
+    return files.is_dir() and any(files.iterdir())
 
 
 def refuse_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -56,8 +87,114 @@ def is_in_use(output: Path) -> bool:
     return False
 
 
-def take_lock(output: Path) -> int:
-    """Lock OUT's workplace, which exists, for this run.
+def finish_replacing(output: Path) -> None:
+    """Have the new OUT appear, if a run was killed after it had moved the old one aside.
+
+    Raises:
+        OutputError: Another run is just doing that.
+    """
+    workplace = Workplace(output)
+    if workplace.is_replacing:
+        workplace.take()
+        try:
+            if not unfinished_run(output):
+                workplace.remove()
+        finally:
+            workplace.close()
+
+
+class Workplace:
+    """The folder in which a run makes OUT.
+
+    Attributes:
+        path: The folder.
+        open_files: What the run has in it.
+        is_new: Whether `take` made it.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._lock: int | None = None
+        self.path = partial_path(output)
+        self.open_files = OpenFiles(self.path)
+        self.is_new = False
+
+    @property
+    def is_replacing(self) -> bool:
+        """Whether the old OUT was moved aside, and the complete new one is not at its place yet."""
+        if os.path.lexists(self._output) or not (self.path / "replaced").is_dir():
+            return False
+        return unfinished_run(self._output)
+
+    def take(self) -> None:
+        """Make the folder if there is none, lock it, and end what a killed run did last.
+
+        Raises:
+            OutputError: Another run holds it.
+        """
+        with hold_signals():
+            with suppress(FileExistsError):
+                self.path.mkdir()
+                self.is_new = True
+            self._lock = _take_lock(self._output)
+        try:
+            self.open_files.add("lock")
+            if self.is_replacing:
+                (self.path / "files").rename(self._output)
+                sync_folder(self._output.parent)
+            if (self.path / "replaced").exists():
+                shutil.rmtree(self.path / "replaced")
+        except BaseException:
+            self.close()
+            raise
+
+    def clear(self) -> None:
+        """Drop the work of an interrupted run."""
+        shutil.rmtree(self.path / "files", ignore_errors=True)
+        (self.path / "journal").unlink(missing_ok=True)
+
+    def move_into_place(self, name: str = "") -> None:
+        """Have OUT appear: the folder of all files, or the file of this name. An old OUT gives way."""
+        new, replaced = self.path / "files" / name, self.path / "replaced"
+        if name or not self._output.is_dir():  # one rename, which replaces an old file
+            new.replace(self._output)
+        else:
+            with hold_signals():
+                self._output.rename(replaced)
+                try:
+                    new.rename(self._output)
+                except OSError:
+                    replaced.rename(self._output)
+                    raise
+        sync_folder(self._output.parent)
+
+    def remove(self) -> None:
+        """Remove the folder, the lock last, and close it. What the system does not remove stays."""
+        lock = self.path / "lock"
+        with hold_signals(), suppress(OSError):
+            self.open_files.close()
+            if self._lock is None or not os.path.samestat(os.fstat(self._lock), os.lstat(lock)):
+                return  # the folder is another run's by now
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry != lock:
+                    entry.unlink()
+            if os.listdir(self.path) == [lock.name]:
+                lock.unlink()
+                self.close()  # NFS keeps the name of a file that is open
+                self.path.rmdir()
+
+    def close(self) -> None:
+        """Close all files, and give the lock back."""
+        self.open_files.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _take_lock(output: Path) -> int:
+    """Lock OUT's workplace, which exists.
 
     Returns:
         The descriptor that holds the lock until it is closed.
@@ -66,12 +203,14 @@ def take_lock(output: Path) -> int:
         OutputError: Another run holds the lock.
     """
     path = partial_path(output) / "lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    lock = -1
     try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock).st_ino != path.stat().st_ino:
             raise BlockingIOError  # the run that held it has just finished and removed it
     except (BlockingIOError, FileNotFoundError):
-        os.close(lock)
+        if lock >= 0:
+            os.close(lock)
         raise OutputError("another run is writing this output", path=output) from None
     return lock

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import queue
-import shutil
 import threading
 import time
 import zlib
@@ -26,11 +25,11 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, MismatchError, MonosoupError, NonfiniteError, OutputError
 from monosoup_cli.formats.files import read_into
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all, write_file
+from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all
 from monosoup_cli.outputs.hashes import has_hashes, with_true_hashes
 from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read_journal
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
-from monosoup_cli.outputs.workplace import partial_path, refuse_unfinished, take_lock
+from monosoup_cli.outputs.workplace import Workplace, refuse_unfinished, unfinished_run
 
 __all__ = ["PartialOutput"]
 
@@ -62,7 +61,7 @@ class PartialOutput:
         overwrite: Replace an existing OUT, and drop the work of an interrupted run.
 
     Attributes:
-        workplace: The folder in which it is made.
+        workplace: Where it is made.
         finished: The records of each finished tensor, one for each folder.
         notes: What `note` has journalled, in this run and in the one that it resumes.
         bytes_written: How many bytes of tensors this run has written.
@@ -88,16 +87,15 @@ class PartialOutput:
         self._counting = threading.Lock()
         self._identity = json.loads(json.dumps(identity))
         self._resume, self._overwrite = resume, overwrite
-        self.workplace = partial_path(output)
-        self._files = self.workplace / "files"
+        self.workplace = Workplace(output)
+        self._files = self.workplace.open_files
         self._places = layout.places()
         self._parts = parts or {}
         self._whole_of = {part: name for name, parts in self._parts.items() for part in parts}
-        self._descriptors: dict[str, int] = {}
         self._checksums: dict[tuple[str, str], tuple[int, int]] = {}
         self._done: queue.SimpleQueue[Mapping[str, list[dict[str, Any]]] | None] = queue.SimpleQueue()
         self._is_ending = threading.Event()
-        self._open_files = ExitStack()
+        self._open_journal = ExitStack()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
         self._news = threading.Condition()
@@ -108,16 +106,11 @@ class PartialOutput:
 
     def __enter__(self) -> PartialOutput:
         with self._system_errors():
-            is_new = not self.workplace.exists()
-            self.workplace.mkdir(exist_ok=True)
-            self._lock = take_lock(self._output)
+            self.workplace.take()
             try:
                 self._open()
             except BaseException:
-                self._close_files()
-                if is_new:  # before the lock goes: afterwards the folder may be another run's
-                    shutil.rmtree(self.workplace, ignore_errors=True)
-                self._close()
+                self._close(keeps_work=not self.workplace.is_new)
                 raise
         self._committer.start()
         self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
@@ -125,42 +118,23 @@ class PartialOutput:
         return self
 
     def _open(self) -> None:
-        self._restore_replaced()
-        journal = self.workplace / "journal"
-        lines = read_journal(journal, self._identity) if self._resume and self._files.is_dir() else []
+        journal = self.workplace.path / "journal"
+        is_resumed = self._resume and unfinished_run(self._output)
+        lines = read_journal(journal, self._identity) if is_resumed else []
         if not lines:
             refuse_unfinished(self._output, resume=self._resume, overwrite=self._overwrite)
-            shutil.rmtree(self._files, ignore_errors=True)
-            journal.unlink(missing_ok=True)
-        self._files.mkdir(exist_ok=True)
+            self.workplace.clear()
         for inner, file in product(self._folders, self._layout.files):
-            (self._files / inner / file.name).parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self._files / inner / file.name, flags, 0o666)
-            self._open_files.callback(os.close, descriptor)
-            self._descriptors[_inside(inner, file.name)] = descriptor
-            os.ftruncate(descriptor, file.nbytes)
-            if hasattr(os, "posix_fallocate") and file.nbytes:
-                os.posix_fallocate(descriptor, 0, file.nbytes)  # ENOSPC now rather than midway
+            descriptor = self._files.open(_place_of(inner, file.name), file.nbytes)
             write_all(descriptor, memoryview(file.header.raw), 0)
         self._journal = Journal(journal)
-        self._open_files.callback(self._journal.close)
+        self._open_journal.callback(self._journal.close)
+        self._files.add("journal")
         for line in lines[1:]:
             self._accept(line)
         self._journal.start(lines, self._identity)
-        for folder in (self._files, self.workplace, self.workplace.parent):
-            sync_folder(folder)
-
-    def _restore_replaced(self) -> None:
-        """Put back the old OUT that a crash left moved aside, or drop it if the new one is there."""
-        replaced = self.workplace / "replaced"
-        if not replaced.exists():
-            return
-        if os.path.lexists(self._output):
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(self._output)
-            self._overwrite = True  # the run that moved it aside was allowed to
+        self._files.sync_folders()
+        sync_folder(self._output.parent)
 
     def _accept(self, line: bytes) -> None:
         """Count a journalled tensor as finished if its bytes on the disk still match its checksum."""
@@ -182,7 +156,7 @@ class PartialOutput:
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start + offset
         with self._system_errors():
-            write_all(self._descriptors[_inside(folder, file.name)], data, start)
+            write_all(self._files[_place_of(folder, file.name)], data, start)
         end, checksum = self._checksums.pop((folder, tensor), (0, 0)) if offset else (0, 0)
         if end == offset:  # written in order from the start; in any other order, `commit` reads it again
             self._checksums[folder, tensor] = (end + len(data), zlib.crc32(data, checksum))
@@ -204,9 +178,8 @@ class PartialOutput:
                 stop += 1
             with self._system_errors():
                 start = len(file.header.raw) + place.start
-                write_all(
-                    self._descriptors[_inside(folder, file.name)], data[first * size : stop * size], start
-                )
+                part = data[first * size : stop * size]
+                write_all(self._files[_place_of(folder, file.name)], part, start)
             first = stop
         for number, tensor in enumerate(tensors):
             checksum = zlib.crc32(data[number * size : (number + 1) * size])
@@ -225,7 +198,7 @@ class PartialOutput:
         with self._system_errors():
             for offset in range(start, stop, CHUNK_BYTES):
                 chunk = buffer[: min(CHUNK_BYTES, stop - offset)]
-                read_into(self._descriptors[_inside(folder, file.name)], chunk, len(file.header.raw) + offset)
+                read_into(self._files[_place_of(folder, file.name)], chunk, len(file.header.raw) + offset)
                 yield chunk
 
     def _checksum(self, folder: str, tensor: str) -> int:
@@ -260,6 +233,7 @@ class PartialOutput:
     def note(self, name: str, content: Any) -> None:
         """Journal something that need not be done again; a resumed run finds it in `notes`."""
         with self._system_errors():
+            self._files.prove(["files", "journal"])
             self._journal.append(note_line(name, content))
         self.notes[name] = content
 
@@ -288,10 +262,12 @@ class PartialOutput:
             lines = [
                 finished_line(name, self._checksums_of(name), of_one) for name, of_one in records.items()
             ]
-            for name in {self._places[part][0].name for tensor in records for part in self._parts_of(tensor)}:
-                for folder in self._folders:
-                    sync_data(self._descriptors[_inside(folder, name)])
+            names = {self._places[part][0].name for tensor in records for part in self._parts_of(tensor)}
+            places = [_place_of(folder, name) for folder in self._folders for name in names]
+            for place in places:
+                sync_data(self._files[place])
             if lines:
+                self._files.prove([*places, "journal"])
                 self._journal.append(b"".join(lines))
 
     def _end_journal(self) -> None:
@@ -312,8 +288,8 @@ class PartialOutput:
         if self._failure is not None:
             raise self._failure
         with self._system_errors():
-            for descriptor in self._descriptors.values():
-                os.fsync(descriptor)
+            for inner, file in product(self._folders, self._layout.files):
+                os.fsync(self._files[_place_of(inner, file.name)])
         digests = [future.result() for future in self._digests]
         return {
             folder: [
@@ -359,7 +335,7 @@ class PartialOutput:
             sha256,
             lambda start, stop: b"".join(map(bytes, self._read(folder, file, start, stop))),
         )
-        descriptor = self._descriptors[_inside(folder, file.name)]
+        descriptor = self._files[_place_of(folder, file.name)]
         with self._system_errors():
             write_all(descriptor, memoryview(header.raw), 0)
             os.fsync(descriptor)
@@ -378,33 +354,27 @@ class PartialOutput:
             outside: Files elsewhere that belong to OUT (the report). They appear just before OUT does.
         """
         with self._system_errors():
+            self._files.prove()
             for name, content in side_files.items():
-                target = self._files / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_file(target, content)
+                self._files.write(f"files/{name}", content)
             for folder in self._folders:
                 if self._layout.index is not None:
-                    write_file(self._files / folder / self._layout.index[0], self._layout.index[1])
-            for number, (target, content) in enumerate(outside.items()):
-                draft = self.workplace / f"outside-{number}"
-                write_file(draft, content)
-                move_file(draft, target)
-            for folder, _, _ in os.walk(self._files, topdown=False):
-                sync_folder(Path(folder))
+                    self._files.write(_place_of(folder, self._layout.index[0]), self._layout.index[1])
+            drafts = {f"outside-{number}": target for number, target in enumerate(outside)}
+            for draft, target in drafts.items():
+                self._files.write(draft, outside[target])
+            self._files.sync_folders()
             if not self._overwrite and os.path.lexists(self._output):
                 raise OutputError(
                     "something else was created here during the run",
                     path=self._output,
                     hint="move it away, then continue with --resume",
                 )
-            if self._layout.is_single_file:
-                (self._files / self._layout.files[0].name).replace(self._output)
-            else:
-                if self._output.exists():
-                    self._output.rename(self.workplace / "replaced")
-                self._files.rename(self._output)
-            sync_folder(self._output.parent)
-            shutil.rmtree(self.workplace, ignore_errors=True)
+            self._files.prove()
+            for draft, target in drafts.items():
+                move_file(self.workplace.path / draft, target)
+            self.workplace.move_into_place(self._layout.files[0].name if self._layout.is_single_file else "")
+        self._close(keeps_work=False)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._committer.is_alive():
@@ -413,31 +383,34 @@ class PartialOutput:
             self._is_left = True
             self._news.notify_all()
         self._digesting.shutdown(cancel_futures=True)
+        keeps_work = True
         if kind is not None and issubclass(kind, MonosoupError):
             are_inputs_at_fault = issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
-            if are_inputs_at_fault or not (self.finished or self.notes):  # nothing to resume
-                shutil.rmtree(self.workplace, ignore_errors=True)
-        self._close()
+            keeps_work = not are_inputs_at_fault and bool(self.finished or self.notes)
+        self._close(keeps_work=keeps_work)
 
-    def _close(self) -> None:
-        self._close_files()
-        os.close(self._lock)
-
-    def _close_files(self) -> None:
-        self._open_files.close()
-        self._descriptors.clear()
+    def _close(self, *, keeps_work: bool) -> None:
+        self._open_journal.close()
+        if not keeps_work:
+            self.workplace.remove()
+        self.workplace.close()
 
     @contextmanager
     def _system_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            with suppress(OSError):
+                self._files.prove()  # if a file is gone, that is what to say
             raise OutputError(
                 f"cannot write: {error.strerror or error}",
                 path=self._output,
-                hint="finished tensors are kept; rerun with --resume" if self._descriptors else None,
+                hint="finished tensors are kept; rerun with --resume"
+                if self.finished or self.notes
+                else None,
             ) from error
 
 
-def _inside(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+def _place_of(folder: str, name: str) -> str:
+    """A file's path in the workplace."""
+    return f"files/{folder}/{name}" if folder else f"files/{name}"

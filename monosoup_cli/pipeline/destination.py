@@ -96,15 +96,15 @@ class Destination:
             if options.push is not None and (self.path / REPORT_NAME).is_file():
                 error.hint = f"to send what is there: `{self.upload_command}`"
             raise
+        if is_in_use(self.path):
+            raise OutputError("another run is writing this output", path=self.path)
+        refuse_unfinished(self.path, resume=options.resume, overwrite=options.overwrite)
         report = self.report_path
         if report is not None and report.parent != self.path:
             if report.resolve().is_relative_to(self.path.resolve()):
                 raise OutputError("the report would be in a folder of the output", path=report)
             may_replace = options.overwrite or options.resume
             check_report_path(report, self.path, sources, overwrite=may_replace)
-        if is_in_use(self.path):
-            raise OutputError("another run is writing this output", path=self.path)
-        refuse_unfinished(self.path, resume=options.resume, overwrite=options.overwrite)
 
     def check_report_name(self, taken: Collection[str]) -> None:
         """Raise OutputError where a file of the output has the report's name."""

@@ -887,7 +887,7 @@ def interrupted(pair, run, tmp_path, monkeypatch):
     """The pair, and an edit of it that stopped just before its end."""
 
     def stop(self: PartialOutput, *_: object) -> None:
-        raise OutputError("the disk is full", path=self.workplace)
+        raise OutputError("the disk is full", path=self.workplace.path)
 
     with monkeypatch.context() as patch:
         patch.setattr(PartialOutput, "publish", stop)

@@ -146,6 +146,31 @@ def a_report_that_exists(at: Trial) -> None:
     at.loads(*at.edit, "--report", at.tmp / "another.json")
 
 
+@follows("outputs/output_path.py", "pass --overwrite as well")
+def work_that_was_to_replace_the_output(at: Trial) -> None:
+    at.works(*at.edit)
+    command = folders(at, 2 * LIMIT)
+    with full_disk():
+        assert at.run(*command, "--overwrite").code == 1
+    at.refused(*command, "--resume")
+    at.loads(*command, "--resume", *at.options())
+
+
+@follows("outputs/open_files.py", "vanished during the run")
+@follows("outputs/open_files.py", "was exchanged or cut during the run")
+def work_that_is_lost(at: Trial) -> None:
+    """The score command loses it once."""
+    is_exchanged, lost = "exchanged" in at.site.problem, at.tmp / "lost"
+    partial = f"{at.out}.partial"
+    script = f"import os, shutil; os.path.exists({str(lost)!r}) or shutil.move({partial!r}, {str(lost)!r})"
+    if is_exchanged:
+        script += f"; os.path.exists({partial!r}) or shutil.copytree({str(lost)!r}, {partial!r})"
+    scored = shlex.join([sys.executable, "-c", f"{script}; print(1)", "{}"])
+    command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
+    at.refused(*command)
+    at.loads(*command, *at.options())
+
+
 @follows("outputs/output_path.py", "the output's folder does not exist")
 def a_missing_folder(at: Trial) -> None:
     output = at.tmp / "runs" / "first" / "out"

@@ -552,55 +552,6 @@ def test_what_was_put_in_the_way_meanwhile_is_not_replaced(pair, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
 
 
-def crash_while_replacing(pair, out, monkeypatch, *, between_renames):
-    """Leave OUT.partial as a crash does between the two renames of --overwrite, or after them."""
-    from monosoup_cli.outputs import writer
-
-    rename, rmtree = Path.rename, writer.shutil.rmtree
-
-    def dying_rename(path, target):
-        if between_renames and path.name == "files":
-            raise Enough
-        return rename(path, target)
-
-    def dying_rmtree(path, **options):
-        if path == out.with_name("out.partial"):
-            raise Enough
-        rmtree(path, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", dying_rename)
-        patch.setattr(writer.shutil, "rmtree", dying_rmtree)
-        with pytest.raises(Enough):
-            monosoup_cli.edit(*pair, out, overwrite=True, weighting="low")
-
-
-@pytest.mark.parametrize("between_renames", [True, False])
-def test_a_crash_while_replacing_loses_neither_output(pair, tmp_path, monkeypatch, between_renames):
-    out = whole(pair, tmp_path).rename(tmp_path / "out")
-    before = (out / "model.safetensors").read_bytes()
-    crash_while_replacing(pair, out, monkeypatch, between_renames=between_renames)
-    assert (tmp_path / "out.partial" / "replaced" / "model.safetensors").read_bytes() == before
-    assert out.exists() != between_renames
-    options = {"resume": True} if between_renames else {"overwrite": True}
-    monosoup_cli.edit(*pair, out, weighting="low", **options)
-    after = (out / "model.safetensors").read_bytes()
-    assert after != before
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_a_refused_run_gives_the_replaced_output_back(pair, tmp_path, monkeypatch):
-    out = whole(pair, tmp_path).rename(tmp_path / "out")
-    before = (out / "model.safetensors").read_bytes()
-    crash_while_replacing(pair, out, monkeypatch, between_renames=True)
-    weights = load_file(pair[1])
-    weights["norm.weight"][0] = float("nan")
-    save_file(weights, tmp_path / "damaged.safetensors")
-    with pytest.raises(NonfiniteError):
-        monosoup_cli.edit(pair[0], tmp_path / "damaged.safetensors", out, overwrite=True)
-    assert (out / "model.safetensors").read_bytes() == before
-
-
 def test_resuming_does_not_change_what_happens_to_nan(interrupted):
     run, _ = interrupted
     with pytest.raises(MonosoupError, match="on_nonfinite"):
