@@ -402,14 +402,18 @@ LAYERS = 400
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(tmp_path):
+@pytest.mark.parametrize("kinds", [("blocks", "channels", "tensors"), ("casts",)], ids="-".join)
+def test_killed_and_resumed(tmp_path, kinds):
     generator = torch.Generator().manual_seed(0)
+    settings = ENCODINGS[kinds[0]].settings
     for folder in (tmp_path / "base", tmp_path / "ft"):
-        weights = {f"layers.{n}.w_proj": torch.randn(32, 32, generator=generator) for n in range(LAYERS)}
+        weights = {
+            f"layers.{n}.w_proj.weight": torch.randn(32, 32, generator=generator) for n in range(LAYERS)
+        }
         tensors = {}
-        for name, each in weights.items():
-            tensors |= ENCODINGS["blocks"].encode(name, each)
-        write(folder, tensors, {"quantization_config": ENCODINGS["blocks"].settings}, shards=2)
+        for number, (name, each) in enumerate(weights.items()):
+            tensors |= ENCODINGS[kinds[number % len(kinds)]].encode(name, each)
+        write(folder, tensors, {"quantization_config": settings} if settings else {}, shards=2)
     out = tmp_path / "out"
     words = ["edit", *(str(tmp_path / name) for name in ("base", "ft")), "-o", str(out), "--device", "cpu"]
     journal = tmp_path / "out.partial" / "journal"
