@@ -65,7 +65,10 @@ OUTPUTS = tuple(
 )
 """What libraries call the projection that follows."""
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num")
+KV_HEADS = (
+    *("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_n_heads", "num_query_groups"),
+    "multi_query_group_num",
+)
 HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_size")
 HEAD_SIZES = (64, 128, 80, 96, 256, 32, 112, 160, 192)
 """Sizes of heads that are tried where the configuration does not tell, or tells something else."""

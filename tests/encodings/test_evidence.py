@@ -59,6 +59,10 @@ def test_no_pair_of_quantised_checkpoints_is_merged(run, tmp_path, name, form):
         refused(run, "edit", coded[0], plain[1], *out),
         refused(run, "edit", plain[0], coded[1], *out),
         refused(run, "soup", plain[0], plain[1], coded[1], *out),
+        refused(run, "stock", plain[0], *coded, *out),
+        refused(run, "sfgs", plain[0], *coded, "--threshold", "0.1", *out),
+        refused(run, "wise", *coded, "--alpha", "0.5", *out),
+        refused(run, "lines", *coded, "--alpha", "0.5", "--beta", "0.5", *out),
     ]
     of_config = next(iter(quantiser.config.values())).get("quant_method")
     by = of_config or ("MLX" if "quantization" in quantiser.config else None) if form == "folder" else None
