@@ -23,9 +23,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CALLS = (
-    "open mkdir write pwrite ftruncate posix_fallocate fsync fdatasync rename replace unlink rmdir".split()
-)
+CALLS = [
+    "open",
+    "mkdir",
+    "write",
+    "pwrite",
+    "ftruncate",
+    "posix_fallocate",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+]
 """The calls of `os` that change files or make a change last; of `open` those that may create a file."""
 
 
