@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, without_tokens
 from monosoup_cli.report.records import SCHEMA_VERSION
-from monosoup_cli.report.shape import is_report
+from monosoup_cli.report.shape import fault_of
 
 __all__ = ["OF_SEVERAL", "REPORT_NAME", "as_text", "check_target", "read_report", "replace_file"]
 
@@ -69,9 +69,10 @@ def read_report(path: Path) -> dict[str, Any]:
             expected=SCHEMA_VERSION,
             found=crop(str(report["schema_version"]), 60),
         )
-    if not is_report(report):
+    fault = fault_of(report)
+    if fault is not None:
         hint = "give a monosoup_report.json, or an X.report.json"
-        raise ReportError("is not a monosoup report", path=path, hint=hint)
+        raise ReportError(f"is not a monosoup report: {fault}", path=path, hint=hint)
     return dict(report)
 
 

@@ -33,7 +33,7 @@ def rows_of(report: Mapping[str, Any]) -> list[Row]:
         position = place.position
         stack, block = (None, None) if position is None else (position.stack, position.block)
         if layer.get("block") is not None:  # LiNeS has its own stacks and blocks
-            stack, block = layer["stack"], layer["block"]
+            stack, block = layer.get("stack"), layer["block"]
         slices = layer.get("slices", [])
         whole = {name: value for name, value in layer.items() if name != "slices"}
         facts = {name: value for name, value in whole.items() if name in FACTS}

@@ -5,12 +5,13 @@ docs/report.schema.json describes the whole report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from monosoup_cli.errors import crop
 from monosoup_cli.report.measures import LABELS
 
-__all__ = ["is_report"]
+__all__ = ["fault_of"]
 
 
 class Values:
@@ -20,8 +21,18 @@ class Values:
         self.shape = shape
 
 
-NUMBER = (int, float)
-NUMBER_OR_NONE = (int, float, type(None))
+KINDS = {
+    type(None): "null",
+    dict: "object",
+    list: "list",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "truth value",
+}
+"""What JSON's types are called."""
+NUMBER = (float, int)
+NUMBER_OR_NONE = (float, int, type(None))
 SUMMARY = {
     "tensors": int,
     "edited": int,
@@ -38,15 +49,15 @@ CHECKPOINT = {
     "side_files?": [str],
     "left_out?": [{"name": str, "why": str}],
 }
-MEASURES = {
+OPTIONAL_MEASURES = {
     **{f"{name}?": NUMBER_OR_NONE for name in LABELS},
     "spectrum?": ([NUMBER], type(None)),
     "singular_values?": ([NUMBER], type(None)),
     "rounding_sigma?": NUMBER_OR_NONE,
     "rounding_share?": NUMBER_OR_NONE,
     "gap_above_rounding?": NUMBER_OR_NONE,
-    "reason": (str, type(None)),
 }
+MEASURES = {**OPTIONAL_MEASURES, "reason": (str, type(None))}
 SPECTRAL = (
     "rank",
     "effective_rank",
@@ -62,6 +73,7 @@ SPECTRAL = (
 )
 """Measures that a layer has all together or not at all."""
 LAYER = {
+    **OPTIONAL_MEASURES,
     "name": str,
     "shape": [int],
     "dtype": str,
@@ -73,6 +85,8 @@ LAYER = {
 SPREAD = ({"mean": NUMBER, "min": NUMBER, "max": NUMBER}, type(None))
 MAX_DEPTH = 20
 """How deep values may be nested."""
+OF_SFGS = ("candidates", "layers", "similarity", "decisions", "thresholds")
+"""What a selection without trials has."""
 THRESHOLD = {"highest": NUMBER_OR_NONE, "members": [str]}
 SLICE = {**MEASURES, "index": int}
 REPORT = {
@@ -111,23 +125,51 @@ REPORT = {
 """Shapes by name. A name with ? may be missing; a tuple lists alternatives."""
 
 
-def is_report(report: Any) -> bool:
-    """Whether a JSON value has all the fields that are used, with the right types."""
-    if not _fits(report, REPORT) or not _is_shallow(report, MAX_DEPTH):
-        return False
-    for choice in (report.get("similarity"), report.get("selection")):
-        if choice is not None and not _is_consistent(choice):
-            return False
+def fault_of(report: Any) -> str | None:
+    """What a JSON value lacks to be a report, with the name of the field; None for a report."""
+    if not isinstance(report, dict):
+        return "no object"
+    fault = _misfit(report, REPORT, "")
+    if fault is not None or not _is_shallow(report, MAX_DEPTH):
+        return fault or "values are nested too deep"
+    for name in ("similarity", "selection"):
+        if name in report and not _is_consistent(report[name]):
+            return f"{name} contradicts itself"
+    selection = report.get("selection")
+    if selection is not None and "trials" not in selection:
+        lacking = next((name for name in OF_SFGS if name not in selection), None)
+        if lacking is not None:
+            return f"selection.{lacking} is missing"
     if "outputs" in report:
-        return bool(report["outputs"]) and all(_has_means(output["summary"]) for output in report["outputs"])
-    if not {"summary", "layers"} <= report.keys():
-        return False
-    return _has_means(report["summary"]) and all(
-        _fits(part, SLICE if "slices" in layer else MEASURES)
-        and (part.get("k") is None or all(part.get(name) is not None for name in SPECTRAL))
-        for layer in report["layers"]
-        for part in layer.get("slices", [layer])
-    )
+        summaries = {f"outputs[{n}].summary": output["summary"] for n, output in enumerate(report["outputs"])}
+        if not summaries:
+            return "outputs is empty"
+    else:
+        missing = next((name for name in ("summary", "layers") if name not in report), None)
+        if missing is not None:
+            return f"{missing} is missing"
+        summaries = {"summary": report["summary"]}
+    bad = next((where for where, summary in summaries.items() if not _has_means(summary)), None)
+    if bad is not None:
+        return f"{bad} contradicts itself: its means and ranges are of other measures"
+    faults = (_fault_of_layer(number, layer) for number, layer in enumerate(report.get("layers", ())))
+    return next(filter(None, faults), None)
+
+
+def _fault_of_layer(number: int, layer: Mapping[str, Any]) -> str | None:
+    """What the measures of a layer, or of its slices, lack."""
+    where = f"layers[{number}]"
+    if "slices" in layer and not isinstance(layer["slices"], list):
+        return f"{where}.slices is no list"
+    for index, part in enumerate(layer.get("slices", [layer])):
+        inner, shape = (f"{where}.slices[{index}]", SLICE) if "slices" in layer else (where, MEASURES)
+        fault = _misfit(part, shape, inner)
+        if fault is None and part.get("k") is not None:
+            lacking = next((name for name in SPECTRAL if part.get(name) is None), None)
+            fault = lacking and f"{inner}.{lacking} is missing"
+        if fault is not None:
+            return fault
+    return None
 
 
 def _has_means(summary: Mapping[str, Any]) -> bool:
@@ -139,34 +181,49 @@ def _has_means(summary: Mapping[str, Any]) -> bool:
 
 
 def _is_consistent(choice: Mapping[str, Any]) -> bool:
-    """Whether all members are candidates, and the matrix has a row and a column per candidate."""
+    """Whether all members are candidates, the matrix has a row and a column for each, and bins have edges."""
     candidates = choice.get("candidates", choice.get("order"))
     chosen = [choice.get("members", ()), *(one["members"] for one in choice.get("thresholds", ()))]
     named = [name for names in chosen for name in names]
     named += [trial["candidate"] for name in ("decisions", "trials") for trial in choice.get(name, ())]
     matrix = choice.get("similarity")
     relative = choice.get("relative_updates", candidates)
+    histogram = choice.get("histogram", {"counts": [1], "edges": [0, 1]})
     is_square = matrix is None or {len(relative), len(matrix), *map(len, matrix)} == {len(candidates)}
-    return bool(candidates) and set(named) <= set(candidates) and is_square
+    has_bins = len(histogram["edges"]) == len(histogram["counts"]) + 1
+    return bool(candidates) and set(named) <= set(candidates) and is_square and has_bins
 
 
-def _fits(value: Any, shape: Any) -> bool:
-    if isinstance(shape, Mapping):
-        return isinstance(value, dict) and all(
-            _fits(value[name.rstrip("?")], inner) if name.rstrip("?") in value else name.endswith("?")
-            for name, inner in shape.items()
-        )
-    if isinstance(shape, Values):
-        return isinstance(value, dict) and all(_fits(inner, shape.shape) for inner in value.values())
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
+def _misfit(value: Any, shape: Any, where: str) -> str | None:
+    """The first field in a value that is missing or has another type; None where it has the shape."""
     if isinstance(shape, tuple):
-        return any(_fits(value, option) for option in shape)
-    return isinstance(value, shape)
+        faults = [_misfit(value, option, where) for option in shape]
+        return None if None in faults else faults[0]
+    kinds = ((Mapping, dict), (Values, dict), (list, list))
+    expected: Any = next((kind for outer, kind in kinds if isinstance(shape, outer)), shape)
+    # JSON's true is no number, although Python's is
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        return f"{where} is no {KINDS[expected]}"
+    inside: Iterable[tuple[str, Any, Any]] = ()
+    if isinstance(shape, Mapping):
+        missing = next((name for name in shape if not name.endswith("?") and name not in value), None)
+        if missing is not None:
+            return f"{_field(where, missing)} is missing"
+        names = {name.rstrip("?"): inner for name, inner in shape.items()}
+        inside = ((_field(where, n), value[n], inner) for n, inner in names.items() if n in value)
+    elif isinstance(shape, Values):
+        inside = ((_field(where, name), inner, shape.shape) for name, inner in value.items())
+    elif isinstance(shape, list):
+        inside = ((f"{where}[{number}]", inner, shape[0]) for number, inner in enumerate(value))
+    return next(filter(None, (_misfit(inner, kind, name) for name, inner, kind in inside)), None)
+
+
+def _field(where: str, name: str) -> str:
+    return f"{where}.{crop(name, 60)}" if where else crop(name, 60)
 
 
 def _is_shallow(value: Any, depth: int) -> bool:
     if not isinstance(value, (dict, list)):
         return True
-    inside = value.values() if isinstance(value, dict) else value
+    inside: Iterable[Any] = value.values() if isinstance(value, dict) else value
     return depth > 0 and all(_is_shallow(item, depth - 1) for item in inside)

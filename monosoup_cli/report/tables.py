@@ -292,7 +292,7 @@ def _histogram(histogram: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each bin from the first to the last that is not empty."""
     counts, edges = histogram["counts"], histogram["edges"]
     filled = [number for number, count in enumerate(counts) if count]
-    for number in range(filled[0], filled[-1] + 1):
+    for number in range(filled[0], filled[-1] + 1) if filled else ():
         bar = "█" * math.ceil(BAR_WIDTH * counts[number] / max(counts))
         yield f"{edges[number]:5.2f} to {edges[number + 1]:5.2f}  {counts[number]:6,}  {bar}".rstrip()
 

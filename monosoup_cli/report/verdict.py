@@ -129,7 +129,8 @@ def _kind_of(row: Row, *, is_lora: bool, is_default: bool, has_base: bool) -> st
 
 def _is_as_large(row: Row) -> bool:
     """Whether the update is as large as the weights, as any update of a base of zeros is."""
-    return row["relative_update"] is None or row["relative_update"] >= AS_LARGE
+    relative = row.get("relative_update")
+    return relative is None or relative >= AS_LARGE
 
 
 def _is_low(row: Row) -> bool:
@@ -144,7 +145,7 @@ Story = tuple[dict[str, Any], str]
 
 
 def _wrong_base(rows: Sequence[Row], of: int) -> Story:
-    ratios = [row["relative_update"] for row in rows if row["relative_update"] is not None]
+    ratios = [row["relative_update"] for row in rows if row.get("relative_update") is not None]
     range_ = [min(ratios), max(ratios)] if ratios else None
     size = f"‖Δ‖/‖W0‖ {_between(*range_)}" if range_ else "the base is zero"
     sentence = f"{_in(rows, of)} the update is as large as the weights ({size}): "
@@ -231,10 +232,9 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     weighted = [(row, (row["update_norm"] / largest) ** 2) for row in edited]
     total = math.fsum(share for _, share in weighted)
     mean = math.fsum(row["equivalent_alpha"] * share for row, share in weighted) / total
-    squares = (
-        share * (row["anisotropy"] ** 2 + (row["equivalent_alpha"] - mean) ** 2) for row, share in weighted
-    )
-    alpha, distance = wise * mean, wise * math.sqrt(math.fsum(squares) / total)
+    away = ((math.hypot(row["anisotropy"], row["equivalent_alpha"] - mean), share) for row, share in weighted)
+    squares = math.fsum(share * far * far for far, share in away)  # ** raises where * is infinite
+    alpha, distance = wise * mean, wise * math.sqrt(squares / total)
     moved = math.hypot(1.0 - alpha, distance)
     nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
     nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (α = {alpha:.3g})"

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -156,6 +157,56 @@ def test_slices_are_looked_at_too(run, report, tmp_path, change):
     stack["slices"][1].update(change)
     (tmp_path / "x.json").write_text(json.dumps(report))
     refused(run, tmp_path / "x.json", "is not a monosoup report")
+
+
+def fields(value, place=()):
+    """Every place in a report, of the first items of lists alone."""
+    inside = (
+        value.items() if isinstance(value, dict) else enumerate(value[:1] if isinstance(value, list) else ())
+    )
+    for name, inner in inside:
+        yield (*place, name)
+        yield from fields(inner, (*place, name))
+
+
+@pytest.mark.parametrize("command", ["edit", "sfgs", "wise"])
+def test_a_report_without_a_field_is_shown_or_the_field_is_named(run, written, tmp_path, command):
+    text, path = written[command].read_text(), tmp_path / "x.json"
+    refused_fields = []
+    for *parents, last in fields(json.loads(text)):
+        report = inner = json.loads(text)
+        for name in parents:
+            inner = inner[name]
+        del inner[last]
+        path.write_text(json.dumps(report))
+        result = run("report", path)
+        if result.code:
+            assert (result.code, result.out) == (1, ""), (parents, last)
+            words = re.search(
+                r"x\.json: is not a monosoup report: (\S+) (is missing|contradicts)", result.err
+            )
+            assert words, (parents, last, result.err)
+            refused_fields.append(words[1])
+    assert {"command", "layers", "layers[0].name", "summary.means", "timing.seconds"} <= {*refused_fields}
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("layers.0.shape", "layers[0].shape is no list"),
+        ("timing.seconds", "timing.seconds is no number"),
+        ("inputs.0.source", "inputs[0].source is no text"),
+        ("summary.edited", "summary.edited is no integer"),
+    ],
+)
+def test_a_field_of_another_type_is_named(run, report, tmp_path, where, words):
+    inner = report
+    *parents, last = (int(part) if part.isdigit() else part for part in where.split("."))
+    for part in parents:
+        inner = inner[part]
+    inner[last] = True
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    refused(run, tmp_path / "x.json", words)
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400])
