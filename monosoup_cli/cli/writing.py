@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from monosoup_cli.api.command import Command
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.ready import Ready
+    from monosoup_cli.report.preview import Preview
 
 __all__ = ["WRITING", "import_torch", "shell_command"]
 
@@ -187,10 +188,29 @@ def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) 
     if as_json:
         console.data(json.dumps(plan_to_json(plan, notices_of(ready), selection), indent=1) + "\n")
         return
-    console.table(plan_table(plan, is_short=selection is not None), to_stdout=True)
+    if selection is None:
+        _show_tensors(plan, console)
+        console.data("\n")
+    console.table(plan_table(plan), to_stdout=True)
     if selection is not None:
         console.data("\n")
         console.table(selection_table(selection), to_stdout=True)
+
+
+def _show_tensors(plan: Preview, console: Console) -> None:
+    """Print a row for each tensor: folded in a terminal if they are few, and as lines otherwise."""
+    from rich.text import Text
+
+    from monosoup_cli.report.tables import MAX_FOLDED_ROWS, aligned, grid, plan_rows
+
+    rows = [*plan_rows(plan)]
+    if console.width is None or len(rows) > MAX_FOLDED_ROWS:
+        console.data(aligned(rows))
+        return
+    table = grid("", "", "")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.table(table, to_stdout=True)
 
 
 WRITING = {name: shell_command(command) for name, command in COMMANDS.items()}

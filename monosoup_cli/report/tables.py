@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "MAX_FOLDED_ROWS",
+    "aligned",
     "grid",
+    "plan_rows",
     "plan_table",
     "plan_to_json",
     "selection_table",
@@ -42,6 +46,8 @@ NO_NEWS = {"hidden", "old model card or report"}
 """Reasons to leave side files out that hold for nearly every folder."""
 MAX_NAMED = 6
 """How many side files a line names."""
+MAX_FOLDED_ROWS = 2000
+"""How many rows are folded to the width of a terminal, which takes rich half a millisecond a cell."""
 MAX_NUMBERED = 10
 """How many checkpoints' similarities fit into a terminal as numbers."""
 
@@ -89,8 +95,8 @@ def plan_to_json(
     }
 
 
-def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
-    """Return the plan of a dry run as a table: a line per tensor (unless `is_short`), then the totals."""
+def plan_table(plan: Preview) -> RenderableType:
+    """Return the totals of a dry run's plan as a table."""
     reasons = Counter(tensor.reason for tensor in plan.tensors if not tensor.is_edited)
     edited, cost = sum(tensor.is_edited for tensor in plan.tensors), plan.cost
     nbytes = sum(size_of_file for _, size_of_file in plan.files)
@@ -118,7 +124,7 @@ def plan_table(plan: Preview, *, is_short: bool = False) -> RenderableType:
         memory += f"; about {size(cost.device_memory_bytes)} on each card"
     totals.add_row("memory", memory)
     totals.add_row("time", _time(cost))
-    return totals if is_short else Group(_tensors(plan), Text(""), totals)
+    return totals
 
 
 def _parameters(plan: Preview) -> tuple[int, int]:
@@ -138,8 +144,8 @@ def _time(cost: Cost) -> str:
     return f"about {rough(cost.seconds)} {where}; {calibration}{download}"
 
 
-def _tensors(plan: Preview) -> Table:
-    table = grid("", "", "")
+def plan_rows(plan: Preview) -> Iterator[tuple[str, str, str]]:
+    """Yield the name and the dtype of every tensor, and what is planned for it."""
     for tensor in plan.tensors:
         sizes = [str(size) for size in tensor.shape]
         if tensor.shared_rows not in (None, *tensor.shape[:1]):
@@ -153,8 +159,17 @@ def _tensors(plan: Preview) -> Table:
         action = f"{plan.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.measures:
             action += _planned_measures(tensor.measures, plan.details.get("stacks", []))
-        table.add_row(Text(printable(tensor.name)), tensor.dtype, Text(action))
-    return table
+        yield printable(tensor.name), tensor.dtype, action
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns, as `grid` has them, a line each."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
 def _planned_measures(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:

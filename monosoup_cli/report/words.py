@@ -19,6 +19,8 @@ def printable(text: object, limit: int = MAX_CROPPED) -> str:
     a text of more than `limit` characters is cut out.
     """
     unescaped = crop(without_tokens(str(text)), 2 * limit)
+    if unescaped.isprintable():
+        return crop(unescaped, limit)
     return crop("".join(_escape(char) if _is_unsafe(char) else char for char in unescaped), limit)
 
 

@@ -22,10 +22,12 @@ from rich.cells import cell_len
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.cli.console import Console
 from monosoup_cli.errors import OutputError
 from monosoup_cli.report.comparison import compare_reports
 from monosoup_cli.report.layers import as_csv
 from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.tables import MAX_FOLDED_ROWS, aligned, grid
 from tests.cli.test_app import SCHEMA
 from tests.cli.test_names import NAMES, printed
 
@@ -165,6 +167,22 @@ def test_a_narrow_terminal_shows_numbers_in_full(reports, width, expected):
     assert columns(heading) == ["layer", *expected, "spectrum"]
     assert max(map(len, [heading, *table])) <= width
     assert not any("…" in cell for line in table for cell in columns(line)[1:])
+
+
+def test_a_plan_of_many_tensors_is_not_folded(capfd, tmp_path):
+    """What a pipe gets is what rich would print there; a terminal gets the same of a long plan."""
+    rows = [(f"層.{number}", "F32", "keep: " + "x" * (number % 60)) for number in range(MAX_FOLDED_ROWS + 1)]
+    table = grid("", "", "")
+    for row in rows:
+        table.add_row(*row)
+    Console().table(table, to_stdout=True)
+    assert aligned(rows) == capfd.readouterr().out
+    for count in (MAX_FOLDED_ROWS, MAX_FOLDED_ROWS + 1):
+        path = tmp_path / f"{count}.safetensors"
+        save_file({f"{'long' * 15}.{number}": torch.zeros(1) for number in range(count)}, path)
+        words = ["edit", path, path, "-o", tmp_path / "out", "--dry-run", "--partial"]
+        code, shown, error = in_a_terminal(words, 40)
+        assert (code, f"{'long' * 15}.7 " in shown) == (0, count > MAX_FOLDED_ROWS), error
 
 
 def test_wide_characters_take_two_cells(tmp_path):
