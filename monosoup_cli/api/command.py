@@ -114,7 +114,7 @@ def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
 
         report = execute(make_ready(planned, progress), progress)
         if planned.destination.options.push is not None:
-            planned.destination.push(name)
+            planned.destination.push(planned.task.call)
         return report
 
     return publish(order, declared, prepare, run, returns="Planned")

@@ -139,7 +139,7 @@ def _push(planned: Planned, console: Console) -> None:
     nbytes = sum(path.stat().st_size for path in destination.path.rglob("*"))
     console.note(f"uploading {size(nbytes)} to {destination.options.push}")
     try:
-        address = destination.push(planned.task.call.command)
+        address = destination.push(planned.task.call)
     except SystemExit:  # a signal
         console.note(f"note: {destination.path} is complete: `{destination.upload_command}` uploads it")
         raise

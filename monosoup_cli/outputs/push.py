@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ __all__ = ["CardMetadata", "check_push", "push", "screen_metadata", "upload_comm
 REPOSITORY = re.compile(r"[^/]+/[^/]+")
 FREE_TO_REPLACE = {".gitattributes", "README.md"}
 """Files that the Hub's website puts into a new repository."""
+REPORTS = "*monosoup_report.json"
+"""The usual names of reports in an output."""
 
 
 def check_push(repository: str, *, overwrite: bool) -> None:
@@ -120,7 +123,15 @@ def _is_accepted(metadata: Mapping[str, Any]) -> bool:
     return True
 
 
-def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summary: str) -> str:
+def push(
+    folder: Path,
+    repository: str,
+    *,
+    public: bool,
+    overwrite: bool,
+    summary: str,
+    instead: Mapping[str, bytes] | None = None,
+) -> str:
     """Replace a repository's content by a folder, in one commit.
 
     Args:
@@ -129,6 +140,7 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
         public: Whether to make a new repository public. An existing one stays as visible as it is.
         overwrite: Whether files that the repository holds may be replaced.
         summary: The commit's message.
+        instead: What is sent in the place of files in the folder, by name.
 
     Returns:
         The URL of the repository.
@@ -138,11 +150,12 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    later = upload_command(folder, repository, public=public, overwrite=overwrite)
+    changed = instead or {}
+    later = upload_command(folder, repository, public=public, overwrite=overwrite, without=changed)
     hint = f"the folder is complete; upload it with `{later}`"
     with _refusing(repository, hint), quiet_hub():
         api = HfApi(token=get_token())
-        files = {name: folder / name for name in _visible_files(folder)}
+        files = {name: changed.get(name, folder / name) for name in _visible_files(folder)}
         with _repository(api, repository, private=not public):
             head, held = _head(api, repository, overwrite=overwrite)
             stale = held - files.keys() - {".gitattributes"}
@@ -151,7 +164,7 @@ def push(folder: Path, repository: str, *, public: bool, overwrite: bool, summar
                 repository,
                 [
                     *(CommitOperationDelete(name) for name in sorted(stale)),
-                    *(CommitOperationAdd(name, path) for name, path in files.items()),
+                    *(CommitOperationAdd(name, content) for name, content in files.items()),
                 ],
                 commit_message=summary,
                 parent_commit=head,  # fails if someone else has committed since
@@ -182,10 +195,18 @@ def _repository(api: HfApi, name: str, *, private: bool) -> Iterator[None]:
         raise
 
 
-def upload_command(folder: Path, repository: str, *, public: bool, overwrite: bool) -> str:
-    """The shell command that does what `push` does."""
-    words = ["hf", "upload", repository, str(folder)]
-    return shlex.join([*words, *([] if public else ["--private"]), *(["--delete", "*"] if overwrite else [])])
+def upload_command(
+    folder: Path, repository: str, *, public: bool, overwrite: bool, without: Collection[str] = ()
+) -> str:
+    """The shell command that does what `push` does, but leaves reports out, which have local paths.
+
+    Args:
+        without: The names of files to leave out as well.
+    """
+    others = [name for name in without if not fnmatchcase(name, REPORTS)]
+    options = [word for name in (REPORTS, *others) for word in ("--exclude", name)]
+    options += [*([] if public else ["--private"]), *(["--delete", "*"] if overwrite else [])]
+    return shlex.join(["hf", "upload", repository, str(folder), *options])
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from pathlib import Path
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES
 from monosoup_cli.formats.table import WEIGHTS
-from monosoup_cli.options import OutputOptions, RunOptions
+from monosoup_cli.options import Call, OutputOptions, RunOptions
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
 from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
+from monosoup_cli.pipeline.published import published_reports
 from monosoup_cli.report.files import REPORT_NAME
 from monosoup_cli.sources.source import Source
 
@@ -127,21 +128,26 @@ class Destination:
             raise OutputError("cannot push to an input", path=repository)
         check_push(repository, overwrite=self.options.overwrite)
 
-    def push(self, command: str) -> str:
-        """Upload the finished output of a command, and return its address."""
+    def push(self, call: Call) -> str:
+        """Upload the finished output of a command, and return its address. Reports go without local paths."""
         assert self.options.push is not None
         return push(
             self.path,
             self.options.push,
             public=self.options.public,
             overwrite=self.options.overwrite,
-            summary=f"monosoup {command}",
+            summary=f"monosoup {call.command}",
+            instead=published_reports(self.path, self.report_path, call.declared),
         )
 
     @property
     def upload_command(self) -> str:
         """The shell command that uploads the output as `push` does."""
-        options = self.options
+        options, report = self.options, self.report_path
         return upload_command(
-            self.path, str(options.push), public=options.public, overwrite=options.overwrite
+            self.path,
+            str(options.push),
+            public=options.public,
+            overwrite=options.overwrite,
+            without=[report.name] if report is not None and report.parent == self.path else [],
         )

@@ -584,7 +584,11 @@ def test_a_finished_output_is_pushed(hub, edit, tmp_path, public):
     pushed = {name: path.read_bytes() for name, path in hub.files("owner/edited").items()}
     out = tmp_path / "out"
     assert pushed.pop(".gitattributes", None) is not False
-    assert pushed == {path.name: path.read_bytes() for path in out.iterdir()}
+    report = json.loads(pushed.pop("monosoup_report.json"))
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert report["output"]["files"] == json.loads(kept.pop("monosoup_report.json"))["output"]["files"]
+    assert report["output"]["path"] == "out"
+    assert pushed == kept
 
 
 def test_a_pushed_card_has_what_the_hub_accepts_of_the_models_own(hub, made, edit, tmp_path):
@@ -626,9 +630,9 @@ def test_the_way_to_send_a_folder_is_told_only_of_a_result(hub, edit, tmp_path):
     assert "hf upload" not in hub.monosoup(*words, "--overwrite", **run).stderr
     edit("org/base", "org/ft", output="done")
     words[-1] = tmp_path / "done"
-    assert f"`hf upload owner/edited {tmp_path / 'done'} --private`" in hub.monosoup(*words, **run).stderr
-    resumed = hub.monosoup(*words, "--resume", **run).stderr
-    assert f"`hf upload owner/edited {tmp_path / 'done'} --private`" in resumed
+    upload = f"`hf upload owner/edited {tmp_path / 'done'} --exclude '*monosoup_report.json' --private`"
+    assert upload in hub.monosoup(*words, **run).stderr
+    assert upload in hub.monosoup(*words, "--resume", **run).stderr
 
 
 def test_a_failed_push_leaves_the_output(hub, tmp_path):
