@@ -20,7 +20,7 @@ def hold_signals() -> Iterator[None]:
         return
     handlers = {
         number: handler
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
         if callable(handler := signal.getsignal(number))  # others raise nothing, and may not be Python's
     }
     arrived: list[int] = []

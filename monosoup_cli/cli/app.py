@@ -5,28 +5,29 @@ from __future__ import annotations
 import gc
 import io
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from monosoup_cli.cli.compare import compare
-from monosoup_cli.cli.console import Console, restore_terminal
+from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
+from monosoup_cli.cli.process import (
+    Interrupted,
+    end_at_signals,
+    guard_streams,
+    interruptible,
+    refuse_shortage,
+)
 from monosoup_cli.cli.report import report
 from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
 from monosoup_cli.version import __version__
 
 __all__ = ["app", "main"]
-
-RETRY_SECONDS = 0.01
-"""How soon a signal that arrived while torch was imported is looked at again."""
 
 app = typer.Typer(
     name="monosoup",
@@ -55,49 +56,6 @@ def monosoup(
     """Get better checkpoints out of the ones you have: edit the spectra of their updates."""
 
 
-class Interrupted(SystemExit):
-    """SIGINT or SIGTERM arrived; `code` is the exit code that the shell expects, 130 or 143."""
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Raise Interrupted at the first SIGINT or SIGTERM; the second ends the process at once."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        restore_terminal()
-        os._exit(128 + number)
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for known in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(known, end)
-        leave(128 + number, frame)
-
-    def leave(code: int, frame: FrameType | None) -> None:
-        if not _imports_torch(frame):
-            raise Interrupted(code)
-        handler = signal.signal(signal.SIGALRM, lambda _, later: leave(code, later))
-        before.setdefault(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _imports_torch(frame: FrameType | None) -> bool:
-    """Whether a module of torch is being imported: its C++ code then aborts the process where an exception
-    passes through it, and its Python code swallows some."""
-    while frame is not None:
-        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").startswith("torch"):
-            return True
-        frame = frame.f_back
-    return False
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -114,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # λ and × in a terminal that knows only ASCII
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _signals():
+        with interruptible(), refuse_shortage():
             app(None if argv is None else list(argv))
     except MonosoupError as error:
         if os.environ.get("MONOSOUP_DEBUG") == "1":
@@ -134,4 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Run the console script."""
     gc.disable()  # makes imports a quarter faster; `import_torch` enables it again
+    end_at_signals()
+    guard_streams()
     sys.exit(main())

@@ -106,7 +106,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
     try:
         with console.progress([*ready.plan.tensors] * (2 if chooses_dry else 1)) as progress:
             report = execute(ready, progress)
-    except SystemExit:  # a signal
+    except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
         if planned.destination.is_unfinished:
             console.note("note: rerun the command with --resume to continue from here")
         raise

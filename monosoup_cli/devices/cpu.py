@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as TorchDevice
 
-__all__ = ["Cpu"]
+__all__ = ["Cpu", "lacks_host_memory"]
 
 RESIDENT_BYTES = 32 << 20
 """A stored matrix up to this size is read whole and once; a larger one comes again from the cache of the
@@ -109,3 +109,8 @@ class HostChannel:
 
     def storing(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def lacks_host_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the host's memory ran out; it has no type of its own."""
+    return any(words in str(error) for words in ("can't allocate memory", "bad_alloc"))

@@ -127,7 +127,10 @@ def allow_open_files(count: int) -> None:
         return
     if hard not in (resource.RLIM_INFINITY, -1) and needed > hard:
         raise ResourceError(
-            "too many files to open at once", expected=f"at most {hard - SPARE_FILES}", found=count
+            "the system lets this process open too few files",
+            expected=f"at least {needed:,}",
+            found=f"{hard:,}",
+            hint=f"raise the limit: `ulimit -n {needed}`",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

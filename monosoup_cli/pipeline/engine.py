@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol, TypeAlias
 
+from monosoup_cli.devices.cpu import lacks_host_memory
 from monosoup_cli.devices.cuda import first_line, is_fault, lacks_memory
 from monosoup_cli.devices.device import Channel, Device
 from monosoup_cli.errors import ResourceError
@@ -172,7 +173,9 @@ def _one_line(tensor: PlannedTensor, worker: Worker) -> Iterator[None]:
         raise ResourceError(reason, tensor=tensor.name, hint=keeps) from None
     except RuntimeError as error:
         device = worker.channel.device
-        if lacks_memory(error):
+        if lacks_host_memory(error):
+            reason = "ran out of memory on the host"
+        elif lacks_memory(error):
             reason = f"ran out of memory on {device}"
         elif is_fault(error):
             reason, again = f"{device} failed: {first_line(error)}", "rerun with --resume and --device cpu"

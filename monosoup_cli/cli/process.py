@@ -1,0 +1,164 @@
+"""What the system does to a command: signals, bad streams, and no more memory, threads or descriptors."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from monosoup_cli.cli.console import Console, restore_terminal
+from monosoup_cli.errors import MonosoupError, ResourceError
+
+__all__ = ["Interrupted", "end_at_signals", "guard_streams", "interruptible", "refuse_shortage"]
+
+RETRY_SECONDS = 0.01
+"""How soon a signal that arrived while torch was imported is looked at again."""
+
+
+class Interrupted(SystemExit):
+    """A signal arrived; `code` is the exit code that the shell expects: 129, 130 or 143."""
+
+
+def _known() -> list[signal.Signals]:
+    """The signals that end a run. `nohup` has SIGHUP ignored, and so it stays."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if is_ignored else [signal.SIGHUP])]
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the process at once."""
+    restore_terminal()
+    os._exit(128 + number)
+
+
+def end_at_signals() -> None:
+    """Have signals end the process at once: before `interruptible`, and after it until nothing is left to do.
+
+    The interpreter then takes the handlers away, and a signal would kill the process, whose exit code is
+    decided; so signals are ignored from there on.
+    """
+
+    def ignore() -> None:
+        for number in known:
+            signal.signal(number, signal.SIG_IGN)
+
+    known = _known()
+    for number in known:
+        signal.signal(number, _end)
+    atexit.register(ignore)  # the first to be registered is the last to run
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise Interrupted at the first signal; the second ends the process at once."""
+    known = _known()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in known:
+            signal.signal(each, _end)
+        leave(128 + number, frame)
+
+    def leave(code: int, frame: FrameType | None) -> None:
+        if not _imports_torch(frame):
+            raise Interrupted(code)
+        handler = signal.signal(signal.SIGALRM, lambda _, later: leave(code, later))
+        before.setdefault(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+
+    before = {number: signal.signal(number, interrupt) for number in known}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _imports_torch(frame: FrameType | None) -> bool:
+    """Whether a module of torch is being imported: its C++ code then aborts the process where an exception
+    passes through it, and its Python code swallows some."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").startswith("torch"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+class _Forgiving(io.FileIO):
+    """A file that drops what it cannot take: a full disk, a reader that is gone."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return len(data) if written is None else written
+
+
+def guard_streams() -> None:
+    """Have nothing fail because of a bad stderr, and no file take the number of a stream that is closed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; the lowest free number is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_Forgiving(2, "w", closefd=False)),
+        None if sys.stderr is None else sys.stderr.encoding,
+        "backslashreplace",
+        line_buffering=True,
+    )
+
+
+SHORTAGES = {
+    "memory": ("ran out of memory", "rerun with --workers 1 to need less, or free some memory"),
+    "threads": ("the system starts no more threads", "rerun with --workers 1, or raise `ulimit -u`"),
+    "files": ("the system opens no more files", "raise `ulimit -n` to 1024 or more, then run it again"),
+}
+NUMBERS = {errno.ENOMEM: "memory", errno.EMFILE: "files", errno.ENFILE: "files"}
+WORDS = {
+    "can't allocate memory": "memory",  # torch
+    "bad_alloc": "memory",
+    "cannot allocate memory": "memory",  # of the loader of libraries
+    "failed to map segment": "memory",
+    "can't start new thread": "threads",
+    "too many open files": "files",
+}
+
+
+def _shortage(error: BaseException | None) -> str | None:
+    """What an error says that the system has no more of."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in NUMBERS:
+        return NUMBERS[error.errno]
+    if isinstance(error, RuntimeError | ImportError | OSError):
+        text = str(error).lower()
+        return next((kind for words, kind in WORDS.items() if words in text), None)
+    return None
+
+
+@contextmanager
+def refuse_shortage() -> Iterator[None]:
+    """Turn a lack of memory, threads or descriptors into an error of one line."""
+    try:
+        yield
+    except MonosoupError as error:
+        kind = _shortage(error.__cause__ or error.__context__)
+        if kind is not None and error.hint is None:
+            _, error.hint = SHORTAGES[kind]
+        raise
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and sys.stdout is not None:
+            Console().data("")  # raises OutputError where it is stdout that failed
+        kind = _shortage(error)
+        if kind is None:
+            raise
+        problem, hint = SHORTAGES[kind]
+        raise ResourceError(problem, hint=hint) from error
