@@ -61,21 +61,26 @@ def some(words: Sequence[str], limit: int, joint: str = " and ") -> str:
 
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.~-]{20,})")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@")
+SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@|(?<=https://)[^\s/@]+@|(?<=http://)[^\s/@]+@")
+SECRET_IN_QUERY = re.compile(
+    r"(?i)(?<=[?&])([\w-]*(?:token|signature|secret|password|key)[\w-]*)=[^\s&#'\"]+"
+)
 
 
 def without_tokens(text: str) -> str:
-    """Replace what looks like a token of the Hub, or a password in an address, by `hf_…`."""
+    """Replace what looks like a token of the Hub, or a secret in an address, by `hf_…`."""
     if "hf_" in text or "api_org_" in text:  # long texts are searched many times faster than by patterns
         text = TOKEN.sub("hf_…", text)
-    return SECRET_IN_URL.sub("hf_…@", text) if "://" in text else text
+    if "://" in text:
+        text = SECRET_IN_QUERY.sub(r"\1=hf_…", SECRET_IN_URL.sub("hf_…@", text))
+    return text
 
 
 class MonosoupError(Exception):
     """An error that the user can act on.
 
     `str()` is one line: ``PATH: tensor 'NAME': problem: expected E, found F; hint``. It names options as the
-    user typed them: flags in the shell, keywords in Python.
+    user typed them: flags in the shell, keywords in Python. It has no tokens, since tracebacks are passed on.
 
     Attributes:
         problem: What is wrong.
@@ -118,7 +123,7 @@ class MonosoupError(Exception):
         ]
         if facts:
             line += f": {', '.join(facts)}"
-        return line if self.hint is None else f"{line}; {self.hint}"
+        return without_tokens(line if self.hint is None else f"{line}; {self.hint}")
 
     def rename_options(self, names: Mapping[str, str]) -> None:
         """Name options in another way.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monosoup_cli.errors import without_tokens
 from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
@@ -37,9 +38,12 @@ def resolved_arguments(ready: Ready) -> dict[str, Any]:
 
 
 def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the output's bytes depend on; a run is only resumed where all of it is the same."""
+    """Everything that the output's bytes depend on; a run is only resumed where all of it is the same.
+
+    It is written to the disk, so it has no tokens, and may be resumed with new ones.
+    """
     inputs, call = ready.planned.inputs, ready.planned.task.call
-    arguments = call.identity(resolved_arguments(ready))
+    arguments = json.loads(without_tokens(json.dumps(call.identity(resolved_arguments(ready)))))
     # a commit on the Hub has many names; which one it is belongs to the files
     arguments["finetuned"] = [source.files.place.repository or source.path for source in inputs.finetuned]
     if inputs.base is not None:

@@ -351,6 +351,12 @@ def test_the_library_is_quiet_and_then_as_before(hub, capfd):
         ("http://user:se%20cret@host:8080/a@b", "http://hf_…@host:8080/a@b"),
         ("https://:secret@host https://u:p@h", "https://hf_…@host https://hf_…@h"),
         (f"https://{SECRET}@host", "https://hf_…@host"),
+        ("https://glpat-x@host/a and http://x@host", "https://hf_…@host/a and http://hf_…@host"),
+        (
+            "https://host/a?X-Amz-Signature=ab%2F&b=1&token='x'",
+            "https://host/a?X-Amz-Signature=hf_…&b=1&token='x'",
+        ),
+        ("https://host/a#b?api_key=abc, then", "https://host/a#b?api_key=hf_… then"),
         ("hf_short and half_" + "a" * 30, "hf_short and half_" + "a" * 30),
         ("hf_model_of_many_words_and_more.safetensors", "hf_model_of_many_words_and_more.safetensors"),
         (
