@@ -16,8 +16,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
+from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.durable import sync_folder
@@ -55,7 +57,7 @@ def is_workplace(folder: Path) -> bool:
 def unfinished_run(output: Path) -> bool:
     """Whether an interrupted run left something to resume."""
     files = partial_path(output) / "files"
-    return files.is_dir() and any(files.iterdir())
+    return files.is_dir() and not files.is_symlink() and any(files.iterdir())
 
 
 def refuse_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -142,16 +144,28 @@ class Workplace:
             if self.is_replacing:
                 (self.path / "files").rename(self._output)
                 sync_folder(self._output.parent)
-            if (self.path / "replaced").exists():
-                shutil.rmtree(self.path / "replaced")
+            _remove(self.path / "replaced")
         except BaseException:
             self.close()
             raise
 
-    def clear(self) -> None:
-        """Drop the work of an interrupted run."""
-        shutil.rmtree(self.path / "files", ignore_errors=True)
-        (self.path / "journal").unlink(missing_ok=True)
+    def clear(self, kept: Collection[str] = ()) -> None:
+        """Drop what an interrupted run left.
+
+        Args:
+            kept: Files to go on with. A link, or what has a second name, is no file of this run's own.
+        """
+        folders = {str(above) for name in kept for above in PurePosixPath(name).parents}
+        for folder, inner, files in os.walk(self.path):
+            for name in (*inner, *files):
+                path = Path(folder, name)
+                inside, status = path.relative_to(self.path).as_posix(), path.lstat()
+                if inside == "lock" or (stat.S_ISDIR(status.st_mode) and inside in folders):
+                    continue
+                if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and inside in kept):
+                    _remove(path)
+                    if name in inner:
+                        inner.remove(name)
 
     def move_into_place(self, name: str = "") -> None:
         """Have OUT appear: the folder of all files, or the file of this name. An old OUT gives way."""
@@ -191,6 +205,14 @@ class Workplace:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever is at a path, and nothing that it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _take_lock(output: Path) -> int:

@@ -123,9 +123,12 @@ class PartialOutput:
         lines = read_journal(journal, self._identity) if is_resumed else []
         if not lines:
             refuse_unfinished(self._output, resume=self._resume, overwrite=self._overwrite)
-            self.workplace.clear()
-        for inner, file in product(self._folders, self._layout.files):
-            descriptor = self._files.open(_place_of(inner, file.name), file.nbytes)
+        files = {
+            _place_of(inner, each.name): each for inner, each in product(self._folders, self._layout.files)
+        }
+        self.workplace.clear(kept=["journal", *files] if lines else [])
+        for place, file in files.items():
+            descriptor = self._files.open(place, file.nbytes)
             write_all(descriptor, memoryview(file.header.raw), 0)
         self._journal = Journal(journal)
         self._open_journal.callback(self._journal.close)
