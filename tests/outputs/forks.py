@@ -4,6 +4,7 @@
         forks.run("edit", …).code
         forks.run("edit", …, at=7).code          -9: killed as it made its seventh call that changes files
         forks.run("edit", …, at=7, signal=2)     sent SIGINT there
+        forks.run("edit", …, records=FOLDER)     what it changed in the folder is pickled as FOLDER.calls
 
 As a program this module is that process: it reads one request a line, and answers with one line.
 """
@@ -11,8 +12,10 @@ As a program this module is that process: it reads one request a line, and answe
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
+import pickle
 import pkgutil
 import signal
 import subprocess
@@ -22,6 +25,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.outputs.power_loss import Recorder
 
 CALLS = [
     "open",
@@ -38,6 +43,10 @@ CALLS = [
     "rmdir",
 ]
 """The calls of `os` that change files or make a change last; of `open` those that may create a file."""
+
+
+Make = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Makes a call of this name with these arguments."""
 
 
 class Ended(NamedTuple):
@@ -76,18 +85,18 @@ class Forks:
 
 
 class Watched:
-    """The calls of `os`, each reported before it is made."""
+    """The calls of `os`, each of which `make` makes, if it is set."""
 
     def __init__(self) -> None:
-        self.report: Callable[[str, tuple[Any, ...]], None] | None = None
+        self.make: Make | None = None
         self.plain = {name: getattr(os, name) for name in CALLS}
         for name, call in self.plain.items():
             setattr(os, name, self._watched(name, call))
 
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*words: Any, **options: Any) -> Any:
-            if self.report is not None and (name != "open" or words[1] & os.O_CREAT):
-                self.report(name, words)
+            if self.make is not None and (name != "open" or words[1] & os.O_CREAT):
+                return self.make(name, call, words, options)
             return call(*words, **options)
 
         return watched
@@ -114,24 +123,43 @@ def _serve() -> None:
             print(json.dumps([code, said.read(), calls.read().split()]), flush=True)
 
 
-def _run(watched: Watched, calls: int, argv: list[str], at: int = 0, signal: int = signal.SIGKILL) -> None:
+def _run(watched: Watched, calls: int, argv: list[str], records: str | None = None, **fault: int) -> None:
     """Run a command line in this process, and end it."""
     from monosoup_cli.cli.app import main
 
-    counting, count = threading.Lock(), 0
-
-    def report(name: str, words: tuple[Any, ...]) -> None:
-        nonlocal count
-        with counting:
-            count += 1
-            watched.plain["write"](calls, f"{name}\n".encode())
-            if count == at:
-                os.kill(os.getpid(), signal)
-
-    watched.report = report
+    recorder = Recorder(records) if records else None
+    watched.make = counting(watched, calls, **fault) if recorder is None else in_turn(recorder.record)
     code = main(argv)
+    watched.make = None
+    if recorder is not None:
+        Path(f"{records}.calls").write_bytes(pickle.dumps((recorder.calls, recorder.calls_before)))
     sys.stderr.flush()
     os._exit(code)
+
+
+def counting(watched: Watched, calls: int, at: int = 0, signal: int = signal.SIGKILL) -> Make:
+    """Note every call, and send a signal before one of them."""
+    lock, numbers = threading.Lock(), itertools.count(1)
+
+    def make(name: str, call: Callable[..., Any], words: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        with lock:
+            watched.plain["write"](calls, f"{name}\n".encode())
+            if next(numbers) == at:
+                os.kill(os.getpid(), signal)
+        return call(*words, **options)
+
+    return make
+
+
+def in_turn(make: Make) -> Make:
+    """Make one call at a time."""
+    lock = threading.Lock()
+
+    def alone(*words: Any) -> Any:
+        with lock:
+            return make(*words)
+
+    return alone
 
 
 if __name__ == "__main__":
