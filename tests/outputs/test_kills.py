@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from tests.outputs.forks import Forks
 
 NAMES = {"mkdir", "open", "rename", "replace", "unlink", "rmdir"}
 """Calls that change which names there are, and so what the next run finds."""
+
+SPARE = 5
+"""By how many calls runs differ: tensors that are finished together are journalled together."""
 
 
 @pytest.fixture(scope="module")
@@ -26,32 +30,42 @@ def place(tmp_path: Path, forks: Forks) -> Place:
     return Place(tmp_path, forks)
 
 
-def kill_everywhere(place: Place, kind: Kind, calls: set[str] | None, *, has_old: bool) -> int:
-    """Kill runs at each of some system calls, and recover from each; returns how many were."""
+def stop_everywhere(
+    place: Place, kind: Kind, number: signal.Signals, calls: set[str] | None, *, has_old: bool
+) -> int:
+    """Send runs a signal at each of some system calls, and recover from each; returns how many were."""
     new = prepare(place, kind, has_old=has_old)
     place.restore("start")
     old = place.content(kind)
-    number = kills = 0
-    while True:
-        number += 1
+    stopped = 0
+    for at in count(1):
         place.restore("start")
-        ended = place.run(kind, *(["--overwrite"] if has_old else []), at=number)
-        if ended.code == 0:
-            return kills
-        assert ended.code == -signal.SIGKILL, ended
-        if calls is None or ended.calls[-1] in calls:
-            kills += 1
+        ended = place.run(kind, *(["--overwrite"] if has_old else []), at=at, signal=number)
+        if len(ended.calls) + SPARE < at:
+            return stopped
+        if len(ended.calls) < at:
+            continue
+        assert ended.code in (-signal.SIGKILL, 128 + number, 0), ended
+        if calls is None or ended.calls[at - 1] in calls:
+            stopped += 1
             place.keep("crashed")
             recover(place, kind, old, new)
+    raise AssertionError
 
 
 @pytest.mark.slow
 def test_killed_where_names_change(place):
-    assert kill_everywhere(place, KINDS["folder"], NAMES, has_old=True) > 12
+    assert stop_everywhere(place, KINDS["folder"], signal.SIGKILL, NAMES, has_old=True) > 12
+
+
+@pytest.mark.slow
+def test_interrupted_where_the_workplace_comes_and_goes(place):
+    assert stop_everywhere(place, KINDS["folder"], signal.SIGINT, {"mkdir", "rmdir"}, has_old=False) >= 2
 
 
 @pytest.mark.thorough
 @every_kind
 @pytest.mark.parametrize("has_old", [False, True], ids=["new", "old"])
-def test_killed_at_every_system_call(place, kind, has_old):
-    assert kill_everywhere(place, kind, None, has_old=has_old) > 30
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_stopped_at_every_system_call(place, kind, has_old, number):
+    assert stop_everywhere(place, kind, number, None, has_old=has_old) > 30
