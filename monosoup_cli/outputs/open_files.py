@@ -66,9 +66,9 @@ class OpenFiles:
             path = self._root / name
             try:
                 found = os.lstat(path)
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError as error:
                 raise OutputError(
-                    "vanished during the run",
+                    f"vanished during the run: {error.strerror}",
                     path=path,
                     hint="what is still there is kept; rerun with --resume",
                 ) from None

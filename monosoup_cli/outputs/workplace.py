@@ -111,7 +111,6 @@ class Workplace:
     Attributes:
         path: The folder.
         open_files: What the run has in it.
-        is_new: Whether `take` made it.
     """
 
     def __init__(self, output: Path) -> None:
@@ -119,7 +118,6 @@ class Workplace:
         self._lock: int | None = None
         self.path = partial_path(output)
         self.open_files = OpenFiles(self.path)
-        self.is_new = False
 
     @property
     def is_replacing(self) -> bool:
@@ -135,9 +133,7 @@ class Workplace:
             OutputError: Another run holds it.
         """
         with hold_signals():
-            with suppress(FileExistsError):
-                self.path.mkdir()
-                self.is_new = True
+            self.path.mkdir(exist_ok=True)
             self._lock = _take_lock(self._output)
         try:
             self.open_files.add("lock")

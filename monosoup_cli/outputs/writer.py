@@ -107,10 +107,11 @@ class PartialOutput:
     def __enter__(self) -> PartialOutput:
         with self._system_errors():
             self.workplace.take()
+            has_work = unfinished_run(self._output)
             try:
                 self._open()
             except BaseException:
-                self._close(keeps_work=not self.workplace.is_new)
+                self._close(keeps_work=has_work)
                 raise
         self._committer.start()
         self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
@@ -403,8 +404,7 @@ class PartialOutput:
         try:
             yield
         except OSError as error:
-            with suppress(OSError):
-                self._files.prove()  # if a file is gone, that is what to say
+            self._files.prove()  # if a file is gone, that is what to say
             raise OutputError(
                 f"cannot write: {error.strerror or error}",
                 path=self._output,

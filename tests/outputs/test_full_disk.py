@@ -52,3 +52,14 @@ def test_a_journal_that_cannot_be_written(run: Run, pair: list[Path], tmp_path, 
     assert run(*words, out, "--resume").code == 0
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not journal.exists()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(run: Run, pair: list[Path], tmp_path):
+    """Not even what a kill had left before there was any work."""
+    partial = tmp_path / "out.safetensors.partial"
+    partial.mkdir()
+    with no_file_beyond(10):
+        result = run("edit", *pair, "-o", tmp_path / "out.safetensors")
+    assert result.code == 1
+    assert "--resume" not in result.err
+    assert not partial.exists()
