@@ -403,6 +403,8 @@ def _new_checkpoint(files: Files) -> Checkpoint:
     """Make a checkpoint of these files, which knows what they are."""
     try:
         files = with_kind(files)
+        if not files.tensors:
+            raise CheckpointError("holds no tensors", path=files.place.source)
     except CheckpointError:
         files.close()
         raise
