@@ -130,14 +130,15 @@ def _request(descriptor: int, offset: int, nbytes: int) -> None:
 
 def _open_regular(path: Path, shown: str) -> int:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags)
+    try:  # opening a device may already have an effect
+        descriptor = os.open(path, flags) if stat.S_ISREG(os.lstat(path).st_mode) else None
     except OSError as error:
         raise CheckpointError(f"cannot open: {os.strerror(error.errno or errno.EIO)}", path=shown) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if descriptor is not None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
         os.close(descriptor)
-        raise CheckpointError("not a regular file", path=shown)
-    return descriptor
+    raise CheckpointError("not a regular file", path=shown)
 
 
 class InputFile:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.writer import PartialOutput
 from tests.catalogue.table import entry, raw
-from tests.hub import cloned
 
 
 def shards(folder: Path, names: dict[str, list[str]], weight_map: object = None) -> Path:
@@ -39,73 +37,6 @@ A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 # -- an index that lies ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "shard",
-    [
-        "../model.safetensors",
-        "/etc/model.safetensors",
-        "C:\\model.safetensors",
-        "C:model.safetensors",
-        "\\\\host\\share\\model.safetensors",
-        "sub\\model.safetensors",
-        "sub/model.safetensors",
-        "./model.safetensors",
-        "..",
-        "",
-        "a\0.safetensors",
-        "model.bin",
-        "model.safetensors.bin",
-        7,
-        None,
-        ["model.safetensors"],
-        {},
-    ],
-)
-def test_an_index_may_name_only_files_beside_it(pair, refuse, tmp_path, shard):
-    shutil.copy(pair.base, tmp_path / "model.safetensors")  # what ../model.safetensors would reach
-    folder = shards(tmp_path / "in", {A: ["x"]}, {"evil": shard, "x": A})
-    line = refuse(folder, pair.finetuned)
-    assert "in its own folder" in line
-    assert "model.safetensors.index.json" in line
-    assert "'evil'" in line
-    refuse(pair.base, folder)
-
-
-@pytest.mark.parametrize(
-    ("names", "weight_map", "words"),
-    [
-        ({A: ["x"]}, {"x": A, "y": B}, [B, "missing"]),
-        ({A: ["x"], B: ["x"]}, {"x": A, "y": B}, ["'x'", "two shards", A, B]),
-        ({A: ["x"]}, {}, ["weight_map"]),
-        ({A: ["x"]}, [A], ["weight_map"]),
-    ],
-)
-def test_index_and_shards_must_agree(pair, refuse, tmp_path, names, weight_map, words):
-    line = refuse(pair.base, shards(tmp_path / "in", names, weight_map))
-    assert all(word in line for word in [*words, str(tmp_path / "in")]), line
-
-
-@pytest.mark.parametrize(
-    ("index", "words"),
-    [
-        (b'{"weight_map": {"x": "%s"}, "weight_map": {}}' % A.encode(), "weight_map"),
-        (b'{"weight_map": ' * 5000, "too deeply"),
-        (b'{"metadata": NaN, "weight_map": {"x": "%s"}}' % A.encode(), "metadata"),
-        (b'{"metadata": {"total_size": ' + b"9" * 5000 + b"}}", "not valid JSON"),
-        (b"\xff\xfe", "UTF-8"),
-        (b"[]", "weight_map"),
-        (b"", "not valid JSON"),
-        (b'{"metadata": 3, "weight_map": {"x": "%s"}}' % A.encode(), "metadata"),
-    ],
-)
-def test_an_index_that_is_no_index(pair, refuse, tmp_path, index, words):
-    folder = shards(tmp_path / "in", {A: ["x"]})
-    (folder / "model.safetensors.index.json").write_bytes(index)
-    line = refuse(pair.base, folder)
-    assert words in line
-    assert "model.safetensors.index.json" in line
 
 
 def test_an_index_that_cannot_be_written_again(pair, refuse, tmp_path):
@@ -144,68 +75,11 @@ def test_an_index_of_more_than_ten_megabytes_is_read(run, tmp_path):
     assert run("edit", *inputs, "-o", tmp_path / "out").code == 0
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["model.safetensors", "model.safetensors.index.json"],
-        ["model.safetensors", "diffusion_pytorch_model.safetensors"],
-        ["one.safetensors", "two.safetensors"],
-        ["model-00001-of-00002.safetensors", "other-00002-of-00002.safetensors"],
-        ["model-00001-of-00002.safetensors", "model-00002-of-00003.safetensors"],
-        ["model-00001-of-00002.safetensors", "model.fp16.safetensors"],
-        ["model.fp16.safetensors.index.json", "model.fp32.safetensors.index.json"],
-    ],
-)
-def test_a_folder_of_two_checkpoints_is_ambiguous(pair, refuse, tmp_path, names):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_bytes(pair.base.read_bytes())
-    line = refuse(pair.base, folder)
-    assert all(word in line for word in [*names, str(folder), "more than one"])
-    is_one_whole = "model.safetensors" in names and "model.safetensors.index.json" in names
-    assert ("pass" in line) is is_one_whole  # a file of a set may be a part of a model
-
-
-def test_a_folder_without_a_checkpoint(pair, refuse, tmp_path):
-    (tmp_path / "in").mkdir()
-    assert str(tmp_path / "in") in refuse(pair.base, tmp_path / "in")
-    (tmp_path / "in" / "pytorch_model.bin").write_bytes(b"PK")
-    assert "pytorch_model.bin" in refuse(pair.base, tmp_path / "in")
-
-
 def test_a_path_that_is_not_there(pair, refuse, tmp_path):
     assert str(tmp_path / "absent") in refuse(tmp_path / "absent", pair.finetuned)
 
 
 # -- links, and what is no file -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [A, "model.safetensors.index.json", "config.json", "tokenizer.json", "sub"])
-def test_no_link_may_lead_out_of_a_clone(pair, refuse, tmp_path, name):
-    folder = shards(tmp_path / "in", {A: ["block.weight"]})
-    cloned(folder)
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    if (folder / name).exists():
-        shutil.move(folder / name, outside / name)
-    elif name == "sub":
-        (outside / name).mkdir()
-    else:
-        (outside / name).write_text("{}")
-    (folder / name).symlink_to(outside / name)
-    line = refuse(pair.base, folder, "--on-mismatch", "keep")
-    assert "out of the folder" in line
-    assert str(folder / name) in line
-
-
-def test_a_link_that_leads_nowhere(pair, refuse, tmp_path):
-    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
-    assert "loop.safetensors" in refuse(pair.base, tmp_path / "loop.safetensors")
-    folder = shards(tmp_path / "in", {A: ["x"]})
-    (folder / A).unlink()
-    (folder / A).symlink_to("gone")
-    assert str(folder / A) in refuse(pair.base, folder)
 
 
 def test_a_link_that_leads_nowhere_and_is_not_needed(pair, run, tmp_path):
@@ -223,65 +97,7 @@ def test_a_link_that_leads_nowhere_and_is_not_needed(pair, run, tmp_path):
     assert sorted(left_out) == sorted(links)
 
 
-def make_special(path: Path, kind: str) -> None:
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        with socket.socket(socket.AF_UNIX) as server:
-            os.chdir(path.parent)  # the name of a socket must be short
-            server.bind(path.name)
-
-
-@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
-def test_only_a_regular_file_is_a_checkpoint(pair, refuse, tmp_path, monkeypatch, kind):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "special.safetensors"
-    make_special(path, kind)
-    line = refuse(pair.base, path)
-    assert str(path) in line
-    assert "not a regular file" in line or kind == "socket"
-    assert str(path) in refuse(path, pair.finetuned)
-
-
-@pytest.mark.parametrize("kind", ["fifo", "socket", "folder"])
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_folder_with_a_special_file_is_refused(pair, refuse, tmp_path, monkeypatch, kind, name):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "in"
-    folder.mkdir()
-    shutil.copy(pair.finetuned, folder / "model.safetensors")
-    (folder / name).unlink(missing_ok=True)
-    make_special(folder / name, kind)
-    line = refuse(pair.base, folder)
-    assert str(folder / name) in line
-    assert "not a regular file" in line or kind == "socket"
-
-
-@pytest.mark.parametrize("kind", ["fifo", "socket"])
-def test_a_special_side_file_is_refused(pair, refuse, tmp_path, monkeypatch, kind):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "in"
-    (folder / "deep").mkdir(parents=True)
-    shutil.copy(pair.finetuned, folder / "model.safetensors")
-    make_special(folder / "deep" / "vocab.txt", kind)
-    line = refuse(pair.base, folder)
-    assert "not a regular file" in line
-    assert str(folder / "deep" / "vocab.txt") in line
-
-
-# -- a header that lies ---------------------------------------------------------------------------
-
-
-def test_every_shard_is_checked_before_any_work(pair, refuse, tmp_path):
-    folder = shards(tmp_path / "in", {A: ["x"], B: ["y"]})
-    (folder / B).write_bytes((folder / B).read_bytes()[:-3])
-    line = refuse(pair.base, folder)
-    assert "truncated" in line
-    assert str(folder / B) in line
+# -- sizes ----------------------------------------------------------------------------------------
 
 
 def sparse(path: Path, header: bytes, data_bytes: int) -> Path:
@@ -289,9 +105,6 @@ def sparse(path: Path, header: bytes, data_bytes: int) -> Path:
     path.write_bytes(raw(header))
     os.truncate(path, 8 + len(header) + data_bytes)
     return path
-
-
-# -- sizes ----------------------------------------------------------------------------------------
 
 
 def test_a_huge_vocabulary_is_planned_without_being_read(run, tmp_path, monkeypatch):
