@@ -35,6 +35,7 @@ class Row(NamedTuple):
         code: How each of them ends.
         words: What each of them says on stderr.
         after: Further checks of what it printed and wrote.
+        seconds: How much time of the processor each may take; other processes do not count.
     """
 
     name: str
@@ -43,11 +44,14 @@ class Row(NamedTuple):
     code: int
     words: tuple[str, ...]
     after: Callable[[Result], object] | None = None
+    seconds: float = 2
 
 
-def refused(name: str, make: Make, *words: str, lines: Sequence[str], code: int = 1) -> Row:
+def refused(
+    name: str, make: Make, *words: str, lines: Sequence[str], code: int = 1, seconds: float = 2
+) -> Row:
     """An input that is refused with a message that has these words."""
-    return Row(name, make, tuple(lines), code, words)
+    return Row(name, make, tuple(lines), code, words, seconds=seconds)
 
 
 def accepted(
