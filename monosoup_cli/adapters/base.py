@@ -116,7 +116,7 @@ def notes_on_new(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
     if not shapes:
         return ()
     named = some([crop(repr(name)) for name in shapes], MAX_NAMED)
-    task, labels = config.get("task_type"), [shape[0] for shape in shapes.values() if len(shape) > 1]
+    task, labels = str(config.get("task_type")), [shape[0] for shape in shapes.values() if len(shape) > 1]
     count = f", num_labels={min(labels)}" if labels and task != "QUESTION_ANS" else ""
     kind = f"AutoModelFor{TASKS[task]}" if task in TASKS else "the class that it was trained with"
     return (

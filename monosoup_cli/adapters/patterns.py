@@ -15,6 +15,7 @@ __all__ = ["MAX_WORK", "Settings"]
 
 MAX_PATTERNS = 10_000
 MAX_PATTERN = 300
+MAX_CHARACTERS = 1_000_000
 MAX_ALPHA = 2**53
 MAX_WORK = 50_000_000
 """How many steps matching may take, each about a microsecond at worst."""
@@ -78,6 +79,8 @@ def _parse(pattern: str) -> list[tuple[bool, list[_Step]]] | None:
                 steps.append(_Step((re.compile(plain),)))
             plain = ""
             low, high = _times(repeat)
+            if high < low:
+                return None
             steps.append(_Step(tuple(map(re.compile, (inside or part).split("|"))), low, high))
         if plain:
             steps.append(_Step((re.compile(plain),)))
@@ -157,6 +160,8 @@ class Settings:
                 expected=f"at most {MAX_PATTERNS:,}",
                 found=f"{len(patterns):,}",
             )
+        if sum(map(len, patterns)) > MAX_CHARACTERS:
+            raise CheckpointError(f"{ADAPTER_CONFIG}: the patterns of {option} are too long", path=self._path)
         table = []
         for pattern, number in patterns.items():
             try:

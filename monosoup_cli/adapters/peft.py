@@ -253,6 +253,9 @@ def _check_config(config: object, path: str) -> None:
     for name in FLAGS:
         if not isinstance(config.get(name), bool | None):
             raise refuse(f"{name} must be true or false")
+    whole = config.get("modules_to_save")
+    if whole is not None and not (isinstance(whole, list) and all(isinstance(one, str) for one in whole)):
+        raise refuse("modules_to_save must be a list of names")
     init = config.get("init_lora_weights", True)
     if not (isinstance(init, bool | None) or (isinstance(init, str) and init.lower() in INITS)):
         raise refuse(
