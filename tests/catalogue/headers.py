@@ -233,7 +233,7 @@ def plain(more: str = "", start: str = "", end: str = "", data: bytes = b"\x01" 
 
 
 UNUSUAL = {
-    "metadata of null": plain(end=',"__metadata__":null'),
+    "metadata that are null": plain(end=',"__metadata__":null'),
     "metadata of nothing": plain(end=',"__metadata__":{}'),
     "metadata of a megabyte": plain(end=',"__metadata__":{"k":"%s"}' % ("x" * 1_000_000)),
     "metadata of markup and escapes": plain(end=r',"__metadata__":{"k":"[red]\u001b[31m\u202e"}'),

@@ -30,6 +30,7 @@ FAMILIES = (headers, files, archives, pickles, adapters, configs, names)
 ROWS = {
     f"{family.__name__.rpartition('.')[2]}: {row.name}": row for family in FAMILIES for row in family.ROWS
 }
+assert len(ROWS) == sum(len(family.ROWS) for family in FAMILIES), "two rows have one name"
 
 MEGABYTES = 500
 HANGS = 60  # seconds
