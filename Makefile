@@ -5,10 +5,10 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda test-cards test-slow test-mutants lint types docs docs-check check bench fmt build clean
+.PHONY: help install demo test test-cuda test-cards test-slow test-mutants lint types docs docs-check check bench fmt build audit release-check clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/installed  ## Create an environment in .venv with everything for development
 
@@ -77,5 +77,31 @@ build: install  ## Build the source distribution and the wheel in dist/
 	$(INSTALL) build
 	$(BIN)/python -m build
 
+$(VENV)-release/installed: .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt \
+		build twine pip-audit cyclonedx-bom
+	@touch $@
+
+audit: $(VENV)-release/installed  ## Look up known vulnerabilities of the pinned versions
+	@found=$$(mktemp) && trap 'rm -f "$$found"' EXIT; \
+		$(VENV)-release/bin/pip-audit -r .ci/constraints.txt --no-deps --disable-pip --strict --desc --progress-spinner off \
+			--format markdown --output "$$found" \
+		|| { cat "$$found"; test -s "$$found" \
+			|| echo 'no audit: the service was not reached, or does not know a package'; exit 1; }
+
+release-check: $(VENV)-release/installed  ## Build what is released, run the wheel in an empty environment, list what is in it
+	rm -rf dist
+	$(VENV)-release/bin/python -m build
+	$(VENV)-release/bin/twine check --strict dist/*
+	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT \
+		&& $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m pip install --quiet --disable-pip-version-check" \
+		&& $$pip --no-index --no-deps --find-links dist monosoup-cli && $$pip -c .ci/constraints.txt monosoup-cli \
+		&& (cd "$$empty" && bin/monosoup --version && bin/monosoup --help >/dev/null && bin/python -m pip check) \
+		&& "$$empty/bin/python" -m pip uninstall --quiet --yes pip setuptools \
+		&& $(VENV)-release/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+			--output-reproducible --validate --output-file dist/monosoup.cdx.json "$$empty/bin/python"
+	@echo 'the bill of materials: dist/monosoup.cdx.json'
+
 clean:  ## Remove everything that make created
-	rm -rf $(VENV) $(VENV)-mergekit docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-mergekit $(VENV)-release docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
