@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
@@ -15,13 +14,7 @@ import typer
 from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
-from monosoup_cli.cli.process import (
-    Interrupted,
-    end_at_signals,
-    guard_streams,
-    interruptible,
-    refuse_shortage,
-)
+from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
 from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
@@ -87,11 +80,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
-
-
-def run() -> None:
-    """Run the console script."""
-    gc.disable()  # makes imports a quarter faster; `import_torch` enables it again
-    end_at_signals()
-    guard_streams()
-    sys.exit(main())

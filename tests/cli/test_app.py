@@ -231,7 +231,7 @@ class Watch:
 
 sys.meta_path.insert(0, Watch())
 sys.argv[1:] = {arguments}
-from monosoup_cli.cli.app import run
+from monosoup_cli.__main__ import run
 try:
     run()
 finally:

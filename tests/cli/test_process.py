@@ -82,11 +82,12 @@ def test_an_error_that_nobody_can_be_told_is_no_traceback():
 def test_no_file_takes_the_number_of_a_closed_stream():
     program = """if True:
         import os
+        from monosoup_cli.__main__ import run
         from monosoup_cli.cli import app
         def main():
             return min(os.open(os.devnull, os.O_RDONLY), 99) - 3
         app.main = main
-        app.run()
+        run()
     """
     found = shell('"$@" 0>&- 1>&- 2>&-', sys.executable, "-c", program)
     assert found.returncode == 0
@@ -94,6 +95,7 @@ def test_no_file_takes_the_number_of_a_closed_stream():
 
 WHILE_LEAVING = """if True:
     import atexit, os, signal, sys
+    from monosoup_cli.__main__ import run
     from monosoup_cli.cli import app
 
     number, when = int(sys.argv[1]), sys.argv[2]
@@ -116,7 +118,7 @@ WHILE_LEAVING = """if True:
     if when == "last":
         sys.last = Last()
     app.main = main
-    app.run()
+    run()
 """
 
 
@@ -129,9 +131,30 @@ def test_a_signal_while_the_process_begins_or_ends(number, when):
     assert found.stderr == ""
 
 
+WHILE_IMPORTING = """if True:
+    import signal, sys
+    from monosoup_cli.__main__ import run
+
+    number = int(sys.argv.pop())
+
+    def interrupt(event, found):
+        if event == "import" and found[0] == "monosoup_cli.cli.writing":
+            signal.raise_signal(number)
+
+    sys.addaudithook(interrupt)
+    run()
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_the_commands_are_imported(number):
+    found = python(WHILE_IMPORTING, "--version", int(number))
+    assert (found.returncode, found.stdout, found.stderr) == (SIGNALS[number], "", "")
+
+
 HANG_UP = """if True:
     import signal, sys
-    from monosoup_cli.cli.app import run
+    from monosoup_cli.__main__ import run
 
     def hang_up(event, found):
         if event == "import" and found[0] == "torch.nn.modules.module":
@@ -155,7 +178,7 @@ def test_a_terminal_that_hangs_up_ends_the_run_unless_it_is_ignored(pair, tmp_pa
 
 MEMORY = """if True:
     import torch
-    from monosoup_cli.cli.app import run
+    from monosoup_cli.__main__ import run
 
     def lacking(solve):
         def solved(matrix, **options):

@@ -59,7 +59,7 @@ def another_json(at: Trial) -> None:
 def no_matplotlib(at: Trial) -> None:
     """In a process without matplotlib; what pip would then install is what the package says it needs."""
     at.works(*at.edit)
-    blocked = "import sys; sys.modules['matplotlib'] = None; from monosoup_cli.cli.app import run; run()"
+    blocked = "import sys; sys.modules['matplotlib'] = None; from monosoup_cli.__main__ import run; run()"
     words = ["report", str(at.out / REPORT), "--plot", str(at.tmp / "layers.png")]
     done = subprocess.run(
         [sys.executable, "-c", blocked, *words], capture_output=True, text=True, check=False
