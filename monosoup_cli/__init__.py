@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.version import __version__
 
 if TYPE_CHECKING:
-    from monosoup_cli.api.commands import edit, inspect_spectrum, lines, sfgs, soup, stock, wise
+    from monosoup_cli.api.commands import edit, inspect_spectrum, lines, sfgs, soup, stock, verify, wise
 
-__all__ = ["__version__", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
+__all__ = ["__version__", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "verify", "wise"]
 
 
 def __getattr__(name: str) -> Any:

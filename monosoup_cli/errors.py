@@ -125,6 +125,18 @@ class MonosoupError(Exception):
             line += f": {', '.join(facts)}"
         return without_tokens(line if self.hint is None else f"{line}; {self.hint}")
 
+    def to_json(self) -> dict[str, str | None]:
+        """The fields, with facts as text."""
+        expected, found = (None if fact is None else str(fact) for fact in (self.expected, self.found))
+        return {
+            "problem": self.problem,
+            "path": self.path,
+            "tensor": self.tensor,
+            "expected": expected,
+            "found": found,
+            "hint": self.hint,
+        }
+
     def rename_options(self, names: Mapping[str, str]) -> None:
         """Name options in another way.
 

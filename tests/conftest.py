@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,9 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
+import monosoup_cli
 from monosoup_cli.cli.app import main
+from monosoup_cli.cli.writing import WRITING
 from tests.card import install as card
 from tests.card.state import STATE
 
@@ -86,14 +88,28 @@ def pair(tmp_path: Path) -> Pair:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
+    """Run the command line in this process. Every output that it writes must be as its report says."""
 
     def run(*argv: object) -> Result:
+        words = [str(word) for word in argv]
         capfd.readouterr()
-        code = main([str(word) for word in argv])
-        return Result(code, *capfd.readouterr())
+        result = Result(main(words), *capfd.readouterr())
+        if result.code == 0 and words[0] in WRITING and "--dry-run" not in words:
+            assert_verified(words)
+        return result
 
     return run
+
+
+def assert_verified(words: Sequence[str]) -> None:
+    """Check the output of a command line against its report, unless that went to stdout."""
+
+    def value(*flags: str) -> str | None:
+        return next((words[at + 1] for at, word in enumerate(words) if word in flags), None)
+
+    output, report = value("-o", "--output"), value("--report")
+    if output is not None and report != "-":
+        assert monosoup_cli.verify(output, report=report)["differences"] == []
 
 
 @pytest.fixture

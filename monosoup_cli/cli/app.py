@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -16,6 +16,7 @@ from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
+from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
 from monosoup_cli.version import __version__
@@ -30,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-for command in (*WRITING.values(), inspect_spectrum, report, compare):
+COMMANDS: Sequence[Callable[..., None]] = (*WRITING.values(), inspect_spectrum, report, compare, verify)
+for command in COMMANDS:
     app.command()(command)
 
 

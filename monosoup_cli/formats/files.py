@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import struct
@@ -28,6 +29,7 @@ __all__ = [
     "read_into",
     "read_json",
     "read_json_file",
+    "sha256_of",
 ]
 
 MAX_JSON_BYTES = 100_000_000
@@ -319,6 +321,16 @@ def read_header(file: CheckpointFile) -> Header:
         )
     rest = file.read(max(8 + header_bytes - len(start), 0), len(start))
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
+
+
+def sha256_of(file: CheckpointFile) -> str:
+    """The SHA-256 of a file, in hexadecimal, read block by block."""
+    found, buffer = hashlib.sha256(), memoryview(bytearray(min(file.nbytes, READ_AHEAD)))
+    for start in range(0, file.nbytes, READ_AHEAD):
+        block = buffer[: min(READ_AHEAD, file.nbytes - start)]
+        file.read_into(block, start)
+        found.update(block)
+    return found.hexdigest()
 
 
 def read_json_file(file: CheckpointFile, what: str, *, is_strict: bool = True) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import without_tokens
+from monosoup_cli.formats.files import InputFile, sha256_of
 from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
@@ -118,7 +120,9 @@ def make_reports(
         "only_in_base": names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         "notes": notices_of(ready),
     }
-    reports = []
+    reports: list[dict[str, Any]] = []
+    digests: dict[Path, str] = {}
+    index = {} if ready.form.layout.index is None else dict([ready.form.layout.index])
     for number, variant in enumerate(ready.variants):
         layers = [partial.finished[tensor.name][number] for tensor in ready.plan.tensors]
         reports.append(
@@ -128,6 +132,7 @@ def make_reports(
                 "output": {
                     "path": str(ready.planned.destination.path / variant.folder),
                     "files": files[variant.folder],
+                    "other_files": _records({**_beside(ready, choice, variant), **index}, digests),
                     **ready.side_files.record(),
                 },
                 "summary": summarise(layers, method.measures),
@@ -172,10 +177,32 @@ def _files_of(
 ) -> dict[str, Path | bytes]:
     """What is in a variant's folder besides its weights, by the path inside the output."""
     prefix = f"{variant.folder}/" if variant.folder else ""
-    files: dict[str, Path | bytes] = {}
-    files |= {f"{prefix}{file.name}": file.path for file in ready.side_files.carried}
-    files |= {f"{prefix}{name}": content for name, content in ready.form.own_files().items()}
-    files[f"{prefix}{CARD_NAME}"] = make_card(ready, variant, choice)
+    files = {f"{prefix}{name}": content for name, content in _beside(ready, choice, variant).items()}
     if variant.folder:
         files[f"{prefix}{REPORT_NAME}"] = as_text(report).encode()
     return files
+
+
+def _beside(ready: Ready, choice: Choice, variant: Variant) -> dict[str, Path | bytes]:
+    """What is in a variant's folder besides its weights, their index and the report, by name."""
+    if ready.form.layout.is_single_file:
+        return {}
+    return {
+        **{file.name: file.path for file in ready.side_files.carried},
+        **ready.form.own_files(),
+        CARD_NAME: make_card(ready, variant, choice),
+    }
+
+
+def _records(files: Mapping[str, Path | bytes], digests: dict[Path, str]) -> list[dict[str, Any]]:
+    """The name, size and SHA-256 of files. `digests` has those of files that were read before."""
+    records = []
+    for name, content in sorted(files.items()):
+        if isinstance(content, bytes):
+            nbytes, sha256 = len(content), hashlib.sha256(content).hexdigest()
+        else:
+            with closing(InputFile(content)) as file:
+                nbytes = file.nbytes
+                sha256 = digests[content] = digests.get(content) or sha256_of(file)
+        records.append({"name": name, "bytes": nbytes, "sha256": sha256})
+    return records

@@ -45,7 +45,8 @@ SUMMARY = {
 }
 CHECKPOINT = {
     "path": str,
-    "files": [{"name": str, "bytes": int}],
+    "files": [{"name": str, "bytes": int, "sha256?": str}],
+    "other_files?": [{"name": str, "bytes": int, "sha256": str}],
     "side_files?": [str],
     "left_out?": [{"name": str, "why": str}],
 }

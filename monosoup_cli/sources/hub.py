@@ -22,7 +22,7 @@ from monosoup_cli.sources.hub_errors import hub_errors
 from monosoup_cli.sources.hub_ids import HubId, to_fill_the_cache
 from monosoup_cli.sources.transfer import Parts, RemoteFolder
 
-__all__ = ["HubFolder", "RemoteFile", "open_repository"]
+__all__ = ["HubFolder", "RemoteFile", "open_repository", "sha256_on_hub"]
 
 HEAD_BYTES = 1 << 16
 """The size of the first request for a file. Most headers fit into it."""
@@ -43,7 +43,7 @@ def open_repository(source: str, where: HubId) -> Folder:
     Raises:
         CheckpointError: The repository or the folder does not exist, or cannot be read.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, RepoFile, snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     api, inner = HfApi(library_name="monosoup"), where.inner.split("/") if where.inner else []
@@ -69,7 +69,9 @@ def open_repository(source: str, where: HubId) -> Folder:
                 )
             return LocalFolder(place, source, where.repository, revision.resolved)
         tree = api.list_repo_tree(where.repository, revision=revision.resolved, recursive=True)
-        sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
+        files = [entry for entry in tree if isinstance(entry, RepoFile)]
+        sizes = {file.path: file.size for file in files}
+        sha256s = {file.path: file.lfs.sha256 for file in files if file.lfs is not None}
     for name in sizes:
         if name.startswith("/") or {"", ".", ".."}.intersection(name.replace("\\", "/").split("/")):
             raise CheckpointError(
@@ -81,7 +83,15 @@ def open_repository(source: str, where: HubId) -> Folder:
     sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
     if inner and not sizes:
         raise CheckpointError("no such folder in the repository", path=source)
-    return HubFolder(source, where.repository, revision.resolved, sizes, prefix)
+    sha256s = {
+        name.removeprefix(prefix): sha256 for name, sha256 in sha256s.items() if name.startswith(prefix)
+    }
+    return HubFolder(source, where.repository, revision.resolved, sizes, sha256s, prefix)
+
+
+def sha256_on_hub(folder: Folder, name: str) -> str | None:
+    """The SHA-256 under which the Hub stores a large file; None for other files and folders on the disk."""
+    return folder._sha256s.get(name) if isinstance(folder, HubFolder) else None
 
 
 def _refuse_unnamed_snapshot(source: str, where: HubId) -> None:
@@ -108,14 +118,21 @@ class HubFolder:
         repository: The id on the Hub.
         revision: The commit.
         sizes: The size of every file in bytes, by name.
+        sha256s: The SHA-256 of every large file.
         prefix: The folder in the repository: "", or "unet/".
     """
 
     def __init__(
-        self, source: str, repository: str, revision: str, sizes: dict[str, int], prefix: str = ""
+        self,
+        source: str,
+        repository: str,
+        revision: str,
+        sizes: dict[str, int],
+        sha256s: dict[str, str],
+        prefix: str = "",
     ) -> None:
         self.source, self.repository, self.revision = source, repository, revision
-        self._sizes = sizes
+        self._sizes, self._sha256s = sizes, sha256s
         self._remote = RemoteFolder(source, repository, revision, prefix)
         self._children: dict[str, set[str]] = {"": set()}
         for name in sizes:

@@ -1,0 +1,55 @@
+"""`monosoup verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from monosoup_cli.cli.options import Quiet, TalkFormat
+
+
+def verify(
+    output: Annotated[
+        str, typer.Argument(metavar="OUT", help="A folder, a .safetensors file, or an id on the Hub.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the report is, if not where a run puts it.")
+    ] = None,
+    format: Annotated[
+        TalkFormat, typer.Option("--format", help="json prints what was found on stdout.")
+    ] = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Check an output against its report.
+
+    Every file must have the size and the SHA-256 in the report, headers and index must fit it, and there must
+    be no other weights that a loader may read. The exit code is 1 if anything differs.
+
+    Example: monosoup verify out
+    """
+    from monosoup_cli.api.verify import verify as function
+    from monosoup_cli.cli.console import Console
+    from monosoup_cli.report.words import plural, size
+
+    console = Console(quiet=quiet)
+    found = function(output, report=report)
+    for note in found["notes"]:
+        console.note(f"note: {note}")
+    for difference in found["differences"]:
+        console.error(_line(difference))
+    if format == "json":
+        console.data(json.dumps(found, indent=1) + "\n")
+    elif not found["differences"] and not quiet:
+        counts = f"{plural(found['files'], 'file')}, {plural(found['tensors'], 'tensor')}"
+        console.text(f"{output} is as its report says: {counts}, {size(found['bytes'])}")
+    if found["differences"]:
+        raise typer.Exit(1)
+
+
+def _line(difference: dict[str, Any]) -> str:
+    from monosoup_cli.errors import MonosoupError
+
+    return str(MonosoupError(**difference))

@@ -1,0 +1,376 @@
+"""Check a finished output against its report.
+
+Everything that differs is found, not only the first: the checks yield differences as errors, which are not
+raised. Files are hashed block by block; of a repository on the Hub, large files are compared by the SHA-256
+under which it stores them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, some
+from monosoup_cli.formats.files import InputFile, read_header, sha256_of
+from monosoup_cli.formats.header import Header
+from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.pipeline.recorded import (
+    RecordedCheckpoint,
+    RecordedFile,
+    recorded_checkpoint,
+    recorded_sweep,
+)
+from monosoup_cli.report.files import REPORT_NAME, read_report
+from monosoup_cli.sources.folders import Folder, LocalFolder, local_folder, read_config
+from monosoup_cli.sources.library_files import ADAPTER_CONFIG, CARD_NAME, is_training_state
+from monosoup_cli.sources.shards import file_of_index
+
+__all__ = ["Output", "Verification", "open_output", "verify"]
+
+NAMED = 4
+"""How many names a difference or a note shows."""
+RESTORE = "copy it here again, or make the output again"
+AT_ONCE = 4
+"""How many files are hashed at once."""
+
+
+@dataclass
+class Verification:
+    """What was checked, and what differs from the report.
+
+    Attributes:
+        files: How many files were compared.
+        tensors: How many tensors their headers have.
+        nbytes: The size of these files.
+        differences: What differs, by file.
+        notes: What could not be checked.
+    """
+
+    files: int = 0
+    tensors: int = 0
+    nbytes: int = 0
+    differences: list[MonosoupError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished output and its report.
+
+    Attributes:
+        folder: The folder that it is, or that has it.
+        file: The name of an output that is a single file; "" for a folder.
+        report: The report.
+        report_name: The name of the report in the folder, or the path of one elsewhere.
+    """
+
+    folder: Folder
+    file: str
+    report: Mapping[str, Any]
+    report_name: str
+
+
+def open_output(output: str, report: Path | None = None) -> Output:
+    """Find an output, on the disk or on the Hub, and read its report.
+
+    Args:
+        output: A folder, a file, or the id of a repository on the Hub.
+        report: Where the report is, if not where a run puts it.
+
+    Raises:
+        CheckpointError: There is no such output.
+        ReportError: Its report is missing, or is not one.
+    """
+    if not output:
+        raise UsageError("the path of an output is empty")
+    path, file = Path(output), ""
+    if output.startswith("hf://") or not os.path.lexists(path):
+        folder = _repository(output)
+    elif path.is_dir():
+        folder = local_folder(path, output)
+    else:
+        folder, file = LocalFolder(path.parent, str(path.parent)), path.name
+    name = f"{file.removesuffix('.safetensors')}.report.json" if file else REPORT_NAME
+    if report is not None:
+        return Output(folder, file, read_report(report), str(report))
+    if not _has(folder, name):
+        raise ReportError(
+            "no such file", path=folder.shown(name), hint="pass --report PATH, if it is elsewhere"
+        )
+    return Output(folder, file, _read_report(folder, name), name)
+
+
+def _repository(output: str) -> Folder:
+    from monosoup_cli.sources.hub import open_repository
+    from monosoup_cli.sources.hub_errors import quiet_hub
+    from monosoup_cli.sources.hub_ids import HubId
+
+    where = HubId.parse(output)
+    if where is None:
+        raise CheckpointError("no such file or folder", path=output)
+    with quiet_hub():
+        try:
+            return open_repository(output, where)
+        except CheckpointError as error:
+            if not output.startswith("hf://"):
+                error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
+            raise
+
+
+def _read_report(folder: Folder, name: str) -> dict[str, Any]:
+    """Read a report in a folder; an error names it as the user knows it."""
+    try:
+        return read_report(folder.path(name))
+    except ReportError as error:
+        error.path = folder.shown(name)
+        raise
+
+
+def _has(folder: Folder, name: str) -> bool:
+    """Whether the folder has a file or folder of this name, which may be a broken link."""
+    inner, _, last = name.rpartition("/")
+    return (not inner or (_has(folder, inner) and folder.is_folder(inner))) and last in folder.names(inner)
+
+
+def verify(output: Output) -> Verification:
+    """Compare an output with its report.
+
+    Raises:
+        ReportError: What the report says of its files cannot be.
+    """
+    found, shown = Verification(), output.report_name
+    if "outputs" in output.report:
+        if output.file:
+            raise UsageError("the report is that of several checkpoints, not of a file", path=shown)
+        _check_sweep(output, found)
+        return found
+    recorded = recorded_checkpoint(output.report, shown)
+    if output.file:
+        if len(recorded.files) != 1:
+            raise UsageError("the report is that of a folder, not of a file", path=shown)
+        recorded = replace(recorded, weights=[replace(recorded.weights[0], name=output.file)])
+        _check(output.folder, recorded, found)
+        return found
+    _check(output.folder, recorded, found)
+    found.differences += _strays(output.folder, "", recorded, {output.report_name, REPORT_NAME}, found.notes)
+    return found
+
+
+def _check_sweep(output: Output, found: Verification) -> None:
+    """Compare every checkpoint of a sweep with the reports of both; nothing else may be in the folder."""
+    folder, members = output.folder, recorded_sweep(output.report, output.report_name)
+    for name, recorded in members.items():
+        report = f"{name}/{REPORT_NAME}"
+        inside = _below(recorded, name)
+        try:
+            if not _has(folder, report):
+                raise ReportError("is missing", path=folder.shown(report), hint=RESTORE)
+            own = recorded_checkpoint(_read_report(folder, report), folder.shown(report))
+        except MonosoupError as error:
+            found.differences.append(error)
+        else:
+            if own.files != recorded.files:
+                found.differences.append(
+                    ReportError(f"says otherwise than {output.report_name}", path=folder.shown(report))
+                )
+            inside = replace(inside, tensors=own.tensors)
+        _check(folder, inside, found)
+        found.differences += _strays(folder, f"{name}/", inside, {REPORT_NAME}, found.notes)
+    for name in folder.names():
+        is_extra = name not in members and not name.startswith(".")
+        held = folder.names(name) if is_extra and folder.is_folder(name) else ()
+        if is_extra and (_is_read(name) or REPORT_NAME in held or any(map(_is_read, held))):
+            found.differences.append(_stray(folder, name))
+
+
+def _below(recorded: RecordedCheckpoint, name: str) -> RecordedCheckpoint:
+    """A checkpoint with the names of its files in the folder around it."""
+
+    def moved(files: Sequence[RecordedFile]) -> list[RecordedFile]:
+        return [replace(file, name=f"{name}/{file.name}") for file in files]
+
+    others = None if recorded.others is None else moved(recorded.others)
+    carried = [f"{name}/{one}" for one in recorded.carried]
+    return replace(recorded, weights=moved(recorded.weights), others=others, carried=carried)
+
+
+def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification) -> None:
+    """Compare the files of a checkpoint, their headers and their index with what is recorded."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for difference in pool.map(lambda file: _compare(folder, file), recorded.files):
+            found.differences += [] if difference is None else [difference]
+    headers: dict[str, Header] = {}
+    for file in recorded.weights:
+        try:
+            with closing(folder.open(file.name)) as opened:
+                headers[file.name] = read_header(opened)
+        except CheckpointError as error:
+            if not any(one.path == folder.shown(file.name) for one in found.differences):
+                found.differences.append(error)
+    found.files += len(recorded.files)
+    found.nbytes += sum(file.nbytes for file in recorded.files)
+    found.tensors += sum(len(header.tensors) for header in headers.values())
+    if recorded.tensors is not None:
+        found.differences += _compare_tensors(folder, headers, recorded)
+    found.differences += _compare_index(folder, headers, recorded)
+    if recorded.others is None:
+        unchecked = some([PurePosixPath(name).name for name in recorded.carried], NAMED)
+        found.notes.append(
+            f"the report has no checksums of other files than weights, as of older versions: not checked"
+            f"{f': {unchecked}' if unchecked else ''}"
+        )
+
+
+def _compare(folder: Folder, file: RecordedFile) -> CheckpointError | None:
+    """Compare the size and the SHA-256 of a file with what is recorded."""
+    from monosoup_cli.sources.hub import sha256_on_hub
+
+    shown = folder.shown(file.name)
+    try:
+        if not _has(folder, file.name):
+            return CheckpointError("the file is missing", path=shown, hint=RESTORE)
+        nbytes = folder.nbytes(file.name)
+        if nbytes != file.nbytes:
+            return CheckpointError(
+                "another size than in the report",
+                path=shown,
+                expected=f"{file.nbytes:,} bytes",
+                found=f"{nbytes:,}",
+                hint=RESTORE,
+            )
+        sha256 = sha256_on_hub(folder, file.name)
+        if sha256 is None:
+            with closing(InputFile(folder.path(file.name), shown)) as opened:
+                sha256 = sha256_of(opened)
+    except CheckpointError as error:
+        return error
+    if sha256 != file.sha256:
+        return CheckpointError(
+            "other bytes than the SHA-256 in the report says",
+            path=shown,
+            expected=file.sha256,
+            found=sha256,
+            hint=RESTORE,
+        )
+    return None
+
+
+def _compare_tensors(
+    folder: Folder, headers: Mapping[str, Header], recorded: RecordedCheckpoint
+) -> Iterator[CheckpointError]:
+    """Compare the names, dtypes and shapes in headers with the layers of the report."""
+    expected = recorded.tensors or {}
+    counts = Counter(name for header in headers.values() for name in header.tensors)
+    for file, header in headers.items():
+        for name, tensor in header.tensors.items():
+            if name not in expected:
+                yield CheckpointError("not in the report", path=folder.shown(file), tensor=name)
+            elif (tensor.dtype, tensor.shape) != expected[name]:
+                dtype, shape = expected[name]
+                yield CheckpointError(
+                    "another dtype or shape than in the report",
+                    path=folder.shown(file),
+                    tensor=name,
+                    expected=f"{dtype} {list(shape)}",
+                    found=f"{tensor.dtype} {list(tensor.shape)}",
+                )
+            elif counts[name] > 1:
+                yield CheckpointError("the tensor is in two shards", path=folder.shown(file), tensor=name)
+    lacking = [crop(repr(name)) for name in expected if name not in counts]
+    if lacking and len(headers) == len(recorded.weights):
+        yield CheckpointError(
+            "tensors of the report are in no file", path=folder.source, found=some(lacking, NAMED)
+        )
+
+
+def _compare_index(
+    folder: Folder, headers: Mapping[str, Header], recorded: RecordedCheckpoint
+) -> Iterator[CheckpointError]:
+    """Compare an index of these weights with their headers."""
+    inner = PurePosixPath(recorded.weights[0].name).parent.as_posix().removeprefix(".")
+    prefix = f"{inner}/" if inner else ""
+    weights = {file.name.removeprefix(prefix) for file in recorded.weights}
+    others = {file.name.removeprefix(prefix) for file in recorded.others or ()}
+    for index in _indexes(folder, inner):
+        shown = folder.shown(f"{prefix}{index}")
+        try:
+            content = read_config(folder, f"{prefix}{index}")
+        except CheckpointError as error:
+            yield error
+            continue
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict):
+            yield CheckpointError("the index has no weight_map", path=shown, hint=RESTORE)
+            continue
+        named = {str(name) for name in weight_map.values()}
+        if named.isdisjoint(weights) and named <= others:  # of other weights that were carried
+            continue
+        stored = {
+            tensor: file.removeprefix(prefix) for file, header in headers.items() for tensor in header.tensors
+        }
+        wrong = [crop(repr(name)) for name, file in weight_map.items() if stored.get(name) != file]
+        wrong += [crop(repr(name)) for name in stored if name not in weight_map]
+        if wrong and len(headers) == len(recorded.weights):
+            yield CheckpointError(
+                "the index does not fit the headers of the files",
+                path=shown,
+                found=some(wrong, NAMED),
+                hint=RESTORE,
+            )
+
+
+def _indexes(folder: Folder, inner: str) -> list[str]:
+    names = folder.names(inner) if not inner or _has(folder, inner) else []
+    return [name for name in names if file_of_index(name) is not None]
+
+
+def _strays(
+    folder: Folder, prefix: str, recorded: RecordedCheckpoint, ours: Collection[str], notes: list[str]
+) -> Iterator[CheckpointError]:
+    """Find files of weights, indexes and adapters that the report does not have, where loaders look.
+
+    Args:
+        folder: The output.
+        prefix: The folder of the checkpoint in it: "", or "alpha-0.3/".
+        recorded: The checkpoint.
+        ours: The names of further files that a run writes there.
+        notes: Gets the names of all other files, which are not checked.
+    """
+    known = {file.name for file in recorded.files} | {f"{prefix}{name}" for name in ours}
+    if recorded.others is None:
+        known |= {*recorded.carried, f"{prefix}{CARD_NAME}"}
+        places = {PurePosixPath(name).parent.as_posix().removeprefix(".") for name in known}
+        known |= {
+            f"{place}/{name}" if place else name for place in places for name in _indexes(folder, place)
+        }
+        known |= {f"{prefix}{ADAPTER_CONFIG}"} if recorded.tensors is None else set()
+    extra = []
+    for place in sorted({PurePosixPath(name).parent.as_posix().removeprefix(".") for name in known}):
+        for name in folder.names(place) if not place or _has(folder, place) else ():
+            inside = f"{place}/{name}" if place else name
+            if inside in known or name.startswith(".") or folder.is_folder(inside):
+                continue
+            if _is_read(name):
+                yield _stray(folder, inside)
+            else:
+                extra.append(inside)
+    if extra and recorded.others is not None:
+        notes.append(f"not in the report, and not checked: {some(extra, NAMED)}")
+
+
+def _is_read(name: str) -> bool:
+    """Whether a loader may take this file for weights, or for what says where they are."""
+    is_weights = name.endswith(WEIGHTS) and not is_training_state(name)
+    return is_weights or file_of_index(name) is not None or name == ADAPTER_CONFIG
+
+
+def _stray(folder: Folder, name: str) -> CheckpointError:
+    return CheckpointError(
+        "not of this output, and a loader may read it", path=folder.shown(name), hint="move it elsewhere"
+    )

@@ -1,0 +1,58 @@
+"""What hints of `verify` lead to: an output that is as its report says."""
+
+from __future__ import annotations
+
+import shutil
+
+from tests.hints.table import Trial, follows
+
+REPORT = "monosoup_report.json"
+
+
+@follows("pipeline/verify.py", "the file is missing")
+@follows("pipeline/verify.py", "another size than in the report")
+@follows("pipeline/verify.py", "other bytes than the SHA-256")
+@follows("pipeline/verify.py", "^is missing")
+@follows("pipeline/verify.py", "the index has no weight_map")
+@follows("pipeline/verify.py", "the index does not fit the headers")
+def a_damaged_output(at: Trial) -> None:
+    """A copy that was kept elsewhere restores it, and so does the run itself."""
+    sweep = [] if at.site.problem != "is missing" else ["--wise", "0.5,1"]
+    at.works(*at.edit, "--max-shard-size", "100B", *sweep)
+    shutil.copytree(at.out, at.tmp / "copy")
+    file = {
+        "is missing": at.out / "wise-0.5" / REPORT,
+        "the index has no weight_map": at.out / "model.safetensors.index.json",
+        "the index does not fit the headers of the files": at.out / "model.safetensors.index.json",
+    }.get(at.site.problem, at.out / "model-00001-of-00003.safetensors")
+    good = file.read_bytes()
+    if "missing" in at.site.problem:
+        file.unlink()
+    elif "bytes" in at.site.problem:
+        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    elif "fit" in at.site.problem:
+        file.write_bytes(good.replace(b"00001-of", b"00002-of"))
+    else:
+        file.write_bytes(b"{}" if file.suffix == ".json" else good[:-1])
+    at.refused("verify", at.out)
+    shutil.copy(at.tmp / "copy" / file.relative_to(at.out), file)
+    at.works("verify", at.out)
+    file.unlink()
+    at.loads(*at.edit, "--max-shard-size", "100B", *sweep, "--overwrite")
+    at.works("verify", at.out)
+
+
+@follows("pipeline/verify.py", "and a loader may read it")
+def a_stray_file(at: Trial) -> None:
+    at.works(*at.edit)
+    shutil.copy(at.finetuned, at.out / "model-00001-of-00001.safetensors")
+    at.refused("verify", at.out)
+    (at.out / "model-00001-of-00001.safetensors").rename(at.tmp / "elsewhere.safetensors")
+    at.works("verify", at.out)
+
+
+@follows("pipeline/verify.py", "if it is elsewhere")
+def a_report_elsewhere(at: Trial) -> None:
+    at.works(*at.edit, "--report", at.tmp / "report.json")
+    at.refused("verify", at.out)
+    at.works("verify", at.out, at.options()[0], at.tmp / "report.json")
