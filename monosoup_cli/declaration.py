@@ -5,11 +5,11 @@ card shows.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["Call", "DeclaredOption", "Option", "declared_in", "from_keywords"]
 
@@ -58,6 +58,26 @@ class DeclaredOption:
     def flag(self) -> str:
         """Its first name in the shell."""
         return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value as a report has it is of the option's type."""
+        return value == self.default or _is_of(value, self.type)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a type that options have."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is Sequence:
+        return isinstance(value, list) and all(_is_of(one, inner[0]) for one in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_is_of(one, inner[1]) for one in value.values())
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return value is None if kind in (None, type(None)) else isinstance(value, origin or kind)
 
 
 @cache

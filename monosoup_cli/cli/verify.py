@@ -18,6 +18,21 @@ def verify(
     report: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Where the report is, if not where a run puts it.")
     ] = None,
+    inputs: Annotated[
+        bool,
+        typer.Option(
+            "--inputs",
+            help="Also check that the inputs still have the files, sizes, headers and commits in the report.",
+        ),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Also run the command of the report again, into a temporary folder, and compare the bytes."
+            " Of a greedy soup, the members in the report are taken: no score command is run.",
+        ),
+    ] = False,
     format: Annotated[
         TalkFormat, typer.Option("--format", help="json prints what was found on stdout.")
     ] = "table",
@@ -32,10 +47,13 @@ def verify(
     """
     from monosoup_cli.api.verify import verify as function
     from monosoup_cli.cli.console import Console
+    from monosoup_cli.cli.writing import import_torch
     from monosoup_cli.report.words import plural, size
 
     console = Console(quiet=quiet)
-    found = function(output, report=report)
+    if again:
+        import_torch()
+    found = function(output, report=report, inputs=inputs, again=again)
     for note in found["notes"]:
         console.note(f"note: {note}")
     for difference in found["differences"]:

@@ -95,7 +95,14 @@ REPORT = {
     "tool": {"name": str, "version": str},
     "arguments": dict,
     "environment": dict,
-    "inputs": [{"role": str, "source": str}],
+    "inputs": [
+        {
+            "role": str,
+            "source": str,
+            "revision?": (str, type(None)),
+            "files?": [{"name": str, "bytes": int, "header_sha256": str}],
+        }
+    ],
     "timing": {"seconds": NUMBER, "bytes_read": int, "bytes_written": int},
     "output?": CHECKPOINT,
     "outputs?": [{**CHECKPOINT, "summary": SUMMARY}],

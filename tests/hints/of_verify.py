@@ -56,3 +56,14 @@ def a_report_elsewhere(at: Trial) -> None:
     at.works(*at.edit, "--report", at.tmp / "report.json")
     at.refused("verify", at.out)
     at.works("verify", at.out, at.options()[0], at.tmp / "report.json")
+
+
+@follows("pipeline/verify_inputs.py", "run this where the command of the report ran")
+def an_input_of_another_folder(at: Trial) -> None:
+    patch = at.request.getfixturevalue("monkeypatch")
+    patch.chdir(at.tmp)
+    at.works("edit", at.base.name, at.finetuned.name, "-o", at.out)
+    patch.chdir("/")
+    at.refused("verify", at.out, "--inputs")
+    patch.chdir(at.tmp)
+    at.works("verify", at.out, "--inputs")

@@ -1,0 +1,139 @@
+"""Run the command of a report again, and compare what comes out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, crop
+from monosoup_cli.sources.library_files import CARD_NAME
+
+if TYPE_CHECKING:
+    from monosoup_cli.outputs.writer import PartialOutput
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.pipeline.task import Choice, ChooserContext
+    from monosoup_cli.tensors.plan import Selection
+
+__all__ = ["made_again", "other_bytes", "other_environment"]
+
+ENVIRONMENT = ("python", "torch", "safetensors", "device", "cuda")
+ELSEWHERE: Mapping[str, Any] = {
+    "report": None,
+    "workers": None,
+    "overwrite": False,
+    "resume": False,
+    "push": None,
+    "public": False,
+}
+"""The options of the run that the bytes do not depend on."""
+
+
+@dataclass(frozen=True)
+class _AsRecorded:
+    """Chooses the members that a report names, so that no command of the report is run."""
+
+    members: Sequence[int]
+    drafts: int = 0
+
+    def check(self, inputs: Inputs, selection: Selection) -> None:
+        """Nothing: the choice was made."""
+
+    def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
+        """The recorded members."""
+        from monosoup_cli.pipeline.task import Choice
+
+        return Choice(self.members, {})
+
+
+def made_again(report: Mapping[str, Any], output: str) -> dict[str, Any]:
+    """Run the command of a report again into a temporary folder, and return the new report.
+
+    A greedy soup takes the members that the report names: its score command is not run.
+
+    Args:
+        report: The report.
+        output: The output; what is made is beside it for a moment, or in the temporary folder of the system.
+
+    Raises:
+        MonosoupError: The command cannot be run again, or fails.
+    """
+    from monosoup_cli.api.commands import COMMANDS
+    from monosoup_cli.pipeline.execute import execute
+    from monosoup_cli.pipeline.ready import make_ready
+
+    command = COMMANDS.get(report["command"])
+    if command is None:
+        raise ReportError("has a command that writes no checkpoint", found=crop(repr(report["command"])))
+    arguments = {**report["arguments"], **ELSEWHERE}
+    is_greedy = bool(arguments.get("greedy"))
+    if is_greedy:
+        arguments["score_command"] = "{}"  # it has to be there, and is not run
+    finetuned = arguments.get("finetuned")
+    if isinstance(finetuned, list) and command.declared["finetuned"].option.shell is str:
+        (arguments["finetuned"],) = finetuned[:1] or [None]  # every report has a list
+    for name, value in arguments.items():
+        declared = command.declared.get(name)
+        if declared is None or not declared.accepts(value):
+            raise ReportError(
+                f"has an argument that {report['command']} does not take", found=crop(repr(name))
+            )
+    if "," in str(arguments.get("device")):
+        arguments["device"] = "auto"
+    beside = Path(output).parent if os.path.lexists(output) else None
+    is_writable = beside is not None and os.access(beside, os.W_OK)
+    with tempfile.TemporaryDirectory(
+        dir=beside if is_writable else None, prefix=".monosoup-verify-", ignore_cleanup_errors=True
+    ) as folder:
+        arguments["output"] = str(Path(folder) / (Path(str(arguments.get("output"))).name or "out"))
+        with command.prepare(**arguments) as planned:
+            if is_greedy:
+                chooser = _AsRecorded(_members(report))
+                planned = replace(planned, task=replace(planned.task, chooser=chooser))
+            return execute(make_ready(planned))
+
+
+def _members(report: Mapping[str, Any]) -> list[int]:
+    """The numbers of the checkpoints that were averaged."""
+    sources: Sequence[str] = report["arguments"]["finetuned"]
+    members = report.get("selection", {}).get("members", ())
+    if not members or not set(members) <= set(sources):
+        raise ReportError("does not say which checkpoints were averaged")
+    return [sources.index(name) for name in members]
+
+
+def other_bytes(report: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[MonosoupError]:
+    """Compare the files of a report with those of another report of the same command.
+
+    The model card is left out: it has the name of the output.
+    """
+    for output, new in zip(_outputs(report), _outputs(again), strict=False):
+        made = {file["name"]: file["sha256"] for file in (*new["files"], *new["other_files"])}
+        for file in (*output["files"], *output.get("other_files", ())):
+            name = file["name"]
+            if name != CARD_NAME and made.get(name) != file["sha256"]:
+                yield CheckpointError(
+                    "made again, it has other bytes",
+                    path=Path(output["path"]) / name,
+                    expected=file["sha256"],
+                    found=made.get(name, "no such file"),
+                )
+
+
+def _outputs(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return report["outputs"] if "outputs" in report else [report["output"]]
+
+
+def other_environment(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """What of the environment, on which the last bits depend, is not as it was."""
+    before = {**report["environment"], "monosoup": report["tool"]["version"]}
+    now = {**again["environment"], "monosoup": again["tool"]["version"]}
+    return [
+        f"{name} {now.get(name)}, not {before.get(name)}"
+        for name in (*ENVIRONMENT, "monosoup")
+        if before.get(name) != now.get(name)
+    ]
