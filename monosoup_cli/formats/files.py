@@ -323,13 +323,15 @@ def read_header(file: CheckpointFile) -> Header:
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
 
 
-def sha256_of(file: CheckpointFile) -> str:
-    """The SHA-256 of a file, in hexadecimal, read block by block."""
+def sha256_of(file: CheckpointFile, advance: Advance | None = None) -> str:
+    """The SHA-256 of a file, in hexadecimal, read block by block; `advance` gets the size of each."""
     found, buffer = hashlib.sha256(), memoryview(bytearray(min(file.nbytes, READ_AHEAD)))
     for start in range(0, file.nbytes, READ_AHEAD):
         block = buffer[: min(READ_AHEAD, file.nbytes - start)]
         file.read_into(block, start)
         found.update(block)
+        if advance is not None:
+            advance(len(block))
     return found.hexdigest()
 
 

@@ -8,6 +8,7 @@ under which it stores them.
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, some
-from monosoup_cli.formats.files import InputFile, read_header, sha256_of
+from monosoup_cli.formats.files import Advance, InputFile, read_header, sha256_of
 from monosoup_cli.formats.header import Header
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.pipeline.recorded import (
@@ -202,9 +203,7 @@ def _below(recorded: RecordedCheckpoint, name: str) -> RecordedCheckpoint:
 
 def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification) -> None:
     """Compare the files of a checkpoint, their headers and their index with what is recorded."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for difference in pool.map(lambda file: _compare(folder, file), recorded.files):
-            found.differences += [] if difference is None else [difference]
+    found.differences += _compare_all(folder, recorded.files)
     headers: dict[str, Header] = {}
     for file in recorded.weights:
         try:
@@ -227,7 +226,24 @@ def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification) ->
         )
 
 
-def _compare(folder: Folder, file: RecordedFile) -> CheckpointError | None:
+def _compare_all(folder: Folder, files: Sequence[RecordedFile]) -> list[CheckpointError]:
+    """Compare files with what is recorded, several at once; an interrupt ends it between two blocks."""
+    is_over = threading.Event()
+
+    def go_on(nbytes: int) -> None:
+        if is_over.is_set():
+            raise InterruptedError
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            compared = list(pool.map(lambda file: _compare(folder, file, go_on), files))
+        except BaseException:
+            is_over.set()
+            raise
+    return [difference for difference in compared if difference is not None]
+
+
+def _compare(folder: Folder, file: RecordedFile, advance: Advance) -> CheckpointError | None:
     """Compare the size and the SHA-256 of a file with what is recorded."""
     from monosoup_cli.sources.hub import sha256_on_hub
 
@@ -247,7 +263,7 @@ def _compare(folder: Folder, file: RecordedFile) -> CheckpointError | None:
         sha256 = sha256_on_hub(folder, file.name)
         if sha256 is None:
             with closing(InputFile(folder.path(file.name), shown)) as opened:
-                sha256 = sha256_of(opened)
+                sha256 = sha256_of(opened, advance)
     except CheckpointError as error:
         return error
     if sha256 != file.sha256:
@@ -296,7 +312,7 @@ def _compare_index(
     inner = PurePosixPath(recorded.weights[0].name).parent.as_posix().removeprefix(".")
     prefix = f"{inner}/" if inner else ""
     weights = {file.name.removeprefix(prefix) for file in recorded.weights}
-    others = {file.name.removeprefix(prefix) for file in recorded.others or ()}
+    others = {name.removeprefix(prefix) for name in recorded.carried}
     for index in _indexes(folder, inner):
         shown = folder.shown(f"{prefix}{index}")
         try:

@@ -5,6 +5,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,6 +299,19 @@ def test_a_report_of_an_older_version(run, out, differing):
     assert differing(out) == [(INDEX, "the index does not fit the headers of the files")]
 
 
+def test_an_index_of_other_weights_that_were_carried(run, made, tmp_path):
+    """In new reports and in old ones."""
+    finetuned = shutil.copytree(made / "finetuned", tmp_path / "finetuned")
+    index = {"metadata": {}, "weight_map": {"codec.weight": "codec-00001-of-00002.safetensors"}}
+    save_file({"codec.weight": torch.ones(3, 3)}, finetuned / "codec-00001-of-00002.safetensors")
+    (finetuned / "codec.safetensors.index.json").write_text(json.dumps(index))
+    out = tmp_path / "out"
+    assert run("edit", made / "base", finetuned, "-o", out).code == 0
+    assert (out / "codec.safetensors.index.json").is_file()
+    rewrite(out / REPORT, lambda report: report["output"].pop("other_files"))
+    assert run("verify", out).code == 0
+
+
 def test_an_adapter_of_an_older_version(run, made, tmp_path):
     out = shutil.copytree(made / "adapter", tmp_path / "out")
     rewrite(out / REPORT, lambda report: report["output"].pop("other_files"))
@@ -358,6 +376,20 @@ def test_a_file_is_not_a_folder_nor_several(run, made, out):
 def test_a_path_that_does_not_exist(run, tmp_path):
     assert refused(run, tmp_path / "absent").endswith("no such file or folder")
     assert run("verify", "").err == "error: the path of an output is empty\n"
+
+
+def test_an_interrupt_ends_it_in_the_middle_of_a_file(out):
+    size = 1 << 38
+    os.truncate(out / SHARDS[0], size)
+    rewrite(out / REPORT, lambda report: report["output"]["files"][0].update(bytes=size))
+    command = [sys.executable, "-m", "monosoup_cli", "verify", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        while str(out / SHARDS[0]) not in {os.path.realpath(link) for link in descriptors.iterdir()}:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == "error: interrupted\n"
 
 
 @pytest.fixture
