@@ -10,13 +10,12 @@ from monosoup_cli.api.edit import edit
 from monosoup_cli.api.inspect_spectrum import inspect_spectrum
 from monosoup_cli.api.sfgs import sfgs
 from monosoup_cli.api.soup import soup
-from monosoup_cli.api.verify import verify
 from monosoup_cli.methods import COMMANDS as METHODS
 
 if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
 
-__all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "verify", "wise"]
+__all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "wise"]
 
 _METHODS = {name: command(order) for name, order in METHODS.items()}
 
