@@ -96,7 +96,7 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
         raise OutputExistsError(
             "the output already exists", path=output, hint="choose another, or pass --overwrite"
         )
-    if (output.suffix == ".safetensors") != output.is_file():
+    if not (output.is_file() if output.suffix == ".safetensors" else output.is_dir()):
         raise OutputError("will not replace a file with a folder, or a folder with a file", path=output)
     if output.is_dir():
         names = os.listdir(output)

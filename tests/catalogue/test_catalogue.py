@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
-from tests.catalogue import adapters, archives, configs, files, headers, names, pickles
+from tests.catalogue import adapters, archives, configs, files, headers, names, options, pickles, reports
 from tests.catalogue.table import Row
 from tests.conftest import Result, everything_in, small_tensors
 
-FAMILIES = (headers, files, archives, pickles, adapters, configs, names)
+FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports)
 ROWS = {
     f"{family.__name__.rpartition('.')[2]}: {row.name}": row for family in FAMILIES for row in family.ROWS
 }
