@@ -1,7 +1,7 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
 Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [estimate] [hub]
-[adapter] [small] [before]
+[adapter] [small] [load] [before]
 
 All of them by default, `before` only where BEFORE is set.
 
@@ -24,13 +24,14 @@ import time
 from pathlib import Path
 
 from monosoup_cli.report.words import size
+from tests.benchmarks.load import runs
 from tests.hub import Hub
 
 REPEATS = 5
 
 
-def measured(*command, environment=None, cwd=None):
-    """(wall seconds, CPU seconds, peak memory in bytes) of one finished process."""
+def measured(*command, environment=None, cwd=None, code=0):
+    """(wall seconds, CPU seconds, peak memory in bytes) of one process that ends with this exit code."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [str(word) for word in command],
@@ -43,7 +44,7 @@ def measured(*command, environment=None, cwd=None):
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode != code:
         raise SystemExit(f"{command}: {stderr.decode()}")
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
@@ -418,6 +419,21 @@ def small(folder):
     )
 
 
+def load(folder):
+    """Unusual sizes: what four times as much takes."""
+    header("Unusual sizes", "much of", "few", "CPU", "peak", "many", "CPU", "peak", "ratio of CPU")
+    start = min(measured(sys.executable, "-c", "import torch")[1] for _ in range(2))
+    done = []
+    for name, is_refused, count, words in runs(folder, os.environ.get("LOADS", "").split()):
+        _, cpu, peak = measured(*MONOSOUP, *words, code=int(is_refused))
+        done.append((f"{count:,}", f"{cpu:.1f} s", size(peak)))
+        if len(done) % 2:
+            least = cpu
+        else:
+            row(name, *done[-2], *done[-1], f"{(cpu - start) / (least - start):.1f}")
+    print(f"\nThe ratio is without the start, {start:.1f} s of CPU.")
+
+
 SIDES = ("ours", "theirs")
 
 
@@ -468,6 +484,7 @@ def main():
         "hub": hub,
         "adapter": adapter,
         "small": small,
+        "load": load,
         "before": before,
     }
     machine()
