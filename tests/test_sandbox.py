@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,17 @@ def world(tmp_path):
     return World(tmp_path)
 
 
+@pytest.fixture
+def open_world():
+    """One that other users may enter; pytest's own folders are closed to them."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        world = World(Path(place))
+        yield world
+        world.home.chmod(0o700)
+        (world.path / "in").chmod(0o755)
+
+
 def succeeded(done, count):
     codes = re.findall(r"^exit code (\d+)", done.stdout, re.MULTILINE)
     assert codes == ["0"] * count, done
@@ -233,8 +245,9 @@ for words in rest:
 """
 
 
-def test_a_user_without_rights(world, tmp_path):
+def test_a_user_without_rights(open_world):
     """Reading the inputs and writing in one folder is all that a run needs."""
+    world = open_world
     rest = [
         ("edit", "in/base", "in/ft", "-o", "out/theirs"),
         ("edit", "in/base", "in/ft", "-o", "in/refused"),
@@ -245,9 +258,6 @@ def test_a_user_without_rights(world, tmp_path):
     write(world.path / "in" / "secret", 5)
     for weights in world.path.rglob("*.safetensors"):
         weights.chmod(0 if weights.parent.name == "secret" else 0o644)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and os.getuid() == 0 and folder.is_relative_to(tmp_path.parents[1]):
-            os.chmod(folder, 0o755)
     os.chmod(world.home, 0)
     os.chmod(world.path / "in", 0o555)
     if os.getuid() == 0:
@@ -260,8 +270,6 @@ def test_a_user_without_rights(world, tmp_path):
         text=True,
         check=False,
     )
-    os.chmod(world.home, 0o700)
-    os.chmod(world.path / "in", 0o755)
     codes = re.findall(r"^exit code (\d+)", done.stdout, re.MULTILINE)
     assert codes == ["0", "1", "1"], done
     assert "Traceback" not in done.stderr
