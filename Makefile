@@ -1,11 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
+SECONDS ?= 60
 BIN := $(VENV)/bin
 SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-going -q
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda test-cards test-slow test-mutants lint types docs docs-check check bench fmt build audit release-check clean
+.PHONY: help install demo test test-cuda test-cards test-slow test-mutants fuzz lint types docs docs-check check bench fmt build audit release-check clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +39,13 @@ test-slow: install  ## Run the tests that take minutes: many faults, many seeds
 
 test-mutants: install  ## Break the code for cards in many ways, and see that the tests notice each
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.card.mutants
+
+$(VENV)/fuzz-installed: $(VENV)/installed
+	$(INSTALL) -e '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/fuzz-installed  ## Fuzz what reads files, SECONDS=60 for each reader
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
 
 lint: install  ## Check style and common mistakes
 	$(BIN)/ruff check .
@@ -104,4 +112,4 @@ release-check: $(VENV)-release/installed  ## Build what is released, run the whe
 	@echo 'the bill of materials: dist/monosoup.cdx.json'
 
 clean:  ## Remove everything that make created
-	rm -rf $(VENV) $(VENV)-mergekit $(VENV)-release docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-mergekit $(VENV)-release docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

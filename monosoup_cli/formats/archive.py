@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, crop
@@ -100,8 +101,7 @@ def read_records(file: Bytes) -> dict[str, Record]:
         raise refuse("the zip archive is damaged or truncated", hint=AGAIN) from None
     records: dict[str, Record] = {}
     folders = {info.filename.partition("/")[0] for info in infos}
-    ends = [info.header_offset for info in infos[1:]] + [file.nbytes]
-    for info, end in zip(infos, ends, strict=True):
+    for info, following in zip_longest(infos, infos[1:]):
         name = info.filename.partition("/")[2]
         is_code = name.startswith(CODE)
         if not is_code and (info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size):
@@ -110,6 +110,7 @@ def read_records(file: Bytes) -> dict[str, Record]:
             raise refuse(f"the record {quote(name)} is encrypted")
         if name in records:
             raise refuse(f"the zip archive has the record {quote(name)} twice")
+        end = file.nbytes if following is None else min(following.header_offset, file.nbytes)
         raw = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
         records[name] = Record(raw, info.header_offset, info.compress_size, end, info.compress_type)
     if "data.pkl" not in records or len(folders) != 1:

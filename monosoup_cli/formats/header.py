@@ -2,7 +2,8 @@
 
 A file is a little-endian u64 N, N bytes of JSON, then the bytes of the tensors. This parser is stricter than
 the reference reader (0.8): a name may appear only once, sizes may not overflow, and only spaces may follow
-the JSON. So every reader understands a file that passes in the same way.
+the JSON. So every reader understands a file that passes in the same way. Fields that the format does not have
+are allowed where the reference reader can parse them, since headers are copied as they stand.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import re
 import struct
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -57,6 +59,10 @@ MAX_TENSORS = 1_000_000
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**63 - 1
 MAX_JSON_PARTS = 8 * MAX_TENSORS
+MAX_NUMBER = 1.797693134862315e308
+"""The largest number in JSON. Readers in Rust round up to infinity shortly before the largest float64."""
+MAX_DEPTH = 127
+"""How deep objects and lists may be nested. Readers in Rust go no deeper."""
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -99,8 +105,9 @@ def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> 
         text: The JSON.
         path: The file that errors name.
         what: What errors call the JSON: "header", "index".
-        is_strict: Whether a key that repeats, NaN, Infinity and -0 are refused. Otherwise they are read as
-            Python's own parser reads them, and with it the libraries that write such files.
+        is_strict: Whether a key that repeats, NaN, Infinity and numbers beyond float64 are refused, and -0 is
+            no integer. Otherwise they are read as Python's own parser reads them, and with it the
+            libraries that write such files.
 
     Raises:
         CheckpointError: The JSON is invalid, or would take a large multiple of its size in memory.
@@ -118,9 +125,13 @@ def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> 
 
     if sum(text.count(mark) for mark in (b"{", b"[", b":")) > MAX_JSON_PARTS:
         raise CheckpointError(f"the {what} has too many parts", path=path)
-    rules: dict[str, Any] = (
-        {"object_pairs_hook": unique, "parse_constant": refuse, "parse_int": _integer} if is_strict else {}
-    )
+    strict = {
+        "object_pairs_hook": unique,
+        "parse_constant": refuse,
+        "parse_int": _integer,
+        "parse_float": _finite,
+    }
+    rules: dict[str, Any] = strict if is_strict else {}
     try:
         found = json.loads(text.decode("utf-8"), **rules)
         if SURROGATE.search(text):
@@ -136,10 +147,31 @@ def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> 
     return found
 
 
-def _integer(digits: str) -> int:
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if abs(number) > MAX_NUMBER:
+        raise ValueError("a number out of range")
+    return number
+
+
+def _integer(digits: str) -> int | float:
     if digits == "-0":
-        raise ValueError("-0 is not an integer to other readers")
+        return -0.0
+    if len(digits) > sys.float_info.max_10_exp:
+        _finite(digits)
     return int(digits)
+
+
+def _is_deep(values: list[Any], limit: int) -> bool:
+    """Return whether values have more than `limit` levels of objects and lists."""
+    for _ in range(limit + 1):
+        nested = [value for value in values if isinstance(value, dict | list)]
+        if not nested:
+            return False
+        values = [
+            inner for value in nested for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return True
 
 
 def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
@@ -193,6 +225,8 @@ def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
 
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise refuse("the entry needs dtype, shape and data_offsets")
+    if len(entry) > 3 and _is_deep([entry], MAX_DEPTH - 1):  # the entry is inside of the header
+        raise refuse("the entry is nested too deeply")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise refuse("unknown dtype", found=repr(dtype))

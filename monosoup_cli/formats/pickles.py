@@ -128,7 +128,7 @@ class Key:
     value: Any
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Storage:
     """Elements in a record of the archive.
 
@@ -217,6 +217,7 @@ class _Machine:
     stack: list[Any] = field(default_factory=list)
     below: list[list[Any]] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
+    storages: dict[str, Storage] = field(default_factory=dict)
     foreign: dict[str, None] = field(default_factory=dict)
 
     def pop_mark(self) -> list[Any]:
@@ -278,15 +279,19 @@ class _Machine:
         elif not isinstance(self.stack[-1], dict):
             raise ValueError
 
-    def push_storage(self, said: Any) -> None:
-        """Push the storage that an archive refers to."""
-        what, kind, key, _, count = said
-        if what != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
-            raise ValueError
-        name = kind.name.rpartition(" ")[2]  # older releases wrote classes of storages on a card
-        dtype = STORED_AS.get(name, name)
-        bits = BITS[DTYPES[dtype]] if dtype in DTYPES else 8
-        self.stack.append(Storage(dtype, key, count * bits // 8))
+
+def _storage(known: dict[str, Storage], said: Any) -> Storage:
+    """The storage that an archive refers to. torch reads every one of a record as it read the first."""
+    what, kind, key, _, count = said
+    if what != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
+        raise ValueError
+    name = kind.name.rpartition(" ")[2]  # older releases wrote classes of storages on a card
+    dtype = STORED_AS.get(name, name)
+    bits = BITS[DTYPES[dtype]] if dtype in DTYPES else 8
+    storage = Storage(dtype, key, count * bits // 8)
+    if known.setdefault(key, storage) != storage:
+        raise ValueError
+    return storage
 
 
 def read_pickle(pickle: bytes, shown: str) -> tuple[Any, Sequence[str]]:
@@ -360,7 +365,7 @@ def _step(machine: _Machine, name: str, found: object) -> bool:
     elif name == "BUILD":
         machine.set_state(*machine.pop(1))
     elif name == "BINPERSID":
-        machine.push_storage(*machine.pop(1))
+        machine.stack.append(_storage(machine.storages, *machine.pop(1)))
     elif name == "POP":
         machine.pop(1)
     else:

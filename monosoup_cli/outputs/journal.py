@@ -1,16 +1,22 @@
 """The journal of a run: a file with one JSON object per line, from which an interrupted run resumes.
 
-{"identity": …}                              first line: what the result depends on
-{"tensor": NAME, "checksums": […], "records": […]}     a finished tensor, whose bytes are on the disk
-{"note": NAME, "content": …}                 anything else that need not be done again
+{"identity": …, "crc32": …}                      first line: what the result depends on
+{"tensor": …, "checksums": …, "records": …, …}   a finished tensor, whose bytes are on the disk
+{"note": NAME, "content": …, "crc32": …}         anything else that need not be done again
+
+`crc32` is the checksum of what stands before it in the line. Where a line does not hold, what it and later
+lines say is done again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,10 @@ from monosoup_cli.errors import ResumeError, crop
 from monosoup_cli.outputs.durable import sync_data, write_all
 
 __all__ = ["Journal", "finished_line", "note_line", "read_journal"]
+
+CHECKSUM = b', "crc32": '
+MAX_LINE_BYTES = 1 << 26
+"""A longer line does not hold."""
 
 
 def finished_line(tensor: str, checksums: Sequence[int], records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -31,7 +41,8 @@ def note_line(name: str, content: Any) -> bytes:
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    text = json.dumps(entry).encode().removesuffix(b"}")
+    return b"%s%s%d}\n" % (text, CHECKSUM, zlib.crc32(text))
 
 
 class Journal:
@@ -41,11 +52,11 @@ class Journal:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         self._appending = threading.Lock()
 
-    def start(self, lines: Sequence[bytes], identity: Mapping[str, Any]) -> None:
-        """Begin with the lines of the run that is resumed, or with the identity of a new run."""
-        kept = b"".join(lines) or _line({"identity": identity})
-        os.ftruncate(self._descriptor, len(kept))  # drops a last line that was torn
-        write_all(self._descriptor, memoryview(kept), 0)
+    def start(self, kept: int, identity: Mapping[str, Any]) -> None:
+        """Go on after what is kept of an interrupted run, or begin with the identity of a new run."""
+        os.ftruncate(self._descriptor, kept)
+        if not kept:
+            write_all(self._descriptor, memoryview(_line({"identity": identity})), 0)
         os.lseek(self._descriptor, 0, os.SEEK_END)
         os.fsync(self._descriptor)
 
@@ -61,28 +72,58 @@ class Journal:
         os.close(self._descriptor)
 
 
-def read_journal(path: Path, identity: Mapping[str, Any]) -> list[bytes]:
-    """Read the whole lines of an interrupted run's journal.
+def read_journal(path: Path, identity: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """Read an interrupted run's journal, up to the first line that does not hold.
 
     Returns:
-        The lines, the first one with the identity; empty if there is no journal.
+        What the lines after the first one say, and the bytes of all of them; ([], 0) if there is no journal.
 
     Raises:
-        ResumeError: The journal belongs to a run of another identity, or is damaged.
+        ResumeError: The journal belongs to a run of another identity, or its first line does not hold.
     """
     try:
-        text = path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return []
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
-    if not lines:
-        return []
+        return [], 0
+    except OSError as error:  # a link, a socket
+        raise _damaged(path, error.strerror) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise _damaged(path, "not a file of its own")
+    with os.fdopen(descriptor, "rb") as file:
+        head = file.readline(MAX_LINE_BYTES)
+        if not head.endswith(b"\n") and not file.read(1):
+            return [], 0  # the run was stopped before it began
+        first = _content(head)
+        if first is None or "identity" not in first:
+            raise _damaged(path, "its first line does not hold")
+        _compare(first["identity"], identity, path)
+        entries, kept = [], len(head)
+        while (entry := _content(line := file.readline(MAX_LINE_BYTES))) is not None:
+            entries.append(entry)
+            kept += len(line)
+    return entries, kept
+
+
+def _damaged(path: Path, how: str | None) -> ResumeError:
+    return ResumeError(f"the journal is damaged: {how}", path=path.parent, hint="start over with --overwrite")
+
+
+def _content(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it does not hold."""
+    text, _, checksum = line.rpartition(CHECKSUM)
+    if checksum != b"%d}\n" % zlib.crc32(text):
+        return None
     try:
-        before = json.loads(lines[0])["identity"]
-    except (ValueError, KeyError, TypeError):
-        raise ResumeError(
-            "the journal is damaged", path=path.parent, hint="start over with --overwrite"
-        ) from None
+        entry = json.loads(text + b"}")
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
+    """Raise ResumeError if an interrupted run has another identity."""
     changed = _differences(before, identity)
     if changed:
         then = "rerun with the same arguments"
@@ -93,16 +134,16 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> list[bytes]:
             path=path.parent,
             hint=f"{then}, or start over with --overwrite",
         )
-    return lines
 
 
 def _moved(before: Any, now: Any) -> str | None:
     """The commit of an input of the interrupted run, if its branch is at another commit now."""
     inputs = now.get("inputs", {})
-    for name, facts in before.get("inputs", {}).items() if isinstance(before, dict) else ():
-        commit = facts.get("commit")
-        if commit is not None and commit != inputs.get(name, {}).get("commit"):
-            return str(commit)
+    with suppress(AttributeError):  # an identity of another shape has no inputs
+        for name, facts in before.get("inputs", {}).items():
+            commit = facts.get("commit")
+            if commit is not None and commit != inputs.get(name, {}).get("commit"):
+                return str(commit)
     return None
 
 

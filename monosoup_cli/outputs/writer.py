@@ -121,32 +121,33 @@ class PartialOutput:
     def _open(self) -> None:
         journal = self.workplace.path / "journal"
         is_resumed = self._resume and unfinished_run(self._output)
-        lines = read_journal(journal, self._identity) if is_resumed else []
-        if not lines:
+        entries, kept = read_journal(journal, self._identity) if is_resumed else ([], 0)
+        if not kept:
             refuse_unfinished(self._output, resume=self._resume, overwrite=self._overwrite)
         files = {
             _place_of(inner, each.name): each for inner, each in product(self._folders, self._layout.files)
         }
-        self.workplace.clear(kept=["journal", *files] if lines else [])
+        self.workplace.clear(kept=["journal", *files] if kept else [])
         for place, file in files.items():
             descriptor = self._files.open(place, file.nbytes)
             write_all(descriptor, memoryview(file.header.raw), 0)
         self._journal = Journal(journal)
         self._open_journal.callback(self._journal.close)
         self._files.add("journal")
-        for line in lines[1:]:
-            self._accept(line)
-        self._journal.start(lines, self._identity)
+        for entry in entries:
+            self._accept(entry)
+        self._journal.start(kept, self._identity)
         self._files.sync_folders()
         sync_folder(self._output.parent)
 
-    def _accept(self, line: bytes) -> None:
+    def _accept(self, entry: Mapping[str, Any]) -> None:
         """Count a journalled tensor as finished if its bytes on the disk still match its checksum."""
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
+        with suppress(KeyError, TypeError):
             if "note" in entry:
                 self.notes[entry["note"]] = entry["content"]
-            elif self._checksums_of(entry["tensor"]) == entry["checksums"]:
+                return
+            is_whole = len(entry["records"]) == len(self._folders)
+            if is_whole and self._checksums_of(entry["tensor"]) == entry["checksums"]:
                 self.finished[entry["tensor"]] = entry["records"]
 
     def place(self, tensor: str) -> TensorInfo:

@@ -219,6 +219,42 @@ def test_any_json_in_place_of_a_value_is_refused_or_agreed_on(ours, value, place
     assert found == reference(content)
 
 
+def nested(depth: int) -> str:
+    return '[{"a":' * (depth // 2) + "[]" * (depth % 2) + "0" * (1 - depth % 2) + "}]" * (depth // 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_read"),
+    [
+        *[("1e400", False), ("-1e400", False), ("1e308", True), ("1.8e308", False), ("1e-400", True)],
+        *[("9" * 308, True), ("9" * 309, False), ("1" * 400, False), ("-" + "1" * 5000, False)],
+        *[("1" + "0" * 400 + "e-300", True), ("0e999999999999", True), ("-0", True), ("-0.0", True)],
+        *[("[" * 125 + "]" * 125, True), ("[" * 126 + "]" * 126, False), ("[" * 5000 + "]" * 5000, False)],
+        *[(nested(125), True), (nested(126), False), ('[[], [1, "a", {"b": [null, true]}]]', True)],
+        *[('"\\ud800"', False), ('{"\\udc00": 1}', False), ('"\\ud83d\\ude00"', True), ("NaN", False)],
+        *[("01", False), ("+1", False), (".5", False), ("1.", False), ("Infinity", False), ('"\t"', False)],
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_fields_that_the_format_does_not_have_are_read_as_the_reference_reads_them(ours, value, is_read):
+    text = b'{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":%s}}' % value.encode()
+    content = struct.pack("<Q", len(text)) + text + b"x"
+    if is_read:
+        assert ours(content) == reference(content) == {"t": ("U8", (1,), b"x")}
+        return
+    with pytest.raises(safetensors.SafetensorError):
+        reference(content)
+    with pytest.raises(CheckpointError):
+        ours(content)
+
+
+@pytest.mark.parametrize("value", ['{"a":1,"a":2}', '1,"more":2'])
+def test_a_field_that_repeats_is_refused_as_the_format_has_it(ours, value):
+    text = b'{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":%s}}' % value.encode()
+    with pytest.raises(CheckpointError, match="twice"):
+        ours(struct.pack("<Q", len(text)) + text + b"x")
+
+
 @pytest.mark.parametrize("padding", [b"", b" ", b"\n", b"\t" * 3, b" " * 1000])
 def test_white_space_after_the_json_is_fine(ours, padding):
     text = b'{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}' + padding

@@ -590,6 +590,19 @@ def test_a_duplicate_record_is_refused(path, refused):
     assert refused() == "the zip archive has the record 'data/0' twice"
 
 
+def test_an_archive_without_records_is_refused(path, refused):
+    path.write_bytes(b"PK\x03\x04" + bytes(8) + b"PK\x05\x06" + bytes(18))
+    assert refused() == "a zip archive that torch.save did not write"
+
+
+def test_a_record_after_the_end_of_the_file_is_refused_unread(path, refused):
+    torch.save({"a": torch.arange(4.0)}, path)
+    content = path.read_bytes()
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/byteorder"))
+    path.write_bytes(content[: entry + 42] + struct.pack("<I", 2**30) + content[entry + 46 :])
+    assert refused() == "the record 'x/byteorder' is not where the zip archive says"
+
+
 def test_a_second_folder_is_refused(path, refused):
     torch.save({"a": torch.arange(100.0)}, path)
     rewritten(path, **{"y/extra": b""})
@@ -755,6 +768,20 @@ def test_pickles_that_take_more_work_than_their_size_warrants_are_refused(path, 
         "choices": "not a state dict: found a list",
     }
     assert refused().startswith(lines.get(bomb, "its pickle takes far more work than its size warrants"))
+
+
+@pytest.mark.parametrize("other", [STORED.replace(b"Float", b"Int"), STORED.replace(b"K\x04", b"K\x02")])
+def test_a_record_is_not_two_storages(path, refused, other):
+    """torch reads the second tensor with the dtype of the first, and does not write such files."""
+    first, second = (
+        tensor.removeprefix(b"\x80\x02}").removesuffix(b"s.")
+        for tensor in (
+            rebuilt(b"K\x00", b"K\x02\x85", b"K\x01\x85"),
+            rebuilt(b"K\x00", b"K\x02\x85", b"K\x01\x85", other),
+        )
+    )
+    with_pickle(path, b"\x80\x02}" + first + b"s" + second.replace(b"a", b"b", 1) + b"s.")
+    assert refused() == "its pickle is malformed"
 
 
 def test_a_storage_is_not_given_another_state(path, refused):
