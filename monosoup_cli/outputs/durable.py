@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -37,7 +38,9 @@ def move_file(source: Path, target: Path) -> None:
     """Rename a file, durably; if the target is on another file system, copy it next to the target first."""
     try:
         source.replace(target)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
         draft = target.with_name(f".{target.name}.partial")
         write_file(draft, source)
         draft.replace(target)

@@ -17,6 +17,12 @@ def test_each_kind_once(bench, injected, number):
         injected(kind)
 
 
+def test_a_report_that_cannot_be_moved_is_copied_nowhere(bench, injected):
+    command, kind = COMMANDS["edit to a file"], "read-only disk"
+    assert inject(bench, command, KINDS[kind], f"replace {command.out}.partial/outside-0 1")
+    injected(kind)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
