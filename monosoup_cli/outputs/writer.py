@@ -100,6 +100,7 @@ class PartialOutput:
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
         self._news = threading.Condition()
         self._is_left = False
+        self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
         self._digests: list[Future[list[str]]] = []
 
     # -- opening ------------------------------------------------------------------------------
@@ -110,12 +111,12 @@ class PartialOutput:
             has_work = unfinished_run(self._output)
             try:
                 self._open()
+                self._committer.start()
+                self._digests += [self._digesting.submit(self._digest, file) for file in self._layout.files]
             except BaseException:
+                self._end_threads()
                 self._close(keeps_work=has_work)
                 raise
-        self._committer.start()
-        self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
-        self._digests = [self._digesting.submit(self._digest, file) for file in self._layout.files]
         return self
 
     def _open(self) -> None:
@@ -382,17 +383,20 @@ class PartialOutput:
         self._close(keeps_work=False)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end_threads()
+        keeps_work = True
+        if kind is not None and issubclass(kind, MonosoupError):
+            are_inputs_at_fault = issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
+            keeps_work = not are_inputs_at_fault and bool(self.finished or self.notes)
+        self._close(keeps_work=keeps_work)
+
+    def _end_threads(self) -> None:
         if self._committer.is_alive():
             self._end_journal()
         with self._news:
             self._is_left = True
             self._news.notify_all()
         self._digesting.shutdown(cancel_futures=True)
-        keeps_work = True
-        if kind is not None and issubclass(kind, MonosoupError):
-            are_inputs_at_fault = issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
-            keeps_work = not are_inputs_at_fault and bool(self.finished or self.notes)
-        self._close(keeps_work=keeps_work)
 
     def _close(self, *, keeps_work: bool) -> None:
         self._open_journal.close()

@@ -41,6 +41,13 @@ def test_a_limit(bench, injected, name, number):
     injected(f"little {name}")
 
 
+def test_memory_for_some_threads_alone(bench, injected):
+    """Each takes 8 MB of addresses. Those that did start must not keep the process from ending."""
+    for megabytes in (16, 20, 24, 28):
+        limited(bench, COMMANDS["edit"], "memory", megabytes * MEGABYTE)
+        injected("little memory")
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("number", range(0, len(ROTATED), 5))
