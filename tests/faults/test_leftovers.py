@@ -134,7 +134,12 @@ def damage(bench, command, name, seed=0):
 
 
 SOME = (
-    *("journal: a bit flipped", "journal: cut", "weights: a bit flipped", "weights: an input's second name"),
+    *(
+        "journal: a bit flipped",
+        "journal: a pipe",
+        "weights: a bit flipped",
+        "weights: an input's second name",
+    ),
     *("files: a link", "files: another beside", "lock: gone", "workplace: empty"),
 )
 
