@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.options import StrPath
 
-__all__ = ["verify"]
+if TYPE_CHECKING:
+    from monosoup_cli.formats.files import Advance
+    from monosoup_cli.pipeline.verify import Output
+
+__all__ = ["check", "verify"]
 
 
 def verify(
@@ -34,10 +38,18 @@ def verify(
             cannot be run again.
     """
     from monosoup_cli.pipeline.verify import open_output
-    from monosoup_cli.pipeline.verify import verify as check
 
     opened = open_output(os.fspath(output), None if report is None else Path(report))
-    found = check(opened)
+    return check(opened, os.fspath(output), inputs=inputs, again=again)
+
+
+def check(
+    opened: Output, output: str, *, inputs: bool, again: bool, advance: Advance = lambda nbytes: None
+) -> dict[str, Any]:
+    """`verify` for an opened output; `advance` gets the size of each block that is hashed."""
+    from monosoup_cli.pipeline.verify import verify as compare
+
+    found = compare(opened, advance)
     if inputs:
         from monosoup_cli.pipeline.verify_inputs import changed_inputs
 
@@ -45,7 +57,7 @@ def verify(
     if again:
         from monosoup_cli.api.again import made_again, other_bytes, other_environment
 
-        new = made_again(opened.report, os.fspath(output))
+        new = made_again(opened.report, output)
         others = list(other_bytes(opened.report, new))
         found.differences += others
         if others and (changed := other_environment(opened.report, new)):

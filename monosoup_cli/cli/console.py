@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from monosoup_cli.errors import OutputError, without_tokens
@@ -44,7 +44,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
         self.quiet = quiet
-        self.is_live = live and not quiet and _has_terminal() and os.environ.get("TERM") != "dumb"
+        self._is_live = live and not quiet and _has_terminal() and os.environ.get("TERM") != "dumb"
         self._live: Live | None = None
 
     def error(self, message: object) -> None:
@@ -118,7 +118,7 @@ class Console:
             now = f"scoring {source}{others}" if trial is None else ""
             if trial is not None:
                 done.append((source, trial.score, trial.joined))
-            if self.is_live:
+            if self._is_live:
                 from rich.live import Live
 
                 from monosoup_cli.report.tables import trials_table
@@ -143,14 +143,20 @@ class Console:
             self._live.stop()
             self._live = None
 
-    @contextmanager
-    def download_progress(self, downloads: Sequence[Download]) -> Iterator[Advance]:
+    def download_progress(self, downloads: Sequence[Download]) -> AbstractContextManager[Advance]:
         """Show the progress of downloads through the callback it yields."""
         total = sum(download.nbytes for download in downloads)
+        if total and not self._is_live:
+            self.note(f"downloading {size(total)}")
+        return self.byte_progress(total, "downloading", "downloaded")
+
+    @contextmanager
+    def byte_progress(self, total: int, doing: str, done: str) -> Iterator[Advance]:
+        """Show how many of so many bytes are done, through the callback it yields."""
         if not total or self.quiet:
             yield lambda nbytes: None
-        elif not self.is_live:
-            yield _DownloadLines(self, total)
+        elif not self._is_live:
+            yield _ByteLines(self, total, done)
         else:
             from rich.progress import (
                 BarColumn,
@@ -162,7 +168,7 @@ class Console:
             )
 
             bar = Progress(
-                TextColumn("downloading"),
+                TextColumn(doing),
                 BarColumn(bar_width=14),
                 DownloadColumn(),
                 TransferSpeedColumn(),
@@ -177,7 +183,7 @@ class Console:
     @contextmanager
     def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
         """Show the progress of a run through the callback it yields."""
-        if self.is_live:
+        if self._is_live:
             with self._bar(tensors) as callback:
                 yield callback
         elif self.quiet:
@@ -256,14 +262,13 @@ def _tolerate_closed_reader(stream: TextIO) -> Iterator[None]:
             raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
-class _DownloadLines:
-    """The progress of downloads in logs: a line at the start, then one every few seconds."""
+class _ByteLines:
+    """The progress of `byte_progress` in logs: a line every few seconds."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._bytes = console, total, 0
+    def __init__(self, console: Console, total: int, done: str) -> None:
+        self._console, self._total, self._bytes, self._done = console, total, 0, done
         self._lock = threading.Lock()
         self._last_note = time.monotonic()
-        console.note(f"downloading {size(total)}")
 
     def __call__(self, nbytes: int) -> None:
         with self._lock:
@@ -273,7 +278,7 @@ class _DownloadLines:
                 return
             self._last_note = now
             share = self._bytes / self._total
-            self._console.note(f"{share:4.0%}  {size(self._bytes)} of {size(self._total)} downloaded")
+            self._console.note(f"{share:4.0%}  {size(self._bytes)} of {size(self._total)} {self._done}")
 
 
 class _Lines:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from monosoup_cli.cli.options import Quiet, TalkFormat
+from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat
 
 
 def verify(
@@ -37,6 +37,7 @@ def verify(
         TalkFormat, typer.Option("--format", help="json prints what was found on stdout.")
     ] = "table",
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Check an output against its report.
 
@@ -45,15 +46,18 @@ def verify(
 
     Example: monosoup verify out
     """
-    from monosoup_cli.api.verify import verify as function
+    from monosoup_cli.api.verify import check
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
+    from monosoup_cli.pipeline.verify import open_output
     from monosoup_cli.report.words import plural, size
 
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, live=not no_progress)
+    opened = open_output(output, report)
     if again:
         import_torch()
-    found = function(output, report=report, inputs=inputs, again=again)
+    with console.byte_progress(opened.nbytes, "hashing", "hashed") as advance:
+        found = check(opened, output, inputs=inputs, again=again, advance=advance)
     for note in found["notes"]:
         console.note(f"note: {note}")
     for difference in found["differences"]:

@@ -76,6 +76,15 @@ class Output:
     report: Mapping[str, Any]
     report_name: str
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are hashed; of a repository, the Hub has the hashes of all large files."""
+        if self.folder.repository is not None:
+            return 0
+        outputs = self.report.get("outputs") or [self.report.get("output", {})]
+        kinds = ("files", "other_files")
+        return sum(file["bytes"] for output in outputs for kind in kinds for file in output.get(kind, ()))
+
 
 def open_output(output: str, report: Path | None = None) -> Output:
     """Find an output, on the disk or on the Hub, and read its report.
@@ -139,8 +148,12 @@ def _has(folder: Folder, name: str) -> bool:
     return (not inner or (_has(folder, inner) and folder.is_folder(inner))) and last in folder.names(inner)
 
 
-def verify(output: Output) -> Verification:
+def verify(output: Output, advance: Advance = lambda nbytes: None) -> Verification:
     """Compare an output with its report.
+
+    Args:
+        output: The output.
+        advance: Gets the size of each block that is hashed.
 
     Raises:
         ReportError: What the report says of its files cannot be.
@@ -149,21 +162,21 @@ def verify(output: Output) -> Verification:
     if "outputs" in output.report:
         if output.file:
             raise UsageError("the report is that of several checkpoints, not of a file", path=shown)
-        _check_sweep(output, found)
+        _check_sweep(output, found, advance)
         return found
     recorded = recorded_checkpoint(output.report, shown)
     if output.file:
         if len(recorded.files) != 1:
             raise UsageError("the report is that of a folder, not of a file", path=shown)
         recorded = replace(recorded, weights=[replace(recorded.weights[0], name=output.file)])
-        _check(output.folder, recorded, found)
+        _check(output.folder, recorded, found, advance)
         return found
-    _check(output.folder, recorded, found)
+    _check(output.folder, recorded, found, advance)
     found.differences += _strays(output.folder, "", recorded, {output.report_name, REPORT_NAME}, found.notes)
     return found
 
 
-def _check_sweep(output: Output, found: Verification) -> None:
+def _check_sweep(output: Output, found: Verification, advance: Advance) -> None:
     """Compare every checkpoint of a sweep with the reports of both; nothing else may be in the folder."""
     folder, members = output.folder, recorded_sweep(output.report, output.report_name)
     for name, recorded in members.items():
@@ -181,7 +194,7 @@ def _check_sweep(output: Output, found: Verification) -> None:
                     ReportError(f"says otherwise than {output.report_name}", path=folder.shown(report))
                 )
             inside = replace(inside, tensors=own.tensors)
-        _check(folder, inside, found)
+        _check(folder, inside, found, advance)
         found.differences += _strays(folder, f"{name}/", inside, {REPORT_NAME}, found.notes)
     for name in folder.names():
         is_extra = name not in members and not name.startswith(".")
@@ -201,9 +214,9 @@ def _below(recorded: RecordedCheckpoint, name: str) -> RecordedCheckpoint:
     return replace(recorded, weights=moved(recorded.weights), others=others, carried=carried)
 
 
-def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification) -> None:
+def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification, advance: Advance) -> None:
     """Compare the files of a checkpoint, their headers and their index with what is recorded."""
-    found.differences += _compare_all(folder, recorded.files)
+    found.differences += _compare_all(folder, recorded.files, advance)
     headers: dict[str, Header] = {}
     for file in recorded.weights:
         try:
@@ -226,13 +239,14 @@ def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification) ->
         )
 
 
-def _compare_all(folder: Folder, files: Sequence[RecordedFile]) -> list[CheckpointError]:
+def _compare_all(folder: Folder, files: Sequence[RecordedFile], advance: Advance) -> list[CheckpointError]:
     """Compare files with what is recorded, several at once; an interrupt ends it between two blocks."""
     is_over = threading.Event()
 
     def go_on(nbytes: int) -> None:
         if is_over.is_set():
             raise InterruptedError
+        advance(nbytes)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:

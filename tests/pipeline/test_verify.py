@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
+from monosoup_cli.pipeline.verify import open_output, verify
 from tests.hub import Hub
 
 REPORT = "monosoup_report.json"
@@ -74,6 +75,17 @@ def differing(run, tmp_path):
         return [(os.path.relpath(one["path"], output), one["problem"]) for one in found]
 
     return differing
+
+
+@pytest.mark.parametrize("name", ["folder", "out.safetensors", "sweep", "adapter"])
+def test_progress_counts_every_byte_that_is_hashed(made, name):
+    counted = []
+    output = open_output(str(made / name))
+    verify(output, counted.append)
+    report = made / "out.report.json" if name.endswith(".safetensors") else made / name / REPORT
+    held = [made / name] if report.parent == made else (made / name).rglob("*")
+    files = [path for path in held if path.is_file() and path.name != REPORT]
+    assert sum(counted) == output.nbytes == sum(path.stat().st_size for path in files)
 
 
 def refused(run, output, *options):
