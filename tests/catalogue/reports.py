@@ -1,14 +1,24 @@
-"""What `report` and `compare` are given in place of a report."""
+"""Reports that are none, for every command that reads one, and outputs that are not as their report says."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.catalogue.table import Make, file, refused
+from monosoup_cli.cli.app import main
+from tests.catalogue.table import Make, Row, both, file, refused, sparse
 
 BAD = "bad.json"
-LINES = ("report bad.json", "compare bad.json bad.json", "report bad.json --format csv")
+READ = (
+    "report bad.json",
+    "report bad.json --format csv",
+    "compare bad.json bad.json",
+    "verify finetuned.safetensors --report bad.json",
+)
+DEEP = 100_000
 CONTENTS: dict[str, bytes] = {
     "nothing": b"",
     "noise": b"\xff\xfe",
@@ -17,8 +27,9 @@ CONTENTS: dict[str, bytes] = {
     "a number": b"7",
     "an object": b"{}",
     "half an object": b'{"a":',
-    "deep lists": b"[" * 100_000,
-    "deep objects": b'{"a":' * 100_000,
+    "deep lists": b"[" * DEEP,
+    "deep objects": b'{"a":' * DEEP,
+    "closed deep lists": b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}",
     "NaN": b'{"a": NaN}',
     "1e999": b'{"a": 1e999}',
     "5000 digits": b'{"a": ' + b"9" * 5000 + b"}",
@@ -33,13 +44,101 @@ SPECIAL: dict[str, Make] = {
     "a FIFO": lambda: os.mkfifo(BAD),
     "a folder": lambda: Path(BAD).mkdir(),
     "a device": lambda: Path(BAD).symlink_to("/dev/zero"),
+    "the memory of the process": lambda: Path(BAD).symlink_to("/proc/self/mem"),
     "a link to itself": lambda: Path(BAD).symlink_to(BAD),
     "a file that is not there": lambda: None,
+    "a file of a terabyte": sparse({}, 1 << 40, BAD),
 }
+
+# -- outputs --------------------------------------------------------------------------------------------
+
+REPORT = "out/monosoup_report.json"
+WEIGHTS = "out/model.safetensors"
+Change = Callable[[dict[str, Any]], object]
+
+
+def made(*changes: Make) -> Make:
+    """Makes an output, then these."""
+
+    def make() -> None:
+        assert main(["edit", "base.safetensors", "finetuned.safetensors", "-o", "out", "--quiet"]) == 0
+
+    return both(make, *changes)
+
+
+def forged(change: Change) -> Make:
+    """Makes an output, and changes its report."""
+
+    def make() -> None:
+        report = json.loads(Path(REPORT).read_text())
+        change(report)
+        Path(REPORT).write_text(json.dumps(report))
+
+    return made(make)
+
+
+def named(name: object) -> Change:
+    return lambda report: report["output"]["files"][0].update(name=name)
+
+
+NO_REPORT = "is not a monosoup report"
+LEADS_OUT = "names a file outside of the output"
+FORGED: dict[str, tuple[Change, str]] = {
+    "a file outside": (named("../finetuned.safetensors"), LEADS_OUT),
+    "a file of the system": (named("/etc/hostname"), LEADS_OUT),
+    "a file of a number": (named(7), NO_REPORT),
+    "a file of nothing": (named(""), LEADS_OUT),
+    "a file that is gone, of an evil name": (named("\x1b[2J\u202e.safetensors"), "\\x1b[2J\\u202e"),
+    "a size of text": (lambda report: report["output"]["files"][0].update(bytes="x"), NO_REPORT),
+    "a size of 4000 digits": (
+        lambda report: report["output"]["files"][0].update(bytes=10**4000),
+        "model.safetensors",
+    ),
+    "a digest of text": (lambda report: report["output"]["files"][0].update(sha256="x"), "no SHA-256"),
+    "no files": (lambda report: report["output"].update(files=[]), "no file of weights"),
+    "files of numbers": (lambda report: report["output"].update(files=[7]), NO_REPORT),
+    "no output": (lambda report: report.pop("output"), "wrote no checkpoint"),
+    "layers of an object": (lambda report: report.update(layers={}), NO_REPORT),
+    "a layer twice": (lambda report: report["layers"].append(report["layers"][0]), "two layers"),
+    "a layer of an evil name": (lambda report: report["layers"][0].update(name="\x1b[2J"), "out"),
+    "a shape of text": (lambda report: report["layers"][0].update(shape="x"), NO_REPORT),
+}
+
+
+def replaced(path: str, *makes: Make) -> Make:
+    """Makes an output, with these in place of one of its files."""
+    return made(lambda: Path(path).unlink(), *makes)
+
+
+def in_place_of(path: str) -> dict[str, Make]:
+    return {
+        "a FIFO": replaced(path, lambda: os.mkfifo(path)),
+        "a folder": replaced(path, lambda: Path(path).mkdir()),
+        "a device": replaced(path, lambda: Path(path).symlink_to("/dev/zero")),
+        "a broken link": replaced(path, lambda: Path(path).symlink_to("gone")),
+        "nothing": replaced(path),
+        "noise": replaced(path, file(b"\xff" * 40, path)),
+        "a terabyte": replaced(path, sparse({}, 1 << 40, path)),
+    }
+
+
+VERIFIED = ["verify out", "verify out --inputs", "verify out --again"]
+
+
+def unverified(name: str, make: Make, *words: str) -> Row:
+    return refused(f"an output with {name}", make, *words, lines=VERIFIED)
+
+
 ROWS = [
     *(
-        refused(f"a report of {name}", file(content, BAD), BAD, lines=LINES)
+        refused(f"a report of {name}", file(content, BAD), BAD, lines=READ)
         for name, content in CONTENTS.items()
     ),
-    *(refused(f"a report that is {name}", make, BAD, lines=LINES) for name, make in SPECIAL.items()),
+    *(refused(f"a report that is {name}", make, BAD, lines=READ) for name, make in SPECIAL.items()),
+    *(unverified(f"a report of {name}", forged(change), words) for name, (change, words) in FORGED.items()),
+    *(
+        unverified(f"{name} as {path}", make, path)
+        for path in (WEIGHTS, REPORT)
+        for name, make in in_place_of(path).items()
+    ),
 ]

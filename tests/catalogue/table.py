@@ -36,6 +36,8 @@ class Row(NamedTuple):
         words: What each of them says on stderr.
         after: Further checks of what it printed and wrote.
         seconds: How much time of the processor each may take; other processes do not count.
+        as_nobody: Whether they run as a user without rights, where root runs the tests.
+        is_thorough: Whether only `make test-slow` tries it.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Row(NamedTuple):
     words: tuple[str, ...]
     after: Callable[[Result], object] | None = None
     seconds: float = 2
+    as_nobody: bool = False
+    is_thorough: bool = False
 
 
 def refused(

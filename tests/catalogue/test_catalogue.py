@@ -9,10 +9,11 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
-from tests.catalogue import adapters, archives, configs, files, headers, names, options, pickles, reports
+from tests.catalogue import adapters, archives, configs, files, headers, names, options, pickles, reports, rights
 from tests.catalogue.table import Row
 from tests.conftest import Result, everything_in, small_tensors
 
-FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports)
+FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports, rights)
 ROWS = {
     f"{family.__name__.rpartition('.')[2]}: {row.name}": row for family in FAMILIES for row in family.ROWS
 }
@@ -86,20 +87,40 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert main(["edit", *inputs, "-o", str(folder / "out"), "--quiet"]) == 0
     assert main(["inspect-spectrum", *inputs, "--format", "json"]) == 0
     assert main(["edit", *inputs, "-o", str(folder / "dry"), "--quiet", "--dry-run"]) == 0
+    assert main(["verify", str(folder / "out")]) == 0
     assert main(["edit", "org/name", inputs[1], "-o", str(folder / "none"), "--quiet"]) == 1
 
 
 @pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a small pair in it, and a copy of it outside that nothing may open."""
-    folder = (tmp_path / "room").resolve()
-    folder.mkdir()
-    for seed, name in enumerate(("base", "finetuned")):
-        save_file(small_tensors(seed), folder / f"{name}.safetensors", metadata={"format": "pt"})
-    (tmp_path / "outside").mkdir()
-    shutil.copy(folder / "finetuned.safetensors", tmp_path / "outside" / "model.safetensors")
-    monkeypatch.chdir(folder)
-    return folder
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, with a small pair in it, and a copy of it outside that nothing may open.
+
+    Other users may enter it, which pytest's own folders do not allow."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        folder, outside = (Path(place).resolve() / name for name in ("room", "outside"))
+        folder.mkdir(mode=0o755)
+        outside.mkdir()
+        for seed, name in enumerate(("base", "finetuned")):
+            save_file(small_tensors(seed), folder / f"{name}.safetensors", metadata={"format": "pt"})
+            (folder / f"{name}.safetensors").chmod(0o644)
+        shutil.copy(folder / "finetuned.safetensors", outside / "model.safetensors")
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            yield folder
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Have no rights. Who is not root has none to what `rights` closes."""
+    if os.getuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 @contextmanager
@@ -135,7 +156,7 @@ def test_an_input(name: str, room: Path, watch: Watch, capfd: pytest.CaptureFixt
         capfd.readouterr()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         resident, started = memory("VmRSS"), time.process_time()
-        with alarmed(), watch.inside(room):
+        with alarmed(), watch.inside(room), nobody() if row.as_nobody else nullcontext():
             code = main(shlex.split(line))
         seconds, peak = time.process_time() - started, memory("VmHWM") - resident
         result = Result(code, *capfd.readouterr())
