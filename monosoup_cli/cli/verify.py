@@ -16,7 +16,8 @@ def verify(
         str, typer.Argument(metavar="OUT", help="A folder, a .safetensors file, or an id on the Hub.")
     ],
     report: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Where the report is, if not where a run puts it.")
+        Path | None,
+        typer.Option(metavar="PATH", readable=False, help="Where the report is, if not where a run puts it."),
     ] = None,
     inputs: Annotated[
         bool,

@@ -139,7 +139,8 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
     """Check that the report can be written at a path outside OUT.
 
     Raises:
-        OutputError: It would replace OUT, a file of an input, or (without `overwrite`) any other file.
+        OutputError: It would replace OUT, a file of an input, what is not a regular file, or (without
+            `overwrite`) any other file.
     """
     if report.resolve() == output.resolve():
         raise OutputError("the report would replace the output", path=report)
@@ -154,13 +155,15 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
         return
     except OSError as error:
         raise OutputError(f"cannot be the report: {error.strerror}", path=report) from None
+    if not report.is_file():
+        raise OutputError("cannot be the report: not a regular file", path=report)
     for source in inputs:
         folder = None if source.files.place.folder is None else source.files.place.folder.root
         inside = folder is not None and report.resolve().is_relative_to(folder.resolve())
         files = [shard.file.path for shard in source.files.shards]
         if inside or any(report.samefile(path) for path in files if path is not None):
             raise OutputError("the report would replace an input", path=report)
-    if report.is_dir() or not overwrite:
+    if not overwrite:
         raise OutputError(
             "the report already exists", path=report, hint="choose another, or pass --overwrite"
         )

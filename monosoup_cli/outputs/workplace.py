@@ -46,8 +46,10 @@ def partial_path(output: Path) -> Path:
 
 
 def is_workplace(folder: Path) -> bool:
-    """Whether the folder is a run's: it has a lock, or, after a crash, nothing but what a run makes."""
-    if folder.is_symlink() or not folder.is_dir():
+    """Whether the folder is a run's: it has a lock, or, after a crash, nothing but what a run makes.
+
+    One that this user may not enter is somebody else's."""
+    if folder.is_symlink() or not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return False
     return (folder / "lock").is_file() or all(
         name in OWN_NAMES or name.startswith(OWN_PREFIXES) for name in os.listdir(folder)

@@ -18,6 +18,8 @@ from monosoup_cli.report.shape import fault_of
 __all__ = ["OF_SEVERAL", "REPORT_NAME", "as_text", "check_target", "read_report", "replace_file"]
 
 REPORT_NAME = "monosoup_report.json"
+MAX_REPORT_BYTES = 1_000_000_000
+"""More than the report of a million tensors has."""
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
 MAX_DIGITS = 18
@@ -55,6 +57,8 @@ def read_report(path: Path) -> dict[str, Any]:
             path = path / REPORT_NAME
         if not path.is_file():
             raise ReportError("is not a file" if path.exists() else "no such file", path=path)
+        if (nbytes := path.stat().st_size) > MAX_REPORT_BYTES:
+            raise ReportError("is too large to be a report", path=path, found=f"{nbytes:,} bytes")
         report = json.loads(
             path.read_bytes(), parse_constant=_refuse, parse_float=_finite, parse_int=_integer
         )
@@ -94,7 +98,7 @@ def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
 
     Raises:
         UsageError: The file has none of these suffixes.
-        OutputError: Its folder is missing or not writable, or the path is a folder.
+        OutputError: Its folder is missing or not writable, or the path is no regular file.
     """
     allowed = [suffixes] if isinstance(suffixes, str) else list(suffixes)
     if path.suffix.lower() not in allowed:
@@ -104,6 +108,8 @@ def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
             raise OutputError("its folder does not exist", path=path)
         if path.is_dir():
             raise OutputError("is a folder", path=path)
+        if os.path.lexists(path) and not path.is_file():
+            raise OutputError("is not a regular file", path=path)
         if not os.access(path.parent, os.W_OK):
             raise OutputError("its folder is not writable", path=path)
     except OSError as error:

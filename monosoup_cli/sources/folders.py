@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ __all__ = [
     "read_config",
     "resolve_inside",
     "targets_outside",
+    "unresolved",
 ]
 
 CACHED = "models--"
@@ -124,10 +126,10 @@ class LocalFolder:
 
     def nbytes(self, name: str) -> int:
         path = self.path(name)
-        if not os.access(path, os.R_OK):
-            raise CheckpointError("cannot be read", path=self.shown(name))
         if not path.is_file():
             raise CheckpointError("not a regular file", path=self.shown(name))
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"cannot open: {os.strerror(errno.EACCES)}", path=self.shown(name))
         return path.stat().st_size
 
     def open(self, name: str) -> InputFile:
@@ -271,6 +273,13 @@ def _cloned_from(path: Path) -> str | None:
     return None
 
 
+def unresolved(error: OSError | RuntimeError, path: str | Path) -> CheckpointError:
+    """The error for a path that cannot be resolved. Python raises RuntimeError for links in a circle."""
+    if isinstance(error, PermissionError):
+        return CheckpointError(f"cannot open: {error.strerror}", path=path)
+    return CheckpointError("a broken link", path=path)
+
+
 def resolve_inside(folder: Path, name: str, *, may_lead_out: bool = False) -> Path:
     """Resolve the links in the path of a file.
 
@@ -293,8 +302,8 @@ def resolve_inside(folder: Path, name: str, *, may_lead_out: bool = False) -> Pa
             break
     try:
         resolved = (folder / name).resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise CheckpointError("a broken link", path=folder / name) from None
+    except (OSError, RuntimeError) as error:
+        raise unresolved(error, folder / name) from None
     is_below = ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
     may_lead_out = may_lead_out and is_below
     if not may_lead_out and not any(resolved.is_relative_to(place) for place in allowed):

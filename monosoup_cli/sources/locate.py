@@ -29,6 +29,7 @@ from monosoup_cli.sources.folders import (
     local_folder,
     not_cached,
     read_config,
+    unresolved,
 )
 from monosoup_cli.sources.hub_ids import HubId, suggested_id
 from monosoup_cli.sources.kinds import with_kind
@@ -94,8 +95,8 @@ def open_checkpoint(
         raise CheckpointError("an index, not a checkpoint", path=source, hint="pass its folder")
     try:
         resolved = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise CheckpointError("a broken link", path=source) from None
+    except (OSError, RuntimeError) as error:
+        raise unresolved(error, source) from None
     refuse_rank_file(path.as_posix(), lambda folder: local_folder(Path(folder), folder).names())
     shard = open_shard(path.name, InputFile(resolved, source), state_dict)
     return _new_checkpoint(

@@ -209,6 +209,7 @@ def open_indexed(
         CheckpointError: The index is malformed, or a shard that it names is missing.
     """
     index_path = folder.shown(f"{inner}{index_name}")
+    folder.nbytes(f"{inner}{index_name}")  # another copy is of no help to whom it is closed
     try:
         index = read_config(folder, f"{inner}{index_name}")
     except CheckpointError as error:

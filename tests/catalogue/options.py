@@ -110,6 +110,7 @@ REPORTS = {
     "a file in the output": "out/model.safetensors",
     "a folder that is not there": "absent/r.json",
     "a folder": ".",
+    "a device": "/dev/null --overwrite",
     "nothing": "''",
 }
 
@@ -123,6 +124,27 @@ ROWS = [
     *(
         refused(f"an output at {name}", file("", "x"), lines=[f"edit {PAIR} -o {place}"])
         for name, place in NOWHERE.items()
+    ),
+    *(
+        refused(
+            f"{kind} in the place of the report",
+            ready(kind, "r.json"),
+            "r.json",
+            "not a regular file",
+            lines=[f"{EDIT} --report r.json", f"{EDIT} --report r.json --overwrite"],
+        )
+        for kind in KINDS
+        if kind != "file"
+    ),
+    *(
+        refused(
+            f"{kind} in the place of the page",
+            ready(kind, "p.html"),
+            "p.html",
+            lines=[f"inspect-spectrum {PAIR} --html p.html"],
+        )
+        for kind in KINDS
+        if kind != "file"
     ),
     *(
         refused(f"a report at {name}", file("", "x"), "report", lines=[f"{EDIT} --report {place}"])

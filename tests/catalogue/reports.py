@@ -88,11 +88,11 @@ FORGED: dict[str, tuple[Change, str]] = {
     "a file of the system": (named("/etc/hostname"), LEADS_OUT),
     "a file of a number": (named(7), NO_REPORT),
     "a file of nothing": (named(""), LEADS_OUT),
-    "a file that is gone, of an evil name": (named("\x1b[2J\u202e.safetensors"), "\\x1b[2J\\u202e"),
+    "a file of an evil name": (named("\x1b[2J\u202e/\0"), LEADS_OUT),
     "a size of text": (lambda report: report["output"]["files"][0].update(bytes="x"), NO_REPORT),
     "a size of 4000 digits": (
         lambda report: report["output"]["files"][0].update(bytes=10**4000),
-        "model.safetensors",
+        "numbers out of range",
     ),
     "a digest of text": (lambda report: report["output"]["files"][0].update(sha256="x"), "no SHA-256"),
     "no files": (lambda report: report["output"].update(files=[]), "no file of weights"),
@@ -100,7 +100,7 @@ FORGED: dict[str, tuple[Change, str]] = {
     "no output": (lambda report: report.pop("output"), "wrote no checkpoint"),
     "layers of an object": (lambda report: report.update(layers={}), NO_REPORT),
     "a layer twice": (lambda report: report["layers"].append(report["layers"][0]), "two layers"),
-    "a layer of an evil name": (lambda report: report["layers"][0].update(name="\x1b[2J"), "out"),
+    "a dtype of an evil name": (lambda report: report["layers"][0].update(dtype="\x1b[2J"), "dtype"),
     "a shape of text": (lambda report: report["layers"][0].update(shape="x"), NO_REPORT),
 }
 

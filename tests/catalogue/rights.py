@@ -12,63 +12,89 @@ from tests.catalogue.reports import READ as READERS
 from tests.catalogue.reports import REPORT, made
 from tests.catalogue.table import AS_FINETUNED, BAD, ROLES, Make, Row, both, file, given, tensors
 
-EDIT = "edit base.safetensors finetuned.safetensors"
 DENIED = "Permission denied"
-NOT_WRITABLE = "folder is not writable"
 
 
-def closed(path: str, mode: int = 0) -> Make:
-    """Takes rights to a file or folder away."""
-    return lambda: os.chmod(path, mode)
+def opened() -> None:
+    """Has others read, and write in, everything in the working folder."""
+    for parent, _, names in os.walk("."):
+        os.chmod(parent, 0o777)
+        for name in names:
+            if not os.path.islink(os.path.join(parent, name)):
+                os.chmod(os.path.join(parent, name), 0o666)
 
 
-def denied(name: str, make: Make, *words: str, lines: Sequence[str]) -> Row:
-    return Row(name, both(make, lambda: os.chmod(".", 0o777)), tuple(lines), 1, words, as_nobody=True)
+def denied(name: str, make: Make, closed: str, *words: str, lines: Sequence[str], mode: int = 0) -> Row:
+    """An input of which a file or folder has this mode."""
+    closing = both(make, opened, lambda: os.chmod(closed, mode))
+    return Row(name, closing, tuple(lines), 1, words, as_nobody=True)
 
 
 IN = given("in", [AS_FINETUNED])
 READ: dict[str, tuple[Make, str, Sequence[str]]] = {
-    "a file": (both(tensors(BAD), closed(BAD)), BAD, given(BAD)),
-    "a state dict": (both(file("", "bad.pt"), closed("bad.pt")), "bad.pt", given("bad.pt")),
-    "what a link leads to": (both(tensors("x"), closed("x"), link("x")), BAD, given(BAD)),
-    "a folder": (both(tensors(WHOLE), closed("in")), "in", given("in", ROLES)),
-    "what is in a folder": (both(tensors(WHOLE), closed("in", 0o644)), "in", IN),
-    "the names in a folder": (both(tensors(WHOLE), closed("in", 0o711)), "in", IN),
-    "a file in a folder": (both(tensors(WHOLE), closed(WHOLE)), WHOLE, IN),
-    "a file behind a folder": (both(tensors(WHOLE), closed("in")), WHOLE, given(WHOLE)),
-    "a shard": (both(shards(), closed(f"in/{B}")), B, IN),
-    "an index": (both(shards(), closed(INDEX)), INDEX, IN),
-    "a configuration": (both(beside("in/config.json"), closed("in/config.json")), "in/config.json", IN),
-    "a tokenizer": (both(beside("in/tokenizer.json"), closed("in/tokenizer.json")), "in/tokenizer.json", IN),
-    "a file to copy": (both(beside("in/vocab.txt"), closed("in/vocab.txt")), "in/vocab.txt", IN),
-    "a folder to copy": (both(beside("in/sub/vocab.txt"), closed("in/sub")), "in/sub", IN),
-    "the weights of an adapter": (both(adapter(), closed(WEIGHTS)), WEIGHTS, IN),
-    "the configuration of an adapter": (both(adapter(), closed(CONFIG)), CONFIG, IN),
-    "a report": (both(file("{}", "bad.json"), closed("bad.json")), "bad.json", READERS),
-    "an output": (both(made(), closed("out")), "out", ["verify out"]),
-    "the weights of an output": (
-        both(made(), closed("out/model.safetensors")),
-        "out/model.safetensors",
-        ["verify out"],
+    "a file": (tensors(BAD), BAD, given(BAD)),
+    "a state dict": (file("", "bad.pt"), "bad.pt", given("bad.pt")),
+    "a folder": (tensors(WHOLE), "in", given("in", ROLES)),
+    "a file in a folder": (tensors(WHOLE), WHOLE, IN),
+    "a shard": (shards(), f"in/{B}", IN),
+    "an index": (shards(), INDEX, IN),
+    **{
+        f"{name} beside the weights": (beside(f"in/{name}"), f"in/{name}", IN)
+        for name in ("config.json", "tokenizer.json", "model_index.json", "vocab.txt", "README.md")
+    },
+    "a folder beside the weights": (beside("in/sub/vocab.txt"), "in/sub", IN),
+    "the weights of an adapter": (adapter(), WEIGHTS, IN),
+    "the configuration of an adapter": (adapter(), CONFIG, IN),
+    "a report": (file("{}", "bad.json"), "bad.json", READERS),
+    "an output": (made(), "out", ["verify out", "report out"]),
+    "the weights of an output": (made(), "out/model.safetensors", ["verify out"]),
+    "the report of an output": (made(), REPORT, ["verify out", "report out"]),
+}
+BEHIND: dict[str, tuple[Make, str, Sequence[str]]] = {
+    "a file": (tensors(WHOLE), "in", given(WHOLE)),
+    "a file that a link leads to": (both(tensors(WHOLE), link(WHOLE)), "in", given(BAD)),
+    "a side file that a link leads to": (
+        both(tensors(WHOLE), file("{}", "x/config.json"), link("../x/config.json", "in/config.json")),
+        "x",
+        IN,
     ),
-    "the report of an output": (both(made(), closed(REPORT)), REPORT, ["verify out", "report out"]),
 }
 
 
-def folder(path: str, mode: int) -> Make:
-    return both(lambda: Path(path).mkdir(), closed(path, mode))
+def folder(path: str) -> Make:
+    return lambda: Path(path).mkdir()
 
 
-WRITTEN: dict[str, tuple[Make, str, str]] = {
-    "the folder of an output": (folder("shut", 0o555), f"{EDIT} -o shut/out", NOT_WRITABLE),
-    "the folder of a file": (folder("shut", 0o555), f"{EDIT} -o shut/out.safetensors", NOT_WRITABLE),
-    "a folder above an output": (folder("shut", 0), f"{EDIT} -o shut/in/out", "shut"),
-    "the folder of a report": (folder("shut", 0o555), f"{EDIT} -o out --report shut/r.json", NOT_WRITABLE),
-    "an output to replace": (both(made(), closed("out")), f"{EDIT} -o out --overwrite", "out"),
-    "unfinished work": (folder("out.partial", 0), f"{EDIT} -o out", "out.partial"),
+EDIT = "edit base.safetensors finetuned.safetensors"
+NOT_WRITABLE = "folder is not writable"
+WRITTEN: dict[str, tuple[Make, str, int, str, str]] = {
+    "the folder of an output": (folder("shut"), "shut", 0o555, f"{EDIT} -o shut/out", NOT_WRITABLE),
+    "the folder of a file": (folder("shut"), "shut", 0o555, f"{EDIT} -o shut/out.safetensors", NOT_WRITABLE),
+    "a folder above an output": (folder("shut"), "shut", 0, f"{EDIT} -o shut/in/out", "shut"),
+    "the folder of a report": (
+        folder("shut"),
+        "shut",
+        0o555,
+        f"{EDIT} -o out --report shut/r.json",
+        NOT_WRITABLE,
+    ),
+    "an output to replace": (made(), "out", 0, f"{EDIT} -o out --overwrite", "out"),
+    "unfinished work": (folder("out.partial"), "out.partial", 0, f"{EDIT} -o out", "out.partial"),
 }
 
 ROWS = [
-    *(denied(f"{name}, to read", make, path, DENIED, lines=lines) for name, (make, path, lines) in READ.items()),
-    *(denied(f"{name}, to write", make, words, lines=[line]) for name, (make, line, words) in WRITTEN.items()),
+    *(
+        denied(f"to read {name}", make, path, path, DENIED, lines=lines)
+        for name, (make, path, lines) in READ.items()
+    ),
+    *(
+        denied(f"to enter the folder of {name}", make, path, DENIED, lines=lines)
+        for name, (make, path, lines) in BEHIND.items()
+    ),
+    denied("to enter a folder", tensors(WHOLE), "in", "in/", DENIED, lines=IN, mode=0o644),
+    denied("to list a folder", tensors(WHOLE), "in", "in", DENIED, lines=IN, mode=0o711),
+    *(
+        denied(f"to write in {name}", make, path, words, lines=[line], mode=mode)
+        for name, (make, path, mode, line, words) in WRITTEN.items()
+    ),
 ]

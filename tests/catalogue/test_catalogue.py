@@ -23,7 +23,18 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
-from tests.catalogue import adapters, archives, configs, files, headers, names, options, pickles, reports, rights
+from tests.catalogue import (
+    adapters,
+    archives,
+    configs,
+    files,
+    headers,
+    names,
+    options,
+    pickles,
+    reports,
+    rights,
+)
 from tests.catalogue.table import Row
 from tests.conftest import Result, everything_in, small_tensors
 
