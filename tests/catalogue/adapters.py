@@ -352,3 +352,9 @@ ROWS = [
         }.items()
     ),
 ]
+
+THOROUGH = {
+    "a configuration of 10,000,000 parts",
+    "the same parameter 200,000 times",
+    "factors: a name of a megabyte",
+}

@@ -60,13 +60,14 @@ def with_config(content: object, name: str = "config.json") -> Make:
     return both(tensors(WHOLE), file(text, f"in/{name}"))
 
 
-def each_value(key: str) -> Make:
-    """Makes a folder for each value of a key, in-0, in-1 and so on."""
+def each_value(*keys: str) -> Make:
+    """Makes a folder for each value that all these keys have, in-0, in-1 and so on."""
 
     def make() -> None:
         for number, value in enumerate(VALUES.values()):
+            config = {"model_type": "llama", **dict.fromkeys(keys, value)}
             tensors(f"in-{number}/model.safetensors")()
-            file(json.dumps({"model_type": "llama", key: value}), f"in-{number}/config.json")()
+            file(json.dumps(config), f"in-{number}/config.json")()
 
     return make
 
@@ -106,15 +107,17 @@ NOISE = {
 }
 
 
-def noisy(name: str) -> Make:
-    """Makes a folder for each noise in place of this file."""
+def noisy(*names: str) -> Make:
+    """Makes a folder for each noise in place of these files."""
 
     def make() -> None:
         for number, content in enumerate(NOISE.values()):
             tensors(f"in-{number}/model.safetensors")()
-            file(content, f"in-{number}/{name}")()
+            for name in names:
+                file(content, f"in-{number}/{name}")()
         tensors("clean/model.safetensors")()
-        file(b'{"model": {"vocab": {"a": 0}}}', f"clean/{name}")()
+        for name in names:
+            file(b'{"model": {"vocab": {"a": 0}}}', f"clean/{name}")()
 
     return make
 
@@ -192,6 +195,7 @@ ROWS = [
         for name, value in VALUES.items()
         if not isinstance(value, dict)
     ),
+    accepted("everything of every type", each_value(*KEYS.values()), lines=PAIRS),
     *(accepted(f"{name} of every type", each_value(key), lines=PAIRS) for name, key in KEYS.items()),
     *(
         accepted(f"{key} 400 deep", with_config({key: json.loads("[" * 400 + "]" * 400)}), lines=BOTH)
@@ -200,6 +204,7 @@ ROWS = [
     accepted("a configuration of 10 MB", with_config({"x": "y" * 10_000_000}), lines=BOTH),
     accepted("a configuration with a key of 1 MB", with_config({"y" * 1_000_000: 1}), lines=BOTH),
     accepted("a configuration that names a key twice", with_config(b'{"a": 1, "a": 2}'), lines=BOTH),
+    accepted("all files of noise", noisy(*OTHERS), lines=NOISES),
     *(accepted(f"{name} of noise", noisy(name), lines=NOISES) for name in OTHERS),
     *(
         accepted(f"tokenizer.json: {name}", two_tokenizers("tokenizer.json", content), lines=FROM_CLEAN)
@@ -228,3 +233,10 @@ ROWS = [
         for name, row in CODES.items()
     ),
 ]
+
+THOROUGH = {
+    *(f"{name} of every type" for name in KEYS),
+    *(f"{name} of noise" for name in OTHERS),
+    "config.json: 10,000,000 parts",
+    "text_config 400 deep",
+}

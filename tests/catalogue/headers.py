@@ -296,3 +296,5 @@ ROWS = [
         for name, content in UNUSUAL.items()
     ),
 ]
+
+THOROUGH = {"3,000,000 dimensions", "10,000,000 times ["}

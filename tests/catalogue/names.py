@@ -183,3 +183,5 @@ ROWS = [
         for name, place in PLACES.items()
     ),
 ]
+
+THOROUGH = {"a tensor called 100,000 dots", "a shape that differs, of a megabyte"}

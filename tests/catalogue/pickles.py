@@ -269,3 +269,5 @@ ROWS = [
         seconds=6,
     ),
 ]
+
+THOROUGH = {"six million operations", "a name a million deep"}

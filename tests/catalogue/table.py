@@ -37,7 +37,6 @@ class Row(NamedTuple):
         after: Further checks of what it printed and wrote.
         seconds: How much time of the processor each may take; other processes do not count.
         as_nobody: Whether they run as a user without rights, where root runs the tests.
-        is_thorough: Whether only `make test-slow` tries it.
     """
 
     name: str
@@ -48,7 +47,6 @@ class Row(NamedTuple):
     after: Callable[[Result], object] | None = None
     seconds: float = 2
     as_nobody: bool = False
-    is_thorough: bool = False
 
 
 def refused(

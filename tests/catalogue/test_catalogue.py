@@ -43,6 +43,12 @@ ROWS = {
     f"{family.__name__.rpartition('.')[2]}: {row.name}": row for family in FAMILIES for row in family.ROWS
 }
 assert len(ROWS) == sum(len(family.ROWS) for family in FAMILIES), "two rows have one name"
+THOROUGH = {
+    f"{family.__name__.rpartition('.')[2]}: {name}"
+    for family in FAMILIES
+    for name in getattr(family, "THOROUGH", ())
+}
+assert ROWS.keys() >= THOROUGH, "no row has such a name"
 
 MEGABYTES = 500
 HANGS = 60  # seconds
@@ -157,7 +163,9 @@ def memory(field: str) -> float:
     return int(found[1]) / 1000
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.thorough] if one in THOROUGH else []) for one in ROWS]
+)
 def test_an_input(name: str, room: Path, watch: Watch, capfd: pytest.CaptureFixture[str]) -> None:
     row = ROWS[name]
     row.make()
