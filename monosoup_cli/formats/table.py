@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import CheckpointFile
 from monosoup_cli.formats.safetensors import Safetensors
 from monosoup_cli.formats.shard import Format, Shard
@@ -27,10 +30,12 @@ def open_shard(name: str, file: CheckpointFile, state_dict: str | None = None) -
         state_dict: Which state dict of a file that has several; None for the usual one.
 
     Raises:
-        CheckpointError: The file is malformed, or not of that format.
+        CheckpointError: The file is malformed, or not of that format; or numbers are big-endian here.
     """
     chosen = next((one for one in FORMATS if name.endswith(tuple(one.suffixes))), FORMATS[0])
     try:
+        if sys.byteorder != "little":
+            raise CheckpointError("little-endian, and cannot be read on this machine", path=file.shown)
         return chosen.open(name, file, state_dict)
     except BaseException:
         file.close()

@@ -82,6 +82,14 @@ def test_a_path_that_is_not_there(pair, refuse, tmp_path):
 # -- links, and what is no file -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_machine_whose_numbers_are_big_endian(pair, refuse, tmp_path, monkeypatch, suffix):
+    torch.save(load_file(pair.finetuned), tmp_path / "finetuned.pt")
+    monkeypatch.setattr(sys, "byteorder", "big")
+    line = refuse(tmp_path / f"finetuned.{suffix}", pair.base)
+    assert f"finetuned.{suffix}: little-endian, and cannot be read on this machine" in line
+
+
 def test_a_link_that_leads_nowhere_and_is_not_needed(pair, run, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
