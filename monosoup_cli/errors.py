@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = [
     "AccessError",
@@ -39,6 +40,9 @@ __all__ = [
     "ScoreError",
     "UsageError",
     "crop",
+    "has_marks",
+    "mapped",
+    "masked",
     "mismatch_in",
     "some",
     "without_tokens",
@@ -63,17 +67,40 @@ TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@|(?<=https://)[^\s/@]+@|(?<=http://)[^\s/@]+@")
 SECRET_IN_QUERY = re.compile(
-    r"(?i)(?<=[?&])([\w-]*(?:token|signature|secret|password|key)[\w-]*)=[^\s&#'\"]+"
+    r"(?i)(?<=[?&])([\w-]*(?:token|signature|secret|password|key)[\w-]*)=[^\s&#'\"`,;|<>()\\]+"
 )
 
 
+def has_marks(text: str) -> bool:
+    """Whether a text may have something for `without_tokens`: far quicker than its patterns."""
+    return "hf_" in text or "api_org_" in text or "://" in text
+
+
 def without_tokens(text: str) -> str:
-    """Replace what looks like a token of the Hub, or a secret in an address, by `hf_…`."""
-    if "hf_" in text or "api_org_" in text:  # long texts are searched many times faster than by patterns
+    """Replace what looks like a token of the Hub by `hf_…`, and a secret in an address by `…`."""
+    if has_marks(text):
         text = TOKEN.sub("hf_…", text)
-    if "://" in text:
-        text = SECRET_IN_QUERY.sub(r"\1=hf_…", SECRET_IN_URL.sub("hf_…@", text))
+        text = SECRET_IN_QUERY.sub(r"\1=…", SECRET_IN_URL.sub("…@", text))
     return text
+
+
+def masked(value: Any) -> Any:
+    """A JSON value whose texts have no tokens. In the text of the JSON, escapes would hide some."""
+    return mapped(value, without_tokens)
+
+
+def mapped(value: Any, change: Callable[[str], str], untouched: Container[str] = ()) -> Any:
+    """A JSON value with every text and every name changed, but for the values under `untouched` names."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return [mapped(one, change, untouched) for one in value]
+    if isinstance(value, dict):
+        return {
+            change(name): one if name in untouched else mapped(one, change, untouched)
+            for name, one in value.items()
+        }
+    return value
 
 
 class MonosoupError(Exception):

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
-from monosoup_cli.errors import CheckpointError, UsageError, without_tokens
+from monosoup_cli.errors import CheckpointError, UsageError, masked
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.formats.header import Header, build_header
 from monosoup_cli.outputs.factor_sink import FactorSink
@@ -57,8 +57,8 @@ class ExtractedAdapterForm:
 
     def own_files(self) -> Mapping[str, bytes]:
         """The configuration of the adapter."""
-        text = json.dumps(self.adapter.config, indent=1, allow_nan=False)
-        return {ADAPTER_CONFIG: without_tokens(text).encode() + b"\n"}
+        text = json.dumps(masked(self.adapter.config), indent=1, allow_nan=False)
+        return {ADAPTER_CONFIG: text.encode() + b"\n"}
 
     def wanted(self, tensor: PlannedTensor) -> Wanted:
         """Factors for what is stored as factors, otherwise blocks."""

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import without_tokens
+from monosoup_cli.errors import masked
 from monosoup_cli.formats.files import InputFile, sha256_of
 from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
@@ -45,7 +45,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
     It is written to the disk, so it has no tokens, and may be resumed with new ones.
     """
     inputs, call = ready.planned.inputs, ready.planned.task.call
-    arguments = json.loads(without_tokens(json.dumps(call.identity(resolved_arguments(ready)))))
+    arguments = masked(call.identity(resolved_arguments(ready)))
     # a commit on the Hub has many names; which one it is belongs to the files
     arguments["finetuned"] = [source.files.place.repository or source.path for source in inputs.finetuned]
     if inputs.base is not None:

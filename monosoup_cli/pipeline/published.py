@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from monosoup_cli.errors import ReportError
+from monosoup_cli.errors import ReportError, mapped
 from monosoup_cli.options import DeclaredOption
 from monosoup_cli.report.files import REPORT_NAME, as_text, read_report
 
@@ -16,11 +16,13 @@ __all__ = ["HIDDEN", "published", "published_reports"]
 
 HIDDEN = "…"
 """Stands for the value of a private option, here as in model cards."""
-ABSOLUTE = re.compile(r"(?<![^\s'\"`(,])~?(?:/[^\s/:;,'\"`)]+)+/?")
-"""An absolute path, alone or in a sentence."""
-WITH_PATHS = ("arguments", "inputs", "output", "outputs", "selection", "notes")
+NOT_IN_PATHS = r"/:;,'\"`()\n"
+FOLDER = rf"/[^\s{NOT_IN_PATHS}](?:[^{NOT_IN_PATHS}]*[^\s{NOT_IN_PATHS}])?(?=/)"
+OUTSIDE = re.compile(rf"(?<![^\s'\"`(,])(?:~|\.\.(?:/\.\.)*)?(?:{FOLDER})*/[^\s/:;,'\"`)]+/?")
+"""A path that is absolute or leads out of a folder, alone or in a sentence. Its folders may have spaces."""
+WITH_PATHS = {"arguments", "inputs", "output", "outputs", "selection", "notes"}
 """The parts of a report that name places outside of the output."""
-WITH_NAMES = {"files", "side_files", "left_out", "summary"}
+WITH_NAMES = {"files", "other_files", "side_files", "left_out", "summary"}
 """The parts of those that do not."""
 
 
@@ -58,16 +60,16 @@ def published(report: Mapping[str, Any], declared: Mapping[str, DeclaredOption])
         if text in named:
             return named[text]
         text = pattern.sub(lambda found: named[found[0]], text)
-        return ABSOLUTE.sub(lambda found: PurePath(found[0]).name, text)
+        return OUTSIDE.sub(lambda found: PurePath(found[0]).name, text)
 
     arguments = {
         name: HIDDEN if _is_secret(value, declared.get(name)) else value
         for name, value in report["arguments"].items()
     }
     parts = {**report, "arguments": arguments}
-    return {
-        name: _mapped(part, without_folders) if name in WITH_PATHS else part for name, part in parts.items()
-    }
+    for name in WITH_PATHS & parts.keys():
+        parts[name] = mapped(parts[name], without_folders, WITH_NAMES)
+    return parts
 
 
 def _is_secret(value: Any, declared: DeclaredOption | None) -> bool:
@@ -87,16 +89,3 @@ def _names(report: Mapping[str, Any]) -> dict[str, str]:
         taken[name] += 1
         named[path] = name if taken[name] == 1 else f"{name} ({taken[name]})"
     return named
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A value of a report in which every text is changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(one, change) for one in value]
-    if isinstance(value, dict):
-        return {
-            change(name): one if name in WITH_NAMES else _mapped(one, change) for name, one in value.items()
-        }
-    return value

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, without_tokens
+from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, has_marks, masked
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import fault_of
 
@@ -31,16 +31,18 @@ def as_text(report: Mapping[str, Any]) -> str:
 
     Each of the layers has a line: Python's encoder is several times slower where it has to indent.
     """
-    parts = [
-        json.dumps({name: value}, indent=1, allow_nan=False)[2:-2]
-        for name, value in report.items()
-        if name != "layers"
-    ]
+    parts = [_dumped({name: value}, indent=1)[2:-2] for name, value in report.items() if name != "layers"]
     if "layers" in report:
-        lines = ",\n  ".join(json.dumps(layer, allow_nan=False) for layer in report["layers"])
+        lines = ",\n  ".join(map(_dumped, report["layers"]))
         parts.append(f' "layers": [\n  {lines}\n ]' if lines else ' "layers": []')
-    text = ",\n".join(without_tokens(part) for part in parts)
-    return f"{{\n{text}\n}}\n"
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _dumped(value: Any, indent: int | None = None) -> str:
+    text = json.dumps(value, indent=indent, allow_nan=False)
+    if not has_marks(text):
+        return text
+    return json.dumps(masked(value), indent=indent, allow_nan=False)
 
 
 def read_report(path: Path) -> dict[str, Any]:

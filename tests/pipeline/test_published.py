@@ -13,7 +13,7 @@ from monosoup_cli.pipeline.published import published, published_reports
 from monosoup_cli.report.files import read_report
 from tests.cli.test_app import SCHEMA
 
-SECRET = "s3://bucket?key=abc"
+SECRET = "--pin=0000-abc"
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def test_a_report_of_another_name_in_the_output(inputs, run, tmp_path):
         ("runs/alice/ft: 3 tensors and/or 1 / 2 of ~/old/base", "ft: 3 tensors and/or 1 / 2 of base"),
         ("hf://org/name/folder of https://host/org/name stays", None),
         ("--carry-base 'lm_head.*' writes */a/b", None),
+        ("x at /data/al ice/my dir/c.json, y at ../../al ice/d", "x at c.json, y at d"),
     ],
 )
 def test_sentences(inputs, run, tmp_path, note, told):
@@ -104,3 +105,12 @@ def test_relative_paths(inputs, run, monkeypatch):
     made = of(read_report(Path("out")))
     assert [one["source"] for one in made["inputs"]] == ["base", "ft"]
     assert made["output"]["path"] == "out"
+
+
+def test_names_in_the_output_stay(inputs, run, tmp_path):
+    assert run("edit", inputs[0], inputs[1], "-o", tmp_path / "out").code == 0
+    report = read_report(tmp_path / "out")
+    name = "vae/model.safetensors"
+    report["inputs"][1]["source"] = name
+    report["output"]["other_files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
+    assert of(report)["output"]["other_files"][-1]["name"] == name

@@ -382,9 +382,14 @@ def test_a_report_has_no_tokens_and_no_nan():
     token = "hf_" + 20 * "x"
     report = {
         "path": f"https://me:{token}@host",
+        "quoted": f'curl "https://host?key={token}"\n{token}é{token}',
         "layers": [{"name": token}, {"name": "api_org_" + 20 * "y"}],
     }
     text = as_text(report)
-    assert json.loads(text) == {"path": "https://hf_…@host", "layers": [{"name": "hf_…"}] * 2}
+    assert json.loads(text) == {
+        "path": "https://…@host",
+        "quoted": 'curl "https://host?key=…"\nhf_…éhf_…',
+        "layers": [{"name": "hf_…"}] * 2,
+    }
     with pytest.raises(ValueError, match="JSON compliant"):
         as_text({"layers": [{"rho": float("nan")}]})
