@@ -76,13 +76,20 @@ def _check_apart(output: Path, source: Source) -> None:
     roots = [path for path in paths if path is not None]
     real_output = output.resolve()
     for root in roots:
-        real_root = root.resolve()
-        if real_root == real_output or (output.exists() and root.samefile(output)):
+        if root.resolve() == real_output or (output.exists() and root.samefile(output)):
             raise OutputError("the output is an input", path=output)
-        if real_root in real_output.parents:
+        if _is_below(real_output, root):
             raise OutputError("the output is inside an input", path=output, found=root)
-        if real_output in real_root.parents or partial_path(real_output) in real_root.parents:
+        if _is_below(root, real_output) or _is_below(root, partial_path(real_output)):
             raise OutputError("an input is inside the output", path=output, found=root)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether a path is below a folder, whatever links and mounts call them."""
+    parents = path.resolve().parents
+    if not os.path.lexists(folder):
+        return folder.resolve() in parents
+    return any(os.path.lexists(parent) and parent.samefile(folder) for parent in parents)
 
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
@@ -159,7 +166,7 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
         raise OutputError("cannot be the report: not a regular file", path=report)
     for source in inputs:
         folder = None if source.files.place.folder is None else source.files.place.folder.root
-        inside = folder is not None and report.resolve().is_relative_to(folder.resolve())
+        inside = folder is not None and _is_below(report, folder)
         files = [shard.file.path for shard in source.files.shards]
         if inside or any(report.samefile(path) for path in files if path is not None):
             raise OutputError("the report would replace an input", path=report)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,39 @@ def test_the_output_may_not_be_an_input(pair, refuse, tmp_path, overwrite, which
     line = refuse(*inputs, *overwrite, output=output)
     assert "the output is an input" in line
     assert str(output) in line
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A folder, `place`, which is also mounted as `alias`."""
+    alias, place = tmp_path / "alias", tmp_path / "place"
+    alias.mkdir()
+    place.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", place, alias], check=False).returncode:
+        pytest.skip("cannot mount")
+    try:
+        yield alias
+    finally:
+        subprocess.run(["umount", "-l", alias], check=True)
+
+
+def test_a_mount_is_no_way_around_the_output(mounted, pair, refuse, tmp_path):
+    """A folder that is mounted twice has two real paths."""
+    place = tmp_path / "place"
+    for folder in (place / "in", place / "out"):
+        folder.mkdir()
+        shutil.copy(pair.finetuned, folder / "model.safetensors")
+    old = (place / "out" / "model.safetensors").read_bytes()
+    (place / "in" / "r.json").write_text("{}")
+    alias_in, alias_out = mounted / "in", mounted / "out"
+    assert "the output is an input" in refuse(pair.base, place / "in", "--overwrite", output=alias_in)
+    assert "inside an input" in refuse(pair.base, place / "in", output=alias_in / "new")
+    for input_of in (alias_out, alias_out / "model.safetensors"):
+        line = refuse(pair.base, input_of, "--overwrite", output=place / "out")
+        assert "the output is an input" in line or "inside the output" in line
+    report = ["--report", alias_in / "r.json", "--overwrite"]
+    assert "would replace an input" in refuse(pair.base, place / "in", *report, output=tmp_path / "new")
+    assert (place / "out" / "model.safetensors").read_bytes() == old
 
 
 @pytest.mark.parametrize("name", ["out", "out.safetensors"])
