@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, crop
+from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop
 from monosoup_cli.sources.library_files import CARD_NAME
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.task import Choice, ChooserContext
-    from monosoup_cli.tensors.plan import Selection
+    from monosoup_cli.pipeline.verify import Output
+    from monosoup_cli.tensors.plan import PlannedTensor, Selection
+
+    Watch = Callable[[Sequence[PlannedTensor]], AbstractContextManager[Progress]]
+    """Gets the tensors of a run, and watches its progress."""
 
 __all__ = ["made_again", "other_bytes", "other_environment"]
 
@@ -50,21 +56,31 @@ class _AsRecorded:
         return Choice(self.members, {})
 
 
-def made_again(report: Mapping[str, Any], output: str) -> dict[str, Any]:
+def made_again(opened: Output, output: str, watch: Watch | None = None) -> dict[str, Any]:
     """Run the command of a report again into a temporary folder, and return the new report.
 
     A greedy soup takes the members that the report names: its score command is not run.
 
     Args:
-        report: The report.
-        output: The output; what is made is beside it for a moment, or in the temporary folder of the system.
+        opened: The output and its report.
+        output: Its path; what is made is beside it for a moment, or in the temporary folder of the system.
+        watch: Watches the run.
 
     Raises:
         MonosoupError: The command cannot be run again, or fails.
     """
+    from monosoup_cli.pipeline.verify_inputs import check_places
+
+    try:
+        check_places(opened.report)
+        return _make(opened.report, output, watch)
+    except (ReportError, UsageError) as error:
+        error.path = error.path or opened.report_path
+        raise
+
+
+def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[str, Any]:
     from monosoup_cli.api.commands import COMMANDS
-    from monosoup_cli.pipeline.execute import execute
-    from monosoup_cli.pipeline.ready import make_ready
 
     command = COMMANDS.get(report["command"])
     if command is None:
@@ -94,7 +110,17 @@ def made_again(report: Mapping[str, Any], output: str) -> dict[str, Any]:
             if is_greedy:
                 chooser = _AsRecorded(_members(report))
                 planned = replace(planned, task=replace(planned.task, chooser=chooser))
-            return execute(make_ready(planned))
+            return _run(planned, watch, passes=2 if planned.task.chooser and not is_greedy else 1)
+
+
+def _run(planned: Planned, watch: Watch | None, passes: int) -> dict[str, Any]:
+    from monosoup_cli.pipeline.engine import ignore
+    from monosoup_cli.pipeline.execute import execute
+    from monosoup_cli.pipeline.ready import make_ready
+
+    ready = make_ready(planned)
+    with watch([*ready.plan.tensors] * passes) if watch else nullcontext(ignore) as progress:
+        return execute(ready, progress)
 
 
 def _members(report: Mapping[str, Any]) -> list[int]:
@@ -106,26 +132,36 @@ def _members(report: Mapping[str, Any]) -> list[int]:
     return [sources.index(name) for name in members]
 
 
-def other_bytes(report: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[MonosoupError]:
-    """Compare the files of a report with those of another report of the same command.
+def other_bytes(opened: Output, again: Mapping[str, Any]) -> Iterator[MonosoupError]:
+    """Compare the files of an output's report with those of another report of the same command.
 
     The model card is left out: it has the name of the output.
     """
-    for output, new in zip(_outputs(report), _outputs(again), strict=False):
-        made = {file["name"]: file["sha256"] for file in (*new["files"], *new["other_files"])}
-        for file in (*output["files"], *output.get("other_files", ())):
-            name = file["name"]
-            if name != CARD_NAME and made.get(name) != file["sha256"]:
-                yield CheckpointError(
-                    "made again, it has other bytes",
-                    path=Path(output["path"]) / name,
-                    expected=file["sha256"],
-                    found=made.get(name, "no such file"),
-                )
+    made = _files(again)
+    for name, sha256 in _files(opened.report).items():
+        if made.get(name) != sha256:
+            yield CheckpointError(
+                "made again, it has other bytes" if name in made else "made again, this file is missing",
+                path=opened.shown(name),
+                expected=sha256 if name in made else None,
+                found=made.get(name),
+                hint="the inputs, or the versions, may have changed: --inputs shows the headers that did",
+            )
 
 
-def _outputs(report: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return report["outputs"] if "outputs" in report else [report["output"]]
+def _files(report: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every file but model cards, by its name in OUT."""
+    outputs = (
+        {f"{PurePosixPath(output['path']).name}/": output for output in report["outputs"]}
+        if "outputs" in report
+        else {"": report["output"]}
+    )
+    return {
+        f"{folder}{file['name']}": file["sha256"]
+        for folder, output in outputs.items()
+        for file in (*output["files"], *output.get("other_files", ()))
+        if file["name"] != CARD_NAME
+    }
 
 
 def other_environment(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.options import StrPath
 
 if TYPE_CHECKING:
+    from monosoup_cli.api.again import Watch
     from monosoup_cli.formats.files import Advance
-    from monosoup_cli.pipeline.verify import Output
+    from monosoup_cli.pipeline.verify import Output, Verification
 
-__all__ = ["check", "verify"]
+__all__ = ["check", "make_again", "verify"]
 
 
 def verify(
@@ -25,11 +26,13 @@ def verify(
         output: A folder, a .safetensors file, or the id of a repository on the Hub.
         report: Where the report is, if not where a run puts it.
         inputs: Also check that the inputs still have the files, sizes, headers and commits in the report.
-        again: Also run the command of the report again, into a temporary folder, and compare the bytes. Of a
-            greedy soup, the members in the report are taken: no score command is run.
+        again: Also run the command of the report again, into a hidden folder beside the output (or in
+            TMPDIR), and compare the bytes. Of a greedy soup, the members in the report are taken: no score
+            command is run.
 
     Returns:
-        How many `files`, `tensors` and `bytes` were checked; `differences`, each with `problem`, `path`,
+        How many `files`, `tensors` and `bytes` were checked; whether `inputs` were, and whether it was made
+        `again`; `differences`, each with `problem`, `path`,
         `tensor`, `expected`, `found` and `hint`; and `notes` on what could not be checked. Without
         differences, the output is as it was written.
 
@@ -40,32 +43,34 @@ def verify(
     from monosoup_cli.pipeline.verify import open_output
 
     opened = open_output(os.fspath(output), None if report is None else Path(report))
-    return check(opened, os.fspath(output), inputs=inputs, again=again)
+    found = check(opened, inputs=inputs)
+    if again:
+        make_again(found, opened, os.fspath(output))
+    return found.to_json()
 
 
-def check(
-    opened: Output, output: str, *, inputs: bool, again: bool, advance: Advance = lambda nbytes: None
-) -> dict[str, Any]:
-    """`verify` for an opened output; `advance` gets the size of each block that is hashed."""
+def check(opened: Output, *, inputs: bool, advance: Advance = lambda nbytes: None) -> Verification:
+    """Compare an output with its report; `advance` gets the size of each block that is hashed."""
     from monosoup_cli.pipeline.verify import verify as compare
 
     found = compare(opened, advance)
-    if inputs:
+    if inputs and opened.report["inputs"]:
         from monosoup_cli.pipeline.verify_inputs import changed_inputs
 
         found.differences += changed_inputs(opened.report)
-    if again:
-        from monosoup_cli.api.again import made_again, other_bytes, other_environment
+        found.inputs = True
+    elif inputs:
+        found.notes.append("the report names no inputs: not checked")
+    return found
 
-        new = made_again(opened.report, output)
-        others = list(other_bytes(opened.report, new))
-        found.differences += others
-        if others and (changed := other_environment(opened.report, new)):
-            found.notes.append(f"the bytes may depend on what is not as in the run: {', '.join(changed)}")
-    return {
-        "files": found.files,
-        "tensors": found.tensors,
-        "bytes": found.nbytes,
-        "differences": [one.to_json() for one in found.differences],
-        "notes": found.notes,
-    }
+
+def make_again(found: Verification, opened: Output, output: str, watch: Watch | None = None) -> None:
+    """Make an output again, and add what differs to what was found."""
+    from monosoup_cli.api.again import made_again, other_bytes, other_environment
+
+    new = made_again(opened, output, watch)
+    others = list(other_bytes(opened, new))
+    found.differences += others
+    found.again = True
+    if others and (changed := other_environment(opened.report, new)):
+        found.notes.append(f"the bytes may depend on what is not as in the run: {', '.join(changed)}")

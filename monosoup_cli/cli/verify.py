@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,8 +30,9 @@ def verify(
         bool,
         typer.Option(
             "--again",
-            help="Also run the command of the report again, into a temporary folder, and compare the bytes."
-            " Of a greedy soup, the members in the report are taken: no score command is run.",
+            help="Also run the command of the report again, into a hidden folder beside OUT (or in TMPDIR),"
+            " and compare the bytes. Of a greedy soup, the members in the report are taken: no score command"
+            " is run.",
         ),
     ] = False,
     format: Annotated[
@@ -47,7 +48,7 @@ def verify(
 
     Example: monosoup verify out
     """
-    from monosoup_cli.api.verify import check
+    from monosoup_cli.api.verify import check, make_again
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
     from monosoup_cli.pipeline.verify import open_output
@@ -55,24 +56,22 @@ def verify(
 
     console = Console(quiet=quiet, live=not no_progress)
     opened = open_output(output, report)
+    with console.byte_progress(opened.nbytes, "hashing", "hashed") as advance:
+        found = check(opened, inputs=inputs, advance=advance)
     if again:
         import_torch()
-    with console.byte_progress(opened.nbytes, "hashing", "hashed") as advance:
-        found = check(opened, output, inputs=inputs, again=again, advance=advance)
-    for note in found["notes"]:
+        console.note("making it again")
+        make_again(found, opened, output, console.progress)
+    for note in found.notes:
         console.note(f"note: {note}")
-    for difference in found["differences"]:
-        console.error(_line(difference))
+    for difference in found.differences:
+        console.error(difference)
     if format == "json":
-        console.data(json.dumps(found, indent=1) + "\n")
-    elif not found["differences"] and not quiet:
-        counts = f"{plural(found['files'], 'file')}, {plural(found['tensors'], 'tensor')}"
-        console.text(f"{output} is as its report says: {counts}, {size(found['bytes'])}")
-    if found["differences"]:
+        console.data(json.dumps(found.to_json(), indent=1) + "\n")
+    elif not found.differences and not quiet:
+        counts = f"{plural(found.files, 'file')}, {plural(found.tensors, 'tensor')}, {size(found.nbytes)}"
+        of_inputs = "; the inputs are those of the run" if found.inputs else ""
+        of_again = "; made again: the same bytes" if found.again else ""
+        console.text(f"{output} is as its report says: {counts}{of_inputs}{of_again}")
+    if found.differences:
         raise typer.Exit(1)
-
-
-def _line(difference: dict[str, Any]) -> str:
-    from monosoup_cli.errors import MonosoupError
-
-    return str(MonosoupError(**difference))

@@ -49,6 +49,8 @@ class Verification:
         files: How many files were compared.
         tensors: How many tensors their headers have.
         nbytes: The size of these files.
+        inputs: Whether the inputs were checked.
+        again: Whether the output was made again.
         differences: What differs, by file.
         notes: What could not be checked.
     """
@@ -56,8 +58,22 @@ class Verification:
     files: int = 0
     tensors: int = 0
     nbytes: int = 0
+    inputs: bool = False
+    again: bool = False
     differences: list[MonosoupError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found, as JSON has it."""
+        return {
+            "files": self.files,
+            "tensors": self.tensors,
+            "bytes": self.nbytes,
+            "inputs": self.inputs,
+            "again": self.again,
+            "differences": [one.to_json() for one in self.differences],
+            "notes": self.notes,
+        }
 
 
 @dataclass(frozen=True)
@@ -68,13 +84,17 @@ class Output:
         folder: The folder that it is, or that has it.
         file: The name of an output that is a single file; "" for a folder.
         report: The report.
-        report_name: The name of the report in the folder, or the path of one elsewhere.
+        report_path: The path of the report, for messages.
     """
 
     folder: Folder
     file: str
     report: Mapping[str, Any]
-    report_name: str
+    report_path: str
+
+    def shown(self, name: str) -> str:
+        """The path of one of its files, for messages."""
+        return self.folder.shown(self.file or name)
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +133,7 @@ def open_output(output: str, report: Path | None = None) -> Output:
         raise ReportError(
             "no such file", path=folder.shown(name), hint="pass --report PATH, if it is elsewhere"
         )
-    return Output(folder, file, _read_report(folder, name), name)
+    return Output(folder, file, _read_report(folder, name), folder.shown(name))
 
 
 def _repository(output: str) -> Folder:
@@ -158,7 +178,7 @@ def verify(output: Output, advance: Advance = lambda nbytes: None) -> Verificati
     Raises:
         ReportError: What the report says of its files cannot be.
     """
-    found, shown = Verification(), output.report_name
+    found, shown = Verification(), output.report_path
     if "outputs" in output.report:
         if output.file:
             raise UsageError("the report is that of several checkpoints, not of a file", path=shown)
@@ -172,13 +192,13 @@ def verify(output: Output, advance: Advance = lambda nbytes: None) -> Verificati
         _check(output.folder, recorded, found, advance)
         return found
     _check(output.folder, recorded, found, advance)
-    found.differences += _strays(output.folder, "", recorded, {output.report_name, REPORT_NAME}, found.notes)
+    found.differences += _strays(output.folder, "", recorded, {REPORT_NAME}, found.notes)
     return found
 
 
 def _check_sweep(output: Output, found: Verification, advance: Advance) -> None:
     """Compare every checkpoint of a sweep with the reports of both; nothing else may be in the folder."""
-    folder, members = output.folder, recorded_sweep(output.report, output.report_name)
+    folder, members = output.folder, recorded_sweep(output.report, output.report_path)
     for name, recorded in members.items():
         report = f"{name}/{REPORT_NAME}"
         inside = _below(recorded, name)
@@ -191,7 +211,7 @@ def _check_sweep(output: Output, found: Verification, advance: Advance) -> None:
         else:
             if own.files != recorded.files:
                 found.differences.append(
-                    ReportError(f"says otherwise than {output.report_name}", path=folder.shown(report))
+                    ReportError(f"says otherwise than {output.report_path}", path=folder.shown(report))
                 )
             inside = replace(inside, tensors=own.tensors)
         _check(folder, inside, found, advance)

@@ -13,10 +13,29 @@ from monosoup_cli.errors import CheckpointError, MonosoupError, some
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.locate import open_checkpoint
 
-__all__ = ["changed_inputs"]
+__all__ = ["changed_inputs", "check_places"]
 
 NAMED = 4
 """How many names of files a difference shows."""
+
+
+def check_places(report: Mapping[str, Any]) -> None:
+    """Check that the inputs of a report that were on the disk are at their paths.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    for record in report["inputs"]:
+        _check_place(record)
+
+
+def _check_place(record: Mapping[str, Any]) -> None:
+    if record.get("revision") is None and not os.path.lexists(record["source"]):
+        raise CheckpointError(
+            "no such file or folder",
+            path=record["source"],
+            hint="run this where the command of the report ran",
+        )
 
 
 def changed_inputs(report: Mapping[str, Any]) -> Iterator[MonosoupError]:
@@ -24,13 +43,9 @@ def changed_inputs(report: Mapping[str, Any]) -> Iterator[MonosoupError]:
     arguments = report["arguments"]
     state_dict, parts = arguments.get("state_dict"), arguments.get("parts") or ()
     for record in report["inputs"]:
-        source, revision = record["source"], record.get("revision")
         try:
-            if revision is None and not os.path.lexists(source):  # not to be looked for on the Hub
-                raise CheckpointError(
-                    "no such file or folder", path=source, hint="run this where the command of the report ran"
-                )
-            with open_checkpoint(source, state_dict, parts).files as files:
+            _check_place(record)  # it is not to be looked for on the Hub
+            with open_checkpoint(record["source"], state_dict, parts).files as files:
                 yield from _compare(record, files)
         except MonosoupError as error:
             yield error

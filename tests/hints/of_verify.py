@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from tests.hints.table import Trial, follows
 
 REPORT = "monosoup_report.json"
@@ -67,3 +70,17 @@ def an_input_of_another_folder(at: Trial) -> None:
     at.refused("verify", at.out, "--inputs")
     patch.chdir(at.tmp)
     at.works("verify", at.out, "--inputs")
+
+
+@follows("api/again.py", "may have changed: --inputs shows the headers that did")
+def an_input_that_changed(at: Trial) -> None:
+    at.works(*at.edit)
+    good = at.base.read_bytes()
+    tensors = load_file(at.base)
+    changed = {name: tensor + torch.randn(tensor.shape) for name, tensor in tensors.items()}
+    save_file(changed, at.base, metadata={"of": "another run"})
+    at.refused("verify", at.out, "--again")
+    found = at.run("verify", at.out, at.options()[0])
+    assert f"{at.base}: another " in found.err
+    at.base.write_bytes(good)
+    at.works("verify", at.out, "--again")

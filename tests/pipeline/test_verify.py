@@ -114,6 +114,7 @@ def forge(out, name):
     rewrite(out / REPORT, change)
 
 
+UNASKED = {"inputs": False, "again": False}
 OTHER = "other bytes than the SHA-256 in the report says"
 SIZE = "another size than in the report"
 GONE = "the file is missing"
@@ -131,7 +132,14 @@ def test_what_a_run_wrote_is_accepted(run, made, name, files, tensors):
     found = monosoup_cli.verify(made / name)
     counted = [path for path in (made / name).rglob("*") if path.is_file() and path.name != REPORT]
     nbytes = sum(path.stat().st_size for path in counted or [made / name])
-    assert found == {"files": files, "tensors": tensors, "bytes": nbytes, "differences": [], "notes": []}
+    assert found == {
+        "files": files,
+        "tensors": tensors,
+        "bytes": nbytes,
+        **UNASKED,
+        "differences": [],
+        "notes": [],
+    }
     assert run("verify", made / name, "-q").out == ""
 
 
@@ -287,7 +295,7 @@ def test_a_report_that_cannot_be_one_is_refused(run, out, change, words):
     rewrite(out / REPORT, change)
     line = refused(run, out)
     assert words in line
-    assert REPORT in line
+    assert line.startswith(f"error: {out / REPORT}: ")
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]", b'{"a": NaN}', b"[" * 100_000])
@@ -351,7 +359,7 @@ def test_the_reports_of_a_sweep_must_agree(sweep, differing):
         other = {"alpha-0.1": "alpha-0.5", "alpha-0.5": "alpha-0.1"}[place]
         good = (sweep / place / REPORT).read_bytes()
         shutil.copy(sweep / other / REPORT, sweep / place / REPORT)
-        assert differing(sweep) == [(f"{place}/{REPORT}", f"says otherwise than {REPORT}")]
+        assert differing(sweep) == [(f"{place}/{REPORT}", f"says otherwise than {sweep / REPORT}")]
         (sweep / place / REPORT).write_text("{}")
         ((file, problem),) = differing(sweep)
         assert (file, problem.partition(":")[0]) == (f"{place}/{REPORT}", "is not a monosoup report")

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
+from monosoup_cli.api.verify import check, make_again
 from monosoup_cli.declaration import DeclaredOption, Option
+from monosoup_cli.pipeline.verify import open_output
 from tests.conftest import everything_in
 from tests.hub import Hub
 from tests.pipeline.test_verify import REPORT, model, rewrite
@@ -53,15 +56,16 @@ def test_the_bytes_of_every_command_come_out_again(run, inputs, tmp_path, words,
     assert run(words[0], *inputs[:count], "-o", out, "-q", *words[1:], "--workers", "1").code == 0
     before = everything_in(tmp_path)
     result = run("verify", out, "--inputs", "--again")
-    assert (result.code, result.err) == (0, ""), result
+    assert (result.code, result.err) == (0, "making it again\n"), result
+    assert result.out.endswith("; the inputs are those of the run; made again: the same bytes\n")
     assert everything_in(tmp_path) == before
     forge_weights(out)
     assert run("verify", out).code == 0
     result = run("verify", out, "--again", "--format", "json")
     assert result.code == 1
-    assert [one["problem"] for one in json.loads(result.out)["differences"]] == [
-        "made again, it has other bytes"
-    ]
+    found = json.loads(result.out)
+    assert [one["problem"] for one in found["differences"]] == ["made again, it has other bytes"]
+    assert (found["inputs"], found["again"]) == (False, True)
 
 
 def test_a_greedy_soup_runs_no_command_of_the_report(run, inputs, tmp_path):
@@ -85,6 +89,89 @@ def test_a_single_file_and_a_checkpoint_of_a_sweep(run, inputs, tmp_path):
     assert run("verify", tmp_path / "out.safetensors", "--again", "--inputs").code == 0
     assert run("wise", *inputs[:2], "-o", tmp_path / "sweep", "--alpha", "0.3,0.6").code == 0
     assert run("verify", tmp_path / "sweep" / "alpha-0.6", "--again", "--inputs").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("edit",), ""),
+        (("edit", "--max-shard-size", "2KB"), ""),
+        (("wise", "--alpha", "0.3,0.6"), "alpha-0.6/"),
+    ],
+)
+def test_a_difference_is_told_at_the_path_in_out_as_it_was_typed(run, inputs, tmp_path, words, place):
+    name = "out.safetensors" if words == ("edit",) else "out"
+    assert run(words[0], *inputs[:2], "-o", tmp_path / name, *words[1:]).code == 0
+    renamed = (tmp_path / name).rename(tmp_path / f"renamed-{name}")
+    if name != "out":
+        report = (tmp_path / "out.report.json").rename(tmp_path / "renamed-out.report.json")
+    else:
+        report = renamed / REPORT
+    files = forge_checksums(report)
+    if place:
+        forge_checksums(renamed / place / REPORT)
+    result = run("verify", renamed, "--again", "--format", "json")
+    found = [(one["path"], one["problem"]) for one in json.loads(result.out)["differences"]]
+    paths = [str(renamed / place / file) if name == "out" else str(renamed) for file in files]
+    assert [one for one in found if "again" in one[1]] == [
+        (path, "made again, it has other bytes") for path in paths
+    ]
+
+
+def forge_checksums(report):
+    """Have a report say other checksums of the last checkpoint's weights, and return the names of these."""
+    content = json.loads(report.read_text())
+    files = content.get("outputs", [content.get("output")])[-1]["files"]
+    for file in files:
+        file["sha256"] = "0" * 64
+    report.write_text(json.dumps(content))
+    return [file["name"] for file in files]
+
+
+def test_a_file_that_is_not_made_again_is_missing(run, inputs, tmp_path):
+    """Of the run without an option, and of a sweep of fewer values."""
+    for words, name, change in (
+        (("edit", "--max-shard-size", "2KB"), "model-00001-of-00003.safetensors", {"max_shard_size": None}),
+        (("wise", "--alpha", "0.3,0.6,0.9"), "alpha-0.9/model.safetensors", {"alpha": [0.3, 0.6]}),
+    ):
+        out = tmp_path / words[0]
+        assert run(words[0], *inputs[:2], "-o", out, *words[1:]).code == 0
+        rewrite(out / REPORT, lambda report, change=change: report["arguments"].update(change))
+        result = run("verify", out, "--again")
+        assert f"error: {out / name}: made again, this file is missing; the inputs" in result.err
+
+
+def test_a_run_again_shows_its_progress_after_the_hashing(run, inputs, tmp_path):
+    assert run("edit", *inputs[:2], "-o", tmp_path / "out").code == 0
+    events, opened = [], open_output(str(tmp_path / "out"))
+    found = check(opened, inputs=False, advance=lambda nbytes: events.append("hashed"))
+
+    @contextmanager
+    def watch(tensors):
+        yield lambda tensor, is_done: events.append(tensor.name) if is_done else None
+        assert {tensor.name for tensor in tensors} == set(events) - {"hashed"}
+
+    make_again(found, opened, str(tmp_path / "out"), watch)
+    assert events[0] == "hashed"
+    assert len(set(events)) == 8
+
+
+def test_inputs_of_another_folder_are_told_as_by_inputs(run, inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("edit", "base", "ft1", "-o", "out").code == 0
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    result = run("verify", "out", "--again", "-q")
+    assert result.err == "error: base: no such file or folder; run this where the command of the report ran\n"
+
+
+def test_a_report_without_inputs_is_noted(run, inputs, tmp_path):
+    out = tmp_path / "out"
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+    rewrite(out / REPORT, lambda report: report.update(inputs=[]))
+    result = run("verify", out, "--inputs")
+    assert (result.code, result.err) == (0, "note: the report names no inputs: not checked\n")
+    assert "the inputs are" not in result.out
+    assert monosoup_cli.verify(out, inputs=True)["inputs"] is False
 
 
 def test_inputs_that_changed_are_found(run, inputs, tmp_path):
@@ -160,11 +247,19 @@ def test_arguments_that_a_command_does_not_take_are_refused(run, inputs, tmp_pat
     assert run("edit", *inputs[:2], "-o", out).code == 0
     rewrite(out / REPORT, lambda report: report["arguments"].update({name: value}))
     before = everything_in(tmp_path)
-    result = run("verify", out, "--again")
+    result = run("verify", out, "--again", "-q")
     assert result.code != 0
     assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("error: ")
+    assert result.err.startswith(f"error: {out / REPORT}: "), result
     assert everything_in(tmp_path) == before
+
+
+def test_a_command_that_writes_nothing_is_told_with_the_report(run, inputs, tmp_path):
+    out = tmp_path / "out"
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+    rewrite(out / REPORT, lambda report: report.update(command="report"))
+    result = run("verify", out, "--again", "-q")
+    assert result.err.startswith(f"error: {out / REPORT}: has a command that writes no checkpoint: ")
 
 
 def test_another_environment_is_named(run, inputs, tmp_path):
