@@ -185,7 +185,9 @@ class UsageError(MonosoupError):
 
 
 class CheckpointError(MonosoupError):
-    """A checkpoint cannot be read, or is malformed."""
+    """A checkpoint cannot be read, or is malformed.
+
+    Where the system refused to read it, `__cause__` is its OSError: the next run may be luckier."""
 
 
 class AccessError(CheckpointError):

@@ -135,7 +135,7 @@ def _open_regular(path: Path, shown: str) -> int:
     try:  # opening a device may already have an effect
         descriptor = os.open(path, flags) if stat.S_ISREG(os.lstat(path).st_mode) else None
     except OSError as error:
-        raise CheckpointError(f"cannot open: {os.strerror(error.errno or errno.EIO)}", path=shown) from None
+        raise CheckpointError(f"cannot open: {os.strerror(error.errno or errno.EIO)}", path=shown) from error
     if descriptor is not None:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
@@ -205,7 +205,7 @@ class InputFile:
                 _request(held.number, (end + 1) * READ_AHEAD, READ_AHEAD)
             count = read_into(held.number, buffer, offset)
         except OSError as error:
-            raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from None
+            raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from error
         finally:
             _held_open.give_back(held)
         if count != len(buffer):

@@ -45,10 +45,10 @@ MAX_UNJOURNALLED_SECONDS = 0.25
 class PartialOutput:
     """An output in the making: a context manager that holds its lock and its open files.
 
-    If the context is left before `publish`, what a resumed run needs stays on the disk, unless the inputs
-    themselves were at fault. Any thread may call the methods, except `publish`, but the bytes of one
-    tensor are written by one thread at a time. Every method raises OutputError if the system refuses a
-    write.
+    If the context is left before `publish`, what a resumed run needs stays on the disk, unless this run made
+    all of it and the inputs themselves were at fault. Any thread may call the methods, except `publish`, but
+    the bytes of one tensor are written by one thread at a time. Every method raises OutputError if the system
+    refuses a write.
 
     Args:
         output: The path at which the output appears.
@@ -99,7 +99,7 @@ class PartialOutput:
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
         self._news = threading.Condition()
-        self._is_left = False
+        self._is_left = self._is_resumed = False
         self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
         self._digests: list[Future[list[str]]] = []
 
@@ -137,6 +137,7 @@ class PartialOutput:
         self._files.add("journal")
         for entry in entries:
             self._accept(entry)
+        self._is_resumed = bool(self.finished or self.notes)
         self._journal.start(kept, self._identity)
         self._files.sync_folders()
         sync_folder(self._output.parent)
@@ -382,12 +383,11 @@ class PartialOutput:
             self.workplace.move_into_place(self._layout.files[0].name if self._layout.is_single_file else "")
         self._close(keeps_work=False)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._end_threads()
         keeps_work = True
-        if kind is not None and issubclass(kind, MonosoupError):
-            are_inputs_at_fault = issubclass(kind, (CheckpointError, MismatchError, NonfiniteError))
-            keeps_work = not are_inputs_at_fault and bool(self.finished or self.notes)
+        if isinstance(error, MonosoupError) and not self._is_resumed:
+            keeps_work = not _is_of_inputs(error) and bool(self.finished or self.notes)
         self._close(keeps_work=keeps_work)
 
     def _end_threads(self) -> None:
@@ -417,6 +417,12 @@ class PartialOutput:
                 if self.finished or self.notes
                 else None,
             ) from error
+
+
+def _is_of_inputs(error: MonosoupError) -> bool:
+    """Whether an error comes again as long as the inputs are as they are; one of the system may not."""
+    is_of_system = isinstance(error.__cause__, OSError)
+    return isinstance(error, (CheckpointError, MismatchError, NonfiniteError)) and not is_of_system
 
 
 def _place_of(folder: str, name: str) -> str:

@@ -119,7 +119,7 @@ class LocalFolder:
         try:
             return sorted(os.listdir(real))
         except OSError as error:
-            raise CheckpointError(f"cannot list: {error.strerror}", path=self.shown(inner)) from None
+            raise CheckpointError(f"cannot list: {error.strerror}", path=self.shown(inner)) from error
 
     def is_folder(self, name: str) -> bool:
         return self.path(name).is_dir()

@@ -142,7 +142,7 @@ class Parts:
                 f"cannot keep parts of it in the temporary folder: {error.strerror}",
                 path=self._shown,
                 hint="free some space there, or set TMPDIR to another folder",
-            ) from None
+            ) from error
 
     def holds(self, start: int, stop: int) -> bool:
         held = self._held
