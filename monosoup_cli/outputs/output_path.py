@@ -87,9 +87,9 @@ def _check_apart(output: Path, source: Source) -> None:
 def _is_below(path: Path, folder: Path) -> bool:
     """Whether a path is below a folder, whatever links and mounts call them."""
     parents = path.resolve().parents
-    if not os.path.lexists(folder):
+    if not os.access(folder, os.F_OK):
         return folder.resolve() in parents
-    return any(os.path.lexists(parent) and parent.samefile(folder) for parent in parents)
+    return any(os.access(parent, os.F_OK) and parent.samefile(folder) for parent in parents)
 
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
