@@ -16,7 +16,7 @@ import typer
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
-from monosoup_cli.errors import UsageError
+from monosoup_cli.errors import OutputError, UsageError
 from monosoup_cli.report.words import size
 
 if TYPE_CHECKING:
@@ -121,7 +121,13 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
     from monosoup_cli.report.tables import selection_table, summary_table
 
     if as_json:
-        console.data(as_text(report))
+        try:
+            console.data(as_text(report))
+        except OutputError as error:
+            if path is None:
+                error.problem += "; the output is complete, but its report is lost"
+                error.hint = "run it again with --overwrite"
+            raise
     if "selection" in report:
         console.table(selection_table(report["selection"]))
         console.note("")

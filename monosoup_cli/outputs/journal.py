@@ -129,6 +129,8 @@ def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
         then = "rerun with the same arguments"
         if moved := _moved(before, identity):
             then = f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
+        elif all(name.startswith(("inputs.", "side_files.", "configs.")) for name in changed):
+            then = "these files have changed since: put the old ones back"
         raise ResumeError(
             f"the interrupted run differs in {crop(', '.join(changed))}",
             path=path.parent,

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tests.hints.table import Trial, follows
@@ -79,6 +79,23 @@ def other_arguments(at: Trial) -> None:
     at.loads(*command, *at.options(), "--energy", "0.5")
 
 
+@follows("outputs/journal.py", "these files have changed since")
+def other_files(at: Trial) -> None:
+    command = interrupted(at)
+    weights = at.tmp / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    os.utime(weights, ns=(before, before + 1))
+    at.refused(*command, "--resume")
+    os.utime(weights, ns=(before, before))
+    at.loads(*command, "--resume")
+    shutil.rmtree(at.out)
+    shutil.rmtree(at.tmp / "model")
+    command = interrupted(at)
+    os.utime(weights, ns=(before, before + 1))
+    at.refused(*command, "--resume")
+    at.loads(*command, *at.options())
+
+
 @follows("outputs/journal.py", "the journal is damaged")
 def a_damaged_journal(at: Trial) -> None:
     command = interrupted(at)
@@ -95,6 +112,15 @@ def something_in_the_way(at: Trial) -> None:
     command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", made)
     at.refused(*command)
     at.out.rename(at.tmp / "away")
+    at.loads(*command, *at.options())
+
+
+@follows("cli/writing.py", "run it again with --overwrite")
+def a_report_that_nobody_could_take(at: Trial) -> None:
+    command = (*at.edit, "--report", "-")
+    with open("/dev/full", "w") as full, redirect_stdout(full):
+        at.refused(*command)
+    assert (at.out / "model.safetensors").is_file()
     at.loads(*command, *at.options())
 
 
