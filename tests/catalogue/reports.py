@@ -122,7 +122,7 @@ def in_place_of(path: str) -> dict[str, Make]:
     }
 
 
-VERIFIED = ["verify out", "verify out --inputs", "verify out --again"]
+VERIFIED = ["verify out", "verify out --inputs", "verify out --again --quiet"]
 
 
 def unverified(name: str, make: Make, *words: str) -> Row:
