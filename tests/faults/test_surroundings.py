@@ -24,7 +24,7 @@ MEGABYTE = 1 << 20
 LIMITS = {
     "descriptors": ("RLIMIT_NOFILE", (5, 8, 12, 16, 20, 24, 32, 48, 64, 90)),
     "memory": ("RLIMIT_AS", [n * MEGABYTE for n in (0, 1, 4, 9, 16, 24, 32, 48, 64, 96, 128, 192)]),
-    "file size": ("RLIMIT_FSIZE", (0, 100, 700, 1000, 2000, 4000, 8000)),
+    "file size": ("RLIMIT_FSIZE", (500, 700, 1000, 2000, 4000, 8000)),  # stderr is a file as well
 }
 
 
