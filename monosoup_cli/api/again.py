@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.inputs import Inputs
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.task import Choice, ChooserContext
-    from monosoup_cli.pipeline.verify import Output
+    from monosoup_cli.pipeline.verify_output import Output
     from monosoup_cli.tensors.plan import PlannedTensor, Selection
 
     Watch = Callable[[Sequence[PlannedTensor]], AbstractContextManager[Progress]]

@@ -11,7 +11,8 @@ from monosoup_cli.options import StrPath
 if TYPE_CHECKING:
     from monosoup_cli.api.again import Watch
     from monosoup_cli.formats.files import Advance
-    from monosoup_cli.pipeline.verify import Output, Verification
+    from monosoup_cli.pipeline.verify import Verification
+    from monosoup_cli.pipeline.verify_output import Output
 
 __all__ = ["check", "make_again", "verify"]
 
@@ -40,7 +41,7 @@ def verify(
         monosoup_cli.errors.MonosoupError: There is no such output, its report cannot be read, or its command
             cannot be run again.
     """
-    from monosoup_cli.pipeline.verify import open_output
+    from monosoup_cli.pipeline.verify_output import open_output
 
     opened = open_output(os.fspath(output), None if report is None else Path(report))
     found = check(opened, inputs=inputs)

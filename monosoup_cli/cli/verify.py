@@ -51,7 +51,7 @@ def verify(
     from monosoup_cli.api.verify import check, make_again
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
-    from monosoup_cli.pipeline.verify import open_output
+    from monosoup_cli.pipeline.verify_output import open_output
     from monosoup_cli.report.words import plural, size
 
     console = Console(quiet=quiet, live=not no_progress)

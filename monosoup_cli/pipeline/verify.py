@@ -7,14 +7,13 @@ under which it stores them.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, some
@@ -27,12 +26,13 @@ from monosoup_cli.pipeline.recorded import (
     recorded_checkpoint,
     recorded_sweep,
 )
-from monosoup_cli.report.files import REPORT_NAME, read_report
-from monosoup_cli.sources.folders import Folder, LocalFolder, local_folder, read_config
+from monosoup_cli.pipeline.verify_output import Output, has, read_report_in
+from monosoup_cli.report.files import REPORT_NAME
+from monosoup_cli.sources.folders import Folder, read_config
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG, CARD_NAME, is_training_state
 from monosoup_cli.sources.shards import file_of_index
 
-__all__ = ["Output", "Verification", "open_output", "verify"]
+__all__ = ["Verification", "verify"]
 
 NAMED = 4
 """How many names a difference or a note shows."""
@@ -76,98 +76,6 @@ class Verification:
         }
 
 
-@dataclass(frozen=True)
-class Output:
-    """A finished output and its report.
-
-    Attributes:
-        folder: The folder that it is, or that has it.
-        file: The name of an output that is a single file; "" for a folder.
-        report: The report.
-        report_path: The path of the report, for messages.
-    """
-
-    folder: Folder
-    file: str
-    report: Mapping[str, Any]
-    report_path: str
-
-    def shown(self, name: str) -> str:
-        """The path of one of its files, for messages."""
-        return self.folder.shown(self.file or name)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes are hashed; of a repository, the Hub has the hashes of all large files."""
-        if self.folder.repository is not None:
-            return 0
-        outputs = self.report.get("outputs") or [self.report.get("output", {})]
-        kinds = ("files", "other_files")
-        return sum(file["bytes"] for output in outputs for kind in kinds for file in output.get(kind, ()))
-
-
-def open_output(output: str, report: Path | None = None) -> Output:
-    """Find an output, on the disk or on the Hub, and read its report.
-
-    Args:
-        output: A folder, a file, or the id of a repository on the Hub.
-        report: Where the report is, if not where a run puts it.
-
-    Raises:
-        CheckpointError: There is no such output.
-        ReportError: Its report is missing, or is not one.
-    """
-    if not output:
-        raise UsageError("the path of an output is empty")
-    path, file = Path(output), ""
-    if output.startswith("hf://") or not os.path.lexists(path):
-        folder = _repository(output)
-    elif path.is_dir():
-        folder = local_folder(path, output)
-    else:
-        folder, file = LocalFolder(path.parent, str(path.parent)), path.name
-    name = f"{file.removesuffix('.safetensors')}.report.json" if file else REPORT_NAME
-    if report is not None:
-        return Output(folder, file, read_report(report), str(report))
-    if not _has(folder, name):
-        raise ReportError(
-            "no such file", path=folder.shown(name), hint="pass --report PATH, if it is elsewhere"
-        )
-    return Output(folder, file, _read_report(folder, name), folder.shown(name))
-
-
-def _repository(output: str) -> Folder:
-    from monosoup_cli.sources.hub import open_repository
-    from monosoup_cli.sources.hub_errors import quiet_hub
-    from monosoup_cli.sources.hub_ids import HubId
-
-    where = HubId.parse(output)
-    if where is None:
-        raise CheckpointError("no such file or folder", path=output)
-    with quiet_hub():
-        try:
-            return open_repository(output, where)
-        except CheckpointError as error:
-            if not output.startswith("hf://"):
-                error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
-            raise
-
-
-def _read_report(folder: Folder, name: str) -> dict[str, Any]:
-    """Read a report in a folder; an error names it as the user knows it."""
-    try:
-        return read_report(folder.path(name))
-    except ReportError as error:
-        error.path = folder.shown(name)
-        raise
-
-
-def _has(folder: Folder, name: str) -> bool:
-    """Whether the folder has a file or folder of this name, which may be a broken link."""
-    inner, _, last = name.rpartition("/")
-    return (not inner or (_has(folder, inner) and folder.is_folder(inner))) and last in folder.names(inner)
-
-
 def verify(output: Output, advance: Advance = lambda nbytes: None) -> Verification:
     """Compare an output with its report.
 
@@ -202,10 +110,15 @@ def _check_sweep(output: Output, found: Verification, advance: Advance) -> None:
     for name, recorded in members.items():
         report = f"{name}/{REPORT_NAME}"
         inside = _below(recorded, name)
+        if not has(folder, name):
+            found.differences.append(
+                CheckpointError("the checkpoint is missing", path=folder.shown(name), hint=RESTORE)
+            )
+            continue
         try:
-            if not _has(folder, report):
+            if not has(folder, report):
                 raise ReportError("is missing", path=folder.shown(report), hint=RESTORE)
-            own = recorded_checkpoint(_read_report(folder, report), folder.shown(report))
+            own = recorded_checkpoint(read_report_in(folder, report), folder.shown(report))
         except MonosoupError as error:
             found.differences.append(error)
         else:
@@ -236,21 +149,22 @@ def _below(recorded: RecordedCheckpoint, name: str) -> RecordedCheckpoint:
 
 def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification, advance: Advance) -> None:
     """Compare the files of a checkpoint, their headers and their index with what is recorded."""
-    found.differences += _compare_all(folder, recorded.files, advance)
+    differing = _compare_all(folder, recorded.files, advance)
+    found.differences += differing.values()
     headers: dict[str, Header] = {}
     for file in recorded.weights:
         try:
-            with closing(folder.open(file.name)) as opened:
-                headers[file.name] = read_header(opened)
+            if file.name not in differing:
+                with closing(folder.open(file.name)) as opened:
+                    headers[file.name] = read_header(opened)
         except CheckpointError as error:
-            if not any(one.path == folder.shown(file.name) for one in found.differences):
-                found.differences.append(error)
+            found.differences.append(error)
     found.files += len(recorded.files)
     found.nbytes += sum(file.nbytes for file in recorded.files)
     found.tensors += sum(len(header.tensors) for header in headers.values())
     if recorded.tensors is not None:
         found.differences += _compare_tensors(folder, headers, recorded)
-    found.differences += _compare_index(folder, headers, recorded)
+    found.differences += _compare_index(folder, headers, recorded, differing)
     if recorded.others is None:
         unchecked = some([PurePosixPath(name).name for name in recorded.carried], NAMED)
         found.notes.append(
@@ -259,8 +173,14 @@ def _check(folder: Folder, recorded: RecordedCheckpoint, found: Verification, ad
         )
 
 
-def _compare_all(folder: Folder, files: Sequence[RecordedFile], advance: Advance) -> list[CheckpointError]:
-    """Compare files with what is recorded, several at once; an interrupt ends it between two blocks."""
+def _compare_all(
+    folder: Folder, files: Sequence[RecordedFile], advance: Advance
+) -> dict[str, CheckpointError]:
+    """Compare files with what is recorded, several at once; an interrupt ends it between two blocks.
+
+    Returns:
+        What differs, by the name of the file.
+    """
     is_over = threading.Event()
 
     def go_on(nbytes: int) -> None:
@@ -274,7 +194,7 @@ def _compare_all(folder: Folder, files: Sequence[RecordedFile], advance: Advance
         except BaseException:
             is_over.set()
             raise
-    return [difference for difference in compared if difference is not None]
+    return {file.name: one for file, one in zip(files, compared, strict=True) if one is not None}
 
 
 def _compare(folder: Folder, file: RecordedFile, advance: Advance) -> CheckpointError | None:
@@ -283,7 +203,7 @@ def _compare(folder: Folder, file: RecordedFile, advance: Advance) -> Checkpoint
 
     shown = folder.shown(file.name)
     try:
-        if not _has(folder, file.name):
+        if not has(folder, file.name):
             return CheckpointError("the file is missing", path=shown, hint=RESTORE)
         nbytes = folder.nbytes(file.name)
         if nbytes != file.nbytes:
@@ -340,15 +260,17 @@ def _compare_tensors(
 
 
 def _compare_index(
-    folder: Folder, headers: Mapping[str, Header], recorded: RecordedCheckpoint
+    folder: Folder, headers: Mapping[str, Header], recorded: RecordedCheckpoint, differing: Collection[str]
 ) -> Iterator[CheckpointError]:
-    """Compare an index of these weights with their headers."""
+    """Compare an index of these weights with their headers, unless it is known to differ."""
     inner = PurePosixPath(recorded.weights[0].name).parent.as_posix().removeprefix(".")
     prefix = f"{inner}/" if inner else ""
     weights = {file.name.removeprefix(prefix) for file in recorded.weights}
     others = {name.removeprefix(prefix) for name in recorded.carried}
     for index in _indexes(folder, inner):
         shown = folder.shown(f"{prefix}{index}")
+        if f"{prefix}{index}" in differing:
+            continue
         try:
             content = read_config(folder, f"{prefix}{index}")
         except CheckpointError as error:
@@ -376,7 +298,7 @@ def _compare_index(
 
 
 def _indexes(folder: Folder, inner: str) -> list[str]:
-    names = folder.names(inner) if not inner or _has(folder, inner) else []
+    names = folder.names(inner) if not inner or has(folder, inner) else []
     return [name for name in names if file_of_index(name) is not None]
 
 
@@ -402,7 +324,7 @@ def _strays(
         known |= {f"{prefix}{ADAPTER_CONFIG}"} if recorded.tensors is None else set()
     extra = []
     for place in sorted({PurePosixPath(name).parent.as_posix().removeprefix(".") for name in known}):
-        for name in folder.names(place) if not place or _has(folder, place) else ():
+        for name in folder.names(place) if not place or has(folder, place) else ():
             inside = f"{place}/{name}" if place else name
             if inside in known or name.startswith(".") or folder.is_folder(inside):
                 continue

@@ -67,7 +67,9 @@ def read_report(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ReportError(f"cannot be read: {error.strerror}", path=path) from None
     except (ValueError, RecursionError):
-        raise ReportError("is not JSON, or has numbers out of range", path=path) from None
+        raise ReportError(
+            "is not JSON, or has numbers out of range", path=path, hint="if it is cut short, copy it again"
+        ) from None
     if isinstance(report, dict) and report.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise ReportError(
             "unsupported schema_version",

@@ -55,6 +55,16 @@ def another_json(at: Trial) -> None:
     at.works("report", at.tmp / "X.report.json")
 
 
+@follows("report/files.py", "if it is cut short")
+def a_cut_report(at: Trial) -> None:
+    at.works(*at.edit)
+    good = (at.out / REPORT).read_bytes()
+    (at.out / REPORT).write_bytes(good[: len(good) // 2])
+    at.refused("report", at.out)
+    (at.out / REPORT).write_bytes(good)
+    at.works("report", at.out)
+
+
 @follows("report/plots.py", "pictures need matplotlib")
 def no_matplotlib(at: Trial) -> None:
     """In a process without matplotlib; what pip would then install is what the package says it needs."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.hints.of_outputs import interrupted
 from tests.hints.table import Trial, follows
 
 REPORT = "monosoup_report.json"
@@ -22,6 +25,10 @@ def a_damaged_output(at: Trial) -> None:
     """A copy that was kept elsewhere restores it, and so does the run itself."""
     sweep = [] if at.site.problem != "is missing" else ["--wise", "0.5,1"]
     at.works(*at.edit, "--max-shard-size", "100B", *sweep)
+    if "index" in at.site.problem:  # which is looked at where the report has no checksum of it
+        report = json.loads((at.out / REPORT).read_text())
+        del report["output"]["other_files"]
+        (at.out / REPORT).write_text(json.dumps(report))
     shutil.copytree(at.out, at.tmp / "copy")
     file = {
         "is missing": at.out / "wise-0.5" / REPORT,
@@ -54,7 +61,7 @@ def a_stray_file(at: Trial) -> None:
     at.works("verify", at.out)
 
 
-@follows("pipeline/verify.py", "if it is elsewhere")
+@follows("pipeline/verify_output.py", "if it is elsewhere")
 def a_report_elsewhere(at: Trial) -> None:
     at.works(*at.edit, "--report", at.tmp / "report.json")
     at.refused("verify", at.out)
@@ -84,3 +91,33 @@ def an_input_that_changed(at: Trial) -> None:
     assert f"{at.base}: another " in found.err
     at.base.write_bytes(good)
     at.works("verify", at.out, "--again")
+
+
+@follows("pipeline/verify_output.py", "give the output")
+def a_report(at: Trial) -> None:
+    at.works(*at.edit)
+    at.refused("verify", at.out / REPORT)
+    (line,) = at.blanks
+    assert shlex.split(line) == ["monosoup", "verify", str(at.out)]
+    at.works("verify", at.out)
+
+
+@follows("pipeline/verify_output.py", "the run is unfinished")
+def an_unfinished_run(at: Trial) -> None:
+    command = interrupted(at)
+    at.refused("verify", at.out)
+    at.works(*command, *at.options())
+    at.works("verify", at.out)
+
+
+@follows("pipeline/verify.py", "the checkpoint is missing")
+def a_missing_checkpoint(at: Trial) -> None:
+    sweep = (*at.edit, "--wise", "0.5,1")
+    at.works(*sweep)
+    (at.out / "wise-0.5").rename(at.tmp / "elsewhere")
+    at.refused("verify", at.out)
+    shutil.copytree(at.tmp / "elsewhere", at.out / "wise-0.5")
+    at.works("verify", at.out)
+    shutil.rmtree(at.out / "wise-0.5")
+    at.loads(*sweep, "--overwrite")
+    at.works("verify", at.out)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
-from monosoup_cli.pipeline.verify import open_output, verify
+from monosoup_cli.pipeline.verify import verify
+from monosoup_cli.pipeline.verify_output import open_output
 from tests.hub import Hub
 
 REPORT = "monosoup_report.json"
@@ -240,6 +241,21 @@ def test_an_index_of_another_model_is_found_even_if_the_report_was_changed_too(m
         assert [file for file, _ in differing(out)] == [INDEX]
 
 
+def test_a_file_of_other_bytes_is_one_difference(made, out, differing):
+    """What follows from it is not told: an index of other shards, tensors of other layers."""
+    good = (out / INDEX).read_bytes()
+    (out / INDEX).write_bytes(good.replace(b"00001-of", b"00002-of"))
+    assert differing(out) == [(INDEX, OTHER)]
+    (out / INDEX).write_text("{")
+    assert differing(out) == [(INDEX, SIZE)]
+    (out / INDEX).write_bytes(good)
+    shutil.copy(made / "out.safetensors", out / SHARDS[0])
+    assert differing(out) == [(SHARDS[0], SIZE)]
+    shutil.copy(out / SHARDS[1], out / SHARDS[0])
+    ((file, problem),) = differing(out)
+    assert (file, problem in (OTHER, SIZE)) == (SHARDS[0], True)
+
+
 def test_headers_that_are_not_those_of_the_layers_are_found_even_if_the_report_was_changed_too(
     out, differing
 ):
@@ -301,7 +317,9 @@ def test_a_report_that_cannot_be_one_is_refused(run, out, change, words):
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]", b'{"a": NaN}', b"[" * 100_000])
 def test_a_report_that_cannot_be_read_is_refused(run, out, text):
     (out / REPORT).write_bytes(text)
-    assert str(out / REPORT) in refused(run, out)
+    line = refused(run, out)
+    assert line.startswith(f"error: {out / REPORT}: is not ")
+    assert line.endswith("; if it is cut short, copy it again") != (text == b"[]")
     (out / REPORT).unlink()
     assert "pass --report PATH" in refused(run, out)
 
@@ -344,14 +362,11 @@ def test_every_checkpoint_of_a_sweep_and_nothing_else(run, made, sweep, differin
     shutil.copy(made / "out.safetensors", sweep / "alpha-0.5" / "pytorch_model.bin")
     (sweep / "scores.json").write_text("{}")
     (sweep / "logs").mkdir()
-    assert differing(sweep) == [
-        ("alpha-0.5/pytorch_model.bin", STRAY),
-        ("alpha-0.9", STRAY),
-        ("x.safetensors", STRAY),
-    ]
+    strays = [("alpha-0.5/pytorch_model.bin", STRAY), ("alpha-0.9", STRAY), ("x.safetensors", STRAY)]
+    assert differing(sweep) == strays
     assert run("verify", sweep / "alpha-0.1").code == 0
     shutil.rmtree(sweep / "alpha-0.1")
-    assert ("alpha-0.1/model.safetensors", GONE) in differing(sweep)
+    assert differing(sweep) == [("alpha-0.1", "the checkpoint is missing"), *strays]
 
 
 def test_the_reports_of_a_sweep_must_agree(sweep, differing):
@@ -397,6 +412,35 @@ def test_a_file_is_not_a_folder_nor_several(run, made, out):
 def test_a_path_that_does_not_exist(run, tmp_path):
     assert refused(run, tmp_path / "absent").endswith("no such file or folder")
     assert run("verify", "").err == "error: the path of an output is empty\n"
+
+
+def test_a_report_is_not_its_output(run, made, out):
+    for report, line in (
+        (out / REPORT, f"monosoup verify {out}"),
+        (made / "out.report.json", f"monosoup verify {made / 'out.safetensors'}"),
+        (out / "x.report.json", f"monosoup verify OUT --report {out / 'x.report.json'}"),
+    ):
+        if not report.exists():
+            shutil.copy(out / REPORT, report)
+        result = run("verify", report)
+        assert (result.code, result.err) == (
+            2,
+            f"error: {report}: this is a report; give the output: `{line}`\n",
+        )
+    (out / "x.report.json").unlink()
+
+
+def test_an_unfinished_run_is_told(run, made, tmp_path):
+    for name in ("out", "out.safetensors"):
+        partial = tmp_path / f"{name}.partial"
+        shutil.copytree(made / "folder", partial / "files")
+        for typed in (tmp_path / name, partial):
+            line = refused(run, typed)
+            assert line.startswith(f"error: {partial}: the run is unfinished; run its command with --resume")
+    shutil.copytree(made / "folder", tmp_path / "out")  # which is to be replaced
+    assert run("verify", tmp_path / "out").code == 0
+    for name in (".partial", ".", ".."):
+        assert "unfinished" not in run("verify", name).err
 
 
 def test_an_interrupt_ends_it_in_the_middle_of_a_file(out):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import monosoup_cli
 from monosoup_cli.api.verify import check, make_again
 from monosoup_cli.declaration import DeclaredOption, Option
-from monosoup_cli.pipeline.verify import open_output
+from monosoup_cli.pipeline.verify_output import open_output
 from tests.conftest import everything_in
 from tests.hub import Hub
 from tests.pipeline.test_verify import REPORT, model, rewrite
