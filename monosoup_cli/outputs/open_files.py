@@ -1,8 +1,9 @@
-"""The files of a run, each known by its inode: none is written to or published after it was exchanged."""
+"""What a run has in its workplace: nothing is written to or published after it was exchanged."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -11,12 +12,16 @@ from monosoup_cli.outputs.durable import sync_folder, write_file
 
 __all__ = ["OpenFiles"]
 
+HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Opens what is only recognised later: while it is open, the system gives its inode to nothing else."""
+
 
 class OpenFiles:
-    """What a run has in its workplace. Weights stay open; of everything else the inode is remembered.
+    """What a run has in its workplace.
 
-    Names are paths inside the workplace. A folder above a file is made on its own, never with its parents,
-    so that a workplace that vanishes is not made anew.
+    Weights, folders, the lock and the journal stay open. Of other files, which may be many, the inode, the
+    size and the time are remembered. Names are paths inside the workplace. A folder above a file is made on
+    its own, never with its parents, so that a workplace that vanishes is not made anew.
 
     Args:
         root: The workplace.
@@ -26,7 +31,7 @@ class OpenFiles:
         self._root = root
         self._descriptors: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
-        self._inodes: dict[str, tuple[int, int]] = {}
+        self._written: dict[str, tuple[int, ...]] = {}
 
     def __getitem__(self, name: str) -> int:
         """The descriptor of an open file."""
@@ -40,18 +45,22 @@ class OpenFiles:
         os.ftruncate(descriptor, nbytes)
         if hasattr(os, "posix_fallocate") and nbytes:
             os.posix_fallocate(descriptor, 0, nbytes)  # ENOSPC now rather than midway
-        self._know(name, os.fstat(descriptor))
         self._sizes[name] = nbytes
         return descriptor
 
     def write(self, name: str, content: Path | bytes) -> None:
         """Write a whole file, from the content or a file that is copied, and sync it."""
         self._make_folders_of(name)
-        self._know(name, write_file(self._root / name, content))
+        self._written[name] = _facts(write_file(self._root / name, content))
 
     def add(self, name: str) -> None:
         """Count a file or folder that is there as the run's."""
-        self._know(name, os.lstat(self._root / name))
+        self._descriptors[name] = os.open(self._root / name, HANDLE)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget files that were written, and that are now moved away."""
+        for name in names:
+            del self._written[name]
 
     def prove(self, names: Iterable[str] | None = None) -> None:
         """Prove that files are still the ones at their paths.
@@ -62,7 +71,7 @@ class OpenFiles:
         Raises:
             OutputError: One has vanished, or was exchanged or cut.
         """
-        for name in self._inodes if names is None else names:
+        for name in [*self._descriptors, *self._written] if names is None else names:
             path = self._root / name
             try:
                 found = os.lstat(path)
@@ -70,17 +79,27 @@ class OpenFiles:
                 raise OutputError(
                     f"vanished during the run: {error.strerror}",
                     path=path,
-                    hint="what is still there is kept; rerun with --resume",
+                    hint="what is still there is kept; rerun with --resume"
+                    if any((self._root / "files").glob("*"))
+                    else "nothing is left of its work; run the same command again",
                 ) from None
-            is_cut = found.st_size != self._sizes.get(name, found.st_size)
-            if (found.st_dev, found.st_ino) != self._inodes[name] or is_cut:
+            if not self._is_own(name, found):
                 raise OutputError(
-                    "was exchanged or cut during the run", path=path, hint="start over with --overwrite"
+                    "was exchanged or cut during the run",
+                    path=path,
+                    hint="rerun with --resume, which checks what is there",
                 )
+
+    def _is_own(self, name: str, found: os.stat_result) -> bool:
+        if name in self._written:
+            return _facts(found) == self._written[name]
+        is_same = os.path.samestat(found, os.fstat(self._descriptors[name]))
+        return is_same and found.st_size == self._sizes.get(name, found.st_size)
 
     def sync_folders(self) -> None:
         """Make the names of all files survive a power failure."""
-        for name in reversed(["", *(name for name in self._inodes if (self._root / name).is_dir())]):
+        folders = [name for name, one in self._descriptors.items() if stat.S_ISDIR(os.fstat(one).st_mode)]
+        for name in reversed(["", *folders]):
             sync_folder(self._root / name)
 
     def close(self) -> None:
@@ -88,13 +107,14 @@ class OpenFiles:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-        self._inodes.clear()
-
-    def _know(self, name: str, status: os.stat_result) -> None:
-        self._inodes[name] = (status.st_dev, status.st_ino)
+        self._written.clear()
 
     def _make_folders_of(self, name: str) -> None:
         for folder in reversed(PurePosixPath(name).parents[:-1]):
-            if str(folder) not in self._inodes:
+            if str(folder) not in self._descriptors:
                 (self._root / folder).mkdir(exist_ok=True)
                 self.add(str(folder))
+
+
+def _facts(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

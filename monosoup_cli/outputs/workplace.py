@@ -166,7 +166,9 @@ class Workplace:
                         inner.remove(name)
 
     def move_into_place(self, name: str = "") -> None:
-        """Have OUT appear: the folder of all files, or the file of this name. An old OUT gives way."""
+        """Have OUT appear: the folder of all files, or the file of this name. An old OUT gives way.
+
+        The caller syncs OUT's folder."""
         new, replaced = self.path / "files" / name, self.path / "replaced"
         if name or not self._output.is_dir():  # one rename, which replaces an old file
             new.replace(self._output)
@@ -178,7 +180,7 @@ class Workplace:
                 except OSError:
                     replaced.rename(self._output)
                     raise
-        sync_folder(self._output.parent)
+        self.open_files.close()
 
     def remove(self) -> None:
         """Remove the folder, the lock last, and close it. What the system does not remove stays."""

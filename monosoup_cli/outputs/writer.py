@@ -378,10 +378,19 @@ class PartialOutput:
                     hint="move it away, then continue with --resume",
                 )
             self._files.prove()
+            self._files.forget(drafts)
             for draft, target in drafts.items():
                 move_file(self.workplace.path / draft, target)
             self.workplace.move_into_place(self._layout.files[0].name if self._layout.is_single_file else "")
-        self._close(keeps_work=False)
+        try:
+            sync_folder(self._output.parent)
+        except OSError as error:
+            raise OutputError(
+                f"the output is complete, but may not survive a power failure: {error.strerror}",
+                path=self._output,
+            ) from error
+        finally:
+            self._close(keeps_work=False)
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._end_threads()

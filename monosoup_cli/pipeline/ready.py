@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
@@ -108,7 +109,9 @@ class Ready:
         destination.check_report_name(
             folders if is_sweep else layout.names | {*self.side_files.names, *own, CARD_NAME}
         )
-        allow_open_files(len(layout.files) * len(self.variants))
+        names = layout.names | set(self.side_files.names)
+        folders_of_each = {folder for name in names for folder in PurePosixPath(name).parents}
+        allow_open_files((len(layout.files) + len(folders_of_each)) * len(self.variants))
         copied = sum(file.nbytes for file in self.side_files.carried)
         nbytes = self.nbytes + self.drafts * layout.nbytes
         check_space(destination.path, nbytes + len(self.variants) * copied)

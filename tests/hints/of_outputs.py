@@ -182,19 +182,20 @@ def work_that_was_to_replace_the_output(at: Trial) -> None:
     at.loads(*command, "--resume", *at.options())
 
 
-@follows("outputs/open_files.py", "vanished during the run")
+@follows("outputs/open_files.py", "what is still there is kept")
+@follows("outputs/open_files.py", "nothing is left of its work")
 @follows("outputs/open_files.py", "was exchanged or cut during the run")
 def work_that_is_lost(at: Trial) -> None:
     """The score command loses it once."""
-    is_exchanged, lost = "exchanged" in at.site.problem, at.tmp / "lost"
-    partial = f"{at.out}.partial"
-    script = f"import os, shutil; os.path.exists({str(lost)!r}) or shutil.move({partial!r}, {str(lost)!r})"
-    if is_exchanged:
-        script += f"; os.path.exists({partial!r}) or shutil.copytree({str(lost)!r}, {partial!r})"
+    lost = at.tmp / "lost"
+    place = f"{at.out}.partial" + ("/journal" if "still there" in at.site.hint else "")
+    script = f"import os, shutil; os.path.exists({str(lost)!r}) or shutil.move({place!r}, {str(lost)!r})"
+    if "exchanged" in at.site.problem:
+        script += f"; os.path.exists({place!r}) or shutil.copytree({str(lost)!r}, {place!r})"
     scored = shlex.join([sys.executable, "-c", f"{script}; print(1)", "{}"])
     command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
     at.refused(*command)
-    at.loads(*command, *at.options())
+    at.loads(*command, *([] if "same command" in at.site.hint else at.options()))
 
 
 @follows("outputs/output_path.py", "the output's folder does not exist")
