@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["made_again", "other_bytes", "other_environment"]
 
+SCRATCH = ".monosoup-verify-"
+"""How the names of the folders begin in which outputs are made again."""
 ENVIRONMENT = ("python", "torch", "safetensors", "device", "cuda")
 ELSEWHERE: Mapping[str, Any] = {
     "report": None,
@@ -100,17 +104,45 @@ def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[s
             )
     if "," in str(arguments.get("device")):
         arguments["device"] = "auto"
-    beside = Path(output).parent if os.path.lexists(output) else None
-    is_writable = beside is not None and os.access(beside, os.W_OK)
-    with tempfile.TemporaryDirectory(
-        dir=beside if is_writable else None, prefix=".monosoup-verify-", ignore_cleanup_errors=True
-    ) as folder:
-        arguments["output"] = str(Path(folder) / (Path(str(arguments.get("output"))).name or "out"))
+    beside = Path(output).resolve().parent
+    is_writable = os.path.lexists(output) and os.access(beside, os.W_OK)
+    with _scratch(beside if is_writable else Path(tempfile.gettempdir())) as folder:
+        arguments["output"] = str(folder / (Path(str(arguments.get("output"))).name or "out"))
         with command.prepare(**arguments) as planned:
             if is_greedy:
                 chooser = _AsRecorded(_members(report))
                 planned = replace(planned, task=replace(planned.task, chooser=chooser))
             return _run(planned, watch, passes=2 if planned.task.chooser and not is_greedy else 1)
+
+
+@contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """Make a folder for a while; those that killed runs left in the same place are removed."""
+    for left in place.glob(f"{SCRATCH}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(dir=place, prefix=SCRATCH, ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
+        with suppress(OSError):  # without a lock, as on NFS, no run takes another's folder for left
+            stack.enter_context(_locked(Path(folder)))
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    Raises:
+        OSError: Another run holds it, or there is no such lock here.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _run(planned: Planned, watch: Watch | None, passes: int) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -154,6 +157,52 @@ def test_a_run_again_shows_its_progress_after_the_hashing(run, inputs, tmp_path)
     make_again(found, opened, str(tmp_path / "out"), watch)
     assert events[0] == "hashed"
     assert len(set(events)) == 8
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from monosoup_cli.api.verify import check, make_again
+from monosoup_cli.pipeline.verify_output import open_output
+
+@contextmanager
+def watch(tensors):
+    yield lambda tensor, is_done: is_done and os.kill(os.getpid(), signal.SIGKILL)
+
+opened = open_output(sys.argv[1])
+make_again(check(opened, inputs=False), opened, sys.argv[1], watch)
+"""
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_no_run_is_disturbed(
+    run, inputs, tmp_path, monkeypatch
+):
+    out, other = tmp_path / "out", tmp_path / "other"
+    for output in (out, other):
+        assert run("edit", *inputs[:2], "-o", output).code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / ".monosoup-verify-link").symlink_to(elsewhere)
+    before = everything_in(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (path for path in tmp_path.glob(".monosoup-verify-*") if not path.is_symlink())
+    monkeypatch.chdir(out)
+    opened = open_output(".")
+
+    @contextmanager
+    def watch(tensors):
+        assert not left.exists()
+        held = set(tmp_path.glob(".monosoup-verify-*"))
+        assert len(held) == 2
+        assert run("verify", other, "--again").code == 0
+        assert set(tmp_path.glob(".monosoup-verify-*")) == held
+        yield lambda tensor, is_done: None
+
+    found = check(opened, inputs=False)
+    make_again(found, opened, ".", watch)
+    assert (found.again, found.differences) == (True, [])
+    assert everything_in(tmp_path) == before
 
 
 def test_inputs_of_another_folder_are_told_as_by_inputs(run, inputs, tmp_path, monkeypatch):
