@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -114,6 +115,16 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
                 path=output,
                 hint="remove it yourself, or choose another output",
             )
+    _check_rights(output)
+
+
+def _check_rights(path: Path) -> None:
+    """Raise OutputError if the system would not let this user move a file or folder away."""
+    parent = path.parent.stat()
+    owners = {0, parent.st_uid, path.stat().st_uid}
+    is_kept = parent.st_mode & stat.S_ISVTX and os.geteuid() not in owners
+    if is_kept or (path.is_dir() and not os.access(path, os.W_OK | os.X_OK)):
+        raise OutputError("this user may not replace it", path=path)
 
 
 def _holds_checkpoint(folder: Path) -> bool:
@@ -174,6 +185,7 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
         raise OutputError(
             "the report already exists", path=report, hint="choose another, or pass --overwrite"
         )
+    _check_rights(report)
 
 
 def check_space(output: Path, nbytes: int) -> None:

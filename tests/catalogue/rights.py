@@ -65,6 +65,13 @@ def folder(path: str) -> Make:
     return lambda: Path(path).mkdir()
 
 
+def shared(name: str) -> Make:
+    """An output, or the report of one, in a folder of somebody else's."""
+    return both(made(), folder("shared"), lambda: Path(name).rename(f"shared/{Path(name).name}"))
+
+
+STICKY = 0o1777
+NOT_REPLACED = "this user may not replace it"
 EDIT = "edit base.safetensors finetuned.safetensors"
 NOT_WRITABLE = "folder is not writable"
 WRITTEN: dict[str, tuple[Make, str, int, str, str]] = {
@@ -79,6 +86,28 @@ WRITTEN: dict[str, tuple[Make, str, int, str, str]] = {
         NOT_WRITABLE,
     ),
     "an output to replace": (made(), "out", 0, f"{EDIT} -o out --overwrite", "out"),
+    "an output to move aside": (made(), "out", 0o555, f"{EDIT} -o out --overwrite", NOT_REPLACED),
+    "an output of another user in a sticky folder": (
+        shared("out"),
+        "shared",
+        STICKY,
+        f"{EDIT} -o shared/out --overwrite",
+        NOT_REPLACED,
+    ),
+    "a file of another user in a sticky folder": (
+        shared("out/model.safetensors"),
+        "shared",
+        STICKY,
+        f"{EDIT} -o shared/model.safetensors --overwrite",
+        NOT_REPLACED,
+    ),
+    "a report of another user in a sticky folder": (
+        shared("out/monosoup_report.json"),
+        "shared",
+        STICKY,
+        f"{EDIT} -o new --overwrite --report shared/monosoup_report.json",
+        NOT_REPLACED,
+    ),
     "unfinished work": (folder("out.partial"), "out.partial", 0, f"{EDIT} -o out", "out.partial"),
 }
 
