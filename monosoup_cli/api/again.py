@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop
+from monosoup_cli.sources.folders import is_plain_name
+from monosoup_cli.sources.hub_ids import pinned_id
 from monosoup_cli.sources.library_files import CARD_NAME
 
 if TYPE_CHECKING:
@@ -102,12 +104,20 @@ def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[s
             raise ReportError(
                 f"has an argument that {report['command']} does not take", found=crop(repr(name))
             )
+    commits = {record["source"]: record.get("revision") for record in report["inputs"]}
+    for name in ("base", "finetuned"):
+        value = arguments.get(name)
+        if isinstance(value, list):
+            arguments[name] = [pinned_id(one, commits.get(one)) for one in value]
+        elif value is not None:
+            arguments[name] = pinned_id(value, commits.get(value))
     if "," in str(arguments.get("device")):
         arguments["device"] = "auto"
     beside = Path(output).resolve().parent
     is_writable = os.path.lexists(output) and os.access(beside, os.W_OK)
     with _scratch(beside if is_writable else Path(tempfile.gettempdir())) as folder:
-        arguments["output"] = str(folder / (Path(str(arguments.get("output"))).name or "out"))
+        name = Path(str(arguments.get("output"))).name
+        arguments["output"] = str(folder / (name if is_plain_name(name) else "out"))
         with command.prepare(**arguments) as planned:
             if is_greedy:
                 chooser = _AsRecorded(_members(report))

@@ -236,6 +236,10 @@ def not_cached(source: str) -> CheckpointError:
 
 def is_plain_name(name: object) -> bool:
     """Return whether this is a plain file name, without a folder, on every system."""
+    try:
+        os.fsencode(name if isinstance(name, str) else "")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return False
     return (
         isinstance(name, str)
         and name not in {"", ".", ".."}

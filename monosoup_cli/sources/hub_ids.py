@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from monosoup_cli.formats.table import WEIGHTS
 
-__all__ = ["HubId", "suggested_id", "to_fill_the_cache"]
+__all__ = ["HubId", "pinned_id", "suggested_id", "to_fill_the_cache"]
 
 SCHEME = "hf://"
 OTHER_KINDS = ("datasets/", "spaces/", "kernels/")
@@ -46,6 +46,15 @@ class HubId:
             return None
         parts = [*where.repository.split("/"), *(where.revision or "main").split("/")]
         return None if {"", ".", ".."}.intersection(parts) else where
+
+
+def pinned_id(source: str, commit: str | None) -> str:
+    """The id of the same place at a commit; what is no id, or has no commit, stays as it is."""
+    where = HubId.parse(source)
+    if where is None or commit is None:
+        return source
+    pinned = f"{where.repository}@{commit}"
+    return f"{SCHEME}{pinned}/{where.inner}" if where.inner else pinned
 
 
 def suggested_id(source: str) -> str | None:

@@ -249,6 +249,15 @@ def test_inputs_that_changed_are_found(run, inputs, tmp_path):
     assert found() == [(str(finetuned), "no such file or folder")]
 
 
+@pytest.mark.parametrize("output", ["a\0b", "a\ud800b", "/x/..", "/", ""])
+def test_the_name_of_an_output_leads_nowhere(run, inputs, tmp_path, output):
+    assert run("edit", *inputs[:2], "-o", tmp_path / "out").code == 0
+    rewrite(tmp_path / "out" / REPORT, lambda report: report["arguments"].update(output=output))
+    assert run("verify", tmp_path / "out", "--again").code == 0
+    rewrite(tmp_path / "out" / REPORT, lambda report: report["output"]["files"][0].update(name=output))
+    assert "names a file outside of the output" in run("verify", tmp_path / "out").err
+
+
 def test_inputs_on_the_hub_are_those_of_one_commit(run, inputs, tmp_path, client):
     with Hub(tmp_path / "hub") as hub:
         client(hub.url)
@@ -263,6 +272,7 @@ def test_inputs_on_the_hub_are_those_of_one_commit(run, inputs, tmp_path, client
         assert result.err == (
             f"error: org/base: another commit than in the report: expected {commit}, found {now}\n"
         )
+        assert run("verify", tmp_path / "out", "--again").code == 0  # of the commits in the report
         hub.clear()
         rewrite(tmp_path / "out" / REPORT, lambda report: report["inputs"][0].update(revision=None))
         assert "no such file or folder" in run("verify", tmp_path / "out", "--inputs").err
