@@ -73,6 +73,7 @@ def _numbers(text: str | None) -> list[float] | None:
 
 def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
+    from monosoup_cli.outputs.workplace import partial_path
     from monosoup_cli.pipeline.execute import execute
     from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
@@ -111,6 +112,9 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
             console.note("note: rerun the command with --resume to continue from here")
         raise
     _show_report(report, report_path, console, as_json=as_json)
+    left_over = partial_path(planned.destination.path)
+    if left_over.exists():
+        console.note(f"note: {left_over} cannot be removed whole; remove it yourself")
     if planned.destination.options.push is not None:
         _push(planned, console)
 

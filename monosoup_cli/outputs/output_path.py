@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError
-from monosoup_cli.outputs.workplace import finish_replacing, is_workplace, partial_path, unfinished_run
+from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError, crop
+from monosoup_cli.outputs.workplace import in_the_way, partial_path, unfinished_run
+from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 
 __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_space"]
@@ -18,11 +20,19 @@ __all__ = ["allow_open_files", "check_output_path", "check_report_path", "check_
 SPARE_FILES = 80
 """Descriptors for the open inputs and for everything else that a process has open."""
 
+REPORT_NAME = "monosoup_report.json"
+OF_SWEEP = re.compile(r"(alpha|energy|wise)-.+")
+"""Names of the checkpoints of a sweep."""
+PARTS = {"model_index.json", "modules.json"}
+"""Files that list the parts of a diffusers pipeline, or of a sentence transformer."""
+DESCRIBES = re.compile(
+    rf"{re.escape(REPORT_NAME)}|params\.json|(.*[_.-])?config\.json|.*\.index(\..+)?\.json"
+)
+"""Names of files that describe the weights beside them."""
+
 
 def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool, resume: bool) -> None:
     """Check that OUT can be written. An existing folder may be replaced only if it looks like a checkpoint.
-
-    If a run was killed while it replaced OUT, this ends it first.
 
     Args:
         output: The path of OUT.
@@ -43,12 +53,11 @@ def check_output_path(output: Path, inputs: Iterable[Source], *, overwrite: bool
             raise OutputError(
                 "the output is a symbolic link", path=output, hint="pass the path that it points to"
             )
-        partial = partial_path(output)
-        if os.path.lexists(partial) and not is_workplace(partial):
+        foreign = in_the_way(output)
+        if foreign is not None:
             raise OutputError(
-                "this path is needed for unfinished work but is taken", path=partial, hint="move it away"
+                "is in the place of unfinished work, but no run made it", path=foreign, hint="move it away"
             )
-        finish_replacing(output)
         if os.path.lexists(output):
             _check_replaceable(output, overwrite=overwrite, resume=resume)
     except OSError as error:
@@ -108,11 +117,11 @@ def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
         raise OutputError("will not replace a file with a folder, or a folder with a file", path=output)
     if output.is_dir():
         names = os.listdir(output)
-        is_checkpoint = _holds_checkpoint(output) or any(map(_holds_checkpoint, output.iterdir()))
-        if Path.cwd().is_relative_to(output.resolve()) or (names and not is_checkpoint):
+        if Path.cwd().is_relative_to(output.resolve()) or (names and not _is_checkpoint(output)):
             raise OutputError(
                 "will not replace a folder that is not a checkpoint",
                 path=output,
+                found=crop(", ".join(sorted(names)), 100),
                 hint="remove it yourself, or choose another output",
             )
     _check_rights(output)
@@ -127,10 +136,25 @@ def _check_rights(path: Path) -> None:
         raise OutputError("this user may not replace it", path=path)
 
 
-def _holds_checkpoint(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    return any(name.endswith((".safetensors", "monosoup_report.json")) for name in os.listdir(folder))
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a model or a sweep, whatever a library keeps beside the weights.
+
+    A model has weights at its top, and what describes them there; a pipeline lists its parts. Without either,
+    a folder has one file of weights, at most with its card, or nothing but checkpoints that have a report or,
+    beside that of the sweep, its names. Of an output that has lost its weights, the report is enough.
+    """
+    names = {name for name in os.listdir(folder) if not name.startswith(".")}
+    weights = {name for name in names if name.endswith(".safetensors")}
+    has_parts = any(folder.glob("*/*.safetensors"))
+    if (has_parts and PARTS & names) or (REPORT_NAME in names and not has_parts):
+        return True
+    if weights and any(map(DESCRIBES.fullmatch, names)):
+        return True
+    if len(weights) == 1 and names <= {*weights, CARD_NAME}:
+        return True
+    named = {name for name in names if name == REPORT_NAME or OF_SWEEP.fullmatch(name)}
+    others = names - named if REPORT_NAME in names else names
+    return bool(names) and all((folder / name / REPORT_NAME).is_file() for name in others)
 
 
 def allow_open_files(count: int) -> None:

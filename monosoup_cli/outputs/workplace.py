@@ -8,13 +8,14 @@ OUT.partial/outside-…  a file that goes elsewhere, before it is moved there
 OUT.partial/replaced   the old OUT, from when --overwrite moves it aside until it is removed
 
 The run has done its part when `replaced` is there: `files` then only has to become OUT. If it is killed just
-then, the next command on OUT does that (`finish_replacing`).
+then, the next run on OUT does that first (`finish_replacing`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Collection
@@ -29,15 +30,18 @@ from monosoup_cli.signals import hold_signals
 __all__ = [
     "Workplace",
     "finish_replacing",
+    "in_the_way",
     "is_in_use",
-    "is_workplace",
+    "is_replacing",
     "partial_path",
     "refuse_unfinished",
     "unfinished_run",
 ]
 
-OWN_NAMES = {"journal", "files", "replaced"}
-OWN_PREFIXES = ("draft-", "outside-")
+OWN_NAMES = re.compile(
+    r"lock|journal|files|replaced|outside-\d+|draft-\d+(\.report\.json|(\.safetensors)?(\.partial)?)"
+)
+"""What a run makes in its workplace; a draft is made in a workplace of its own."""
 
 
 def partial_path(output: Path) -> Path:
@@ -45,15 +49,20 @@ def partial_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def is_workplace(folder: Path) -> bool:
-    """Whether the folder is a run's: it has a lock, or, after a crash, nothing but what a run makes.
+def in_the_way(output: Path) -> Path | None:
+    """What no run made in the place of OUT's workplace: the place itself, or the first such name in it.
 
-    One that this user may not enter is somebody else's."""
+    A folder that this user may not enter is somebody else's."""
+    folder = partial_path(output)
+    if not os.path.lexists(folder):
+        return None
     if folder.is_symlink() or not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
-        return False
-    return (folder / "lock").is_file() or all(
-        name in OWN_NAMES or name.startswith(OWN_PREFIXES) for name in os.listdir(folder)
-    )
+        return folder
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if not OWN_NAMES.fullmatch(name) or (name == "lock" and not stat.S_ISREG(path.lstat().st_mode)):
+            return path
+    return None
 
 
 def unfinished_run(output: Path) -> bool:
@@ -62,18 +71,32 @@ def unfinished_run(output: Path) -> bool:
     return files.is_dir() and not files.is_symlink() and any(files.iterdir())
 
 
+def is_replacing(output: Path) -> bool:
+    """Whether the old OUT was moved aside, and the complete new one is not at its place yet."""
+    if os.path.lexists(output) or not (partial_path(output) / "replaced").is_dir():
+        return False
+    return unfinished_run(output)
+
+
 def refuse_unfinished(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Check that the work of an interrupted run may be resumed or dropped.
 
     Raises:
         OutputError: There is such work, but neither `resume` nor `overwrite` is set.
     """
-    if unfinished_run(output) and not (resume or overwrite):
+    if not (resume or overwrite) and _holds_work(partial_path(output)):
         raise OutputError(
             "an interrupted run left unfinished work",
             path=partial_path(output),
             hint="continue with --resume, or start over with --overwrite",
         )
+
+
+def _holds_work(partial: Path) -> bool:
+    """Whether a workplace has more than its lock and an empty folder."""
+    names = {*os.listdir(partial)} - {"lock"} if partial.is_dir() else set()
+    files = partial / "files"
+    return bool(names) and (names != {"files"} or not files.is_dir() or any(files.iterdir()))
 
 
 def is_in_use(output: Path) -> bool:
@@ -97,8 +120,8 @@ def finish_replacing(output: Path) -> None:
     Raises:
         OutputError: Another run is just doing that.
     """
-    workplace = Workplace(output)
-    if workplace.is_replacing:
+    if is_replacing(output):
+        workplace = Workplace(output)
         workplace.take()
         try:
             if not unfinished_run(output):
@@ -121,30 +144,27 @@ class Workplace:
         self.path = partial_path(output)
         self.open_files = OpenFiles(self.path)
 
-    @property
-    def is_replacing(self) -> bool:
-        """Whether the old OUT was moved aside, and the complete new one is not at its place yet."""
-        if os.path.lexists(self._output) or not (self.path / "replaced").is_dir():
-            return False
-        return unfinished_run(self._output)
-
     def take(self) -> None:
         """Make the folder if there is none, lock it, and end what a killed run did last.
 
         Raises:
-            OutputError: Another run holds it.
+            OutputError: Another run holds it, or the system refuses something in it.
         """
-        with hold_signals():
-            self.path.mkdir(exist_ok=True)
-            self._lock = _take_lock(self._output)
         try:
+            with hold_signals():
+                self.path.mkdir(exist_ok=True)
+                self._lock = _take_lock(self._output)
             self.open_files.add("lock")
-            if self.is_replacing:
+            if is_replacing(self._output):
                 (self.path / "files").rename(self._output)
                 sync_folder(self._output.parent)
-            _remove(self.path / "replaced")
-        except BaseException:
+            if os.path.lexists(self._output):
+                _remove(self.path / "replaced")
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                path = Path(error.filename or self.path)
+                raise OutputError(f"cannot write: {error.strerror}", path=path) from error
             raise
 
     def clear(self, kept: Collection[str] = ()) -> None:
@@ -190,10 +210,9 @@ class Workplace:
             if self._lock is None or not os.path.samestat(os.fstat(self._lock), os.lstat(lock)):
                 return  # the folder is another run's by now
             for entry in self.path.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
-                elif entry != lock:
-                    entry.unlink()
+                if entry != lock:
+                    with suppress(OutputError):
+                        _remove(entry)
             if os.listdir(self.path) == [lock.name]:
                 lock.unlink()
                 self.close()  # NFS keeps the name of a file that is open
@@ -208,11 +227,34 @@ class Workplace:
 
 
 def _remove(path: Path) -> None:
-    """Remove whatever is at a path, and nothing that it points to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Remove whatever is at a path, and nothing that it points to. Folders in it may be read-only.
+
+    Raises:
+        OutputError: The system does not allow it.
+    """
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    try:
+        try:
+            shutil.rmtree(path)
+        except PermissionError:
+            _allow_changes(path)
+            shutil.rmtree(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be removed: {error.strerror}", path=path, hint="remove it yourself"
+        ) from None
+
+
+def _allow_changes(folder: Path) -> None:
+    """Give this user every right to a folder and the folders in it, as far as they are the user's own."""
+    pending = [folder]
+    while pending:
+        above = pending.pop()
+        with suppress(OSError):
+            above.chmod(above.stat().st_mode | stat.S_IRWXU)
+            pending += [path for path in above.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
 def _take_lock(output: Path) -> int:

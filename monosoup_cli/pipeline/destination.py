@@ -14,7 +14,7 @@ from monosoup_cli.outputs.output_path import check_output_path, check_report_pat
 from monosoup_cli.outputs.push import check_push, push, upload_command
 from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
 from monosoup_cli.pipeline.published import published_reports
-from monosoup_cli.report.files import REPORT_NAME
+from monosoup_cli.report.files import REPORT_NAME, is_report
 from monosoup_cli.sources.source import Source
 
 __all__ = ["STDOUT", "Destination"]
@@ -100,12 +100,21 @@ class Destination:
         if is_in_use(self.path):
             raise OutputError("another run is writing this output", path=self.path)
         refuse_unfinished(self.path, resume=options.resume, overwrite=options.overwrite)
+        self.check_report_path(sources)
+
+    def check_report_path(self, sources: Sequence[Source]) -> None:
+        """Refuse a report at a place where none can be written. A resumed run may replace its own.
+
+        Raises:
+            OutputError: The place is taken, not writable, or part of an input or the output.
+        """
         report = self.report_path
-        if report is not None and report.parent != self.path:
-            if report.resolve().is_relative_to(self.path.resolve()):
-                raise OutputError("the report would be in a folder of the output", path=report)
-            may_replace = options.overwrite or options.resume
-            check_report_path(report, self.path, sources, overwrite=may_replace)
+        if report is None or report.parent == self.path:
+            return
+        if report.resolve().is_relative_to(self.path.resolve()):
+            raise OutputError("the report would be in a folder of the output", path=report)
+        is_own = self.options.resume and self.is_unfinished and is_report(report)
+        check_report_path(report, self.path, sources, overwrite=self.options.overwrite or is_own)
 
     def check_report_name(self, taken: Collection[str]) -> None:
         """Raise OutputError where a file of the output has the report's name."""

@@ -11,6 +11,7 @@ from typing import Any
 from monosoup_cli.outputs.form import Target
 from monosoup_cli.outputs.layout import plan_layout
 from monosoup_cli.outputs.whole import whole_form
+from monosoup_cli.outputs.workplace import finish_replacing
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
@@ -37,6 +38,7 @@ def execute(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
         MonosoupError: The output cannot be made.
     """
     planned = ready.planned
+    finish_replacing(planned.destination.path)
     planned.destination.check_path(planned.inputs.sources)
     ready.check()
     fetch(ready.downloads)

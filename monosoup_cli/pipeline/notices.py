@@ -14,6 +14,7 @@ from monosoup_cli.names import ALIKE, are_experts_apart
 from monosoup_cli.outputs.hashes import removed_hashes
 from monosoup_cli.outputs.layout import written_dtype
 from monosoup_cli.outputs.side_files import LARGE
+from monosoup_cli.outputs.workplace import is_replacing, partial_path
 from monosoup_cli.pipeline.kinship import doubts_of_names, has_nearly_all
 from monosoup_cli.pipeline.provenance import names_only_in_base
 from monosoup_cli.pipeline.ready import Ready
@@ -35,6 +36,11 @@ def notices_of(ready: Ready) -> list[str]:
     """Sentences about the inputs, and about what is copied, kept and left out."""
     inputs = ready.planned.inputs
     notices = [*inputs.notices, *ready.resources.notes]
+    output = ready.planned.destination.path
+    if is_replacing(output):
+        notices.append(
+            f"a killed run left a complete output in {partial_path(output)}: a run puts it in place"
+        )
     if inputs.parent is not None:
         notices += doubts_of_names(ready.plan, inputs.parent.tensors)
     notices += _of_statistics(ready)

@@ -167,6 +167,7 @@ def publish(
         inside[path.name] = as_text(whole).encode()
     elif path is not None:
         outside[path] = as_text(whole).encode()
+    ready.planned.destination.check_report_path(ready.planned.inputs.sources)  # made meanwhile
     partial.publish(inside, outside)
     head = json.loads(as_text({name: part for name, part in whole.items() if name != "layers"}))
     return {name: part if name == "layers" else head[name] for name, part in whole.items()}

@@ -15,7 +15,7 @@ from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, has_
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import fault_of
 
-__all__ = ["OF_SEVERAL", "REPORT_NAME", "as_text", "check_target", "read_report", "replace_file"]
+__all__ = ["OF_SEVERAL", "REPORT_NAME", "as_text", "check_target", "is_report", "read_report", "replace_file"]
 
 REPORT_NAME = "monosoup_report.json"
 MAX_REPORT_BYTES = 1_000_000_000
@@ -82,6 +82,14 @@ def read_report(path: Path) -> dict[str, Any]:
         hint = "give a monosoup_report.json, or an X.report.json"
         raise ReportError(f"is not a monosoup report: {fault}", path=path, hint=hint)
     return dict(report)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report that a command has written."""
+    try:
+        return bool(path.is_file() and read_report(path))
+    except (OSError, ReportError):
+        return False
 
 
 def _refuse(constant: str) -> NoReturn:

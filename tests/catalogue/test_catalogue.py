@@ -36,7 +36,7 @@ from tests.catalogue import (
     rights,
 )
 from tests.catalogue.table import Row
-from tests.conftest import Result, everything_in, small_tensors
+from tests.conftest import Result, everything_in, nobody, small_tensors
 
 FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports, rights)
 ROWS = {
@@ -125,19 +125,6 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         with monkeypatch.context() as patch:
             patch.chdir(folder)
             yield folder
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Have no rights. Who is not root has none to what `rights` closes."""
-    if os.getuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
 
 
 @contextmanager

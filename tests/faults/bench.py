@@ -210,7 +210,7 @@ class Place:
         self.check(resumed, [1])
         if resumed.code:
             is_complete = "there is nothing to resume" in resumed.err and same(self.result(), whole.tree)
-            is_taken = "this path is needed for unfinished work but is taken; move it away" in resumed.err
+            is_taken = "is in the place of unfinished work, but no run made it; move it away" in resumed.err
             assert is_complete or (may_refuse and (is_taken or "--overwrite" in resumed.err)), resumed.err
             if is_taken:
                 shutil.rmtree(self.partial)

@@ -11,10 +11,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
+
+from tests.conftest import nobody
 from tests.hints.table import Trial, follows
 
 LIMIT = 1 << 20  # bytes
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root makes folders of somebody else")
 
 
 @contextmanager
@@ -213,13 +218,39 @@ def an_output_that_is_a_link(at: Trial) -> None:
     at.loads(*at.edit[:-1], at.out.readlink(), output=at.tmp / "real")
 
 
-@follows("outputs/output_path.py", "this path is needed for unfinished work")
+@follows("outputs/output_path.py", "is in the place of unfinished work")
 def a_path_that_is_taken(at: Trial) -> None:
     taken = at.tmp / "out.partial"
     taken.write_text("mine")
     at.refused(*at.edit)
     taken.rename(at.tmp / "away")
     at.loads(*at.edit)
+
+
+@follows("outputs/workplace.py", "cannot be removed", marks=(AS_ROOT,))
+@follows("cli/writing.py", "cannot be removed whole", marks=(AS_ROOT,))
+def what_the_system_does_not_remove(at: Trial) -> None:
+    """A folder of root's in an output of somebody else."""
+    with TemporaryDirectory() as place:
+        base, finetuned, out = (Path(place, name) for name in ("a.safetensors", "b.safetensors", "out"))
+        os.chmod(place, 0o777)
+        shutil.copy(at.base, base)
+        shutil.copy(at.finetuned, finetuned)
+        for path in (base, finetuned):
+            path.chmod(0o644)
+        command = ("edit", base, finetuned, "-o", out, "--overwrite")
+        with nobody():
+            at.works(*command)
+        (out / "sub").mkdir()
+        (out / "sub" / "file").touch()
+        with nobody():
+            result = at.noted(*command) if at.site.file.startswith("cli") else at.works(*command)
+            assert "out.partial cannot be removed whole" in result.err
+            if not at.site.file.startswith("cli"):
+                at.refused(*command)
+        shutil.rmtree(out.with_name("out.partial"))
+        with nobody():
+            assert "removed" not in at.loads(*command, output=out).err
 
 
 @follows("outputs/output_path.py", "is inside the Hub's cache")
