@@ -311,7 +311,7 @@ def read_pickle(pickle: bytes, shown: str) -> tuple[Any, Sequence[str]]:
     def refuse(problem: str) -> CheckpointError:
         return CheckpointError(problem, path=shown)
 
-    machine = _Machine(1_000_000 + len(pickle))
+    machine = _Machine(250_000 + len(pickle))
     result: list[Any] = []
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):

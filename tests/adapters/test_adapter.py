@@ -421,7 +421,6 @@ ROWS = {f"{STEM}.token_adapter.trainable_tokens_delta": torch.ones(2, IN)}
 @pytest.mark.parametrize(
     ("tensors", "options", "said"),
     [
-        ({}, {}, "holds no update"),
         ({f"{STEM}.lora_A.weight": torch.ones(2, 4)}, {}, "factor B of the same module is missing"),
         ({f"{STEM}.lora_B.weight": torch.ones(6, 2)}, {}, "factor A of the same module is missing"),
         (magnitude(), {"use_dora": True}, "factor A of the same module is missing"),
