@@ -24,6 +24,7 @@ __all__ = [
     "CheckpointFile",
     "Download",
     "InputFile",
+    "blocks_of",
     "check_json_size",
     "read_header",
     "read_into",
@@ -323,12 +324,19 @@ def read_header(file: CheckpointFile) -> Header:
     return parse_header((start + rest)[: 8 + header_bytes], file.nbytes, file.shown)
 
 
-def sha256_of(file: CheckpointFile, advance: Advance | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal, read block by block; `advance` gets the size of each."""
-    found, buffer = hashlib.sha256(), memoryview(bytearray(min(file.nbytes, READ_AHEAD)))
+def blocks_of(file: CheckpointFile) -> Iterator[memoryview]:
+    """Read a file block by block; every block uses the same buffer."""
+    buffer = memoryview(bytearray(min(file.nbytes, READ_AHEAD)))
     for start in range(0, file.nbytes, READ_AHEAD):
         block = buffer[: min(READ_AHEAD, file.nbytes - start)]
         file.read_into(block, start)
+        yield block
+
+
+def sha256_of(file: CheckpointFile, advance: Advance | None = None) -> str:
+    """The SHA-256 of a file, in hexadecimal, read block by block; `advance` gets the size of each."""
+    found = hashlib.sha256()
+    for block in blocks_of(file):
         found.update(block)
         if advance is not None:
             advance(len(block))

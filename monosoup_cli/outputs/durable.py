@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = ["move_file", "sync_data", "sync_folder", "write_all", "write_file"]
@@ -20,18 +21,21 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(descriptor, data[done:], offset + done)
 
 
-def write_file(target: Path, content: Path | bytes) -> os.stat_result:
-    """Write the content, or a copy of the file at a path, sync it, and return its status."""
+def write_file(target: Path, blocks: Iterable[bytes | memoryview]) -> tuple[os.stat_result, str]:
+    """Write a file, and sync it.
+
+    Returns:
+        Its status, and the SHA-256 of what was written.
+    """
+    digest = hashlib.sha256()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(target, flags, 0o666), "wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            with content.open("rb") as original:
-                shutil.copyfileobj(original, file)
+        for block in blocks:
+            file.write(block)
+            digest.update(block)
         file.flush()
         os.fsync(file.fileno())
-        return os.fstat(file.fileno())
+        return os.fstat(file.fileno()), digest.hexdigest()
 
 
 def move_file(source: Path, target: Path) -> None:
@@ -42,7 +46,7 @@ def move_file(source: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         draft = target.with_name(f".{target.name}.partial")
-        write_file(draft, source)
+        write_file(draft, [source.read_bytes()])
         draft.replace(target)
     sync_folder(target.parent)
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from monosoup_cli.formats.header import BITS, FLOATING, Header, TensorInfo, build_header
 from monosoup_cli.formats.shard import Shard
@@ -14,12 +14,19 @@ from monosoup_cli.outputs.hashes import has_hashes, with_unknown_hashes
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.shards import file_of_index, index_of_file, variant_of
 
-__all__ = ["OutputFile", "OutputLayout", "plan_layout", "written_dtype"]
+__all__ = ["OutputFile", "OutputLayout", "Sealed", "plan_layout", "written_dtype"]
 
 STEM = re.compile(r"^(open_clip_)?pytorch_model(?=[.-]|$)")
 """The stem of state dicts in transformers and open_clip; diffusers uses the same stem for both formats."""
 OF_CODES = "_quantization_metadata"
 """The key of `__metadata__` under which ComfyUI says which tensors are codes."""
+
+
+class Sealed(NamedTuple):
+    """For each folder, the name, the size in bytes and the SHA-256 of weights, and of other files."""
+
+    weights: dict[str, list[dict[str, Any]]]
+    others: dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)

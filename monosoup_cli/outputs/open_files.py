@@ -48,10 +48,12 @@ class OpenFiles:
         self._sizes[name] = nbytes
         return descriptor
 
-    def write(self, name: str, content: Path | bytes) -> None:
-        """Write a whole file, from the content or a file that is copied, and sync it."""
+    def write(self, name: str, blocks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        """Write a whole file, sync it, and return its size and its SHA-256."""
         self._make_folders_of(name)
-        self._written[name] = _facts(write_file(self._root / name, content))
+        status, sha256 = write_file(self._root / name, blocks)
+        self._written[name] = _facts(status)
+        return status.st_size, sha256
 
     def add(self, name: str) -> None:
         """Count a file or folder that is there as the run's."""
@@ -95,6 +97,22 @@ class OpenFiles:
             return _facts(found) == self._written[name]
         is_same = os.path.samestat(found, os.fstat(self._descriptors[name]))
         return is_same and found.st_size == self._sizes.get(name, found.st_size)
+
+    def prove_alone(self) -> None:
+        """Prove that nothing but the run's own files is about to be published.
+
+        Raises:
+            OutputError: There is something else.
+        """
+        for folder, inner, files in os.walk(self._root / "files"):
+            for path in (Path(folder, name) for name in (*inner, *files)):
+                name = path.relative_to(self._root).as_posix()
+                if name not in self._descriptors and name not in self._written:
+                    raise OutputError(
+                        "appeared among the files of the run",
+                        path=path,
+                        hint="move it away, then rerun with --resume",
+                    )
 
     def sync_folders(self) -> None:
         """Make the names of all files survive a power failure."""

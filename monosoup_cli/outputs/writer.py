@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
@@ -28,7 +28,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all
 from monosoup_cli.outputs.hashes import has_hashes, with_true_hashes
 from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read_journal
-from monosoup_cli.outputs.layout import OutputFile, OutputLayout
+from monosoup_cli.outputs.layout import OutputFile, OutputLayout, Sealed
 from monosoup_cli.outputs.workplace import Workplace, refuse_unfinished, unfinished_run
 
 __all__ = ["PartialOutput"]
@@ -285,11 +285,11 @@ class PartialOutput:
 
     # -- finishing ----------------------------------------------------------------------------
 
-    def seal(self) -> dict[str, list[dict[str, Any]]]:
-        """Wait until every tensor is on the disk.
+    def seal(self, beside: Mapping[str, Mapping[str, Iterable[bytes | memoryview]]]) -> Sealed:
+        """Wait until every tensor is on the disk, and write what goes along with the weights.
 
-        Returns:
-            For each folder, the name, the size in bytes and the SHA-256 of its files.
+        Args:
+            beside: For each folder, the content of these files by name.
         """
         self._end_journal()
         if self._failure is not None:
@@ -297,14 +297,25 @@ class PartialOutput:
         with self._system_errors():
             for inner, file in product(self._folders, self._layout.files):
                 os.fsync(self._files[_place_of(inner, file.name)])
+            self._files.prove()
         digests = [future.result() for future in self._digests]
-        return {
+        weights = {
             folder: [
                 {"name": file.name, "bytes": file.nbytes, "sha256": digest[number]}
                 for file, digest in zip(self._layout.files, digests, strict=True)
             ]
             for number, folder in enumerate(self._folders)
         }
+        others = {
+            folder: [self._add(folder, *one) for one in sorted(contents.items())]
+            for folder, contents in beside.items()
+        }
+        return Sealed(weights, others)
+
+    def _add(self, folder: str, name: str, blocks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+        with self._system_errors():
+            nbytes, sha256 = self._files.write(_place_of(folder, name), blocks)
+        return {"name": name, "bytes": nbytes, "sha256": sha256}
 
     def _digest(self, file: OutputFile) -> list[str]:
         """Compute a file's SHA-256 in every folder, waiting for its tensors to be finished."""
@@ -353,23 +364,20 @@ class PartialOutput:
             whole.update(chunk)
         return whole.hexdigest()
 
-    def publish(self, side_files: Mapping[str, Path | bytes], outside: Mapping[Path, bytes]) -> None:
-        """Add the side files and indexes, then rename everything into place.
+    def publish(self, inside: Mapping[str, bytes], outside: Mapping[Path, bytes]) -> None:
+        """Add the reports, then rename everything into place.
 
         Args:
-            side_files: For each name inside OUT, a file to copy or the content.
+            inside: Files by their names inside OUT.
             outside: Files elsewhere that belong to OUT (the report). They appear just before OUT does.
         """
         with self._system_errors():
             self._files.prove()
-            for name, content in side_files.items():
-                self._files.write(f"files/{name}", content)
-            for folder in self._folders:
-                if self._layout.index is not None:
-                    self._files.write(_place_of(folder, self._layout.index[0]), self._layout.index[1])
+            for name, content in inside.items():
+                self._files.write(f"files/{name}", [content])
             drafts = {f"outside-{number}": target for number, target in enumerate(outside)}
             for draft, target in drafts.items():
-                self._files.write(draft, outside[target])
+                self._files.write(draft, [outside[target]])
             self._files.sync_folders()
             if not self._overwrite and os.path.lexists(self._output):
                 raise OutputError(
@@ -378,6 +386,7 @@ class PartialOutput:
                     hint="move it away, then continue with --resume",
                 )
             self._files.prove()
+            self._files.prove_alone()
             self._files.forget(drafts)
             for draft, target in drafts.items():
                 move_file(self.workplace.path / draft, target)

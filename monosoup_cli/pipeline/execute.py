@@ -17,7 +17,7 @@ from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.pipeline.provenance import environment
-from monosoup_cli.pipeline.publication import make_identity, make_reports, publish
+from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.task import Choice, true_hints
@@ -51,10 +51,11 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
     planned, inputs, writing = ready.planned, ready.planned.inputs, ready.planned.destination.options
     started, machine = time.monotonic(), environment(ready.resources.devices)
     engine = Threads(ready.resources.places, ready.resources.substitute)
+    identity = make_identity(ready, machine)
     partial = PartialOutput(
         planned.destination.path,
         ready.form.layout,
-        make_identity(ready, machine),
+        identity,
         folders=[variant.folder for variant in ready.variants],
         parts=ready.form.parts(),
         resume=writing.resume,
@@ -75,8 +76,9 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
             run(Work(ready.plan, planned.method, ready.form, target, on_nonfinite), engine, progress)
         for source in inputs.sources:
             source.check_unchanged()
-        whole, reports = make_reports(ready, choice, machine, partial, partial.seal(), started)
-        return publish(ready, choice, partial, whole, reports)
+        sealed = seal(ready, choice, partial, identity)
+        whole, reports = make_reports(ready, choice, machine, partial, sealed, started)
+        return publish(ready, partial, whole, reports)
 
 
 def choose(ready: Ready, partial: PartialOutput | None, progress: Progress = ignore) -> Choice:

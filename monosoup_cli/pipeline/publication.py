@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import masked
-from monosoup_cli.formats.files import InputFile, sha256_of
+from monosoup_cli.errors import CheckpointError, masked
+from monosoup_cli.formats.files import InputFile, blocks_of
+from monosoup_cli.outputs.layout import Sealed
 from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
@@ -25,7 +26,7 @@ from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 
-__all__ = ["make_identity", "make_reports", "publish"]
+__all__ = ["make_identity", "make_reports", "publish", "seal"]
 
 
 def resolved_arguments(ready: Ready) -> dict[str, Any]:
@@ -86,12 +87,29 @@ def _version(file: SideFile) -> dict[str, Any]:
     return {"bytes": file.nbytes, **version}
 
 
+def seal(ready: Ready, choice: Choice, partial: PartialOutput, identity: Mapping[str, Any]) -> Sealed:
+    """Seal the weights, and write what is in each variant's folder besides them and the report.
+
+    Raises:
+        CheckpointError: A file is not as it was when the run began.
+    """
+    index = {} if ready.form.layout.index is None else dict([ready.form.layout.index])
+    contents = {variant.folder: {**_beside(ready, choice, variant), **index} for variant in ready.variants}
+    sealed = partial.seal(
+        {folder: {name: _blocks(one) for name, one in some.items()} for folder, some in contents.items()}
+    )
+    for file in read_beside(ready.form):
+        if _version(file) != identity["side_files"][file.name]:
+            raise CheckpointError("the file changed during the run", path=file.path)
+    return sealed
+
+
 def make_reports(
     ready: Ready,
     choice: Choice,
     machine: Mapping[str, Any],
     partial: PartialOutput,
-    files: Mapping[str, Sequence[Mapping[str, Any]]],
+    sealed: Sealed,
     started: float,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report of the whole run, and the report of every variant.
@@ -101,7 +119,7 @@ def make_reports(
         choice: Which checkpoints were averaged.
         machine: The machine and the library versions.
         partial: The output with its records.
-        files: For each variant's folder, the name, size and SHA-256 of every file.
+        sealed: The files of each variant's folder.
         started: When the run started, by `time.monotonic`.
     """
     inputs, method = ready.planned.inputs, ready.planned.method
@@ -121,8 +139,6 @@ def make_reports(
         "notes": notices_of(ready),
     }
     reports: list[dict[str, Any]] = []
-    digests: dict[Path, str] = {}
-    index = {} if ready.form.layout.index is None else dict([ready.form.layout.index])
     for number, variant in enumerate(ready.variants):
         layers = [partial.finished[tensor.name][number] for tensor in ready.plan.tensors]
         reports.append(
@@ -131,8 +147,8 @@ def make_reports(
                 "arguments": {**head["arguments"], **variant.arguments},
                 "output": {
                     "path": str(ready.planned.destination.path / variant.folder),
-                    "files": files[variant.folder],
-                    "other_files": _records({**_beside(ready, choice, variant), **index}, digests),
+                    "files": sealed.weights[variant.folder],
+                    "other_files": sealed.others[variant.folder],
                     **ready.side_files.record(),
                 },
                 "summary": summarise(layers, method.measures),
@@ -146,22 +162,19 @@ def make_reports(
 
 
 def publish(
-    ready: Ready,
-    choice: Choice,
-    partial: PartialOutput,
-    whole: Mapping[str, Any],
-    reports: Sequence[Mapping[str, Any]],
+    ready: Ready, partial: PartialOutput, whole: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Add the side files, cards and reports to the output, and move it into place.
+    """Add the reports to the output, and move it into place.
 
     Returns:
         The report of the whole run as it would be read.
     """
-    inside: dict[str, Path | bytes] = {}
+    inside = {
+        f"{variant.folder}/{REPORT_NAME}": as_text(report).encode()
+        for variant, report in zip(ready.variants, reports, strict=True)
+        if variant.folder
+    }
     outside: dict[Path, bytes] = {}
-    if not ready.form.layout.is_single_file:
-        for variant, report in zip(ready.variants, reports, strict=True):
-            inside |= _files_of(ready, choice, variant, report)
     path = ready.planned.destination.report_path
     if path is not None and path.parent == ready.planned.destination.path:
         inside[path.name] = as_text(whole).encode()
@@ -171,17 +184,6 @@ def publish(
     partial.publish(inside, outside)
     head = json.loads(as_text({name: part for name, part in whole.items() if name != "layers"}))
     return {name: part if name == "layers" else head[name] for name, part in whole.items()}
-
-
-def _files_of(
-    ready: Ready, choice: Choice, variant: Variant, report: Mapping[str, Any]
-) -> dict[str, Path | bytes]:
-    """What is in a variant's folder besides its weights, by the path inside the output."""
-    prefix = f"{variant.folder}/" if variant.folder else ""
-    files = {f"{prefix}{name}": content for name, content in _beside(ready, choice, variant).items()}
-    if variant.folder:
-        files[f"{prefix}{REPORT_NAME}"] = as_text(report).encode()
-    return files
 
 
 def _beside(ready: Ready, choice: Choice, variant: Variant) -> dict[str, Path | bytes]:
@@ -195,15 +197,10 @@ def _beside(ready: Ready, choice: Choice, variant: Variant) -> dict[str, Path | 
     }
 
 
-def _records(files: Mapping[str, Path | bytes], digests: dict[Path, str]) -> list[dict[str, Any]]:
-    """The name, size and SHA-256 of files. `digests` has those of files that were read before."""
-    records = []
-    for name, content in sorted(files.items()):
-        if isinstance(content, bytes):
-            nbytes, sha256 = len(content), hashlib.sha256(content).hexdigest()
-        else:
-            with closing(InputFile(content)) as file:
-                nbytes = file.nbytes
-                sha256 = digests[content] = digests.get(content) or sha256_of(file)
-        records.append({"name": name, "bytes": nbytes, "sha256": sha256})
-    return records
+def _blocks(content: Path | bytes) -> Iterator[bytes | memoryview]:
+    """What a file is made of: its content, or that of the file that it copies."""
+    if isinstance(content, bytes):
+        yield content
+    else:
+        with closing(InputFile(content)) as file:
+            yield from blocks_of(file)

@@ -307,7 +307,7 @@ def resolve_inside(folder: Path, name: str, *, may_lead_out: bool = False) -> Pa
     try:
         resolved = (folder / name).resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise unresolved(error, folder / name) from None
+        raise unresolved(error, folder / name) from error
     is_below = ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
     may_lead_out = may_lead_out and is_below
     if not may_lead_out and not any(resolved.is_relative_to(place) for place in allowed):

@@ -96,7 +96,7 @@ def open_checkpoint(
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise unresolved(error, source) from None
+        raise unresolved(error, source) from error
     refuse_rank_file(path.as_posix(), lambda folder: local_folder(Path(folder), folder).names())
     shard = open_shard(path.name, InputFile(resolved, source), state_dict)
     return _new_checkpoint(

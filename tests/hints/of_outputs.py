@@ -203,6 +203,18 @@ def work_that_is_lost(at: Trial) -> None:
     at.loads(*command, *([] if "same command" in at.site.hint else at.options()))
 
 
+@follows("outputs/open_files.py", "appeared among the files of the run")
+def a_file_that_appeared(at: Trial) -> None:
+    """The score command makes it."""
+    stray = Path(f"{at.out}.partial", "files", "stray.bin")
+    script = f"open({str(stray)!r}, 'w').close(); print(1)"
+    scored = shlex.join([sys.executable, "-c", script, "{}"])
+    command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
+    at.refused(*command)
+    stray.rename(at.tmp / "away")
+    at.loads(*command, *at.options())
+
+
 @follows("outputs/output_path.py", "the output's folder does not exist")
 def a_missing_folder(at: Trial) -> None:
     output = at.tmp / "runs" / "first" / "out"

@@ -16,7 +16,7 @@ from monosoup_cli.outputs.open_files import OpenFiles
 def files(tmp_path: Path) -> Iterator[OpenFiles]:
     files = OpenFiles(tmp_path)
     files.open("files/part/model.safetensors", 5)
-    files.write("files/part/README.md", b"ours")
+    files.write("files/part/README.md", [b"ours"])
     (tmp_path / "journal").touch()
     files.add("journal")
     files.prove()
