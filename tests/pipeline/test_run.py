@@ -567,7 +567,7 @@ def test_a_report_that_a_killed_run_left_does_not_stop_its_resumption(pair, tmp_
 
     with pytest.raises(Enough):
         monosoup_cli.edit(*pair, out, workers=1, progress=stop)
-    (tmp_path / "out.report.json").write_text("{}")
+    (whole(pair, tmp_path) / "monosoup_report.json").rename(tmp_path / "out.report.json")
     report = monosoup_cli.edit(*pair, out, resume=True)
     assert json.loads((tmp_path / "out.report.json").read_text()) == report
 
