@@ -83,7 +83,7 @@ class OpenFiles:
                     path=path,
                     hint="what is still there is kept; rerun with --resume"
                     if any((self._root / "files").glob("*"))
-                    else "nothing is left of its work; run the same command again",
+                    else "nothing is left of its work; rerun with --resume to begin anew",
                 ) from None
             if not self._is_own(name, found):
                 raise OutputError(

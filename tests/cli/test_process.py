@@ -218,7 +218,7 @@ def test_a_lack_of_memory_is_one_line_and_what_is_done_is_kept(tmp_path):
 def test_limits_name_what_ran_out(edit):
     for limits, word in (
         ("ulimit -n 5", b"ulimit -n"),
-        ("ulimit -n 64", b"expected at least 81, found 64; raise the limit: `ulimit -n 81`"),
+        ("ulimit -n 64", b"expected at least 82, found 64; raise the limit: `ulimit -n 82`"),
         ("ulimit -v 200000", b"memory"),
         ("ulimit -s 60000000; ulimit -v 40000000", b"threads"),
     ):

@@ -200,7 +200,7 @@ def work_that_is_lost(at: Trial) -> None:
     scored = shlex.join([sys.executable, "-c", f"{script}; print(1)", "{}"])
     command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
     at.refused(*command)
-    at.loads(*command, *([] if "same command" in at.site.hint else at.options()))
+    at.loads(*command, *at.options())
 
 
 @follows("outputs/open_files.py", "appeared among the files of the run")

@@ -75,7 +75,7 @@ def test_nothing_is_published(run: Run, pair: Pair, tmp_path, lost, step, has_ol
     assert "during the run" in result.err
     assert before.items() <= everything_in(out.parent).items()
     assert out.exists() == has_old
-    assert ("--resume" in result.err) == any((tmp_path / "work").glob("*.partial/files/*"))
+    assert "--resume" in result.err
     assert run(*words, out, *replacing, *re.findall(r"--\w+", result.err)[:1]).code == 0
     assert run(*words, tmp_path / name).code == 0
     assert weights_of(out) == weights_of(tmp_path / name)
