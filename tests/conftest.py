@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from monosoup_cli.cli.app import main
 from monosoup_cli.cli.writing import WRITING
 from tests.card import install as card
 from tests.card.state import STATE
+
+if TYPE_CHECKING:
+    from tests.hub import Hub
 
 for name in list(os.environ):  # the user's own settings and token; the Hub's client reads them at import
     if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name in ("NO_COLOR", "FORCE_COLOR"):
@@ -52,6 +56,17 @@ def pytest_runtest_teardown() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """The system writes what fits, as much of a line as there is space for, and refuses the rest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager
@@ -180,3 +195,14 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # the library retries for half a minute
     yield point
     _http.close_session()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Callable[[str], None]) -> Iterator[Hub]:
+    """A Hub, with the owner's token."""
+    from tests.hub import Hub
+
+    with Hub(tmp_path / "hub") as hub:
+        client(hub.url)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        yield hub

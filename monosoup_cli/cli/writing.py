@@ -157,8 +157,8 @@ def _push(planned: Planned, console: Console) -> None:
 
 
 def import_torch() -> None:
-    """Import torch, and enable the garbage collector again, which `app.run` disabled. It runs rarely, because
-    it would walk over the plan and all records many times, and they have no cycles."""
+    """Import torch, and enable the garbage collector again, which `__main__.run` disabled. It runs rarely,
+    because it would walk over the plan and all records many times, and they have no cycles."""
     import torch  # noqa: F401
 
     if not gc.isenabled():

@@ -70,8 +70,7 @@ def _name(source: Source) -> str:
     if place.repository is None:
         return PurePath(source.path).name
     hub_id = HubId.parse(source.path)
-    pinned = f"{place.repository}@{place.revision}"
-    return pinned if hub_id is None or not hub_id.inner else f"hf://{pinned}/{hub_id.inner}"
+    return HubId(place.repository, inner="" if hub_id is None else hub_id.inner).at(place.revision)
 
 
 def _base_named_by(files: Files) -> list[Parent]:

@@ -100,7 +100,7 @@ def verify(output: Output, advance: Advance = lambda nbytes: None) -> Verificati
         _check(output.folder, recorded, found, advance)
         return found
     _check(output.folder, recorded, found, advance)
-    found.differences += _strays(output.folder, "", recorded, {REPORT_NAME}, found.notes)
+    found.differences += _strays(output.folder, "", recorded, found.notes)
     return found
 
 
@@ -128,7 +128,7 @@ def _check_sweep(output: Output, found: Verification, advance: Advance) -> None:
                 )
             inside = replace(inside, tensors=own.tensors)
         _check(folder, inside, found, advance)
-        found.differences += _strays(folder, f"{name}/", inside, {REPORT_NAME}, found.notes)
+        found.differences += _strays(folder, f"{name}/", inside, found.notes)
     for name in folder.names():
         is_extra = name not in members and not name.startswith(".")
         held = folder.names(name) if is_extra and folder.is_folder(name) else ()
@@ -263,10 +263,13 @@ def _compare_index(
     folder: Folder, headers: Mapping[str, Header], recorded: RecordedCheckpoint, differing: Collection[str]
 ) -> Iterator[CheckpointError]:
     """Compare an index of these weights with their headers, unless it is known to differ."""
-    inner = PurePosixPath(recorded.weights[0].name).parent.as_posix().removeprefix(".")
-    prefix = f"{inner}/" if inner else ""
+    inner = _folder_of(recorded.weights[0].name)
+    prefix = _in_folder(inner, "")
     weights = {file.name.removeprefix(prefix) for file in recorded.weights}
     others = {name.removeprefix(prefix) for name in recorded.carried}
+    stored = {
+        tensor: file.removeprefix(prefix) for file, header in headers.items() for tensor in header.tensors
+    }
     for index in _indexes(folder, inner):
         shown = folder.shown(f"{prefix}{index}")
         if f"{prefix}{index}" in differing:
@@ -283,9 +286,6 @@ def _compare_index(
         named = {str(name) for name in weight_map.values()}
         if named.isdisjoint(weights) and named <= others:  # of other weights that were carried
             continue
-        stored = {
-            tensor: file.removeprefix(prefix) for file, header in headers.items() for tensor in header.tensors
-        }
         wrong = [crop(repr(name)) for name, file in weight_map.items() if stored.get(name) != file]
         wrong += [crop(repr(name)) for name in stored if name not in weight_map]
         if wrong and len(headers) == len(recorded.weights):
@@ -303,7 +303,7 @@ def _indexes(folder: Folder, inner: str) -> list[str]:
 
 
 def _strays(
-    folder: Folder, prefix: str, recorded: RecordedCheckpoint, ours: Collection[str], notes: list[str]
+    folder: Folder, prefix: str, recorded: RecordedCheckpoint, notes: list[str]
 ) -> Iterator[CheckpointError]:
     """Find files of weights, indexes and adapters that the report does not have, where loaders look.
 
@@ -311,21 +311,18 @@ def _strays(
         folder: The output.
         prefix: The folder of the checkpoint in it: "", or "alpha-0.3/".
         recorded: The checkpoint.
-        ours: The names of further files that a run writes there.
         notes: Gets the names of all other files, which are not checked.
     """
-    known = {file.name for file in recorded.files} | {f"{prefix}{name}" for name in ours}
+    known = {file.name for file in recorded.files} | {f"{prefix}{REPORT_NAME}"}
     if recorded.others is None:
         known |= {*recorded.carried, f"{prefix}{CARD_NAME}"}
-        places = {PurePosixPath(name).parent.as_posix().removeprefix(".") for name in known}
-        known |= {
-            f"{place}/{name}" if place else name for place in places for name in _indexes(folder, place)
-        }
+        places = set(map(_folder_of, known))
+        known |= {_in_folder(place, name) for place in places for name in _indexes(folder, place)}
         known |= {f"{prefix}{ADAPTER_CONFIG}"} if recorded.tensors is None else set()
     extra = []
-    for place in sorted({PurePosixPath(name).parent.as_posix().removeprefix(".") for name in known}):
+    for place in sorted(set(map(_folder_of, known))):
         for name in folder.names(place) if not place or has(folder, place) else ():
-            inside = f"{place}/{name}" if place else name
+            inside = _in_folder(place, name)
             if inside in known or name.startswith(".") or folder.is_folder(inside):
                 continue
             if _is_read(name):
@@ -334,6 +331,15 @@ def _strays(
                 extra.append(inside)
     if extra and recorded.others is not None:
         notes.append(f"not in the report, and not checked: {some(extra, NAMED)}")
+
+
+def _folder_of(name: str) -> str:
+    """The folder of a file inside the output; "" for the output itself."""
+    return name.rpartition("/")[0]
+
+
+def _in_folder(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _is_read(name: str) -> bool:

@@ -105,7 +105,7 @@ def _refuse_report(path: Path) -> None:
 
 
 def _repository(output: str) -> Folder:
-    from monosoup_cli.sources.hub import open_repository
+    from monosoup_cli.sources.hub import open_typed
     from monosoup_cli.sources.hub_errors import quiet_hub
     from monosoup_cli.sources.hub_ids import HubId
 
@@ -113,12 +113,7 @@ def _repository(output: str) -> Folder:
     if where is None:
         raise CheckpointError("no such file or folder", path=output)
     with quiet_hub():
-        try:
-            return open_repository(output, where)
-        except CheckpointError as error:
-            if not output.startswith("hf://"):
-                error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
-            raise
+        return open_typed(output, where)
 
 
 def read_report_in(folder: Folder, name: str) -> dict[str, Any]:

@@ -236,16 +236,13 @@ def not_cached(source: str) -> CheckpointError:
 
 def is_plain_name(name: object) -> bool:
     """Return whether this is a plain file name, without a folder, on every system."""
+    if not isinstance(name, str):
+        return False
     try:
-        os.fsencode(name if isinstance(name, str) else "")
+        os.fsencode(name)
     except UnicodeEncodeError:  # a surrogate that stands for no byte
         return False
-    return (
-        isinstance(name, str)
-        and name not in {"", ".", ".."}
-        and "\0" not in name
-        and name == PureWindowsPath(name).name
-    )
+    return name not in {"", ".", ".."} and "\0" not in name and name == PureWindowsPath(name).name
 
 
 def _in_cache(path: Path) -> tuple[str | None, str | None]:

@@ -19,10 +19,10 @@ from monosoup_cli.formats.foreign import OTHER_SUFFIXES
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name
 from monosoup_cli.sources.hub_errors import hub_errors
-from monosoup_cli.sources.hub_ids import HubId, to_fill_the_cache
+from monosoup_cli.sources.hub_ids import SCHEME, HubId, to_fill_the_cache
 from monosoup_cli.sources.transfer import Parts, RemoteFolder
 
-__all__ = ["HubFolder", "RemoteFile", "open_repository", "sha256_on_hub"]
+__all__ = ["HubFolder", "RemoteFile", "open_repository", "open_typed", "sha256_on_hub"]
 
 HEAD_BYTES = 1 << 16
 """The size of the first request for a file. Most headers fit into it."""
@@ -87,6 +87,16 @@ def open_repository(source: str, where: HubId) -> Folder:
         name.removeprefix(prefix): sha256 for name, sha256 in sha256s.items() if name.startswith(prefix)
     }
     return HubFolder(source, where.repository, revision.resolved, sizes, sha256s, prefix)
+
+
+def open_typed(source: str, where: HubId) -> Folder:
+    """`open_repository` for what a user typed, and may have meant as a path."""
+    try:
+        return open_repository(source, where)
+    except CheckpointError as error:
+        if not source.startswith(SCHEME):
+            error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
+        raise
 
 
 def sha256_on_hub(folder: Folder, name: str) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from monosoup_cli.formats.table import WEIGHTS
 
-__all__ = ["HubId", "pinned_id", "suggested_id", "to_fill_the_cache"]
+__all__ = ["SCHEME", "HubId", "pinned_id", "suggested_id", "to_fill_the_cache"]
 
 SCHEME = "hf://"
 OTHER_KINDS = ("datasets/", "spaces/", "kernels/")
@@ -47,14 +47,16 @@ class HubId:
         parts = [*where.repository.split("/"), *(where.revision or "main").split("/")]
         return None if {"", ".", ".."}.intersection(parts) else where
 
+    def at(self, commit: str | None) -> str:
+        """The id of the same place at a commit."""
+        pinned = f"{self.repository}@{commit}"
+        return f"{SCHEME}{pinned}/{self.inner}" if self.inner else pinned
+
 
 def pinned_id(source: str, commit: str | None) -> str:
     """The id of the same place at a commit; what is no id, or has no commit, stays as it is."""
     where = HubId.parse(source)
-    if where is None or commit is None:
-        return source
-    pinned = f"{where.repository}@{commit}"
-    return f"{SCHEME}{pinned}/{where.inner}" if where.inner else pinned
+    return source if where is None or commit is None else where.at(commit)
 
 
 def suggested_id(source: str) -> str | None:

@@ -112,11 +112,11 @@ def _note_of_part(name: str) -> tuple[str, ...]:
 
 def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequence[str]) -> Checkpoint:
     """Open a repository on the Hub, or one of its folders or files."""
-    from monosoup_cli.sources.hub import open_repository
+    from monosoup_cli.sources.hub import open_typed
     from monosoup_cli.sources.hub_errors import quiet_hub
 
-    where, is_told = HubId.parse(source), source.startswith("hf://")
-    is_typed_as_path = not is_told and source.endswith((*WEIGHTS, ".json"))
+    where = HubId.parse(source)
+    is_typed_as_path = not source.startswith("hf://") and source.endswith((*WEIGHTS, ".json"))
     if where is None or is_typed_as_path:
         meant = suggested_id(source)
         hint = None if meant is None else f"if it is on the Hub: {meant}"
@@ -125,12 +125,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequenc
     if file:
         source = source.rstrip("/").removesuffix(file).rstrip("/")
     with quiet_hub():
-        try:
-            folder = open_repository(source, replace(where, inner=where.inner.removesuffix(file).rstrip("/")))
-        except CheckpointError as error:
-            if not is_told:
-                error.problem = f"no such file or folder; as an id on the Hub: {error.problem}"
-            raise
+        folder = open_typed(source, replace(where, inner=where.inner.removesuffix(file).rstrip("/")))
         if not file:
             return _open_folder(folder, _chosen_part(folder, parts), state_dict)
         if file not in folder.names() and is_offline(folder):

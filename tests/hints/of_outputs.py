@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import nobody
+from tests.conftest import no_file_beyond, nobody
 from tests.hints.table import Trial, follows
 
 LIMIT = 1 << 20  # bytes
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root makes folders of somebody else")
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
+def full_disk() -> AbstractContextManager[None]:
     """No file may be larger than LIMIT, which the system refuses as it does where the disk is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return no_file_beyond(LIMIT)
 
 
 def folders(at: Trial, size: int = 0) -> tuple[object, ...]:

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conftest import Run
+from tests.conftest import Run, no_file_beyond
 
 TENSORS = 40
-
-
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """The system writes what fits, as much of a line as there is space for, and refuses the rest."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from tests.outputs.crashes import KINDS, Kind, Place, every_kind, prepare, recover
-from tests.outputs.forks import Forks
 
 NAMES = {"mkdir", "open", "rename", "replace", "unlink", "rmdir"}
 """Calls that change which names there are, and so what the next run finds."""
 
 SPARE = 5
 """By how many calls runs differ: tensors that are finished together are journalled together."""
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as forks:
-        yield forks
-
-
-@pytest.fixture
-def place(tmp_path: Path, forks: Forks) -> Place:
-    return Place(tmp_path, forks)
 
 
 def stop_everywhere(

@@ -6,26 +6,12 @@ import hashlib
 import pickle
 import random
 import shutil
-from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
 from tests.outputs.crashes import KINDS, Kind, Place, every_kind, prepare, recover
-from tests.outputs.forks import Forks
 from tests.outputs.power_loss import NAMING, Files, loose, ordered, read_tree, tree, write_tree
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as forks:
-        yield forks
-
-
-@pytest.fixture
-def place(tmp_path: Path, forks: Forks) -> Place:
-    return Place(tmp_path, forks)
 
 
 def lose_power(place: Place, kind: Kind, count: int | None, *, has_old: bool) -> int:

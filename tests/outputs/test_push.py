@@ -6,19 +6,10 @@ from huggingface_hub.utils import are_progress_bars_disabled
 
 from monosoup_cli.errors import OutputError, UsageError
 from monosoup_cli.outputs.push import check_push, push
-from tests.hub import Handler, Hub
+from tests.hub import Handler
 
 NEW = "owner/edited"
 WEIGHTS = b"\x08" + bytes(3000)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, client):
-    """A Hub, with the owner's token."""
-    with Hub(tmp_path / "hub") as hub:
-        client(hub.url)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        yield hub
 
 
 @pytest.fixture

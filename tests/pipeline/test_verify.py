@@ -19,7 +19,6 @@ import monosoup_cli
 from monosoup_cli.cli.app import main
 from monosoup_cli.pipeline.verify import verify
 from monosoup_cli.pipeline.verify_output import open_output
-from tests.hub import Hub
 
 REPORT = "monosoup_report.json"
 INDEX = "model.safetensors.index.json"
@@ -455,14 +454,6 @@ def test_an_interrupt_ends_it_in_the_middle_of_a_file(out):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr.read() == "error: interrupted\n"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, client):
-    with Hub(tmp_path / "hub") as hub:
-        client(hub.url)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        yield hub
 
 
 @pytest.fixture
