@@ -105,6 +105,9 @@ class Destination:
     def check_report_path(self, sources: Sequence[Source]) -> None:
         """Refuse a report at a place where none can be written. A resumed run may replace its own.
 
+        The report of an output that is gone is its own as well: a run that loses its work at the very end
+        leaves one.
+
         Raises:
             OutputError: The place is taken, not writable, or part of an input or the output.
         """
@@ -113,7 +116,7 @@ class Destination:
             return
         if report.resolve().is_relative_to(self.path.resolve()):
             raise OutputError("the report would be in a folder of the output", path=report)
-        is_own = self.options.resume and self.is_unfinished and is_report(report)
+        is_own = self.options.resume and is_report(report, None if self.is_unfinished else self.path)
         check_report_path(report, self.path, sources, overwrite=self.options.overwrite or is_own)
 
     def check_report_name(self, taken: Collection[str]) -> None:

@@ -84,10 +84,11 @@ def read_report(path: Path) -> dict[str, Any]:
     return dict(report)
 
 
-def is_report(path: Path) -> bool:
-    """Whether a file is a report that a command has written."""
+def is_report(path: Path, output: Path | None = None) -> bool:
+    """Whether a file is a report that a command has written, and of this output if one is given."""
     try:
-        return bool(path.is_file() and read_report(path))
+        written = read_report(path)["arguments"].get("output") if path.is_file() else None
+        return isinstance(written, str) and (output is None or Path(written).absolute() == output.absolute())
     except (OSError, ReportError):
         return False
 

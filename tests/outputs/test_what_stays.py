@@ -140,6 +140,14 @@ def test_resume_replaces_its_own_report(pair: Pair, run: Run, tmp_path):
     assert run("edit", *pair, "-o", tmp_path / "out", "--resume", "--report", report).code == 0
 
 
+def test_resume_replaces_the_report_of_an_output_that_is_gone(pair: Pair, run: Run, tmp_path):
+    command = ("edit", *pair, "-o", tmp_path / "out.safetensors")
+    assert run(*command).code == 0
+    (tmp_path / "out.safetensors").unlink()
+    assert run(*command).code == 1
+    assert run(*command, "--resume").code == 0
+
+
 def test_a_file_that_is_made_meanwhile_is_not_replaced_by_the_report(pair: Pair, run: Run, tmp_path):
     out, report = tmp_path / "out", tmp_path / "report.json"
     with pytest.raises(OutputError, match="report already exists"):
