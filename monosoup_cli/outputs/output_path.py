@@ -86,12 +86,17 @@ def _check_apart(output: Path, source: Source) -> None:
     roots = [path for path in paths if path is not None]
     real_output = output.resolve()
     for root in roots:
-        if root.resolve() == real_output or (output.exists() and root.samefile(output)):
+        if root.resolve() == real_output or (output.exists() and _is_same(output, root)):
             raise OutputError("the output is an input", path=output)
         if _is_below(real_output, root):
             raise OutputError("the output is inside an input", path=output, found=root)
         if _is_below(root, real_output) or _is_below(root, partial_path(real_output)):
             raise OutputError("an input is inside the output", path=output, found=root)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two paths are one file, whatever links and mounts call it. An input may be gone meanwhile."""
+    return os.access(other, os.F_OK) and path.samefile(other)
 
 
 def _is_below(path: Path, folder: Path) -> bool:
@@ -203,7 +208,7 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
         folder = None if source.files.place.folder is None else source.files.place.folder.root
         inside = folder is not None and _is_below(report, folder)
         files = [shard.file.path for shard in source.files.shards]
-        if inside or any(report.samefile(path) for path in files if path is not None):
+        if inside or any(_is_same(report, path) for path in files if path is not None):
             raise OutputError("the report would replace an input", path=report)
     if not overwrite:
         raise OutputError(

@@ -157,6 +157,17 @@ def test_a_file_that_is_made_meanwhile_is_not_replaced_by_the_report(pair: Pair,
     assert run("edit", *pair, "-o", out, "--resume", "--report", tmp_path / "another.json").code == 0
 
 
+def test_a_report_is_replaced_where_an_input_is_gone_meanwhile(pair: Pair, run: Run, tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text("old")
+
+    def remove(*_: object) -> None:
+        pair[1].unlink(missing_ok=True)
+
+    monosoup_cli.edit(*pair, tmp_path / "out", report=report, overwrite=True, progress=remove)
+    assert run("verify", tmp_path / "out", "--report", report).code == 0
+
+
 # -- rights ------------------------------------------------------------------------------------
 
 
