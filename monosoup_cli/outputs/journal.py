@@ -116,10 +116,13 @@ def _content(line: bytes) -> dict[str, Any] | None:
     if checksum != b"%d}\n" % zlib.crc32(text):
         return None
     try:
-        entry = json.loads(text + b"}")
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) else None
+    if not isinstance(entry, dict):
+        return None
+    entry.pop("crc32", None)
+    return entry
 
 
 def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
