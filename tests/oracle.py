@@ -3,10 +3,13 @@
 Nothing of the package is used here.
 """
 
+import functools
 import math
 
 import numpy as np
 import torch
+from scipy.integrate import quad
+from scipy.optimize import brentq
 
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 SMALLEST_EXPONENT = {torch.bfloat16: -126, torch.float16: -14}
@@ -27,7 +30,51 @@ def energy_rank(sigma, share):
     return int(np.argmax(np.cumsum(sigma**2) / (sigma**2).sum() >= share * (1 - 1e-9))) + 1
 
 
-def edit(base, finetuned, *, energy=None, rank=None, rank_fraction=None, weighting="monosoup", wise=1.0):
+def noise_rank(sigma, shape):
+    """The threshold of Gavish and Donoho (2014) for unknown noise, with the median by quadrature."""
+    short, long = sorted(shape)
+    beta = short / long
+    omega = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
+    zero = short * np.finfo(float).eps * sigma[0]
+    median = np.median(sigma)
+    edge = zero if median <= zero else omega * median / math.sqrt(marchenko_pastur_median(beta))
+    return int((sigma > edge).sum())
+
+
+@functools.cache
+def marchenko_pastur_median(beta):
+    """The median of the Marchenko-Pastur law, by quadrature of its density."""
+    low, high = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
+
+    def mass_above(x):  # from above, where the density has no pole even if beta is 1
+        # t**2 = high - y takes the root at the upper end away
+        return quad(
+            lambda t: (
+                2
+                * t**2
+                * math.sqrt(max(high - t**2 - low, 0))
+                / (2 * math.pi * beta * max(high - t**2, 1e-300))
+            ),
+            0,
+            math.sqrt(high - x),
+            epsabs=1e-13,
+            limit=500,
+        )[0]
+
+    return brentq(lambda x: mass_above(x) - 0.5, low, high, xtol=1e-14)
+
+
+def edit(
+    base,
+    finetuned,
+    *,
+    split="entropy",
+    energy=None,
+    rank=None,
+    rank_fraction=None,
+    weighting="monosoup",
+    wise=1.0,
+):
     """(edited weights, measures) of one float64 matrix; measures is None where nothing changed."""
     update = finetuned - base
     if not update.any():
@@ -35,6 +82,10 @@ def edit(base, finetuned, *, energy=None, rank=None, rank_fraction=None, weighti
     u, sigma, vt = np.linalg.svd(update, full_matrices=False)
     r = len(sigma)
     k, effective = entropy_rank(sigma)
+    if split == "noise":
+        k = noise_rank(sigma, update.shape)
+    if split == "energy-entropy":
+        k = entropy_rank(sigma**2)[0]
     if energy is not None:
         k = energy_rank(sigma, energy)
     if rank is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from monosoup_cli.api.command import Request, command
-from monosoup_cli.api.split import RankFractionSplit, RankSplit, WeightingOption
+from monosoup_cli.api.split import RankFractionSplit, RankSplit, SplitOption, WeightingOption
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
@@ -44,6 +44,7 @@ def edit(
     finetuned: Finetuned,
     output: Output,
     *,
+    split: SplitOption = "entropy",
     energy: Annotated[
         Numbers | None,
         Option(
@@ -114,9 +115,9 @@ def edit(
         raise UsageError("--min-update is out of range", expected="at least 0", found=min_update)
     energies, wises = Sweep.parse("energy", energy), Sweep.parse("wise", wise)
     wises.check(0, 1)
-    rule = MonoSoup(rank=rank, rank_fraction=rank_fraction, weighting=weighting)
+    rule = MonoSoup(split=split, rank=rank, rank_fraction=rank_fraction, weighting=weighting)
     splits = [
-        MonoSoup(energy=float(value), rank=rank, rank_fraction=rank_fraction, weighting=weighting)
+        MonoSoup(split, float(value), rank=rank, rank_fraction=rank_fraction, weighting=weighting)
         for value in energies.values
     ]
     has_base = os.fspath(base) != NO_BASE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import publish
 from monosoup_cli.api.edit import NO_BASE
-from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, WeightingOption
+from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, SplitOption, WeightingOption
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit
 from monosoup_cli.options import (
@@ -51,6 +51,7 @@ def _inspect_spectrum(
         Option("Inspect only layers whose names match. Repeatable.", metavar="GLOB", shell=list[str]),
     ] = (),
     values: Annotated[bool, Option("Report all singular values, in json and csv.")] = False,
+    split: SplitOption = "entropy",
     energy: EnergySplit = None,
     rank: RankSplit = None,
     rank_fraction: RankFractionSplit = None,
@@ -71,7 +72,7 @@ def _inspect_spectrum(
     from monosoup_cli.api.spectra import Inspected
     from monosoup_cli.pipeline.inspection import Inspection
 
-    rule = MonoSoup(energy=energy, rank=rank, rank_fraction=rank_fraction, weighting=weighting)
+    rule = MonoSoup(split, energy, rank, rank_fraction, weighting)
     selecting = from_keywords(SelectionOptions, {**options, "include": layer})
     arguments: dict[str, Any] = {
         "base": os.fspath(base),

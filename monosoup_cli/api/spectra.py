@@ -14,10 +14,11 @@ from monosoup_cli.formats.dtypes import finfo
 from monosoup_cli.methods.model_stock import stock_ratio
 from monosoup_cli.methods.monosoup import MEASURES, MonoSoup, inspect_product, inspect_update, relative_update
 from monosoup_cli.methods.similarity import cosines, gram_matrix, similarity
+from monosoup_cli.methods.splits import splits_of
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.gram import gram_of
 from monosoup_cli.pipeline.inspection import Compare, Inspection, MeasureLayer
-from monosoup_cli.report.measures import ABOVE_ROUNDING
+from monosoup_cli.report.measures import ABOVE_ROUNDING, SPLITS
 from monosoup_cli.report.records import histogram, spread, summarise
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import verdict_of
@@ -45,7 +46,7 @@ class Inspected:
         """Measure all layers, and return the report."""
         started = time.monotonic()
         measured = [measure.name for measure in MEASURES if measure.is_stored]
-        measured[-1:] = [*ABOVE_ROUNDING, measured[-1], "singular_values"]
+        measured[-1:] = [*SPLITS, *ABOVE_ROUNDING, measured[-1], "singular_values"]
         sources, grams = self._arguments["finetuned"], dict[str, "torch.Tensor"]()
         is_several = len(sources) > 1
         layers = self.inspection.run(
@@ -76,7 +77,9 @@ def _measure(rule: MonoSoup, count: int, *, with_values: bool) -> MeasureLayer:
         finetuned = [finfo(dtype) for dtype in layer.dtypes[-count:]]
         rounding = Rounding(max(finetuned, key=lambda info: info.eps), len(finetuned))
         if layer.factors is None:
-            measured = inspect_update(lambda: layer.updates(rounding.add), layer.cut.side, rule)
+            measured = inspect_update(
+                lambda: layer.updates(rounding.add), layer.cut.length, layer.cut.side, rule
+            )
         else:
             layer.measure_base()
             measured = inspect_product(*layer.factors, rule)
@@ -86,6 +89,7 @@ def _measure(rule: MonoSoup, count: int, *, with_values: bool) -> MeasureLayer:
         return {
             **asdict(spectrum),
             "relative_update": relative_update(spectrum, layer.base_norm),
+            **splits_of(values, layer.cut.length),
             **asdict(above_rounding(values, rounding.sigma(spectrum.update_norm))),
             "singular_values": values.tolist() if with_values else None,
         }

@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Annotated
 
 from monosoup_cli.methods.monosoup import Weighting
+from monosoup_cli.methods.splits import SplitRule
 from monosoup_cli.options import Option
 
-__all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "WeightingOption"]
+__all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "SplitOption", "WeightingOption"]
+
+SplitOption = Annotated[
+    SplitRule,
+    Option(
+        "Where to split: at the effective rank, by the entropy of σ (the paper's rule) or of σ²; or after the"
+        " singular values that exceed noise."
+    ),
+]
 
 EnergySplit = Annotated[
     float | None,

@@ -136,7 +136,7 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
         console.table(selection_table(report["selection"]))
         console.note("")
     console.table(summary_table(report, path or Path("stdout")))
-    for note in notes_on(report.get("layers", [])):
+    for note in notes_on(report):
         console.note(f"note: {note}")
     if len(report.get("selection", {}).get("members", ())) == 1:
         console.note("note: only one checkpoint is left, so the output is a copy of its tensors")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.splits import SPLITS, SplitRule, by_energy, by_fraction, effective_ranks
 from monosoup_cli.options import check_choice
 from monosoup_cli.tensors.method import Measure, Paper
 
@@ -41,9 +42,6 @@ __all__ = [
 ]
 
 Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
-
-ROUNDING = 1e-9
-"""Relative: an effective rank or an energy this close to its bound counts as being there."""
 
 MAX_QUANTILES = 64
 
@@ -87,9 +85,11 @@ MEASURES = (
 class MonoSoup:
     """How a spectrum is split and weighted; the default is the paper's rule without parameters.
 
-    At most one of `energy`, `rank` and `rank_fraction` replaces the entropy-based split of Eq. 3-4.
+    At most one of `split`, `energy`, `rank` and `rank_fraction` replaces the entropy-based split of Eq. 3-4.
 
     Args:
+        split: A rule without parameters: "entropy" (Eq. 3-4), "energy-entropy" (the same of σ²), or "noise"
+            (the optimal hard threshold of Gavish and Donoho, 2014).
         energy: R of Eq. 2, in (0, 1].
         rank: k itself, at least 1.
         rank_fraction: k/r, in (0, 1].
@@ -99,13 +99,17 @@ class MonoSoup:
         UsageError: A value is out of range, or two of the splits are given.
     """
 
+    split: SplitRule = "entropy"
     energy: float | None = None
     rank: int | None = None
     rank_fraction: float | None = None
     weighting: Weighting = "monosoup"
 
     def __post_init__(self) -> None:
+        check_choice("split", self.split, SplitRule)
         rules = [name for name in ("energy", "rank", "rank_fraction") if getattr(self, name) is not None]
+        if rules and self.split != "entropy":
+            rules.insert(0, "split")
         if len(rules) > 1:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in rules)
             raise UsageError(f"{flags} exclude each other: each of them sets k")
@@ -153,33 +157,22 @@ class LayerSpectrum(Split):
     spectrum: tuple[float, ...]
 
 
-def effective_ranks(singular_values: torch.Tensor) -> list[float]:
-    """The exponential of the entropy of σ/Σσ (Eq. 3-4 of the paper; Roy & Vetterli, 2007) of every row."""
-    import torch
-
-    share = singular_values / singular_values.sum(1, keepdim=True)
-    return [math.exp(-entropy) for entropy in torch.special.xlogy(share, share).sum(1).tolist()]
-
-
-def splits_at(singular_values: torch.Tensor, ranks: Sequence[float], method: MonoSoup) -> list[int]:
-    """k, the number of singular values in the high part: 1 <= k <= r (Eq. 2, Eq. 3, or Fig. 6), of every row.
+def splits_at(ratios: torch.Tensor, long: int, method: MonoSoup) -> list[int]:
+    """k of every row: 1 <= k <= r, or 0 where no singular value exceeds the noise.
 
     Args:
-        singular_values: (any number, r) float64, largest first, not all zero.
-        ranks: Their effective ranks.
+        ratios: (any number, r) float64, σ/σ_1, largest first.
+        long: The larger side of the matrices.
         method: The rule.
     """
-    count, r = singular_values.shape
+    count, r = ratios.shape
     if method.rank is not None:
         return [min(method.rank, r)] * count
     if method.rank_fraction is not None:
-        return [max(1, math.ceil(method.rank_fraction * r * (1.0 - ROUNDING)))] * count
-    if method.energy is None:
-        return [min(math.ceil(rank / (1.0 + ROUNDING)), r) for rank in ranks]
-    if method.energy == 1.0:
-        return [r] * count
-    energy = singular_values.square().cumsum(1)
-    return [1 + few for few in (energy < method.energy * (1.0 - ROUNDING) * energy[:, -1:]).sum(1).tolist()]
+        return by_fraction(ratios, method.rank_fraction)
+    if method.energy is not None:
+        return by_energy(ratios, method.energy)
+    return SPLITS[method.split](ratios, long)
 
 
 def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[float, float]:
@@ -195,25 +188,26 @@ def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[fl
     return 1.0 - lambda_low, lambda_low
 
 
-def measure(singular_values: torch.Tensor, method: MonoSoup) -> LayerSpectrum:
+def measure(singular_values: torch.Tensor, long: int, method: MonoSoup) -> LayerSpectrum:
     """Split one spectrum, and read the coefficients and the summary from it.
 
     Args:
         singular_values: (r,) float64 on the CPU, largest first, not all zero.
+        long: The larger side of the matrix, max(m, n); the smaller one is r.
         method: The rule.
     """
-    return measure_all(singular_values.unsqueeze(0), method)[0]
+    return measure_all(singular_values.unsqueeze(0), long, method)[0]
 
 
-def measure_all(singular_values: torch.Tensor, method: MonoSoup) -> list[LayerSpectrum]:
-    """`measure` for several spectra of one length, (any number, r).
+def measure_all(singular_values: torch.Tensor, long: int, method: MonoSoup) -> list[LayerSpectrum]:
+    """`measure` for several spectra of matrices of one shape, (any number, r).
 
     The arithmetic runs on σ/σ_1, so that neither tiny nor huge updates under- or overflow.
     """
     largest = singular_values[:, :1]
     ratios = singular_values / largest
     ranks = effective_ranks(ratios)
-    ks = splits_at(ratios, ranks, method)
+    ks = splits_at(ratios, long, method)
     parts: dict[int, tuple[float, float, float]] = {}
     for k in set(ks):
         numbers = [number for number, own in enumerate(ks) if own == k]
@@ -306,13 +300,14 @@ def resolved_for(methods: Sequence[MonoSoup]) -> float:
 
 
 def edit_update(
-    updates: Blocks, side: int, methods: Sequence[MonoSoup]
+    updates: Blocks, long: int, side: int, methods: Sequence[MonoSoup]
 ) -> list[tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]]] | None:
     """Measure an update that is read in blocks, and return the function that edits them. Both use one
     decomposition.
 
     Args:
         updates: Yields Δ, or Δᵀ where that is the taller, as blocks (any number of rows, side).
+        long: max(m, n).
         side: min(m, n).
         methods: The rules; each gets an entry of the result.
 
@@ -327,7 +322,7 @@ def edit_update(
     spectrum = decompose(updates, side, resolved_for(methods))
     if not has_moved(spectrum.singular_values):
         return None
-    layers = [measure(spectrum.singular_values, method) for method in methods]
+    layers = [measure(spectrum.singular_values, long, method) for method in methods]
     return [(layer, reweigh(spectrum, layer, is_only=len(layers) == 1)) for layer in layers]
 
 
@@ -347,10 +342,11 @@ def edit_product(
     spectrum = decompose_product(left, right)
     if not has_moved(spectrum.singular_values):
         return None
+    long = max(left.shape[0], right.shape[1])
     values = spectrum.singular_values[: spectrum.left.shape[1]]
     edits = []
     for method in methods:
-        layer = measure(spectrum.singular_values, method)
+        layer = measure(spectrum.singular_values, long, method)
         half = layer.edited(values).sqrt().to(left)
         edits.append((layer, (spectrum.left * half, half[:, None] * spectrum.right)))
     return edits
@@ -364,16 +360,19 @@ def inspect_product(
     from monosoup_cli.spectral.spectrum import has_moved
 
     values = decompose_product(left, right).singular_values
-    return (measure(values, method), values) if has_moved(values) else None
+    long = max(left.shape[0], right.shape[1])
+    return (measure(values, long, method), values) if has_moved(values) else None
 
 
-def inspect_update(updates: Blocks, side: int, method: MonoSoup) -> tuple[LayerSpectrum, torch.Tensor] | None:
+def inspect_update(
+    updates: Blocks, long: int, side: int, method: MonoSoup
+) -> tuple[LayerSpectrum, torch.Tensor] | None:
     """What `edit_update` measures, in half of its time or less; with the singular values, (side,) float64 on
     the CPU. None and errors as there."""
     from monosoup_cli.spectral.spectrum import has_moved, singular_values
 
     values = singular_values(updates, side)
-    return (measure(values, method), values) if has_moved(values) else None
+    return (measure(values, long, method), values) if has_moved(values) else None
 
 
 def edit_matrix(
@@ -405,7 +404,7 @@ def edit_matrix(
     update = finetuned.to(torch.float64, copy=True).sub_(base)
     is_wide = update.shape[0] < update.shape[1]
     tall = update.T if is_wide else update
-    edits = edit_update(lambda: (tall,), tall.shape[1], [method or MonoSoup()])
+    edits = edit_update(lambda: (tall,), tall.shape[0], tall.shape[1], [method or MonoSoup()])
     if edits is None:
         return finetuned.double(), None
     ((layer, apply),) = edits

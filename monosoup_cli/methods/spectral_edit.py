@@ -10,7 +10,6 @@ from monosoup_cli.devices.held import Held
 from monosoup_cli.methods.monosoup import (
     MEASURES,
     PAPER,
-    ROUNDING,
     LayerSpectrum,
     MonoSoup,
     edit_product,
@@ -18,6 +17,7 @@ from monosoup_cli.methods.monosoup import (
     measure,
     relative_update,
 )
+from monosoup_cli.methods.splits import ROUNDING
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Access, Edit, Layer, PlainMethod, Together, Variant, Wanted
@@ -89,7 +89,7 @@ class SpectralEdit(PlainMethod):
             return self._edit_product(layer, *layer.factors)
         if layer.wanted.rank is not None:
             return self._approximate(layer, layer.wanted.rank)
-        edits = edit_update(layer.updates, layer.cut.side, self.splits)
+        edits = edit_update(layer.updates, layer.cut.length, layer.cut.side, self.splits)
         measures = self._measures([spectrum for spectrum, _ in edits or ()], layer.base_norm)
         if not edits or measures is None:
             return None
@@ -165,7 +165,7 @@ class SpectralEdit(PlainMethod):
         values = spectrum.singular_values
         if not has_moved(values):
             return None
-        layers = [measure(values, split) for split in self.splits]
+        layers = [measure(values, layer.cut.length, split) for split in self.splits]
         measures = self._measures(layers, layer.base_norm)
         if measures is None:
             return None
@@ -197,5 +197,5 @@ def rank_for(layer: MatrixLayer, splits: Sequence[MonoSoup], energy: float) -> i
     if not has_moved(values):
         return 0
     ratios = values / values[0]
-    edited = [measure(values, split).edited(ratios) for split in splits]
+    edited = [measure(values, layer.cut.length, split).edited(ratios) for split in splits]
     return max(rank_holding(weighted, energy * (1.0 - ROUNDING)) for weighted in edited)

@@ -43,7 +43,7 @@ def edit_together(
         base, update = base.mT, update.mT
     numbers, values, vectors = decompose_together(update, resolved_for(splits))
     norms = torch.linalg.vector_norm(base, dim=(1, 2)).tolist()
-    spectra = [measure_all(values, split) for split in splits] if numbers else []
+    spectra = [measure_all(values, update.shape[1], split) for split in splits] if numbers else []
     chosen = [
         place
         for place, number in enumerate(numbers)

@@ -48,6 +48,9 @@ NOT_SHOWN = (
     "sigma_max",
     "update_norm",
     "clamped",
+    "k_entropy",
+    "k_energy_entropy",
+    "k_noise",
     "rank_above_rounding",
 )
 """The measures that the table leaves out. It shows all others, such as those of a new method, last."""

@@ -20,6 +20,9 @@ MIN_NAME, MIN_SPARKLINE = 32, 8
 GAP = 2
 
 DISPENSABLE = (
+    "k_entropy",
+    "k_energy_entropy",
+    "k_noise",
     "sigma_max",
     "update_norm",
     "rank_above_rounding",

@@ -14,6 +14,7 @@ __all__ = [
     "COMPARABLE",
     "FACTS",
     "LABELS",
+    "SPLITS",
     "WITH_UNIT",
     "derived_measures",
     "is_number",
@@ -24,7 +25,19 @@ __all__ = [
 ABOVE_ROUNDING = ("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding")
 """Measures that only an inspection takes (spectral/rounding.py)."""
 
-_ALL = (*MEASURES, Measure("rank_above_rounding", "above rounding", unit="directions", is_comparable=False))
+SPLITS = ("k_entropy", "k_energy_entropy", "k_noise")
+"""k by each of the rules without parameters (methods/splits.py), which only an inspection compares."""
+
+_INSPECTED = {
+    "k_entropy": "k entropy",
+    "k_energy_entropy": "k energy-entropy",
+    "k_noise": "k noise",
+    "rank_above_rounding": "above rounding",
+}
+_ALL = (
+    *MEASURES,
+    *(Measure(name, label, unit="directions", is_comparable=False) for name, label in _INSPECTED.items()),
+)
 
 LABELS = {measure.name: measure.label for measure in _ALL if measure.label}
 """The labels of measures, in the order in which tables show them."""
@@ -59,7 +72,7 @@ def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
 def derived_measures(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return the measures that reports do not store, from those that they do."""
     k, rank = part.get("k"), part.get("rank")
-    return {"k_ratio": k / rank if k and rank else None}
+    return {"k_ratio": k / rank if k is not None and rank else None}
 
 
 def is_number(value: object) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from monosoup_cli.report.records import measures_of
+from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.verdict import NOISE, findings
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
@@ -14,12 +16,14 @@ SHOWN = 0.0005
 """The smallest share that is more than 0.0%."""
 
 
-def notes_on(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes_on(report: Mapping[str, Any]) -> list[str]:
     """Return notes on the layers of a report.
 
-    They count the updates without a weak part within their adapter's rank, give the share of an update that
-    the factors of an extracted adapter leave out, and count the tensors for which a card had no memory.
+    They count the updates without a weak part within their adapter's rank, those that are all noise or have
+    none, and the tensors for which a card had no memory. They give the share of an update that the factors of
+    an extracted adapter leave out.
     """
+    layers = report.get("layers", [])
     edited = [layer for layer in layers if layer["action"] == "edited"]
     ranks = [
         (part["k"], layer["adapter_rank"])
@@ -29,6 +33,12 @@ def notes_on(layers: Sequence[Mapping[str, Any]]) -> list[str]:
         if part.get("k")
     ]
     notes = []
+    if report["arguments"].get("split") == "noise":
+        notes += [
+            f"{finding.sentence[0].lower()}{finding.sentence[1:].rstrip('.')}"
+            for finding in findings(rows_of(report), is_default=False, is_by_noise=True)
+            if finding.kind in NOISE
+        ]
     whole = sum(k >= rank for k, rank in ranks)
     if whole:
         notes.append(

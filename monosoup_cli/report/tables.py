@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from monosoup_cli.report.measures import is_number, label_of
+from monosoup_cli.report.measures import SPLITS, is_number, label_of
+from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, joined_label, parameters, plural, printable, rough, size
 
@@ -205,6 +207,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         if name not in PARTS_OF_SUMMARY and is_number(total):
             counts.add_row(label_of(name), f"{total:,}")
     counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")
+    _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
     seconds = max(timing["seconds"], 1e-9)
@@ -225,6 +228,15 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         if bounds is not None:
             means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
+
+
+def _add_splits(table: Table, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Add what k each rule would give, where an inspection compared them."""
+    measured = [part for part in measures_of(layers) if part.get("k_noise") is not None]
+    if measured:
+        medians = {label_of(name): statistics.median(part[name] for part in measured) for name in SPLITS}
+        words = ", ".join(f"{label.removeprefix('k ')} {value:g}" for label, value in medians.items())
+        table.add_row("k by split", f"{words} (medians)")
 
 
 def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> RenderableType:

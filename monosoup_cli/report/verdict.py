@@ -16,7 +16,7 @@ from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
-__all__ = ["Finding", "findings", "interpolation", "sentences", "verdict_of"]
+__all__ = ["NOISE", "Finding", "findings", "interpolation", "sentences", "verdict_of"]
 
 AS_LARGE = 0.9
 """‖Δ‖/‖W0‖ from which an update is as large as the weights: unrelated weights have 1 or more."""
@@ -35,6 +35,9 @@ ROUNDED = 0.25
 
 WEAKENED = 0.5
 """λ_high below which MonoSoup removes most of the strong part."""
+
+NO_NOISE = 1e-12
+"""Share of ‖Δ‖ up to which nothing is left below the noise edge."""
 
 NEAR = 0.05
 """Distance between two sets of weights, as a share of ‖Δ‖, up to which they are nearly the same."""
@@ -70,11 +73,15 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
         rows: Its layers, from `rows_of`.
     """
     arguments = report["arguments"]
+    is_by_noise = arguments.get("split") == "noise"
     is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
     wise = arguments.get("wise")
     has_base = any(source["role"] == "base" for source in report["inputs"])
     return {
-        "findings": [asdict(finding) for finding in findings(rows, is_default=is_default, has_base=has_base)],
+        "findings": [
+            asdict(finding)
+            for finding in findings(rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base)
+        ],
         "interpolation": interpolation(
             rows,
             wise=float(wise) if isinstance(wise, (int, float)) else 1.0,
@@ -89,21 +96,26 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     return [*(finding["sentence"] for finding in verdict["findings"]), *([last["sentence"]] if last else [])]
 
 
-def findings(rows: Sequence[Row], *, is_default: bool = True, has_base: bool = True) -> list[Finding]:
+def findings(
+    rows: Sequence[Row], *, is_default: bool = True, is_by_noise: bool = False, has_base: bool = True
+) -> list[Finding]:
     """Return what is unusual about the layers. For most fine-tunes that is nothing.
 
     Args:
         rows: The layers of a report.
         is_default: Whether MonoSoup chose k and λ, not the user.
+        is_by_noise: Whether the spectra are split at the edge of the noise.
         has_base: Whether the updates were taken from a base. An adapter needs none.
     """
-    moved = [row for row in rows if row["reason"] is None and row.get("k")]
+    moved = [row for row in rows if row["reason"] is None and row.get("k") is not None]
     own = [row for row in moved if not (has_base and _is_as_large(row))]
     is_lora = sum(map(_is_low, own)) >= max(1, LORA_LAYERS * len(own))
     by_kind: dict[str, list[Row]] = {kind: [] for kind in STORIES}
     by_kind["frozen"] = [row for row in rows if row["reason"] == "unchanged" and math.prod(row["shape"])]
     for row in moved:
-        kind = _kind_of(row, is_lora=is_lora, is_default=is_default, has_base=has_base)
+        kind = _kind_of(
+            row, is_lora=is_lora, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base
+        )
         if kind is not None:
             by_kind[kind].append(row)
     return [
@@ -113,9 +125,14 @@ def findings(rows: Sequence[Row], *, is_default: bool = True, has_base: bool = T
     ]
 
 
-def _kind_of(row: Row, *, is_lora: bool, is_default: bool, has_base: bool) -> str | None:
+def _kind_of(row: Row, *, is_lora: bool, is_default: bool, is_by_noise: bool, has_base: bool) -> str | None:
     if has_base and _is_as_large(row):
         return "wrong_base"
+    if is_by_noise:
+        if row["k"] == 0:
+            return "all_noise"
+        if row["cos_alpha"] <= NO_NOISE:
+            return "no_noise"
     if is_lora and _is_low(row) and "adapter_rank" not in row:  # of an adapter the rank is known
         return "lora"
     if (row.get("rounding_share") or 0.0) >= ROUNDED:
@@ -141,6 +158,9 @@ def _is_low(row: Row) -> bool:
     return gap is None or gap >= LORA_GAP  # None: there is none below
 
 
+NOISE = ("all_noise", "no_noise")
+"""The kinds of findings on a split at the edge of the noise."""
+
 Story = tuple[dict[str, Any], str]
 
 
@@ -155,6 +175,18 @@ def _wrong_base(rows: Sequence[Row], of: int) -> Story:
         layers = "is this layer" if len(rows) == 1 else "are these layers"
         sentence += f"{layers} newly initialised, like a new head, rather than fine-tuned?"
     return {"relative_update": range_}, sentence
+
+
+def _all_noise(rows: Sequence[Row], of: int) -> Story:
+    return {}, (
+        f"{_in(rows, of)} no singular value exceeds the noise (k = 0): the whole update is the weak part."
+    )
+
+
+def _no_noise(rows: Sequence[Row], of: int) -> Story:
+    return {}, (
+        f"{_in(rows, of)} the update has exactly low rank. It has no noise to split off, so it is kept."
+    )
 
 
 def _lora(rows: Sequence[Row], of: int) -> Story:
@@ -205,6 +237,8 @@ def _frozen(rows: Sequence[Row], of: int) -> Story:
 
 STORIES: dict[str, Callable[[Sequence[Row], int], Story]] = {
     "wrong_base": _wrong_base,
+    "all_noise": _all_noise,
+    "no_noise": _no_noise,
     "lora": _lora,
     "rounding": _rounding,
     "whole": _whole,

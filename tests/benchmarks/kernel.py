@@ -30,7 +30,7 @@ def inspect(base, finetuned):
     )
     base, update = base.double(), finetuned.double().sub_(base)
     rounding.add(base, update)
-    spectrum, values = inspect_update(lambda: (update,), update.shape[1], MonoSoup())
+    spectrum, values = inspect_update(lambda: (update,), *update.shape, MonoSoup())
     return spectrum, above_rounding(values, rounding.sigma(spectrum.update_norm))
 
 

@@ -133,10 +133,10 @@ def test_theorem_1(update, share):
 def test_a_nearly_flat_spectrum_may_lose_its_high_part():
     """What must not be taken for granted: λ_high > λ_low."""
     within_a_tenth = torch.linspace(1.1, 0.9, 1024, dtype=torch.float64)
-    layer = measure(within_a_tenth, MonoSoup())
+    layer = measure(within_a_tenth, len(within_a_tenth), MonoSoup())
     assert layer.k < 1024
     assert layer.lambda_high == pytest.approx(0.3, abs=0.05)
-    assert measure(within_a_tenth, MonoSoup(energy=0.8)).lambda_high < 0.2
+    assert measure(within_a_tenth, len(within_a_tenth), MonoSoup(energy=0.8)).lambda_high < 0.2
 
 
 def test_no_update_is_no_edit():

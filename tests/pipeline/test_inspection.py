@@ -23,7 +23,10 @@ from tests.pairs import write_pair
 transformers = pytest.importorskip("transformers")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-NEW = {"rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding", "singular_values"}
+NEW = {
+    *("k_entropy", "k_energy_entropy", "k_noise"),
+    *("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding", "singular_values"),
+}
 OF_SEVERAL = {"cosine", "ratio", "clamped", "cosines"}
 
 

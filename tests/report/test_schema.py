@@ -734,6 +734,8 @@ def test_a_run_that_edits_nothing_has_no_means(tmp_path):
         {"energy": 0.8},
         {"rank": 2},
         {"rank_fraction": 0.5},
+        {"split": "energy-entropy"},
+        {"split": "noise"},
         {"weighting": "high", "rank": 1},
         {"weighting": "low"},
         {"wise": 0.5},

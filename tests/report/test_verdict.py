@@ -278,6 +278,7 @@ def test_a_lora_whose_weakest_directions_lie_below_rounding(told):
         {"rank": 3},
         {"rank": 10**6},
         {"rank_fraction": 0.1},
+        {"split": "energy-entropy"},
         {"weighting": "low"},
         {"weighting": "uniform", "rank": 10**6},
     ],
@@ -289,6 +290,42 @@ def test_what_was_asked_for_is_no_finding(told, options):
     base = {name: weights.float() for name, weights in model.base.items()}
     finetuned = {name: (weights + model.ordinary(weights.shape)).float() for name, weights in base.items()}
     assert told(base, finetuned, **options)["verdict"]["findings"] == []
+
+
+def pair_with_and_without_noise():
+    """Layers of which one update is noise, one is of exactly low rank, and one is both."""
+    model = Model(4)
+    noise, low = model.normal(64, 48), (model.normal(64, 2) * 8).round() @ (model.normal(2, 48) * 8).round()
+    updates = {"noise.weight": noise, "low.weight": low, "both.weight": noise + low}
+    base = {name: (1e3 * model.normal(64, 48)).round() for name in updates}
+    return base, {name: base[name] + update for name, update in updates.items()}
+
+
+def test_a_split_by_noise_tells_of_updates_that_are_all_noise_or_have_none(told):
+    report = told(*pair_with_and_without_noise(), split="noise")
+    assert [(one["kind"], one["layers"]) for one in report["verdict"]["findings"]] == [
+        ("all_noise", ["noise.weight"]),
+        ("no_noise", ["low.weight"]),
+    ]
+    assert {row["name"]: row["k"] for row in rows_of(report)} == {
+        "noise.weight": 0,
+        "low.weight": 2,
+        "both.weight": 2,
+    }
+
+
+def test_so_does_an_edit(tmp_path, run):
+    for name, content in zip(("base", "ft"), pair_with_and_without_noise(), strict=True):
+        save_file(content, tmp_path / f"{name}.safetensors")
+    command = ("edit", tmp_path / "base.safetensors", tmp_path / "ft.safetensors", "-o", tmp_path / "out")
+    words = " ".join(run(*command, "--split", "noise", "--weighting", "high").err.split())
+    assert "note: in 1 of 3 layers (noise.weight), no singular value exceeds the noise (k = 0)" in words
+    assert "note: in 1 of 3 layers (low.weight), the update has exactly low rank" in words
+    edited = load_file(tmp_path / "out" / "model.safetensors")
+    base, finetuned = pair_with_and_without_noise()
+    torch.testing.assert_close(edited["noise.weight"], base["noise.weight"], rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(edited["low.weight"], finetuned["low.weight"], rtol=0.0, atol=1e-9)
+    assert "exactly low rank" not in run(*command, "--overwrite").err
 
 
 def test_a_head_over_zeros_was_made_anew(told):

@@ -66,7 +66,7 @@ def test_nor_do_weights_that_are_scaled_first(size):
 @pytest.mark.parametrize(("methods", "kept"), [(LOW, 0.5), (SWEEP[:1], 0.5), (SWEEP, 1.0)])
 def test_an_edit_keeps_the_smaller_part_of_the_directions_or_shares_all(methods, kept):
     blocks = matrix(16).split(BLOCK)
-    peak, rest = peak_and_rest(lambda: edit_update(lambda: blocks, SIDE, methods))
+    peak, rest = peak_and_rest(lambda: edit_update(lambda: blocks, ROWS, SIDE, methods))
     assert peak <= spectrum.held_bytes(BLOCK, SIDE)
     assert 0 < rest <= kept * 8 * SIDE**2
 
@@ -77,7 +77,7 @@ def test_factors(methods, rank):
     update = matrix(1, 10 * ROWS)
     found = decompose(lambda: update.split(BLOCK), SIDE)
     values = found.singular_values
-    edited = [measure(values, method).edited(values) for method in methods]
+    edited = [measure(values, len(update), method).edited(values) for method in methods]
     peak, rest = peak_and_rest(
         lambda: truncate(lambda: update.split(BLOCK), len(update), found, edited, rank)
     )
