@@ -59,7 +59,7 @@ def sfgs(
         raise UsageError("--threshold is not a number", found=threshold)
     known, order = None, list(range(len(sources)))
     if scores is not None:
-        from monosoup_cli.api.scores import scores_of
+        from monosoup_cli.api.score_command import scores_of
 
         known = scores_of(scores, sources)
         order = best_first([known[source] for source in sources])

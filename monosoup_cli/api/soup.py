@@ -105,7 +105,7 @@ def soup(
     known = None
     chooser = None
     if greedy:
-        from monosoup_cli.api.scores import check_template, scores_of
+        from monosoup_cli.api.score_command import check_template, scores_of
 
         if score_command is None:
             raise UsageError("--greedy needs --score-command: it scores every trial")
@@ -173,7 +173,7 @@ class _Greedy:
 
     def _score(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> float:
         """The score of the uniform mean of some checkpoints; of a single one, as it is."""
-        from monosoup_cli.api.scores import run_score_command
+        from monosoup_cli.api.score_command import run_score_command
 
         name = f"score {' '.join(str(number) for number in members)}"
         if name not in partial.notes:

@@ -161,7 +161,7 @@ def beyond_the_finetuned(at: Trial) -> None:
 
 @follows("api/soup.py", "--greedy needs --score-command")
 @follows("api/soup.py", "--score-command, --scores and --accept need --greedy")
-@follows("api/scores.py", "--score-command needs {}")
+@follows("api/score_command.py", "--score-command needs {}")
 def a_greedy_soup(at: Trial) -> None:
     command = ("soup", at.base, at.finetuned, "-o", at.out)
     score = ("--score-command", "test -e {} && echo 1")
