@@ -236,6 +236,10 @@ class Running:
     def send(self, number: int) -> None:
         os.kill(self.id, number)
 
+    @property
+    def has_ended(self) -> bool:
+        return Path(f"/proc/{self.id}/stat").read_text().rpartition(") ")[2].startswith("Z")
+
     def wait(self) -> Outcome:
         watchdog = threading.Timer(MAX_SECONDS, self.send, (signal.SIGKILL,))
         watchdog.start()

@@ -151,14 +151,20 @@ def test_a_refusal_that_nobody_hears(bench, injected, streams):
 
 
 def two_at_once(bench, command, step, *options):
-    """A second run starts, and is refused, while the first one waits at a step."""
+    """A second run starts, and is refused, while the first one waits at a step.
+
+    Returns whether the first one came to it: some are taken only if the workers happen to meet.
+    """
     place = bench.place(command)
     here, leave = place.work / "elsewhere" / "here", place.work / "elsewhere" / "leave"
     first = place.start(fault={"at": step, "pause": [str(here), str(leave)]})
     deadline = time.monotonic() + 60
-    while not here.exists() and time.monotonic() < deadline:
+    while not (here.exists() or first.has_ended) and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert here.exists()
+    if not here.exists():
+        assert first.wait().code == 0
+        place.clear()
+        return False
     second = place.run(*options, name="second")
     leave.touch()
     outcome = first.wait()
@@ -171,6 +177,7 @@ def two_at_once(bench, command, step, *options):
     place.check(outcome, [])
     place.finish()
     place.clear()
+    return True
 
 
 def steps_with_the_lock(bench, command):
@@ -183,7 +190,7 @@ def steps_with_the_lock(bench, command):
 
 def test_a_second_run(bench, injected):
     command = COMMANDS["edit several"]
-    two_at_once(bench, command, steps_with_the_lock(bench, command)[-1])
+    assert two_at_once(bench, command, steps_with_the_lock(bench, command)[-1])
     injected("a second run")
 
 
@@ -193,9 +200,9 @@ def test_second_runs(bench, injected, command):
     steps = steps_with_the_lock(bench, command)
     chance = random.Random(command.name)
     for options in ((), ("--resume",), ("--overwrite",)):
-        step = chance.choice(steps)
-        print(options, step)
-        two_at_once(bench, command, step, *options)
+        steps_to_try = chance.sample(steps, 5)
+        print(options, steps_to_try)
+        assert any(two_at_once(bench, command, step, *options) for step in steps_to_try)
         injected("a second run")
 
 

@@ -18,6 +18,8 @@ for name in ("header", "index"):
     for seed in TARGETS[name].seeds():
         inputs[name] |= mutated_json(json.loads(seed), ["model-2.safetensors", [0, 24], [2, 3]]).map(text_of)
 
+pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # pickletools
+
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_valid_inputs_hold(name):
