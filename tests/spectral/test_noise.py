@@ -104,12 +104,14 @@ def test_split_excludes_the_other_rules(others):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["noise", "spiked", "deficient"])
 @pytest.mark.parametrize("shape", [(30, 30), (30, 80), (80, 30), (5, 200), (2, 3)])
-def test_k_of_every_rule_by_an_independent_route(shape, seed):
+def test_k_and_weights_of_every_rule_by_an_independent_route(shape, kind, seed):
     rng = np.random.default_rng(seed)
-    strength = 10 ** rng.uniform(-1, 2)
-    update = strength * np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1]))
-    update += rng.standard_normal(shape) * rng.exponential(size=shape)
+    strength, rank = 10 ** rng.uniform(-1, 2), max(1, min(shape) // 3)
+    low = strength * rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))
+    noise = rng.standard_normal(shape) * rng.exponential(size=shape)
+    update = {"noise": noise, "spiked": low + noise, "deficient": low}[kind]
     for split in ("entropy", "energy-entropy", "noise"):
         for weighting in ("monosoup", "high"):
             expected, measures = oracle.edit(np.zeros(shape), update, split=split, weighting=weighting)
