@@ -11,15 +11,27 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.version import __version__
 
 if TYPE_CHECKING:
+    from monosoup_cli.api.cka import cka
     from monosoup_cli.api.commands import edit, inspect_spectrum, lines, sfgs, soup, stock, wise
     from monosoup_cli.api.verify import verify
 
-__all__ = ["__version__", "edit", "inspect_spectrum", "lines", "sfgs", "soup", "stock", "verify", "wise"]
+__all__ = [
+    "__version__",
+    "cka",
+    "edit",
+    "inspect_spectrum",
+    "lines",
+    "sfgs",
+    "soup",
+    "stock",
+    "verify",
+    "wise",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "verify" if name == "verify" else "commands"
+        module = name if name in ("cka", "verify") else "commands"
         return getattr(import_module(f"monosoup_cli.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from monosoup_cli.cli.cka import cka
 from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-COMMANDS: Sequence[Callable[..., None]] = (*WRITING.values(), inspect_spectrum, report, compare, verify)
+COMMANDS: Sequence[Callable[..., None]] = (*WRITING.values(), inspect_spectrum, report, compare, verify, cka)
 for command in COMMANDS:
     app.command()(command)
 

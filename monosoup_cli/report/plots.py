@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from numpy.typing import NDArray
 
-__all__ = ["check_plot", "figure", "plot"]
+__all__ = ["WIDTH", "check_plot", "drawable", "figure", "in_style", "plot", "save"]
 
 METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """Metadata by suffix, without the time, so that the same report makes the same bytes."""
@@ -122,10 +122,15 @@ def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = Non
         OutputError: The file cannot be written.
         ReportError: The report has nothing to draw.
     """
+    save(lambda: figure(report, rows), path)
+
+
+def save(draw: Callable[[], Figure], path: Path) -> None:
+    """Write what `draw` returns, as `plot` does."""
     check_plot(path)
     suffix = path.suffix.lower()
-    with _style():
-        drawn = figure(report, rows)
+    with in_style():
+        drawn = draw()
         replace_file(
             path, lambda draft: drawn.savefig(draft, format=suffix[1:], dpi=200, metadata=METADATA[suffix])
         )
@@ -150,7 +155,7 @@ def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figu
     from matplotlib.figure import Figure
 
     heights = [panel.height for panel in panels]
-    with _style():
+    with in_style():
         whole = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         parts = whole.subfigures(len(panels), 1, height_ratios=heights, squeeze=False).flat
         for panel, part in zip(panels, parts, strict=True):
@@ -159,7 +164,7 @@ def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figu
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def in_style() -> Iterator[None]:
     """Use matplotlib's defaults and `STYLE` instead of the user's settings.
 
     One thread at a time: the settings belong to the process.
@@ -207,7 +212,7 @@ def _by_depth(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=depth)
 
 
-def _label(text: str, limit: int) -> str:
+def drawable(text: str, limit: int) -> str:
     """Return `text` with everything that cannot be printed, or that the font lacks, as escapes."""
     from matplotlib.font_manager import findfont, get_font
 
@@ -302,7 +307,7 @@ def _draw_spectrum(axes: Axes, row: Row, colour: str, line: Any, marker: str, wi
     axes.plot([row["k"] / width], [at_k], linestyle="none", clip_on=False, zorder=3, **point)
     if row.get("rounding_sigma"):
         axes.axhline(row["rounding_sigma"], color=colour, linestyle="--", linewidth=0.8)
-    name = _label(row["name"].removesuffix(".weight"), 44)
+    name = drawable(row["name"].removesuffix(".weight"), 44)
     return Line2D([], [], linestyle=line, label=f"k = {row['k']:,} of {row['rank']:,}   {name}", **point)
 
 
@@ -365,7 +370,7 @@ def _mark_blocks(axes: Axes, rows: Sequence[Row]) -> None:
             axes.text(
                 middle,
                 1.02,
-                _label(stack, room),
+                drawable(stack, room),
                 transform=axes.get_xaxis_transform(),
                 ha="center",
                 fontsize=8,
@@ -396,7 +401,7 @@ def _draw_heat_map(panel: SubFigure, rows: Sequence[Row], blocks: int, left_out:
     axes.set_ylabel("block")
     axes.set_xticks(
         range(len(columns)),
-        [_label(name, 26) for name in columns],
+        [drawable(name, 26) for name in columns],
         rotation=40,
         ha="right",
         rotation_mode="anchor",
@@ -407,7 +412,7 @@ def _draw_heat_map(panel: SubFigure, rows: Sequence[Row], blocks: int, left_out:
     if left_out:
         notes.append(f"not shown: {plural(left_out, 'layer')} elsewhere")
     axes.set_xlabel("; ".join(notes))
-    stack = _label(rows[0]["stack"], 30)
+    stack = drawable(rows[0]["stack"], 30)
     axes.set_title(f"k / r by block{f', {stack}' if stack else ''}")
     panel.colorbar(mesh, ax=axes, label="k / r", pad=0.02)
 

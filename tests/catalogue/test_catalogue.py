@@ -27,6 +27,7 @@ from tests.catalogue import (
     adapters,
     archives,
     configs,
+    features,
     files,
     headers,
     names,
@@ -38,7 +39,7 @@ from tests.catalogue import (
 from tests.catalogue.table import Row
 from tests.conftest import Result, everything_in, nobody, small_tensors
 
-FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports, rights)
+FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports, rights, features)
 ROWS = {
     f"{family.__name__.rpartition('.')[2]}: {row.name}": row for family in FAMILIES for row in family.ROWS
 }

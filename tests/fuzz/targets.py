@@ -21,15 +21,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save_file
 
-from monosoup_cli.errors import CheckpointError, MonosoupError, ResumeError
+from monosoup_cli.errors import CheckpointError, MonosoupError, NonfiniteError, ResumeError
 from monosoup_cli.formats.header import BITS, parse_header
+from monosoup_cli.formats.npy import read_npy
 from monosoup_cli.formats.pickles import DTYPES, read_pickle
 from monosoup_cli.formats.state_dict import StateDict, read_state_dict
 from monosoup_cli.outputs.journal import finished_line, note_line, read_journal
+from monosoup_cli.sources.features import Features
 from monosoup_cli.sources.locate import open_checkpoint
 
 PATTERN = bytes(range(256)) * 256
@@ -371,6 +374,50 @@ JOURNAL_WORDS = (
 )
 
 
+# -- arrays ---------------------------------------------------------------------------------------
+
+
+def check_array(content: bytes) -> None:
+    """A matrix that we accept, NumPy loads, and finds the same in it."""
+    file = Memory(content)
+    try:
+        array = read_npy(file)
+        features = Features("x", file, array.tensor, array.tensor.start, array.is_swapped)
+        found = features.read(*map(range, features.shape))
+    except (CheckpointError, NonfiniteError):
+        return
+    theirs = np.load(io.BytesIO(content), allow_pickle=False)
+    assert np.array_equal(found.numpy(), theirs.astype(np.float64))
+
+
+def array_seeds() -> list[bytes]:
+    arrays = [np.arange(6.0).reshape(2, 3).astype(dtype) for dtype in ("<f2", ">f4", "<f8", "<i4")]
+    seeds = []
+    for array in (*arrays, np.asfortranarray(arrays[0]), np.arange(3.0), np.array([[None]])):
+        for version in ((1, 0), (2, 0), (3, 0)):
+            file = io.BytesIO()
+            np.lib.format.write_array(file, array, version)
+            seeds.append(file.getvalue())
+    return seeds
+
+
+ARRAY_WORDS = (
+    *(
+        "'descr': ",
+        "'<f4'",
+        "'>f8'",
+        "'|O'",
+        "'fortran_order': ",
+        "False",
+        "True",
+        "'shape': ",
+        "(2, 3)",
+        "(6,)",
+    ),
+    *("{", "}", ",", "(", ")", "\n", "\x93NUMPY\1\0", "[('a', '<f4')]", "0", "9" * 19),
+)
+
+
 @dataclass(frozen=True)
 class Target:
     """A reader.
@@ -391,5 +438,6 @@ TARGETS = {
     "index": Target(check_index, index_seeds, INDEX_WORDS),
     "pickle": Target(check_pickle, pickle_seeds, PICKLE_WORDS),
     "archive": Target(check_archive, archive_seeds, ARCHIVE_WORDS),
+    "array": Target(check_array, array_seeds, ARRAY_WORDS),
     "journal": Target(check_journal, journal_seeds, JOURNAL_WORDS),
 }

@@ -1,0 +1,169 @@
+"""`monosoup cka`: what it compares, and how it shows it."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.errors import UsageError
+from tests.features import cka_by_definition, random_features, save
+
+BLOCKS = [f"block-{number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of the features of three models, and the features."""
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for seed, name in enumerate(("base", "ft", "edited")):
+        for number, block in enumerate(BLOCKS):
+            drift = seed * number * np.random.default_rng(seed).normal(size=(60, 8 + number))
+            features = (random_features(60, 8 + number, number) + drift).astype("<f4")
+            found[name, block] = features
+            save(folder / name / f"{block}.npy", features)
+    return folder, found
+
+
+def test_every_block_against_every_block(models, run, monkeypatch):
+    folder, features = models
+    monkeypatch.chdir(folder)
+    result = json.loads(run("cka", "base", "ft", "edited", "--format", "json").out)
+    assert result == monosoup_cli.cka(["base", "ft", "edited"])
+    assert result["samples"] == 60
+    matching, *maps = result["maps"]
+    assert [(one["first"], one["second"]) for one in maps] == [("base", "ft"), ("base", "edited")]
+    for one in maps:
+        assert one["rows"] == one["columns"] == BLOCKS
+        expected = [
+            [cka_by_definition(features["base", row], features[one["second"], column]) for column in BLOCKS]
+            for row in BLOCKS
+        ]
+        assert np.allclose(one["cka"], expected, rtol=1e-9)
+    assert (matching["kind"], matching["rows"]) == ("matching", ["base", "ft", "edited"])
+    assert np.allclose(matching["cka"][0], 1)
+    for row, one in zip(matching["cka"][1:], maps, strict=True):
+        assert row == list(np.diag(one["cka"]))
+
+
+def test_matching_blocks_alone(models, run, monkeypatch):
+    folder, _ = models
+    monkeypatch.chdir(folder)
+    result = monosoup_cli.cka(["base", "ft"], matching=True)
+    [one] = result["maps"]
+    assert one["cka"] == [
+        pytest.approx(row, rel=1e-12) for row in monosoup_cli.cka(["base", "ft"])["maps"][0]["cka"]
+    ]
+    lines = run("cka", "base", "ft", "--matching").out.splitlines()
+    assert lines[0] == "CKA of each block with the same block of base"
+    assert lines[-1].split() == ["block-11", "1.00", f"{one['cka'][1][11]:.2f}"]
+
+
+def test_a_model_alone(models, run, monkeypatch):
+    monkeypatch.chdir(models[0])
+    [one] = monosoup_cli.cka("base")["maps"]
+    assert (one["first"], one["second"]) == ("base", "base")
+    assert np.allclose(one["cka"], np.transpose(one["cka"]))
+    assert np.allclose(np.diag(one["cka"]), 1)
+
+
+def test_files(models, run, monkeypatch):
+    folder, features = models
+    monkeypatch.chdir(folder)
+    names = ["base/block-3.npy", "ft/block-7.npy", "edited/block-3.npy"]
+    rows = list(csv.DictReader(io.StringIO(run("cka", *names, "--format", "csv").out)))
+    assert len(rows) == 9
+    for row in rows:
+        first, second = (
+            features[tuple(row[side].removesuffix(".npy").split("/"))] for side in ("first", "second")
+        )
+        assert float(row["cka"]) == pytest.approx(cka_by_definition(first, second), rel=1e-9)
+        assert (row["kind"], row["first_block"], row["second_block"]) == ("files", "", "")
+    table = run("cka", *names).out.splitlines()
+    assert table[1].split() == ["1", "2", "3"]
+    assert [line.split()[:2] for line in table[2:]] == [
+        [str(number), name] for number, name in enumerate(names, 1)
+    ]
+
+
+def test_tensors_of_a_file_are_blocks_in_the_order_of_their_numbers(models, run, tmp_path):
+    folder, features = models
+    tensors = {
+        f"layer.{number}": torch.from_numpy(features["ft", block]).bfloat16()
+        for number, block in enumerate(BLOCKS)
+    }
+    save_file(tensors, tmp_path / "ft.safetensors")
+    [one] = monosoup_cli.cka([folder / "base", tmp_path / "ft.safetensors"])["maps"]
+    assert one["columns"] == [f"layer.{number}" for number in range(12)]
+    rounded = [tensor.double().numpy() for tensor in tensors.values()]
+    expected = [cka_by_definition(features["base", "block-11"], values) for values in rounded]
+    assert np.allclose(one["cka"][11], expected, rtol=1e-9)
+
+
+def test_the_page_and_the_picture(models, run, monkeypatch, tmp_path):
+    monkeypatch.chdir(models[0])
+    page, picture = tmp_path / "cka.html", tmp_path / "cka.svg"
+    result = run("cka", "base", "ft", "--html", page, "--plot", picture)
+    assert result.err.splitlines() == [f"wrote {page}", f"wrote {picture}"]
+    found = monosoup_cli.cka(["base", "ft"])
+    text = page.read_text()
+    assert text.count("<td style=") == 2 * 12 + 12 * 12
+    assert f'title="{found["maps"][1]["cka"][3][4]}"' in text
+    drawn = "".join(ET.parse(picture).getroot().itertext())
+    assert "CKA of each block with the same block of base" in drawn
+    assert f"{found['maps'][0]['cka'][1][11]:.2f}" in drawn
+
+
+def test_names_are_text_on_the_page_and_features_that_do_not_vary_are_gaps(tmp_path, run):
+    evil = "<img src=x onerror=alert(1)>&$x"
+    save(tmp_path / "a" / f"{evil}.npy", np.ones((3, 2)))
+    page, picture = tmp_path / "cka.html", tmp_path / "cka.png"
+    result = run("cka", tmp_path / "a", "--html", page, "--plot", picture)
+    assert result.out.splitlines()[-1].split()[-1] == "–"
+    assert "<img" not in page.read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;&amp;$x" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert monosoup_cli.cka(tmp_path / "a")["maps"][0]["cka"] == [[None]]
+
+
+def test_options_are_keywords_in_python(models):
+    with pytest.raises(UsageError, match="matching compares models"):
+        monosoup_cli.cka([models[0] / "base" / "block-1.npy"] * 2, matching=True)
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import monosoup_cli
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+peaks = []
+for size in ("small", "large"):
+    monosoup_cli.cka([f"{size}-{name}.npy" for name in "ab"])
+    peaks.append(peak())
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.parametrize("shape", [(2_000_000, 16), (32, 1_000_000)], ids=["many samples", "many features"])
+def test_features_need_not_fit_into_memory(tmp_path, shape):
+    """128 MB each, as holes in the file: a block of rows or columns in float64, and the products."""
+    for name in "ab":
+        save(
+            tmp_path / f"small-{name}.npy", random_features(*(min(size, 64) for size in shape)).astype("<f4")
+        )
+        np.lib.format.open_memmap(tmp_path / f"large-{name}.npy", "w+", "<f4", shape)
+    command = [sys.executable, "-c", MEASURED]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout) < 128_000_000, "as much as one of them"
