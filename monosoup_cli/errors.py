@@ -235,13 +235,13 @@ class ScoreError(MonosoupError):
         problem: What went wrong.
         command: The command.
         stderr: What it printed to stderr.
-        has_scores: Whether earlier scores are kept for a resumed run.
+        has_work: Whether earlier scores, or finished tensors, are kept for a resumed run.
     """
 
-    def __init__(self, problem: str, command: str, stderr: str, *, has_scores: bool = False) -> None:
-        again = "fix what it runs, then rerun with --resume: earlier scores are kept"
+    def __init__(self, problem: str, command: str, stderr: str, *, has_work: bool = False) -> None:
+        again = "fix what it runs, then rerun with --resume: what is finished is kept"
         super().__init__(
-            f"{problem}: {crop(command)}", hint=again if has_scores else "fix it, then run monosoup again"
+            f"{problem}: {crop(command)}", hint=again if has_work else "fix it, then run monosoup again"
         )
         self.stderr = stderr
 

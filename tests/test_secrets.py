@@ -52,6 +52,7 @@ LOCAL = [
     ("soup", "ft", "ft2", "-o", "greedy", "--greedy", "--score-command", SCORE),
     ("sfgs", "base", "ft", "ft2", "-o", "sfgs", "--threshold", "0.5"),
     ("wise", "base", "ft", "-o", "sweep", "--alpha", "0.3,0.6"),
+    ("wise", "base", "ft", "-o", "scored", "--alpha", "0.3,0.6", "--score", SCORE),
     ("lines", "base", "ft", "-o", "lines", "--alpha", "0.2", "--beta", "0.8"),
     ("inspect-spectrum", "base", "ft", "--html", "page.html", "--format", "json"),
     ("edit", "base", "ft", "-o", "dry", "--dry-run", "--format", "json"),
@@ -66,6 +67,7 @@ FAILING = [
     ("edit", "base", "nan", "-o", "failed"),
     ("edit", "base", "ft", "-o", "edited"),
     ("soup", "ft", "ft2", "-o", "failed", "--greedy", "--score-command", FAIL),
+    ("wise", "base", "ft", "-o", "unscored", "--alpha", "0.3", "--score", FAIL),
     ("report", "nowhere"),
 ]
 ON_THE_HUB = [
@@ -75,6 +77,19 @@ ON_THE_HUB = [
     ("edit", "base", "ft", "-o", "pushed", "--push", "owner/edited"),
     ("edit", "base", "ft", "-o", "refused", "--push", "strangers/edited"),
     ("soup", "ft", "ft2", "-o", "soup", "--greedy", "--score-command", SCORE, "--push", "owner/soup"),
+    (
+        "edit",
+        "base",
+        "ft",
+        "-o",
+        "pushed-scored",
+        "--wise",
+        "0.5,1",
+        "--score",
+        SCORE,
+        "--push",
+        "owner/scored",
+    ),
 ]
 
 
@@ -159,7 +174,7 @@ def ran(home):
     for name in ("base", "ft"):
         home.hub.add(f"org/{name}", home.work / name)
     codes, remote = home.run(ON_THE_HUB, HF_TOKEN=home.hub.token)
-    assert codes == [0, 1, 0, 1, 1, 0], remote
+    assert codes == [0, 1, 0, 1, 1, 0, 0], remote
     return text, failing, debugged, remote
 
 
@@ -179,7 +194,7 @@ def test_nothing_is_left(ran, home):
 
 def test_nothing_is_sent(ran, home):
     hub = home.hub
-    for name in ("owner/edited", "owner/soup"):
+    for name in ("owner/edited", "owner/soup", "owner/scored"):
         files = hub.files(name)
         assert "monosoup_report.json" in files
         for path in files.values():

@@ -51,6 +51,7 @@ class _AsRecorded:
 
     members: Sequence[int]
     drafts: int = 0
+    trials: int = 0
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Nothing: the choice was made."""
@@ -95,6 +96,8 @@ def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[s
     is_greedy = bool(arguments.get("greedy"))
     if is_greedy:
         arguments["score_command"] = "{}"  # it has to be there, and is not run
+    if "score" in arguments:
+        arguments["score"] = []
     finetuned = arguments.get("finetuned")
     if isinstance(finetuned, list) and command.declared["finetuned"].option.shell is str:
         (arguments["finetuned"],) = finetuned[:1] or [None]  # every report has a list

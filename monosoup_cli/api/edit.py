@@ -11,6 +11,7 @@ from monosoup_cli.api.command import Request, command
 from monosoup_cli.api.split import RankFractionSplit, RankSplit, SplitOption, WeightingOption
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import (
@@ -101,6 +102,7 @@ def edit(
             shell=float,
         ),
     ] = None,
+    score: Score = (),
     **options: Unpack[RunKeywords],
 ) -> Request:
     """Edit a fine-tune, or the mean of several.
@@ -145,6 +147,7 @@ def edit(
         stacked=stacks,
         split_fused=split_fused,
         arguments={"energy": energies.argument, "wise": wises.argument, "stacked": stacks},
+        scores=commands_by_name(score),
     )
     if as_adapter:
         return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))

@@ -59,7 +59,7 @@ def sfgs(
         raise UsageError("--threshold is not a number", found=threshold)
     known, order = None, list(range(len(sources)))
     if scores is not None:
-        from monosoup_cli.api.score_command import scores_of
+        from monosoup_cli.pipeline.score_command import scores_of
 
         known = scores_of(scores, sources)
         order = best_first([known[source] for source in sources])
@@ -79,6 +79,7 @@ class _BySimilarity:
     include_vectors: bool
     on_nonfinite: Strictness
     drafts: int = 0
+    trials: int = 0
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Raise UsageError where no layer is left to compare."""

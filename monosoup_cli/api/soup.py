@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalise
+from monosoup_cli.methods.score_option import check_template
 from monosoup_cli.options import (
     Finetuned,
     Option,
@@ -105,13 +106,13 @@ def soup(
     known = None
     chooser = None
     if greedy:
-        from monosoup_cli.api.score_command import check_template, scores_of
+        from monosoup_cli.pipeline.score_command import scores_of
 
         if score_command is None:
             raise UsageError("--greedy needs --score-command: it scores every trial")
         if weights is not None:
             raise UsageError("--weights and --greedy exclude each other: the greedy soup is uniform")
-        check_template(score_command)
+        check_template(score_command, "--score-command")
         known = None if scores is None else scores_of(scores, sources)
         chooser = _Greedy(sources, score_command, known, accept == "gt", watch or _ignore)
     elif score_command is not None or scores is not None or accept != "ge":
@@ -138,6 +139,11 @@ class _Greedy:
     is_strict: bool
     watch: Watch
     drafts: int = 1
+
+    @property
+    def trials(self) -> int:
+        """Every checkpoint alone, and all but the first with those that joined before."""
+        return 2 * len(self.sources) - 1
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Nothing: any checkpoints can be scored."""
@@ -173,19 +179,16 @@ class _Greedy:
 
     def _score(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> float:
         """The score of the uniform mean of some checkpoints; of a single one, as it is."""
-        from monosoup_cli.api.score_command import run_score_command
+        from monosoup_cli.pipeline.score_command import noted_score
+
+        def path() -> StrPath:
+            self.watch(self.sources[members[-1]], None, len(members))
+            if len(members) == 1 and context.inputs.adapters[members[0]] is None:
+                return context.inputs.finetuned[members[0]].files.place.path
+            return self._draft(members, context, partial)  # an adapter is scored merged
 
         name = f"score {' '.join(str(number) for number in members)}"
-        if name not in partial.notes:
-            self.watch(self.sources[members[-1]], None, len(members))
-            is_whole = len(members) == 1 and context.inputs.adapters[members[0]] is None
-            path: StrPath = context.inputs.finetuned[members[0]].files.place.path if is_whole else ""
-            if not is_whole:  # an adapter is scored merged
-                path = self._draft(members, context, partial)
-            partial.workplace.open_files.prove()
-            score = run_score_command(self.template, path, has_scores=bool(partial.notes))
-            partial.note(name, score)
-        return float(partial.notes[name])
+        return noted_score(name, self.template, path, partial)
 
     def _draft(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> Path:
         """Write the mean of some checkpoints in the form of the first one; replaces the last draft."""

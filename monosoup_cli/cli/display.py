@@ -99,6 +99,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     from monosoup_cli.report.files import OF_SEVERAL, as_text, check_target, replace_file
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
+    from monosoup_cli.report.scored import charts_of
     from monosoup_cli.report.verdict import sentences, verdict_of
 
     if display.html is not None:
@@ -108,7 +109,10 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
 
         check_plot(display.plot)
     report = make()
-    if "layers" not in report and (display.plot is not None or display.format == "csv"):
+    has_pictures = "layers" in report or bool(charts_of(report))
+    if (display.plot is not None and not has_pictures) or (
+        display.format == "csv" and "layers" not in report
+    ):
         raise ReportError("has no layers: it covers several checkpoints", hint=OF_SEVERAL)
     rows = rows_of(report)
     chosen = display.view.rows(rows)

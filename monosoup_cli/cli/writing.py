@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +107,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.note(f"note: {doubt}")
     try:
         with console.progress([*ready.plan.tensors] * (2 if chooses_dry else 1)) as progress:
-            report = execute(ready, progress)
+            report = execute(ready, progress, partial(_say_score, console))
     except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
         if planned.destination.is_unfinished:
             console.note("note: rerun the command with --resume to continue from here")
@@ -117,6 +118,12 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.note(f"note: {left_over} cannot be removed whole; remove it yourself")
     if planned.destination.options.push is not None:
         _push(planned, console)
+
+
+def _say_score(console: Console, label: str, scores: Mapping[str, float] | None) -> None:
+    """Say what is scored, and the scores once they are known."""
+    words = ", ".join(f"{name} {score:g}" for name, score in (scores or {}).items())
+    console.note(f"scoring {label}" if scores is None else f"{label}: {words}")
 
 
 def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
@@ -211,7 +218,8 @@ def _show_tensors(plan: Preview, console: Console) -> None:
     """Print a row for each tensor: folded in a terminal if they are few, and as lines otherwise."""
     from rich.text import Text
 
-    from monosoup_cli.report.tables import MAX_FOLDED_ROWS, aligned, grid, plan_rows
+    from monosoup_cli.report.grid import aligned, grid
+    from monosoup_cli.report.tables import MAX_FOLDED_ROWS, plan_rows
 
     rows = [*plan_rows(plan)]
     if console.width is None or len(rows) > MAX_FOLDED_ROWS:

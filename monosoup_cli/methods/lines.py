@@ -11,14 +11,17 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.score_option import Score, commands_by_name
+from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.methods.wise_ft import interpolations
 from monosoup_cli.names import Position, find_blocks, is_head
 from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
 from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,9 +52,22 @@ def lines(
     output: Output,
     *,
     alpha: Annotated[
-        float, Option("The scale of the first block, and of tensors outside blocks.", metavar="A")
+        Numbers,
+        Option(
+            "The scale of the first block, and of tensors outside blocks. A list such as 0.3,0.5 makes one"
+            " checkpoint per value: OUT/alpha-0.3, …",
+            metavar="A",
+            shell=str,
+        ),
     ],
-    beta: Annotated[float, Option("What the last block adds to A: its scale is A + B.", metavar="B")],
+    beta: Annotated[
+        Numbers,
+        Option(
+            "What the last block adds to A: its scale is A + B. A list makes one checkpoint per value.",
+            metavar="B",
+            shell=str,
+        ),
+    ],
     head: Annotated[
         Head,
         Option(
@@ -67,6 +83,7 @@ def lines(
             shell=str,
         ),
     ] = None,
+    score: Score = (),
     **options: Unpack[RunKeywords],
 ) -> Order:
     """Scale the update with depth: LiNeS.
@@ -76,8 +93,23 @@ def lines(
 
     Example: monosoup lines base.safetensors ft.safetensors -o out --alpha 0.3 --beta 0.7
     """
-    method = Lines(alpha, beta, head, block_pattern)
-    return Order(method, [os.fspath(finetuned)], os.fspath(output), os.fspath(base))
+    alphas, betas = Sweep.parse("alpha", alpha), Sweep.parse("beta", beta)
+    if not (alphas.values and betas.values):
+        raise UsageError("--alpha and --beta are needed")
+    ramps = [
+        Ramp(float(first), float(more), Variant(folder, own))
+        for (first, more), (folder, own, _) in zip(
+            product(alphas.values, betas.values), combine(alphas, betas), strict=True
+        )
+    ]
+    return Order(
+        Lines(ramps, head, block_pattern),
+        [os.fspath(finetuned)],
+        os.fspath(output),
+        os.fspath(base),
+        arguments={"alpha": alphas.argument, "beta": betas.argument},
+        scores=commands_by_name(score),
+    )
 
 
 COMMAND = lines
@@ -139,48 +171,74 @@ def scales(
 
 
 @dataclass(frozen=True)
-class Lines(PlainMethod):
-    """base + s · update, where s rises with the depth of the tensor.
+class Ramp:
+    """How s rises with depth, and the checkpoint that it makes.
 
     Attributes:
         alpha: s in the first block, and outside blocks.
         beta: How much larger s is in the last block.
-        head: How a head outside blocks is scaled.
-        block_pattern: Finds the blocks instead of the detection.
-        scale_of: s of every tensor, once the names are known.
+        variant: The checkpoint.
     """
 
     alpha: float
     beta: float
+    variant: Variant = field(default_factory=Variant)
+
+
+@dataclass(frozen=True)
+class Lines(PlainMethod):
+    """base + s · update, where s rises with the depth of the tensor.
+
+    Attributes:
+        ramps: A ramp for every checkpoint of the output.
+        head: How a head outside blocks is scaled.
+        block_pattern: Finds the blocks instead of the detection.
+        scales_of: s of every tensor for every ramp, once the names are known.
+    """
+
+    ramps: Sequence[Ramp]
     head: Head = "last"
     block_pattern: str | None = None
-    scale_of: Mapping[str, Scale] = field(default_factory=dict)
+    scales_of: Sequence[Mapping[str, Scale]] = ()
 
     verb = "scale"
     paper = PAPER
     measures = MEASURES
 
+    def variants(self) -> Sequence[Variant]:
+        """The checkpoints of the sweep."""
+        return [ramp.variant for ramp in self.ramps]
+
     def for_names(self, names: Sequence[str]) -> Lines:
         """The method with the scale of every tensor."""
-        return replace(self, scale_of=scales(names, self.alpha, self.beta, self.head, self.block_pattern))
+        scales_of = [
+            scales(names, ramp.alpha, ramp.beta, self.head, self.block_pattern) for ramp in self.ramps
+        ]
+        return replace(self, scales_of=scales_of)
 
     @property
     def details(self) -> Mapping[str, Any]:
         """The lists of blocks, in the order of the checkpoint."""
-        positions = [scale.position for scale in self.scale_of.values() if scale.position is not None]
+        scales_of = self.scales_of[0] if self.scales_of else {}
+        positions = [scale.position for scale in scales_of.values() if scale.position is not None]
         lengths = {position.stack: position.length for position in positions}
         return {"stacks": [{"name": stack, "length": length} for stack, length in lengths.items()]}
 
     def planned_measures(self, name: str) -> Mapping[str, Any]:
-        """The scale of a tensor, and where it is in depth."""
-        scale = self.scale_of[name]
-        return {
-            "stack": None if scale.position is None else scale.position.stack,
-            "block": None if scale.position is None else scale.position.block,
-            "scale": scale.value,
-        }
+        """Where a tensor is in depth, and its scale if there is one."""
+        planned = [_measures(scale_of[name]) for scale_of in self.scales_of]
+        return planned[0] if len(planned) == 1 else {**planned[0], "scale": None}
 
     def edit(self, layer: Layer) -> Edit:
-        """Scale the update of one tensor."""
+        """Scale the update of one tensor, for every ramp."""
         assert isinstance(layer, FlatLayer)
-        return interpolations(layer, [self.scale_of[layer.name].value], [self.planned_measures(layer.name)])
+        scales_of = [scale_of[layer.name] for scale_of in self.scales_of]
+        return interpolations(layer, [one.value for one in scales_of], [_measures(one) for one in scales_of])
+
+
+def _measures(scale: Scale) -> dict[str, Any]:
+    return {
+        "stack": None if scale.position is None else scale.position.stack,
+        "block": None if scale.position is None else scale.position.block,
+        "scale": scale.value,
+    }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
 from monosoup_cli.tensors.flat import FlatLayer
@@ -54,6 +55,7 @@ def wise(
         ),
     ],
     extrapolate: Annotated[bool, Option("Allow values of --alpha outside 0 to 1.")] = False,
+    score: Score = (),
     **options: Unpack[RunKeywords],
 ) -> Order:
     """Interpolate base and fine-tune: WiSE-FT.
@@ -71,8 +73,14 @@ def wise(
         [float(value) for value in alphas.values],
         [Variant(folder, own) for folder, own, _ in combine(alphas)],
     )
-    sources = [os.fspath(finetuned)]
-    return Order(method, sources, os.fspath(output), os.fspath(base), arguments={"alpha": alphas.argument})
+    return Order(
+        method,
+        [os.fspath(finetuned)],
+        os.fspath(output),
+        os.fspath(base),
+        arguments={"alpha": alphas.argument},
+        scores=commands_by_name(score),
+    )
 
 
 COMMAND = wise

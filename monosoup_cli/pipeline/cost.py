@@ -18,6 +18,7 @@ from itertools import chain, combinations
 
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.samples import seconds_for
+from monosoup_cli.pipeline.scoring import trials_of
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.ingredients import product_rank
@@ -76,7 +77,7 @@ def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | N
         None where a score command runs, which may take any time, or where a card computes.
     """
     resources = ready.resources
-    if ready.drafts or not all(device.is_host for device in resources.devices):
+    if trials_of(ready) or not all(device.is_host for device in resources.devices):
         return None
     workers = min(resources.workers, resources.devices[0].workers)
     so_far = _spent(workers)

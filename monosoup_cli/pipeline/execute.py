@@ -20,6 +20,7 @@ from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.run import Work, run
+from monosoup_cli.pipeline.scoring import OnScore, ignore_scores, score_variants
 from monosoup_cli.pipeline.task import Choice, true_hints
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
@@ -29,10 +30,11 @@ from monosoup_cli.tensors.plan import Selection
 __all__ = ["choose", "execute"]
 
 
-def execute(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
+def execute(ready: Ready, progress: Progress = ignore, on_score: OnScore = ignore_scores) -> dict[str, Any]:
     """Make the output and return its report; for a sweep, the report of all its checkpoints.
 
-    The output appears when it is complete; after an error there is none.
+    The output appears when it is complete, and scored where the task asks for it; after an error there is
+    none.
 
     Raises:
         MonosoupError: The output cannot be made.
@@ -43,10 +45,12 @@ def execute(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
     ready.check()
     fetch(ready.downloads)
     check_copies(planned.inputs.copies, planned.selection.leaves_out)
-    return _make(ready, progress)
+    return _make(ready, progress, on_score)
 
 
-def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None) -> dict[str, Any]:
+def _make(
+    ready: Ready, progress: Progress, on_score: OnScore = ignore_scores, members: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
     planned, inputs, writing = ready.planned, ready.planned.inputs, ready.planned.destination.options
     started, machine = time.monotonic(), environment(ready.resources.devices)
@@ -77,7 +81,8 @@ def _make(ready: Ready, progress: Progress, members: Sequence[int] | None = None
         for source in inputs.sources:
             source.check_unchanged()
         sealed = seal(ready, choice, partial, identity)
-        whole, reports = make_reports(ready, choice, machine, partial, sealed, started)
+        scores = score_variants(ready, partial, on_score)
+        whole, reports = make_reports(ready, choice, machine, partial, sealed, started, scores)
         return publish(ready, partial, whole, reports)
 
 
@@ -116,4 +121,4 @@ class _Context:
             self._ready.resources,
         )
         draft.check()
-        _make(draft, ignore, members)
+        _make(draft, ignore, members=members)

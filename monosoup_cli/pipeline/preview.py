@@ -5,6 +5,7 @@ from __future__ import annotations
 from monosoup_cli.pipeline.cost import Estimate
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.scoring import trials_of
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
 from monosoup_cli.tensors.plan import PlannedTensor
 
@@ -16,7 +17,6 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     planned = ready.planned
     inputs, method = planned.inputs, planned.method
     layout, resources = ready.form.layout, ready.resources
-    trials = 2 * len(inputs.finetuned) - 1 if ready.drafts else 0
     return Preview(
         command=planned.task.call.command,
         verb=method.verb,
@@ -35,7 +35,8 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             workers=resources.workers,
             memory_bytes=resources.host_bytes,
             device_memory_bytes=resources.device_bytes,
-            trials=trials,
+            trials=trials_of(ready),
+            draft_bytes=ready.drafts * layout.nbytes,
             seconds=None if estimate is None else estimate.seconds,
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,
             cores=0 if estimate is None else estimate.cores,

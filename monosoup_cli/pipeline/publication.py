@@ -111,6 +111,7 @@ def make_reports(
     partial: PartialOutput,
     sealed: Sealed,
     started: float,
+    scores: Sequence[Mapping[str, float]],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report of the whole run, and the report of every variant.
 
@@ -121,6 +122,7 @@ def make_reports(
         partial: The output with its records.
         sealed: The files of each variant's folder.
         started: When the run started, by `time.monotonic`.
+        scores: The scores of every variant, by name.
     """
     inputs, method = ready.planned.inputs, ready.planned.method
     sources = with_roles(inputs.base, inputs.finetuned)
@@ -150,6 +152,7 @@ def make_reports(
                     "files": sealed.weights[variant.folder],
                     "other_files": sealed.others[variant.folder],
                     **ready.side_files.record(),
+                    **({"scores": scores[number]} if scores[number] else {}),
                 },
                 "summary": summarise(layers, method.measures),
                 "layers": layers,
@@ -157,7 +160,10 @@ def make_reports(
         )
     if not ready.variants[0].folder:
         return reports[0], reports
-    outputs = [{**report["output"], "summary": report["summary"]} for report in reports]
+    outputs = [
+        {**report["output"], "arguments": variant.arguments, "summary": report["summary"]}
+        for variant, report in zip(ready.variants, reports, strict=True)
+    ]
     return {**head, "outputs": outputs}, reports
 
 

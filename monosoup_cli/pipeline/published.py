@@ -73,8 +73,9 @@ def published(report: Mapping[str, Any], declared: Mapping[str, DeclaredOption])
 
 
 def _is_secret(value: Any, declared: DeclaredOption | None) -> bool:
-    """Whether an argument is a text that may have secrets. Scores by checkpoint have none."""
-    return declared is not None and declared.option.is_private and isinstance(value, str)
+    """Whether an argument has texts that may have secrets. Scores by checkpoint have none."""
+    is_text = bool(value) and isinstance(value, (str, list))
+    return declared is not None and declared.option.is_private and is_text
 
 
 def _names(report: Mapping[str, Any]) -> dict[str, str]:

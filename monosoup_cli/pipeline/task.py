@@ -45,11 +45,14 @@ class Chooser(Protocol):
     """Chooses which fine-tuned checkpoints are averaged, before the work.
 
     `drafts` is how many checkpoints it writes beside the output at a time. A chooser that writes none can
-    also choose in a dry run.
+    also choose in a dry run. `trials` is the largest number of times that it runs a score command.
     """
 
     @property
     def drafts(self) -> int: ...
+
+    @property
+    def trials(self) -> int: ...
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Refuse inputs among which there is nothing to choose by.

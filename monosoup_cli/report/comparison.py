@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.errors import ReportError
 from monosoup_cli.options import RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
+from monosoup_cli.report.grid import grid
 from monosoup_cli.report.layers import short
 from monosoup_cli.report.measures import WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.tables import grid
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any
 
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row, rows_of
+from monosoup_cli.report.scored import charts_of
 from monosoup_cli.report.words import printable
 
 __all__ = ["page"]
@@ -41,6 +42,10 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "labels": LABELS,
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
+        "charts": [
+            {**chart._asdict(), "curves": [curve._asdict() for curve in chart.curves]}
+            for chart in charts_of(report)
+        ],
     }
     harmless = {
         **_make_printable(data),

@@ -18,10 +18,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monosoup_cli.errors import ReportError, UsageError, crop
+from monosoup_cli.report.charts import BLACK, BLUE, CURVES, SKY, VERMILLION, draw_chart
 from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
 from monosoup_cli.report.rows import Row, rows_of
+from monosoup_cli.report.scored import charts_of
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
@@ -60,24 +62,6 @@ STYLE = {
 }
 WIDTH = 4.8
 """Width of the figure in inches. Shrunk to a column, its text is still 6 pt."""
-
-BLACK, ORANGE, SKY, BLUE, VERMILLION, PURPLE = (
-    "#000000",
-    "#e69f00",
-    "#56b4e9",
-    "#0072b2",
-    "#d55e00",
-    "#cc79a7",
-)
-CURVES: tuple[tuple[str, Any, str], ...] = (
-    (BLACK, "-", "o"),
-    (ORANGE, "-.", "s"),
-    (BLUE, (0, (5, 1)), "^"),
-    (VERMILLION, ":", "D"),
-    (SKY, "-", "v"),
-    (PURPLE, (0, (3, 1, 1, 1, 1, 1)), ">"),
-)
-"""Colour, line style and marker of each layer in the plot of singular values."""
 
 OVER_DEPTH = {("lambda_high", "lambda_low"): "factor", ("ratio",): "ratio", ("scale",): "factor"}
 """Measures to plot over depth, those of a tuple together, and the label of their axis."""
@@ -147,9 +131,12 @@ def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figu
         ReportError: There is nothing to draw.
         ImportError: Matplotlib is missing.
     """
-    if "layers" not in report:
+    charts = charts_of(report)
+    if "layers" not in report and not charts:
         raise ReportError("no layers to draw: the report covers several checkpoints", hint=OF_SEVERAL)
-    panels = list(_panels(_by_depth(rows_of(report) if rows is None else rows)))
+    panels = [_Panel(2.8, partial(draw_chart, chart=chart)) for chart in charts]
+    if "layers" in report:
+        panels += _panels(_by_depth(rows_of(report) if rows is None else rows))
     if not panels:
         raise ReportError(f"this report of {report['command']} has nothing to draw")
     from matplotlib.figure import Figure

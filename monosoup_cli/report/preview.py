@@ -19,7 +19,8 @@ class Cost:
         workers: How many tensors the run edits at once.
         memory_bytes: The host memory of the workers, without that of the libraries.
         device_memory_bytes: The memory of the workers on one card; 0 without cards.
-        trials: The largest number of runs of a score command.
+        trials: The largest number of runs of score commands.
+        draft_bytes: The size of what is written beside the output at a time, to be scored.
         seconds: How long the run takes, without downloads; None where that is not estimated.
         calibration_seconds: How long it took to find out how fast the machine is.
         cores: How many cores the run keeps busy, where its time is known.
@@ -31,6 +32,7 @@ class Cost:
     memory_bytes: int
     device_memory_bytes: int
     trials: int
+    draft_bytes: int = 0
     seconds: float | None = None
     calibration_seconds: float | None = None
     cores: int = 0

@@ -49,6 +49,8 @@ CHECKPOINT = {
     "other_files?": [{"name": str, "bytes": int, "sha256": str}],
     "side_files?": [str],
     "left_out?": [{"name": str, "why": str}],
+    "arguments?": Values(NUMBER),
+    "scores?": Values(NUMBER),
 }
 OPTIONAL_MEASURES = {
     **{f"{name}?": NUMBER_OR_NONE for name in LABELS},

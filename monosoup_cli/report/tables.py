@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from monosoup_cli.report.grid import grid
 from monosoup_cli.report.measures import SPLITS, is_number, label_of
 from monosoup_cli.report.records import measures_of
+from monosoup_cli.report.scored import scored_in, scores_table
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, joined_label, parameters, plural, printable, rough, size
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FOLDED_ROWS",
-    "aligned",
-    "grid",
     "plan_rows",
     "plan_table",
     "plan_to_json",
@@ -111,7 +110,8 @@ def plan_table(plan: Preview) -> RenderableType:
     if plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
     if cost.trials:
-        totals.add_row("score", f"at most {cost.trials} times, {size(nbytes)} of drafts at a time")
+        drafts = f", {size(cost.draft_bytes)} of drafts at a time" if cost.draft_bytes else ""
+        totals.add_row("score", f"at most {cost.trials:,} times{drafts}")
     if cost.download_bytes:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")
@@ -164,22 +164,12 @@ def plan_rows(plan: Preview) -> Iterator[tuple[str, str, str]]:
         yield printable(tensor.name), tensor.dtype, action
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns, as `grid` has them, a line each."""
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "".join(f"{line.rstrip()}\n" for line in lines)
-
-
 def _planned_measures(measures: Mapping[str, Any], stacks: Sequence[Mapping[str, Any]]) -> str:
     """Describe the measures that a method plans: the scale and the block of LiNeS, and those of any method.
 
     The block is named with its stack where there are several.
     """
-    words = f" by {measures['scale']:.4g}" if "scale" in measures else ""
+    words = f" by {measures['scale']:.4g}" if is_number(measures.get("scale")) else ""
     if measures.get("block") is not None:
         words += f", block {measures['block']}"
         words += f" of {printable(measures['stack'])}" if len(stacks) > 1 else ""
@@ -221,6 +211,11 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         _add_side_files(counts, wrote[0])
     if report_path is not None:
         counts.add_row("report", Text(printable(report_path)))
+    scored = scored_in(report)
+    if len(scored) > 1:
+        return Group(counts, Text(""), scores_table(scored))
+    for one in scored:
+        counts.add_row("scores", ", ".join(f"{name} {score:.6g}" for name, score in one.scores.items()))
     if len(wrote) > 1 or not any(summary["ranges"].values()):
         return counts
     means = grid("", "mean", "min", "max", show_header=True)
@@ -385,15 +380,6 @@ def _some(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
-
-
-def grid(first: str, *others: str, show_header: bool = False) -> Table:
-    """Return a table without lines, with these headings."""
-    table = Table(box=None, show_header=show_header, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right" if show_header else "left", overflow="fold")
-    return table
 
 
 def _counts(reasons: Mapping[Any, int]) -> str:

@@ -255,6 +255,7 @@ class Order:
         weights: The weights of a mean, which sum to 1; None for an even mean.
         base_is_option: Whether the shell has an option `--base` in place of an argument.
         arguments: Arguments that the report shows in a different form.
+        scores: The commands that score every checkpoint of the output, by name.
     """
 
     method: Method
@@ -266,3 +267,4 @@ class Order:
     weights: Sequence[float] | None = None
     base_is_option: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, str] = field(default_factory=dict)

@@ -25,9 +25,10 @@ import monosoup_cli
 from monosoup_cli.cli.console import Console
 from monosoup_cli.errors import OutputError
 from monosoup_cli.report.comparison import compare_reports
+from monosoup_cli.report.grid import aligned, grid
 from monosoup_cli.report.layers import as_csv
 from monosoup_cli.report.rows import rows_of
-from monosoup_cli.report.tables import MAX_FOLDED_ROWS, aligned, grid
+from monosoup_cli.report.tables import MAX_FOLDED_ROWS
 from tests.cli.test_app import SCHEMA
 from tests.cli.test_names import NAMES, printed
 

@@ -17,6 +17,8 @@ files = sorted(glob.glob(path + "/*.safetensors")) if os.path.isdir(path) else [
 print(sum(zlib.crc32(open(file, "rb").read()[-200:]) for file in files))
 """
 
+SCORE = f"{sys.executable} -I -S in/scorer.py {{}}"
+
 TABLE = """
 edit                edit in/base in/ft1 -o out
 edit to a file      edit in/base.safetensors in/ft1.safetensors -o out.safetensors
@@ -38,6 +40,7 @@ soup, greedy, file  soup in/ft1.safetensors in/ft2.safetensors -o out.safetensor
 sfgs                sfgs in/base in/ft1 in/ft2 -o out --threshold -1
 wise                wise in/base.safetensors in/ft1.safetensors -o out --alpha 0.3 --dtype float16
 wise sweep          wise in/base in/ft1 -o out --alpha 0:1:0.5
+wise, scored        wise in/base in/ft1 -o out --alpha 0.3,0.5 $SCORE
 lines               lines in/base.safetensors in/ft1.safetensors -o out --alpha 0.3 --beta 0.7
 merge               edit in/base in/adapter -o out
 edit an adapter     edit - in/adapter -o out --as-adapter
@@ -81,7 +84,9 @@ def read_commands() -> dict[str, Command]:
     for line in TABLE.strip().splitlines():
         name, words = line[:20].strip(), line[20:].split()
         if words[-1] == "$GREEDY":
-            words[-1:] = ["--greedy", "--score-command", f"{sys.executable} -I -S in/scorer.py {{}}"]
+            words[-1:] = ["--greedy", "--score-command", SCORE]
+        elif words[-1] == "$SCORE":
+            words[-1:] = ["--score", SCORE]
         commands[name] = Command(name, (*words, "--device", "cpu", "--workers", "2"))
     return commands
 

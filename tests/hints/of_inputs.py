@@ -161,17 +161,25 @@ def beyond_the_finetuned(at: Trial) -> None:
 
 @follows("api/soup.py", "--greedy needs --score-command")
 @follows("api/soup.py", "--score-command, --scores and --accept need --greedy")
-@follows("api/score_command.py", "--score-command needs {}")
+@follows("methods/score_option.py", "… needs {} where")
 def a_greedy_soup(at: Trial) -> None:
     command = ("soup", at.base, at.finetuned, "-o", at.out)
     score = ("--score-command", "test -e {} && echo 1")
     lacking = {
         "--greedy needs --score-command": ("--greedy",),
         "--score-command, --scores": score,
-        "--score-command needs {}": ("--greedy", "--score-command", "echo 1"),
+        "… needs {}": ("--greedy", "--score-command", "echo 1"),
     }
     at.refused(*command, *next(words for start, words in lacking.items() if at.site.hint.startswith(start)))
     at.loads(*command, "--greedy", *score)
+
+
+@follows("methods/score_option.py", "… NAME=COMMAND names a score")
+def two_scores_without_names(at: Trial) -> None:
+    command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5")
+    score = "test -e {} && echo 1"
+    at.refused(*command, "--score", score, "--score", score)
+    at.loads(*command, "--score", f"in={score}", "--score", f"out={score}")
 
 
 @follows("pipeline/inspection.py", "a whole checkpoint needs a base")

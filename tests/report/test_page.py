@@ -72,6 +72,15 @@ def reports(tmp_path_factory):
     return {
         "edit": monosoup_cli.edit(base, finetuned[0], folder / "edit", **options),
         "several": monosoup_cli.edit(base, finetuned[0], folder / "several", energy=[0.5, 0.8], **options),
+        "scored": monosoup_cli.edit(
+            base,
+            finetuned[0],
+            folder / "scored",
+            energy=[0.5, 0.8],
+            wise="0.5,1",
+            score=["in=cksum {}/model.safetensors | cut -d' ' -f1", "out=wc -c < {}/model.safetensors"],
+            **options,
+        ),
         "stock": monosoup_cli.stock(base, finetuned, folder / "stock", **options),
         "soup": monosoup_cli.soup(finetuned, folder / "soup", **options),
         "sfgs": monosoup_cli.sfgs(base, finetuned, folder / "sfgs", threshold=0.1, **options),
@@ -182,6 +191,7 @@ def figures(view):
     [
         ("edit", ["λ_high and λ_low over depth", "k/r in model.layers"]),
         ("several", []),
+        ("scored", ["in over α", "out over α", "out against in"]),
         ("stock", ["Ratio over depth", "Cosines of the updates of two checkpoints"]),
         ("soup", []),
         ("sfgs", ["How alike the updates of the checkpoints are"]),
@@ -204,9 +214,23 @@ def test_every_report_has_its_page(opened, reports, name, pictures):
     assert figures(view) == pictures
     assert view.locator("#pictures").is_visible() == bool(pictures)
     assert view.locator("#pictures canvas").count() == sum(
-        "over" in title or "Cos" in title for title in pictures
+        "over" in title or "against" in title or "Cos" in title for title in pictures
     )
     assert view.locator("#panel").is_visible() == (name == "edit")
+
+
+def test_the_scores_of_a_sweep(opened, reports):
+    """In the table, and under the pointer in the first picture: a curve for each R."""
+    outputs = reports["scored"]["outputs"]
+    view = opened(reports["scored"])
+    headings = view.locator("#head thead th").all_inner_texts()
+    assert headings[:3] == ["output", "in", "out"]
+    cells = [
+        line.all_inner_texts() for line in (row.locator("td") for row in view.locator("#head tbody tr").all())
+    ]
+    assert [line[1] for line in cells if len(line) > 2] == [f"{outputs[0]['scores']['out']:g}"] * 4
+    legend = view.locator("#pictures .u-legend").first.locator("th").all_inner_texts()
+    assert [text.strip() for text in legend] == ["α", "R = 0.5", "R = 0.8"]
 
 
 def test_numbers_are_those_of_the_report(opened, reports):

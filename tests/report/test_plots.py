@@ -177,6 +177,21 @@ def test_a_report_has_the_panels_that_it_has_data_for(reports, tmp_path, name, t
     assert list(panels(reports[name])) == titles
 
 
+def test_scores_of_a_sweep_over_what_was_swept_and_against_each_other(reports):
+    report = copy.deepcopy(reports["edit to several"])
+    expected = {0.5: (3.0, 7.0), 0.8: (4.0, 5.0)}
+    for output, scores in zip(report["outputs"], expected.values(), strict=True):
+        output["scores"] = dict(zip(("in", "out"), scores, strict=True))
+    assert list(panels(report)) == ["in over R", "out over R", "out against in"]
+    for number, name in enumerate(("in", "out")):
+        axes = panel(report, f"{name} over R")
+        ((x, y),) = (data(line) for line in axes.lines)
+        assert dict(zip(x, y, strict=True)) == {at: scores[number] for at, scores in expected.items()}
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("R", name)
+    ((x, y),) = (data(line) for line in panel(report, "out against in").lines)
+    assert list(zip(x, y, strict=True)) == list(expected.values())
+
+
 @pytest.mark.parametrize("name", ["soup", "wise", "edit to several"])
 def test_a_report_without_anything_to_draw_is_refused(reports, tmp_path, name):
     with pytest.raises(ReportError, match="to draw"):

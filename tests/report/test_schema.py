@@ -41,6 +41,8 @@ print(-abs(last - 2))"""
 SCORE_COMMAND = f"{shlex.join([sys.executable, '-c', SCORE])} {{}}"
 """The best soup is the one whose `temperature`, which is stored last, is next to 2."""
 
+SCORE_WEIGHTS = "cat {}/model.safetensors | cksum | cut -d' ' -f1"
+
 FINETUNED = ["first.safetensors", "second.safetensors", "third.safetensors"]
 SCORES = {name: score for score, name in enumerate(FINETUNED)}
 RAMP = {"alpha": 0.5, "beta": 0.25}
@@ -61,7 +63,10 @@ RUNS = {
     "wise beyond": {"alpha": -0.5, "extrapolate": True},
     "wise to several": {"alpha": "0:1:0.5"},
     "wise to a list of one": {"alpha": [0.25]},
+    "wise scored": {"alpha": 0.3, "score": SCORE_WEIGHTS},
+    "wise to several scored": {"alpha": "0:1:0.5", "score": [f"in={SCORE_WEIGHTS}", f"out={SCORE_WEIGHTS}"]},
     "lines": RAMP,
+    "lines to several": {"alpha": "0,0.5", "beta": [0.5]},
     "lines by pattern": {**RAMP, "head": "ft", "block_pattern": r"(\d)"},
     "inspect-spectrum": {},
     "inspect-spectrum of three": {"values": True},
@@ -73,6 +78,8 @@ PARTS = {
     "edit to several": [f"energy-{energy}-wise-{wise}" for energy in (0.5, 0.8) for wise in (0.5, 1)],
     "wise to several": ["alpha-0", "alpha-0.5", "alpha-1"],
     "wise to a list of one": ["alpha-0.25"],
+    "wise to several scored": ["alpha-0", "alpha-0.5", "alpha-1"],
+    "lines to several": ["alpha-0-beta-0.5", "alpha-0.5-beta-0.5"],
 }
 """The folders of runs that make several checkpoints."""
 
@@ -314,7 +321,17 @@ def test_what_only_the_base_has_is_reported(reports, name, names):
 @pytest.mark.parametrize("name", PARTS)
 def test_the_report_of_several_is_that_of_its_parts(reports, name):
     whole, parts = reports[name], [reports[f"{name}/{folder}"] for folder in PARTS[name]]
-    assert whole["outputs"] == [{**part["output"], "summary": part["summary"]} for part in parts]
+    swept = whole["outputs"][0]["arguments"].keys()
+    assert "-".join(swept) == "-".join(PARTS[name][0].split("-")[::2])
+    assert whole["outputs"] == [
+        {
+            **part["output"],
+            "arguments": {option: part["arguments"][option] for option in swept},
+            "summary": part["summary"],
+        }
+        for part in parts
+    ]
+    assert all(("scores" in output) == ("scored" in name) for output in whole["outputs"])
     assert [Path(part["output"]["path"]).name for part in parts] == PARTS[name]
     for part in parts:
         shared = part.keys() - {"output", "summary", "layers", "arguments"}
@@ -395,12 +412,12 @@ def test_too_few_inputs_or_wrong_roles_are_an_error(reports, name, least):
 
 
 @pytest.mark.parametrize("name", ["edit", "stock", "soup", "sfgs", "wise", "lines"])
-def test_only_edit_and_wise_make_several(reports, name):
+def test_only_edit_wise_and_lines_make_several(reports, name):
     report = dict(reports[name])
     summary = report.pop("summary")
     del report["layers"]
     report["outputs"] = [{**report.pop("output"), "summary": summary}]
-    assert (errors_of(report) == []) == (name in ("edit", "wise"))
+    assert (errors_of(report) == []) == (name in ("edit", "wise", "lines"))
 
 
 @pytest.mark.parametrize(
@@ -538,12 +555,13 @@ def test_measured_and_unmeasured_are_the_same_fields():
 def test_a_missing_key_is_an_error(small_report):
     count = 0
     for path, content in objects(small_report):
-        if path[-1:] == ("kept",):
+        if path[-1:] in (("kept",), ("arguments",)):
             continue
         for name in content:
             broken, inner = changed(small_report, path)
             del inner[name]
-            is_of_older = name == "other_files"  # reports of older versions are without
+            # reports of older versions are without
+            is_of_older = name == "other_files" or (bool(path) and name == "arguments")
             assert VALIDATOR.is_valid(broken) == is_of_older, (*path, name)
             count += 1
     assert count > 60

@@ -1,6 +1,6 @@
 "use strict";
 
-const { report, sentences, labels, columns, rows: entries } = JSON.parse(byId("data").textContent);
+const { report, sentences, labels, columns, rows: entries, charts: scores } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
   order, ...Object.fromEntries(columns.map((name, at) => [name, values[at]])),
 }));
@@ -135,14 +135,15 @@ function averages(summary) {
 }
 
 function outputs(written) {
-  const names = Object.keys(written[0].summary.means);
+  const names = Object.keys(written[0].summary.means), scored = Object.keys(written[0].scores ?? {});
   return element("div", { className: "scroll" }, table(
     [
-      heading("output"), heading("edited", "number"),
+      heading("output"), ...scored.map((name) => heading(name, "number")), heading("edited", "number"),
       ...names.map((name) => heading(`mean ${label(name)}`, "number")),
     ],
-    written.map(({ path, summary }) => [
-      element("th", { scope: "row" }, path), number(summary.edited),
+    written.map(({ path, scores, summary }) => [
+      element("th", { scope: "row" }, path), ...scored.map((name) => number(scores?.[name])),
+      number(summary.edited),
       ...names.map((name) => number(summary.means[name])),
     ]),
   ));

@@ -228,8 +228,32 @@ function similarityMap() {
   return [figure("How alike the updates of the checkpoints are", draw, note)];
 }
 
+/* Points, joined by lines or not; every point has a place of its own on the x axis. */
+function chart({ title, x, y, curves }) {
+  const points = curves.flatMap((curve, which) => curve.points.map(([at, value]) => ({ at, value, which })))
+    .sort((a, b) => a.at - b.at);
+  const at = points.map((point) => point.at);
+  const margin = 0.04 * (at[at.length - 1] - at[0]) || 0.5;
+  const draw = (host) => new uPlot({
+    width: host.clientWidth,
+    height: 300,
+    scales: { x: { time: false, range: (_, min, max) => [min - margin, max + margin] } },
+    axes: [across(x), axis(y, { size: 62 })],
+    series: [
+      { label: x, value: known },
+      ...curves.map((curve, which) => {
+        const stroke = `hsl(${(215 + which * 137) % 360} 65% 50%)`;
+        const line = { width: curve.is_line ? 1.2 : 0, spanGaps: true };
+        return { label: curve.label || y, stroke, points: { show: true, size: 6, fill: stroke }, value: known, ...line };
+      }),
+    ],
+  }, [at, ...curves.map((_, which) => points.map((point) => (point.which === which ? point.value : null)))], host);
+  return figure(title, draw);
+}
+
 function drawPictures() {
   const charts = [
+    ...scores.map(chart),
     ...overDepth("λ_high and λ_low over depth", ["lambda_high", "lambda_low"], "coefficient", [0, 1]),
     ...overDepth("Ratio over depth", ["ratio"], "ratio, from base (0) to mean (1)"),
     ...overDepth("Scale over depth", ["scale"], "factor of the update"),

@@ -1,4 +1,4 @@
-"""Scores of checkpoints: from a file, or from a command that the user names."""
+"""Scores of checkpoints: from a file, or from a command that the user names, whose scores are journalled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
 from monosoup_cli.options import StrPath
+from monosoup_cli.outputs.writer import PartialOutput
 
-__all__ = ["check_template", "run_score_command", "scores_of"]
+__all__ = ["noted_score", "run_score_command", "scores_of"]
 
 
 def scores_of(scores: StrPath | Mapping[str, float], sources: Sequence[str]) -> dict[str, float]:
@@ -53,13 +54,24 @@ def _finite(score: Any, source: str, where: str | None) -> float:
     )
 
 
-def check_template(template: str) -> None:
-    """Raise UsageError for a score command without {}, which stands for the checkpoint's path."""
-    if "{}" not in template:
-        raise UsageError("--score-command needs {} where the checkpoint's path goes", found=repr(template))
+def noted_score(name: str, template: str, path: Callable[[], StrPath], partial: PartialOutput) -> float:
+    """The score that the journal has under a name; otherwise that of the command, which is then noted.
+
+    Args:
+        name: What is scored.
+        template: The command.
+        path: Makes the checkpoint, or finds it, and returns its path.
+        partial: The output with the journal.
+    """
+    if name not in partial.notes:
+        checkpoint = path()
+        partial.workplace.open_files.prove()
+        has_work = bool(partial.notes or partial.finished)
+        partial.note(name, run_score_command(template, checkpoint, has_work=has_work))
+    return float(partial.notes[name])
 
 
-def run_score_command(template: str, path: StrPath, *, has_scores: bool = False) -> float:
+def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -> float:
     """Run a score command through the shell; the last line that it prints is the score.
 
     When this is interrupted, the command and its children are killed.
@@ -67,7 +79,7 @@ def run_score_command(template: str, path: StrPath, *, has_scores: bool = False)
     Args:
         template: The command; `{}` is replaced by the quoted path.
         path: The checkpoint.
-        has_scores: Whether earlier scores are kept for a resumed run; for the message of an error.
+        has_work: Whether something is kept for a resumed run; for the message of an error.
 
     Raises:
         ScoreError: The command failed, or printed no finite number.
@@ -92,7 +104,7 @@ def run_score_command(template: str, path: StrPath, *, has_scores: bool = False)
         printed, errors = (_text(stream) for stream in (stdout, stderr))
     if code:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise ScoreError(f"the score command failed with {how}", command, errors, has_scores=has_scores)
+        raise ScoreError(f"the score command failed with {how}", command, errors, has_work=has_work)
     lines = printed.strip().splitlines()
     try:
         score = float(lines[-1])
@@ -101,7 +113,7 @@ def run_score_command(template: str, path: StrPath, *, has_scores: bool = False)
     if not math.isfinite(score):
         last = repr(lines[-1]) if lines else "nothing"
         raise ScoreError(
-            f"the score command printed no number: found {last}", command, errors, has_scores=has_scores
+            f"the score command printed no number: found {last}", command, errors, has_work=has_work
         )
     return score
 

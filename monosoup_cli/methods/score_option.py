@@ -1,0 +1,55 @@
+"""The option `--score`: commands that score a checkpoint, and their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+from monosoup_cli.errors import UsageError
+from monosoup_cli.options import Option, as_list
+
+__all__ = ["SCORE_HELP", "Score", "check_template", "commands_by_name"]
+
+NAMED = re.compile(r"([a-z][a-z0-9-]*)=(.*)", re.DOTALL)
+"""In lower case, so that CUDA_VISIBLE_DEVICES=0 begins a command."""
+
+SCORE_HELP = (
+    "A shell command that scores a checkpoint. {} is replaced by its path, and the last line that the command"
+    " prints is the score; higher is better. NAME, in lower case, is what the score is called."
+)
+
+Score: TypeAlias = Annotated[
+    str | Sequence[str],
+    Option(
+        f"{SCORE_HELP} Every checkpoint of the output is scored before it appears. Repeatable.",
+        metavar="[NAME=]COMMAND",
+        shell=list[str],
+        changes_bytes=False,
+        in_card=False,
+        is_private=True,
+    ),
+]
+
+
+def commands_by_name(score: str | Sequence[str], flag: str = "--score") -> dict[str, str]:
+    """Read what the user typed after an option for score commands. One without a name is called "score".
+
+    Raises:
+        UsageError: A command lacks {}, or two have one name.
+    """
+    commands: dict[str, str] = {}
+    for text in as_list(score):
+        named = NAMED.fullmatch(text)
+        name, template = ("score", text) if named is None else named.groups()
+        check_template(template, flag)
+        if name in commands:
+            raise UsageError(f"two of {flag} are called {name!r}", hint=f"{flag} NAME=COMMAND names a score")
+        commands[name] = template
+    return commands
+
+
+def check_template(template: str, flag: str) -> None:
+    """Raise UsageError for a score command without {}, which stands for the checkpoint's path."""
+    if "{}" not in template:
+        raise UsageError(f"{flag} needs {{}} where the checkpoint's path goes", found=repr(template))

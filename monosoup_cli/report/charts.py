@@ -1,0 +1,53 @@
+"""Charts with matplotlib: points and lines with names, in colours that colour-blind readers tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.report.scored import Chart
+from monosoup_cli.report.words import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+__all__ = ["BLACK", "BLUE", "CURVES", "SKY", "VERMILLION", "draw_chart"]
+
+BLACK, ORANGE, SKY, BLUE, VERMILLION, PURPLE = (
+    "#000000",
+    "#e69f00",
+    "#56b4e9",
+    "#0072b2",
+    "#d55e00",
+    "#cc79a7",
+)
+CURVES: tuple[tuple[str, Any, str], ...] = (
+    (BLACK, "-", "o"),
+    (ORANGE, "-.", "s"),
+    (BLUE, (0, (5, 1)), "^"),
+    (VERMILLION, ":", "D"),
+    (SKY, "-", "v"),
+    (PURPLE, (0, (3, 1, 1, 1, 1, 1)), ">"),
+)
+"""Colour, line style and marker of the first curves of a picture."""
+
+
+def draw_chart(panel: SubFigure, chart: Chart) -> None:
+    """Draw a chart: a line with markers for each curve, or markers alone."""
+    axes = panel.subplots()
+    for number, curve in enumerate(chart.curves):
+        colour, style, marker = CURVES[number % len(CURVES)]
+        axes.plot(
+            *zip(*curve.points, strict=True),
+            color=colour,
+            linestyle=style if curve.is_line else "none",
+            marker=marker,
+            markersize=4,
+            markeredgecolor=BLACK,
+            markeredgewidth=0.4,
+            label=printable(curve.label, 44),
+        )
+    axes.set_title(printable(chart.title))
+    axes.set_xlabel(printable(chart.x))
+    axes.set_ylabel(printable(chart.y))
+    if any(curve.label for curve in chart.curves):
+        panel.legend(loc="outside lower center", ncols=2, fontsize=8)

@@ -1,0 +1,106 @@
+"""The scores of a sweep's checkpoints: as a table, and as charts that pages and pictures draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from monosoup_cli.report.words import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Chart", "Curve", "Scored", "charts_of", "scored_in", "scores_table"]
+
+AXES = {"alpha": "α", "energy": "R", "wise": "α", "beta": "β"}
+"""What the paper calls the options that take lists."""
+
+
+class Scored(NamedTuple):
+    """A checkpoint, the arguments that only it has, and its scores by name."""
+
+    label: str
+    arguments: Mapping[str, float]
+    scores: Mapping[str, float]
+
+
+class Curve(NamedTuple):
+    """Points, from left to right, and whether a line joins them."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    is_line: bool = True
+
+
+class Chart(NamedTuple):
+    """One picture: its title, the names of its axes, and what is drawn."""
+
+    title: str
+    x: str
+    y: str
+    curves: Sequence[Curve]
+
+
+def scored_in(report: Mapping[str, Any]) -> list[Scored]:
+    """The checkpoints of a report that were scored, in its order."""
+    written = report.get("outputs") or ([report["output"]] if "output" in report else [])
+    return [
+        Scored(PurePath(one["path"]).name, one.get("arguments", {}), one["scores"])
+        for one in written
+        if one.get("scores")
+    ]
+
+
+def scores_table(rows: Sequence[Scored]) -> RenderableType:
+    """Show the scores of checkpoints; the best in each score is marked."""
+    from rich.text import Text
+
+    from monosoup_cli.report.grid import grid
+
+    names = list(rows[0].scores)
+    of_each = {name: [row.scores[name] for row in rows] for name in names}
+    best = {name: max(values) for name, values in of_each.items() if max(values) > min(values)}
+    table = grid("", *names, "", show_header=True)
+    table.columns[-1].justify = "left"
+    for row in rows:
+        of_row = [name for name in names if row.scores[name] == best.get(name)]
+        words = f"best in {', '.join(of_row)}" if len(names) > 1 else "best"
+        scores = (f"{row.scores[name]:.6g}" for name in names)
+        table.add_row(Text(printable(row.label)), *scores, words if of_row else "")
+    return table
+
+
+def charts_of(report: Mapping[str, Any]) -> list[Chart]:
+    """The charts of the scores in a report: every score over what was swept, and the first two scores against
+    each other. Fewer than two checkpoints make none."""
+    rows = scored_in(report)
+    if len(rows) < 2:
+        return []
+    names = list(rows[0].scores)
+    *others, along = rows[0].arguments
+    curves: dict[str, list[Scored]] = {}
+    for row in rows:
+        label = ", ".join(f"{AXES.get(one, one)} = {row.arguments[one]:g}" for one in others)
+        curves.setdefault(label, []).append(row)
+    x = AXES.get(along, along)
+    charts = [
+        Chart(
+            f"{name} over {x}",
+            x,
+            name,
+            [
+                Curve(label, sorted((row.arguments[along], row.scores[name]) for row in some))
+                for label, some in curves.items()
+            ],
+        )
+        for name in names
+    ]
+    if len(names) > 1:
+        first, second = names[:2]
+        points = [
+            Curve(label, [(row.scores[first], row.scores[second]) for row in some], is_line=False)
+            for label, some in curves.items()
+        ]
+        charts.append(Chart(f"{second} against {first}", first, second, points))
+    return charts
