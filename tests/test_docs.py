@@ -15,7 +15,7 @@ from monosoup_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GENERATED = {"cli.md"}
+GENERATED, RUN = {"cli.md"}, {"reproduce.md"}  # tests/test_reproduce.py runs what it has
 EXAMPLE = re.compile(r"^ *(?:\$ )?(monosoup [a-z-]+ .*)$", re.MULTILINE)
 SHELL = {"|", ">", "&&", ";"}
 
@@ -24,7 +24,7 @@ def examples() -> list[str]:
     """Every command line in a block of code, once."""
     lines = {}
     for page in PAGES:
-        if page.name not in GENERATED:
+        if page.name not in GENERATED | RUN:
             text = re.sub(r" *\\\n *", " ", page.read_text())
             blocks = re.findall(r"^```[a-z]*\n(.*?)^```|^((?: {4}.*\n)+)", text, re.MULTILINE | re.DOTALL)
             lines |= dict.fromkeys(line for block in blocks for line in EXAMPLE.findall("".join(block)))
