@@ -13,6 +13,7 @@ from monosoup_cli.version import __version__
 if TYPE_CHECKING:
     from monosoup_cli.api.cka import cka
     from monosoup_cli.api.commands import edit, inspect_spectrum, lines, sfgs, soup, stock, wise
+    from monosoup_cli.api.scores import scores
     from monosoup_cli.api.verify import verify
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "edit",
     "inspect_spectrum",
     "lines",
+    "scores",
     "sfgs",
     "soup",
     "stock",
@@ -31,7 +33,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = name if name in ("cka", "verify") else "commands"
+        module = name if name in ("cka", "scores", "verify") else "commands"
         return getattr(import_module(f"monosoup_cli.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

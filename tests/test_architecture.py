@@ -31,6 +31,7 @@ ROOMS = {
     "encodings": BOTTOM | {"formats", "sources"},
     "layouts": BOTTOM | {"formats", "sources"},
     "devices": BOTTOM | {"formats"},
+    "evaluation": BOTTOM | {"formats"},
     "spectral": {"errors"},
     "tensors": BOTTOM | {"formats", "sources", "layouts", "devices"},
     "adapters": BOTTOM | {"formats", "sources", "layouts", "spectral"},
@@ -40,7 +41,8 @@ ROOMS = {
     "pipeline": BOTTOM
     | {"formats", "sources", "encodings", "layouts", "devices", "tensors", "adapters", "report", "outputs"},
     "api": BOTTOM
-    | {"formats", "sources", "spectral", "tensors", "adapters", "methods", "report", "outputs", "pipeline"},
+    | {"formats", "sources", "evaluation", "spectral", "tensors", "adapters", "methods", "report"}
+    | {"outputs", "pipeline"},
     "__init__": {"version", "api"},
     "cli": BOTTOM | {"formats", "sources", "tensors", "methods", "report", "outputs", "pipeline", "api"},
     "__main__": {"cli"},

@@ -17,6 +17,7 @@ from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
+from monosoup_cli.cli.scores import scores
 from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
@@ -32,7 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-COMMANDS: Sequence[Callable[..., None]] = (*WRITING.values(), inspect_spectrum, report, compare, verify, cka)
+COMMANDS: Sequence[Callable[..., None]] = (
+    *WRITING.values(),
+    inspect_spectrum,
+    scores,
+    report,
+    compare,
+    verify,
+    cka,
+)
 for command in COMMANDS:
     app.command()(command)
 

@@ -1,0 +1,72 @@
+"""`scores`: did it help? What evaluation harnesses left of the base, the fine-tuned and the edited models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from monosoup_cli.errors import MonosoupError
+from monosoup_cli.options import StrPath, as_list
+
+__all__ = ["scores"]
+
+KEYWORDS = {"--in": "in_", "--out": "out", "--metric": "metric"}
+
+
+def scores(
+    base: StrPath,
+    finetuned: StrPath,
+    edited: StrPath | Sequence[StrPath],
+    *,
+    in_: str | Sequence[str] = (),
+    out: str | Sequence[str] = (),
+    metric: str | Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compare the scores that evaluation harnesses left of a base, its fine-tune, and edits of that.
+
+    Each model is a file or a folder of lm-evaluation-harness, of clip_benchmark, or JSONL or CSV with id, and
+    score or correct.
+
+    Args:
+        base: The scores of the base.
+        finetuned: The scores of the fine-tuned model.
+        edited: The scores of each edited model.
+        in_: Globs over the names of tasks, and of the harness's groups, that are in distribution.
+        out: The same for those out of distribution.
+        metric: `METRIC` for all tasks that have it, or `TASK=METRIC`. By default, the first of each task.
+
+    Returns:
+        A dict with `tasks`, `groups` and `notes`; docs/scores.md explains them.
+
+    Raises:
+        monosoup_cli.errors.MonosoupError: Scores cannot be read, or are not of the same samples.
+    """
+    try:
+        sources = [edited] if isinstance(edited, (str, os.PathLike)) else edited
+        return compare(
+            os.fspath(base),
+            os.fspath(finetuned),
+            [os.fspath(one) for one in sources],
+            in_=as_list(in_),
+            out=as_list(out),
+            metric=as_list(metric),
+        )
+    except MonosoupError as error:
+        error.rename_options(KEYWORDS)
+        raise
+
+
+def compare(
+    base: str,
+    finetuned: str,
+    edited: Sequence[str],
+    *,
+    in_: Sequence[str],
+    out: Sequence[str],
+    metric: Sequence[str],
+) -> dict[str, Any]:
+    """Do what `scores` does; errors name the options of the shell."""
+    from monosoup_cli.evaluation.comparison import compare_scores
+
+    return compare_scores(base, finetuned, edited, {"in": in_, "out": out}, metric)

@@ -1,0 +1,1 @@
+"""What evaluation harnesses left: read, compared, and tested."""

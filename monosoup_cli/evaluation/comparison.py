@@ -1,0 +1,339 @@
+"""Base, fine-tuned and edited models side by side, by what harnesses left of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+from zlib import crc32
+
+from monosoup_cli.errors import MismatchError, UsageError, crop, some
+from monosoup_cli.evaluation.statistics import LEVEL, REPLICATES, Evidence, evidence_of, group_evidence, holm
+from monosoup_cli.evaluation.table import read_tasks
+from monosoup_cli.evaluation.task import NAMED, Choice, Task
+
+__all__ = ["compare_scores", "names_of"]
+
+BACK = 0.9
+"""From which share on an edited model is said to have gone back to the base."""
+BACK_SAMPLES = 10
+"""How many samples, on which base and fine-tuned differ, that takes."""
+
+KINDS = {
+    # of samples where base and fine-tuned are so, those where the edited model is right
+    "healed": (True, False),
+    "preserved": (True, True),
+    "retained": (False, True),
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One task, or a group of tasks, for one edited model."""
+
+    record: dict[str, Any]
+    evidence: Evidence | None
+
+
+def compare_scores(
+    base: str,
+    finetuned: str,
+    edited: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    metric: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compare what harnesses left of a base, its fine-tune, and edits of that.
+
+    Args:
+        base: Files of the base.
+        finetuned: Files of the fine-tuned model.
+        edited: Files of each edited model.
+        groups: The globs of "in" and "out", over the names of tasks and of their groups.
+        metric: The metrics that are compared, as `Choice` takes them.
+
+    Returns:
+        A dict with `models`, `tasks`, `groups` and `notes`.
+
+    Raises:
+        CheckpointError: A file cannot be read, or is malformed.
+        MismatchError: Models do not have the same samples.
+        UsageError: A glob or a metric matches nothing.
+    """
+    sources = [base, finetuned, *edited]
+    choice, names = Choice(metric), names_of(sources)
+    models = [read_tasks(source, choice) for source in sources]
+    choice.check_used()
+    common = [name for name in models[0] if all(name in model for model in models)]
+    if not common:
+        raise MismatchError(
+            "no task is in all of them",
+            path=finetuned,
+            expected=some([crop(name, 60) for name in models[0]], NAMED),
+            found=some([crop(name, 60) for name in models[1]], NAMED),
+        )
+    compared = [[model[name] for model in models] for name in common]
+    for tasks in compared:
+        _check_alike(tasks)
+    members = _members([tasks[0] for tasks in compared], groups)
+    rows = [_task_rows(tasks) for tasks in compared]
+    by_name = dict(zip(common, rows, strict=True))
+    records = [_task_record(tasks, of_task, members) for tasks, of_task in zip(compared, rows, strict=True)]
+    of_groups = [
+        _group_record(
+            name, [(record, by_name[record["name"]]) for record in records if record["name"] in inside]
+        )
+        for name, inside in members.items()
+        if inside
+    ]
+    _correct(records, of_groups)
+    return {
+        "models": {"base": names[0], "finetuned": names[1], "edited": names[2:]},
+        "level": LEVEL,
+        "replicates": REPLICATES,
+        "tasks": records,
+        "groups": of_groups,
+        "notes": [*_notes(models, names, common, members), *_back(records, names[2:])],
+    }
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """The last components of paths, as many as tell them apart.
+
+    Raises:
+        UsageError: A path is given twice.
+    """
+    parts = [PurePath(source).parts or (source,) for source in sources]
+    twice = next((one for one in sources if sources.count(one) > 1), None)
+    for depth in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError("these scores are given twice", path=twice or sources[0])
+
+
+def _check_alike(tasks: Sequence[Task]) -> None:
+    """Check that a task has one metric and the same samples for every model."""
+    first = tasks[0]
+    for other in tasks[1:]:
+        for what in ("metric", "higher_is_better"):
+            if getattr(other, what) != getattr(first, what):
+                raise MismatchError(
+                    f"the task {crop(repr(first.name), 80)} has another {what.replace('_', ' ')}",
+                    path=other.path,
+                    expected=f"{getattr(first, what)}, as in {first.path}",
+                    found=getattr(other, what),
+                )
+        if first.scores is None or other.scores is None:
+            continue
+        for here, there in ((first, other), (other, first)):
+            lacking = [name for name in here.scores or () if name not in (there.scores or ())]
+            if lacking:
+                raise MismatchError(
+                    f"the task {crop(repr(first.name), 80)} lacks samples that {here.path} has",
+                    path=there.path,
+                    found=f"no id {_ids(lacking)}",
+                )
+        changed = [name for name, hash in first.contents.items() if other.contents.get(name, hash) != hash]
+        if changed:
+            raise MismatchError(
+                f"the task {crop(repr(first.name), 80)} has other documents than in {first.path}",
+                path=other.path,
+                found=f"id {_ids(changed)}",
+            )
+
+
+def _ids(names: Sequence[str]) -> str:
+    return some([crop(name, 40) for name in names], NAMED)
+
+
+def _members(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The names of the tasks in each group."""
+    for name, patterns in groups.items():
+        for pattern in patterns:
+            if not any(task.is_named(pattern) for task in tasks):
+                raise UsageError(
+                    f"no task matches --{name} {crop(pattern, 80)}",
+                    found=some([crop(task.name, 80) for task in tasks], NAMED),
+                )
+    return {
+        name: [task.name for task in tasks if any(task.is_named(one) for one in patterns)]
+        for name, patterns in groups.items()
+    }
+
+
+def _task_rows(tasks: Sequence[Task]) -> list[_Row]:
+    """Compare each edited model with the fine-tuned one on a task."""
+    base, finetuned, *edited = tasks
+    seed = crc32(base.name.encode(errors="replace"))
+    has_scores = all(task.scores is not None for task in tasks)
+    ids = list(base.scores or ())
+    before, after = (
+        [one[name] for name in ids] if (one := task.scores) and has_scores else [] for task in tasks[:2]
+    )
+    is_right_or_wrong = has_scores and all(
+        set(task.scores.values()) <= {0.0, 1.0} for task in tasks if task.scores
+    )
+    rows = []
+    for task in edited:
+        record: dict[str, Any] = {"value": task.value, "difference": task.value - finetuned.value}
+        evidence = None
+        if has_scores and task.scores is not None:
+            now = [task.scores[name] for name in ids]
+            evidence = evidence_of(
+                [new - old for new, old in zip(now, after, strict=True)],
+                seed,
+                is_right_or_wrong=is_right_or_wrong,
+            )
+            record |= _shown(evidence) | {"like_base": _like_base(before, after, now)}
+            if is_right_or_wrong:
+                record |= _changes(before, after, now)
+        rows.append(_Row({**_shown(None), **record}, evidence))
+    return rows
+
+
+def _shown(evidence: Evidence | None) -> dict[str, Any]:
+    if evidence is None:
+        return {"interval": None, "test": None, "p": None, "corrected_p": None}
+    return {
+        "difference": evidence.difference,
+        "interval": list(evidence.interval),
+        "test": evidence.test,
+        "p": evidence.p,
+        "corrected_p": None,
+    }
+
+
+def _changes(before: Sequence[float], after: Sequence[float], now: Sequence[float]) -> dict[str, Any]:
+    """How many of the samples that base and fine-tuned model got right or wrong the edited one gets right."""
+    found = {}
+    for name, wanted in KINDS.items():
+        right = [new for old, ft, new in zip(before, after, now, strict=True) if (old > 0, ft > 0) == wanted]
+        found[name] = {"count": int(sum(right)), "of": len(right)}
+    kept = found["preserved"]
+    damaged = {"count": kept["of"] - kept["count"], "of": kept["of"]}
+    return {
+        "healed": found["healed"],
+        "preserved": kept,
+        "newly_damaged": damaged,
+        "retained": found["retained"],
+    }
+
+
+def _like_base(before: Sequence[float], after: Sequence[float], now: Sequence[float]) -> dict[str, int]:
+    """On how many of the samples where base and fine-tuned differ the edited model is nearer to the base."""
+    differing = [three for three in zip(before, after, now, strict=True) if three[0] != three[1]]
+    return {"count": sum(abs(new - old) < abs(new - ft) for old, ft, new in differing), "of": len(differing)}
+
+
+def _task_record(
+    tasks: Sequence[Task], rows: Sequence[_Row], members: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    first = tasks[0]
+    return {
+        "name": first.name,
+        "groups": [name for name, inside in members.items() if first.name in inside],
+        "metric": first.metric,
+        "higher_is_better": first.higher_is_better,
+        "samples": len(first.scores) if rows[0].evidence and first.scores else None,
+        "base": first.value,
+        "finetuned": tasks[1].value,
+        "edited": [row.record for row in rows],
+        "harness": first.harness,
+        "dataset": None if first.dataset is None else {"id": first.dataset.id, "part": first.dataset.part},
+    }
+
+
+def _group_record(name: str, inside: Sequence[tuple[dict[str, Any], list[_Row]]]) -> dict[str, Any]:
+    """The means over the tasks of a group."""
+    records = [record for record, _ in inside]
+    count = len(records)
+
+    def mean(values: Iterator[float]) -> float:
+        return math.fsum(values) / count
+
+    edited = []
+    for number in range(len(records[0]["edited"])):
+        of_model = [rows[number] for _, rows in inside]
+        found = [row.evidence for row in of_model if row.evidence is not None]
+        value = mean(row.record["value"] for row in of_model)
+        one = {
+            "value": value,
+            "difference": mean(row.record["difference"] for row in of_model),
+            **_shown(group_evidence(found) if len(found) == count else None),
+        }
+        for kind in ("like_base", "healed", "preserved", "newly_damaged", "retained"):
+            if all(kind in row.record for row in of_model):
+                one[kind] = {
+                    part: sum(row.record[kind][part] for row in of_model) for part in ("count", "of")
+                }
+        edited.append(one)
+    return {
+        "name": name,
+        "tasks": [record["name"] for record in records],
+        "metrics": list(dict.fromkeys(record["metric"] for record in records)),
+        "base": mean(record["base"] for record in records),
+        "finetuned": mean(record["finetuned"] for record in records),
+        "edited": edited,
+    }
+
+
+def _correct(tasks: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Correct all p-values for their number. A group of one task is that task: it does not count again."""
+    own = {task["name"]: task for task in tasks}
+    several = [group for group in groups if len(group["tasks"]) > 1]
+    tested = [one for record in (*tasks, *several) for one in record["edited"] if one["p"] is not None]
+    for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
+        one["corrected_p"] = p
+    for group in groups:
+        if group not in several:
+            for one, of_task in zip(group["edited"], own[group["tasks"][0]]["edited"], strict=True):
+                one["corrected_p"] = of_task["corrected_p"]
+
+
+def _notes(
+    models: Sequence[Mapping[str, Task]],
+    names: Sequence[str],
+    common: Sequence[str],
+    members: Mapping[str, Sequence[str]],
+) -> Iterator[str]:
+    """What of the comparison is not as the user may think."""
+    for name in dict.fromkeys(name for model in models for name in model):
+        lacking = [names[number] for number, model in enumerate(models) if name not in model]
+        if lacking:
+            yield f"{crop(name, 80)} is left out: {some(lacking, NAMED)} has no scores of it"
+    if any(members.values()):
+        for words, count in (("both groups", 2), ("no group", 0)):
+            found = [name for name in common if sum(name in inside for inside in members.values()) == count]
+            if found:
+                yield f"in {words}: {some([crop(name, 60) for name in found], NAMED)}"
+    whys: dict[str, list[str]] = {}
+    for name in common:
+        why = next((model[name].why_no_scores for model in models if model[name].scores is None), None)
+        if why is not None:
+            whys.setdefault(why, []).append(crop(name, 60))
+    for why, tasks in whys.items():
+        yield f"totals alone, so a difference without an interval: {some(tasks, NAMED)}; {why}"
+    for name, inside in members.items():
+        kinds = {(models[0][task].higher_is_better, models[0][task].metric) for task in inside}
+        if len({is_higher for is_higher, _ in kinds}) > 1:
+            yield f"the mean of {name} is of metrics of which some are better higher and some lower"
+        elif len(kinds) > 1:
+            metrics = sorted(crop(metric, 40) for _, metric in kinds)
+            yield f"the mean of {name} is of several metrics: {some(metrics, NAMED)}"
+
+
+def _back(records: Sequence[Mapping[str, Any]], edited: Sequence[str]) -> Iterator[str]:
+    """Say which edited models went back to the base, and where."""
+    for number, name in enumerate(edited):
+        places = []
+        for record in records:
+            like = record["edited"][number].get("like_base")
+            if like and like["of"] >= BACK_SAMPLES and like["count"] >= BACK * like["of"]:
+                places.append(f"{crop(record['name'], 60)} ({like['count']:,} of {like['of']:,})")
+        if places:
+            yield (
+                f"{name} went back to the base where base and fine-tuned model differ:"
+                f" {some(places, NAMED)} of these samples score as in the base"
+            )

@@ -1,0 +1,142 @@
+"""A comparison of scores as tables for a terminal, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.report.words import plural, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = [
+    "CHANGES",
+    "change",
+    "number",
+    "scores_as_csv",
+    "scores_table",
+    "shown_interval",
+    "shown_rows",
+    "signed",
+]
+
+CHANGES = {
+    "healed": "healed",
+    "preserved": "preserved",
+    "newly_damaged": "damaged",
+    "retained": "retained",
+    "like_base": "as base",
+}
+"""What is counted of samples, and its heading."""
+MAX_NAME = 200
+
+
+def number(value: float) -> str:
+    """A score with as many digits as a person reads."""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{'+' if value >= 0 else '-'}{number(abs(value))}"
+
+
+def shown_interval(interval: Sequence[float] | None) -> str:
+    """The two ends of an interval."""
+    if interval is None:
+        return "–"
+    return " ".join(f"{one:+.3f}" if abs(one) < 10 else f"{one:+.3g}" for one in interval)
+
+
+def shown_p(p: float | None) -> str:
+    """A p-value with two digits."""
+    return "–" if p is None else "<.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def change(counts: Mapping[str, int] | None) -> str:
+    """How many samples of how many."""
+    return "–" if counts is None else f"{counts['count']}/{counts['of']}"
+
+
+def shown_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the groups and the tasks with the names that tables show."""
+    for record in comparison["groups"]:
+        yield f"{record['name']} ({plural(len(record['tasks']), 'task')})", record
+    for record in comparison["tasks"]:
+        arrow = "" if record["higher_is_better"] else " ↓"
+        yield f"{printable(record['name'], MAX_NAME)}{arrow}", record
+
+
+def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
+    """Return two tables for each edited model: its scores, and what became of the samples."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from monosoup_cli.report.grid import grid
+
+    names, parts = comparison["models"], list[Any]()
+    for at, name in enumerate(names["edited"]):
+        against = f"{printable(name, MAX_NAME)} against {printable(names['finetuned'], MAX_NAME)}"
+        table = grid("task", "base", "tuned", "edited", "diff", "95% interval", "p", show_header=True)
+        for shown, record in shown_rows(comparison):
+            one = record["edited"][at]
+            values = (record["base"], record["finetuned"], one["value"])
+            cells = [*map(number, values), signed(one["difference"]), shown_interval(one["interval"])]
+            table.add_row(Text(shown), *cells, shown_p(one["corrected_p"]))
+        parts += [*([Text("")] if at else []), Text(against, style="bold"), table]
+        counted = [
+            (shown, record["edited"][at])
+            for shown, record in shown_rows(comparison)
+            if "like_base" in record["edited"][at]
+        ]
+        if counted:
+            table = grid("task", *CHANGES.values(), show_header=True)
+            for shown, one in counted:
+                table.add_row(Text(shown), *(change(one.get(kind)) for kind in CHANGES))
+            parts += [Text(""), table]
+    return Group(*parts)
+
+
+def scores_as_csv(comparison: Mapping[str, Any]) -> str:
+    """Return a line for each task or group and each edited model."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    counts = [f"{kind}{part}" for kind in CHANGES for part in ("", "_of")]
+    writer.writerow(
+        [
+            *(
+                "edited_model",
+                "row",
+                "name",
+                "metric",
+                "samples",
+                "base",
+                "finetuned",
+                "edited",
+                "difference",
+            ),
+            *("low", "high", "test", "p", "corrected_p", *counts),
+        ]
+    )
+    for kind in ("groups", "tasks"):
+        for record in comparison[kind]:
+            for name, one in zip(comparison["models"]["edited"], record["edited"], strict=True):
+                metric = record.get("metric") or " ".join(record["metrics"])
+                found = [one.get(change) or {} for change in CHANGES]
+                writer.writerow(
+                    [
+                        printable(name, MAX_NAME),
+                        kind.removesuffix("s"),
+                        printable(record["name"], MAX_NAME),
+                        printable(metric, MAX_NAME),
+                        record.get("samples"),
+                        *(record["base"], record["finetuned"], one["value"], one["difference"]),
+                        *(one["interval"] or (None, None)),
+                        *(one["test"], one["p"], one["corrected_p"]),
+                        *(each.get(part) for each in found for part in ("count", "of")),
+                    ]
+                )
+    return text.getvalue()

@@ -1,0 +1,166 @@
+"""A comparison of scores as one self-contained HTML page, without scripts: tables, and arrows in a plane.
+
+The arrows lead from the fine-tuned model to each edited one, in distribution (across) against out of
+distribution (up), as in Fig. 12 of the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from monosoup_cli.report.scores import CHANGES, change, number, shown_interval, shown_p, shown_rows, signed
+from monosoup_cli.report.words import printable
+from monosoup_cli.version import __version__
+
+__all__ = ["scores_page"]
+
+WIDTH, HEIGHT = 640, 480
+LEFT, TOP, RIGHT, BOTTOM = 70, 20, 150, 50
+"""The margins of the picture; names of points are to the right of them."""
+TICKS = 5
+MAX_LABEL = 24
+HEADINGS = ("base", "fine-tuned", "edited", "difference", "95% interval", "test", "p", "corrected p")
+
+
+def scores_page(comparison: Mapping[str, Any]) -> str:
+    """Return the page. Names are untrusted: they are escaped, and the page runs no script."""
+    texts = {
+        "css": _asset("page.css"),
+        "version": escape(__version__),
+        "sentences": _list(comparison["notes"]),
+        "picture": _picture(comparison),
+        "tables": "\n".join(_tables(comparison)),
+    }
+    return Template(_asset("scores.html")).substitute(texts)
+
+
+def _asset(name: str) -> str:
+    return (files("monosoup_cli.report") / "assets" / name).read_text("utf-8")
+
+
+def _text(value: object, limit: int = 2000) -> str:
+    return escape(printable(value, limit))
+
+
+def _list(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{_text(one)}</li>" for one in sentences)
+    return f'<ul class="sentences">{items}</ul>' if items else ""
+
+
+def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
+    names = comparison["models"]
+    for at, name in enumerate(names["edited"]):
+        yield f"<section><h2>{_text(name)} against {_text(names['finetuned'])}</h2>"
+        body, counted = [], []
+        for shown, record in shown_rows(comparison):
+            one = record["edited"][at]
+            metric = record.get("metric") or ", ".join(record["metrics"])
+            values = map(number, (record["base"], record["finetuned"], one["value"]))
+            cells = [*values, signed(one["difference"]), shown_interval(one["interval"]), one["test"] or "–"]
+            body.append([shown, metric, *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
+            if "like_base" in one:
+                counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
+        yield _table(["task", "metric", *HEADINGS], body)
+        if counted:
+            yield "<h3>What became of the samples</h3>"
+            yield _table(["task", *CHANGES.values()], counted)
+        yield "</section>"
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f'<th scope="col">{_text(one)}</th>' for one in head)
+    rows = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>'
+        + "".join(f'<td class="number">{_text(cell)}</td>' for cell in row[1:])
+        + "</tr>\n"
+        for row in body
+    )
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+
+
+def _picture(comparison: Mapping[str, Any]) -> str:
+    """The arrows; empty where there are not both groups."""
+    groups = {group["name"]: group for group in comparison["groups"]}
+    if not {"in", "out"} <= groups.keys():
+        return ""
+    across, up = groups["in"], groups["out"]
+    names = comparison["models"]
+    base, tuned = ((across[role], up[role]) for role in ("base", "finetuned"))
+    edited = [(a["value"], b["value"]) for a, b in zip(across["edited"], up["edited"], strict=True)]
+    x, y = (_scale([point[axis] for point in (base, tuned, *edited)], axis) for axis in (0, 1))
+    parts = [*_axis(x, 0, "mean in distribution"), *_axis(y, 1, "mean out of distribution")]
+    for name, point in zip(names["edited"], edited, strict=True):
+        parts += [*_arrow((x(tuned[0]), y(tuned[1])), (x(point[0]), y(point[1]))), _label(x, y, point, name)]
+    for role, point in (("base", base), ("tuned", tuned)):
+        parts.append(f'<circle class="{role}" cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="5"/>')
+        parts.append(_label(x, y, point, names["base" if role == "base" else "finetuned"]))
+    title = "From the fine-tuned model to each edited one"
+    return (
+        f'<section class="arrows"><h2>{title}</h2>\n'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">\n'
+        + "\n".join(parts)
+        + "\n</svg></section>"
+    )
+
+
+class _scale:
+    """Maps scores to places in the picture, with a little room around them."""
+
+    def __init__(self, values: Sequence[float], axis: int) -> None:
+        low, high = min(values), max(values)
+        room = (high - low) * 0.1 or abs(high) * 0.1 or 1.0
+        self.low, self.high = low - room, high + room
+        self.start, self.stop = ((LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP))[axis]
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+
+def _axis(scale: _scale, axis: int, name: str) -> Iterator[str]:
+    for tick in range(TICKS + 1):
+        value = scale.low + tick / TICKS * (scale.high - scale.low)
+        at = f"{scale(value):.1f}"
+        if axis == 0:
+            yield f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            below = HEIGHT - BOTTOM + 16
+            yield f'<text class="tick" x="{at}" y="{below}" text-anchor="middle">{value:.4g}</text>'
+        else:
+            yield f'<line class="grid" y1="{at}" y2="{at}" x1="{LEFT}" x2="{WIDTH - RIGHT}"/>'
+            yield f'<text class="tick" x="{LEFT - 6}" y="{at}" dy="4" text-anchor="end">{value:.4g}</text>'
+    if axis == 0:
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        yield f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 10}" text-anchor="middle">{name}</text>'
+    else:
+        middle = (TOP + HEIGHT - BOTTOM) / 2
+        place = f'transform="translate(14 {middle:.0f}) rotate(-90)"'
+        yield f'<text class="axis" {place} text-anchor="middle">{name}</text>'
+
+
+def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Iterator[str]:
+    length = math.dist(start, stop)
+    yield (
+        f'<line class="arrow" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{stop[0]:.1f}" y2="{stop[1]:.1f}"/>'
+    )
+    if length < 1:
+        yield f'<circle class="head" cx="{stop[0]:.1f}" cy="{stop[1]:.1f}" r="3"/>'
+        return
+    along = ((stop[0] - start[0]) / length, (stop[1] - start[1]) / length)
+    back = (stop[0] - 10 * along[0], stop[1] - 10 * along[1])
+    corners = [
+        stop,
+        (back[0] - 4 * along[1], back[1] + 4 * along[0]),
+        (back[0] + 4 * along[1], back[1] - 4 * along[0]),
+    ]
+    yield f'<polygon class="head" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}"/>'
+
+
+def _label(x: _scale, y: _scale, point: tuple[float, float], name: str) -> str:
+    shown = f"{_text(name, MAX_LABEL)}"
+    where = f"{_text(name)}: {number(point[0])} in, {number(point[1])} out"
+    return f'<text x="{x(point[0]) + 8:.1f}" y="{y(point[1]) - 6:.1f}">{shown}<title>{where}</title></text>'

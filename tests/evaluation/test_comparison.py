@@ -1,0 +1,243 @@
+"""`monosoup scores`: what it says of made scores, worked out by hand, and how it says it."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import monosoup_cli
+from monosoup_cli.errors import MismatchError, UsageError
+
+LM_EVAL = Path(__file__).parent / "harnesses" / "lm_eval"
+MODELS = [LM_EVAL / f"models__{name}" for name in ("base", "finetuned", "edited")]
+
+BASE, TUNED, EDITED = (
+    "1" * 20 + "0" * 20,
+    "1" * 8 + "0" * 12 + "1" * 15 + "0" * 5,
+    "1" * 12 + "0" * 8 + "1" * 9 + "0" * 11,
+)
+"""Of 40 answers: 20 right, then 23, then 21."""
+
+
+def write(folder, **tasks):
+    """A CSV for each task, from a text of 0 and 1, or numbers."""
+    folder.mkdir()
+    for task, values in tasks.items():
+        column = "correct" if isinstance(values, str) else "score"
+        lines = [f"id,{column}", *(f"q{number},{value}" for number, value in enumerate(values))]
+        (folder / f"{task}.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A base, a fine-tuned and an edited model with two tasks."""
+    return [
+        write(tmp_path / name, quiz=answers, essays=essays)
+        for name, answers, essays in (
+            ("base", BASE, [0.5, 0.25, 1.0]),
+            ("tuned", TUNED, [1.0, 0.5, 0.0]),
+            ("edited", EDITED, [1.0, 0.75, 0.5]),
+        )
+    ]
+
+
+def test_what_became_of_the_samples(models):
+    """The base alone got 12 right, of which the edited model gets 4; the fine-tuned model alone 15, of which
+    it gets 9; both 8, of which it gets all."""
+    found = monosoup_cli.scores(*models)
+    quiz = next(task for task in found["tasks"] if task["name"] == "quiz")
+    (one,) = quiz["edited"]
+    assert (quiz["samples"], quiz["base"], quiz["finetuned"], one["value"]) == (40, 0.5, 0.575, 0.525)
+    assert one["healed"] == {"count": 4, "of": 12}
+    assert one["retained"] == {"count": 9, "of": 15}
+    assert one["preserved"] == {"count": 8, "of": 8}
+    assert one["newly_damaged"] == {"count": 0, "of": 8}
+    assert one["like_base"] == {"count": 4 + 6, "of": 27}
+    assert one["difference"] == pytest.approx(-0.05)
+    assert one["interval"][0] < -0.05 < one["interval"][1]
+    # McNemar: 6 lost and 4 won
+    assert (one["test"], one["p"]) == ("mcnemar", pytest.approx(0.75390625))
+
+
+def test_scores_that_are_no_truths(models):
+    found = monosoup_cli.scores(*models)
+    essays = next(task for task in found["tasks"] if task["name"] == "essays")
+    (one,) = essays["edited"]
+    assert (one["test"], one["p"]) == ("sign-flip", 0.5)  # 0, .25, .5: two of four signs are as far out
+    assert one["like_base"] == {"count": 0, "of": 3}
+    assert "healed" not in one
+
+
+def test_groups_and_their_correction(models):
+    found = monosoup_cli.scores(*models, in_="q*", out=["essays", "quiz"])
+    inside, outside = found["groups"]
+    assert (inside["name"], inside["tasks"]) == ("in", ["quiz"])
+    assert (outside["name"], set(outside["tasks"])) == ("out", {"essays", "quiz"})
+    assert outside["finetuned"] == pytest.approx((0.5 + 0.575) / 2)
+    assert outside["edited"][0]["difference"] == pytest.approx((0.25 - 0.05) / 2)
+    by_name = {task["name"]: task["edited"][0] for task in found["tasks"]}
+    assert inside["edited"][0] == by_name["quiz"]
+    # three comparisons: the two tasks, and the group of both; that of one task is the task
+    ps = [by_name["quiz"], by_name["essays"], outside["edited"][0]]
+    assert min(one["corrected_p"] for one in ps) == pytest.approx(min(1, 3 * min(one["p"] for one in ps)))
+    assert "in both groups: quiz" in found["notes"]
+    assert "the mean of out is of several metrics: correct, score" in found["notes"]
+    with pytest.raises(UsageError, match="no task matches in_ quizz: found essays, quiz"):
+        monosoup_cli.scores(*models, in_="quizz")
+
+
+def test_a_model_that_went_back_to_the_base_is_told(models, tmp_path):
+    """Its mean is between those of the others, as that of a good edit may be."""
+    back = write(tmp_path / "back", quiz=BASE[:38] + "11", essays=[0.5, 0.25, 1.0])
+    notes = monosoup_cli.scores(*models[:2], [models[2], back])["notes"]
+    (told,) = [note for note in notes if "went back" in note]
+    assert told == (
+        "back went back to the base where base and fine-tuned model differ: quiz (27 of 27)"
+        " of these samples score as in the base"
+    )
+
+
+def test_ids_that_do_not_match_are_named(models):
+    path = models[2] / "quiz.csv"
+    path.write_text(path.read_text().replace("q7,", "other,"))
+    with pytest.raises(MismatchError) as refused:
+        monosoup_cli.scores(*models)
+    assert str(refused.value) == (
+        f"{path}: the task 'quiz' lacks samples that {models[0]}/quiz.csv has: found no id q7"
+    )
+
+
+def test_a_sample_that_only_the_edited_model_has(models):
+    with (models[2] / "quiz.csv").open("a") as file:
+        file.write("\nq40,1")
+    with pytest.raises(MismatchError, match=f"^{models[0]}/quiz.csv: .*{models[2]}/quiz.csv.*no id q40$"):
+        monosoup_cli.scores(*models)
+
+
+def test_documents_that_are_others(tmp_path):
+    """lm-eval hashes them: the same number may be another question."""
+    model = Path(shutil.copytree(MODELS[2], tmp_path / "edited"))
+    (path,) = model.glob("samples_truth_*")
+    path.write_text(re.sub(r'"doc_hash": "\w+"', '"doc_hash": "x"', path.read_text(), count=2))
+    with pytest.raises(MismatchError, match=r"'truth' has other documents than in .*: found id 0, 1$"):
+        monosoup_cli.scores(*MODELS[:2], model)
+
+
+def test_metrics_that_differ(models):
+    (models[2] / "essays.csv").write_text("id,correct\nq0,1\nq1,0\nq2,1\n")
+    with pytest.raises(MismatchError, match=r"another metric: expected score, as in .*, found correct"):
+        monosoup_cli.scores(*models)
+
+
+def test_tasks_that_are_not_everywhere(models, tmp_path):
+    (models[2] / "essays.csv").unlink()
+    found = monosoup_cli.scores(*models)
+    assert [task["name"] for task in found["tasks"]] == ["quiz"]
+    assert "essays is left out: edited has no scores of it" in found["notes"]
+    with pytest.raises(MismatchError, match="no task is in all of them"):
+        monosoup_cli.scores(*models[:2], write(tmp_path / "other", riddles="10"))
+
+
+def test_the_same_scores_twice(models):
+    with pytest.raises(UsageError, match="given twice"):
+        monosoup_cli.scores(models[0], models[0], models[2])
+
+
+def test_files_of_lm_eval(run):
+    result = run("scores", *MODELS, "--in", "numbers", "--out", "sums", "--format", "json")
+    found = json.loads(result.out)
+    assert result.code == 0
+    assert found["groups"][0]["tasks"] == ["parity", "truth"]  # numbers is their group
+    assert {task["name"]: task["samples"] for task in found["tasks"]} == {
+        "parity": 6,
+        "truth": 4,
+        "sums": 3,
+        "prose": None,
+    }
+    prose = found["tasks"][-1]["edited"][0]
+    assert (prose["interval"], prose["p"]) == (None, None)
+    assert "totals alone, so a difference without an interval: prose" in result.err
+
+
+def test_the_table_fits_80_columns_and_notes_go_to_stderr(run, models):
+    result = run("scores", *models, "--in", "quiz", "--out", "essays")
+    lines = result.out.splitlines()
+    assert lines[0] == "edited against tuned"
+    assert max(map(len, lines)) <= 80
+    (quiz,) = [line for line in lines if line.startswith("quiz") and "+" in line]
+    assert quiz.split()[:5] == ["quiz", "0.5000", "0.5750", "0.5250", "-0.0500"]
+    assert [line.split() for line in lines if line.startswith("quiz")][1] == [
+        "quiz",
+        "4/12",
+        "8/8",
+        "0/8",
+        "9/15",
+        "10/27",
+    ]
+    assert run("scores", *models, "--quiet").err == ""
+
+
+def test_csv(run, models):
+    rows = list(csv.DictReader(io.StringIO(run("scores", *models, "--in", "quiz", "--format", "csv").out)))
+    assert [(row["row"], row["name"]) for row in rows] == [
+        ("group", "in"),
+        ("task", "essays"),
+        ("task", "quiz"),
+    ]
+    assert rows[2]["healed"] == "4"
+    assert float(rows[2]["difference"]) == pytest.approx(-0.05)
+
+
+def test_names_that_are_evil(run, tmp_path):
+    """They come from files: nothing that moves the cursor, and no markup."""
+    name = "\x1b[2J<b>[red]\u202e"
+    models = [tmp_path / f"{role}.jsonl" for role in ("base", "tuned", "edited")]
+    for path in models:
+        path.write_text(json.dumps({"id": "\x1b[2J", "correct": 1, "task": name}))
+    page = tmp_path / "page.html"
+    for words in ([], ["--format", "csv"], ["--html", page, "--in", "*", "--out", "*"]):
+        result = run("scores", *models, *words)
+        assert result.code == 0
+        assert "\x1b" not in result.out + result.err
+        assert "<b>[red]" in result.out
+        assert "\u202e" not in result.out + result.err
+    assert "&lt;b&gt;[red]" in page.read_text()
+    assert "<b>" not in page.read_text()
+    models[2].write_text(json.dumps({"id": "\x1b[3J", "correct": 1, "task": name}))
+    refused = run("scores", *models)
+    assert (refused.code, refused.out) == (1, "")
+    assert "\x1b" not in refused.err
+    assert r"no id \x1b[2J" in refused.err
+
+
+def test_the_page_has_an_arrow_for_each_edited_model(run, models, tmp_path):
+    other = write(tmp_path / "other", quiz=TUNED, essays=[1, 1, 1])
+    page = tmp_path / "page.html"
+    result = run("scores", *models, other, "--in", "quiz", "--out", "essays", "--html", page)
+    assert result.code == 0
+    assert f"wrote {page}" in result.err
+    text = page.read_text()
+    assert text.count('class="arrow"') == 2
+    assert all(f">{name}<title>" in text for name in ("base", "tuned", "edited", "other"))
+    assert "default-src 'none'" in text
+    assert not re.search(r"<script|<link|https?://|url\(", text)
+    without = tmp_path / "without.html"
+    assert run("scores", *models, "--html", without).code == 0
+    assert "<svg" not in without.read_text()
+    assert run("scores", *models, "--html", tmp_path / "page.txt").code == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_draws_the_page(run, models, tmp_path):
+    page = tmp_path / "page.html"
+    run("scores", *models, "--in", "quiz", "--out", "essays", "--html", page)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert drawn.count("<polygon") == 1
+    assert "What became of the samples" in drawn

@@ -1,0 +1,211 @@
+"""What harnesses leave: files that they wrote, and what is wrong with others."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from monosoup_cli.errors import CheckpointError, UsageError
+from monosoup_cli.evaluation.table import read_tasks
+from monosoup_cli.evaluation.task import Choice
+
+HARNESSES = Path(__file__).parent / "harnesses"
+LM_EVAL = HARNESSES / "lm_eval"
+
+
+def read(path, *metrics):
+    choice = Choice(metrics)
+    tasks = read_tasks(str(path), choice)
+    choice.check_used()
+    return tasks
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of what lm-eval left of a model, to be changed."""
+    return Path(shutil.copytree(LM_EVAL / "models__base", tmp_path / "output" / "models__base"))
+
+
+def results_in(model):
+    return next(model.glob("results_*.json"))
+
+
+def changed(model, change):
+    path = results_in(model)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_lm_eval_as_it_wrote_it():
+    tasks = read(LM_EVAL / "models__finetuned")
+    assert set(tasks) == {"parity", "truth", "sums", "prose"}
+    parity, sums, prose = tasks["parity"], tasks["sums"], tasks["prose"]
+    assert (parity.metric, parity.higher_is_better, parity.groups) == ("acc", True, ["numbers"])
+    assert list(parity.scores) == [str(number) for number in range(6)]
+    assert sum(parity.scores.values()) / 6 == pytest.approx(parity.value)
+    assert len(parity.contents) == 6
+    assert (sums.metric, len(sums.scores)) == ("exact_match,strict-match", 3)
+    assert (prose.metric, prose.higher_is_better, prose.scores) == ("word_perplexity", False, None)
+    assert prose.why_no_scores == "its word_perplexity has no score of each sample"
+
+
+@pytest.mark.parametrize("wanted", ["exact_match,flexible-extract", "sums=exact_match,flexible-extract"])
+def test_the_other_filter_of_lm_eval(wanted):
+    assert read(LM_EVAL / "models__base", wanted)["sums"].metric == "exact_match,flexible-extract"
+
+
+def test_metrics_that_are_asked_for():
+    tasks = read(LM_EVAL / "models__base", "acc_norm", "parity=brier_score")
+    assert {name: task.metric for name, task in tasks.items()} == {
+        "parity": "brier_score",
+        "truth": "acc_norm",
+        "sums": "exact_match,strict-match",
+        "prose": "word_perplexity",
+    }
+    assert tasks["parity"].scores is None
+    assert not tasks["parity"].higher_is_better
+    with pytest.raises(UsageError, match="'truth' has no metric 'f1'"):
+        read(LM_EVAL / "models__base", "truth=f1")
+    with pytest.raises(UsageError, match="no task has the metric of --metric f1"):
+        read(LM_EVAL / "models__base", "f1")
+
+
+def test_the_folder_around_that_of_the_model_and_the_file_itself(model):
+    tasks = read(model)
+    of_file = read(results_in(model))
+    assert {name: task.scores for name, task in read(model.parent).items()} == {
+        name: task.scores for name, task in tasks.items()
+    }
+    assert of_file["truth"].scores == tasks["truth"].scores
+    shutil.copytree(model, model.parent / "other")
+    with pytest.raises(CheckpointError, match="several models: expected the folder of one, found models__b"):
+        read(model.parent)
+
+
+def test_the_newest_results_of_each_task_count(model):
+    """A later run of one task alone: it counts for that task, and its samples with it."""
+    for path in LM_EVAL.glob("models__finetuned/*"):
+        shutil.copy(path, model)
+    newest = max(model.glob("results_*"))
+    content = json.loads(newest.read_text())
+    del content["results"]["truth"]
+    newest.write_text(json.dumps(content))
+    tasks, base, later = read(model), read(LM_EVAL / "models__base"), read(LM_EVAL / "models__finetuned")
+    assert tasks["truth"].scores == base["truth"].scores
+    assert tasks["parity"].scores == later["parity"].scores != base["parity"].scores
+
+
+def test_without_samples_there_are_totals(model):
+    for path in model.glob("samples_*"):
+        path.unlink()
+    tasks = read(model)
+    assert {task.scores for task in tasks.values()} == {None}
+    assert {task.why_no_scores for task in tasks.values()} == {"the harness left no samples"}
+    assert tasks["parity"].value == read(LM_EVAL / "models__base")["parity"].value
+
+
+def test_a_total_that_is_no_mean_of_its_samples(model):
+    """As F1 is: no test of its samples is one of the metric."""
+    changed(model, lambda content: content["results"]["parity"].update({"acc,none": 0.123}))
+    parity = read(model)["parity"]
+    assert (parity.value, parity.scores, parity.why_no_scores) == (
+        0.123,
+        None,
+        "its acc is no mean over samples",
+    )
+
+
+def test_a_nan_of_lm_eval_is_read(model):
+    """Python's own JSON, as lm-eval writes it: a standard error of one sample is NaN."""
+    changed(model, lambda content: content["results"]["parity"].update({"acc_stderr,none": float("nan")}))
+    assert read(model)["parity"].metric == "acc"
+
+
+def test_samples_that_are_cut(model):
+    (path,) = model.glob("samples_parity_*")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    with pytest.raises(
+        CheckpointError, match=r"samples_parity.*not all samples are there: expected 6, found 5"
+    ):
+        read(model)
+    path.write_text("".join([*lines, lines[2]]))
+    with pytest.raises(CheckpointError, match="line 7: the id '2' is there twice"):
+        read(model)
+    path.write_text("".join(lines)[:-20])
+    with pytest.raises(CheckpointError, match="line 6: the sample is not valid JSON"):
+        read(model)
+
+
+def test_clip_benchmark_as_it_wrote_it():
+    """It writes NaN for what it cannot compute."""
+    path = HARNESSES / "clip_benchmark" / "1.json"
+    assert "NaN" in path.read_text()
+    (task,) = read(path).values()
+    assert (task.name, task.metric, task.scores) == ("dummy", "acc1", None)
+    with pytest.raises(UsageError, match="no task has"):
+        read(path, "acc5")
+    with pytest.raises(CheckpointError, match=r"'dummy' is there twice: found .*1\.json and .*2\.json"):
+        read(path.parent)
+
+
+def test_a_folder_of_clip_benchmark(tmp_path):
+    for dataset, task in (("wds/imagenet1k", "zeroshot_classification"), ("wds/imagenet1k", "linear_probe")):
+        content = {"dataset": dataset, "task": task, "metrics": {"acc1": 0.5}, "language": "en"}
+        (tmp_path / f"{task}.json").write_text(json.dumps(content))
+    (tmp_path / "notes.txt").write_text("not a result")
+    assert set(read(tmp_path)) == {"wds/imagenet1k", "wds/imagenet1k:linear_probe"}
+
+
+def test_plain_files(tmp_path):
+    (tmp_path / "reviews.csv").write_text('id,correct,extra\na,1,x\n"b, c",FALSE,y\n\n3,true,z\n')
+    lines = [
+        {"id": 1, "score": 0.5, "task": "a"},
+        {"id": 1, "score": 2, "task": "b"},
+        {"id": "x", "score": 1, "task": "a"},
+    ]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tasks = read(tmp_path)
+    assert {name: task.scores for name, task in tasks.items()} == {
+        "reviews": {"a": 1, "b, c": 0, "3": 1},
+        "a": {"1": 0.5, "x": 1},
+        "b": {"1": 2},
+    }
+    assert tasks["reviews"].value == pytest.approx(2 / 3)
+    assert read(tmp_path / "reviews.csv").keys() == {"reviews"}
+
+
+def test_a_plain_file_with_both(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "correct": true, "score": 0.25}\n')
+    assert read(tmp_path)["a"].scores == {"1": 1}
+    assert read(tmp_path, "score")["a"].scores == {"1": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.csv",
+            "id,correct\n1,2\n",
+            "row 1: not a value of correct: expected true, false, 1 or 0, found '2'",
+        ),
+        ("a.csv", "id,score\n1,nan\n", "row 1: not a value of score: expected a number, found 'nan'"),
+        ("a.csv", "id,score\n1,1\n1,2\n", "row 2: the id '1' is there twice"),
+        ("a.csv", "id,other\n1,1\n", "row 1: has neither score nor correct"),
+        ("a.csv", "score\n1\n", "row 1: has no id"),
+        ("a.csv", 'id,score\n"1,1\n', "is not CSV: unexpected end of data"),
+        ("a.csv", "", "has no scores"),
+        ("a.jsonl", '{"id": [], "score": 1}', "line 1: its id is no text"),
+        ("a.jsonl", '{"id": 1, "score": true}', "line 1: not a value of score"),
+        ("a.jsonl", '{"id": 1, "score": 1}\n\n{"id": 2', "a.jsonl, line 3: the sample is not valid JSON"),
+        ("a.jsonl", "7", "line 1: is no object"),
+        ("a.txt", "id,score", "has no scores of a known harness"),
+    ],
+)
+def test_plain_files_that_are_wrong(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError) as refused:
+        read(tmp_path)
+    assert message in str(refused.value)
