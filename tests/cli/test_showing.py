@@ -35,7 +35,7 @@ from tests.cli.test_names import NAMES, printed
 MONOSOUP = [sys.executable, "-m", "monosoup_cli"]
 ALWAYS = ["k/r", "ρ", "cos α", "λ_high", "λ_low"]
 WIDE = ["shape", "r", "eff. rank", "k", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"]
-PIPED = ["kind", "σ_1", "‖Δ‖", "above rounding"]
+PIPED = ["kind", "σ_1", "‖Δ‖", "k entropy", "k energy-entropy", "k noise", "above rounding"]
 PIPE_BUFFER = 1 << 16
 
 
