@@ -51,9 +51,12 @@ def room(tmp_path_factory):
             torch.save(public.finetuned(base, seed, frozen), room / name)
     lines = [json.dumps({"model_name": f"model_{n}", "ImageNet2p": 0.8 - n / 1000}) for n in range(72)]
     (room / "model-soups/individual_model_results.jsonl").write_text("\n".join(lines) + "\n")
-    for seed, name in enumerate(("pretrained", "finetuned", "monosoup", "high", "low")):
-        for block in range(12):
-            save(room / f"features/{name}/{block}.npy", random_features(40, 8, seed * block))
+    edited = [f"{number}{name}" for number in (14, 61) for name in ("", "-monosoup", "-high", "-low")]
+    for shift in ("ImageNet", "ImageNetA"):
+        for seed, name in enumerate(("pretrained", *edited)):
+            for block in range(3):
+                path = room / f"features/{shift}/{name}/block-{block:02}.npy"
+                save(path, random_features(20, 8, seed * block))
     qwen = build(*MODELS["qwen3, tied"]).bfloat16()
     for folder in ("hub/Qwen3-0.6B-Base", "m1", "m2", "m3"):
         qwen.save_pretrained(room / folder, max_shard_size="20KB")

@@ -59,6 +59,7 @@ LOCAL = [
     ("report", "greedy"),
     ("report", "edited", "--format", "csv"),
     ("compare", "edited", "lines"),
+    ("cka", "features.safetensors", "--html", "cka.html", "--format", "csv"),
 ]
 FAILING = [
     ("edit", "base", "nowhere", "-o", "failed"),
@@ -120,6 +121,7 @@ class Home:
         write(self.work / "nan", 3, value=float("nan"))
         write(self.work / "broken", 4)
         os.truncate(self.work / "broken" / "model.safetensors", 300)
+        save_file({"0": torch.eye(3), "1": torch.ones(3, 2)}, self.work / "features.safetensors")
         self.before = set(self.work.rglob("*"))
 
     def run(self, commands, **more):

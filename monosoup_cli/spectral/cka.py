@@ -16,7 +16,7 @@ __all__ = ["Matrix", "Pair", "alignments", "passes"]
 
 HELD_BYTES = 512 << 20
 """How many bytes of products one pass holds; at least one product."""
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 64 << 20
 """How many bytes of the matrices are in memory at once."""
 NUMBER_BYTES = 8
 

@@ -101,8 +101,10 @@ def test_numbers_whose_squares_overflow(shape):
         alignment(1e200 * random_features(*shape))
 
 
-def test_nothing_has_to_be_held_twice_where_features_are_few():
-    """One matrix of many features among those of few: fewer samples than those, so by samples."""
+def test_one_matrix_of_many_features_has_all_compared_by_samples(monkeypatch):
+    """XXᵀ of 30 samples is held, and not the products of 400 features."""
+    monkeypatch.setattr(cka, "HELD_BYTES", 8 * 3 * 30**2)
     features = [random_features(30, width, width) for width in (2, 400, 5)]
-    found, _ = alignment(*features)
+    found, matrices = alignment(*features)
+    assert [one.pieces for one in matrices] == [1, 1, 1]
     assert found[0, 1] == pytest.approx(cka_by_definition(features[0], features[1]), rel=1e-9)
