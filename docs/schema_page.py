@@ -15,6 +15,7 @@ SHARED = {  # parts that several fields refer to; each part has its own table
     "checkpoint": "`output`, and items of `outputs`",
     "summary": "`summary`",
     "tensor": "Items of `layers`",
+    "search": "`search`",
 }
 
 

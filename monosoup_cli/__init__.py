@@ -12,7 +12,7 @@ from monosoup_cli.version import __version__
 
 if TYPE_CHECKING:
     from monosoup_cli.api.cka import cka
-    from monosoup_cli.api.commands import edit, inspect_spectrum, lines, sfgs, soup, stock, wise
+    from monosoup_cli.api.commands import edit, inspect_spectrum, lines, search, sfgs, soup, stock, wise
     from monosoup_cli.api.scores import scores
     from monosoup_cli.api.verify import verify
 
@@ -23,6 +23,7 @@ __all__ = [
     "inspect_spectrum",
     "lines",
     "scores",
+    "search",
     "sfgs",
     "soup",
     "stock",

@@ -20,7 +20,6 @@ __all__ = [
     "ComputeOptions",
     "DeclaredOption",
     "Finetuned",
-    "FinetunedOne",
     "Option",
     "Output",
     "OutputOptions",
@@ -121,16 +120,6 @@ Finetuned = Annotated[
         "Fine-tuned checkpoints: files, folders, ids on the Hub, or LoRA adapters.",
         metavar="FINETUNED",
         shell=list[str],
-        is_argument=True,
-        in_card=False,
-    ),
-]
-FinetunedOne = Annotated[
-    StrPath,
-    Option(
-        "The fine-tuned checkpoint: a file, a folder, an id on the Hub, or a LoRA adapter.",
-        metavar="FINETUNED",
-        shell=str,
         is_argument=True,
         in_card=False,
     ),

@@ -24,12 +24,12 @@ import sys
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit
-from monosoup_cli.options import Base, FinetunedOne, Output
+from monosoup_cli.options import Base, Finetuned, Output
 from monosoup_cli.outputs.patch import PatchKind
 from monosoup_cli.tensors.method import Order
 
 @command
-def patch(base: Base, finetuned: FinetunedOne, output: Output, **options) -> Request:
+def patch(base: Base, finetuned: Finetuned, output: Output, **options) -> Request:
     """Write a patch."""
     return Request(Order(SpectralEdit([MonoSoup()]), [finetuned], output, base), PatchKind())
 

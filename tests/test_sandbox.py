@@ -85,6 +85,10 @@ GREEDY = (
     "--score-command",
     "wc -c < {}/model.safetensors",
 )
+SEARCH = (
+    *("search", "in/base", "in/ft", "-o", "out/found", "--budget", "2"),
+    *("--score", "wc -c < {}/model.safetensors"),
+)
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev")
 DEVICES = {"/dev/null", "/dev/tty"}
 MAY_WRITE = re.compile(r"O_(WRONLY|RDWR|CREAT)")
@@ -183,10 +187,10 @@ def test_what_python_touches(world, tmp_path):
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(AUDIT)
     paths = os.pathsep.join([str(tmp_path / "hook"), str(Path(monosoup_cli.__file__).parents[1])])
-    commands = [*COMMANDS, GREEDY]
+    commands = [*COMMANDS, GREEDY, SEARCH]
     succeeded(world.run(commands, PYTHONPATH=paths, AUDIT_LOG=str(world.log)), len(commands))
     events = [tuple(line.split(" ", 1)) for line in world.log.read_text().splitlines()]
-    world.judge(events, programs=3)
+    world.judge(events, programs=5)
     written = {path for kind, path in events if kind == "write"}
     assert any(path.startswith(str(world.path / "out" / "soup.partial")) for path in written)
 

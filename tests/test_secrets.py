@@ -53,6 +53,7 @@ LOCAL = [
     ("sfgs", "base", "ft", "ft2", "-o", "sfgs", "--threshold", "0.5"),
     ("wise", "base", "ft", "-o", "sweep", "--alpha", "0.3,0.6"),
     ("wise", "base", "ft", "-o", "scored", "--alpha", "0.3,0.6", "--score", SCORE),
+    ("search", "base", "ft", "-o", "found", "--budget", "2", "--score", SCORE, "--final-score", SCORE),
     ("lines", "base", "ft", "-o", "lines", "--alpha", "0.2", "--beta", "0.8"),
     ("inspect-spectrum", "base", "ft", "--html", "page.html", "--format", "json"),
     ("edit", "base", "ft", "-o", "dry", "--dry-run", "--format", "json"),
@@ -78,6 +79,19 @@ ON_THE_HUB = [
     ("edit", "base", "ft", "-o", "pushed", "--push", "owner/edited"),
     ("edit", "base", "ft", "-o", "refused", "--push", "strangers/edited"),
     ("soup", "ft", "ft2", "-o", "soup", "--greedy", "--score-command", SCORE, "--push", "owner/soup"),
+    (
+        "search",
+        "base",
+        "ft",
+        "-o",
+        "pushed-found",
+        "--budget",
+        "2",
+        "--score",
+        SCORE,
+        "--push",
+        "owner/found",
+    ),
     (
         "edit",
         "base",
@@ -176,7 +190,7 @@ def ran(home):
     for name in ("base", "ft"):
         home.hub.add(f"org/{name}", home.work / name)
     codes, remote = home.run(ON_THE_HUB, HF_TOKEN=home.hub.token)
-    assert codes == [0, 1, 0, 1, 1, 0, 0], remote
+    assert codes == [0, 1, 0, 1, 1, 0, 0, 0], remote
     return text, failing, debugged, remote
 
 
@@ -196,7 +210,7 @@ def test_nothing_is_left(ran, home):
 
 def test_nothing_is_sent(ran, home):
     hub = home.hub
-    for name in ("owner/edited", "owner/soup", "owner/scored"):
+    for name in ("owner/edited", "owner/soup", "owner/scored", "owner/found"):
         files = hub.files(name)
         assert "monosoup_report.json" in files
         for path in files.values():

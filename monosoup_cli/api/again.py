@@ -52,6 +52,7 @@ class _AsRecorded:
     members: Sequence[int]
     drafts: int = 0
     trials: int = 0
+    candidates: int = 0
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Nothing: the choice was made."""
@@ -98,9 +99,6 @@ def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[s
         arguments["score_command"] = "{}"  # it has to be there, and is not run
     if "score" in arguments:
         arguments["score"] = []
-    finetuned = arguments.get("finetuned")
-    if isinstance(finetuned, list) and command.declared["finetuned"].option.shell is str:
-        (arguments["finetuned"],) = finetuned[:1] or [None]  # every report has a list
     for name, value in arguments.items():
         declared = command.declared.get(name)
         if declared is None or not declared.accepts(value):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.planned import Planned
-    from monosoup_cli.pipeline.task import Chooser
+    from monosoup_cli.pipeline.task import Chooser, Task
 
 __all__ = ["Command", "Request", "command", "publish"]
 
@@ -78,7 +78,17 @@ class Command(Protocol[P, Prepared]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]: ...
 
 
-def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
+class WritingCommand(Command[P, "Planned"], Protocol[P]):
+    """A command that writes an output.
+
+    Attributes:
+        task: Takes the same arguments, and returns what they ask for; nothing is opened.
+    """
+
+    task: Callable[P, Task]
+
+
+def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
     """Make a command that writes an output.
 
     Args:
@@ -89,8 +99,7 @@ def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
     signature = inspect.signature(order)
     name = order.__name__
 
-    def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
-        from monosoup_cli.pipeline.planned import prepare
+    def task(*args: P.args, **kwargs: P.kwargs) -> Task:
         from monosoup_cli.pipeline.task import Task
 
         options = RunOptions.of(kwargs)
@@ -106,7 +115,12 @@ def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return prepare(Task(call, options, request.order, request.kind, request.chooser))
+        return Task(call, options, request.order, request.kind, request.chooser)
+
+    def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
+        from monosoup_cli.pipeline.planned import prepare
+
+        return prepare(task(*args, **kwargs))
 
     def run(planned: Planned, progress: Progress) -> dict[str, Any]:
         from monosoup_cli.pipeline.execute import execute
@@ -117,7 +131,9 @@ def command(order: Callable[P, Order | Request]) -> Command[P, Planned]:
             planned.destination.push(planned.task.call)
         return report
 
-    return publish(order, declared, prepare, run, returns="Planned")
+    made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned"))
+    made.task = task
+    return made
 
 
 def publish(

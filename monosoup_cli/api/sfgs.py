@@ -80,6 +80,7 @@ class _BySimilarity:
     on_nonfinite: Strictness
     drafts: int = 0
     trials: int = 0
+    candidates: int = 0
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Raise UsageError where no layer is left to compare."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from monosoup_cli.api.command import Request, command
@@ -139,6 +137,7 @@ class _Greedy:
     is_strict: bool
     watch: Watch
     drafts: int = 1
+    candidates: int = 0
 
     @property
     def trials(self) -> int:
@@ -180,25 +179,15 @@ class _Greedy:
     def _score(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> float:
         """The score of the uniform mean of some checkpoints; of a single one, as it is."""
         from monosoup_cli.pipeline.score_command import noted_score
+        from monosoup_cli.pipeline.scoring import new_draft
 
         def path() -> StrPath:
             self.watch(self.sources[members[-1]], None, len(members))
             if len(members) == 1 and context.inputs.adapters[members[0]] is None:
                 return context.inputs.finetuned[members[0]].files.place.path
-            return self._draft(members, context, partial)  # an adapter is scored merged
+            draft = new_draft(context, partial)  # an adapter is scored merged
+            context.draft(members, draft)
+            return draft
 
         name = f"score {' '.join(str(number) for number in members)}"
         return noted_score(name, self.template, path, partial)
-
-    def _draft(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> Path:
-        """Write the mean of some checkpoints in the form of the first one; replaces the last draft."""
-        for old in partial.workplace.path.glob("draft-*"):
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink()
-        suffix = ".safetensors" if context.inputs.finetuned[0].model.place.folder is None else ""
-        # a name of its own: what a killed run left may still read the one before
-        draft = partial.workplace.path / f"draft-{len(partial.notes)}{suffix}"
-        context.draft(members, draft)
-        return draft

@@ -15,15 +15,15 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from monosoup_cli.errors import OutputError, without_tokens
-from monosoup_cli.report.words import duration, joined_label, plural, printable, size
+from monosoup_cli.report.words import duration, printable, size
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
     from rich.live import Live
 
+    from monosoup_cli.cli.trials import Show
     from monosoup_cli.formats.files import Advance, Download
-    from monosoup_cli.methods.model_soup import Trial
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.tensors.plan import PlannedTensor
 
@@ -46,6 +46,7 @@ class Console:
         self.quiet = quiet
         self._is_live = live and not quiet and _has_terminal() and os.environ.get("TERM") != "dumb"
         self._live: Live | None = None
+        self._has_bar = False
 
     def error(self, message: object) -> None:
         self._say(f"error: {printable(message, 2000)}\n")
@@ -109,31 +110,22 @@ class Console:
         return RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False, color_system=system)
 
     @contextmanager
-    def trials(self) -> Iterator[Callable[[str, Trial | None, int], None]]:
-        """Show the trials of a greedy soup, as a live table or a line each, through a callback."""
-        done: list[tuple[str, float, bool]] = []
+    def growing_table(self) -> Iterator[Show]:
+        """Show a table that grows, live or as a line each time, through the callback it yields."""
 
-        def show_trial(source: str, trial: Trial | None, count: int) -> None:
-            others = f" averaged with {plural(count - 1, 'other')}" if count > 1 else ""
-            now = f"scoring {source}{others}" if trial is None else ""
-            if trial is not None:
-                done.append((source, trial.score, trial.joined))
-            if self._is_live:
-                from rich.live import Live
+        def show(table: Callable[[], RenderableType], line: str) -> None:
+            if not self._is_live or self._has_bar:
+                self.note(line)
+                return
+            from rich.live import Live
 
-                from monosoup_cli.report.tables import trials_table
-
-                if self._live is None:
-                    self._live = Live(console=self._rich(stderr=True))
-                    self._live.start()
-                self._live.update(trials_table(done, now), refresh=True)
-            elif trial is None:
-                self.note(now)
-            else:
-                self.note(f"trial {len(done)}: {source}: {trial.score:g}, {joined_label(trial.joined)}")
+            if self._live is None:
+                self._live = Live(console=self._rich(stderr=True))
+                self._live.start()
+            self._live.update(table(), refresh=True)
 
         try:
-            yield show_trial
+            yield show
         finally:
             self._end_live()
 
@@ -220,6 +212,7 @@ class Console:
             with lock:
                 if not bar.live.is_started:
                     self._end_live()
+                    self._has_bar = True
                     bar.start()
                 if is_done:
                     done += 1
@@ -237,6 +230,7 @@ class Console:
             yield callback
         finally:
             bar.stop()
+            self._has_bar = False
 
 
 def _has_terminal() -> bool:

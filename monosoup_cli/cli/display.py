@@ -99,7 +99,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     from monosoup_cli.report.files import OF_SEVERAL, as_text, check_target, replace_file
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
-    from monosoup_cli.report.scored import charts_of
+    from monosoup_cli.report.searched import charts_of
     from monosoup_cli.report.verdict import sentences, verdict_of
 
     if display.html is not None:
@@ -144,6 +144,7 @@ def _show_table(
     from monosoup_cli.report.files import OF_SEVERAL
     from monosoup_cli.report.layers import hidden_note, layers_table
     from monosoup_cli.report.measures import measures_in
+    from monosoup_cli.report.searched import search_table
     from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 
     console = display.console
@@ -157,6 +158,9 @@ def _show_table(
     if "selection" in report:
         console.text("")
         console.table(selection_table(report["selection"]), to_stdout=True)
+    if "search" in report:
+        console.text("")
+        console.table(search_table(report["search"]), to_stdout=True)
     if "similarity" in report:
         console.text("")
         console.table(similarity_table(report["similarity"]), to_stdout=True)

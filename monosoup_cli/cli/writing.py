@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ import typer
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
+from monosoup_cli.cli.trials import of_scores, of_soup
 from monosoup_cli.errors import OutputError, UsageError
 from monosoup_cli.report.words import size
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from monosoup_cli.api.command import Command
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.ready import Ready
+    from monosoup_cli.pipeline.task import OnScore
     from monosoup_cli.report.preview import Preview
 
 __all__ = ["WRITING", "import_torch", "shell_command"]
@@ -55,11 +56,11 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
         console = Console(quiet=quiet, live=not no_progress)
         if "weights" in arguments:
             arguments["weights"] = _numbers(arguments["weights"])
-        with console.trials() as watch:
+        with console.growing_table() as show:
             if "watch" in inspect.signature(command).parameters:
-                arguments["watch"] = watch
+                arguments["watch"] = of_soup(show)
             with command.prepare(**arguments) as planned:
-                _run(planned, console, is_dry=dry_run, as_json=format == "json")
+                _run(planned, console, of_scores(show), is_dry=dry_run, as_json=format == "json")
 
     return add_options(run, command.__name__, shell_help(command), command.declared)
 
@@ -72,7 +73,7 @@ def _numbers(text: str | None) -> list[float] | None:
         raise UsageError("--weights must be numbers separated by commas", found=repr(text)) from None
 
 
-def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> None:
+def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
     from monosoup_cli.outputs.workplace import partial_path
     from monosoup_cli.pipeline.execute import execute
@@ -107,7 +108,7 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
         console.note(f"note: {doubt}")
     try:
         with console.progress([*ready.plan.tensors] * (2 if chooses_dry else 1)) as progress:
-            report = execute(ready, progress, partial(_say_score, console))
+            report = execute(ready, progress, on_score)
     except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
         if planned.destination.is_unfinished:
             console.note("note: rerun the command with --resume to continue from here")
@@ -120,15 +121,10 @@ def _run(planned: Planned, console: Console, *, is_dry: bool, as_json: bool) -> 
         _push(planned, console)
 
 
-def _say_score(console: Console, label: str, scores: Mapping[str, float] | None) -> None:
-    """Say what is scored, and the scores once they are known."""
-    words = ", ".join(f"{name} {score:g}" for name, score in (scores or {}).items())
-    console.note(f"scoring {label}" if scores is None else f"{label}: {words}")
-
-
 def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
+    from monosoup_cli.report.searched import search_table
     from monosoup_cli.report.tables import selection_table, summary_table
 
     if as_json:
@@ -141,6 +137,9 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
             raise
     if "selection" in report:
         console.table(selection_table(report["selection"]))
+        console.note("")
+    if "search" in report:
+        console.table(search_table(report["search"]))
         console.note("")
     console.table(summary_table(report, path or Path("stdout")))
     for note in notes_on(report):

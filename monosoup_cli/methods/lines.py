@@ -12,23 +12,31 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.methods.wise_ft import interpolations
 from monosoup_cli.names import Position, find_blocks, is_head
-from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
+from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["COMMAND", "MEASURES", "Head", "Lines", "Scale", "lines", "scales"]
+__all__ = ["COMMAND", "MEASURES", "BlockPattern", "Head", "Lines", "Scale", "lines", "scales"]
 
 Head = Literal["last", "alpha", "ft"]
+BlockPattern: TypeAlias = Annotated[
+    str | None,
+    Option(
+        "A regular expression whose groups capture the block numbers, instead of automatic detection.",
+        metavar="REGEX",
+        shell=str,
+    ),
+]
 
 PAPER = Paper(
     "These are the fine-tuned weights, with the update scaled down more in shallower layers: LiNeS.",
@@ -48,7 +56,7 @@ MEASURES = (Measure("stack"), Measure("block"), Measure("scale", "scale", summar
 
 def lines(
     base: Base,
-    finetuned: FinetunedOne,
+    finetuned: Finetuned,
     output: Output,
     *,
     alpha: Annotated[
@@ -75,21 +83,15 @@ def lines(
             " fine-tuned)."
         ),
     ] = "last",
-    block_pattern: Annotated[
-        str | None,
-        Option(
-            "A regular expression whose groups capture the block numbers, instead of automatic detection.",
-            metavar="REGEX",
-            shell=str,
-        ),
-    ] = None,
+    block_pattern: BlockPattern = None,
     score: Score = (),
     **options: Unpack[RunKeywords],
 ) -> Order:
     """Scale the update with depth: LiNeS.
 
     Shallow layers, which hold general knowledge, stay nearer to the base; deep layers stay nearer to the
-    fine-tuned checkpoint. Blocks are detected in the names of the tensors; --dry-run shows them.
+    fine-tuned checkpoint, or to the mean of several. Blocks are detected in the names of the tensors;
+    --dry-run shows them.
 
     Example: monosoup lines base.safetensors ft.safetensors -o out --alpha 0.3 --beta 0.7
     """
@@ -104,7 +106,7 @@ def lines(
     ]
     return Order(
         Lines(ramps, head, block_pattern),
-        [os.fspath(finetuned)],
+        as_paths(finetuned),
         os.fspath(output),
         os.fspath(base),
         arguments={"alpha": alphas.argument, "beta": betas.argument},

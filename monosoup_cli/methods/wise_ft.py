@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
-from monosoup_cli.options import Base, FinetunedOne, Option, Output, RunKeywords
+from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
 
@@ -42,7 +42,7 @@ MEASURES = (Measure("alpha", "α"),)
 
 def wise(
     base: Base,
-    finetuned: FinetunedOne,
+    finetuned: Finetuned,
     output: Output,
     *,
     alpha: Annotated[
@@ -60,7 +60,8 @@ def wise(
 ) -> Order:
     """Interpolate base and fine-tune: WiSE-FT.
 
-    Every floating-point tensor becomes (1 - A) base + A fine-tuned, biases included.
+    Every floating-point tensor becomes (1 - A) base + A fine-tuned, biases included. Of several fine-tuned
+    checkpoints, the mean is taken.
 
     Example: monosoup wise base.safetensors ft.safetensors -o out --alpha 0.5
     """
@@ -75,7 +76,7 @@ def wise(
     )
     return Order(
         method,
-        [os.fspath(finetuned)],
+        as_paths(finetuned),
         os.fspath(output),
         os.fspath(base),
         arguments={"alpha": alphas.argument},

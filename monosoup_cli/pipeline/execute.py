@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs
+from monosoup_cli.pipeline.planned import Planned, plan_on
 from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
-from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.ready import Ready, lay_out
 from monosoup_cli.pipeline.run import Work, run
-from monosoup_cli.pipeline.scoring import OnScore, ignore_scores, score_variants
-from monosoup_cli.pipeline.task import Choice, true_hints
+from monosoup_cli.pipeline.scoring import ignore_scores, score_variants
+from monosoup_cli.pipeline.task import Choice, OnScore, Task, true_hints
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.ingredients import Ingredients
@@ -54,7 +55,6 @@ def _make(
     """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
     planned, inputs, writing = ready.planned, ready.planned.inputs, ready.planned.destination.options
     started, machine = time.monotonic(), environment(ready.resources.devices)
-    engine = Threads(ready.resources.places, ready.resources.substitute)
     identity = make_identity(ready, machine)
     partial = PartialOutput(
         planned.destination.path,
@@ -66,7 +66,11 @@ def _make(
         overwrite=writing.overwrite,
     )
     with partial:
-        choice = choose(ready, partial, progress) if members is None else Choice(members, {})
+        choice = Choice(members, {}) if members is not None else choose(ready, partial, progress, on_score)
+        if choice.task is not None:
+            ready = _ready_for(ready.planned, choice.task)
+            planned = ready.planned
+        engine = Threads(ready.resources.places, ready.resources.substitute)
         ingredients = Ingredients(
             inputs.base if planned.method.needs_base else None,
             [inputs.finetuned[number] for number in choice.members],
@@ -86,39 +90,49 @@ def _make(
         return publish(ready, partial, whole, reports)
 
 
-def choose(ready: Ready, partial: PartialOutput | None, progress: Progress = ignore) -> Choice:
+def _ready_for(planned: Planned, task: Task) -> Ready:
+    """Another task on the inputs of a run, which writes the same files."""
+    return lay_out(plan_on(planned.inputs, task, planned.destination, planned.devices))
+
+
+def choose(
+    ready: Ready,
+    partial: PartialOutput | None,
+    progress: Progress = ignore,
+    on_score: OnScore = ignore_scores,
+) -> Choice:
     """The fine-tuned checkpoints that are averaged: all, unless the task chooses among them."""
     chooser = ready.planned.task.chooser
     if chooser is None:
         return Choice(range(len(ready.planned.inputs.finetuned)), {})
-    return chooser.choose(_Context(ready), partial, progress)
+    return chooser.choose(_Context(ready, on_score), partial, progress)
 
 
 class _Context:
     """What a chooser works with."""
 
-    def __init__(self, ready: Ready) -> None:
+    def __init__(self, ready: Ready, on_score: OnScore) -> None:
         self._ready = ready
+        self.on_score = on_score
         self.inputs: Inputs = ready.planned.inputs
         self.selection: Selection = ready.planned.selection
         self.engine: Engine = Threads(ready.resources.places, ready.resources.substitute)
 
-    def draft(self, members: Sequence[int], output: Path) -> None:
-        """Write the mean of some of the checkpoints to `output`, in the layout of the first one."""
-        planned = self._ready.planned
+    def draft(self, members: Sequence[int], output: Path, task: Task | None = None) -> Mapping[str, Any]:
+        """Write a checkpoint to `output`, in the layout of the first one, and return its report."""
+        ready = self._ready if task is None else _ready_for(self._ready.planned, task)
+        planned, plan = ready.planned, ready.plan
         writing = replace(
             planned.destination.options, report=None, overwrite=True, resume=False, push=None, public=False
         )
         shard_bytes = None if output.suffix == ".safetensors" else planned.task.options.storing.shard_bytes
-        model = self._ready.form.model
-        plan = self._ready.plan
-        layout = plan_layout(model, plan.dtypes, output.name, shard_bytes, plan.shapes)
-        task = replace(planned.task, chooser=None)
+        layout = plan_layout(ready.form.model, plan.dtypes, output.name, shard_bytes, plan.shapes)
+        alone = replace(planned.task, chooser=None)
         draft = Ready(
-            replace(planned, task=task, destination=Destination(output, writing)),
+            replace(planned, task=alone, destination=Destination(output, writing)),
             plan,
             whole_form(self.inputs.finetuned[0], layout, planned.task.options.storing.dtype),
-            self._ready.resources,
+            ready.resources,
         )
         draft.check()
-        _make(draft, ignore, members=members)
+        return _make(draft, ignore, members=members)

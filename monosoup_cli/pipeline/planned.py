@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from monosoup_cli.devices.device import Device, find_devices
@@ -22,7 +22,7 @@ from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
 from monosoup_cli.tensors.stacks import expert_counts
 
-__all__ = ["Planned", "prepare"]
+__all__ = ["Planned", "plan_on", "prepare"]
 
 
 @dataclass
@@ -108,64 +108,74 @@ def prepare(task: Task) -> Planned:
         )
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
             raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
-        draft = task.kind.draft(
-            OutputContext(
-                inputs.base,
-                inputs.finetuned,
-                inputs.adapters,
-                destination.path,
-                storing.dtype,
-                storing.shard_bytes,
-                storing.side_files,
-            )
-        )
-        selection = Selection(
-            tuple(selecting.include),
-            tuple(selecting.exclude),
-            (*task.order.stacked, *draft.stacked()),
-            expert_counts(inputs.finetuned[0].model.config),
-            selecting.on_mismatch,
-            storing.dtype,
-            tuple(storing.carry_base),
-        )
-        first = inputs.finetuned[0]
-        with mismatch_in(first.path):
-            method = task.order.method.for_names(list(first.tensors))
-            of_base, of_finetuned = draft.headers()
-            names = set(of_base or ()).union(*of_finetuned)
-            base, *whole = (  # without an adapter's own factors, and what it leaves as it is
-                {name: tensor for name, tensor in source.tensors.items() if name in names}
-                for source in (inputs.base or first, *inputs.finetuned)
-            )
-            check_merged(base if method.needs_base else None, whole, selection)
-            plan = make_plan(
-                of_base,
-                of_finetuned,
-                selection,
-                access=method.access,
-                wise=any(variant.wise is not None for variant in method.variants()),
-                hint=inputs.hint,
-                unchanged=inputs.unchanged,
-                left_out=[copy.name for copy in inputs.copies],
-                uses_base=method.needs_base,
-                tied=inputs.tied,
-            )
-            if inputs.parent is not None:
-                check_names(plan, inputs.parent.tensors, inputs.hint, partial=selecting.partial)
-            if task.order.split_fused:
-                plan = split_fused(plan, inputs)
-        examined = draft.examined(plan)
-        if task.chooser is not None:
-            task.chooser.check(inputs, selection)
+        planned = plan_on(inputs, task, destination, devices)
         destination.check_path(inputs.sources)
         destination.check_push(inputs.sources)
-        planned = Planned(task, inputs, method, plan, draft, selection, destination, devices)
-        if examined:
+        if planned.examined:
 
             def needs(device: Device) -> list[Held]:
-                return needs_of(examined, method, inputs.sources, device)
+                return needs_of(planned.examined, planned.method, inputs.sources, device)
 
             resources = allot(needs, devices, task.options.computing.workers)
-            planned = replace(planned, examined=examined, examining=resources)
+            planned.examining = resources
         opened.pop_all()
     return planned
+
+
+def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Sequence[Device]) -> Planned:
+    """Plan a task on inputs that are open.
+
+    Raises:
+        MonosoupError: The inputs do not belong together, or the output cannot be written.
+    """
+    selecting, storing = task.options.selecting, task.options.storing
+    draft = task.kind.draft(
+        OutputContext(
+            inputs.base,
+            inputs.finetuned,
+            inputs.adapters,
+            destination.path,
+            storing.dtype,
+            storing.shard_bytes,
+            storing.side_files,
+        )
+    )
+    selection = Selection(
+        tuple(selecting.include),
+        tuple(selecting.exclude),
+        (*task.order.stacked, *draft.stacked()),
+        expert_counts(inputs.finetuned[0].model.config),
+        selecting.on_mismatch,
+        storing.dtype,
+        tuple(storing.carry_base),
+    )
+    first = inputs.finetuned[0]
+    with mismatch_in(first.path):
+        method = task.order.method.for_names(list(first.tensors))
+        of_base, of_finetuned = draft.headers()
+        names = set(of_base or ()).union(*of_finetuned)
+        base, *whole = (  # without an adapter's own factors, and what it leaves as it is
+            {name: tensor for name, tensor in source.tensors.items() if name in names}
+            for source in (inputs.base or first, *inputs.finetuned)
+        )
+        check_merged(base if method.needs_base else None, whole, selection)
+        plan = make_plan(
+            of_base,
+            of_finetuned,
+            selection,
+            access=method.access,
+            wise=any(variant.wise is not None for variant in method.variants()),
+            hint=inputs.hint,
+            unchanged=inputs.unchanged,
+            left_out=[copy.name for copy in inputs.copies],
+            uses_base=method.needs_base,
+            tied=inputs.tied,
+        )
+        if inputs.parent is not None:
+            check_names(plan, inputs.parent.tensors, inputs.hint, partial=selecting.partial)
+        if task.order.split_fused:
+            plan = split_fused(plan, inputs)
+    examined = draft.examined(plan)
+    if task.chooser is not None:
+        task.chooser.check(inputs, selection)
+    return Planned(task, inputs, method, plan, draft, selection, destination, devices, examined)

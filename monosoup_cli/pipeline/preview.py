@@ -36,6 +36,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             memory_bytes=resources.host_bytes,
             device_memory_bytes=resources.device_bytes,
             trials=trials_of(ready),
+            candidates=0 if planned.task.chooser is None else planned.task.chooser.candidates,
             draft_bytes=ready.drafts * layout.nbytes,
             seconds=None if estimate is None else estimate.seconds,
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,

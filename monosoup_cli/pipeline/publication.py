@@ -137,6 +137,7 @@ def make_reports(
         ),
         **method.details,
         **({"selection": choice.selection} if choice.selection else {}),
+        **({"search": choice.search} if choice.search else {}),
         "only_in_base": names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         "notes": notices_of(ready),
     }

@@ -25,7 +25,7 @@ from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 
-__all__ = ["Ready", "foresee", "make_ready", "read_beside"]
+__all__ = ["Ready", "foresee", "lay_out", "make_ready", "read_beside"]
 
 
 @dataclass
@@ -132,7 +132,9 @@ def foresee(planned: Planned) -> Ready:
     Raises:
         MonosoupError: The output cannot be written.
     """
-    return replace(_lay_out(planned), is_foreseen=planned.examining is not None)
+    ready = lay_out(planned)
+    ready.check()
+    return replace(ready, is_foreseen=planned.examining is not None)
 
 
 def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:
@@ -146,7 +148,9 @@ def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:
             foresee(planned)  # refuses before anything is read
         with true_hints(planned.task):
             _examine(planned, planned.examining, progress)
-    return _lay_out(planned)
+    ready = lay_out(planned)
+    ready.check()
+    return ready
 
 
 def _examine(planned: Planned, resources: Resources, progress: Progress) -> None:
@@ -160,7 +164,12 @@ def _examine(planned: Planned, resources: Resources, progress: Progress) -> None
     engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
 
 
-def _lay_out(planned: Planned) -> Ready:
+def lay_out(planned: Planned) -> Ready:
+    """Lay out the output, after what it depends on has been examined. Its place is not checked.
+
+    Raises:
+        ResourceError: The memory does not suffice.
+    """
     plan, form = planned.draft.form(planned.plan)
     method, sources = planned.method, planned.inputs.sources
 
@@ -168,6 +177,4 @@ def _lay_out(planned: Planned) -> Ready:
         return needs_of(plan.tensors, method, sources, device, form)
 
     resources = allot(needs, planned.devices, planned.task.options.computing.workers, method.access)
-    ready = Ready(planned, plan, form, resources)
-    ready.check()
-    return ready
+    return Ready(planned, plan, form, resources)

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 from monosoup_cli.errors import without_tokens
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.score_command import noted_score
+from monosoup_cli.pipeline.task import ChooserContext, OnScore
 
-__all__ = ["OnScore", "ignore_scores", "score_by", "score_variants", "trials_of"]
+__all__ = ["ignore_scores", "new_draft", "remove_drafts", "score_by", "score_variants", "trials_of"]
 
-OnScore: TypeAlias = Callable[[str, Mapping[str, float] | None], None]
-"""Called before and after a checkpoint is scored: with what it is called, and its scores by name (None before
-they are known)."""
+
+def remove_drafts(partial: PartialOutput) -> None:
+    """Remove the checkpoints that were written beside the output to be scored."""
+    for old in partial.workplace.path.glob("draft-*"):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+
+
+def new_draft(context: ChooserContext, partial: PartialOutput) -> Path:
+    """The path of the next draft, in the form of the first fine-tuned checkpoint; removes the last draft."""
+    remove_drafts(partial)
+    suffix = ".safetensors" if context.inputs.finetuned[0].model.place.folder is None else ""
+    # a name of its own: what a killed run left may still read the one before
+    return partial.workplace.path / f"draft-{len(partial.notes)}{suffix}"
 
 
 def ignore_scores(label: str, scores: Mapping[str, float] | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from monosoup_cli.errors import NonfiniteError, ResultOverflowError
 from monosoup_cli.options import Call, RunOptions
@@ -18,26 +18,42 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.tensors.method import Order
 from monosoup_cli.tensors.plan import Selection
 
-__all__ = ["Choice", "Chooser", "ChooserContext", "Task", "true_hints"]
+__all__ = ["Choice", "Chooser", "ChooserContext", "OnScore", "Task", "true_hints"]
+
+
+OnScore: TypeAlias = Callable[[str, Mapping[str, float] | None], None]
+"""Called before and after a checkpoint is scored: with what it is called, and its scores by name (None before
+they are known)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which fine-tuned checkpoints are averaged, in this order, and what the report says about it."""
+    """What the output is made of.
+
+    Attributes:
+        members: Which fine-tuned checkpoints are averaged, in this order.
+        selection: What the report says about it.
+        task: What is made of them, on the same inputs; None for what the call asks for.
+        search: What the report says of a search that has found it.
+    """
 
     members: Sequence[int]
     selection: Mapping[str, Any]
+    task: Task | None = None
+    search: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ChooserContext(Protocol):
-    """What a chooser works with: the opened inputs, an engine, and a way to write a mean for a score."""
+    """What a chooser works with: the opened inputs, an engine, a way to write checkpoints that are scored."""
 
     inputs: Inputs
     selection: Selection
     engine: Engine
+    on_score: OnScore
 
-    def draft(self, members: Sequence[int], output: Path) -> None:
-        """Write the mean of some of the checkpoints to `output`, as the run would write it."""
+    def draft(self, members: Sequence[int], output: Path, task: Task | None = None) -> Mapping[str, Any]:
+        """Write what a task makes of some of the checkpoints to `output`, and return its report. The default
+        is the task of the run."""
         ...
 
 
@@ -45,7 +61,8 @@ class Chooser(Protocol):
     """Chooses which fine-tuned checkpoints are averaged, before the work.
 
     `drafts` is how many checkpoints it writes beside the output at a time. A chooser that writes none can
-    also choose in a dry run. `trials` is the largest number of times that it runs a score command.
+    also choose in a dry run. `trials` is the largest number of times that it runs a score command, and
+    `candidates` the largest number of candidates; 0 for one that chooses among the inputs alone.
     """
 
     @property
@@ -53,6 +70,9 @@ class Chooser(Protocol):
 
     @property
     def trials(self) -> int: ...
+
+    @property
+    def candidates(self) -> int: ...
 
     def check(self, inputs: Inputs, selection: Selection) -> None:
         """Refuse inputs among which there is nothing to choose by.

@@ -7,6 +7,7 @@ from typing import Any
 
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.searched import notes_on_search
 from monosoup_cli.report.verdict import NOISE, findings
 from monosoup_cli.report.words import plural
 
@@ -23,6 +24,7 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     none, and the tensors for which a card had no memory. They give the share of an update that the factors of
     an extracted adapter leave out.
     """
+    notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
     edited = [layer for layer in layers if layer["action"] == "edited"]
     ranks = [
@@ -32,7 +34,6 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
         for part in measures_of([layer])
         if part.get("k")
     ]
-    notes = []
     if report["arguments"].get("split") == "noise":
         notes += [
             f"{finding.sentence[0].lower()}{finding.sentence[1:].rstrip('.')}"

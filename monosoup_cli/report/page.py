@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.scored import charts_of
+from monosoup_cli.report.searched import charts_of
 from monosoup_cli.report.words import printable
 
 __all__ = ["page"]

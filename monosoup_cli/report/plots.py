@@ -23,7 +23,7 @@ from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.scored import charts_of
+from monosoup_cli.report.searched import charts_of
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:

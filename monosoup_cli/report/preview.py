@@ -20,6 +20,7 @@ class Cost:
         memory_bytes: The host memory of the workers, without that of the libraries.
         device_memory_bytes: The memory of the workers on one card; 0 without cards.
         trials: The largest number of runs of score commands.
+        candidates: The largest number of candidates that are scored.
         draft_bytes: The size of what is written beside the output at a time, to be scored.
         seconds: How long the run takes, without downloads; None where that is not estimated.
         calibration_seconds: How long it took to find out how fast the machine is.
@@ -32,6 +33,7 @@ class Cost:
     memory_bytes: int
     device_memory_bytes: int
     trials: int
+    candidates: int = 0
     draft_bytes: int = 0
     seconds: float | None = None
     calibration_seconds: float | None = None

@@ -11,7 +11,7 @@ from monosoup_cli.report.words import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Chart", "Curve", "Scored", "charts_of", "scored_in", "scores_table"]
+__all__ = ["Chart", "Curve", "Scored", "scored_in", "scores_table", "sweep_charts"]
 
 AXES = {"alpha": "α", "energy": "R", "wise": "α", "beta": "β"}
 """What the paper calls the options that take lists."""
@@ -71,7 +71,7 @@ def scores_table(rows: Sequence[Scored]) -> RenderableType:
     return table
 
 
-def charts_of(report: Mapping[str, Any]) -> list[Chart]:
+def sweep_charts(report: Mapping[str, Any]) -> list[Chart]:
     """The charts of the scores in a report: every score over what was swept, and the first two scores against
     each other. Fewer than two checkpoints make none."""
     rows = scored_in(report)

@@ -121,6 +121,16 @@ REPORT = {
         "decisions?": [{"candidate": str, "similarity": NUMBER, "joined": bool}],
         "trials?": [{"candidate": str, "score": NUMBER, "joined": bool}],
     },
+    "search?": {
+        "scores": [str],
+        "finetuned": [{"source": str, "scores": Values(NUMBER)}],
+        "candidates": [{"candidate": str, "scores": Values(NUMBER)}],
+        "front": [str],
+        "chosen": str,
+        "is_within": bool,
+        "not_tried": [str],
+        "command": str,
+    },
     "verdict?": {"findings": [{"sentence": str}], "interpolation": ({"sentence": str}, type(None))},
     "similarity?": {
         "layers": int,
@@ -145,6 +155,8 @@ def fault_of(report: Any) -> str | None:
     for name in ("similarity", "selection"):
         if name in report and not _is_consistent(report[name]):
             return f"{name} contradicts itself"
+    if "search" in report and not _is_whole_search(report["search"], report):
+        return "search contradicts itself"
     selection = report.get("selection")
     if selection is not None and "trials" not in selection:
         lacking = next((name for name in OF_SFGS if name not in selection), None)
@@ -202,6 +214,15 @@ def _is_consistent(choice: Mapping[str, Any]) -> bool:
     is_square = matrix is None or {len(relative), len(matrix), *map(len, matrix)} == {len(candidates)}
     has_bins = len(histogram["edges"]) == len(histogram["counts"]) + 1
     return bool(candidates) and set(named) <= set(candidates) and is_square and has_bins
+
+
+def _is_whole_search(search: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
+    """Whether it has one or two scores of everything, and its choices are among its candidates."""
+    tried = {one["candidate"] for one in search["candidates"]}
+    scored = [*search["candidates"], *search["finetuned"]]
+    has_all = all({*search["scores"]} <= one["scores"].keys() for one in scored)
+    is_known = {search["chosen"], *search["front"]} <= tried
+    return 1 <= len(search["scores"]) <= 2 and has_all and is_known and "output" in report
 
 
 def _misfit(value: Any, shape: Any, where: str) -> str | None:

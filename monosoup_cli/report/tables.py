@@ -76,6 +76,8 @@ def plan_to_json(
         "memory_bytes": cost.memory_bytes,
         **on_cards,
         "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
+        **({"candidates": cost.candidates} if cost.candidates else {}),
+        **({"scorings": cost.trials} if cost.trials else {}),
         "parameters": of_all,
         "parameters_edited": parameters_edited,
         "only_in_base": list(plan.only_in_base),
@@ -111,7 +113,8 @@ def plan_table(plan: Preview) -> RenderableType:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
     if cost.trials:
         drafts = f", {size(cost.draft_bytes)} of drafts at a time" if cost.draft_bytes else ""
-        totals.add_row("score", f"at most {cost.trials:,} times{drafts}")
+        candidates = f" for {cost.candidates:,} candidates" if cost.candidates else ""
+        totals.add_row("score", f"at most {cost.trials:,} times{candidates}{drafts}")
     if cost.download_bytes:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")

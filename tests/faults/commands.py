@@ -41,6 +41,7 @@ sfgs                sfgs in/base in/ft1 in/ft2 -o out --threshold -1
 wise                wise in/base.safetensors in/ft1.safetensors -o out --alpha 0.3 --dtype float16
 wise sweep          wise in/base in/ft1 -o out --alpha 0:1:0.5
 wise, scored        wise in/base in/ft1 -o out --alpha 0.3,0.5 $SCORE
+search              search in/base in/ft1 -o out --budget 2 $SCORE
 lines               lines in/base.safetensors in/ft1.safetensors -o out --alpha 0.3 --beta 0.7
 merge               edit in/base in/adapter -o out
 edit an adapter     edit - in/adapter -o out --as-adapter

@@ -174,6 +174,16 @@ def a_greedy_soup(at: Trial) -> None:
     at.loads(*command, "--greedy", *score)
 
 
+@follows("api/search.py", "add --prefer … --max-loss …=0.5")
+def two_scores_of_a_search(at: Trial) -> None:
+    command = ("search", at.base, at.finetuned, "-o", at.out, "--budget", "2")
+    score = "test -e {} && echo 1"
+    scores = ("--score", f"in={score}", "--score", f"out={score}")
+    at.refused(*command, *scores)
+    prefer, other = at.blanks
+    at.loads(*command, *scores, "--prefer", prefer, "--max-loss", f"{other}=0.5")
+
+
 @follows("methods/score_option.py", "… NAME=COMMAND names a score")
 def two_scores_without_names(at: Trial) -> None:
     command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5")

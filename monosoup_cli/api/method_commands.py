@@ -1,0 +1,12 @@
+"""The commands of methods that need no more than their settings (methods/)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from monosoup_cli.api.command import WritingCommand, command
+from monosoup_cli.methods import COMMANDS
+
+__all__ = ["METHODS"]
+
+METHODS: Mapping[str, WritingCommand[...]] = {name: command(order) for name, order in COMMANDS.items()}

@@ -1,0 +1,328 @@
+"""`search`: the best edit by the user's own scores."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from monosoup_cli.api.command import Request, WritingCommand, command
+from monosoup_cli.api.edit import edit
+from monosoup_cli.api.method_commands import METHODS
+from monosoup_cli.errors import MonosoupError, UsageError
+from monosoup_cli.methods.lines import BlockPattern, scales
+from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.score_option import SCORE_HELP, commands_by_name
+from monosoup_cli.methods.search import Candidate, Goal, Trial, coarse, explore, front
+from monosoup_cli.methods.spectral_edit import SpectralEdit
+from monosoup_cli.options import (
+    Base,
+    Finetuned,
+    Option,
+    Output,
+    RunKeywords,
+    SplitFused,
+    Stacked,
+    as_list,
+    as_paths,
+)
+from monosoup_cli.tensors.method import Order, Variant
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from monosoup_cli.outputs.writer import PartialOutput
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.pipeline.task import Choice, ChooserContext, Task
+    from monosoup_cli.tensors.plan import Selection
+
+__all__ = ["search"]
+
+COMMANDS: Mapping[str, WritingCommand[...]] = {"edit": edit, **METHODS}
+ALL = {"edit": ("stacked", "split_fused"), "lines": ("block_pattern",)}
+"""The options of the search that a candidate's command has, too, besides the shared ones."""
+MOST_SCORES = 2
+
+
+@command
+def search(
+    base: Base,
+    finetuned: Finetuned,
+    output: Output,
+    *,
+    score: Annotated[
+        str | Sequence[str],
+        Option(
+            f"{SCORE_HELP} Given twice, with two names, the search weighs one score against the other.",
+            metavar="[NAME=]COMMAND",
+            shell=list[str],
+            is_private=True,
+        ),
+    ],
+    prefer: Annotated[
+        str | None,
+        Option("Of two scores, the one that should be as high as can be.", metavar="NAME", shell=str),
+    ] = None,
+    max_loss: Annotated[
+        str | Sequence[str],
+        Option(
+            "Of two scores, how much of NAME may be lost against the fine-tuned model.",
+            metavar="NAME=LOSS",
+            shell=list[str],
+        ),
+    ] = (),
+    budget: Annotated[int, Option("Score at most N candidates.", metavar="N", shell=int, minimum=2)] = 60,
+    final_score: Annotated[
+        str | Sequence[str],
+        Option(
+            "A command for an honest score, on data that had no part in the choice. It scores the fine-tuned"
+            " model and the choice, once.",
+            metavar="[NAME=]COMMAND",
+            shell=list[str],
+            is_private=True,
+        ),
+    ] = (),
+    stacked: Stacked = (),
+    split_fused: SplitFused = False,
+    block_pattern: BlockPattern = None,
+    **options: Unpack[RunKeywords],
+) -> Request:
+    """Find the best edit by scores of your own.
+
+    Candidates of edit, wise, lines and stock are written, scored and removed, one after the other: first a
+    coarse pass, then neighbours of the best. OUT is what the best of them makes. --resume scores nothing
+    twice.
+
+    Example: monosoup search base ft -o out --score 'python eval.py {}'
+    """
+    sources, where = as_paths(finetuned), os.fspath(output)
+    scores, finals = commands_by_name(score), commands_by_name(final_score, "--final-score")
+    stacks = as_list(stacked)
+    if not 1 <= len(scores) <= MOST_SCORES:
+        raise UsageError("--score is needed once or twice", found=f"{len(scores)} of them")
+    if prefer is None and len(scores) > 1:
+        first, second = scores
+        raise UsageError(
+            "of two scores, one must be preferred",
+            hint=f"add --prefer {second} --max-loss {first}=0.5, for example",
+        )
+    if prefer is not None and prefer not in scores:
+        raise UsageError("--prefer names no score", expected=" or ".join(scores), found=prefer)
+    if budget < MOST_SCORES:
+        raise UsageError("--budget is out of range", expected="at least 2", found=budget)
+    preferred = prefer or next(iter(scores))
+    losses = _losses(as_list(max_loss), [name for name in scores if name != preferred])
+    shared: Any = {name: value for name, value in options.items() if name != "progress"}
+
+    def task(candidate: Candidate, finals: Mapping[str, str]) -> Task:
+        own = {name: given[name] for name in ALL.get(candidate.command, ())}
+        made = COMMANDS[candidate.command].task(base, sources, where, **candidate.options, **own, **shared)
+        return replace(made, order=replace(made.order, scores=finals))
+
+    given: dict[str, Any] = {"stacked": stacks, "split_fused": split_fused, "block_pattern": block_pattern}
+    # what reads and holds the most of all candidates
+    method = SpectralEdit([MonoSoup()], (0.5,), (Variant(wise=0.5),))
+    order = Order(
+        method,
+        sources,
+        where,
+        os.fspath(base),
+        stacked=stacks,
+        split_fused=split_fused,
+        arguments={"stacked": stacks},
+    )
+    return Request(
+        order, chooser=_Search(scores, finals, preferred, losses, budget, task, sources, block_pattern)
+    )
+
+
+def _losses(texts: Sequence[str], others: Sequence[str]) -> dict[str, float]:
+    """Read how much of the scores that are not preferred may be lost.
+
+    Raises:
+        UsageError: A text is not NAME=LOSS, or names no such score.
+    """
+    losses = {}
+    for text in texts:
+        name, _, amount = str(text).partition("=")
+        try:
+            losses[name] = float(amount)
+        except ValueError:
+            losses[name] = math.nan
+        if name not in others or not 0.0 <= losses[name] < math.inf:
+            raise UsageError(
+                "--max-loss is not the name of a score that is not preferred, =, and a number from 0 on",
+                expected=" or ".join(f"{other}=0.5" for other in others)
+                or "no such option: there is one score",
+                found=repr(text),
+            )
+    return losses
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Finds what makes the output. Every score is noted as soon as it is known, by the weights' checksum."""
+
+    commands: Mapping[str, str]
+    finals: Mapping[str, str]
+    prefer: str
+    losses: Mapping[str, float]
+    candidates: int
+    task: Callable[[Candidate, Mapping[str, str]], Task]
+    sources: Sequence[str]
+    block_pattern: str | None
+    drafts: int = 1
+
+    @property
+    def trials(self) -> int:
+        """Every candidate and each of several fine-tuned checkpoints; and the final scores."""
+        alone = len(self.sources) if len(self.sources) > 1 else 0
+        return (self.candidates + alone) * len(self.commands) + 2 * len(self.finals)
+
+    def check(self, inputs: Inputs, selection: Selection) -> None:
+        """Nothing: any candidate that can be written can be scored."""
+
+    def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
+        """Explore, and choose the best; then score what it is compared with once more."""
+        from monosoup_cli.pipeline.task import Choice
+
+        assert partial is not None
+        trials = _Trials(self, context, partial)
+        has_blocks = _has_blocks(list(context.inputs.finetuned[0].tensors), self.block_pattern)
+        first = list(coarse(is_of_several=len(self.sources) > 1, has_blocks=has_blocks))
+        plain = first[0]
+        alone = (
+            {self.sources[0]: trials.attempt(plain)}
+            if len(self.sources) == 1
+            else {source: trials.attempt(plain, number) for number, source in enumerate(self.sources)}
+        )
+        floors = {
+            name: max(trial.scores[name] for trial in alone.values()) - loss
+            for name, loss in self.losses.items()
+        }
+        goal = Goal(self.prefer, floors)
+        tried = explore(first, trials.attempt, goal, self.candidates)
+        chosen = goal.best_first(tried)[0]
+        best_alone = goal.best_first(list(alone.values()))[0]
+        finetuned = [
+            {
+                "source": source,
+                "scores": dict(trial.scores),
+                **(
+                    {"final_scores": trials.final_scores(plain, None if len(alone) == 1 else number)}
+                    if self.finals and trial is best_alone and trial != chosen
+                    else {}
+                ),
+            }
+            for number, (source, trial) in enumerate(alone.items())
+        ]
+        trials.clear()
+        made = self.task(chosen.candidate, self.finals)
+        search = {
+            "scores": [*self.commands],
+            "prefer": self.prefer,
+            "max_loss": dict(self.losses),
+            "budget": self.candidates,
+            "finetuned": finetuned,
+            "candidates": [
+                {
+                    "candidate": trial.candidate.label,
+                    "scores": dict(trial.scores),
+                    **({} if trial.same_as is None else {"same_as": trial.same_as}),
+                }
+                for trial in tried
+            ],
+            "front": [trial.candidate.label for trial in front(tried)],
+            "chosen": chosen.candidate.label,
+            "is_within": all(chosen.scores[name] >= floor for name, floor in floors.items()),
+            "not_tried": [] if has_blocks else ["lines"],
+            "command": _command_line(made),
+        }
+        return Choice(range(len(self.sources)), {}, made, search)
+
+
+class _Trials:
+    """Writes candidates, one at a time, and scores them unless their weights were scored before."""
+
+    def __init__(self, search: _Search, context: ChooserContext, partial: PartialOutput) -> None:
+        self._search, self._context, self._partial = search, context, partial
+        self._tried: dict[str, Trial] = {}
+        self._first: dict[str, str] = {}
+
+    def attempt(self, candidate: Candidate, alone: int | None = None) -> Trial:
+        """The scores of a candidate; or of what it makes of one of several fine-tuned checkpoints."""
+        label = candidate.label if alone is None else self._search.sources[alone]
+        if label in self._tried:
+            return self._tried[label]
+        self._context.on_score(label, None)
+        scores = self._scores(self._search.commands, candidate, alone)
+        first = self._first.setdefault(self._partial.notes[_weights_of(candidate, alone)], label)
+        self._context.on_score(label, scores)
+        trial = self._tried[label] = Trial(candidate, scores, None if first == label else first)
+        return trial
+
+    def final_scores(self, candidate: Candidate, alone: int | None) -> dict[str, float]:
+        """The final scores of what was tried."""
+        self._context.on_score("the fine-tuned model, finally", None)
+        scores = self._scores(self._search.finals, candidate, alone)
+        self._context.on_score("the fine-tuned model, finally", scores)
+        return scores
+
+    def clear(self) -> None:
+        """Remove what was written last."""
+        from monosoup_cli.pipeline.scoring import remove_drafts
+
+        remove_drafts(self._partial)
+
+    def _scores(
+        self, commands: Mapping[str, str], candidate: Candidate, alone: int | None
+    ) -> dict[str, float]:
+        from monosoup_cli.pipeline.scoring import new_draft, score_by
+
+        name, partial = _weights_of(candidate, alone), self._partial
+        drafts: list[Path] = []
+
+        def draft() -> Path:
+            if not drafts:
+                drafts.append(new_draft(self._context, partial))
+                members = range(len(self._search.sources)) if alone is None else [alone]
+                report = self._context.draft(members, drafts[0], self._search.task(candidate, {}))
+                sums = "".join(file["sha256"] for file in report["output"]["files"])
+                if name not in partial.notes:
+                    partial.note(name, hashlib.sha256(sums.encode()).hexdigest())
+            return drafts[0]
+
+        if name not in partial.notes:
+            draft()
+        return score_by(commands, partial.notes[name], draft, partial)
+
+
+def _weights_of(candidate: Candidate, alone: int | None) -> str:
+    """Under which name the checksum of the weights is noted."""
+    return f"weights of {candidate.label}" if alone is None else f"weights of number {alone}"
+
+
+def _has_blocks(names: Sequence[str], pattern: str | None) -> bool:
+    """Whether `lines` can be tried."""
+    try:
+        scales(names, 0.0, 1.0, pattern=pattern)
+    except MonosoupError:
+        if pattern is not None:
+            raise
+        return False
+    return True
+
+
+def _command_line(task: Task) -> str:
+    """The shell command of a task."""
+    order, call = task.order, task.call
+    words = call.words(call.arguments)
+    return shlex.join(
+        ["monosoup", call.command, str(order.base), *order.finetuned, *words, "-o", order.output]
+    )

@@ -1,0 +1,129 @@
+"""What a search has found: tables of its candidates, its front and its choice, and charts of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.report.scored import Chart, Curve, sweep_charts
+from monosoup_cli.report.words import plural, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["charts_of", "notes_on_search", "scoring_table", "search_table"]
+
+MAX_ROWS = 12
+"""How many candidates a table shows."""
+FAMILIES = ("edit", "wise", "lines", "stock")
+
+
+def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = "") -> RenderableType:
+    """Show the last checkpoints that were scored, and the best in each score.
+
+    Args:
+        done: What each is called, and its scores by name.
+        now: What is being scored now.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    from monosoup_cli.report.grid import grid
+
+    names = list(done[0][1]) if done else []
+    table = grid("", "", *names, show_header=bool(names))
+    for number, (label, scores) in list(enumerate(done, start=1))[-MAX_ROWS:]:
+        table.add_row(str(number), Text(printable(label)), *(f"{scores[name]:.6g}" for name in scores))
+    if names:
+        table.columns[1].justify = "left"
+    best = [
+        Text(f"best in {printable(name)}: {printable(label)}, {scores[name]:.6g}")
+        for name in names
+        for label, scores in [max((one for one in done if name in one[1]), key=lambda one: one[1][name])]
+    ]
+    return Group(table, *best, Text(printable(now)))
+
+
+def search_table(search: Mapping[str, Any]) -> RenderableType:
+    """Show the fine-tuned model, the Pareto front of two scores or the best of one, the choice, and the
+    command that makes it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from monosoup_cli.report.grid import grid
+
+    names, candidates = search["scores"], search["candidates"]
+    of_label = {one["candidate"]: one["scores"] for one in candidates}
+    shown = search["front"]
+    if len(names) == 1:
+        by_score = sorted(of_label, key=lambda label: -of_label[label][names[0]])
+        shown = [label for label in by_score if label == search["chosen"] or label in by_score[:MAX_ROWS]]
+    table = grid("", *names, "", show_header=True)
+    table.columns[-1].justify = "left"
+
+    def add(label: str, scores: Mapping[str, float], words: str) -> None:
+        table.add_row(Text(printable(label)), *(f"{scores[name]:.6g}" for name in names), words)
+
+    for one in search["finetuned"]:
+        add(one["source"], one["scores"], "fine-tuned")
+    for label in [*shown, *({search["chosen"]} - {*shown})]:
+        words = ["chosen"] if label == search["chosen"] else []
+        add(label, of_label[label], ", ".join(["front"] * (len(names) > 1 and label in shown) + words))
+    facts = grid("", "")
+    scored = sum("same_as" not in one for one in candidates)
+    facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {scored:,} of them scored")
+    facts.add_row("chosen", Text(printable(search["chosen"])))
+    facts.add_row("made by", Text(printable(search["command"], 1000)))
+    return Group(table, Text(""), facts)
+
+
+def notes_on_search(report: Mapping[str, Any]) -> list[str]:
+    """Return what to keep in mind of a search's result."""
+    search = report["search"]
+    names = " and ".join(search["scores"])
+    notes = [
+        f"{names} chose this output, and so says too much of it: report a score of data that had no part in"
+        " the choice" + ("" if report["output"].get("scores") else ", which --final-score computes")
+    ]
+    if not search["is_within"]:
+        notes.append("no candidate stays within --max-loss: this one loses least")
+    if search["chosen"] == "wise --alpha 1" and len(search["finetuned"]) == 1:
+        notes.append("no candidate is better than the fine-tuned model, so the output is a copy of it")
+    if search["not_tried"]:
+        notes.append(f"no blocks were found in the names, so {', '.join(search['not_tried'])} was not tried")
+    return notes
+
+
+def charts_of(report: Mapping[str, Any]) -> list[Chart]:
+    """The charts of the scores in a report: of a search, or of a sweep."""
+    return _charts(report["search"]) if "search" in report else sweep_charts(report)
+
+
+def _charts(search: Mapping[str, Any]) -> list[Chart]:
+    """The charts of a search: two scores against each other with the front, or one score trial by trial."""
+    candidates, names = search["candidates"], search["scores"]
+    x, y = names if len(names) > 1 else ("candidate", names[0])
+
+    def place(number: int, scores: Mapping[str, float]) -> tuple[float, float]:
+        return (scores[x] if len(names) > 1 else float(number), scores[y])
+
+    numbered = list(enumerate(candidates, start=1))
+    curves = [
+        Curve(family, points, is_line=False)
+        for family in FAMILIES
+        if (
+            points := [
+                place(number, one["scores"])
+                for number, one in numbered
+                if one["candidate"].split(" ")[0] == family
+            ]
+        )
+    ]
+    at = {one["candidate"]: place(number, one["scores"]) for number, one in numbered}
+    if len(names) > 1:
+        curves.append(Curve("Pareto front", [at[label] for label in search["front"]]))
+        curves.append(
+            Curve("fine-tuned", [place(0, one["scores"]) for one in search["finetuned"]], is_line=False)
+        )
+    curves.append(Curve("chosen", [at[search["chosen"]]], is_line=False))
+    return [Chart(f"{y} against {x}" if len(names) > 1 else f"{y} of every candidate", x, y, curves)]

@@ -1,0 +1,319 @@
+"""`search`: real candidates, scored by a real command whose optimum is known; killed and resumed."""
+
+import json
+import shlex
+import shutil
+import signal
+
+import pytest
+
+import monosoup_cli
+from monosoup_cli.errors import ScoreError, UsageError
+from monosoup_cli.outputs.workplace import partial_path
+from tests.landscape import Landscape
+from tests.outputs.forks import Forks
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """The family, and checkpoints that are known to be the best by their scores."""
+    land = Landscape(tmp_path_factory.mktemp("land") / "land", finetuned=3)
+    monosoup_cli.wise(land.base, land.ft, land.folder / "at 0.75", alpha=0.75, device="cpu")
+    monosoup_cli.edit(land.base, land.ft, land.folder / "edited", split="energy-entropy", device="cpu")
+    return land
+
+
+@pytest.fixture
+def land(inputs):
+    inputs.forget()
+    yield inputs
+    for path in (*inputs.folder.glob("fail at *"), *inputs.folder.glob("kill at *")):
+        path.unlink()
+
+
+def report_of(out):
+    path = out / "monosoup_report.json" if out.is_dir() else out.with_name(f"{out.stem}.report.json")
+    return json.loads(path.read_text())
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "monosoup_report.json"
+    }
+
+
+def test_the_best_is_found_made_and_made_again(run, land, tmp_path):
+    """α = 0.75 is not in the coarse pass. The command in the report makes OUT again, byte for byte."""
+    out, best = tmp_path / "out", land.folder / "at 0.75"
+    words = ("search", land.base, land.ft, "-o", out, "--budget", "19", "--device", "cpu")
+    done = run(*words, "--score", land.command(best))
+    assert done.code == 0, done.err
+    report = report_of(out)
+    search = report["search"]
+    assert search["chosen"] == "wise --alpha 0.75"
+    assert (out / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+    scored = [each["sha256"] for each in land.runs]
+    assert len(scored) == len({*scored}) <= 19
+    assert len(scored) == sum("same_as" not in one for one in search["candidates"])
+    for each in land.runs:  # one candidate on the disk at a time, whole
+        assert len([name for name in each["siblings"] if name.startswith("draft-")]) == 1
+        assert {"README.md", "config.json", "model.safetensors"} < {*each["beside"]}
+    assert search["finetuned"][0]["scores"] == search["candidates"][0]["scores"]
+    assert "wise --alpha 0.75" in done.err
+    assert "chose this output, and so says too much of it" in done.err
+    assert not partial_path(out).exists()
+
+    before = contents(out)
+    shutil.rmtree(out)
+    assert run(*shlex.split(search["command"])[1:], "--device", "cpu").code == 0
+    assert contents(out) == before
+    own = report_of(out)
+    assert {**own, "timing": 0, "inputs": 0, "search": search} == {**report, "timing": 0, "inputs": 0}
+    assert f"monosoup wise base ft --alpha 0.75 -o {out.name}" in before["README.md"].decode()
+
+
+def test_two_scores_of_several(run, land, tmp_path):
+    """The choice and the front are those of all candidates in the report, by brute force."""
+    out = tmp_path / "out.safetensors"
+    scores = [
+        f"{name}={land.command(land.folder / best, name)}"
+        for name, best in (("in", "at 0.75"), ("out", "edited"))
+    ]
+    words = ["search", land.base, *land.finetuned, "-o", out, "--budget", "8", "--device", "cpu"]
+    words += ["--score", scores[0], "--score", scores[1], "--prefer", "out", "--max-loss", "in=20"]
+    words += ["--final-score", land.command(land.base, "final")]
+    done = run(*words)
+    assert done.code == 0, done.err
+    report = report_of(out)
+    search = report["search"]
+    tried = {one["candidate"]: one["scores"] for one in search["candidates"]}
+    assert "stock" in tried
+    floor = max(one["scores"]["in"] for one in search["finetuned"]) - 20
+    within = {label: scores for label, scores in tried.items() if scores["in"] >= floor}
+    assert within
+    assert search["chosen"] == max(within, key=lambda label: within[label]["out"])
+    front = {
+        label
+        for label, one in tried.items()
+        if not any(
+            other != one and other["in"] >= one["in"] and other["out"] >= one["out"]
+            for other in tried.values()
+        )
+    }
+    assert {*search["front"]} == front
+    names = [each["name"] for each in land.runs]
+    assert names.count("in") == names.count("out") == 8 + 3
+    assert names.count("final") == 2  # the choice, and the best of the fine-tuned
+    finals = [each["sha256"] for each in land.runs if each["name"] == "final"]
+    assert finals[1] == report["output"]["files"][0]["sha256"]
+    assert finals[0] != finals[1]
+    assert [("final_scores" in one) for one in search["finetuned"]].count(True) == 1
+    assert report["output"]["scores"].keys() == {"score"}
+    assert [one["source"] for one in search["finetuned"]] == [str(path) for path in land.finetuned]
+    shown = run("report", out.with_name("out.report.json"), "--plot", tmp_path / "x.svg")
+    assert "front, chosen" in shown.out
+    assert "Pareto front" in (tmp_path / "x.svg").read_text()
+
+
+def cheap(folder):
+    """A score from the bytes, in no time, that notes what it scored; a file makes it kill the run."""
+    log = shlex.quote(str(folder / "log"))
+    kill = f'test -e {shlex.quote(str(folder))}/"kill at "$(wc -l < {log})'
+    return (
+        f"F={{}}; test -d $F && F=$F/model.safetensors; SUM=$(cksum < $F); echo $SUM >> {log};"
+        f" {kill} && kill -9 $PPID; echo -$((${{SUM%% *}} % 997))"
+    )
+
+
+def small(land, folder, out, *more):
+    """A search that takes no time for scores."""
+    folder.mkdir(exist_ok=True)
+    words = ("search", land.base, land.ft, "-o", out, "--budget", "8", "--device", "cpu", "--workers", "2")
+    return (*words, "--score", cheap(folder), "--final-score", f"{cheap(folder)} # finally", *more)
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory, forks):
+    """A search that nothing stops: its output, what was scored, and its system calls."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = forks.run(*small(inputs, folder / "log", folder / "out"))
+    assert ended.code == 0, ended.err
+    return folder / "out", (folder / "log" / "log").read_text().splitlines(), ended.calls
+
+
+def assert_resumed(whole, out, log, repeated):
+    """The same choice and the same bytes, and nothing was scored twice but what was being scored."""
+    expected, scored, _ = whole
+    assert contents(out) == contents(expected)
+    found = report_of(out)["search"]
+    assert {**found, "command": ""} == {**report_of(expected)["search"], "command": ""}
+    lines = (log / "log").read_text().splitlines()
+    assert len(lines) - len(scored) == repeated
+    assert sorted({*lines}) == sorted({*scored})
+    assert not partial_path(out).exists()
+
+
+def test_killed_while_scoring(whole, inputs, tmp_path, forks):
+    """At the first and a later candidate, at the last one, and at both final scores."""
+    count = len(whole[1])
+    assert count == 8 + 2
+    for number in (1, 4, 8, 9, 10):
+        folder, out = tmp_path / str(number), tmp_path / f"{number}" / "out"
+        folder.mkdir()
+        (folder / f"kill at {number}").touch()
+        assert forks.run(*small(inputs, folder, out)).code == -signal.SIGKILL
+        assert not out.exists()
+        ended = forks.run(*small(inputs, folder, out, "--resume"))
+        assert ended.code == 0, ended.err
+        assert_resumed(whole, out, folder, repeated=1)
+
+
+def stopped_at(number, whole, inputs, folder, forks):
+    folder.mkdir()
+    out = folder / "out"
+    ended = forks.run(*small(inputs, folder, out), at=number)
+    if ended.code == 0 or out.exists():  # some runs make fewer calls
+        return
+    assert ended.code == -signal.SIGKILL
+    ended = forks.run(*small(inputs, folder, out, "--resume"))
+    assert ended.code == 0, ended.err
+    repeated = len((folder / "log").read_text().splitlines()) - len(whole[1])
+    assert repeated <= 1
+    assert_resumed(whole, out, folder, repeated)
+
+
+@pytest.mark.slow
+def test_killed_at_system_calls(whole, inputs, tmp_path, forks):
+    """While drafts are written, scores are noted, and the output is written and moved."""
+    calls = len(whole[2])
+    for number in sorted({2, 9, *range(20, calls, calls // 8), calls - 12, calls - 4}):
+        stopped_at(number, whole, inputs, tmp_path / str(number), forks)
+
+
+@pytest.mark.thorough
+def test_killed_at_every_system_call(whole, inputs, tmp_path, forks):
+    for number in range(1, len(whole[2]) + 1):
+        stopped_at(number, whole, inputs, tmp_path / str(number), forks)
+        shutil.rmtree(tmp_path / str(number))
+
+
+def test_a_command_that_fails_loses_nothing(run, land, tmp_path):
+    out = tmp_path / "out"
+    mended = land.at(3, "fail")
+    words = (
+        "search",
+        land.base,
+        land.ft,
+        "-o",
+        out,
+        "--budget",
+        "4",
+        "--device",
+        "cpu",
+        "--score",
+        land.command(land.base),
+    )
+    failed = run(*words)
+    assert failed.code == 1
+    assert "no luck today" in failed.err
+    assert "what is finished is kept" in failed.err
+    mended.unlink()
+    refused = run(*words[:-1], "echo 1 {}", "--resume")
+    assert refused.code == 1
+    assert "arguments.score" in refused.err
+    assert run(*words, "--resume").code == 0
+    scored = [each["sha256"] for each in land.runs]
+    assert len(scored) == 5
+    assert len({*scored}) == 4
+
+
+def test_without_blocks_and_with_nothing_better(run, land, tmp_path):
+    """The fine-tuned model itself may be the choice; lines cannot be tried on names without blocks."""
+    from safetensors.torch import load_file, save_file
+
+    for name, source in (("base", land.base), ("ft", land.ft)):
+        tensors = load_file(source / "model.safetensors")
+        save_file(
+            {each.replace("blocks.", "b"): one for each, one in tensors.items()},
+            tmp_path / f"{name}.safetensors",
+        )
+    tuned, out = tmp_path / "ft.safetensors", tmp_path / "out.safetensors"
+    words = ("search", tmp_path / "base.safetensors", tuned, "-o", out, "--budget", "5", "--device", "cpu")
+    done = run(*words, "--score", land.command(tuned), "--final-score", land.command(tuned, "final"))
+    assert done.code == 0, done.err
+    assert load_file(out).keys() == load_file(tuned).keys()
+    assert all((one == load_file(tuned)[name]).all() for name, one in load_file(out).items())
+    assert "no candidate is better than the fine-tuned model" in done.err
+    assert "lines was not tried" in done.err
+    assert [each["name"] for each in land.runs].count("final") == 1  # the choice is the fine-tuned model
+
+
+def test_options_reach_every_candidate(land, tmp_path):
+    report = monosoup_cli.search(
+        land.base,
+        land.ft,
+        tmp_path / "out",
+        score=land.command(land.ft),
+        budget=3,
+        exclude="head*",
+        dtype="float16",
+        device="cpu",
+    )
+    assert report["arguments"]["exclude"] == ["head*"]
+    assert {layer["reason"] for layer in report["layers"] if layer["name"] == "head.weight"} == {"excluded"}
+    assert "--exclude 'head*' --dtype float16" in report["search"]["command"]
+
+
+def test_a_dry_run_counts_and_writes_nothing(run, land, tmp_path):
+    words = ("search", land.base, *land.finetuned, "-o", tmp_path / "out", "--budget", "9", "--dry-run")
+    scores = ("--score", f"a={land.command(land.base)}", "--score", "b=echo {}", "--prefer", "a")
+    done = run(*words, *scores, "--final-score", "echo {}")
+    assert "at most 26 times for 9 candidates, " in done.out  # 9 + 3, twice; and 2
+    plan = json.loads(run(*words, *scores, "--format", "json").out)
+    assert (plan["candidates"], plan["scorings"]) == (9, 24)
+    assert land.runs == []
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": ()}, "score is needed once or twice"),
+        ({"score": ["a={}", "b={}", "c={}"]}, "score is needed once or twice"),
+        ({"score": ["a={}", "b={}"]}, "one must be preferred"),
+        ({"score": "a={}", "prefer": "b"}, "prefer names no score"),
+        ({"score": "a={}", "max_loss": "a=1"}, "there is one score"),
+        ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b"}, "is not the name of a score"),
+        ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b=-1"}, "is not the name of a score"),
+        ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b=nan"}, "is not the name of a score"),
+        ({"score": "a={}", "budget": 1}, "budget is out of range"),
+        ({"score": "true"}, "score needs {}"),
+        ({"score": "a={}", "final_score": "true"}, "final_score needs {}"),
+    ],
+)
+def test_bad_calls_are_refused_at_once(land, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        monosoup_cli.search(land.base, land.ft, tmp_path / "out", **options)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_it_is_verified_without_scoring(run, land, tmp_path):
+    out = tmp_path / "out"
+    words = ("search", land.base, land.ft, "-o", out, "--budget", "3", "--device", "cpu")
+    assert run(*words, "--score", land.command(land.base)).code == 0
+    land.forget()
+    assert run("verify", out, "--again").code == 0
+    assert land.runs == []
+
+
+def test_no_number_is_an_error(land, tmp_path):
+    with pytest.raises(ScoreError, match="printed no number"):
+        monosoup_cli.search(land.base, land.ft, tmp_path / "out", score="echo good {}", device="cpu")
