@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop
 from monosoup_cli.sources.folders import is_plain_name
 from monosoup_cli.sources.hub_ids import pinned_id
-from monosoup_cli.sources.library_files import CARD_NAME
+from monosoup_cli.sources.library_files import CARD_NAME, EVAL_RESULTS
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.writer import PartialOutput
@@ -178,7 +178,7 @@ def _members(report: Mapping[str, Any]) -> list[int]:
 def other_bytes(opened: Output, again: Mapping[str, Any]) -> Iterator[MonosoupError]:
     """Compare the files of an output's report with those of another report of the same command.
 
-    The model card is left out: it has the name of the output.
+    The model card, which has the name of the output, and scores that were put in later are left out.
     """
     made = _files(again)
     for name, sha256 in _files(opened.report).items():
@@ -193,7 +193,7 @@ def other_bytes(opened: Output, again: Mapping[str, Any]) -> Iterator[MonosoupEr
 
 
 def _files(report: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of every file but model cards, by its name in OUT."""
+    """The SHA-256 of every file but model cards and scores, by its name in OUT."""
     outputs = (
         {f"{PurePosixPath(output['path']).name}/": output for output in report["outputs"]}
         if "outputs" in report
@@ -203,7 +203,7 @@ def _files(report: Mapping[str, Any]) -> dict[str, str]:
         f"{folder}{file['name']}": file["sha256"]
         for folder, output in outputs.items()
         for file in (*output["files"], *output.get("other_files", ()))
-        if file["name"] != CARD_NAME
+        if file["name"] not in (CARD_NAME, EVAL_RESULTS)
     }
 
 

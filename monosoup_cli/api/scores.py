@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from monosoup_cli.errors import MonosoupError
+from monosoup_cli.errors import MonosoupError, UsageError
 from monosoup_cli.options import StrPath, as_list
 
 __all__ = ["scores"]
 
-KEYWORDS = {"--in": "in_", "--out": "out", "--metric": "metric"}
+KEYWORDS = {"--in": "in_", "--out": "out", "--metric": "metric", "--into": "into"}
 
 
 def scores(
@@ -22,6 +22,7 @@ def scores(
     in_: str | Sequence[str] = (),
     out: str | Sequence[str] = (),
     metric: str | Sequence[str] = (),
+    into: StrPath | None = None,
 ) -> dict[str, Any]:
     """Compare the scores that evaluation harnesses left of a base, its fine-tune, and edits of that.
 
@@ -35,6 +36,8 @@ def scores(
         in_: Globs over the names of tasks, and of the harness's groups, that are in distribution.
         out: The same for those out of distribution.
         metric: `METRIC` for all tasks that have it, or `TASK=METRIC`. By default, the first of each task.
+        into: An output on the disk, whose report and model card get the comparison. There must be one edited
+            model.
 
     Returns:
         A dict with `tasks`, `groups` and `notes`; docs/scores.md explains them.
@@ -51,6 +54,7 @@ def scores(
             in_=as_list(in_),
             out=as_list(out),
             metric=as_list(metric),
+            into=None if into is None else os.fspath(into),
         )
     except MonosoupError as error:
         error.rename_options(KEYWORDS)
@@ -65,8 +69,18 @@ def compare(
     in_: Sequence[str],
     out: Sequence[str],
     metric: Sequence[str],
+    into: str | None,
 ) -> dict[str, Any]:
     """Do what `scores` does; errors name the options of the shell."""
     from monosoup_cli.evaluation.comparison import compare_scores
 
-    return compare_scores(base, finetuned, edited, {"in": in_, "out": out}, metric)
+    if into is None:
+        return compare_scores(base, finetuned, edited, {"in": in_, "out": out}, metric)
+    from monosoup_cli.pipeline.scored import open_scored, put_scores
+
+    if len(edited) != 1:
+        raise UsageError("--into takes the scores of one edited model", found=f"those of {len(edited)}")
+    opened = open_scored(into)
+    found = compare_scores(base, finetuned, edited, {"in": in_, "out": out}, metric)
+    put_scores(opened, found)
+    return found

@@ -164,4 +164,9 @@ def _show_table(
     if "similarity" in report:
         console.text("")
         console.table(similarity_table(report["similarity"]), to_stdout=True)
+    if "scores" in report:
+        from monosoup_cli.report.scores import scores_table
+
+        console.text("")
+        console.table(scores_table(report["scores"]), to_stdout=True)
     console.text(*(["", *words] if words else []))

@@ -43,6 +43,14 @@ def scores(
         Path | None,
         typer.Option(metavar="FILE.html", help="Write a page that shows the comparison, for any browser."),
     ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT",
+            help="Also put the comparison into the report and the model card of this output, the one edited"
+            " model. Weights stay as they are.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare the scores of base, fine-tuned and edited models.
@@ -64,7 +72,7 @@ def scores(
     console = Console(quiet=quiet)
     if html is not None:
         check_target(html, ".html")
-    found = compare(base, finetuned, edited, in_=in_ or (), out=out or (), metric=metric or ())
+    found = compare(base, finetuned, edited, in_=in_ or (), out=out or (), metric=metric or (), into=into)
     if format == "json":
         console.data(as_text(found))
     elif format == "csv":
@@ -79,3 +87,5 @@ def scores(
         text = scores_page(found)
         replace_file(html, lambda path: path.write_text(text, encoding="utf-8"))
         console.note(f"wrote {html}")
+    if into is not None:
+        console.note(f"wrote the comparison into {into}")

@@ -14,7 +14,16 @@ from monosoup_cli.sources.folders import Folder, is_broken
 from monosoup_cli.sources.library_files import CARD_NAME, MAX_CARD_BYTES
 from monosoup_cli.version import __version__
 
-__all__ = ["Parent", "has_card", "library_of", "model_card", "own_metadata", "read_card_metadata"]
+__all__ = [
+    "Parent",
+    "has_card",
+    "library_of",
+    "markdown",
+    "model_card",
+    "own_metadata",
+    "plain",
+    "read_card_metadata",
+]
 
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Fields that stay true after an edit. Results and tags do not: they describe the model that was measured."""
@@ -83,7 +92,7 @@ def model_card(
         tags=["monosoup", "merge"],
         **{name: inherited[name] for name in INHERITED if name in inherited},
     )
-    heading = MARKDOWN.sub(r"\\\1", _plain(title))
+    heading = markdown(title)
     names = "\n".join(f"- {parent.role}: {_code(_shown(parent))}" for parent in parents)
     return f"""---
 {data.to_yaml()}
@@ -91,13 +100,13 @@ def model_card(
 
 # {heading}
 
-{_plain(method)}
+{plain(method)}
 
 {names}
 
 Made with `monosoup` {__version__}:
 
-    {_plain(command)}
+    {plain(command)}
 
 ## Citation
 
@@ -193,10 +202,15 @@ def _code(text: str) -> str:
     """A code span with enough backticks that its text cannot close it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence, room = "`" * (longest + 1), " " if longest else ""
-    return f"{fence}{room}{_plain(text)}{room}{fence}"
+    return f"{fence}{room}{plain(text)}{room}{fence}"
 
 
-def _plain(text: str) -> str:
+def markdown(text: str) -> str:
+    """The text on one line as Markdown shows it."""
+    return MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def plain(text: str) -> str:
     """The text on one line, without tokens, and with escapes for what does not print."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode()

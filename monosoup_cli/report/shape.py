@@ -92,6 +92,31 @@ OF_SFGS = ("candidates", "layers", "similarity", "decisions", "thresholds")
 """What a selection without trials has."""
 THRESHOLD = {"highest": NUMBER_OR_NONE, "members": [str]}
 SLICE = {**MEASURES, "index": int}
+COUNT = {"count": int, "of": int}
+SCORED = {
+    "base": NUMBER,
+    "finetuned": NUMBER,
+    "edited": [
+        {
+            "value": NUMBER,
+            "difference": NUMBER,
+            "interval": ([NUMBER], type(None)),
+            "test": (str, type(None)),
+            "p": NUMBER_OR_NONE,
+            "corrected_p": NUMBER_OR_NONE,
+            **{
+                f"{kind}?": COUNT
+                for kind in ("healed", "preserved", "newly_damaged", "retained", "like_base")
+            },
+        }
+    ],
+}
+SCORES = {
+    "models": {"base": str, "finetuned": str, "edited": [str]},
+    "tasks": [{**SCORED, "name": str, "metric": str, "higher_is_better": bool}],
+    "groups": [{**SCORED, "name": str, "tasks": [str], "metrics": [str]}],
+    "notes": [str],
+}
 REPORT = {
     "command": str,
     "tool": {"name": str, "version": str},
@@ -131,6 +156,7 @@ REPORT = {
         "not_tried": [str],
         "command": str,
     },
+    "scores?": SCORES,
     "verdict?": {"findings": [{"sentence": str}], "interpolation": ({"sentence": str}, type(None))},
     "similarity?": {
         "layers": int,
@@ -157,6 +183,9 @@ def fault_of(report: Any) -> str | None:
             return f"{name} contradicts itself"
     if "search" in report and not _is_whole_search(report["search"], report):
         return "search contradicts itself"
+    scores = report.get("scores")
+    if scores is not None and not _has_all_scores(scores):
+        return "scores contradicts itself"
     selection = report.get("selection")
     if selection is not None and "trials" not in selection:
         lacking = next((name for name in OF_SFGS if name not in selection), None)
@@ -200,6 +229,14 @@ def _has_means(summary: Mapping[str, Any]) -> bool:
         {n for n, value in summary[name].items() if value is not None} for name in ("means", "ranges")
     )
     return means == ranges and all(len(summary["ranges"][name]) == 2 for name in ranges)
+
+
+def _has_all_scores(scores: Mapping[str, Any]) -> bool:
+    """Whether every task and group has a score of each edited model, and every interval two ends."""
+    records = [*scores["tasks"], *scores["groups"]]
+    intervals = [one["interval"] for record in records for one in record["edited"]]
+    has_all = all(len(record["edited"]) == len(scores["models"]["edited"]) for record in records)
+    return has_all and all(interval is None or len(interval) == 2 for interval in intervals)
 
 
 def _is_consistent(choice: Mapping[str, Any]) -> bool:

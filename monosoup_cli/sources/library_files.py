@@ -12,6 +12,7 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "CARD_NAME",
     "DENOISERS",
+    "EVAL_RESULTS",
     "MAX_CARD_BYTES",
     "SHARD",
     "TRAINING_STATE",
@@ -23,6 +24,8 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CARD_NAME = "README.md"
 MAX_CARD_BYTES = 1 << 20
 """The longest model card that is read."""
+EVAL_RESULTS = ".eval_results/monosoup.yaml"
+"""Where the Hub reads the scores that `monosoup scores --into` writes."""
 DENOISERS = ("transformer", "unet")
 """The parts of a diffusers pipeline that are usually fine-tuned."""
 SHARD = re.compile(r"-\d{5,}-of-\d{5,}(?=\.|$)")

@@ -1,0 +1,94 @@
+"""Scores in a model card, and in the form in which the Hub reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from monosoup_cli.outputs.model_card import markdown, plain
+
+__all__ = ["eval_results", "with_scores"]
+
+BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
+SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
+BEFORE = "## Citation"
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+"""The id of a dataset on the Hub."""
+CHANGES = ("healed", "preserved", "newly_damaged", "retained")
+
+
+def with_scores(card: str, comparison: Mapping[str, Any]) -> str:
+    """A model card with the scores of the first edited model, in the place of those that it had."""
+    section = f"{BEGIN}\n\n{_section(comparison)}\n{END}\n\n"
+    rest = SECTION.sub("", card)
+    before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
+    if heading:
+        return f"{before}\n{section}{BEFORE}\n{after}"
+    return f"{rest.rstrip()}\n\n{section.rstrip()}\n"
+
+
+def eval_results(comparison: Mapping[str, Any]) -> bytes | None:
+    """The scores of the first edited model for `.eval_results/`, in YAML; None if no dataset is on the Hub.
+
+    https://huggingface.co/docs/hub/eval-results; the Hub shows those whose dataset is a benchmark there.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    entries = [
+        {
+            "dataset": {"id": task["dataset"]["id"], "task_id": plain(task["dataset"]["part"])},
+            "value": task["edited"][0]["value"],
+            "notes": plain(f"{task['name']}, {task['metric']}, by {task['harness']}"),
+        }
+        for task in comparison["tasks"]
+        if task["dataset"] is not None and ON_HUB.fullmatch(task["dataset"]["id"])
+    ]
+    return yaml.safe_dump(entries, sort_keys=False).encode() if entries else None
+
+
+def _section(comparison: Mapping[str, Any]) -> str:
+    level = f"{comparison['level']:.0%} interval"
+    head = ["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]
+    records = [*comparison["groups"], *comparison["tasks"]]
+    parts = ["## Scores", "", *_table(head, map(_scores, records)), ""]
+    counted = [record for record in records if "healed" in record["edited"][0]]
+    if counted:
+        parts += [
+            "Healed: of the samples that the base alone got right, those that this model gets right.",
+            "Preserved and newly damaged: of those that base and fine-tuned model got right, those that it",
+            "gets right and wrong. Retained: of those that the fine-tuned model alone got right, those that",
+            "it gets right.",
+            "",
+            *_table(["task", *(name.replace("_", " ") for name in CHANGES)], map(_changes, counted)),
+            "",
+        ]
+    parts += [f"- {markdown(note)}" for note in comparison["notes"]]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _scores(record: Mapping[str, Any]) -> Sequence[str]:
+    one = record["edited"][0]
+    interval = "–" if one["interval"] is None else " to ".join(f"{end:+.4g}" for end in one["interval"])
+    p = "–" if one["corrected_p"] is None else f"{one['corrected_p']:.2g}"
+    metrics = [record["metric"]] if "metric" in record else record["metrics"]
+    values = [f"{value:.4g}" for value in (record["base"], record["finetuned"], one["value"])]
+    return [_name(record), markdown(", ".join(metrics)), *values, f"{one['difference']:+.4g}", interval, p]
+
+
+def _changes(record: Mapping[str, Any]) -> Sequence[str]:
+    counts = [record["edited"][0][name] for name in CHANGES]
+    return [_name(record), *(f"{one['count']} of {one['of']}" for one in counts)]
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    if "tasks" in record:
+        return f"**mean {'out of' if record['name'] == 'out' else 'in'} distribution**"
+    return markdown(record["name"])

@@ -1,0 +1,159 @@
+"""`monosoup scores --into OUT`: the report, the model card, the Hub's form, and that OUT still verifies."""
+
+import json
+import re
+import shutil
+from itertools import count
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.errors import MonosoupError, UsageError
+from tests.conftest import everything_in, small_tensors
+from tests.outputs.forks import Forks
+from tests.schema import assert_valid
+
+LM_EVAL = Path(__file__).parent / "harnesses" / "lm_eval"
+MODELS = [LM_EVAL / f"models__{name}" for name in ("base", "finetuned", "edited")]
+
+
+@pytest.fixture
+def output(pair, tmp_path):
+    monosoup_cli.edit(*pair, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def on_hub(tmp_path):
+    """What lm-eval leaves where a task's dataset is on the Hub."""
+    models = [Path(shutil.copytree(model, tmp_path / model.name)) for model in MODELS]
+    for model in models:
+        (path,) = model.glob("results_*.json")
+        content = json.loads(path.read_text())
+        content["configs"]["parity"] |= {"dataset_path": "cais/mmlu", "dataset_name": "parity"}
+        path.write_text(json.dumps(content))
+    return models
+
+
+def report_of(output):
+    return json.loads((output / "monosoup_report.json").read_text())
+
+
+def test_the_scores_are_in_the_output(run, output, on_hub):
+    weights = (output / "model.safetensors").stat()
+    before, card = report_of(output), (output / "README.md").read_text()
+    result = run("scores", *on_hub, "--in", "numbers", "--into", output)
+    assert result.code == 0
+    assert f"wrote the comparison into {output}" in result.err
+    report = report_of(output)
+    assert_valid(report)
+    assert report["scores"] == monosoup_cli.scores(*on_hub, in_="numbers")
+    assert {name: part for name, part in report.items() if name not in ("scores", "output")} == {
+        name: part for name, part in before.items() if name != "output"
+    }
+    assert (output / "model.safetensors").stat() == weights
+    assert monosoup_cli.verify(output)["differences"] == []
+    assert monosoup_cli.verify(output)["files"] == monosoup_cli.verify(output, again=True)["files"] == 3
+    text = (output / "README.md").read_text()
+    assert "| **mean in distribution** | acc | 0.5 | 0.5 | 0.5 | +0 |" in text
+    assert "| parity | 2 of 2 | 1 of 1 | 0 of 1 | 0 of 2 |" in text
+    assert text.index("## Scores") < text.index("## Citation")
+    assert ModelCard(text).data.to_dict() == ModelCard(card).data.to_dict()
+    assert "parity" in run("report", output).out
+    assert run("report", output, "--html", output.parent / "page.html").code == 0
+
+
+def test_the_form_of_the_hub(output, on_hub):
+    """The Hub's own client reads it. Datasets that are not there are not in it."""
+    monosoup_cli.scores(*on_hub, into=output)
+    (entry,) = parse_eval_result_entries(
+        yaml.safe_load((output / ".eval_results" / "monosoup.yaml").read_text())
+    )
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("cais/mmlu", "parity", 0.5)
+    assert entry.notes == "parity, acc, by lm-evaluation-harness"
+
+
+def test_again_replaces_what_was_there(output, on_hub):
+    original = (output / "README.md").read_text()
+    monosoup_cli.scores(*on_hub, into=output)
+    once = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    monosoup_cli.scores(*on_hub, into=output)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == once
+    monosoup_cli.scores(*MODELS, into=output)
+    assert not (output / ".eval_results" / "monosoup.yaml").exists()
+    assert monosoup_cli.verify(output)["differences"] == []
+    text = (output / "README.md").read_text()
+    assert text.count("## Scores") == 1
+    assert re.sub(r"<!-- scores.*of scores by monosoup -->\n\n", "", text, flags=re.DOTALL) == original
+
+
+def test_a_checkpoint_of_a_sweep(pair, tmp_path, on_hub):
+    """The report of the sweep has its checksums too."""
+    monosoup_cli.wise(*pair, tmp_path / "out", alpha=[0.3, 0.6])
+    monosoup_cli.scores(*on_hub, into=tmp_path / "out" / "alpha-0.3")
+    assert monosoup_cli.verify(tmp_path / "out")["differences"] == []
+    assert monosoup_cli.verify(tmp_path / "out" / "alpha-0.3")["differences"] == []
+    with pytest.raises(UsageError, match="expected the folder of one checkpoint"):
+        monosoup_cli.scores(*on_hub, into=tmp_path / "out")
+
+
+def test_a_single_file(pair, tmp_path):
+    out = tmp_path / "out.safetensors"
+    monosoup_cli.edit(*pair, out)
+    monosoup_cli.scores(*MODELS, into=out)
+    assert "scores" in json.loads((tmp_path / "out.report.json").read_text())
+    assert monosoup_cli.verify(out)["differences"] == []
+    assert not (tmp_path / ".eval_results").exists()
+
+
+def test_names_in_the_card_are_text(output, tmp_path):
+    for model in ("base", "tuned", "edited"):
+        task = "</td>|`[x](y)\x1b\n# heading"
+        (tmp_path / f"{model}.jsonl").write_text(json.dumps({"id": 1, "correct": 1, "task": task}))
+    monosoup_cli.scores(*(tmp_path / f"{one}.jsonl" for one in ("base", "tuned", "edited")), into=output)
+    text = (output / "README.md").read_text()
+    assert r"| \</td\>\|\`\[x\](y)\\x1b\\n\# heading |" in text
+    assert "\n# heading" not in text
+    assert "\x1b" not in text
+
+
+def test_what_is_no_such_output_is_refused_before_scores_are_read(output, tmp_path):
+    before = everything_in(tmp_path)
+    for into, message in ((tmp_path / "none", "no such"), (tmp_path / "base.safetensors", "no such file")):
+        with pytest.raises(MonosoupError, match=message):
+            monosoup_cli.scores("gone", "gone", "gone", into=into)
+    with pytest.raises(UsageError, match="into takes the scores of one edited model: found those of 2"):
+        monosoup_cli.scores(*MODELS[:2], [MODELS[2], tmp_path], into=output)
+    with pytest.raises(MonosoupError, match="gone: no such file or folder"):
+        monosoup_cli.scores("gone", *MODELS[1:], into=output)
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_same_command_mends_it(on_hub, tmp_path):
+    """Killed at each call that changes files: the report is a report, and a second run ends."""
+    for seed, name in enumerate(("base", "tuned")):
+        save_file(small_tensors(seed), tmp_path / f"{name}.safetensors")
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    monosoup_cli.edit(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", kept)
+    ends = []
+    with Forks() as forks:
+        for at in count(1):
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(kept, out)
+            ended = forks.run("scores", *on_hub, "--into", out, "--quiet", at=at)
+            ends.append(ended.code)
+            report = report_of(out)
+            assert_valid(report)
+            if ended.code == 0:
+                break
+            assert forks.run("scores", *on_hub, "--into", out, "--quiet").code == 0
+            assert monosoup_cli.verify(out)["differences"] == []
+            assert "scores" in report_of(out)
+    assert len(ends) > 8
+    assert set(ends[:-1]) == {-9}
+    assert monosoup_cli.verify(out)["differences"] == []
