@@ -23,7 +23,7 @@ class ClipBenchmark:
 
     def read(self, path: Path, shown: str, choice: Choice) -> list[Task] | None:
         """Read a file; its task is called as the dataset is."""
-        if path.suffix.lower() != ".json":
+        if path.suffix.lower() != ".json" or path.is_dir():
             return None
         content: Any = read_json_file(InputFile(path, shown), "result", is_strict=False)
         if not isinstance(content, dict) or not {"dataset", "metrics"} <= content.keys():

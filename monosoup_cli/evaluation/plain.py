@@ -27,7 +27,7 @@ class Plain:
 
     def read(self, path: Path, shown: str, choice: Choice) -> list[Task] | None:
         """Read a file; its tasks are those in the column `task`, or it is one of the file's name."""
-        if path.suffix.lower() not in (".jsonl", ".csv"):
+        if path.suffix.lower() not in (".jsonl", ".csv") or path.is_dir():
             return None
         tasks: dict[str, dict[str, dict[str, float]]] = {}
         for where, row in _rows(path, shown):

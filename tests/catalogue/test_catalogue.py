@@ -35,11 +35,25 @@ from tests.catalogue import (
     pickles,
     reports,
     rights,
+    scores,
 )
 from tests.catalogue.table import Row
 from tests.conftest import Result, everything_in, nobody, small_tensors
 
-FAMILIES = (headers, files, archives, pickles, adapters, configs, names, options, reports, rights, features)
+FAMILIES = (
+    headers,
+    files,
+    archives,
+    pickles,
+    adapters,
+    configs,
+    names,
+    options,
+    reports,
+    rights,
+    features,
+    scores,
+)
 ROWS = {
     f"{family.__name__.rpartition('.')[2]}: {row.name}": row for family in FAMILIES for row in family.ROWS
 }
@@ -106,6 +120,10 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert main(["inspect-spectrum", *inputs, "--format", "json"]) == 0
     assert main(["edit", *inputs, "-o", str(folder / "dry"), "--quiet", "--dry-run"]) == 0
     assert main(["verify", str(folder / "out")]) == 0
+    models = [folder / f"{name}.jsonl" for name in ("a", "b", "c")]
+    for path in models:
+        path.write_text('{"id": 1, "score": 1, "task": "t"}')
+    assert main(["scores", *map(str, models)]) == 0
     assert main(["edit", "org/name", inputs[1], "-o", str(folder / "none"), "--quiet"]) == 1
 
 
