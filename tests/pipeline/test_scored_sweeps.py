@@ -168,14 +168,18 @@ def test_another_command_may_resume(land, target, tmp_path):
 
 
 def test_what_a_command_leaves_is_not_published(run, land, tmp_path):
-    out = tmp_path / "out"
-    words = ("wise", land.base, land.ft, "-o", out, "--alpha", "0.5", "--device", "cpu", "--score")
-    refused = run(*words, "touch {}/cache; echo 1")
+    out, log = tmp_path / "out", tmp_path / "log"
+    words = ("wise", land.base, land.ft, "-o", out, "--alpha", "0.3,0.5", "--device", "cpu", "--score")
+    name = shlex.quote(str(log))
+    score = f"echo >> {name}; test $(wc -l < {name}) = 1 && touch {{}}/cache; echo 1"
+    refused = run(*words, score)
     assert refused.code == 1
     assert "appeared among the files of the run" in refused.err
+    assert len(log.read_text().splitlines()) == 1  # it stops at once
     assert not out.exists()
-    assert run(*words, "touch {}/cache; echo 1", "--resume").code == 0
-    assert not (out / "cache").exists()
+    assert run(*words, score, "--resume").code == 0
+    assert len(log.read_text().splitlines()) == 2
+    assert not [*out.rglob("cache")]
 
 
 @pytest.mark.parametrize(
