@@ -92,6 +92,16 @@ def test_groups_and_their_correction(models):
         monosoup_cli.scores(*models, in_="quizz")
 
 
+def test_a_group_of_one_task_is_no_further_comparison(models, tmp_path):
+    """Eight won and none lost: p is 2/256, times two tasks."""
+    better = write(tmp_path / "better", quiz="1" * 23 + "0" * 9 + "1" * 8, essays=[1.0, 0.75, 0.5])
+    tuned = write(tmp_path / "worse", quiz="1" * 23 + "0" * 17, essays=[1.0, 0.5, 0.0])
+    found = monosoup_cli.scores(models[0], tuned, better, in_="quiz", out="essays")
+    assert found["tasks"][1]["edited"][0]["p"] == pytest.approx(2 / 256)
+    assert found["tasks"][1]["edited"][0]["corrected_p"] == pytest.approx(4 / 256)
+    assert found["groups"][0]["edited"] == found["tasks"][1]["edited"]
+
+
 def test_a_model_that_went_back_to_the_base_is_told(models, tmp_path):
     """Its mean is between those of the others, as that of a good edit may be."""
     back = write(tmp_path / "back", quiz=BASE[:38] + "11", essays=[0.5, 0.25, 1.0])
