@@ -6,7 +6,7 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda test-cards test-slow test-mutants fuzz lint types docs docs-check check bench fmt build audit release-check clean
+.PHONY: help install demo test test-cuda test-cards test-slow test-mutants fuzz lint types docs docs-check check bench evidence fmt build audit release-check clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,15 @@ $(VENV)-mergekit/installed: .ci/constraints.txt
 bench: install $(VENV)-mergekit/installed  ## Measure speed and memory against named rivals, for docs/benchmarks.md
 	MERGEKIT="$(CURDIR)/$(VENV)-mergekit" $(BIN)/python -m tests.benchmarks
 
+$(VENV)-evidence/installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)-evidence
+	$(VENV)-evidence/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt \
+		-e . matplotlib numpy scikit-learn transformers
+	@touch $@
+
+evidence: $(VENV)-evidence/installed  ## Train small models, score every method on them, and write docs/evidence.md
+	$(VENV)-evidence/bin/python -m docs.evidence
+
 fmt: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -112,4 +121,4 @@ release-check: $(VENV)-release/installed  ## Build what is released, run the whe
 	@echo 'the bill of materials: dist/monosoup.cdx.json'
 
 clean:  ## Remove everything that make created
-	rm -rf $(VENV) $(VENV)-mergekit $(VENV)-release docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) $(VENV)-evidence $(VENV)-mergekit $(VENV)-release .evidence docs/_build build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

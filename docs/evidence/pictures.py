@@ -1,0 +1,196 @@
+"""Pictures as the paper draws them, as SVG that is the same for the same results."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+matplotlib.rcParams |= {"svg.hashsalt": "monosoup", "svg.fonttype": "none", "font.size": 9}
+
+from matplotlib import pyplot  # noqa: E402
+
+from docs.evidence.intervals import accuracy  # noqa: E402
+from docs.evidence.study import WEIGHTINGS, Study  # noqa: E402
+
+Results = list[dict[str, Any]]
+
+IN, OUT = "#1f5fa8", "#b5422c"
+
+
+def draw(study: Study, seeds: Results, folder: Path) -> list[Path]:
+    """All pictures of a study for which it has results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for kind, picture in PICTURES.items():
+        needs_sweeps = kind in ("wise", "energy", "truncation", "depth")
+        figure = picture(study, seeds) if shown(study, seeds) or not needs_sweeps else None
+        if figure is not None:
+            path = folder / f"{kind}-{study.name}.svg"
+            figure.tight_layout()
+            figure.savefig(path, metadata={"Date": None})
+            path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+            drawn.append(path)
+            pyplot.close(figure)
+    return drawn
+
+
+def both(study: Study, scores: dict[str, str]) -> tuple[float, float]:
+    """Accuracy in and out of distribution."""
+    inside, outside = (
+        statistics.fmean(accuracy(scores[task]) for task in side) for side in (study.inside, study.outside)
+    )
+    return inside, outside
+
+
+def mean_of(study: Study, seeds: Results, recipe: str, label: str) -> tuple[float, float] | None:
+    """The mean of both over the seeds that have this method."""
+    found = [
+        both(study, each["checkpoints"][recipe]["scores"][label])
+        for each in seeds
+        if label in each["checkpoints"].get(recipe, {"scores": {}})["scores"]
+    ]
+    return tuple(statistics.fmean(side) for side in zip(*found, strict=True)) if found else None
+
+
+def shown(study: Study, seeds: Results) -> list[str]:
+    """The fine-tunes on which all methods were run."""
+    return [each for each in study.swept if mean_of(study, seeds, each, "edit --weighting low")]
+
+
+def axes_for(study: Study, seeds: Results) -> tuple[Any, dict[str, Any]]:
+    """A figure with axes for every fine-tune on which all methods were run."""
+    recipes = shown(study, seeds)
+    figure, axes = pyplot.subplots(1, max(len(recipes), 1), figsize=(7.5, 3), squeeze=False)
+    return figure, dict(zip(recipes, axes[0], strict=False))
+
+
+def arrows(study: Study, seeds: Results) -> Any:
+    """From each fine-tuned checkpoint to its edit."""
+    figure, axes = pyplot.subplots(figsize=(5, 3.6))
+    for each in seeds:
+        for recipe, own in each["checkpoints"].items():
+            start, end = (both(study, own["scores"][label]) for label in ("fine-tuned", "edit"))
+            colour = OUT if recipe in study.overtrained else IN
+            axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour})
+            axes.plot(*zip(start, end, strict=True), ",", color=colour)
+    axes.plot([], [], color=IN, label="healthy")
+    axes.plot([], [], color=OUT, label="over-trained")
+    axes.set(xlabel="in distribution (%)", ylabel="out of distribution (%)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def wise(study: Study, seeds: Results) -> Any:
+    """Interpolation curves from the base to both ends."""
+    figure, panels = axes_for(study, seeds)
+    base = [
+        statistics.fmean(side) for side in zip(*(both(study, each["base"]) for each in seeds), strict=True)
+    ]
+    for recipe, axes in panels.items():
+        for label, end, colour in (("wise --alpha", "fine-tuned", OUT), ("edit --wise", "edit", IN)):
+            steps = [mean_of(study, seeds, recipe, f"{label} {value}") for value in ("0.25", "0.5", "0.75")]
+            points = [base, *(each for each in steps if each), mean_of(study, seeds, recipe, end)]
+            axes.plot(*zip(*points, strict=True), "o-", ms=3, color=colour, label=label.split()[0])
+        axes.set(title=recipe, xlabel="in distribution (%)", ylabel="out of distribution (%)")
+        axes.legend(frameon=False)
+    return figure
+
+
+def curve(axes: Any, study: Study, seeds: Results, recipe: str, label: str) -> None:
+    """Accuracy over the share of the energy."""
+    values = (0.5, 0.7, 0.8, 0.9, 0.95)
+    found = {value: mean_of(study, seeds, recipe, f"{label} --energy {value:g}") for value in values}
+    points = {value: each for value, each in found.items() if each}
+    finetuned = mean_of(study, seeds, recipe, "fine-tuned")
+    for at, colour in enumerate((IN, OUT)):
+        axes.plot(list(points), [each[at] for each in points.values()], "o-", ms=3, color=colour)
+        axes.axhline(finetuned[at], color=colour, lw=0.8, ls=":")
+    axes.set(title=recipe, xlabel="energy R", ylabel="accuracy (%)")
+
+
+def truncation(study: Study, seeds: Results) -> Any:
+    """The strong part alone; dotted: fine-tuned."""
+    figure, panels = axes_for(study, seeds)
+    for recipe, axes in panels.items():
+        curve(axes, study, seeds, recipe, "edit --weighting high")
+    return figure
+
+
+def energy(study: Study, seeds: Results) -> Any:
+    """The split's energy; below, the parts of the weighting."""
+    recipes = shown(study, seeds)
+    figure, axes = pyplot.subplots(2, max(len(recipes), 1), figsize=(7.5, 5.5), squeeze=False)
+    for recipe, above, below in zip(recipes, *axes, strict=False):
+        curve(above, study, seeds, recipe, "edit")
+        labels = {"fine-tuned": "fine-tuned", "edit": "both"}
+        labels |= {f"edit --weighting {weighting}": weighting for weighting in WEIGHTINGS}
+        points = {name: mean_of(study, seeds, recipe, label) for label, name in labels.items()}
+        for name, point in points.items():
+            if point:
+                below.plot(*point, "o", ms=4, color=IN)
+                below.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+        below.set(xlabel="in distribution (%)", ylabel="out of distribution (%)")
+        below.margins(0.2)
+    return figure
+
+
+def pairs(study: Study, seeds: Results) -> Any:
+    """Gains of Model Stock over the better of two, and the cosines of the worst and the best pair."""
+    found = []
+    for each in seeds:
+        for pair in each["pairs"]:
+            members = [
+                both(study, each["checkpoints"][name]["scores"]["fine-tuned"]) for name in pair["pair"]
+            ]
+            better = [max(side) for side in zip(*members, strict=True)]
+            gains = [new - old for new, old in zip(both(study, pair["scores"]), better, strict=True)]
+            found.append((gains, pair["cosines"]))
+    if not found:
+        return None
+    figure, (scatter, histogram) = pyplot.subplots(1, 2, figsize=(7.5, 3))
+    cosines = [statistics.fmean(each) for _, each in found]
+    points = scatter.scatter(*zip(*(gains for gains, _ in found), strict=True), c=cosines, s=14)
+    figure.colorbar(points, label="mean cosine")
+    scatter.axhline(0, color="grey", lw=0.6)
+    scatter.axvline(0, color="grey", lw=0.6)
+    scatter.set(xlabel="gain in distribution", ylabel="gain out of distribution")
+    ordered = sorted(found, key=lambda each: sum(each[0]))
+    for (_, values), name, colour in ((ordered[0], "worst pair", OUT), (ordered[-1], "best pair", IN)):
+        histogram.hist(values, bins=12, range=(min(0, *values), 1), alpha=0.6, color=colour, label=name)
+    histogram.set(xlabel="cosine of a layer", ylabel="layers")
+    histogram.legend(frameon=False)
+    return figure
+
+
+def depth(study: Study, seeds: Results) -> Any:
+    """λ_high and λ_low of every layer, in the order of the model; the mean over seeds."""
+    figure, panels = axes_for(study, seeds)
+    for recipe, axes in panels.items():
+        own = [
+            each["checkpoints"][recipe]["spectrum"]["layers"]
+            for each in seeds
+            if recipe in each["checkpoints"]
+        ]
+        for measure, colour in (("lambda_high", IN), ("lambda_low", OUT)):
+            values = [
+                statistics.fmean(layer[measure] for layer in layers) for layers in zip(*own, strict=True)
+            ]
+            axes.plot(values, "o-", ms=3, color=colour, label=measure)
+        axes.set(title=recipe, xlabel="layer", ylabel="coefficient", ylim=(0, 1))
+        axes.legend(frameon=False)
+    return figure
+
+
+PICTURES = {
+    "arrows": arrows,
+    "wise": wise,
+    "energy": energy,
+    "truncation": truncation,
+    "pairs": pairs,
+    "depth": depth,
+}
+"""In the order of the page."""

@@ -1,0 +1,158 @@
+"""The pieces of `make evidence`, on made results: no download, no training."""
+
+import json
+import random
+import shlex
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import save_file
+
+from docs.evidence import page, pictures, study, vision
+from docs.evidence.intervals import difference, estimate, spearman, spearman_interval
+from monosoup_cli.cli.app import app, main
+
+TEXT = study.STUDIES["text"]
+TASKS = (*TEXT.inside, *TEXT.outside)
+
+
+def answers(chance: float, source: random.Random) -> dict[str, str]:
+    return {task: "".join("1" if source.random() < chance else "0" for _ in range(200)) for task in TASKS}
+
+
+def made_results(seed: int) -> dict:
+    """What a seed leaves: `edit` always 10 points better than the fine-tune, all else by chance alone."""
+    source = random.Random(seed)
+    found = {"study": "text", "seed": seed, "versions": {"torch": "2"}, "base": answers(0.7, source)}
+    found["checkpoints"] = {}
+    for number, recipe in enumerate(TEXT.recipes):
+        swept = recipe in TEXT.swept
+        labels = [label for call in study.calls(swept) for label in call.folders(Path("out"))]
+        scores = {label: answers(0.6, source) for label in ("fine-tuned", *labels, study.alike("entropy"))}
+        scores["edit"] = {
+            task: "1" * 20 + each[20:] if each[:20].count("1") < 20 else each
+            for task, each in scores["fine-tuned"].items()
+        }
+        means = dict.fromkeys(page.MEASURES, 0.1) | {"relative_update": 0.1 * number + seed}
+        layers = [{"name": str(at), "lambda_high": 0.9, "lambda_low": 0.1} for at in range(3)]
+        found["checkpoints"][recipe] = {"spectrum": {"means": means, "layers": layers}, "scores": scores}
+    found["together"] = {call.words: answers(0.6, source) for call in study.TOGETHER}
+    found["pairs"] = [
+        {"pair": ["gentle", "overtrained"], "cosines": [0.1, 0.4], "scores": answers(0.6, source)},
+        {"pair": ["gentle", "usual"], "cosines": [0.9, 0.8], "scores": answers(0.6, source)},
+    ]
+    return found
+
+
+def commands() -> list[list[str]]:
+    """Every command line that a study runs."""
+    base, *finetuned = [Path(f"{name}.safetensors") for name in ("base", "one", "two")]
+    lines = [call.command([base, finetuned[0]], Path("out")) for call in study.calls(swept=True)]
+    lines += [call.command([base, finetuned[0]], Path("out")) for call in study.calls(swept=False)]
+    lines += [call.command([base, *finetuned], Path("out")) for call in study.TOGETHER]
+    return lines + [study.inspection([base, finetuned[0]], split) for split in study.SPLITS]
+
+
+@pytest.mark.parametrize("words", commands(), ids=shlex.join)
+def test_the_commands_of_a_study_parse(words):
+    group = typer.main.get_command(app)
+    command = group.get_command(group.make_context("monosoup", words[:1]), words[0])
+    command.make_context(words[0], words[1:])
+
+
+def test_a_sweep_makes_a_folder_for_each_value():
+    sweep = study.Call("edit", "energy", (0.5, 0.95))
+    assert sweep.folders(Path("out")) == {
+        "edit --energy 0.5": Path("out/energy-0.5"),
+        "edit --energy 0.95": Path("out/energy-0.95"),
+    }
+    assert study.Call("wise", "alpha", (0.5,)).folders(Path("out")) == {"wise --alpha 0.5": Path("out")}
+
+
+def test_an_interval_covers_the_true_difference_as_often_as_it_says():
+    """Simulation: of 400 made studies about 95 % must cover the mean that they are drawn from."""
+    source = random.Random(0)
+    covered = 0
+    for _ in range(400):
+        rows = [[100.0 * (source.random() < 0.2) for _ in range(300)] for _ in range(2)]
+        found = estimate({"one": {0: rows[:1]}, "two": {0: rows[1:]}}, same_examples=True)
+        covered += found.low <= 20 <= found.high
+    assert 370 <= covered <= 392
+
+
+def test_seeds_that_share_their_examples_do_not_make_the_interval_shorter():
+    row = difference("1101", "0111")
+    shared = estimate({"one": {0: [row], 1: [row]}}, same_examples=True)
+    alone = estimate({"one": {0: [row]}}, same_examples=True)
+    apart = estimate({"one": {0: [row], 1: [row]}}, same_examples=False)
+    assert shared[:3] == alone[:3]
+    assert apart.high - apart.low < alone.high - alone.low
+
+
+def test_spearman_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    source = random.Random(1)
+    first = [source.randrange(6) for _ in range(40)]
+    second = [source.randrange(6) + each for each in first]
+    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
+    low, high = spearman_interval(first, second)
+    assert low < spearman(first, second) < high
+
+
+def test_the_page_says_what_helped_and_links_to_pictures_that_exist(tmp_path):
+    pytest.importorskip("matplotlib")
+    seeds = [made_results(seed) for seed in (0, 1)]
+    drawn = pictures.draw(TEXT, seeds, tmp_path)
+    assert {path.name for path in drawn} == {f"{kind}-text.svg" for kind in page.PICTURES}
+    for path in drawn:
+        ElementTree.parse(path)
+    text = page.page({"text": seeds}, {"text": drawn})
+    helped = [line for line in text.splitlines() if line.startswith("- Out of distribution, helped: `edit`")]
+    assert len(helped) == 2  # healthy and over-trained
+    assert "10 checkpoints of the seeds 0, 1" in text
+    assert all(path.name in text for path in drawn)
+
+
+def test_pictures_are_the_same_for_the_same_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    seeds = [made_results(0)]
+    first, second = (pictures.draw(TEXT, seeds, tmp_path / name) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    found = {name: list(study.results(each)) for name, each in study.STUDIES.items()}
+    drawn = {
+        name: sorted(
+            (study.RESULTS.parent / "pictures").glob(f"*-{name}.svg"),
+            key=lambda path: list(page.PICTURES).index(path.stem.split("-")[0]),
+        )
+        for name in found
+    }
+    text = page.page({name: each for name, each in found.items() if each}, drawn)
+    assert (page.ROOT / "docs" / "evidence.md").read_text() == text
+
+
+def test_the_measures_are_read_from_a_real_report(tmp_path, capsys):
+    torch.manual_seed(0)
+    base = {f"layer.{at}.weight": torch.randn(12, 8) for at in range(2)}
+    finetuned = {name: weight + 0.1 * torch.randn_like(weight) for name, weight in base.items()}
+    inputs = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
+    for path, weights in zip(inputs, (base, finetuned), strict=True):
+        save_file(weights, path)
+    assert main(study.inspection(inputs, "entropy")) == 0
+    found = study.spectrum(json.loads(capsys.readouterr().out))
+    assert set(found["means"]) == set(page.MEASURES)
+    assert len(found["layers"]) == 2
+
+
+def test_no_digit_is_trained_and_tested_on():
+    pytest.importorskip("sklearn")
+    parts = vision.digits_of(3)
+    seen = [{image.numpy().tobytes() for image in part.images} for part in parts]
+    assert sum(len(part.labels) for part in parts) == 1797
+    assert not seen[2] & (seen[0] | seen[1])
+    assert not seen[3] & (seen[0] | seen[1])
