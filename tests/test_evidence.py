@@ -112,7 +112,7 @@ def test_the_page_says_what_helped_and_links_to_pictures_that_exist(tmp_path):
     text = page.page({"text": seeds}, {"text": drawn})
     helped = [line for line in text.splitlines() if line.startswith("- Out of distribution, helped: `edit`")]
     assert len(helped) == 2  # healthy and over-trained
-    assert "10 checkpoints of the seeds 0, 1" in text
+    assert "10 of the 25 fine-tunes of a full run, from seed 0, 1" in text
     assert all(path.name in text for path in drawn)
 
 

@@ -52,7 +52,8 @@ def estimate(tasks: dict[str, dict[int, list[list[float]]]], *, same_examples: b
         rows = [averaged(rows) for rows in seeds.values()]
         examples = averaged(rows) if same_examples else [each for row in rows for each in row]
         means.append(statistics.fmean(examples))
-        variances.append(statistics.variance(examples) / len(examples))
+        widened = [*examples, 100.0, -100.0]  # Bonett and Price, 2012: no difference seen is not no width
+        variances.append(statistics.variance(widened) / len(widened))
     mean, error = statistics.fmean(means), math.sqrt(sum(variances)) / len(variances)
     numbers = list(next(iter(tasks.values())))
     per_seed = [

@@ -69,6 +69,10 @@ MEASURES = {
 }
 
 
+FEWEST = 5
+"""Checkpoints that a correlation is computed from."""
+
+
 def write_page() -> None:
     """The page and its pictures."""
     from docs.evidence.pictures import draw
@@ -117,9 +121,11 @@ def rests_on(study: Study, seeds: Results) -> str:
     count = sum(len(each["checkpoints"]) for each in seeds)
     sizes = ", ".join(f"{len(answers)} {task}" for task, answers in seeds[0]["base"].items())
     versions = ", ".join(f"{name} {version}" for name, version in seeds[0]["versions"].items())
+    planned = len(study.recipes) * len(study.seeds)
     numbers = ", ".join(str(each["seed"]) for each in seeds)
     return (
-        f"The results rest on {count} checkpoints of the seeds {numbers}. Examples scored: {sizes}."
+        f"The results rest on {count} of the {planned} fine-tunes of a full run,"
+        f" from seed {numbers}. Examples scored: {sizes}."
         f" Made with {versions}.\n"
     )
 
@@ -250,8 +256,11 @@ def decides(found: dict[str, Results]) -> Iterable[str]:
     for measure, title in MEASURES.items():
         cells = []
         for name, each in gains.items():
+            if len(each) < FEWEST:
+                cells.append("too few")
+                continue
             values, gain = [means[measure] for means, _ in each], [gain for _, gain in each]
-            low, high = spearman_interval(values, gain) if len(each) > 2 else (-1.0, 1.0)
+            low, high = spearman_interval(values, gain)
             cell = f"{hundredths(spearman(values, gain))} [{hundredths(low)}, {hundredths(high)}]"
             cells.append(cell if low <= 0 <= high else f"**{cell}**")
             telling += [] if low <= 0 <= high else [f"{title} ({name})"]

@@ -303,8 +303,8 @@ def say(line: str) -> None:
 
 
 def results(study: Study) -> Iterator[dict[str, Any]]:
-    """The results of all seeds that were run."""
+    """The results of all seeds of which a fine-tune was scored."""
     for seed in study.seeds:
         path = RESULTS / f"{study.name}-{seed}.json"
-        if path.exists():
-            yield json.loads(path.read_text())
+        if path.exists() and (found := json.loads(path.read_text()))["checkpoints"]:
+            yield found
