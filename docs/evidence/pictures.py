@@ -24,6 +24,8 @@ IN, OUT = "#1f5fa8", "#b5422c"
 def draw(study: Study, seeds: Results, folder: Path) -> list[Path]:
     """All pictures of a study for which it has results."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"*-{study.name}.svg"):
+        old.unlink()
     drawn = []
     for kind, picture in PICTURES.items():
         needs_sweeps = kind in ("wise", "energy", "truncation", "depth")
