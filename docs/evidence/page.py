@@ -69,7 +69,7 @@ MEASURES = {
 }
 
 
-FEWEST = 5
+FEWEST = 10
 """Checkpoints that a correlation is computed from."""
 
 
