@@ -25,7 +25,7 @@ GAP = r"[ \t\n]*"
 SIZE = rf"{GAP}(?:0|[1-9][0-9]{{0,17}}){GAP}"
 SHAPE = rf"\((?:(?:{SIZE},)+(?:{SIZE}|{GAP}))?\)"
 FIELD = rf"{GAP}'(\w+)'{GAP}:{GAP}('[^'\n]*'|True|False|{SHAPE}){GAP}"
-HEADER = re.compile(rf"\{{{FIELD},{FIELD},{FIELD}(?:,{GAP})?\}}{GAP}")
+HEADER = re.compile(rf"\{{{FIELD},{FIELD},{FIELD}(?:,{GAP})?\}} *\n?")
 DTYPES = {"f2": "F16", "f4": "F32", "f8": "F64"}
 AS_FLOATS = "save it again: numpy.save(NEW, numpy.ascontiguousarray(numpy.load(OLD), 'float32'))"
 

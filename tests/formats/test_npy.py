@@ -48,3 +48,13 @@ def test_shapes_that_are_none(tmp_path, shape):
     path.write_bytes(content + bytes(24))
     with pytest.raises(CheckpointError, match="malformed"):
         read_npy(InputFile(path))
+
+
+def test_a_header_that_goes_on_after_its_line_is_none(tmp_path):
+    """Python reads an indent there, and NumPy refuses the file."""
+    path, header = tmp_path / "a.npy", b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n  "
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(24))
+    with pytest.raises(ValueError, match="Cannot parse header"):
+        np.load(path)
+    with pytest.raises(CheckpointError, match="malformed"):
+        read_npy(InputFile(path))
