@@ -53,7 +53,7 @@ def test_shapes_that_are_none(tmp_path, shape):
 def test_a_header_that_goes_on_after_its_line_is_none(tmp_path):
     """Python reads an indent there, and NumPy refuses the file."""
     path, header = tmp_path / "a.npy", b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n  "
-    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(24))
+    path.write_bytes(b"\x93NUMPY\3\0" + len(header).to_bytes(4, "little") + header + bytes(24))
     with pytest.raises(ValueError, match="Cannot parse header"):
         np.load(path)
     with pytest.raises(CheckpointError, match="malformed"):
