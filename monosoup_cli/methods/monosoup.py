@@ -157,11 +157,12 @@ class LayerSpectrum(Split):
     spectrum: tuple[float, ...]
 
 
-def splits_at(ratios: torch.Tensor, long: int, method: MonoSoup) -> list[int]:
+def splits_at(ratios: torch.Tensor, ranks: Sequence[float], long: int, method: MonoSoup) -> list[int]:
     """k of every row: 1 <= k <= r, or 0 where no singular value exceeds the noise.
 
     Args:
         ratios: (any number, r) float64, σ/σ_1, largest first.
+        ranks: Their effective ranks.
         long: The larger side of the matrices.
         method: The rule.
     """
@@ -172,7 +173,7 @@ def splits_at(ratios: torch.Tensor, long: int, method: MonoSoup) -> list[int]:
         return by_fraction(ratios, method.rank_fraction)
     if method.energy is not None:
         return by_energy(ratios, method.energy)
-    return SPLITS[method.split](ratios, long)
+    return SPLITS[method.split](ratios, ranks, long)
 
 
 def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[float, float]:
@@ -207,7 +208,7 @@ def measure_all(singular_values: torch.Tensor, long: int, method: MonoSoup) -> l
     largest = singular_values[:, :1]
     ratios = singular_values / largest
     ranks = effective_ranks(ratios)
-    ks = splits_at(ratios, long, method)
+    ks = splits_at(ratios, ranks, long, method)
     parts: dict[int, tuple[float, float, float]] = {}
     for k in set(ks):
         numbers = [number for number, own in enumerate(ks) if own == k]

@@ -1,18 +1,28 @@
 """Where a spectrum is split: k, the number of singular values in the high part.
 
-All functions take spectra as rows of σ/σ_1, (any number, r) float64 on the CPU, largest first.
+All functions take spectra as rows of σ/σ_1, (any number, r) float64 on the CPU, largest first. The rules
+without parameters also take the effective ranks of these, and the larger side of the matrices.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ROUNDING", "SPLITS", "SplitRule", "by_energy", "by_fraction", "effective_ranks", "splits_of"]
+__all__ = [
+    "COMPARED",
+    "ROUNDING",
+    "SPLITS",
+    "SplitRule",
+    "by_energy",
+    "by_fraction",
+    "effective_ranks",
+    "splits_of",
+]
 
 SplitRule = Literal["entropy", "energy-entropy", "noise"]
 
@@ -28,24 +38,20 @@ def effective_ranks(ratios: torch.Tensor) -> list[float]:
     return [math.exp(-entropy) for entropy in torch.special.xlogy(share, share).sum(1).tolist()]
 
 
-def by_entropy(ratios: torch.Tensor, long: int) -> list[int]:
+def by_entropy(ratios: torch.Tensor, ranks: Sequence[float], long: int) -> list[int]:
     """The effective rank, rounded up (Eq. 3)."""
-    return [min(math.ceil(rank / (1.0 + ROUNDING)), ratios.shape[1]) for rank in effective_ranks(ratios)]
+    return [min(math.ceil(rank / (1.0 + ROUNDING)), ratios.shape[1]) for rank in ranks]
 
 
-def by_energy_entropy(ratios: torch.Tensor, long: int) -> list[int]:
+def by_energy_entropy(ratios: torch.Tensor, ranks: Sequence[float], long: int) -> list[int]:
     """The exponential of the entropy of σ²/Σσ², rounded up."""
-    return by_entropy(ratios.square(), long)
+    return by_entropy(ratios, effective_ranks(ratios.square()), long)
 
 
-def by_noise(ratios: torch.Tensor, long: int) -> list[int]:
+def by_noise(ratios: torch.Tensor, ranks: Sequence[float], long: int) -> list[int]:
     """How many singular values exceed what noise would have (spectral/noise.py), possibly none.
 
     An update of exactly low rank has no noise. There all singular values count that float64 tells from zero.
-
-    Args:
-        ratios: The spectra.
-        long: The larger side of the matrices.
     """
     import torch
 
@@ -60,23 +66,27 @@ def by_noise(ratios: torch.Tensor, long: int) -> list[int]:
     return counts
 
 
-SPLITS: Mapping[SplitRule, Callable[[torch.Tensor, int], list[int]]] = {
+SPLITS: Mapping[SplitRule, Callable[[torch.Tensor, Sequence[float], int], list[int]]] = {
     "entropy": by_entropy,
     "energy-entropy": by_energy_entropy,
     "noise": by_noise,
 }
-"""The rules without parameters, of the spectra and the larger side of the matrices."""
+"""The rules without parameters."""
+
+COMPARED: Mapping[SplitRule, str] = {name: f"k_{name.replace('-', '_')}" for name in SPLITS}
+"""What the report of an inspection calls the k of each of them."""
 
 
 def splits_of(singular_values: torch.Tensor, long: int) -> dict[str, int]:
-    """Return k by every rule without parameters, as the report calls it: `k_entropy` and so on.
+    """Return k by every rule without parameters, under the names of `COMPARED`.
 
     Args:
         singular_values: (r,) float64 on the CPU, largest first, not all zero.
         long: The larger side of the matrix.
     """
     ratios = (singular_values / singular_values[0]).unsqueeze(0)
-    return {f"k_{name.replace('-', '_')}": split(ratios, long)[0] for name, split in SPLITS.items()}
+    ranks = effective_ranks(ratios)
+    return {COMPARED[name]: split(ratios, ranks, long)[0] for name, split in SPLITS.items()}
 
 
 def by_energy(ratios: torch.Tensor, share: float) -> list[int]:

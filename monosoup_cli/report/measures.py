@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from monosoup_cli.methods import MEASURES
+from monosoup_cli.methods.splits import COMPARED
 from monosoup_cli.report.words import printable
 from monosoup_cli.tensors.method import Measure
 
@@ -25,13 +26,11 @@ __all__ = [
 ABOVE_ROUNDING = ("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding")
 """Measures that only an inspection takes (spectral/rounding.py)."""
 
-SPLITS = ("k_entropy", "k_energy_entropy", "k_noise")
-"""k by each of the rules without parameters (methods/splits.py), which only an inspection compares."""
+SPLITS = tuple(COMPARED.values())
+"""k by each of the rules without parameters, which only an inspection compares."""
 
 _INSPECTED = {
-    "k_entropy": "k entropy",
-    "k_energy_entropy": "k energy-entropy",
-    "k_noise": "k noise",
+    **{measure: f"k {rule}" for rule, measure in COMPARED.items()},
     "rank_above_rounding": "above rounding",
 }
 _ALL = (
