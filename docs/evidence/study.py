@@ -17,7 +17,7 @@ from functools import partial
 from importlib import import_module, metadata
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from docs.evidence.data import CACHE
 
@@ -25,6 +25,13 @@ RESULTS = Path(__file__).parent / "results"
 
 Scores = dict[str, str]
 """For each task a string of 0 and 1: whether each example was answered right."""
+
+
+class Recipe(NamedTuple):
+    """How a fine-tune is trained."""
+
+    rate: float
+    epochs: int
 
 
 @dataclass(frozen=True)

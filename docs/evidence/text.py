@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import transformers
@@ -16,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from docs.evidence.data import TESTED, Sentences, model_folder, test_sentences, training_sentences
+from docs.evidence.study import Recipe
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -24,13 +24,6 @@ BATCH, MAX_TOKENS = 32, 64
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """It would double the time of a step on a CPU."""
-
-
-class Recipe(NamedTuple):
-    """How a fine-tune is trained."""
-
-    rate: float
-    epochs: int
 
 
 RECIPES = {

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from docs.evidence.study import Recipe
+
 BASE_FORMS, TUNED_FORMS = 5, 5
 """Forms to pretrain on, and to fine-tune and test on; those that are left are other hands."""
 
@@ -23,13 +25,6 @@ HELD_OUT = 50
 
 MAX_DEGREES, MAX_PIXELS, NOISE = 20.0, 1.0, 0.3
 """How far digits are turned and moved; the standard deviation of a sensor's noise (ink is 0 to 1)."""
-
-
-class Recipe(NamedTuple):
-    """How a fine-tune is trained."""
-
-    rate: float
-    epochs: int
 
 
 RECIPES = {
