@@ -38,6 +38,7 @@ __all__ = [
     "declared_in",
     "from_keywords",
     "parse_size",
+    "path_list",
 ]
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -51,13 +52,18 @@ def as_list(patterns: str | Sequence[str] | None) -> list[Any]:
     return [patterns] if isinstance(patterns, str) else list(patterns or ())
 
 
+def path_list(sources: StrPath | Sequence[StrPath]) -> list[str]:
+    """One path, or several, as a list of strings."""
+    return [os.fspath(one) for one in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+
+
 def as_paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list[str]:
     """The fine-tuned checkpoints as strings.
 
     Raises:
         UsageError: There are too few, or one is given twice, under whatever spelling of its path.
     """
-    names = [os.fspath(s) for s in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+    names = path_list(sources)
     if len(names) < at_least:
         raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
     seen: set[str] = set()

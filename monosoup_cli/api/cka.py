@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 
 from monosoup_cli.errors import MismatchError, NonfiniteError, UsageError
 from monosoup_cli.formats.files import Advance
-from monosoup_cli.options import StrPath
+from monosoup_cli.options import StrPath, path_list
 from monosoup_cli.sources.features import Features, is_model, open_model, open_npy
 
 __all__ = ["Alignment", "cka", "opened"]
@@ -34,12 +33,8 @@ def cka(features: StrPath | Sequence[StrPath], *, matching: bool = False) -> dic
     Raises:
         monosoup_cli.errors.MonosoupError: The features cannot be read, or are not of the same samples.
     """
-    with opened(_as_list(features), matching=matching) as alignment:
+    with opened(path_list(features), matching=matching) as alignment:
         return alignment.run()
-
-
-def _as_list(features: StrPath | Sequence[StrPath]) -> list[str]:
-    return [os.fspath(one) for one in ([features] if isinstance(features, str | os.PathLike) else features)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from monosoup_cli.errors import MonosoupError, UsageError
-from monosoup_cli.options import StrPath, as_list
+from monosoup_cli.options import StrPath, as_list, path_list
 
 __all__ = ["scores"]
 
@@ -46,11 +46,10 @@ def scores(
         monosoup_cli.errors.MonosoupError: Scores cannot be read, or are not of the same samples.
     """
     try:
-        sources = [edited] if isinstance(edited, (str, os.PathLike)) else edited
         return compare(
             os.fspath(base),
             os.fspath(finetuned),
-            [os.fspath(one) for one in sources],
+            path_list(edited),
             in_=as_list(in_),
             out=as_list(out),
             metric=as_list(metric),

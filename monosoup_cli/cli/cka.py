@@ -45,7 +45,7 @@ def cka(
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
     from monosoup_cli.report import cka as shown
-    from monosoup_cli.report.files import check_target, replace_file
+    from monosoup_cli.report.files import check_target, write_page
     from monosoup_cli.report.plots import check_plot, save
 
     console = Console(quiet=quiet, live=not no_progress)
@@ -66,7 +66,7 @@ def cka(
         console.data("\n\n".join(tables) + "\n")
     if html is not None:
         text = shown.page(found)
-        replace_file(html, lambda path: path.write_text(text, encoding="utf-8"))
+        write_page(html, text)
         console.note(f"wrote {html}")
     if plot is not None:
         save(lambda: shown.figure(found), plot)

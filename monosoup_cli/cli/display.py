@@ -96,7 +96,7 @@ def with_display(command: Callable[..., None]) -> Callable[..., None]:
 
 def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     """Make a report and show it: as tables with the verdict, or as data; and as a page or pictures."""
-    from monosoup_cli.report.files import OF_SEVERAL, as_text, check_target, replace_file
+    from monosoup_cli.report.files import OF_SEVERAL, as_text, check_target, write_page
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
     from monosoup_cli.report.searched import charts_of
@@ -129,7 +129,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
         from monosoup_cli.report.page import page
 
         text = page(report, words)
-        replace_file(display.html, lambda path: path.write_text(text, encoding="utf-8"))
+        write_page(display.html, text)
         display.console.note(f"wrote {display.html}")
     if display.plot is not None:
         from monosoup_cli.report.plots import plot

@@ -66,7 +66,7 @@ def scores(
     """
     from monosoup_cli.api.scores import compare
     from monosoup_cli.cli.console import Console
-    from monosoup_cli.report.files import as_text, check_target, replace_file
+    from monosoup_cli.report.files import as_text, check_target, write_page
     from monosoup_cli.report.scores import scores_as_csv, scores_table
 
     console = Console(quiet=quiet)
@@ -85,7 +85,7 @@ def scores(
         from monosoup_cli.report.scores_page import scores_page
 
         text = scores_page(found)
-        replace_file(html, lambda path: path.write_text(text, encoding="utf-8"))
+        write_page(html, text)
         console.note(f"wrote {html}")
     if into is not None:
         console.note(f"wrote the comparison into {into}")

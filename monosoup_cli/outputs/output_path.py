@@ -104,7 +104,7 @@ def _is_below(path: Path, folder: Path) -> bool:
     parents = path.resolve().parents
     if not os.access(folder, os.F_OK):
         return folder.resolve() in parents
-    return any(os.access(parent, os.F_OK) and parent.samefile(folder) for parent in parents)
+    return any(_is_same(folder, parent) for parent in parents)
 
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from monosoup_cli.errors import OutputError, ReportError, UsageError
-from monosoup_cli.outputs.durable import sync_folder, write_file
+from monosoup_cli.outputs.durable import move_file, write_file
 from monosoup_cli.outputs.score_card import eval_results, with_scores
 from monosoup_cli.outputs.workplace import is_in_use
 from monosoup_cli.pipeline.verify_output import Output, has, open_output
@@ -130,8 +130,7 @@ def _replace(path: Path, content: bytes) -> None:
         raise OutputError("is a link", path=path.parent)
     draft = path.with_name(f".{path.name}.new")
     write_file(draft, [content])
-    draft.replace(path)
-    sync_folder(path.parent)
+    move_file(draft, path)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ import csv
 import html
 import io
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.report.files import asset
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def as_csv(result: Mapping[str, Any]) -> str:
 
 def page(result: Mapping[str, Any]) -> str:
     """Return a page with every table, whose cells are tinted. Names are untrusted, and shown as text."""
-    template = Template((files("monosoup_cli.report") / "assets" / "cka.html").read_text("utf-8"))
+    template = Template(asset("cka.html"))
     return template.substitute(
         samples=plural(result["samples"], "sample"), tables="".join(map(_table, result["maps"]))
     )

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,17 @@ from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, has_
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import fault_of
 
-__all__ = ["OF_SEVERAL", "REPORT_NAME", "as_text", "check_target", "is_report", "read_report", "replace_file"]
+__all__ = [
+    "OF_SEVERAL",
+    "REPORT_NAME",
+    "as_text",
+    "asset",
+    "check_target",
+    "is_report",
+    "read_report",
+    "replace_file",
+    "write_page",
+]
 
 REPORT_NAME = "monosoup_report.json"
 MAX_REPORT_BYTES = 1_000_000_000
@@ -127,6 +138,16 @@ def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
             raise OutputError("its folder is not writable", path=path)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", path=path) from None
+
+
+def asset(name: str) -> str:
+    """Return the text of a file in assets/, of which pages are made."""
+    return (files("monosoup_cli.report") / "assets" / name).read_text("utf-8")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, or replace it as `replace_file` does."""
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from string import Template
 from typing import Any
 
+from monosoup_cli.report.files import asset
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.searched import charts_of
@@ -51,8 +51,8 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         **_make_printable(data),
         "sentences": [printable(sentence, MAX_SENTENCE) for sentence in sentences],
     }
-    texts = {name: _asset(file) for name, file in ASSETS.items()}
-    return Template(_asset("page.html")).substitute(texts, data=_script_json(harmless))
+    texts = {name: asset(file) for name, file in ASSETS.items()}
+    return Template(asset("page.html")).substitute(texts, data=_script_json(harmless))
 
 
 def _thin_row(row: Row) -> Row:
@@ -83,7 +83,3 @@ def _script_json(data: Any) -> str:
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
-
-
-def _asset(name: str) -> str:
-    return (files("monosoup_cli.report") / "assets" / name).read_text("utf-8")

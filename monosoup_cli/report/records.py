@@ -12,7 +12,17 @@ from monosoup_cli.report.measures import derived_measures
 from monosoup_cli.tensors.method import Measure
 from monosoup_cli.tensors.plan import Matrices
 
-__all__ = ["SCHEMA_VERSION", "LayerRecord", "SliceRecord", "histogram", "slice_record", "spread", "summarise"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "LayerRecord",
+    "SliceRecord",
+    "histogram",
+    "measures_of",
+    "outputs_in",
+    "slice_record",
+    "spread",
+    "summarise",
+]
 
 SCHEMA_VERSION = 1
 
@@ -106,6 +116,11 @@ def _plain(measures: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in (measures or {}).items()
     }
+
+
+def outputs_in(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the checkpoints that a report is on: one, those of a sweep, or none for an inspection."""
+    return report.get("outputs") or ([report["output"]] if "output" in report else [])
 
 
 def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from monosoup_cli.report.records import outputs_in
 from monosoup_cli.report.words import printable
 
 if TYPE_CHECKING:
@@ -44,10 +45,9 @@ class Chart(NamedTuple):
 
 def scored_in(report: Mapping[str, Any]) -> list[Scored]:
     """The checkpoints of a report that were scored, in its order."""
-    written = report.get("outputs") or ([report["output"]] if "output" in report else [])
     return [
         Scored(PurePath(one["path"]).name, one.get("arguments", {}), one["scores"])
-        for one in written
+        for one in outputs_in(report)
         if one.get("scores")
     ]
 

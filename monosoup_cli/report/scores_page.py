@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from string import Template
 from typing import Any
 
+from monosoup_cli.report.files import asset
 from monosoup_cli.report.scores import CHANGES, change, number, shown_interval, shown_p, shown_rows, signed
 from monosoup_cli.report.words import printable
 from monosoup_cli.version import __version__
@@ -30,17 +30,13 @@ HEADINGS = ("base", "fine-tuned", "edited", "difference", "95% interval", "test"
 def scores_page(comparison: Mapping[str, Any]) -> str:
     """Return the page. Names are untrusted: they are escaped, and the page runs no script."""
     texts = {
-        "css": _asset("page.css"),
+        "css": asset("page.css"),
         "version": escape(__version__),
         "sentences": _list(comparison["notes"]),
         "picture": _picture(comparison),
         "tables": "\n".join(_tables(comparison)),
     }
-    return Template(_asset("scores.html")).substitute(texts)
-
-
-def _asset(name: str) -> str:
-    return (files("monosoup_cli.report") / "assets" / name).read_text("utf-8")
+    return Template(asset("scores.html")).substitute(texts)
 
 
 def _text(value: object, limit: int = 2000) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.measures import SPLITS, is_number, label_of
-from monosoup_cli.report.records import measures_of
+from monosoup_cli.report.records import measures_of, outputs_in
 from monosoup_cli.report.scored import scored_in, scores_table
 from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import duration, joined_label, parameters, plural, printable, rough, size
@@ -184,7 +184,7 @@ def _planned_measures(measures: Mapping[str, Any], stacks: Sequence[Mapping[str,
 
 def summary_table(report: Mapping[str, Any], report_path: Path | None = None) -> RenderableType:
     """Summarise a run: counts, means and ranges over the edited layers, the time, and the files it wrote."""
-    wrote = report.get("outputs") or ([report["output"]] if "output" in report else [])
+    wrote = outputs_in(report)
     summary, timing = wrote[0]["summary"] if "outputs" in report else report["summary"], report["timing"]
     counts = grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
