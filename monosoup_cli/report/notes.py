@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.verdict import NOISE, findings
+from monosoup_cli.report.verdict import NOISE, multiplies_by, step_of, verdict_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
@@ -27,25 +27,15 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
     edited = [layer for layer in layers if layer["action"] == "edited"]
-    ranks = [
-        (part["k"], layer["adapter_rank"])
-        for layer in edited
-        if layer.get("adapter_rank") and (layer.get("k") or "slices" in layer)
-        for part in measures_of([layer])
-        if part.get("k")
-    ]
     if report["arguments"].get("split") == "noise":
-        notes += [
-            f"{finding.sentence[0].lower()}{finding.sentence[1:].rstrip('.')}"
-            for finding in findings(rows_of(report), is_default=False, is_by_noise=True)
-            if finding.kind in NOISE
+        sentences = [
+            finding["sentence"]
+            for finding in verdict_of(report, rows_of(report))["findings"]
+            if finding["kind"] in NOISE
         ]
-    whole = sum(k >= rank for k, rank in ranks)
-    if whole:
-        notes.append(
-            f"in {whole:,} of {len(ranks):,} updates, k reaches the adapter's rank: all of their"
-            " directions are similar in size, so they stay as fine-tuned"
-        )
+        notes += [f"{sentence[0].lower()}{sentence[1:].rstrip('.')}" for sentence in sentences]
+    else:
+        notes += _notes_on_ranks(edited, step_of(report))
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
     if max(errors, default=0.0) >= SHOWN:
         mean = sum(errors) / len(errors)
@@ -57,3 +47,21 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     if substituted:
         notes.append(f"the CPU computed {plural(substituted, 'tensor')} for which a card had no memory")
     return notes
+
+
+def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[str]:
+    """Count the updates by adapters that have no weak part. By noise, these are said to have no noise."""
+    parts = [
+        (part, layer["adapter_rank"])
+        for layer in edited
+        if layer.get("adapter_rank") and (layer.get("k") or "slices" in layer)
+        for part in measures_of([layer])
+        if part.get("k")
+    ]
+    factors = [step * part["equivalent_alpha"] for part, rank in parts if part["k"] >= rank]
+    if not factors:
+        return []
+    return [
+        f"in {len(factors):,} of {len(parts):,} updates, k reaches the adapter's rank: the update has no"
+        f" weak part, and the edit {multiplies_by(min(factors), max(factors))}"
+    ]

@@ -16,7 +16,16 @@ from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
-__all__ = ["NOISE", "Finding", "findings", "interpolation", "sentences", "verdict_of"]
+__all__ = [
+    "NOISE",
+    "Finding",
+    "findings",
+    "interpolation",
+    "multiplies_by",
+    "sentences",
+    "step_of",
+    "verdict_of",
+]
 
 AS_LARGE = 0.9
 """‖Δ‖/‖W0‖ from which an update is as large as the weights: unrelated weights have 1 or more."""
@@ -38,6 +47,9 @@ WEAKENED = 0.5
 
 NO_NOISE = 1e-12
 """Share of ‖Δ‖ up to which nothing is left below the noise edge."""
+
+EXACT = 1e-9
+"""How far from 0 or 1 a factor is that is told as such."""
 
 NEAR = 0.05
 """Distance between two sets of weights, as a share of ‖Δ‖, up to which they are nearly the same."""
@@ -75,19 +87,25 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     arguments = report["arguments"]
     is_by_noise = arguments.get("split") == "noise"
     is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
-    wise = arguments.get("wise")
+    step = step_of(report)
     has_base = any(source["role"] == "base" for source in report["inputs"])
     return {
         "findings": [
             asdict(finding)
-            for finding in findings(rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base)
+            for finding in findings(
+                rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base, step=step
+            )
         ],
         "interpolation": interpolation(
-            rows,
-            wise=float(wise) if isinstance(wise, (int, float)) else 1.0,
-            is_mean=sum(source["role"] == "finetuned" for source in report["inputs"]) > 1,
+            rows, wise=step, is_mean=sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
         ),
     }
+
+
+def step_of(report: Mapping[str, Any]) -> float:
+    """Return how far from the base to the edited weights a report's checkpoint is: 1, or its `--wise`."""
+    wise = report["arguments"].get("wise")
+    return float(wise) if isinstance(wise, (int, float)) else 1.0
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
@@ -97,7 +115,12 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def findings(
-    rows: Sequence[Row], *, is_default: bool = True, is_by_noise: bool = False, has_base: bool = True
+    rows: Sequence[Row],
+    *,
+    is_default: bool = True,
+    is_by_noise: bool = False,
+    has_base: bool = True,
+    step: float = 1.0,
 ) -> list[Finding]:
     """Return what is unusual about the layers. For most fine-tunes that is nothing.
 
@@ -106,8 +129,13 @@ def findings(
         is_default: Whether MonoSoup chose k and λ, not the user.
         is_by_noise: Whether the spectra are split at the edge of the noise.
         has_base: Whether the updates were taken from a base. An adapter needs none.
+        step: How far from the base to the edited weights the checkpoint is.
     """
-    moved = [row for row in rows if row["reason"] is None and row.get("k") is not None]
+    moved = [
+        {**row, "factor": step * row["equivalent_alpha"]}
+        for row in rows
+        if row["reason"] is None and row.get("k") is not None
+    ]
     own = [row for row in moved if not (has_base and _is_as_large(row))]
     is_lora = sum(map(_is_low, own)) >= max(1, LORA_LAYERS * len(own))
     by_kind: dict[str, list[Row]] = {kind: [] for kind in STORIES}
@@ -179,13 +207,15 @@ def _wrong_base(rows: Sequence[Row], of: int) -> Story:
 
 def _all_noise(rows: Sequence[Row], of: int) -> Story:
     return {}, (
-        f"{_in(rows, of)} no singular value exceeds the noise (k = 0): the whole update is the weak part."
+        f"{_in(rows, of)} no singular value exceeds the noise (k = 0): the whole update is the weak part, and"
+        f" the edit {multiplies_by(*_range(rows, 'factor'))}."
     )
 
 
 def _no_noise(rows: Sequence[Row], of: int) -> Story:
     return {}, (
-        f"{_in(rows, of)} the update has exactly low rank. It has no noise to split off, so it is kept."
+        f"{_in(rows, of)} the update has exactly low rank, so it has no noise to split off: all of it is the"
+        f" strong part, and the edit {multiplies_by(*_range(rows, 'factor'))}."
     )
 
 
@@ -217,8 +247,8 @@ def _rounding(rows: Sequence[Row], of: int) -> Story:
 
 def _whole(rows: Sequence[Row], of: int) -> Story:
     return {}, (
-        f"{_in(rows, of)} k = r: the spectrum has no weak part, so MonoSoup leaves"
-        f" {'this layer' if len(rows) == 1 else 'these layers'} as fine-tuned."
+        f"{_in(rows, of)} k = r: the update has no weak part, and the edit"
+        f" {multiplies_by(*_range(rows, 'factor'))}."
     )
 
 
@@ -226,8 +256,8 @@ def _weakened(rows: Sequence[Row], of: int) -> Story:
     low, high = _range(rows, "lambda_high")
     return {"lambda_high": [low, high]}, (
         f"Warning: {_in(rows, of, lower=True)} the spectrum is nearly flat, but k < r: λ_high falls to"
-        f" {_between(low, high)}, so MonoSoup removes most of the update. --exclude leaves such layers as"
-        " fine-tuned."
+        f" {_between(low, high)}, so MonoSoup removes most of the update. --exclude leaves such layers out"
+        " of the edit."
     )
 
 
@@ -283,6 +313,13 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
         impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
         sentence = f"{nearest}: {impossible} these weights."
     return {"alpha": alpha, "distance": distance, "from_finetuned": moved, "sentence": sentence}
+
+
+def multiplies_by(low: float, high: float) -> str:
+    """Say what an edit does to updates that it multiplies as a whole, by factors between these."""
+    if low >= 1.0 - EXACT:
+        return "keeps it"
+    return "removes it" if high <= EXACT else f"multiplies it by {_between(low, high)}"
 
 
 def _in(rows: Sequence[Row], of: int, *, lower: bool = False) -> str:

@@ -81,7 +81,7 @@ def no_matplotlib(at: Trial) -> None:
     at.works(*words)
 
 
-@follows("report/verdict.py", "--exclude leaves such layers as fine-tuned")
+@follows("report/verdict.py", "--exclude leaves such layers out of the edit")
 def a_nearly_flat_spectrum(at: Trial) -> None:
     from safetensors.torch import save_file
 

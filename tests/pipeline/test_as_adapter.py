@@ -731,7 +731,14 @@ def test_people_are_told_what_an_edit_of_adapters_comes_to(run, many, tmp_path):
         factors[key] = (basis if is_b else basis.T).contiguous()
     save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
     result = done(run("edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out"))
-    assert f"in {LAYERS} of {LAYERS} updates, k reaches the adapter's rank" in result.err
+    counted = f"in {LAYERS} of {LAYERS} updates, k reaches the adapter's rank: the update has no weak part"
+    assert f"{counted}, and the edit keeps it" in " ".join(result.err.split())
+    for options, said in (
+        (["--weighting", "uniform"], f"{counted}, and the edit multiplies it by 0.5"),
+        (["--split", "noise"], "so it has no noise to split off: all of it is the strong part"),
+    ):
+        words = ["edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out", "--overwrite", *options]
+        assert said in " ".join(done(run(*words)).err.split())
     result = done(run(*words_of(many, "of a whole fine-tune", tmp_path / "whole")))
     errors = [layer["adapter_error"] for layer in report_of(tmp_path / "whole")["layers"]]
     assert f"the factors leave out {min(errors):.1%} to {max(errors):.1%}" in result.err

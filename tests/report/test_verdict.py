@@ -7,6 +7,7 @@ are others.
 import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
+from monosoup_cli.methods.monosoup import Weighting
 from monosoup_cli.report import verdict
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import findings, sentences
@@ -314,18 +316,54 @@ def test_a_split_by_noise_tells_of_updates_that_are_all_noise_or_have_none(told)
     }
 
 
-def test_so_does_an_edit(tmp_path, run):
-    for name, content in zip(("base", "ft"), pair_with_and_without_noise(), strict=True):
-        save_file(content, tmp_path / f"{name}.safetensors")
-    command = ("edit", tmp_path / "base.safetensors", tmp_path / "ft.safetensors", "-o", tmp_path / "out")
-    words = " ".join(run(*command, "--split", "noise", "--weighting", "high").err.split())
-    assert "note: in 1 of 3 layers (noise.weight), no singular value exceeds the noise (k = 0)" in words
-    assert "note: in 1 of 3 layers (low.weight), the update has exactly low rank" in words
-    edited = load_file(tmp_path / "out" / "model.safetensors")
-    base, finetuned = pair_with_and_without_noise()
-    torch.testing.assert_close(edited["noise.weight"], base["noise.weight"], rtol=0.0, atol=1e-9)
-    torch.testing.assert_close(edited["low.weight"], finetuned["low.weight"], rtol=0.0, atol=1e-9)
-    assert "exactly low rank" not in run(*command, "--overwrite").err
+SAID = {"keeps it": 1.0, "removes it": 0.0, "multiplies it by 0.5": 0.5, "multiplies it by 0.25": 0.25}
+"""What a sentence says that an edit does to an update, and the factor that the update then has."""
+
+
+def written_by(run, folder, pair, *options):
+    """What an edit said, and what it wrote."""
+    for name, content in zip(("base", "ft"), pair, strict=True):
+        save_file(
+            {key: tensor.contiguous() for key, tensor in content.items()}, folder / f"{name}.safetensors"
+        )
+    inputs = (folder / "base.safetensors", folder / "ft.safetensors")
+    result = run("edit", *inputs, "-o", folder / "out", "--overwrite", *options)
+    return " ".join(result.err.split()), load_file(folder / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize("wise", [[], ["--wise", "0.5"]], ids=["", "wise"])
+@pytest.mark.parametrize("weighting", get_args(Weighting))
+def test_so_does_an_edit_and_says_what_became_of_them(tmp_path, run, weighting, wise):
+    base, finetuned = pair = pair_with_and_without_noise()
+    words, edited = written_by(run, tmp_path, pair, "--split", "noise", "--weighting", weighting, *wise)
+    told = {
+        "noise.weight": "no singular value exceeds the noise (k = 0): the whole update is the weak part",
+        "low.weight": "it has no noise to split off: all of it is the strong part",
+    }
+    for name, story in told.items():
+        rest = words.partition(f"({name}), ")[2].partition(f"{story}, and the edit ")[2]
+        (said,) = (each for each in SAID if rest.startswith(each))
+        expected = base[name] + SAID[said] * (finetuned[name] - base[name])
+        torch.testing.assert_close(edited[name], expected, rtol=0.0, atol=1e-9)
+
+
+def test_without_a_split_by_noise_nothing_is_said_of_it(tmp_path, run):
+    assert "exactly low rank" not in written_by(run, tmp_path, pair_with_and_without_noise())[0]
+
+
+@pytest.mark.parametrize("wise", [None, 0.5, 0.0])
+def test_an_update_without_a_weak_part_becomes_what_is_said(tmp_path, run, wise):
+    model = Model(5)
+    base = {"w": 0.02 * model.normal(96, 80), "fine": 0.02 * model.normal(96, 80)}
+    finetuned = {
+        "w": base["w"] + 1e-3 * model.flat((96, 80), 0.0),
+        "fine": base["fine"] + model.ordinary((96, 80)),
+    }
+    _, edited = written_by(run, tmp_path, (base, finetuned), *([] if wise is None else ["--wise", wise]))
+    words = " ".join(run("report", tmp_path / "out").out.split())
+    said = re.search(r"\(w\), k = r: the update has no weak part, and the edit (.+?)\. ", words)
+    expected = base["w"] + SAID[said[1]] * (finetuned["w"] - base["w"])
+    torch.testing.assert_close(edited["w"], expected, rtol=0.0, atol=1e-12)
 
 
 def test_a_head_over_zeros_was_made_anew(told):
