@@ -8,7 +8,7 @@ from typing import Any
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.verdict import NOISE, multiplies_by, step_of, verdict_of
+from monosoup_cli.report.verdict import NOISE, outcome, step_of, verdict_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
@@ -63,5 +63,5 @@ def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[st
         return []
     return [
         f"in {len(factors):,} of {len(parts):,} updates, k reaches the adapter's rank: the update has no"
-        f" weak part, and the edit {multiplies_by(min(factors), max(factors))}"
+        f" weak part, and {outcome(factors)}"
     ]

@@ -16,16 +16,7 @@ from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
-__all__ = [
-    "NOISE",
-    "Finding",
-    "findings",
-    "interpolation",
-    "multiplies_by",
-    "sentences",
-    "step_of",
-    "verdict_of",
-]
+__all__ = ["NOISE", "Finding", "findings", "interpolation", "outcome", "sentences", "step_of", "verdict_of"]
 
 AS_LARGE = 0.9
 """‖Δ‖/‖W0‖ from which an update is as large as the weights: unrelated weights have 1 or more."""
@@ -208,14 +199,14 @@ def _wrong_base(rows: Sequence[Row], of: int) -> Story:
 def _all_noise(rows: Sequence[Row], of: int) -> Story:
     return {}, (
         f"{_in(rows, of)} no singular value exceeds the noise (k = 0): the whole update is the weak part, and"
-        f" the edit {multiplies_by(*_range(rows, 'factor'))}."
+        f" {_outcome(rows)}."
     )
 
 
 def _no_noise(rows: Sequence[Row], of: int) -> Story:
     return {}, (
         f"{_in(rows, of)} the update has exactly low rank, so it has no noise to split off: all of it is the"
-        f" strong part, and the edit {multiplies_by(*_range(rows, 'factor'))}."
+        f" strong part, and {_outcome(rows)}."
     )
 
 
@@ -246,10 +237,7 @@ def _rounding(rows: Sequence[Row], of: int) -> Story:
 
 
 def _whole(rows: Sequence[Row], of: int) -> Story:
-    return {}, (
-        f"{_in(rows, of)} k = r: the update has no weak part, and the edit"
-        f" {multiplies_by(*_range(rows, 'factor'))}."
-    )
+    return {}, f"{_in(rows, of)} k = r: the update has no weak part, and {_outcome(rows)}."
 
 
 def _weakened(rows: Sequence[Row], of: int) -> Story:
@@ -315,11 +303,16 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     return {"alpha": alpha, "distance": distance, "from_finetuned": moved, "sentence": sentence}
 
 
-def multiplies_by(low: float, high: float) -> str:
-    """Say what an edit does to updates that it multiplies as a whole, by factors between these."""
+def outcome(factors: Sequence[float]) -> str:
+    """Say what an edit does to updates that it multiplies as a whole, by these factors."""
+    low, high = min(factors), max(factors)
     if low >= 1.0 - EXACT:
-        return "keeps it"
-    return "removes it" if high <= EXACT else f"multiplies it by {_between(low, high)}"
+        return "the edit keeps it"
+    return "the edit removes it" if high <= EXACT else f"the edit multiplies it by {_between(low, high)}"
+
+
+def _outcome(rows: Sequence[Row]) -> str:
+    return outcome([row["factor"] for row in rows])
 
 
 def _in(rows: Sequence[Row], of: int, *, lower: bool = False) -> str:
