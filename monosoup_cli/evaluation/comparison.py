@@ -188,7 +188,7 @@ def _task_rows(tasks: Sequence[Task]) -> list[_Row]:
             )
             record |= _shown(evidence) | {"like_base": _like_base(before, after, now)}
             if is_right_or_wrong:
-                record |= _changes(before, after, now)
+                record |= _changes(before, after, now, right=float(base.higher_is_better))
         rows.append(_Row({**_shown(None), **record}, evidence))
     return rows
 
@@ -205,12 +205,15 @@ def _shown(evidence: Evidence | None) -> dict[str, Any]:
     }
 
 
-def _changes(before: Sequence[float], after: Sequence[float], now: Sequence[float]) -> dict[str, Any]:
+def _changes(
+    before: Sequence[float], after: Sequence[float], now: Sequence[float], *, right: float
+) -> dict[str, Any]:
     """How many of the samples that base and fine-tuned model got right or wrong the edited one gets right."""
     found = {}
     for name, wanted in KINDS.items():
-        right = [new for old, ft, new in zip(before, after, now, strict=True) if (old > 0, ft > 0) == wanted]
-        found[name] = {"count": int(sum(right)), "of": len(right)}
+        scores = zip(before, after, now, strict=True)
+        of_kind = [new for old, ft, new in scores if (old == right, ft == right) == wanted]
+        found[name] = {"count": of_kind.count(right), "of": len(of_kind)}
     kept = found["preserved"]
     damaged = {"count": kept["of"] - kept["count"], "of": kept["of"]}
     return {
@@ -249,6 +252,7 @@ def _group_record(name: str, inside: Sequence[tuple[dict[str, Any], list[_Row]]]
     """The means over the tasks of a group."""
     records = [record for record, _ in inside]
     count = len(records)
+    directions = {record["higher_is_better"] for record in records}
 
     def mean(values: Iterator[float]) -> float:
         return math.fsum(values) / count
@@ -273,6 +277,7 @@ def _group_record(name: str, inside: Sequence[tuple[dict[str, Any], list[_Row]]]
         "name": name,
         "tasks": [record["name"] for record in records],
         "metrics": list(dict.fromkeys(record["metric"] for record in records)),
+        "higher_is_better": directions.pop() if len(directions) == 1 else None,
         "base": mean(record["base"] for record in records),
         "finetuned": mean(record["finetuned"] for record in records),
         "edited": edited,
@@ -318,7 +323,7 @@ def _notes(
     for name, inside in members.items():
         kinds = {(models[0][task].higher_is_better, models[0][task].metric) for task in inside}
         if len({is_higher for is_higher, _ in kinds}) > 1:
-            yield f"the mean of {name} is of metrics of which some are better higher and some lower"
+            yield f"the mean of {name} has no better direction: some of its metrics are better lower"
         elif len(kinds) > 1:
             metrics = sorted(crop(metric, 40) for _, metric in kinds)
             yield f"the mean of {name} is of several metrics: {some(metrics, NAMED)}"

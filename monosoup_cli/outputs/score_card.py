@@ -39,7 +39,7 @@ def eval_results(comparison: Mapping[str, Any]) -> bytes | None:
         {
             "dataset": {"id": task["dataset"]["id"], "task_id": plain(task["dataset"]["part"])},
             "value": task["edited"][0]["value"],
-            "notes": plain(f"{task['name']}, {task['metric']}, by {task['harness']}"),
+            "notes": plain(", ".join(_facts(task))),
         }
         for task in comparison["tasks"]
         if task["dataset"] is not None and ON_HUB.fullmatch(task["dataset"]["id"])
@@ -47,11 +47,20 @@ def eval_results(comparison: Mapping[str, Any]) -> bytes | None:
     return yaml.safe_dump(entries, sort_keys=False).encode() if entries else None
 
 
+def _facts(task: Mapping[str, Any]) -> Iterator[str]:
+    yield from (task["name"], task["metric"])
+    if not task["higher_is_better"]:
+        yield "lower is better"
+    yield f"by {task['harness']}"
+
+
 def _section(comparison: Mapping[str, Any]) -> str:
     level = f"{comparison['level']:.0%} interval"
     head = ["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]
     records = [*comparison["groups"], *comparison["tasks"]]
     parts = ["## Scores", "", *_table(head, map(_scores, records)), ""]
+    if any(map(_mark, records)):
+        parts += ["↓: lower is better.", ""]
     counted = [record for record in records if "healed" in record["edited"][0]]
     if counted:
         parts += [
@@ -90,5 +99,12 @@ def _changes(record: Mapping[str, Any]) -> Sequence[str]:
 
 def _name(record: Mapping[str, Any]) -> str:
     if "tasks" in record:
-        return f"**mean {'out of' if record['name'] == 'out' else 'in'} distribution**"
-    return markdown(record["name"])
+        name = f"**mean {'out of' if record['name'] == 'out' else 'in'} distribution**"
+    else:
+        name = markdown(record["name"])
+    return name + _mark(record)
+
+
+def _mark(record: Mapping[str, Any]) -> str:
+    """What stands behind a task or group whose scores are better when lower."""
+    return " ↓" if record["higher_is_better"] is False else ""

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGES",
+    "LOWER",
     "change",
+    "direction",
+    "has_lower",
     "number",
     "scores_as_csv",
     "scores_table",
@@ -31,6 +34,8 @@ CHANGES = {
     "like_base": "as base",
 }
 """What is counted of samples, and its heading."""
+LOWER = "↓: lower is better."
+"""What explains the mark of `direction`."""
 MAX_NAME = 200
 
 
@@ -61,13 +66,22 @@ def change(counts: Mapping[str, int] | None) -> str:
     return "–" if counts is None else f"{counts['count']}/{counts['of']}"
 
 
+def direction(record: Mapping[str, Any]) -> str:
+    """The mark behind the name of a task or group whose scores are better when lower."""
+    return " ↓" if record["higher_is_better"] is False else ""
+
+
+def has_lower(comparison: Mapping[str, Any]) -> bool:
+    """Whether a task or group has that mark."""
+    return any(map(direction, (*comparison["groups"], *comparison["tasks"])))
+
+
 def shown_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the groups and the tasks with the names that tables show."""
     for record in comparison["groups"]:
-        yield f"{record['name']} ({plural(len(record['tasks']), 'task')})", record
+        yield f"{record['name']} ({plural(len(record['tasks']), 'task')}){direction(record)}", record
     for record in comparison["tasks"]:
-        arrow = "" if record["higher_is_better"] else " ↓"
-        yield f"{printable(record['name'], MAX_NAME)}{arrow}", record
+        yield f"{printable(record['name'], MAX_NAME)}{direction(record)}", record
 
 
 def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
@@ -97,6 +111,8 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
             for shown, one in counted:
                 table.add_row(Text(shown), *(change(one.get(kind)) for kind in CHANGES))
             parts += [Text(""), table]
+    if has_lower(comparison):
+        parts += [Text(""), Text(LOWER)]
     return Group(*parts)
 
 
@@ -112,6 +128,7 @@ def scores_as_csv(comparison: Mapping[str, Any]) -> str:
                 "row",
                 "name",
                 "metric",
+                "higher_is_better",
                 "samples",
                 "base",
                 "finetuned",
@@ -132,6 +149,7 @@ def scores_as_csv(comparison: Mapping[str, Any]) -> str:
                         kind.removesuffix("s"),
                         printable(record["name"], MAX_NAME),
                         printable(metric, MAX_NAME),
+                        {True: "true", False: "false", None: None}[record["higher_is_better"]],
                         record.get("samples"),
                         *(record["base"], record["finetuned"], one["value"], one["difference"]),
                         *(one["interval"] or (None, None)),

@@ -13,7 +13,18 @@ from string import Template
 from typing import Any
 
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.scores import CHANGES, change, number, shown_interval, shown_p, shown_rows, signed
+from monosoup_cli.report.scores import (
+    CHANGES,
+    LOWER,
+    change,
+    direction,
+    has_lower,
+    number,
+    shown_interval,
+    shown_p,
+    shown_rows,
+    signed,
+)
 from monosoup_cli.report.words import printable
 from monosoup_cli.version import __version__
 
@@ -35,6 +46,7 @@ def scores_page(comparison: Mapping[str, Any]) -> str:
         "sentences": _list(comparison["notes"]),
         "picture": _picture(comparison),
         "tables": "\n".join(_tables(comparison)),
+        "lower": f'<p class="note">{LOWER}</p>' if has_lower(comparison) else "",
     }
     return Template(asset("scores.html")).substitute(texts)
 
@@ -80,16 +92,21 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _picture(comparison: Mapping[str, Any]) -> str:
-    """The arrows; empty where there are not both groups."""
+    """The arrows; empty where there are not both groups, or one has no better direction."""
     groups = {group["name"]: group for group in comparison["groups"]}
-    if not {"in", "out"} <= groups.keys():
+    if not {"in", "out"} <= groups.keys() or any(
+        group["higher_is_better"] is None for group in groups.values()
+    ):
         return ""
     across, up = groups["in"], groups["out"]
     names = comparison["models"]
     base, tuned = ((across[role], up[role]) for role in ("base", "finetuned"))
     edited = [(a["value"], b["value"]) for a, b in zip(across["edited"], up["edited"], strict=True)]
     x, y = (_scale([point[axis] for point in (base, tuned, *edited)], axis) for axis in (0, 1))
-    parts = [*_axis(x, 0, "mean in distribution"), *_axis(y, 1, "mean out of distribution")]
+    parts = [
+        *_axis(x, 0, f"mean in distribution{direction(across)}"),
+        *_axis(y, 1, f"mean out of distribution{direction(up)}"),
+    ]
     for name, point in zip(names["edited"], edited, strict=True):
         parts += [*_arrow((x(tuned[0]), y(tuned[1])), (x(point[0]), y(point[1]))), _label(x, y, point, name)]
     for role, point in (("base", base), ("tuned", tuned)):

@@ -34,6 +34,39 @@ def write(folder, **tasks):
     return folder
 
 
+def of_lm_eval(folder, **tasks):
+    """Results with samples of a task each: its metric, whether higher is better, and a text of 0 and 1."""
+    folder.mkdir()
+    results, directions = {}, {}
+    for task, (metric, is_higher_better, answers) in tasks.items():
+        results[task] = {f"{metric},none": sum(map(int, answers)) / len(answers)}
+        directions[task] = {metric: is_higher_better}
+        samples = [{"doc_id": number, metric: int(one)} for number, one in enumerate(answers)]
+        text = "".join(f"{json.dumps(sample)}\n" for sample in samples)
+        (folder / f"samples_{task}_2026-01-01T00-00-00.jsonl").write_text(text)
+    content = {"results": results, "higher_is_better": directions}
+    (folder / "results_2026-01-01T00-00-00.json").write_text(json.dumps(content))
+    return folder
+
+
+def opposite(answers):
+    return answers.translate(str.maketrans("01", "10"))
+
+
+@pytest.fixture
+def lower(tmp_path):
+    """Three models: `lies`, of which fewer are better, `truths`, which are the opposite, and `more` lies."""
+    return [
+        of_lm_eval(
+            tmp_path / f"lower-{name}",
+            lies=("lie", False, opposite(answers)),
+            more=("lie", False, opposite(answers)),
+            truths=("acc", True, answers),
+        )
+        for name, answers in (("base", BASE), ("tuned", TUNED), ("edited", EDITED))
+    ]
+
+
 @pytest.fixture
 def models(tmp_path):
     """A base, a fine-tuned and an edited model with two tasks."""
@@ -63,6 +96,56 @@ def test_what_became_of_the_samples(models):
     assert one["interval"][0] < -0.05 < one["interval"][1]
     # McNemar: 6 lost and 4 won
     assert (one["test"], one["p"]) == ("mcnemar", pytest.approx(0.75390625))
+
+
+def test_where_lower_is_better_0_is_right(lower):
+    """A metric and its opposite have the same right and wrong samples, so the same counts."""
+    lies, _, truths = monosoup_cli.scores(*lower)["tasks"]
+    (one,), (other,) = lies["edited"], truths["edited"]
+    assert one["difference"] == -other["difference"]
+    for kind in ("healed", "preserved", "newly_damaged", "retained", "like_base"):
+        assert one[kind] == other[kind]
+    assert other["healed"] == {"count": 4, "of": 12}
+
+
+def test_the_direction_of_a_group_is_that_of_its_tasks(lower):
+    for tasks, expected in (("truths", True), (["lies", "more"], False), ("*", None)):
+        found = monosoup_cli.scores(*lower, in_=tasks)
+        assert found["groups"][0]["higher_is_better"] is expected
+        told = [note for note in found["notes"] if "has no better direction" in note]
+        assert bool(told) == (expected is None)
+
+
+def test_lower_is_better_is_told_everywhere(run, lower, tmp_path):
+    """In the tables, in CSV, and on the axes of the picture; a mean without a direction has no picture."""
+    page = tmp_path / "page.html"
+    words = ["scores", *lower, "--out", "lies", "--html", page]
+    table = run(*words, "--in", "truths").out
+    names = [line.split("  ")[0] for line in table.splitlines()]
+    assert {"in (1 task)", "out (1 task) ↓", "lies ↓", "more ↓", "truths"} <= set(names)
+    assert names[-1] == "↓: lower is better."
+    text = page.read_text()
+    assert ">mean in distribution</text>" in text
+    assert ">mean out of distribution ↓</text>" in text
+    assert "out (1 task) ↓" in text
+    assert "↓: lower is better." in text
+    page.unlink()
+    mixed = run(*words, "--in", "*")
+    assert "the mean of in has no better direction: some of its metrics are better lower" in mixed.err
+    assert "<svg" not in page.read_text()
+    page.unlink()
+    rows = list(csv.DictReader(io.StringIO(run(*words, "--in", "*", "--format", "csv").out)))
+    assert {row["name"]: row["higher_is_better"] for row in rows} == {
+        "in": "",
+        "out": "false",
+        "lies": "false",
+        "more": "false",
+        "truths": "true",
+    }
+
+
+def test_no_arrow_where_higher_is_better(run, models):
+    assert "↓" not in run("scores", *models, "--in", "quiz").out
 
 
 def test_scores_that_are_no_truths(models):

@@ -78,6 +78,20 @@ def test_the_form_of_the_hub(output, on_hub):
     assert entry.notes == "parity, acc, by lm-evaluation-harness"
 
 
+def test_lower_is_better_is_in_the_card(output, on_hub):
+    monosoup_cli.scores(*on_hub, out="numbers", metric="parity=brier_score", into=output)
+    text = (output / "README.md").read_text()
+    assert "\n| parity ↓ | brier\\_score |" in text
+    assert "\n| truth | acc |" in text
+    assert "\n| **mean out of distribution** |" in text
+    assert "\n↓: lower is better.\n" in text
+    results = yaml.safe_load((output / ".eval_results" / "monosoup.yaml").read_text())
+    assert results[0]["notes"] == "parity, brier_score, lower is better, by lm-evaluation-harness"
+    monosoup_cli.scores(*on_hub, out="prose", into=output)
+    assert "\n| **mean out of distribution** ↓ | word\\_perplexity |" in (output / "README.md").read_text()
+    assert_valid(report_of(output))
+
+
 def test_again_replaces_what_was_there(output, on_hub):
     original = (output / "README.md").read_text()
     monosoup_cli.scores(*on_hub, into=output)
