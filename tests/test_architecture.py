@@ -31,7 +31,7 @@ ROOMS = {
     "encodings": BOTTOM | {"formats", "sources"},
     "layouts": BOTTOM | {"formats", "sources"},
     "devices": BOTTOM | {"formats"},
-    "evaluation": BOTTOM | {"formats"},
+    "evaluation": BOTTOM | {"formats", "sources"},
     "spectral": {"errors"},
     "tensors": BOTTOM | {"formats", "sources", "layouts", "devices"},
     "adapters": BOTTOM | {"formats", "sources", "layouts", "spectral"},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError
+from monosoup_cli.evaluation.place import Place
 from monosoup_cli.evaluation.task import Choice, Task
-from monosoup_cli.evaluation.values import is_number
-from monosoup_cli.formats.files import InputFile, read_json_file
+from monosoup_cli.evaluation.values import is_number_or_missing, value_of
+from monosoup_cli.formats.files import read_json_file
 
 __all__ = ["ClipBenchmark"]
 
@@ -21,23 +21,25 @@ class ClipBenchmark:
     name = "clip_benchmark"
     files = "JSON of clip_benchmark"
 
-    def read(self, path: Path, shown: str, choice: Choice) -> list[Task] | None:
+    def read(self, place: Place, choice: Choice) -> list[Task] | None:
         """Read a file; its task is called as the dataset is."""
-        if path.suffix.lower() != ".json" or path.is_dir():
+        if place.path.suffix.lower() != ".json" or place.is_folder():
             return None
-        content: Any = read_json_file(InputFile(path, shown), "result", is_strict=False)
+        shown = place.shown
+        content: Any = read_json_file(place.open(), "result", is_strict=False)
         if not isinstance(content, dict) or not {"dataset", "metrics"} <= content.keys():
             return None
         dataset, metrics = content["dataset"], content["metrics"]
         if not isinstance(dataset, str) or not dataset or not isinstance(metrics, dict):
             raise CheckpointError("its dataset is no text, or its metrics are no object", path=shown)
-        found = {name: float(value) for name, value in metrics.items() if is_number(value)}
+        found = {name: value for name, value in metrics.items() if is_number_or_missing(value)}
         if not found:
             raise CheckpointError("has no metric that is a number", path=shown)
         name = dataset
         for key, usual in (("task", USUAL_TASK), ("language", USUAL_LANGUAGE)):
-            value = content.get(key, usual)
-            name += f":{value}" if isinstance(value, str) and value not in ("", usual) else ""
+            part = content.get(key, usual)
+            name += f":{part}" if isinstance(part, str) and part not in ("", usual) else ""
         metric = choice.of(name, list(found), shown)
         why = "clip_benchmark leaves totals, not samples"
-        return [Task(name, metric, True, found[metric], shown, None, why, harness=self.name)]
+        value = value_of(name, metric, found, shown)
+        return [Task(name, metric, True, value, shown, None, why, harness=self.name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -63,7 +63,8 @@ def compare_scores(
     """
     sources = [base, finetuned, *edited]
     choice, names = Choice(metric), names_of(sources)
-    models = [read_tasks(source, choice) for source in sources]
+    read = [read_tasks(source, choice) for source in sources]
+    models = [tasks for tasks, _ in read]
     choice.check_used()
     common = [name for name in models[0] if all(name in model for model in models)]
     if not common:
@@ -94,7 +95,11 @@ def compare_scores(
         "replicates": REPLICATES,
         "tasks": records,
         "groups": of_groups,
-        "notes": [*_notes(models, names, common, members), *_back(records, names[2:])],
+        "notes": [
+            *_links(names, [linked for _, linked in read]),
+            *_notes(models, names, common, members),
+            *_back(records, names[2:]),
+        ],
     }
 
 
@@ -295,6 +300,13 @@ def _correct(tasks: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, A
         if group not in several:
             for one, of_task in zip(group["edited"], own[group["tasks"][0]]["edited"], strict=True):
                 one["corrected_p"] = of_task["corrected_p"]
+
+
+def _links(names: Sequence[str], linked: Sequence[Iterable[str]]) -> Iterator[str]:
+    """Say what was read elsewhere than in the named folders."""
+    for name, files in zip(names, linked, strict=True):
+        if shown := [crop(file, 80) for file in files]:
+            yield f"{name}: links out of the folder are followed: {some(shown, NAMED)}"
 
 
 def _notes(

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop, some
+from monosoup_cli.evaluation.place import Place
 from monosoup_cli.evaluation.task import NAMED, Choice, Dataset, Task, add_score, lines_of
-from monosoup_cli.evaluation.values import is_number
-from monosoup_cli.formats.files import InputFile, read_json_file
+from monosoup_cli.evaluation.values import is_number, is_number_or_missing, plain, value_of
+from monosoup_cli.formats.files import read_json_file
 from monosoup_cli.formats.header import parse_json
 
 __all__ = ["LmEval"]
 
-RESULTS = re.compile(r"(?:results|.*)_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
-"""The name of a file of results, whose stem `--output_path STEM.json` may give."""
+RESULTS = re.compile(r"(?!\._).*_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
+"""The name of a file of results, whose stem `--output_path STEM.json` may give. `._…` are macOS's own."""
 SAME = 1e-6
 """How far the mean of the samples may be from the total, relative to it where that is above 1."""
 
@@ -32,54 +32,53 @@ class LmEval:
     name = "lm-evaluation-harness"
     files = "results_….json of lm-evaluation-harness"
 
-    def read(self, path: Path, shown: str, choice: Choice) -> list[Task] | None:
+    def read(self, place: Place, choice: Choice) -> list[Task] | None:
         """Read the folder of a model, the folder around it, or a file of results."""
-        if not path.is_dir():
-            found = _results(path, shown) if path.suffix.lower() == ".json" else None
-            return None if found is None else list(_tasks(path, shown, found, list(found["results"]), choice))
-        names = _results_in(path)
-        if not names:
-            models = sorted(one.name for one in path.iterdir() if one.is_dir() and _results_in(one))
+        if not place.is_folder():
+            found = _results(place) if place.path.suffix.lower() == ".json" else None
+            return None if found is None else list(_tasks(place, found, list(found["results"]), choice))
+        files = _results_in(place)
+        if not files:
+            models = [one for one in place.inside() if one.is_folder() and _results_in(one)]
             if len(models) > 1:
                 raise CheckpointError(
                     "has the results of several models",
-                    path=shown,
+                    path=place.shown,
                     expected="the folder of one",
-                    found=some([crop(one, 80) for one in models], NAMED),
+                    found=some([crop(one.path.name, 80) for one in models], NAMED),
                 )
-            return self.read(path / models[0], f"{shown}/{models[0]}", choice) if models else None
+            return self.read(models[0], choice) if models else None
         tasks: dict[str, Task] = {}
-        for name in sorted(names, key=_time, reverse=True):
-            inside, found = f"{shown}/{name}", _results(path / name, f"{shown}/{name}")
+        for file in sorted(files, key=_time, reverse=True):
+            found = _results(file)
             if found is not None:
                 new = [task for task in found["results"] if task not in tasks]
-                tasks |= {task.name: task for task in _tasks(path / name, inside, found, new, choice)}
+                tasks |= {task.name: task for task in _tasks(file, found, new, choice)}
         return list(tasks.values()) or None
 
 
-def _results_in(folder: Path) -> list[str]:
-    return [one.name for one in folder.iterdir() if RESULTS.fullmatch(one.name) and not one.is_dir()]
+def _results_in(folder: Place) -> list[Place]:
+    return [one for one in folder.inside() if RESULTS.fullmatch(one.path.name) and not one.is_folder()]
 
 
-def _time(name: str) -> str:
-    found = RESULTS.fullmatch(name)
+def _time(file: Place) -> str:
+    found = RESULTS.fullmatch(file.path.name)
     return found[1] if found else ""
 
 
-def _results(path: Path, shown: str) -> dict[str, Any] | None:
+def _results(file: Place) -> dict[str, Any] | None:
     """The content of a file of results; None if it is none."""
-    content = read_json_file(InputFile(path, shown), "file of results", is_strict=False)
+    content = read_json_file(file.open(), "file of results", is_strict=False)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         return None
     for part in ("configs", "group_subtasks", "higher_is_better", "n-samples"):
         if not isinstance(content.setdefault(part, {}), dict):
-            raise CheckpointError(f"its {part} is no object", path=shown)
+            raise CheckpointError(f"its {part} is no object", path=file.shown)
     return content
 
 
-def _tasks(
-    path: Path, shown: str, content: Mapping[str, Any], wanted: Sequence[str], choice: Choice
-) -> Iterator[Task]:
+def _tasks(file: Place, content: Mapping[str, Any], wanted: Sequence[str], choice: Choice) -> Iterator[Task]:
+    shown = file.shown
     subtasks = content["group_subtasks"]
     is_group = {name for name, inner in subtasks.items() if isinstance(inner, list) and inner}
     for name in wanted:
@@ -89,25 +88,26 @@ def _tasks(
         if not isinstance(values, dict):
             raise CheckpointError(f"the result of {crop(repr(name), 80)} is no object", path=shown)
         metrics = {
-            key: float(value)
+            key: value
             for key, value in values.items()
-            if "," in key and "_stderr," not in key and is_number(value)
+            if "," in key and "_stderr," not in key and is_number_or_missing(value)
         }
         if not metrics:
             raise CheckpointError(f"the task {crop(repr(name), 80)} has no metric", path=shown)
         metric = choice.of(name, list(metrics), shown)
+        value = value_of(name, metric, metrics, shown)
         config = content["configs"].get(name)
         config = config if isinstance(config, dict) else {}
-        scores, contents, why = _samples(path, shown, name, metric, content)
+        scores, contents, why = _samples(file, name, metric, content)
         if scores is not None:
             mean = math.fsum(scores.values()) / len(scores)
-            if abs(mean - metrics[metric]) > SAME * max(1.0, abs(mean)):
-                scores, why = None, f"its {_plain(metric)} is no mean over samples"
+            if abs(mean - value) > SAME * max(1.0, abs(mean)):
+                scores, why = None, f"its {plain(metric)} is no mean over samples"
         yield Task(
             name,
-            _plain(metric),
+            plain(metric),
             _is_higher_better(name, metric.partition(",")[0], content, config),
-            metrics[metric],
+            value,
             shown,
             scores,
             why,
@@ -116,10 +116,6 @@ def _tasks(
             LmEval.name,
             _dataset(config),
         )
-
-
-def _plain(metric: str) -> str:
-    return metric.removesuffix(",none")
 
 
 def _above(name: str, subtasks: Mapping[str, Any]) -> set[str]:
@@ -154,17 +150,17 @@ def _dataset(config: Mapping[str, Any]) -> Dataset | None:
 
 
 def _samples(
-    path: Path, shown: str, task: str, metric: str, content: Mapping[str, Any]
+    results: Place, task: str, metric: str, content: Mapping[str, Any]
 ) -> tuple[dict[str, float] | None, dict[str, str], str]:
     """The score and the hash of the document of each sample; or why there are no scores."""
     name, of_filter = metric.split(",", 1)
-    file = f"samples_{task}_{_time(path.name)}.jsonl"
-    if "/" in task or not (path.parent / file).is_file():
+    file = results.beside(f"samples_{task}_{_time(results)}.jsonl")
+    if file is None:
         return None, {}, "the harness left no samples"
-    inside = f"{shown.removesuffix(path.name)}{file}"
+    inside = file.shown
     scores: dict[str, float] = {}
     contents: dict[str, str] = {}
-    for number, line in lines_of(path.parent / file, inside):
+    for number, line in lines_of(file):
         where = f"line {number:,}"
         sample = parse_json(line, f"{inside}, {where}", "sample", is_strict=False)
         if not isinstance(sample, dict) or not isinstance(sample.get("doc_id"), (int, str)):
@@ -175,7 +171,7 @@ def _samples(
         if isinstance(score, bool):
             score = float(score)
         if not is_number(score):
-            return None, {}, f"its {_plain(metric)} has no score of each sample"
+            return None, {}, f"its {plain(metric)} has no score of each sample"
         add_score(scores, str(sample["doc_id"]), float(score), where, inside)
         if isinstance(sample.get("doc_hash"), str):
             contents[str(sample["doc_id"])] = sample["doc_hash"]

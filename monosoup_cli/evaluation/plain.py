@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.evaluation.place import Place
 from monosoup_cli.evaluation.task import Choice, Task, add_score, lines_of
 from monosoup_cli.formats.header import parse_json
 
@@ -25,13 +25,17 @@ class Plain:
     name = "plain"
     files = "JSONL or CSV with id, and score or correct"
 
-    def read(self, path: Path, shown: str, choice: Choice) -> list[Task] | None:
+    def read(self, place: Place, choice: Choice) -> list[Task] | None:
         """Read a file; its tasks are those in the column `task`, or it is one of the file's name."""
-        if path.suffix.lower() not in (".jsonl", ".csv") or path.is_dir():
+        if place.path.suffix.lower() not in (".jsonl", ".csv") or place.is_folder():
             return None
+        shown = place.shown
         tasks: dict[str, dict[str, dict[str, float]]] = {}
-        for where, row in _rows(path, shown):
-            name, key = _text(row, "task", path.stem, where, shown), _text(row, "id", None, where, shown)
+        for where, row in _rows(place):
+            name, key = (
+                _text(row, "task", place.path.stem, where, shown),
+                _text(row, "id", None, where, shown),
+            )
             if name not in tasks and len(tasks) >= MAX_TASKS:
                 raise CheckpointError(f"has more than {MAX_TASKS:,} tasks", path=shown)
             metrics = [metric for metric in METRICS if row.get(metric) not in (None, "")]
@@ -46,15 +50,22 @@ class Plain:
 
 
 def _task(name: str, found: Mapping[str, dict[str, float]], choice: Choice, shown: str) -> Task:
-    metric = choice.of(name, list(found), shown)
+    metric = choice.of(name, [metric for metric in METRICS if metric in found], shown)
     scores = found[metric]
+    lacking = next((key for other in found.values() for key in other if key not in scores), None)
+    if lacking is not None:
+        raise CheckpointError(
+            f"the task {crop(repr(name), 80)}: the id {crop(repr(lacking), 80)} has no {metric}",
+            path=shown,
+            expected="one for each id, or for none",
+        )
     return Task(name, metric, True, math.fsum(scores.values()) / len(scores), shown, scores, harness="plain")
 
 
-def _rows(path: Path, shown: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(place: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the fields of every line, and where it is."""
-    lines = lines_of(path, shown)
-    if path.suffix.lower() == ".jsonl":
+    shown, lines = place.shown, lines_of(place)
+    if place.path.suffix.lower() == ".jsonl":
         for number, line in lines:
             row = parse_json(line, f"{shown}, line {number:,}", "sample")
             if not isinstance(row, dict):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Protocol
 
 from monosoup_cli.errors import CheckpointError, UsageError, crop, some
-from monosoup_cli.formats.files import InputFile, blocks_of
+from monosoup_cli.evaluation.place import Place
+from monosoup_cli.formats.files import blocks_of
 
 __all__ = ["Choice", "Dataset", "Harness", "Task", "add_score", "lines_of"]
 
@@ -116,7 +116,7 @@ class Harness(Protocol):
     name: str
     files: str
 
-    def read(self, path: Path, shown: str, choice: Choice) -> list[Task] | None:
+    def read(self, place: Place, choice: Choice) -> list[Task] | None:
         """Read a file or a folder; None if it is not of this harness.
 
         Raises:
@@ -125,16 +125,16 @@ class Harness(Protocol):
         ...
 
 
-def lines_of(path: Path, shown: str) -> Iterator[tuple[int, bytes]]:
+def lines_of(place: Place) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers, without those that are empty.
 
     Raises:
         CheckpointError: It cannot be read, or is too large.
     """
-    file = InputFile(path, shown)
+    file = place.open()
     try:
         if file.nbytes > MAX_BYTES:
-            raise CheckpointError("too large to be scores", path=shown, found=f"{file.nbytes:,} bytes")
+            raise CheckpointError("too large to be scores", path=file.shown, found=f"{file.nbytes:,} bytes")
         rest, number = b"", 0
         for block in blocks_of(file):
             *lines, rest = (rest + block).split(b"\n")
@@ -143,7 +143,7 @@ def lines_of(path: Path, shown: str) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
             if len(rest) > MAX_LINE_BYTES:
-                raise CheckpointError(f"line {number + 1:,} is too long", path=shown)
+                raise CheckpointError(f"line {number + 1:,} is too long", path=file.shown)
         if rest.strip():
             yield number + 1, rest
     finally:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import shlex
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-__all__ = ["is_number"]
+from monosoup_cli.errors import CheckpointError, crop
+
+__all__ = ["is_number", "is_number_or_missing", "plain", "value_of"]
 
 MAX_INTEGER = 10**18
 
@@ -15,3 +20,33 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) <= MAX_INTEGER if isinstance(value, int) else math.isfinite(value)
+
+
+def is_number_or_missing(value: Any) -> bool:
+    """Whether a value is a number, or what stands for one that could not be computed: NaN, Infinity, null."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def value_of(task: str, metric: str, metrics: Mapping[str, Any], path: str) -> float:
+    """The value of the metric that was chosen of a task.
+
+    Raises:
+        CheckpointError: It is no finite number.
+    """
+    value = metrics[metric]
+    if is_number(value):
+        return float(value)
+    shown = crop("NaN" if value != value else repr(value), 40)
+    others = [name for name, other in metrics.items() if is_number(other)]
+    raise CheckpointError(
+        f"the {crop(plain(metric), 80)} of the task {crop(repr(task), 80)} is {shown}",
+        path=path,
+        hint=f"choose another: --metric {shlex.quote(f'{glob.escape(task)}={plain(others[0])}')}"
+        if others
+        else "evaluate this task again, or remove its result",
+    )
+
+
+def plain(metric: str) -> str:
+    """The name of a metric without the filter that is none."""
+    return metric.removesuffix(",none")

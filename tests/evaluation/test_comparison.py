@@ -276,6 +276,13 @@ def test_the_table_fits_80_columns_and_notes_go_to_stderr(run, models):
     assert run("scores", *models, "--quiet").err == ""
 
 
+def test_links_are_told(run, models, tmp_path):
+    path = models[1] / "quiz.csv"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert "note: tuned: links out of the folder are followed: quiz.csv\n" in run("scores", *models).err
+
+
 def test_csv(run, models):
     rows = list(csv.DictReader(io.StringIO(run("scores", *models, "--in", "quiz", "--format", "csv").out)))
     assert [(row["row"], row["name"]) for row in rows] == [

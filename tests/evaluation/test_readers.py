@@ -16,7 +16,7 @@ LM_EVAL = HARNESSES / "lm_eval"
 
 def read(path, *metrics):
     choice = Choice(metrics)
-    tasks = read_tasks(str(path), choice)
+    tasks, _ = read_tasks(str(path), choice)
     choice.check_used()
     return tasks
 
@@ -97,6 +97,12 @@ def test_the_newest_results_of_each_task_count(model):
     assert tasks["parity"].scores == later["parity"].scores != base["parity"].scores
 
 
+def test_the_files_that_macos_leaves_beside_others_are_not_read(model):
+    path = results_in(model)
+    path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert "parity" in read(model)
+
+
 def test_without_samples_there_are_totals(model):
     for path in model.glob("samples_*"):
         path.unlink()
@@ -123,6 +129,29 @@ def test_a_nan_of_lm_eval_is_read(model):
     assert read(model)["parity"].metric == "acc"
 
 
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "NaN"), (float("-inf"), "-inf"), (None, "None")])
+def test_a_metric_that_is_no_number_is_not_replaced_by_the_next_one(model, value, shown):
+    changed(model, lambda content: content["results"]["parity"].update({"acc,none": value}))
+    with pytest.raises(CheckpointError) as refused:
+        read(model)
+    assert str(refused.value) == (
+        f"{results_in(model)}: the acc of the task 'parity' is {shown};"
+        " choose another: --metric parity=acc_norm"
+    )
+    assert read(model, "parity=acc_norm")["parity"].metric == "acc_norm"
+    with pytest.raises(CheckpointError, match="the acc of the task 'parity'"):
+        read(model, "acc")
+
+
+def test_a_first_metric_of_clip_benchmark_that_is_no_number(tmp_path):
+    for text in ("NaN", "null", "1e400"):
+        (tmp_path / "a.json").write_text(f'{{"dataset": "cars", "metrics": {{"acc1": {text}, "acc5": 1}}}}')
+        with pytest.raises(
+            CheckpointError, match=r"the acc1 of the task 'cars' is .*; choose another: .*cars=acc5"
+        ):
+            read(tmp_path)
+
+
 def test_samples_that_are_cut(model):
     (path,) = model.glob("samples_parity_*")
     lines = path.read_text().splitlines(keepends=True)
@@ -145,8 +174,12 @@ def test_clip_benchmark_as_it_wrote_it():
     assert "NaN" in path.read_text()
     (task,) = read(path).values()
     assert (task.name, task.metric, task.scores) == ("dummy", "acc1", None)
-    with pytest.raises(UsageError, match="no task has"):
+    with pytest.raises(
+        CheckpointError, match=r"1\.json: the acc5 of the task 'dummy' is NaN; choose another: "
+    ):
         read(path, "acc5")
+    with pytest.raises(UsageError, match="no task has"):
+        read(path, "acc7")
     with pytest.raises(CheckpointError, match=r"'dummy' is there twice: found .*1\.json and .*2\.json"):
         read(path.parent)
 
@@ -183,6 +216,16 @@ def test_a_plain_file_with_both(tmp_path):
     assert read(tmp_path, "score")["a"].scores == {"1": 0.25}
 
 
+@pytest.mark.parametrize("lacking", ["1,,0.25\n2,1,0.5\n", "2,1,0.5\n1,,0.25\n"], ids=["first", "last"])
+def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lacking):
+    (tmp_path / "a.csv").write_text("id,correct,score\n" + lacking)
+    with pytest.raises(
+        CheckpointError, match="the task 'a': the id '1' has no correct: expected one for each id"
+    ):
+        read(tmp_path)
+    assert read(tmp_path, "score")["a"].scores == {"1": 0.25, "2": 0.5}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -193,6 +236,7 @@ def test_a_plain_file_with_both(tmp_path):
         ),
         ("a.csv", "id,score\n1,nan\n", "row 1: not a value of score: expected a number, found 'nan'"),
         ("a.csv", "id,score\n1,1\n1,2\n", "row 2: the id '1' is there twice"),
+        ("a.jsonl", '{"id": 1, "score": NaN}', "a.jsonl, line 1: the sample is not valid JSON"),
         ("a.csv", "id,other\n1,1\n", "row 1: has neither score nor correct"),
         ("a.csv", "score\n1\n", "row 1: has no id"),
         ("a.csv", 'id,score\n"1,1\n', "is not CSV: unexpected end of data"),
@@ -209,3 +253,53 @@ def test_plain_files_that_are_wrong(tmp_path, name, text, message):
     with pytest.raises(CheckpointError) as refused:
         read(tmp_path)
     assert message in str(refused.value)
+
+
+def test_links_are_followed_as_in_the_folders_of_checkpoints(model, tmp_path):
+    """In the folder, and out of a folder of the user's own, which is told."""
+    disk = tmp_path / "disk"
+    model.rename(disk)
+    model.symlink_to(disk)
+    tasks, linked = read_tasks(str(model.parent), Choice())
+    assert tasks["parity"].scores
+    assert sorted(linked) == [f"{model.name}/{path.name}" for path in sorted(disk.iterdir())]
+    assert list(read_tasks(str(model), Choice())[1]) == []  # the user named the link itself
+    for name in ("scores.csv", "again.csv"):
+        (tmp_path / name).write_text("id,score\n1,1\n")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "in.csv").symlink_to("../scores.csv")
+    (plain / "gone.txt").symlink_to("nowhere")
+    tasks, linked = read_tasks(str(plain), Choice())
+    assert (list(tasks), list(linked)) == (["in"], ["in.csv"])
+    (plain / "gone.csv").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=f"^{plain}/gone.csv: a broken link$"):
+        read(plain)
+
+
+@pytest.mark.parametrize("kind", ["folder", "results", "samples", "clip", "csv", "file"])
+def test_links_in_what_is_from_the_hub_do_not_lead_out(model, tmp_path, kind):
+    """Results are shared in repositories there: a clone may have links that somebody else made."""
+    root = model.parent
+    (root / ".git").mkdir()
+    (root / ".git" / "config").write_text(
+        '[remote "origin"]\n\turl = https://huggingface.co/datasets/org/evals\n'
+    )
+    assert "parity" in read(root)
+    secret = tmp_path / "secret"
+    if kind == "folder":
+        model.rename(secret)
+        path = model
+    elif kind in ("results", "samples"):
+        path = next(model.glob("results_*" if kind == "results" else "samples_parity_*"))
+        path.rename(secret)
+    else:
+        shutil.rmtree(model)
+        text = '{"dataset": "cars", "metrics": {"acc1": 1}}' if kind == "clip" else "id,score\n1,1\n"
+        secret.write_text(text)
+        path = root / ("cars.json" if kind == "clip" else "cars.csv")
+    path.symlink_to(secret)
+    with pytest.raises(
+        CheckpointError, match=r"a link that leads out of the folder; \.git/config names huggingface"
+    ):
+        read(path if kind == "file" else root)
