@@ -236,13 +236,23 @@ class ScoreError(MonosoupError):
         command: The command.
         stderr: What it printed to stderr.
         has_work: Whether earlier scores, or finished tensors, are kept for a resumed run.
+        path: The file that it must not change, but has.
+        hint: What to do next, where that is not to mend the command.
     """
 
-    def __init__(self, problem: str, command: str, stderr: str, *, has_work: bool = False) -> None:
+    def __init__(
+        self,
+        problem: str,
+        command: str,
+        stderr: str = "",
+        *,
+        has_work: bool = False,
+        path: str | os.PathLike[str] | None = None,
+        hint: str | None = None,
+    ) -> None:
         again = "fix what it runs, then rerun with --resume: what is finished is kept"
-        super().__init__(
-            f"{problem}: {crop(command)}", hint=again if has_work else "fix it, then run monosoup again"
-        )
+        then = again if has_work else "fix it, then run monosoup again"
+        super().__init__(f"{problem}: {crop(command)}", path=path, hint=hint or then)
         self.stderr = stderr
 
     def rename_options(self, names: Mapping[str, str]) -> None:

@@ -40,7 +40,7 @@ TYPED = "hf_plantedTypedToken0123456789"
 """A token in a score command."""
 
 SCORE = f"HF_TOKEN={TYPED} wc -c < {{}}/model.safetensors"
-FAIL = f"HF_TOKEN={TYPED}; echo $HF_TOKEN >&2; test {{}} = ft && echo 1"
+FAIL = f"HF_TOKEN={TYPED}; echo $HF_TOKEN >&2; test $(basename {{}}) = ft && echo 1"
 """Scores one checkpoint, and fails at the next, so that there is something to resume."""
 HUB = "https://plantedUrlUser:plantedUrlPassword@hub.example/org/base/resolve/main/a?token=plantedQuery"
 LOCAL = [

@@ -7,8 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import Request, WritingCommand, command
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.pipeline.score_command import Scored
     from monosoup_cli.pipeline.task import Choice, ChooserContext, Task
     from monosoup_cli.tensors.plan import Selection
 
@@ -85,6 +85,7 @@ def search(
             " model and the choice, once.",
             metavar="[NAME=]COMMAND",
             shell=list[str],
+            changes_bytes=False,
             is_private=True,
         ),
     ] = (),
@@ -120,10 +121,9 @@ def search(
     losses = _losses(as_list(max_loss), [name for name in scores if name != preferred])
     shared: Any = {name: value for name, value in options.items() if name != "progress"}
 
-    def task(candidate: Candidate, finals: Mapping[str, str]) -> Task:
+    def task(candidate: Candidate) -> Task:
         own = {name: given[name] for name in ALL.get(candidate.command, ())}
-        made = COMMANDS[candidate.command].task(base, sources, where, **candidate.options, **own, **shared)
-        return replace(made, order=replace(made.order, scores=finals))
+        return COMMANDS[candidate.command].task(base, sources, where, **candidate.options, **own, **shared)
 
     given: dict[str, Any] = {"stacked": stacks, "split_fused": split_fused, "block_pattern": block_pattern}
     # what reads and holds the most of all candidates
@@ -174,7 +174,7 @@ class _Search:
     prefer: str
     losses: Mapping[str, float]
     candidates: int
-    task: Callable[[Candidate, Mapping[str, str]], Task]
+    task: Callable[[Candidate], Task]
     sources: Sequence[str]
     block_pattern: str | None
     drafts: int = 1
@@ -189,7 +189,8 @@ class _Search:
         """Nothing: any candidate that can be written can be scored."""
 
     def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
-        """Explore, and choose the best; then score what it is compared with once more."""
+        """Explore, and choose the best. What it is compared with gets its final score before the budget is
+        spent, so that a command that fails does so at once."""
         from monosoup_cli.pipeline.task import Choice
 
         assert partial is not None
@@ -207,8 +208,6 @@ class _Search:
             for name, loss in self.losses.items()
         }
         goal = Goal(self.prefer, floors)
-        tried = explore(first, trials.attempt, goal, self.candidates)
-        chosen = goal.best_first(tried)[0]
         best_alone = goal.best_first(list(alone.values()))[0]
         finetuned = [
             {
@@ -216,14 +215,17 @@ class _Search:
                 "scores": dict(trial.scores),
                 **(
                     {"final_scores": trials.final_scores(plain, None if len(alone) == 1 else number)}
-                    if self.finals and trial is best_alone and trial != chosen
+                    if self.finals and trial is best_alone
                     else {}
                 ),
             }
             for number, (source, trial) in enumerate(alone.items())
         ]
+        tried = explore(first, trials.attempt, goal, self.candidates)
+        chosen = goal.best_first(tried)[0]
+        final_scores = trials.final_scores(chosen.candidate) if self.finals else {}
         trials.clear()
-        made = self.task(chosen.candidate, self.finals)
+        made = self.task(chosen.candidate)
         search = {
             "scores": [*self.commands],
             "prefer": self.prefer,
@@ -240,11 +242,11 @@ class _Search:
             ],
             "front": [trial.candidate.label for trial in front(tried)],
             "chosen": chosen.candidate.label,
-            "is_within": all(chosen.scores[name] >= floor for name, floor in floors.items()),
+            "is_within": not goal.lack(chosen),
             "not_tried": [] if has_blocks else ["lines"],
             "command": _command_line(made),
         }
-        return Choice(range(len(self.sources)), {}, made, search)
+        return Choice(range(len(self.sources)), {}, made, search, final_scores)
 
 
 class _Trials:
@@ -254,10 +256,11 @@ class _Trials:
         self._search, self._context, self._partial = search, context, partial
         self._tried: dict[str, Trial] = {}
         self._first: dict[str, str] = {}
+        self._draft: tuple[str, Scored] | None = None
 
     def attempt(self, candidate: Candidate, alone: int | None = None) -> Trial:
         """The scores of a candidate; or of what it makes of one of several fine-tuned checkpoints."""
-        label = candidate.label if alone is None else self._search.sources[alone]
+        label = self._label(candidate, alone)
         if label in self._tried:
             return self._tried[label]
         self._context.on_score(label, None)
@@ -267,12 +270,16 @@ class _Trials:
         trial = self._tried[label] = Trial(candidate, scores, None if first == label else first)
         return trial
 
-    def final_scores(self, candidate: Candidate, alone: int | None) -> dict[str, float]:
+    def final_scores(self, candidate: Candidate, alone: int | None = None) -> dict[str, float]:
         """The final scores of what was tried."""
-        self._context.on_score("the fine-tuned model, finally", None)
+        label = self._label(candidate, alone)
+        self._context.on_score(f"{label} with --final-score", None)
         scores = self._scores(self._search.finals, candidate, alone)
-        self._context.on_score("the fine-tuned model, finally", scores)
+        self._context.on_score(label, {f"final {name}": score for name, score in scores.items()})
         return scores
+
+    def _label(self, candidate: Candidate, alone: int | None) -> str:
+        return candidate.label if alone is None else self._search.sources[alone]
 
     def clear(self) -> None:
         """Remove what was written last."""
@@ -283,24 +290,26 @@ class _Trials:
     def _scores(
         self, commands: Mapping[str, str], candidate: Candidate, alone: int | None
     ) -> dict[str, float]:
-        from monosoup_cli.pipeline.scoring import new_draft, score_by
+        from monosoup_cli.pipeline.scoring import score_by
 
         name, partial = _weights_of(candidate, alone), self._partial
-        drafts: list[Path] = []
-
-        def draft() -> Path:
-            if not drafts:
-                drafts.append(new_draft(self._context, partial))
-                members = range(len(self._search.sources)) if alone is None else [alone]
-                report = self._context.draft(members, drafts[0], self._search.task(candidate, {}))
-                sums = "".join(file["sha256"] for file in report["output"]["files"])
-                if name not in partial.notes:
-                    partial.note(name, hashlib.sha256(sums.encode()).hexdigest())
-            return drafts[0]
-
         if name not in partial.notes:
-            draft()
-        return score_by(commands, partial.notes[name], draft, partial)
+            self._written(candidate, alone)
+        return score_by(commands, partial.notes[name], lambda: self._written(candidate, alone), partial)
+
+    def _written(self, candidate: Candidate, alone: int | None) -> Scored:
+        """The candidate on the disk; its checksum is noted."""
+        from monosoup_cli.pipeline.scoring import write_draft
+
+        name = _weights_of(candidate, alone)
+        if self._draft is None or self._draft[0] != name:
+            members = range(len(self._search.sources)) if alone is None else [alone]
+            draft, report = write_draft(self._context, self._partial, members, self._search.task(candidate))
+            self._draft = name, draft
+            sums = "".join(file["sha256"] for file in report["output"]["files"])
+            if name not in self._partial.notes:
+                self._partial.note(name, hashlib.sha256(sums.encode()).hexdigest())
+        return self._draft[1]
 
 
 def _weights_of(candidate: Candidate, alone: int | None) -> str:

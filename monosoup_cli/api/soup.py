@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from monosoup_cli.api.command import Request, command
@@ -178,16 +179,15 @@ class _Greedy:
 
     def _score(self, members: Sequence[int], context: ChooserContext, partial: PartialOutput) -> float:
         """The score of the uniform mean of some checkpoints; of a single one, as it is."""
-        from monosoup_cli.pipeline.score_command import noted_score
-        from monosoup_cli.pipeline.scoring import new_draft
+        from monosoup_cli.pipeline.score_command import Scored, noted_score
+        from monosoup_cli.pipeline.scoring import write_draft
 
-        def path() -> StrPath:
+        def scored() -> Scored:
             self.watch(self.sources[members[-1]], None, len(members))
             if len(members) == 1 and context.inputs.adapters[members[0]] is None:
-                return context.inputs.finetuned[members[0]].files.place.path
-            draft = new_draft(context, partial)  # an adapter is scored merged
-            context.draft(members, draft)
-            return draft
+                path = Path(context.inputs.finetuned[members[0]].files.place.path)
+                return Scored(path, [], context.inputs.sources)
+            return write_draft(context, partial, members)[0]  # an adapter is scored merged
 
         name = f"score {' '.join(str(number) for number in members)}"
-        return noted_score(name, self.template, path, partial)
+        return noted_score(name, self.template, scored, partial)

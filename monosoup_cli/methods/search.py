@@ -19,6 +19,8 @@ RULES: Sequence[Mapping[str, Any]] = ({}, {"split": "energy-entropy"}, {"split":
 WEIGHTINGS = ("monosoup", "spectral", "alignment", "high")
 """Those that may be near the best. "uniform" goes as far in every direction, as wise does; "low" keeps what
 is most like noise."""
+ROUNDING = 1e-9
+"""How much of a score, or of 1, is taken for rounding."""
 LEAST, MOST = 0.05, 0.99
 """The energies that are tried, and how far --wise goes: beyond them, an edit is nearly an input."""
 
@@ -138,14 +140,18 @@ class Goal:
     prefer: str
     floors: Mapping[str, float] = field(default_factory=dict)
 
+    def lack(self, trial: Trial) -> float:
+        """How far a trial is below the floors; what a difference owes to rounding does not count."""
+        gaps = [(floor - trial.scores[name], abs(floor)) for name, floor in self.floors.items()]
+        return sum(gap for gap, size in gaps if gap > ROUNDING * max(size, 1.0))
+
     def best_first(self, trials: Sequence[Trial]) -> list[Trial]:
         """Sort trials: those above the floors first, by the preferred score, then by the others; the earlier
         of those that tie."""
 
         def rank(trial: Trial) -> tuple[Any, ...]:
-            lacks = [max(floor - trial.scores[name], 0.0) for name, floor in self.floors.items()]
             others = [-score for name, score in trial.scores.items() if name != self.prefer]
-            return sum(lacks), -trial.scores[self.prefer], *others
+            return self.lack(trial), -trial.scores[self.prefer], *others
 
         return sorted(trials, key=rank)
 

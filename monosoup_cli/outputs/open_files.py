@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.durable import sync_folder, write_file
 
-__all__ = ["OpenFiles"]
+__all__ = ["OpenFiles", "facts"]
 
 HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens what is only recognised later: while it is open, the system gives its inode to nothing else."""
@@ -52,7 +52,7 @@ class OpenFiles:
         """Write a whole file, sync it, and return its size and its SHA-256."""
         self._make_folders_of(name)
         status, sha256 = write_file(self._root / name, blocks)
-        self._written[name] = _facts(status)
+        self._written[name] = facts(status)
         return status.st_size, sha256
 
     def add(self, name: str) -> None:
@@ -94,7 +94,7 @@ class OpenFiles:
 
     def _is_own(self, name: str, found: os.stat_result) -> bool:
         if name in self._written:
-            return _facts(found) == self._written[name]
+            return facts(found) == self._written[name]
         is_same = os.path.samestat(found, os.fstat(self._descriptors[name]))
         return is_same and found.st_size == self._sizes.get(name, found.st_size)
 
@@ -134,5 +134,6 @@ class OpenFiles:
                 self.add(str(folder))
 
 
-def _facts(status: os.stat_result) -> tuple[int, ...]:
+def facts(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or exchanged. ctime also does when it is given a second name."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -85,7 +85,7 @@ def _make(
         for source in inputs.sources:
             source.check_unchanged()
         sealed = seal(ready, choice, partial, identity)
-        scores = score_variants(ready, partial, on_score)
+        scores = [choice.scores] if choice.scores else score_variants(ready, partial, on_score)
         whole, reports = make_reports(ready, choice, machine, partial, sealed, started, scores)
         return publish(ready, partial, whole, reports)
 

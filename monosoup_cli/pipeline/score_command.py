@@ -10,15 +10,18 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
 from monosoup_cli.options import StrPath
+from monosoup_cli.outputs.open_files import facts
 from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.sources.source import Source
 
-__all__ = ["noted_score", "run_score_command", "scores_of"]
+__all__ = ["Scored", "noted_score", "run_score_command", "scores_of"]
 
 
 def scores_of(scores: StrPath | Mapping[str, float], sources: Sequence[str]) -> dict[str, float]:
@@ -54,20 +57,71 @@ def _finite(score: Any, source: str, where: str | None) -> float:
     )
 
 
-def noted_score(name: str, template: str, path: Callable[[], StrPath], partial: PartialOutput) -> float:
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint that is scored, and what no command may change.
+
+    Attributes:
+        path: The checkpoint.
+        own: The files that the run has written.
+        inputs: The inputs of the run.
+    """
+
+    path: Path
+    own: Sequence[Path]
+    inputs: Sequence[Source]
+
+    def score(self, template: str, *, has_work: bool = False) -> float:
+        """The score by a command.
+
+        Raises:
+            ScoreError: The command failed, printed no finite number, or changed a file.
+        """
+        own = {path: _facts(path) for path in self.own}
+        shards = [shard.file.path for source in self.inputs for shard in source.files.shards]
+        inputs = {path: _facts(path) for path in shards if path is not None}
+        score = run_score_command(template, self.path, has_work=has_work)
+        for path in own:
+            if _facts(path) != own[path]:
+                raise ScoreError(
+                    "the score command changed this file",
+                    template,
+                    path=path,
+                    hint="have it work on a copy, then rerun with --resume",
+                )
+        for path in inputs:
+            if _facts(path) != inputs[path]:
+                raise ScoreError(
+                    "the score command changed this input",
+                    template,
+                    path=path,
+                    hint="put the old file back, and have the command work on a copy",
+                )
+        return score
+
+
+def _facts(path: Path) -> tuple[int, ...] | None:
+    """What a file is recognised by; None where it is gone."""
+    try:
+        return facts(path.stat())
+    except OSError:
+        return None
+
+
+def noted_score(name: str, template: str, scored: Callable[[], Scored], partial: PartialOutput) -> float:
     """The score that the journal has under a name; otherwise that of the command, which is then noted.
 
     Args:
         name: What is scored.
         template: The command.
-        path: Makes the checkpoint, or finds it, and returns its path.
+        scored: Makes the checkpoint, or finds it.
         partial: The output with the journal.
     """
     if name not in partial.notes:
-        checkpoint = path()
+        checkpoint = scored()
         partial.workplace.open_files.prove()
         has_work = bool(partial.notes or partial.finished)
-        partial.note(name, run_score_command(template, checkpoint, has_work=has_work))
+        partial.note(name, checkpoint.score(template, has_work=has_work))
     return float(partial.notes[name])
 
 
@@ -77,14 +131,16 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     When this is interrupted, the command and its children are killed.
 
     Args:
-        template: The command; `{}` is replaced by the quoted path.
+        template: The command; `{}` is replaced by the quoted absolute path, since commands change folders.
         path: The checkpoint.
         has_work: Whether something is kept for a resumed run; for the message of an error.
 
     Raises:
         ScoreError: The command failed, or printed no finite number.
     """
-    command = template.replace("{}", shlex.quote(os.fspath(path)))
+    shown, command = (
+        template.replace("{}", shlex.quote(str(one))) for one in (path, Path(path).absolute())
+    )  # messages are passed on, and say no more of this machine than the user has typed
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             command,
@@ -104,7 +160,7 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
         printed, errors = (_text(stream) for stream in (stdout, stderr))
     if code:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        raise ScoreError(f"the score command failed with {how}", command, errors, has_work=has_work)
+        raise ScoreError(f"the score command failed with {how}", shown, errors, has_work=has_work)
     lines = printed.strip().splitlines()
     try:
         score = float(lines[-1])
@@ -113,7 +169,7 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     if not math.isfinite(score):
         last = repr(lines[-1]) if lines else "nothing"
         raise ScoreError(
-            f"the score command printed no number: found {last}", command, errors, has_work=has_work
+            f"the score command printed no number: found {last}", shown, errors, has_work=has_work
         )
     return score
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monosoup_cli.errors import without_tokens
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.ready import Ready
-from monosoup_cli.pipeline.score_command import noted_score
-from monosoup_cli.pipeline.task import ChooserContext, OnScore
+from monosoup_cli.pipeline.score_command import Scored, noted_score
+from monosoup_cli.pipeline.task import ChooserContext, OnScore, Task
 
-__all__ = ["ignore_scores", "new_draft", "remove_drafts", "score_by", "score_variants", "trials_of"]
+__all__ = ["ignore_scores", "remove_drafts", "score_by", "score_variants", "trials_of", "write_draft"]
 
 
 def remove_drafts(partial: PartialOutput) -> None:
@@ -26,12 +27,24 @@ def remove_drafts(partial: PartialOutput) -> None:
             old.unlink()
 
 
-def new_draft(context: ChooserContext, partial: PartialOutput) -> Path:
-    """The path of the next draft, in the form of the first fine-tuned checkpoint; removes the last draft."""
+def write_draft(
+    context: ChooserContext, partial: PartialOutput, members: Sequence[int], task: Task | None = None
+) -> tuple[Scored, Mapping[str, Any]]:
+    """Write what a task makes of some checkpoints, in the form of the first one, and remove the last draft.
+
+    Returns:
+        The draft, and its report.
+    """
     remove_drafts(partial)
     suffix = ".safetensors" if context.inputs.finetuned[0].model.place.folder is None else ""
     # a name of its own: what a killed run left may still read the one before
-    return partial.workplace.path / f"draft-{len(partial.notes)}{suffix}"
+    path = partial.workplace.path / f"draft-{len(partial.notes)}{suffix}"
+    report = context.draft(members, path, task)
+    return Scored(path, [path] if suffix else _files_in(path), context.inputs.sources), report
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def ignore_scores(label: str, scores: Mapping[str, float] | None) -> None:
@@ -50,32 +63,29 @@ def score_variants(ready: Ready, partial: PartialOutput, on_score: OnScore) -> l
 
     Raises:
         OutputError: A command left something in the checkpoint.
-        ScoreError: A command failed, or printed no number.
+        ScoreError: A command failed, printed no number, or changed a file.
     """
     commands, layout = ready.planned.task.order.scores, ready.form.layout
-
-    def place(folder: str) -> Path:
-        path = partial.workplace.path / "files" / folder
-        return path / layout.files[0].name if layout.is_single_file else path
-
-    scores = []
+    whole = partial.workplace.path / "files"
+    own, scores = _files_in(whole), []
     for variant in ready.variants if commands else ():
         label = variant.folder or ready.planned.destination.path.name
         on_score(label, None)
-        path = functools.partial(place, variant.folder)
-        scores.append(score_by(commands, variant.folder, path, partial))
+        path = whole / (layout.files[0].name if layout.is_single_file else variant.folder)
+        scored = functools.partial(Scored, path, own, ready.planned.inputs.sources)
+        scores.append(score_by(commands, variant.folder, scored, partial))
         partial.workplace.open_files.prove_alone()
         on_score(label, scores[-1])
     return scores or [{} for _ in ready.variants]
 
 
 def score_by(
-    commands: Mapping[str, str], name: str, path: Callable[[], Path], partial: PartialOutput
+    commands: Mapping[str, str], name: str, scored: Callable[[], Scored], partial: PartialOutput
 ) -> dict[str, float]:
     """The score of a checkpoint by every command. Each is noted as soon as it is known, under the name of
     the checkpoint and the command, which may be another one when the run is resumed."""
     scores = {}
     for score, template in commands.items():
         version = hashlib.sha256(without_tokens(template).encode()).hexdigest()[:16]
-        scores[score] = noted_score(f"score {version} {name}", template, path, partial)
+        scores[score] = noted_score(f"score {version} {name}", template, scored, partial)
     return scores

@@ -35,12 +35,14 @@ class Choice:
         selection: What the report says about it.
         task: What is made of them, on the same inputs; None for what the call asks for.
         search: What the report says of a search that has found it.
+        scores: The scores of the output, by name, where they are known.
     """
 
     members: Sequence[int]
     selection: Mapping[str, Any]
     task: Task | None = None
     search: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 class ChooserContext(Protocol):

@@ -151,6 +151,23 @@ def a_score_command_that_fails(at: Trial) -> None:
     at.loads(*command, *(at.options() if has_scores else ()))
 
 
+@follows("pipeline/score_command.py", "have it work on a copy, then rerun with --resume")
+def a_score_command_that_changes_a_draft(at: Trial) -> None:
+    command = [*at.edit, "--score", "echo >> {}/model.safetensors; echo 1"]
+    at.refused(*command)
+    command[-1] = f"cp -r {{}} {at.tmp}/copy; echo >> {at.tmp}/copy/model.safetensors; echo 1"
+    at.loads(*command, *at.options())
+
+
+@follows("pipeline/score_command.py", "put the old file back, and have the command work on a copy")
+def a_score_command_that_changes_an_input(at: Trial) -> None:
+    before = at.finetuned.read_bytes()
+    command = ["soup", at.finetuned, at.base, "-o", at.out, "--greedy", "--score-command"]
+    at.refused(*command, "echo >> {}; echo 1")
+    at.finetuned.write_bytes(before)
+    at.loads(*command, f"cp {{}} {at.tmp}/copy; echo >> {at.tmp}/copy; echo 1")
+
+
 @follows("outputs/output_path.py", "the output already exists")
 def an_output_that_exists(at: Trial) -> None:
     at.works(*at.edit)

@@ -151,3 +151,14 @@ def test_the_choice_keeps_to_the_floor():
     assert Goal("b").best_first(trials)[0].candidate.command == "y"
     assert Goal("b", {"a": 6.0}).best_first(trials)[0].candidate.command == "ft"  # loses least
     assert Goal("a").best_first(trials)[0].candidate.command == "ft"
+
+
+def test_a_loss_of_the_limit_is_within():
+    """0.8 - 0.7 is more than 0.1 in floats, and 80.3 - 80.2 is less."""
+    for best, loss in ((0.8, 0.1), (80.3, 0.1), (-0.7, 0.1), (1e6, 0.3)):
+        goal = Goal("b", {"a": best - loss})
+        for score in (float(f"{best - loss:.10g}"), best - loss - 1e-12):
+            assert goal.lack(trial("x", a=score, b=1.0)) == 0.0
+            best_first = goal.best_first([trial("y", a=best, b=0.0), trial("x", a=score, b=1.0)])
+            assert best_first[0].candidate.command == "x"
+        assert goal.lack(trial("x", a=best - loss - 1e-2, b=1.0)) > 0.0

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -258,6 +259,46 @@ def test_a_command_that_fails_loses_nothing(run, land, tmp_path):
     scored = [each["sha256"] for each in land.runs]
     assert len(scored) == 5
     assert len({*scored}) == 4
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_final_command_fails_early_and_may_be_another_one(run, land, tmp_path, number):
+    """The fine-tuned model gets its final score first, and the choice in the same form, whatever OUT's."""
+    tuned, out = land.ft / "model.safetensors", tmp_path / "out"
+    mended = land.at(number, "fail")
+    words = ["search", land.base, tuned, "-o", out, "--budget", "3", "--device", "cpu"]
+    words += ["--score", land.command(land.base), "--final-score"]
+    failed = run(*words, land.command(land.base, "wrong"))
+    assert failed.code == 1
+    assert "no luck today" in failed.err
+    assert len(land.runs) == number
+    mended.unlink()
+    done = run(*words, land.command(land.base, "right"), "--resume")
+    assert done.code == 0, done.err
+    names = [each["name"] for each in land.runs]
+    assert (names.count("score"), names.count("right")) == (3, 2)
+    assert {Path(each["path"]).suffix for each in land.runs} == {".safetensors"}
+    finals = [each["sha256"] for each in land.runs if each["name"] == "right"]
+    assert finals[1] == report_of(out)["output"]["files"][0]["sha256"]
+    assert "wise --alpha 1 with --final-score" in done.err
+
+
+def test_a_loss_of_the_limit_is_no_loss_too_many(run, land, tmp_path):
+    """The fine-tuned model has 0.8, all others have 0.7: in floats, that is a little more than 0.1 less."""
+    seen = shlex.quote(str(tmp_path / "seen"))
+    scores = (
+        f"in=test -e {seen} && echo 0.7 || echo 0.8; : {{}}",
+        f"out=echo >> {seen}; wc -l < {seen}; : {{}}",
+    )
+    words = ["search", land.base, land.ft, "-o", tmp_path / "out", "--budget", "3", "--device", "cpu"]
+    words += ["--score", scores[0], "--score", scores[1], "--prefer", "out", "--max-loss", "in=0.1"]
+    done = run(*words)
+    assert done.code == 0, done.err
+    search = report_of(tmp_path / "out")["search"]
+    chosen = {one["candidate"]: one["scores"] for one in search["candidates"]}[search["chosen"]]
+    assert chosen == {"in": 0.7, "out": 3.0}
+    assert search["is_within"]
+    assert "no candidate stays within" not in done.err
 
 
 def test_without_blocks_and_with_nothing_better(run, land, tmp_path):
