@@ -35,7 +35,7 @@ def noise_rank(sigma, shape):
     short, long = sorted(shape)
     beta = short / long
     omega = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
-    zero = short * np.finfo(float).eps * sigma[0]
+    zero = long * np.finfo(float).eps * sigma[0]  # as numpy.linalg.matrix_rank
     median = np.median(sigma)
     edge = zero if median <= zero else omega * median / math.sqrt(marchenko_pastur_median(beta))
     return int((sigma > edge).sum())

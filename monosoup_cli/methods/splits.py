@@ -51,7 +51,8 @@ def by_energy_entropy(ratios: torch.Tensor, ranks: Sequence[float], long: int) -
 def by_noise(ratios: torch.Tensor, ranks: Sequence[float], long: int) -> list[int]:
     """How many singular values exceed what noise would have (spectral/noise.py), possibly none.
 
-    An update of exactly low rank has no noise. There all singular values count that float64 tells from zero.
+    An update of exactly low rank has no noise. There all singular values count that float64 tells from zero,
+    as NumPy and MATLAB count a rank.
     """
     import torch
 
@@ -60,7 +61,7 @@ def by_noise(ratios: torch.Tensor, ranks: Sequence[float], long: int) -> list[in
     r = ratios.shape[1]
     medians = (ratios[:, (r - 1) // 2] + ratios[:, r // 2]) / 2.0
     edges = medians * edge_by_median(r, long)
-    zero = r * torch.finfo(ratios.dtype).eps
+    zero = long * torch.finfo(ratios.dtype).eps
     edges[medians <= zero] = zero
     counts: list[int] = (ratios > edges.unsqueeze(1)).sum(1).tolist()
     return counts

@@ -29,6 +29,12 @@ RESOLVED = 1e-10
 """Eigenvalues of a Gram matrix above this share of the largest are kept: their σ are exact to about
 5e-11 σ_1. The others are computed again from the rest of the matrix."""
 
+STRONGEST = 0.1
+"""The same for a matrix of low rank whose σ differ widely."""
+
+SHOWN = 32
+"""The most that the other directions show of a resolved one, in σ_1² ε/σ_k: ten times what we have seen."""
+
 SAFE_SQUARES = (1e-200, 1e200)
 """The range in which sums of squares neither overflow nor lose digits to denormals."""
 
@@ -175,6 +181,10 @@ def _deflate(blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share
     What it does not resolve is decomposed again without the rest, until only rounding noise is left. The
     memory does not grow with the number of times.
 
+    The rounding of the Gram matrix turns a direction of σ_k towards the others, which then show a part of it:
+    about σ_1² ε/σ_k. Where most of the others show nothing larger, it is done anew, and only the strongest
+    directions of each Gram matrix are kept, which turn least.
+
     Args:
         blocks: The matrix.
         squares: The eigenvalues of its Gram matrix, largest first, (side,) on the CPU.
@@ -184,16 +194,26 @@ def _deflate(blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share
     Returns:
         (side,) on the CPU.
     """
-    side, resolved = len(squares), 0
-    floor = float(squares[0]) * (side * torch.finfo(torch.float64).eps) ** 2
+    side, resolved, shown = len(squares), 0, 0.0
+    epsilon = torch.finfo(torch.float64).eps
+    floor = float(squares[0]) * (side * epsilon) ** 2
     values = torch.zeros_like(squares)
     while True:
         squares = squares.clamp(min=0.0)
         values[resolved:] = squares.sqrt()
         largest = float(squares[0])
-        resolved += int((squares > share * largest).sum())
-        if resolved == side or largest <= floor:
+        if floor < largest <= shown and 2 * resolved < side:
+            share, shown = STRONGEST, 0.0
+            resolved = int((values.square() > share * values[0].square()).sum())
+        elif largest <= max(floor, shown):
             return values
+        else:
+            kept = int((squares > max(share * largest, shown)).sum())
+            resolved += kept
+            if resolved == side:
+                return values
+            if share < STRONGEST:
+                shown = max(shown, (SHOWN * epsilon * largest) ** 2 / float(squares[kept - 1]))
         rest = vectors[:, resolved:]
         squares, turned = eigh(gram((block @ rest for block in blocks()), side - resolved))
         for rows in torch.split(rest, TURNED_ROWS):

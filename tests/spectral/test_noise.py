@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from monosoup_cli.methods.monosoup import MonoSoup, edit_matrix, measure
+import monosoup_cli
+from monosoup_cli.methods.monosoup import MonoSoup, edit_matrix, inspect_update, measure
+from monosoup_cli.methods.splits import splits_of
 from monosoup_cli.spectral.noise import edge_by_median, median_of_noise
 from tests import oracle
 
@@ -88,6 +91,43 @@ def test_exactly_low_rank_is_kept_whole(m, n, rank):
     edited, layer = edit_matrix(torch.zeros(m, n), update, MonoSoup("noise", weighting="high"))
     assert layer.k == rank
     torch.testing.assert_close(edited, update, rtol=0.0, atol=1e-13 * float(update.abs().max()))
+
+
+def badly_scaled(kind, rng, m, n, rank):
+    """A matrix of exactly this rank, and no rounding in it, whose directions span ten orders of magnitude."""
+    left = rng.integers(-3, 4, (m, rank)).astype(float)
+    if kind == "rows":  # each belongs to one direction, so that bfloat16 holds them
+        left *= np.arange(m)[:, None] % rank == np.arange(rank)
+    right = rng.integers(-3, 4, (rank, n)).astype(float)
+    update = (left * 2.0 ** np.linspace(10, -24, rank).round()) @ right
+    return update * 2.0 ** rng.integers(-3, 4, (m, 1)) if kind == "both" else update
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["rows", "directions", "both"])
+@pytest.mark.parametrize(("m", "n"), [(64, 48), (40, 90), (300, 40), (20, 20)])
+def test_exactly_low_rank_of_many_scales(m, n, kind, seed):
+    update = badly_scaled(kind, np.random.default_rng(seed), m, n, 8)
+    rank = np.linalg.matrix_rank(update)
+    assert oracle.edit(np.zeros((m, n)), update, split="noise")[1]["k"] == rank
+    assert k_of(update) == rank
+    tall = torch.from_numpy(update if m >= n else update.T.copy())
+    _, values = inspect_update(lambda: (tall,), max(m, n), min(m, n), MonoSoup("noise"))
+    assert splits_of(values, max(m, n))["k_noise"] == rank
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_so_are_files_of_it(tmp_path, dtype):
+    update = torch.from_numpy(badly_scaled("rows", np.random.default_rng(0), 256, 192, 8))
+    assert torch.equal(update.to(dtype).double(), update)
+    for name, weights in (("base", torch.zeros_like(update)), ("ft", update)):
+        save_file({"layers.0.weight": weights.to(dtype)}, tmp_path / f"{name}.safetensors")
+    inputs = (tmp_path / "base.safetensors", tmp_path / "ft.safetensors")
+    report = monosoup_cli.edit(*inputs, tmp_path / "out", split="noise", weighting="high")
+    assert report["layers"][0]["k"] == 8
+    assert monosoup_cli.inspect_spectrum(*inputs)["layers"][0]["k_noise"] == 8
+    edited = load_file(tmp_path / "out" / "model.safetensors")["layers.0.weight"]
+    torch.testing.assert_close(edited.double(), update, rtol=0.0, atol=1e-13 * float(update.abs().max()))
 
 
 def test_one_direction_says_nothing_about_noise():
