@@ -6,8 +6,9 @@ import hashlib
 import math
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import Request, WritingCommand, command
@@ -18,6 +19,7 @@ from monosoup_cli.methods.lines import BlockPattern, scales
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.score_option import SCORE_HELP, commands_by_name
 from monosoup_cli.methods.search import Candidate, Goal, Trial, coarse, explore, front
+from monosoup_cli.methods.shared_edit import SharedEdit
 from monosoup_cli.methods.spectral_edit import SpectralEdit
 from monosoup_cli.options import (
     Base,
@@ -127,7 +129,7 @@ def search(
 
     given: dict[str, Any] = {"stacked": stacks, "split_fused": split_fused, "block_pattern": block_pattern}
     # what reads and holds the most of all candidates
-    method = SpectralEdit([MonoSoup()], (0.5,), (Variant(wise=0.5),))
+    method = SharedEdit([MonoSoup()], (0.5,), (Variant(wise=0.5),))
     order = Order(
         method,
         sources,
@@ -257,6 +259,9 @@ class _Trials:
         self._tried: dict[str, Trial] = {}
         self._first: dict[str, str] = {}
         self._draft: tuple[str, Scored] | None = None
+        self._eigenvectors = partial.workplace.path / "eigenvectors"
+        shutil.rmtree(self._eigenvectors, ignore_errors=True)  # a killed run's may be torn
+        self._eigenvectors.mkdir()
 
     def attempt(self, candidate: Candidate, alone: int | None = None) -> Trial:
         """The scores of a candidate; or of what it makes of one of several fine-tuned checkpoints."""
@@ -282,10 +287,11 @@ class _Trials:
         return candidate.label if alone is None else self._search.sources[alone]
 
     def clear(self) -> None:
-        """Remove what was written last."""
+        """Remove what was written to be scored."""
         from monosoup_cli.pipeline.scoring import remove_drafts
 
         remove_drafts(self._partial)
+        shutil.rmtree(self._eigenvectors)
 
     def _scores(
         self, commands: Mapping[str, str], candidate: Candidate, alone: int | None
@@ -304,12 +310,23 @@ class _Trials:
         name = _weights_of(candidate, alone)
         if self._draft is None or self._draft[0] != name:
             members = range(len(self._search.sources)) if alone is None else [alone]
-            draft, report = write_draft(self._context, self._partial, members, self._search.task(candidate))
+            draft, report = write_draft(self._context, self._partial, members, self._task(candidate))
             self._draft = name, draft
             sums = "".join(file["sha256"] for file in report["output"]["files"])
             if name not in self._partial.notes:
                 self._partial.note(name, hashlib.sha256(sums.encode()).hexdigest())
         return self._draft[1]
+
+    def _task(self, candidate: Candidate) -> Task:
+        """The candidate's task. Its edits share decompositions, as far as the disk has room for them."""
+        from monosoup_cli.spectral.kept import KeptEigenvectors
+
+        task = self._search.task(candidate)
+        if not isinstance(task.order.method, SpectralEdit):
+            return task
+        reserve = (self._search.drafts + 1) * self._context.output_bytes
+        method = SharedEdit(**vars(task.order.method), solve=KeptEigenvectors(self._eigenvectors, reserve))
+        return replace(task, order=replace(task.order, method=method))
 
 
 def _weights_of(candidate: Candidate, alone: int | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods.splits import SPLITS, SplitRule, by_energy, by_fraction, effective_ranks
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from monosoup_cli.sources.source import Factors
+    from monosoup_cli.spectral.eigen import Solver
     from monosoup_cli.spectral.spectrum import Blocks, Spectrum
 
 __all__ = [
@@ -300,9 +301,13 @@ def resolved_for(methods: Sequence[MonoSoup]) -> float:
     return 1e-2 if any(method.weighting == "low" for method in methods) else RESOLVED
 
 
+Edits: TypeAlias = list[tuple[LayerSpectrum, Callable[["torch.Tensor"], "torch.Tensor"]]]
+"""For every rule what was measured, and the function that edits a block of the update."""
+
+
 def edit_update(
-    updates: Blocks, long: int, side: int, methods: Sequence[MonoSoup]
-) -> list[tuple[LayerSpectrum, Callable[[torch.Tensor], torch.Tensor]]] | None:
+    updates: Blocks, long: int, side: int, methods: Sequence[MonoSoup], solve: Solver | None = None
+) -> Edits | None:
     """Measure an update that is read in blocks, and return the function that edits them. Both use one
     decomposition.
 
@@ -311,6 +316,7 @@ def edit_update(
         long: max(m, n).
         side: min(m, n).
         methods: The rules; each gets an entry of the result.
+        solve: What decomposes Gram matrices; None for `eigh`.
 
     Returns:
         None for an update of zeros.
@@ -318,9 +324,10 @@ def edit_update(
     Raises:
         FloatingPointError: The update has NaN or Inf, or its norm overflows.
     """
+    from monosoup_cli.spectral.eigen import eigh
     from monosoup_cli.spectral.spectrum import decompose, has_moved
 
-    spectrum = decompose(updates, side, resolved_for(methods))
+    spectrum = decompose(updates, side, resolved_for(methods), solve or eigh)
     if not has_moved(spectrum.singular_values):
         return None
     layers = [measure(spectrum.singular_values, long, method) for method in methods]

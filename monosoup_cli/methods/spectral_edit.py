@@ -10,6 +10,7 @@ from monosoup_cli.devices.held import Held
 from monosoup_cli.methods.monosoup import (
     MEASURES,
     PAPER,
+    Edits,
     LayerSpectrum,
     MonoSoup,
     edit_product,
@@ -89,7 +90,7 @@ class SpectralEdit(PlainMethod):
             return self._edit_product(layer, *layer.factors)
         if layer.wanted.rank is not None:
             return self._approximate(layer, layer.wanted.rank)
-        edits = edit_update(layer.updates, layer.cut.length, layer.cut.side, self.splits)
+        edits = self._edits(layer)
         measures = self._measures([spectrum for spectrum, _ in edits or ()], layer.base_norm)
         if not edits or measures is None:
             return None
@@ -98,6 +99,9 @@ class SpectralEdit(PlainMethod):
             (start, stop, self._results(base, update, applies)) for start, stop, base, update in layer.pairs()
         )
         return Edit(measures, blocks)
+
+    def _edits(self, layer: MatrixLayer) -> Edits | None:
+        return edit_update(layer.updates, layer.cut.length, layer.cut.side, self.splits)
 
     def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
         """Edit small matrices of one shape in one go, as far as their updates have full rank."""

@@ -4,6 +4,7 @@ OUT.partial/lock       the run that works here holds it with flock; made first, 
 OUT.partial/journal    see journal.py
 OUT.partial/files/     the files of OUT, in one subfolder per checkpoint if there are several
 OUT.partial/draft-…    a candidate that is scored
+OUT.partial/eigenvectors/   what candidates that are scored share
 OUT.partial/outside-…  a file that goes elsewhere, before it is moved there
 OUT.partial/replaced   the old OUT, from when --overwrite moves it aside until it is removed
 
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 OWN_NAMES = re.compile(
-    r"lock|journal|files|replaced|outside-\d+|draft-\d+(\.report\.json|(\.safetensors)?(\.partial)?)"
+    r"lock|journal|files|replaced|outside-\d+|eigenvectors|draft-\d+(\.report\.json|(\.safetensors)?(\.partial)?)"
 )
 """What a run makes in its workplace; a draft is made in a workplace of its own."""
 

@@ -114,6 +114,7 @@ class _Context:
     def __init__(self, ready: Ready, on_score: OnScore) -> None:
         self._ready = ready
         self.on_score = on_score
+        self.output_bytes = ready.form.layout.nbytes
         self.inputs: Inputs = ready.planned.inputs
         self.selection: Selection = ready.planned.selection
         self.engine: Engine = Threads(ready.resources.places, ready.resources.substitute)

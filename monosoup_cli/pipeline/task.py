@@ -46,12 +46,16 @@ class Choice:
 
 
 class ChooserContext(Protocol):
-    """What a chooser works with: the opened inputs, an engine, a way to write checkpoints that are scored."""
+    """What a chooser works with: the opened inputs, an engine, a way to write checkpoints that are scored.
+
+    `output_bytes` is the size of the output, and of a checkpoint beside it.
+    """
 
     inputs: Inputs
     selection: Selection
     engine: Engine
     on_score: OnScore
+    output_bytes: int
 
     def draft(self, members: Sequence[int], output: Path, task: Task | None = None) -> Mapping[str, Any]:
         """Write what a task makes of some of the checkpoints to `output`, and return its report. The default

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
-__all__ = ["eigh", "eigvalsh"]
+__all__ = ["Solver", "eigh", "eigvalsh"]
+
+Solver: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""`eigh`, or a function that returns the same."""
 
 
 def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from monosoup_cli.spectral.eigen import eigh, eigvalsh
+from monosoup_cli.spectral.eigen import Solver, eigh, eigvalsh
 
 __all__ = ["Blocks", "Spectrum", "decompose", "gram", "has_moved", "held_bytes", "singular_values"]
 
@@ -81,7 +81,7 @@ def gram(blocks: Iterable[torch.Tensor], side: int) -> torch.Tensor:
     return total
 
 
-def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum:
+def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED, solve: Solver = eigh) -> Spectrum:
     """Decompose a matrix (rows, side), rows >= side.
 
     Takes one pass over the blocks, and one more for each deflation of a matrix of low rank. Singular values
@@ -93,6 +93,7 @@ def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum
         side: The number of columns.
         resolved: The share of σ_1² above which eigenvalues are kept. A higher value takes more passes, and
             makes the weak directions more exact.
+        solve: What decomposes Gram matrices.
 
     Raises:
         FloatingPointError: The matrix contains NaN or Inf.
@@ -100,9 +101,9 @@ def decompose(blocks: Blocks, side: int, resolved: float = RESOLVED) -> Spectrum
     blocks, matrix, exponent = _in_range(blocks, side)
     if not matrix.diagonal().any():
         return Spectrum(torch.zeros(side, dtype=torch.float64), torch.eye(side).to(matrix))
-    squares, vectors = eigh(matrix)
+    squares, vectors = solve(matrix)
     del matrix
-    values = _deflate(blocks, squares, vectors, resolved)
+    values = _deflate(blocks, squares, vectors, resolved, solve)
     return Spectrum(torch.ldexp(values, torch.tensor(exponent)), vectors)
 
 
@@ -126,7 +127,7 @@ def singular_values(blocks: Blocks, side: int) -> torch.Tensor:
     else:
         squares, vectors = eigh(matrix)
         del matrix
-        values = _deflate(blocks, squares, vectors, RESOLVED)
+        values = _deflate(blocks, squares, vectors, RESOLVED, eigh)
     return torch.ldexp(values, torch.tensor(exponent))
 
 
@@ -175,7 +176,9 @@ def _in_range(blocks: Blocks, side: int) -> tuple[Blocks, torch.Tensor, int]:
     return scaled, gram(scaled(), side), exponent
 
 
-def _deflate(blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share: float) -> torch.Tensor:
+def _deflate(
+    blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share: float, solve: Solver
+) -> torch.Tensor:
     """Compute σ from the decomposition of a Gram matrix.
 
     What it does not resolve is decomposed again without the rest, until only rounding noise is left. The
@@ -190,6 +193,7 @@ def _deflate(blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share
         squares: The eigenvalues of its Gram matrix, largest first, (side,) on the CPU.
         vectors: The eigenvectors; they are made more exact in place.
         share: The share of the largest eigenvalue above which the others are resolved.
+        solve: What decomposes Gram matrices.
 
     Returns:
         (side,) on the CPU.
@@ -215,7 +219,7 @@ def _deflate(blocks: Blocks, squares: torch.Tensor, vectors: torch.Tensor, share
             if share < STRONGEST:
                 shown = max(shown, (SHOWN * epsilon * largest) ** 2 / float(squares[kept - 1]))
         rest = vectors[:, resolved:]
-        squares, turned = eigh(gram((block @ rest for block in blocks()), side - resolved))
+        squares, turned = solve(gram((block @ rest for block in blocks()), side - resolved))
         for rows in torch.split(rest, TURNED_ROWS):
             rows.copy_(rows @ turned)
         del turned

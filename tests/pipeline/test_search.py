@@ -1,5 +1,6 @@
 """`search`: real candidates, scored by a real command whose optimum is known; killed and resumed."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -7,10 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 import monosoup_cli
 from monosoup_cli.errors import ScoreError, UsageError
 from monosoup_cli.outputs.workplace import partial_path
+from monosoup_cli.spectral.eigen import eigh
 from tests.landscape import Landscape
 from tests.outputs.forks import Forks
 
@@ -124,6 +127,35 @@ def test_two_scores_of_several(run, land, tmp_path):
     shown = run("report", out.with_name("out.report.json"), "--plot", tmp_path / "x.svg")
     assert "front, chosen" in shown.out
     assert "Pareto front" in (tmp_path / "x.svg").read_text()
+
+
+def test_candidates_share_their_decompositions(run, land, tmp_path, monkeypatch):
+    """Each matrix is decomposed once by the search, and once for the output; nothing is left of it."""
+    from safetensors.torch import save_file
+
+    from monosoup_cli.spectral import kept
+
+    generator = torch.Generator().manual_seed(0)
+    base = {f"{name}.weight": torch.randn(320, 260, generator=generator) for name in ("one", "two")}
+    tuned = {name: one + 0.1 * torch.randn(one.shape, generator=generator) for name, one in base.items()}
+    for name, tensors in (("base", base), ("ft", tuned)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    solved = []
+    monkeypatch.setattr(kept, "eigh", lambda matrix: solved.append(matrix.shape) or eigh(matrix))
+    inputs, out = [tmp_path / "base.safetensors", tmp_path / "ft.safetensors"], tmp_path / "out.safetensors"
+    report = monosoup_cli.search(*inputs, out, score=land.command(inputs[0]), budget=9, device="cpu")
+    edits = [
+        one["candidate"] for one in report["search"]["candidates"] if one["candidate"].startswith("edit")
+    ]
+    assert len(edits) >= 4
+    assert solved == [(260, 260)] * 2
+    assert "eigenvectors" in land.runs[0]["siblings"]
+    assert not partial_path(out).exists()
+    scored = {each["sha256"] for each in land.runs}
+    for number, edit in enumerate(edits[:2]):  # the first one decomposes, the second one finds it
+        alone = tmp_path / f"alone-{number}.safetensors"
+        assert run(*shlex.split(edit), *inputs, "-o", alone, "--device", "cpu").code == 0
+        assert hashlib.sha256(alone.read_bytes()).hexdigest() in scored
 
 
 def test_equal_weights_are_scored_once(run, land, tmp_path):
