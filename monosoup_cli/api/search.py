@@ -262,24 +262,30 @@ class _Trials:
         self._eigenvectors = partial.workplace.path / "eigenvectors"
         shutil.rmtree(self._eigenvectors, ignore_errors=True)  # a killed run's may be torn
         self._eigenvectors.mkdir()
+        self._told = ""
 
     def attempt(self, candidate: Candidate, alone: int | None = None) -> Trial:
         """The scores of a candidate; or of what it makes of one of several fine-tuned checkpoints."""
         label = self._label(candidate, alone)
         if label in self._tried:
             return self._tried[label]
-        self._context.on_score(label, None)
-        scores = self._scores(self._search.commands, candidate, alone)
+        now = f"{label}{'' if alone is not None else self._count()}"
+        scores = self._scores(self._search.commands, candidate, alone, now)
         first = self._first.setdefault(self._partial.notes[_weights_of(candidate, alone)], label)
-        self._context.on_score(label, scores)
+        self._context.on_score(label if first == label else f"{label}, the same weights as {first}", scores)
         trial = self._tried[label] = Trial(candidate, scores, None if first == label else first)
         return trial
+
+    def _count(self) -> str:
+        """Which candidate of the budget is next."""
+        sources = len(self._search.sources)
+        number = len(self._first) + 1 - (sources if sources > 1 else 0)
+        return f", {number} of at most {self._search.candidates}"
 
     def final_scores(self, candidate: Candidate, alone: int | None = None) -> dict[str, float]:
         """The final scores of what was tried."""
         label = self._label(candidate, alone)
-        self._context.on_score(f"{label} with --final-score", None)
-        scores = self._scores(self._search.finals, candidate, alone)
+        scores = self._scores(self._search.finals, candidate, alone, f"{label} with --final-score")
         self._context.on_score(label, {f"final {name}": score for name, score in scores.items()})
         return scores
 
@@ -294,19 +300,22 @@ class _Trials:
         shutil.rmtree(self._eigenvectors)
 
     def _scores(
-        self, commands: Mapping[str, str], candidate: Candidate, alone: int | None
+        self, commands: Mapping[str, str], candidate: Candidate, alone: int | None, now: str
     ) -> dict[str, float]:
         from monosoup_cli.pipeline.scoring import score_by
 
         name, partial = _weights_of(candidate, alone), self._partial
         if name not in partial.notes:
-            self._written(candidate, alone)
-        return score_by(commands, partial.notes[name], lambda: self._written(candidate, alone), partial)
+            self._written(candidate, alone, now)
+        return score_by(commands, partial.notes[name], lambda: self._written(candidate, alone, now), partial)
 
-    def _written(self, candidate: Candidate, alone: int | None) -> Scored:
-        """The candidate on the disk; its checksum is noted."""
+    def _written(self, candidate: Candidate, alone: int | None, now: str) -> Scored:
+        """The candidate on the disk; its checksum is noted. `now` tells what is scored, where any is."""
         from monosoup_cli.pipeline.scoring import write_draft
 
+        if now != self._told:
+            self._context.on_score(now, None)
+            self._told = now
         name = _weights_of(candidate, alone)
         if self._draft is None or self._draft[0] != name:
             members = range(len(self._search.sources)) if alone is None else [alone]

@@ -160,7 +160,7 @@ def _show_table(
         console.table(selection_table(report["selection"]), to_stdout=True)
     if "search" in report:
         console.text("")
-        console.table(search_table(report["search"]), to_stdout=True)
+        console.table(search_table(report), to_stdout=True)
     if "similarity" in report:
         console.text("")
         console.table(similarity_table(report["similarity"]), to_stdout=True)

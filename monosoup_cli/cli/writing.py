@@ -139,7 +139,7 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
         console.table(selection_table(report["selection"]))
         console.note("")
     if "search" in report:
-        console.table(search_table(report["search"]))
+        console.table(search_table(report))
         console.note("")
     console.table(summary_table(report, path or Path("stdout")))
     for note in notes_on(report):

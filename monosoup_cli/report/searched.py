@@ -22,7 +22,7 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     """Show the last checkpoints that were scored, and the best in each score.
 
     Args:
-        done: What each is called, and its scores by name.
+        done: What each is called, and its scores by name. Those with other names have no row.
         now: What is being scored now.
     """
     from rich.console import Group
@@ -31,6 +31,7 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     from monosoup_cli.report.grid import grid
 
     names = list(done[0][1]) if done else []
+    done = [one for one in done if one[1].keys() == {*names}]
     table = grid("", "", *names, show_header=bool(names))
     for number, (label, scores) in list(enumerate(done, start=1))[-MAX_ROWS:]:
         table.add_row(str(number), Text(printable(label)), *(f"{scores[name]:.6g}" for name in scores))
@@ -39,24 +40,26 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     best = [
         Text(f"best in {printable(name)}: {printable(label)}, {scores[name]:.6g}")
         for name in names
-        for label, scores in [max((one for one in done if name in one[1]), key=lambda one: one[1][name])]
+        for label, scores in [max(done, key=lambda one: one[1][name])]
     ]
     return Group(table, *best, Text(printable(now)))
 
 
-def search_table(search: Mapping[str, Any]) -> RenderableType:
-    """Show the fine-tuned model, the Pareto front of two scores or the best of one, the choice, and the
-    command that makes it."""
+def search_table(report: Mapping[str, Any]) -> RenderableType:
+    """Show the fine-tuned model, the Pareto front of two scores or the best of one, the choice, the command
+    that makes it, and the final scores."""
     from rich.console import Group
     from rich.text import Text
 
     from monosoup_cli.report.grid import grid
 
+    search = report["search"]
     names, candidates = search["scores"], search["candidates"]
     of_label = {one["candidate"]: one["scores"] for one in candidates}
     shown = search["front"]
     if len(names) == 1:
-        by_score = sorted(of_label, key=lambda label: -of_label[label][names[0]])
+        distinct = [one["candidate"] for one in candidates if "same_as" not in one]
+        by_score = sorted(distinct, key=lambda label: -of_label[label][names[0]])
         shown = [label for label in by_score if label == search["chosen"] or label in by_score[:MAX_ROWS]]
     table = grid("", *names, "", show_header=True)
     table.columns[-1].justify = "left"
@@ -74,21 +77,30 @@ def search_table(search: Mapping[str, Any]) -> RenderableType:
     facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {scored:,} of them scored")
     facts.add_row("chosen", Text(printable(search["chosen"])))
     facts.add_row("made by", Text(printable(search["command"], 1000)))
+    for name, score in report["output"].get("scores", {}).items():
+        others = (
+            f"; {printable(one['source'])}: {one['final_scores'][name]:.6g}"
+            for one in search["finetuned"]
+            if name in one.get("final_scores", {})
+        )
+        facts.add_row(Text(printable(f"final {name}")), Text(f"{score:.6g}{''.join(others)}"))
     return Group(table, Text(""), facts)
 
 
 def notes_on_search(report: Mapping[str, Any]) -> list[str]:
     """Return what to keep in mind of a search's result."""
     search = report["search"]
-    names = " and ".join(search["scores"])
+    names, says = " and ".join(search["scores"]), "say" if len(search["scores"]) > 1 else "says"
     notes = [
-        f"{names} chose this output, and so says too much of it: report a score of data that had no part in"
+        f"{names} chose this output, and so {says} too much of it: report a score of data that had no part in"
         " the choice" + ("" if report["output"].get("scores") else ", which --final-score computes")
     ]
     if not search["is_within"]:
         notes.append("no candidate stays within --max-loss: this one loses least")
     if search["chosen"] == "wise --alpha 1" and len(search["finetuned"]) == 1:
         notes.append("no candidate is better than the fine-tuned model, so the output is a copy of it")
+    if search["chosen"] == "wise --alpha 0":
+        notes.append("no candidate is better than the base, so the output has its weights")
     if search["not_tried"]:
         notes.append(f"no blocks were found in the names, so {', '.join(search['not_tried'])} was not tried")
     return notes

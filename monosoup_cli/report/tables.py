@@ -217,7 +217,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     scored = scored_in(report)
     if len(scored) > 1:
         return Group(counts, Text(""), scores_table(scored))
-    for one in scored:
+    for one in scored if "search" not in report else ():  # the table of the search shows them
         counts.add_row("scores", ", ".join(f"{name} {score:.6g}" for name, score in one.scores.items()))
     if len(wrote) > 1 or not any(summary["ranges"].values()):
         return counts

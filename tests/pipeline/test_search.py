@@ -177,6 +177,11 @@ def test_equal_weights_are_scored_once(run, land, tmp_path):
     same = {label: one["same_as"] for label, one in tried.items() if "same_as" in one}
     assert "edit --energy 0.8" in same
     assert all(tried[label]["scores"] == tried[other]["scores"] for label, other in same.items())
+    counted = [line.rpartition(", ")[2] for line in done.err.splitlines() if " of at most 7" in line]
+    assert [*dict.fromkeys(counted)] == [f"{number} of at most 7" for number in range(1, 8)]
+    assert "edit --energy 0.8, the same weights as edit: score " in done.err
+    table = done.err.partition("made by")[0].rpartition("score\n")[2]
+    assert not [line for line in table.splitlines() if line.startswith("edit --energy 0.8 ")]
 
 
 def cheap(folder):
@@ -312,7 +317,11 @@ def test_a_final_command_fails_early_and_may_be_another_one(run, land, tmp_path,
     assert {Path(each["path"]).suffix for each in land.runs} == {".safetensors"}
     finals = [each["sha256"] for each in land.runs if each["name"] == "right"]
     assert finals[1] == report_of(out)["output"]["files"][0]["sha256"]
-    assert "wise --alpha 1 with --final-score" in done.err
+    assert f"final score  {report_of(out)['output']['scores']['score']:.6g}; {tuned}: " in done.err
+    finals = "scoring wise --alpha 1 with --final-score"
+    assert (failed.err.count(finals), done.err.count(finals)) == (1, 1)
+    assert "scoring wise --alpha 1, " in failed.err
+    assert "scoring wise --alpha 1, " not in done.err  # its score was kept
 
 
 def test_a_loss_of_the_limit_is_no_loss_too_many(run, land, tmp_path):
@@ -410,6 +419,47 @@ def test_it_is_verified_without_scoring(run, land, tmp_path):
     land.forget()
     assert run("verify", out, "--again").code == 0
     assert land.runs == []
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("form", "out"), [("state dicts", "out"), ("adapters", "out.safetensors")])
+def test_other_inputs_are_searched_as_the_chosen_command_reads_them(run, land, tmp_path, form, out, device):
+    """The first candidate that is no input is scored best; its command makes OUT again, byte for byte."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if form == "state dicts":
+        base, tuned = tmp_path / "base.pt", [tmp_path / "ft.pt"]
+        for path, source in ((base, land.base), (tuned[0], land.ft)):
+            torch.save({"state_dict": load_file(source / "model.safetensors")}, path)
+    else:
+        base, tuned = land.base, [tmp_path / "adapter 0", tmp_path / "adapter 1"]
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["proj"]}
+        for seed, path in enumerate(tuned):
+            path.mkdir()
+            draw = torch.Generator().manual_seed(seed)
+            weights = {
+                f"base_model.model.blocks.{block}.proj.lora_{name}.weight": torch.randn(shape, generator=draw)
+                for block in range(3)
+                for name, shape in (("A", (2, 12)), ("B", (16, 2)))
+            }
+            save_file(weights, path / "adapter_model.safetensors")
+            (path / "adapter_config.json").write_text(json.dumps(config))
+    seen = shlex.quote(str(tmp_path / "seen"))
+    score = f"test -{'f' if form == 'state dicts' else 'd'} {{}} && echo >> {seen} && wc -l < {seen}"
+    words = ["search", base, *tuned, "-o", tmp_path / out, "--budget", "4", "--device", device]
+    done = run(*words, "--score", score, "--final-score", score)
+    assert done.code == 0, done.err
+    report = report_of(tmp_path / out)
+    search, other = report["search"], tmp_path / f"other {out}"
+    assert search["chosen"] == [one for one in search["candidates"] if "same_as" not in one][-1]["candidate"]
+    again = shlex.split(search["command"])[1:-1]
+    assert run(*again, other, "--device", device).code == 0
+    made = "model.safetensors" if out == "out" else ""
+    assert (other / made).read_bytes() == (tmp_path / out / made).read_bytes()
 
 
 def test_no_number_is_an_error(land, tmp_path):
