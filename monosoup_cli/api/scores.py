@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import MonosoupError, UsageError
 from monosoup_cli.options import StrPath, as_list, path_list
+
+if TYPE_CHECKING:
+    from monosoup_cli.evaluation.comparison import Progress
 
 __all__ = ["scores"]
 
@@ -69,17 +72,19 @@ def compare(
     out: Sequence[str],
     metric: Sequence[str],
     into: str | None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Do what `scores` does; errors name the options of the shell."""
     from monosoup_cli.evaluation.comparison import compare_scores
 
+    groups = {"in": in_, "out": out}
     if into is None:
-        return compare_scores(base, finetuned, edited, {"in": in_, "out": out}, metric)
+        return compare_scores(base, finetuned, edited, groups, metric, progress)
     from monosoup_cli.pipeline.scored import open_scored, put_scores
 
     if len(edited) != 1:
         raise UsageError("--into takes the scores of one edited model", found=f"those of {len(edited)}")
     opened = open_scored(into)
-    found = compare_scores(base, finetuned, edited, {"in": in_, "out": out}, metric)
+    found = compare_scores(base, finetuned, edited, groups, metric, progress)
     put_scores(opened, found)
     return found

@@ -55,7 +55,7 @@ def cka(
         check_plot(plot)
     with opened(features, matching=matching) as alignment:
         import_torch()
-        with console.byte_progress(alignment.nbytes, "reading", "read") as advance:
+        with console.count_progress(alignment.nbytes, "reading", "read") as advance:
             found = alignment.run(advance)
     if format == "json":
         console.data(json.dumps(found, indent=1, allow_nan=False) + "\n")

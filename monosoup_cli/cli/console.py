@@ -140,37 +140,40 @@ class Console:
         total = sum(download.nbytes for download in downloads)
         if total and not self._is_live:
             self.note(f"downloading {size(total)}")
-        return self.byte_progress(total, "downloading", "downloaded")
+        return self.count_progress(total, "downloading", "downloaded")
 
     @contextmanager
-    def byte_progress(self, total: int, doing: str, done: str) -> Iterator[Advance]:
-        """Show how many of so many bytes are done, through the callback it yields."""
+    def count_progress(
+        self, total: int, doing: str, done: str, *, of_bytes: bool = True
+    ) -> Iterator[Advance]:
+        """Show how many of so many bytes, or of other things, are done, through the callback it yields."""
         if not total or self.quiet:
-            yield lambda nbytes: None
+            yield lambda count: None
         elif not self._is_live:
-            yield _ByteLines(self, total, done)
+            yield _CountLines(self, total, size if of_bytes else "{:,}".format, done)
         else:
             from rich.progress import (
                 BarColumn,
                 DownloadColumn,
+                MofNCompleteColumn,
                 Progress,
                 TextColumn,
                 TimeRemainingColumn,
                 TransferSpeedColumn,
             )
 
+            columns = [DownloadColumn(), TransferSpeedColumn()] if of_bytes else [MofNCompleteColumn()]
             bar = Progress(
                 TextColumn(doing),
                 BarColumn(bar_width=14),
-                DownloadColumn(),
-                TransferSpeedColumn(),
+                *columns,
                 TimeRemainingColumn(compact=True),
                 console=self._rich(stderr=True),
                 transient=True,
             )
             with bar:
                 task = bar.add_task("", total=total)
-                yield lambda nbytes: bar.update(task, advance=nbytes)
+                yield lambda count: bar.update(task, advance=count)
 
     @contextmanager
     def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
@@ -256,23 +259,24 @@ def _tolerate_closed_reader(stream: TextIO) -> Iterator[None]:
             raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
-class _ByteLines:
-    """The progress of `byte_progress` in logs: a line every few seconds."""
+class _CountLines:
+    """The progress of something that is counted in logs: a line every few seconds."""
 
-    def __init__(self, console: Console, total: int, done: str) -> None:
-        self._console, self._total, self._bytes, self._done = console, total, 0, done
+    def __init__(self, console: Console, total: int, shown: Callable[[int], str], done: str) -> None:
+        self._console, self._total, self._shown, self._done = console, total, shown, done
+        self._count = 0
         self._lock = threading.Lock()
         self._last_note = time.monotonic()
 
-    def __call__(self, nbytes: int) -> None:
+    def __call__(self, count: int) -> None:
         with self._lock:
-            self._bytes += nbytes
+            self._count += count
             now = time.monotonic()
             if now - self._last_note < SECONDS_BETWEEN_LINES:
                 return
             self._last_note = now
-            share = self._bytes / self._total
-            self._console.note(f"{share:4.0%}  {size(self._bytes)} of {size(self._total)} {self._done}")
+            counts = f"{self._shown(self._count)} of {self._shown(self._total)}"
+            self._console.note(f"{self._count / self._total:4.0%}  {counts} {self._done}")
 
 
 class _Lines:

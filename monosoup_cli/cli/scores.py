@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from monosoup_cli.cli.options import LayerFormat, Quiet
+from monosoup_cli.cli.options import LayerFormat, NoProgress, Quiet
 
 GLOBS = "Globs over the names of tasks and of the harness's groups. Repeatable."
 
@@ -52,6 +52,7 @@ def scores(
         ),
     ] = None,
     quiet: Quiet = False,
+    no_progress: NoProgress = False,
 ) -> None:
     """Compare the scores of base, fine-tuned and edited models.
 
@@ -69,10 +70,21 @@ def scores(
     from monosoup_cli.report.files import as_text, check_target, write_page
     from monosoup_cli.report.scores import scores_as_csv, scores_table
 
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, live=not no_progress)
     if html is not None:
         check_target(html, ".html")
-    found = compare(base, finetuned, edited, in_=in_ or (), out=out or (), metric=metric or (), into=into)
+    found = compare(
+        base,
+        finetuned,
+        edited,
+        in_=in_ or (),
+        out=out or (),
+        metric=metric or (),
+        into=into,
+        progress=lambda samples: console.count_progress(
+            samples, "comparing", "samples compared", of_bytes=False
+        ),
+    )
     if format == "json":
         console.data(as_text(found))
     elif format == "csv":

@@ -56,7 +56,7 @@ def verify(
 
     console = Console(quiet=quiet, live=not no_progress)
     opened = open_output(output, report)
-    with console.byte_progress(opened.nbytes, "hashing", "hashed") as advance:
+    with console.count_progress(opened.nbytes, "hashing", "hashed") as advance:
         found = check(opened, inputs=inputs, advance=advance)
     if again:
         import_torch()

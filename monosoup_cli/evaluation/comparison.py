@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -14,7 +15,7 @@ from monosoup_cli.evaluation.statistics import LEVEL, REPLICATES, Evidence, evid
 from monosoup_cli.evaluation.table import read_tasks
 from monosoup_cli.evaluation.task import NAMED, Choice, Task
 
-__all__ = ["compare_scores", "names_of"]
+__all__ = ["Progress", "compare_scores", "names_of"]
 
 BACK = 0.9
 """From which share on an edited model is said to have gone back to the base."""
@@ -27,6 +28,10 @@ KINDS = {
     "preserved": (True, True),
     "retained": (False, True),
 }
+
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Is called with the number of samples; what it yields gets how many more are compared."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def compare_scores(
     edited: Sequence[str],
     groups: Mapping[str, Sequence[str]],
     metric: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare what harnesses left of a base, its fine-tune, and edits of that.
 
@@ -52,6 +58,7 @@ def compare_scores(
         edited: Files of each edited model.
         groups: The globs of "in" and "out", over the names of tasks and of their groups.
         metric: The metrics that are compared, as `Choice` takes them.
+        progress: Shows how many samples of how many are compared.
 
     Returns:
         A dict with `models`, `tasks`, `groups` and `notes`.
@@ -78,7 +85,9 @@ def compare_scores(
     for tasks in compared:
         _check_alike(tasks)
     members = _members([tasks[0] for tasks in compared], groups)
-    rows = [_task_rows(tasks) for tasks in compared]
+    samples = sum(len(tasks[0].scores or ()) for tasks in compared)
+    with nullcontext(lambda compared: None) if progress is None else progress(samples) as advance:
+        rows = [_task_rows(tasks, advance) for tasks in compared]
     by_name = dict(zip(common, rows, strict=True))
     records = [_task_record(tasks, of_task, members) for tasks, of_task in zip(compared, rows, strict=True)]
     of_groups = [
@@ -168,33 +177,27 @@ def _members(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> dict
     }
 
 
-def _task_rows(tasks: Sequence[Task]) -> list[_Row]:
+def _task_rows(tasks: Sequence[Task], advance: Callable[[int], None]) -> list[_Row]:
     """Compare each edited model with the fine-tuned one on a task."""
     base, finetuned, *edited = tasks
-    seed = crc32(base.name.encode(errors="replace"))
-    has_scores = all(task.scores is not None for task in tasks)
-    ids = list(base.scores or ())
-    before, after = (
-        [one[name] for name in ids] if (one := task.scores) and has_scores else [] for task in tasks[:2]
-    )
-    is_right_or_wrong = has_scores and all(
-        set(task.scores.values()) <= {0.0, 1.0} for task in tasks if task.scores
+    scores = [task.scores for task in tasks if task.scores is not None]
+    values = [{"value": task.value, "difference": task.value - finetuned.value} for task in edited]
+    if len(scores) < len(tasks):
+        return [_Row({**one, **_shown(None)}, None) for one in values]
+    before, after, *models = ([one[name] for name in scores[0]] for one in scores)
+    is_right_or_wrong = all(set(one.values()) <= {0.0, 1.0} for one in scores)
+    found = evidence_of(
+        [[new - old for new, old in zip(now, after, strict=True)] for now in models],
+        crc32(base.name.encode(errors="replace")),
+        is_right_or_wrong=is_right_or_wrong,
+        advance=lambda replicates: advance(replicates * len(before) // REPLICATES),
     )
     rows = []
-    for task in edited:
-        record: dict[str, Any] = {"value": task.value, "difference": task.value - finetuned.value}
-        evidence = None
-        if has_scores and task.scores is not None:
-            now = [task.scores[name] for name in ids]
-            evidence = evidence_of(
-                [new - old for new, old in zip(now, after, strict=True)],
-                seed,
-                is_right_or_wrong=is_right_or_wrong,
-            )
-            record |= _shown(evidence) | {"like_base": _like_base(before, after, now)}
-            if is_right_or_wrong:
-                record |= _changes(before, after, now, right=float(base.higher_is_better))
-        rows.append(_Row({**_shown(None), **record}, evidence))
+    for one, now, evidence in zip(values, models, found, strict=True):
+        record = {**one, **_shown(evidence), "like_base": _like_base(before, after, now)}
+        if is_right_or_wrong:
+            record |= _changes(before, after, now, right=float(base.higher_is_better))
+        rows.append(_Row(record, evidence))
     return rows
 
 

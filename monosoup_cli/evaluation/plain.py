@@ -29,13 +29,10 @@ class Plain:
         """Read a file; its tasks are those in the column `task`, or it is one of the file's name."""
         if place.path.suffix.lower() not in (".jsonl", ".csv") or place.is_folder():
             return None
-        shown = place.shown
+        shown, stem = place.shown, place.path.stem
         tasks: dict[str, dict[str, dict[str, float]]] = {}
         for where, row in _rows(place):
-            name, key = (
-                _text(row, "task", place.path.stem, where, shown),
-                _text(row, "id", None, where, shown),
-            )
+            name, key = _text(row, "task", stem, where, shown), _text(row, "id", None, where, shown)
             if name not in tasks and len(tasks) >= MAX_TASKS:
                 raise CheckpointError(f"has more than {MAX_TASKS:,} tasks", path=shown)
             metrics = [metric for metric in METRICS if row.get(metric) not in (None, "")]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ EXACT = 20
 """The most differences whose signs are all tried."""
 FEW = 8
 """Up to so many different values, it is simulated how often each is drawn; above, every draw is."""
-AT_ONCE = 1 << 21
-"""How many draws are in memory at a time."""
+AT_ONCE = 1 << 18
+"""How many draws are in memory at a time: as many as a processor's cache holds."""
 ROUNDING = 1e-12
 """How far below the observed sum another one may be, relative to the sum of all sizes, and be as large."""
 
@@ -54,28 +55,53 @@ class Evidence:
     nonzero: Sequence[float]
 
 
-def evidence_of(differences: Sequence[float], seed: int, *, is_right_or_wrong: bool) -> Evidence:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: the arrays are too small for more, which would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def evidence_of(
+    models: Sequence[Sequence[float]],
+    seed: int,
+    *,
+    is_right_or_wrong: bool,
+    advance: Callable[[int], None] = lambda replicates: None,
+) -> list[Evidence]:
     """Test the differences of one task.
 
     Args:
-        differences: One for each sample.
+        models: For each edited model, a difference for each sample.
         seed: The seed of what is simulated.
         is_right_or_wrong: Whether every score is 0 or 1, and so every difference 0 or ±1.
+        advance: Gets how many replicates are drawn, of REPLICATES in all.
     """
     import torch
 
-    count = len(differences)
-    generator = torch.Generator().manual_seed(seed)
-    nonzero = [one / count for one in differences if one]
-    resampled, flipped = _resampled(differences, generator), _flipped(nonzero, generator)
-    if is_right_or_wrong:
-        won = sum(one > 0 for one in differences)
-        test, p = "mcnemar", mcnemar(len(nonzero) - won, won)
-    else:
-        test, p = "sign-flip", _sign_flip(nonzero, flipped)
-    return Evidence(
-        math.fsum(differences) / count, _interval(resampled), p, test, resampled, flipped, nonzero
-    )
+    many = [number for number, one in enumerate(models) if len(set(one)) > FEW]
+    drawn = dict(zip(many, _drawn([models[number] for number in many], seed, advance), strict=True))
+    found = []
+    for number, differences in enumerate(models):
+        count, generator = len(differences), torch.Generator().manual_seed(seed)
+        nonzero = [one / count for one in differences if one]
+        resampled = drawn[number] if number in drawn else _counted(differences, generator)
+        flipped = _flipped(nonzero, generator)
+        if is_right_or_wrong:
+            won = sum(one > 0 for one in differences)
+            test, p = "mcnemar", mcnemar(len(nonzero) - won, won)
+        else:
+            test, p = "sign-flip", _sign_flip(nonzero, flipped)
+        difference = math.fsum(differences) / count
+        found.append(Evidence(difference, _interval(resampled), p, test, resampled, flipped, nonzero))
+    return found
 
 
 def group_evidence(tasks: Sequence[Evidence]) -> Evidence:
@@ -135,45 +161,82 @@ def _interval(resampled: torch.Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _resampled(differences: Sequence[float], generator: torch.Generator) -> torch.Tensor:
-    """Means of as many differences, drawn with replacement."""
+def _drawn(
+    models: Sequence[Sequence[float]], seed: int, advance: Callable[[int], None]
+) -> list[torch.Tensor]:
+    """Means of as many differences, drawn with replacement: the same samples for all models."""
     import torch
 
-    count, times = len(differences), sorted(Counter(differences).items())
-    if len(times) > FEW:
-        values = torch.tensor(differences, dtype=torch.float64)
-        return torch.cat(
-            [
-                values[torch.randint(count, (rows, count), generator=generator)].mean(1)
-                for rows in _parts(count)
-            ]
-        )
+    if not models:
+        advance(REPLICATES)
+        return []
+    count, generator = len(models[0]), torch.Generator().manual_seed(seed)
+    values = [torch.tensor(one, dtype=torch.float64) for one in models]
+    means = [torch.empty(REPLICATES, dtype=torch.float64) for _ in models]
+    for start, stop, drawn, taken in _parts(count):
+        drawn.random_(0, count, generator=generator)
+        for one, found in zip(values, means, strict=True):
+            torch.index_select(one, 0, drawn, out=taken)
+            torch.mean(taken.view(-1, count), 1, out=found[start:stop])
+        advance(stop - start)
+    return means
+
+
+def _counted(differences: Sequence[float], generator: torch.Generator) -> torch.Tensor:
+    """The same for few different values; a multinomial draw is a binomial one for each, of what is left."""
+    import torch
+
     sums = torch.zeros(REPLICATES, dtype=torch.float64)
-    left, others = torch.full_like(sums, count), count
-    for value, drawn in times:  # a multinomial draw is a binomial one for each value, of what is left
-        found = torch.binomial(left, torch.full_like(sums, drawn / others), generator=generator)
+    left, others = torch.full_like(sums, len(differences)), len(differences)
+    for value, times in sorted(Counter(differences).items()):
+        found = torch.binomial(left, torch.full_like(sums, times / others), generator=generator)
         sums += value * found
-        left, others = left - found, others - drawn
-    return sums / count
+        left, others = left - found, others - times
+    return sums / len(differences)
 
 
 def _flipped(nonzero: Sequence[float], generator: torch.Generator) -> torch.Tensor:
-    """Sums of these with random signs; of equal sizes, it is drawn how many get a plus."""
+    """Sums of these with random signs. Of few sizes, it is drawn how many of each get a plus."""
     import torch
 
     times = Counter(map(abs, nonzero))
-    if not times:
-        return torch.zeros(REPLICATES, dtype=torch.float64)
-    sizes, counts = (torch.tensor([*one], dtype=torch.float64) for one in (times.keys(), times.values()))
-    parts = []
-    for rows in _parts(len(sizes)):
-        of_each = counts.expand(rows, -1)
-        plus = torch.binomial(of_each, torch.full_like(of_each, 0.5), generator=generator)
-        parts.append((2 * plus - of_each) @ sizes)
-    return torch.cat(parts)
+    if len(times) > FEW:
+        return _signed(torch.tensor(nonzero, dtype=torch.float64), generator)
+    sums = torch.zeros(REPLICATES, dtype=torch.float64)
+    for value, count in times.items():
+        of_each = torch.full_like(sums, count)
+        plus = torch.binomial(of_each, torch.full_like(sums, 0.5), generator=generator)
+        sums += value * (2 * plus - of_each)
+    return sums
 
 
-def _parts(columns: int) -> list[int]:
-    """How many replicates are drawn at a time, if each takes so many draws."""
+def _signed(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Sums of values with random signs, eight at a time: a byte chooses among their 256 sums."""
+    import torch
+
+    eights = torch.nn.functional.pad(values, (0, -len(values) % 8)).view(-1, 8)
+    bits = (torch.arange(256) >> torch.arange(8)[:, None]) & 1
+    sums = (eights @ torch.tensor([-1.0, 1.0], dtype=torch.float64)[bits]).flatten()
+    starts = torch.arange(0, len(sums), 256, dtype=torch.int32)
+    found = torch.empty(REPLICATES, dtype=torch.float64)
+    for start, stop, drawn, taken in _parts(len(eights)):
+        drawn.random_(0, 256, generator=generator).view(-1, len(eights)).add_(starts)
+        torch.index_select(sums, 0, drawn, out=taken)
+        torch.sum(taken.view(-1, len(eights)), 1, out=found[start:stop])
+    return found
+
+
+def _parts(columns: int) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """Which replicates are drawn at a time, if each takes so many draws, and memory for the draws.
+
+    The memory is the same each time: fresh memory takes longer than the arithmetic.
+    """
+    import torch
+
     rows = max(1, AT_ONCE // columns)
-    return [min(rows, REPLICATES - start) for start in range(0, REPLICATES, rows)]
+    drawn = torch.empty(rows * columns, dtype=torch.int32)
+    taken = torch.empty(rows * columns, dtype=torch.float64)
+    for start in range(0, REPLICATES, rows):
+        stop = min(start + rows, REPLICATES)
+        used = (stop - start) * columns
+        yield start, stop, drawn[:used], taken[:used]

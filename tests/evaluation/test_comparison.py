@@ -1,11 +1,19 @@
 """`monosoup scores`: what it says of made scores, worked out by hand, and how it says it."""
 
 import csv
+import fcntl
 import io
 import json
+import os
+import pty
+import random
 import re
 import shutil
+import struct
 import subprocess
+import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -281,6 +289,54 @@ def test_links_are_told(run, models, tmp_path):
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     assert "note: tuned: links out of the folder are followed: quiz.csv\n" in run("scores", *models).err
+
+
+@pytest.fixture
+def long_ones(tmp_path):
+    """A task of which every sample is drawn, in several parts, and one of which counts are drawn."""
+    made = random.Random(0)
+    return [
+        write(tmp_path / name, essays=[made.random() for _ in range(400)], quiz="10" * 50)
+        for name in ("first", "second", "third")
+    ]
+
+
+def test_progress_in_a_pipe(run, long_ones, monkeypatch):
+    monkeypatch.setattr("monosoup_cli.cli.console.SECONDS_BETWEEN_LINES", 0.0)
+    lines = run("scores", *long_ones).err.splitlines()
+    assert len(lines) > 10
+    assert all(re.fullmatch(r" *\d+%  \d+ of 500 samples compared", line) for line in lines)
+    shares = [int(line.partition("%")[0]) for line in lines]
+    assert shares == sorted(shares)
+    assert shares[-1] >= 98
+    assert run("scores", *long_ones, "--quiet").err == ""
+
+
+def test_progress_in_a_terminal(long_ones):
+    command = [sys.executable, "-m", "monosoup_cli", "scores", *map(str, long_ones)]
+    shown = in_terminal(command)
+    assert "comparing" in shown
+    assert "/500" in shown
+    assert "essays" in shown
+    assert "comparing" not in in_terminal([*command, "--no-progress"])
+
+
+def in_terminal(command):
+    """What a command shows in a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    with subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the terminal is gone
+            while read := os.read(ours, 65536):
+                shown += read
+        assert process.wait() == 0, shown
+    os.close(ours)
+    return shown.decode()
 
 
 def test_csv(run, models):

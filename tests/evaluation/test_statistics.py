@@ -5,9 +5,18 @@ import random
 from itertools import product
 
 import pytest
+import torch
 from scipy import stats
 
-from monosoup_cli.evaluation.statistics import EXACT, REPLICATES, evidence_of, group_evidence, holm, mcnemar
+from monosoup_cli.evaluation.statistics import (
+    AT_ONCE,
+    EXACT,
+    REPLICATES,
+    evidence_of,
+    group_evidence,
+    holm,
+    mcnemar,
+)
 
 MANY = 20_000
 SPREAD = 5 * math.sqrt(0.25 / REPLICATES)
@@ -19,8 +28,10 @@ def normals(count, shift, seed):
     return [source.gauss(shift, 1) for _ in range(count)]
 
 
-def sign_flip(differences):
-    return evidence_of(differences, 0, is_right_or_wrong=False)
+def sign_flip(differences, seed=0):
+    """The evidence on one edited model, whose scores are numbers."""
+    (found,) = evidence_of([differences], seed, is_right_or_wrong=False)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -70,7 +81,7 @@ def test_many_differences_are_simulated(seed):
 def test_simulated_signs_of_equal_sizes_are_those_of_mcnemar():
     """Where all differences are 0 or ±1, the sign-flip test is McNemar's."""
     differences = [1.0] * 40 + [-1.0] * 25 + [0.0] * 50
-    right_or_wrong = evidence_of(differences, 0, is_right_or_wrong=True)
+    (right_or_wrong,) = evidence_of([differences], 0, is_right_or_wrong=True)
     assert len(right_or_wrong.nonzero) > EXACT
     assert right_or_wrong.test == "mcnemar"
     assert right_or_wrong.p == pytest.approx(stats.binomtest(40, 65).pvalue, rel=1e-9)
@@ -87,6 +98,39 @@ def test_the_interval_is_that_of_a_paired_bootstrap(values):
     ).confidence_interval
     spread = max(values) - min(values)
     assert sign_flip(values).interval == pytest.approx([expected.low, expected.high], abs=0.004 * spread)
+
+
+def test_every_choice_of_signs_is_as_likely():
+    """Of sizes that are powers of two, a sum tells each sign. Their number is no multiple of eight."""
+    sizes = [2.0**power for power in range(21)]
+    assert len(sizes) > EXACT
+    sums = (sign_flip([*sizes, 0.0]).flipped * 22).round().long()
+    plus = ((sums + 2**21 - 1) // 2)[:, None] >> torch.arange(21) & 1
+    assert ((2 * plus - 1) * torch.tensor(sizes)).sum(1).tolist() == sums.tolist()
+    assert plus.double().mean(0).tolist() == pytest.approx([0.5] * 21, abs=SPREAD)
+    both = plus.double().T @ plus.double() / REPLICATES
+    assert both[~torch.eye(21, dtype=torch.bool)].tolist() == pytest.approx([0.25] * 420, abs=SPREAD)
+
+
+def test_several_models_have_the_same_evidence_as_each_alone():
+    """Few values and many; the samples of those with many are drawn once."""
+    models = [normals(30, 0.2, 1), [1.0, 0.0, -1.0] * 10, normals(30, -0.2, 2)]
+    drawn = []
+    found = evidence_of(models, 3, is_right_or_wrong=False, advance=drawn.append)
+    assert sum(drawn) == REPLICATES
+    for one, differences in zip(found, models, strict=True):
+        alone = sign_flip(differences, 3)
+        assert (one.interval, one.p, one.difference) == (alone.interval, alone.p, alone.difference)
+
+
+def test_more_samples_than_are_drawn_at_a_time():
+    """The interval is that of the normal distribution, which the mean of so many has."""
+    differences = normals(AT_ONCE // 100 + 1, 0.01, 4)
+    found = sign_flip(differences)
+    error = math.sqrt(stats.tvar(differences) / len(differences))
+    expected = [found.difference - 1.96 * error, found.difference + 1.96 * error]
+    assert found.interval == pytest.approx(expected, abs=0.1 * error)
+    assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.difference) / error), abs=SPREAD + 0.005)
 
 
 def test_no_difference():
@@ -127,7 +171,7 @@ def test_a_group_of_few_differences_is_exact():
 
 def test_the_same_seed_has_the_same_result():
     differences = normals(50, 0.1, 3)
-    first, second, third = (evidence_of(differences, seed, is_right_or_wrong=False) for seed in (1, 1, 2))
+    first, second, third = (sign_flip(differences, seed) for seed in (1, 1, 2))
     assert (first.interval, first.p) == (second.interval, second.p)
     assert first.interval != third.interval
 
