@@ -67,8 +67,9 @@ TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@|(?<=https://)[^\s/@]+@|(?<=http://)[^\s/@]+@")
 SECRET_IN_QUERY = re.compile(
-    r"(?i)(?<=[?&])([\w-]*(?:token|signature|secret|password|key)[\w-]*)=[^\s&#'\"`,;|<>()\\]+"
+    r"(?i)(?<=[?&])(?=[\w-]*(?:token|signature|secret|password|key))(?=([\w-]+)=)\1=[^\s&#'\"`,;|<>()\\]+"
 )
+"""Looks ahead for the two facts apart: a long name takes no longer than its length, whatever is in it."""
 
 
 def has_marks(text: str) -> bool:

@@ -11,7 +11,6 @@ from monosoup_cli.outputs.model_card import markdown, plain
 __all__ = ["eval_results", "with_scores"]
 
 BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
-SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
 BEFORE = "## Citation"
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """The id of a dataset on the Hub."""
@@ -21,11 +20,22 @@ CHANGES = ("healed", "preserved", "newly_damaged", "retained")
 def with_scores(card: str, comparison: Mapping[str, Any]) -> str:
     """A model card with the scores of the first edited model, in the place of those that it had."""
     section = f"{BEGIN}\n\n{_section(comparison)}\n{END}\n\n"
-    rest = SECTION.sub("", card)
+    rest = "".join(_others(card))
     before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
     if heading:
         return f"{before}\n{section}{BEFORE}\n{after}"
     return f"{rest.rstrip()}\n\n{section.rstrip()}\n"
+
+
+def _others(card: str) -> Iterator[str]:
+    """What stands around the sections of scores in a card."""
+    start = 0
+    while (begin := card.find(BEGIN, start)) >= 0 and (end := card.find(END, begin)) >= 0:
+        yield card[start:begin]
+        start = end + len(END)
+        while card.startswith("\n", start):
+            start += 1
+    yield card[start:]
 
 
 def eval_results(comparison: Mapping[str, Any]) -> bytes | None:

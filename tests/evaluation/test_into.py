@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import MonosoupError, UsageError
+from monosoup_cli.outputs.score_card import with_scores
 from tests.conftest import everything_in, small_tensors
 from tests.outputs.forks import Forks
 from tests.schema import assert_valid
@@ -104,6 +105,27 @@ def test_again_replaces_what_was_there(output, on_hub):
     text = (output / "README.md").read_text()
     assert text.count("## Scores") == 1
     assert re.sub(r"<!-- scores.*of scores by monosoup -->\n\n", "", text, flags=re.DOTALL) == original
+
+
+BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
+
+
+@pytest.mark.parametrize(
+    ("card", "kept"),
+    [
+        ("a\n", "a"),
+        (f"a\n{BEGIN}old{END}\n\n\nb\n", "a\nb"),
+        (f"{BEGIN}1{END}a{BEGIN}2{END}\n", "a"),
+        (f"a{BEGIN}1{END}{BEGIN}b", f"a{BEGIN}b"),
+        (f"{END}a{BEGIN}", f"{END}a{BEGIN}"),
+        (f"a{BEGIN}{BEGIN}1{END}", "a"),
+        (BEGIN * 30_000, BEGIN * 30_000),  # if the end were sought for each of them, this would take minutes
+    ],
+)
+def test_only_whole_sections_of_a_card_are_replaced(card, kept):
+    text = with_scores(card, monosoup_cli.scores(*MODELS))
+    before, begin, _ = text.rpartition(f"\n\n{BEGIN}\n")
+    assert (before, begin != "") == (kept, True)
 
 
 def test_a_checkpoint_of_a_sweep(pair, tmp_path, on_hub):
