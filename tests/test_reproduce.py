@@ -17,6 +17,7 @@ from monosoup_cli.cli.writing import WRITING
 from tests import public
 from tests.features import random_features, save
 from tests.hub import Hub
+from tests.lm_eval_files import of_lm_eval
 from tests.models import MODELS, build, step
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text()
@@ -30,6 +31,7 @@ for other in wget git lm_eval python rm; do eval "$other() { :; }"; done
 SCORER = '#!/bin/sh\necho x >> scored\necho "scores of $2"\nwc -l < scored | sed s/^/-/\n'
 """Every score is lower than the last one."""
 CLIP = {"words": 30, "classes": 10, "width": 16, "patch": 4, "positions": 5, "output": 8}
+TASKS = ("gsm8k", "gsm_plus", "gsm8k_platinum", "sciq", "mmlu_pro_math")
 CONVNEXT = {"depths": (1, 1, 3, 1), "widths": (8, 16, 24, 32)}
 
 
@@ -61,6 +63,10 @@ def room(tmp_path_factory):
     for folder in ("hub/Qwen3-0.6B-Base", "m1", "m2", "m3"):
         qwen.save_pretrained(room / folder, max_shard_size="20KB")
         step(qwen)
+    edits = [f"out/table2/m{number}-{name}" for number in (1, 2, 3) for name in ("monosoup", "R0.8", "lines")]
+    for right, name in enumerate(("Qwen/Qwen3-0.6B-Base", "m1", "m2", "m3", *edits)):
+        tasks = dict.fromkeys(TASKS, ("exact_match", True, ("1" * right).ljust(20, "0")))
+        of_lm_eval(room / "results" / name / name.replace("/", "__"), **tasks)
     for seed, (folder, classes) in enumerate({"in12k": 30, "in12k_ft_in1k": 10}.items()):
         (room / "hub" / folder).mkdir()
         tensors = public.weights(public.convnext_shapes(classes=classes, **CONVNEXT))
@@ -102,9 +108,13 @@ def test_every_command_runs(room, calls, run, monkeypatch, tmp_path, client):
             monkeypatch.chdir(folder)
             result = run(*words)
             assert result.code == 0, (words, result.err)
+            if words[0] == "scores":
+                check_scores(result, Path(words[-1]))
             if words[0] in WRITING and "--dry-run" not in words:
                 check_output(Path(words[words.index("-o") + 1]))
-    assert {words[0] for _, _, *words in calls} >= {"edit", "stock", "soup", "sfgs", "wise", "lines", "cka"}
+    assert {words[0] for _, _, *words in calls} >= {
+        *("edit", "stock", "soup", "sfgs", "wise", "lines", "cka", "scores")
+    }
 
 
 def options_of(words):
@@ -115,6 +125,14 @@ def options_of(words):
         else next(n for n, word in enumerate(words) if word[:2] == "--")
     )
     return [word for word in words[first:] if not re.fullmatch(r"[\d.,:]+", word)]
+
+
+def check_scores(result, page):
+    """Every task is compared, in one of the two groups, and the page has an arrow for each edit."""
+    assert "in (2 tasks)" in result.out
+    assert "out (3 tasks)" in result.out
+    assert result.err == f"wrote {page}\n"
+    assert page.read_text().count("<polygon") == 3
 
 
 def check_output(output):

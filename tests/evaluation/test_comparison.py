@@ -20,6 +20,7 @@ import pytest
 
 import monosoup_cli
 from monosoup_cli.errors import MismatchError, UsageError
+from tests.lm_eval_files import of_lm_eval
 
 LM_EVAL = Path(__file__).parent / "harnesses" / "lm_eval"
 MODELS = [LM_EVAL / f"models__{name}" for name in ("base", "finetuned", "edited")]
@@ -39,21 +40,6 @@ def write(folder, **tasks):
         column = "correct" if isinstance(values, str) else "score"
         lines = [f"id,{column}", *(f"q{number},{value}" for number, value in enumerate(values))]
         (folder / f"{task}.csv").write_text("\n".join(lines))
-    return folder
-
-
-def of_lm_eval(folder, **tasks):
-    """Results with samples of a task each: its metric, whether higher is better, and a text of 0 and 1."""
-    folder.mkdir()
-    results, directions = {}, {}
-    for task, (metric, is_higher_better, answers) in tasks.items():
-        results[task] = {f"{metric},none": sum(map(int, answers)) / len(answers)}
-        directions[task] = {metric: is_higher_better}
-        samples = [{"doc_id": number, metric: int(one)} for number, one in enumerate(answers)]
-        text = "".join(f"{json.dumps(sample)}\n" for sample in samples)
-        (folder / f"samples_{task}_2026-01-01T00-00-00.jsonl").write_text(text)
-    content = {"results": results, "higher_is_better": directions}
-    (folder / "results_2026-01-01T00-00-00.json").write_text(json.dumps(content))
     return folder
 
 
