@@ -73,14 +73,16 @@ def compare_scores(
     read = [read_tasks(source, choice) for source in sources]
     models = [tasks for tasks, _ in read]
     choice.check_used()
-    common = [name for name in models[0] if all(name in model for model in models)]
-    if not common:
-        raise MismatchError(
-            "no task is in all of them",
-            path=finetuned,
-            expected=some([crop(name, 60) for name in models[0]], NAMED),
-            found=some([crop(name, 60) for name in models[1]], NAMED),
-        )
+    common = list(models[0])
+    for source, model in zip(sources, models, strict=True):
+        expected, common = common, [name for name in common if name in model]
+        if not common:
+            raise MismatchError(
+                "has none of the tasks of the models before it",
+                path=source,
+                expected=some([crop(name, 60) for name in expected], NAMED),
+                found=some([crop(name, 60) for name in model], NAMED),
+            )
     compared = [[model[name] for model in models] for name in common]
     for tasks in compared:
         _check_alike(tasks)
