@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from monosoup_cli.errors import MismatchError, NonfiniteError, UsageError
+from monosoup_cli.errors import MismatchError, NonfiniteError, ResourceError, UsageError
 from monosoup_cli.formats.files import Advance
 from monosoup_cli.options import StrPath, path_list
+from monosoup_cli.report.words import size
 from monosoup_cli.sources.features import Features, is_model, open_model, open_npy
 
 __all__ = ["Alignment", "cka", "opened"]
+
+BLOCKS = 4
+"""How many blocks take memory at once: as stored, in float64, copied to be multiplied, freed late."""
+LEAST_BYTES = 32 << 20
+"""The fewest bytes of products: with less, the files are read too often."""
 
 
 def cka(features: StrPath | Sequence[StrPath], *, matching: bool = False) -> dict[str, Any]:
@@ -65,17 +72,41 @@ class Alignment:
 
         shapes = [matrix.shape for matrix in self.matrices]
         return sum(
-            self.matrices[place].nbytes
-            for one in passes(shapes, self.pairs)
-            for place in {place for pair in one for place in pair}
+            self.matrices[place].nbytes // shapes[place][1] * len(columns)
+            for one in passes(shapes, self.pairs, self.limit)
+            for place, columns in one.strips
         )
+
+    @cached_property
+    def limit(self) -> int:
+        """How many bytes of products are in memory at once.
+
+        Raises:
+            ResourceError: There is no memory for a block of features beside some products.
+        """
+        from monosoup_cli.devices.host import free_bytes
+        from monosoup_cli.spectral.cka import BLOCK_BYTES, HELD_BYTES
+
+        free, wanted = free_bytes(), LEAST_BYTES + BLOCKS * BLOCK_BYTES
+        if free is None:
+            return HELD_BYTES
+        if free < wanted:
+            raise ResourceError(
+                "too little memory for a block of features and a product",
+                expected=f"{size(wanted)} free",
+                found=size(free),
+                hint="free some memory, then run it again",
+            )
+        return min(HELD_BYTES, free - BLOCKS * BLOCK_BYTES)
 
     def run(self, advance: Advance = lambda nbytes: None) -> dict[str, Any]:
         """Compute the tables; `advance` gets the size of each piece that is read."""
         from monosoup_cli.spectral.cka import alignments
 
         try:
-            found = alignments([replace(one, advance=advance) for one in self.matrices], self.pairs)
+            found = alignments(
+                [replace(one, advance=advance) for one in self.matrices], self.pairs, self.limit
+            )
         except OverflowError:
             raise NonfiniteError("the products of the features overflow float64") from None
         for one in self.matrices:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -61,6 +63,12 @@ def monosoup(
     """Get better checkpoints out of the ones you have: edit the spectra of their updates."""
 
 
+def _takes(argv: Sequence[str], option: str) -> bool:
+    """Whether the command of a command line has an option of this name."""
+    named = (each for each in COMMANDS if each.__name__.replace("_", "-") in argv[:1])
+    return any(option in inspect.signature(each).parameters for each in named)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -77,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # λ and × in a terminal that knows only ASCII
             stream.reconfigure(errors="backslashreplace")
     try:
-        with interruptible(), refuse_shortage():
+        with interruptible(), refuse_shortage(partial(_takes, sys.argv[1:] if argv is None else argv)):
             app(None if argv is None else list(argv))
     except MonosoupError as error:
         if os.environ.get("MONOSOUP_DEBUG") == "1":

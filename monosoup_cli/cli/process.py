@@ -8,7 +8,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -116,10 +116,15 @@ def guard_streams() -> None:
     )
 
 
-SHORTAGES = {
-    "memory": ("ran out of memory", "rerun with --workers 1 to need less, or free some memory"),
-    "threads": ("the system starts no more threads", "rerun with --workers 1, or raise `ulimit -u`"),
-    "files": ("the system opens no more files", "raise `ulimit -n` to 1024 or more, then run it again"),
+PROBLEMS = {
+    "memory": "ran out of memory",
+    "threads": "the system starts no more threads",
+    "files": "the system opens no more files",
+}
+STEPS = {
+    "memory": "free some memory, then run it again",
+    "threads": "raise `ulimit -u`, then run it again",
+    "files": "raise `ulimit -n` to 1024 or more, then run it again",
 }
 NUMBERS = {errno.ENOMEM: "memory", errno.EMFILE: "files", errno.ENFILE: "files"}
 WORDS = {
@@ -144,15 +149,26 @@ def _shortage(error: BaseException | None) -> str | None:
     return None
 
 
+def _advice(kind: str, takes: Callable[[str], bool]) -> str:
+    """What to do, with the options that the command takes."""
+    if kind != "files" and takes("workers"):
+        return f"{STEPS[kind]}; or rerun with --workers 1, to need less"
+    return STEPS[kind]
+
+
 @contextmanager
-def refuse_shortage() -> Iterator[None]:
-    """Turn a lack of memory, threads or descriptors into an error of one line."""
+def refuse_shortage(takes: Callable[[str], bool]) -> Iterator[None]:
+    """Turn a lack of memory, threads or descriptors into an error of one line.
+
+    Args:
+        takes: Whether the command takes an option of this name.
+    """
     try:
         yield
     except MonosoupError as error:
         kind = _shortage(error.__cause__ or error.__context__)
         if kind is not None and error.hint is None:
-            _, error.hint = SHORTAGES[kind]
+            error.hint = _advice(kind, takes)
         raise
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if isinstance(error, OSError) and sys.stdout is not None:
@@ -160,5 +176,4 @@ def refuse_shortage() -> Iterator[None]:
         kind = _shortage(error)
         if kind is None:
             raise
-        problem, hint = SHORTAGES[kind]
-        raise ResourceError(problem, hint=hint) from error
+        raise ResourceError(PROBLEMS[kind], hint=_advice(kind, takes)) from error

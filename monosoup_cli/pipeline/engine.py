@@ -75,10 +75,12 @@ class Threads:
     Args:
         places: The device of every thread.
         substitute: Makes the tensors for which a card has no memory, one at a time; None to fail there.
+        is_resumable: Whether the command can be resumed after an error.
     """
 
     places: Sequence[Device]
     substitute: Device | None = None
+    is_resumable: bool = True
 
     def each(
         self,
@@ -105,7 +107,7 @@ class Threads:
                 raise Stopped
 
         def make_one(tensor: PlannedTensor, worker: Worker) -> None:
-            with _one_line(tensor, worker):
+            with _one_line(tensor, worker, is_resumable=self.is_resumable):
                 try:
                     make(tensor, worker)
                     return
@@ -114,7 +116,7 @@ class Threads:
                         raise
             with substituting:
                 other = Worker(self.substitute.channel(0), interrupt, is_substitute=True)
-                with _one_line(tensor, other):
+                with _one_line(tensor, other, is_resumable=self.is_resumable):
                     make(tensor, other)
 
         def make_all(channel: Channel) -> None:
@@ -158,11 +160,12 @@ class Threads:
 
 
 @contextmanager
-def _one_line(tensor: PlannedTensor, worker: Worker) -> Iterator[None]:
+def _one_line(tensor: PlannedTensor, worker: Worker, *, is_resumable: bool) -> Iterator[None]:
     """Turn a lack of memory, and what fails in torch's libraries, into errors of one line."""
     import torch
 
-    again = "rerun with --resume and --workers 1, or with --device cpu, to need less"
+    resume = f"{'--resume and ' if is_resumable else ''}"
+    again = f"rerun with {resume}--workers 1, or with --device cpu, to need less"
     try:
         yield
     except MemoryError:
@@ -178,7 +181,7 @@ def _one_line(tensor: PlannedTensor, worker: Worker) -> Iterator[None]:
         elif lacks_memory(error):
             reason = f"ran out of memory on {device}"
         elif is_fault(error):
-            reason, again = f"{device} failed: {first_line(error)}", "rerun with --resume and --device cpu"
+            reason, again = f"{device} failed: {first_line(error)}", f"rerun with {resume}--device cpu"
         else:
             raise
         raise ResourceError(reason, tensor=tensor.name, hint=again) from None

@@ -179,7 +179,7 @@ class Inspection:
             update = update_facts(self.inputs.finetuned, tensor.name)
             records[tensor.name] = replace(record, update_of=update)
 
-        engine = Threads(self.resources.places, self.resources.substitute)
+        engine = Threads(self.resources.places, self.resources.substitute, is_resumable=False)
         engine.each(self.plan.edited, make, reads=lambda tensor: self.inputs.sources, progress=progress)
         for source in self.inputs.sources:
             source.check_unchanged()

@@ -143,11 +143,13 @@ MEASURED = """
 import sys
 from pathlib import Path
 import monosoup_cli
+from monosoup_cli.spectral import cka
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
+cka.HELD_BYTES, cka.BLOCK_BYTES = map(int, sys.argv[1:])
 peaks = []
 for size in ("small", "large"):
     monosoup_cli.cka([f"{size}-{name}.npy" for name in "ab"])
@@ -156,14 +158,40 @@ print(peaks[1] - peaks[0])
 """
 
 
-@pytest.mark.parametrize("shape", [(2_000_000, 16), (32, 1_000_000)], ids=["many samples", "many features"])
-def test_features_need_not_fit_into_memory(tmp_path, shape):
-    """128 MB each, as holes in the file: a block of rows or columns in float64, and the products."""
+@pytest.mark.parametrize(
+    ("shape", "held", "block", "bound"),
+    [
+        pytest.param((2_000_000, 16), 512 << 20, 64 << 20, 128e6, id="many samples"),
+        pytest.param((32, 1_000_000), 512 << 20, 64 << 20, 128e6, id="many features"),
+        pytest.param((1500, 1400), 2 << 20, 1 << 20, 30e6, id="large products of features"),
+        pytest.param((1400, 1500), 2 << 20, 1 << 20, 30e6, id="large products of samples"),
+    ],
+)
+def test_neither_features_nor_products_need_fit_into_memory(tmp_path, shape, held, block, bound):
+    """Files of 128 MB each, or three products of 16 MB each. The files are holes."""
     for name in "ab":
         save(
             tmp_path / f"small-{name}.npy", random_features(*(min(size, 64) for size in shape)).astype("<f4")
         )
         np.lib.format.open_memmap(tmp_path / f"large-{name}.npy", "w+", "<f4", shape)
-    command = [sys.executable, "-c", MEASURED]
+    command = [sys.executable, "-c", MEASURED, str(held), str(block)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=tmp_path)
-    assert int(done.stdout) < 128_000_000, "as much as one of them"
+    assert int(done.stdout) < bound
+
+
+@pytest.mark.parametrize("free", [400 << 20, 280 << 20])
+def test_less_memory_takes_more_passes_or_is_refused_before_reading(models, run, monkeypatch, free):
+    from monosoup_cli.devices import host
+    from monosoup_cli.sources.features import Features
+
+    folder, _ = models
+    whole = monosoup_cli.cka([folder / "base", folder / "ft"])
+    monkeypatch.setattr(host, "free_bytes", lambda: free)
+    result = ("cka", folder / "base", folder / "ft", "--format", "json")
+    if free > 300 << 20:
+        assert json.loads(run(*result).out) == whole
+    else:
+        monkeypatch.delattr(Features, "read")
+        refused = run(*result)
+        assert refused.code == 1
+        assert "expected 302 MB free, found 294 MB" in refused.err

@@ -1,15 +1,19 @@
 """What the system does to the process of a command: signals, bad streams, limits. All processes are real."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
-from monosoup_cli.cli.app import main
+from monosoup_cli.cli.app import _takes, app, main
+from monosoup_cli.cli.process import STEPS, _advice
 
 MODULE = [sys.executable, "-m", "monosoup_cli"]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -213,6 +217,16 @@ def test_a_lack_of_memory_is_one_line_and_what_is_done_is_kept(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_what_is_advised_are_options_that_the_command_has(kind):
+    commands = typer.main.get_command(app).commands
+    for name, command in commands.items():
+        own = {flag for each in command.params for flag in each.opts}
+        named = re.findall("--[a-z]+", _advice(kind, partial(_takes, [name])))
+        assert set(named) <= own, name
+        assert ("--workers" in named) == ("--workers" in own and kind != "files"), name
 
 
 def test_limits_name_what_ran_out(edit):

@@ -37,7 +37,7 @@ def on_cards(count: int, place: str, *argv: object) -> Result:
 
 @follows("devices/cuda.py", "--device cpu computes without it", marks=EMULATED)
 @follows("pipeline/memory.py", "try --device cpu", marks=EMULATED)
-@follows("pipeline/engine.py", "rerun with --resume and --device cpu", marks=EMULATED)
+@follows("pipeline/engine.py", "failed: …; rerun with …--device cpu", marks=EMULATED)
 def busy_cards(at: Trial) -> None:
     """The only one, or both, from the start; or one that fails in the middle of the run."""
     for path in (at.base, at.finetuned):

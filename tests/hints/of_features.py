@@ -31,3 +31,14 @@ def features_of_integers(at: Trial) -> None:
 def features_in_fortran_order(at: Trial) -> None:
     features = random_features(20, 4).astype("float32")
     saved_again(at, save(at.tmp / "old.npy", numpy.asfortranarray(features)))
+
+
+@follows("api/cka.py", "free some memory")
+def too_little_memory(at: Trial) -> None:
+    from monosoup_cli.devices import host
+
+    features = [save(at.tmp / f"{name}.npy", random_features(20, 4)) for name in "ab"]
+    with at.request.getfixturevalue("monkeypatch").context() as patched:
+        patched.setattr(host, "free_bytes", lambda: 200 << 20)
+        at.refused("cka", *features)
+    at.works("cka", *features)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import torch
 from safetensors.torch import save_file
 
 from tests.conftest import Result
+from tests.features import random_features, save
 from tests.hints.table import Trial, follows
 
 SMALL_MEMORY = "ulimit -v 200000"
@@ -17,9 +19,9 @@ LARGE_STACKS = "ulimit -s 60000000; ulimit -v 40000000"
 """So that the stack of a thread does not fit into the memory."""
 
 
-def limited(at: Trial, limits: str, *options: str) -> Result:
-    """Run the command in a shell that has set limits."""
-    words = [sys.executable, "-m", "monosoup_cli", *map(str, at.edit), *options]
+def limited(at: Trial, limits: str, *options: str, command: Sequence[object] = ()) -> Result:
+    """Run a command, or else the edit, in a shell that has set limits."""
+    words = [sys.executable, "-m", "monosoup_cli", *map(str, command or at.edit), *options]
     script = f'export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1; {limits}; exec "$@"'
     done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=False)
     return Result(done.returncode, done.stdout, done.stderr)
@@ -30,20 +32,36 @@ def done(at: Trial, result: Result) -> None:
     at.ended(at.out)
 
 
-@follows("cli/process.py", "ran out of memory")
+@follows("cli/process.py", "^free some memory, then run it again", "^…; free some memory, then run it again")
 def no_memory(at: Trial) -> None:
+    """Of a command without --workers."""
+    features = [save(at.tmp / f"{name}.npy", random_features(20, 4)) for name in "ab"]
+    result = at.look(limited(at, SMALL_MEMORY, command=["cka", *features]))
+    assert "ran out of memory; free" in result.err
+    assert "--" not in result.err
+    at.works("cka", *features)
+
+
+@follows(
+    "cli/process.py",
+    "^…; or rerun with --workers 1, to need less",
+    "^…; …; or rerun with --workers 1, to need less",
+)
+def no_memory_for_workers(at: Trial) -> None:
     at.look(limited(at, SMALL_MEMORY))
     done(at, limited(at, "true", *at.options()))
 
 
-@follows("cli/process.py", "no more threads")
+@follows(
+    "cli/process.py", "^raise `ulimit -u`, then run it again", "^…; raise `ulimit -u`, then run it again"
+)
 def no_threads(at: Trial) -> None:
     at.look(limited(at, LARGE_STACKS))
     resume = ["--resume"] if at.out.with_name("out.partial").exists() else []
-    done(at, limited(at, "true", *at.options(), *resume))
+    done(at, limited(at, "true", *resume))
 
 
-@follows("cli/process.py", "opens no more files")
+@follows("cli/process.py", "^raise `ulimit -n` to 1024", "^…; raise `ulimit -n` to 1024")
 def no_descriptors(at: Trial) -> None:
     at.look(limited(at, "ulimit -n 5"))
     done(at, limited(at, "ulimit -n 1024"))

@@ -23,10 +23,10 @@ class Matrix:
         return torch.from_numpy(part.astype(np.float64))
 
 
-def alignment(*values):
+def alignment(*values, limit=cka.HELD_BYTES):
     matrices = [Matrix(one) for one in values]
     pairs = {(one, other) for other in range(len(values)) for one in range(other + 1)}
-    return cka.alignments(matrices, pairs), matrices
+    return cka.alignments(matrices, pairs, limit), matrices
 
 
 def orthogonal(width, seed):
@@ -60,31 +60,38 @@ def test_other_linear_maps_do():
 
 
 @pytest.mark.parametrize("shape", [WIDE, TALL])
-def test_pieces_and_passes_change_nothing(shape, monkeypatch):
+@pytest.mark.parametrize("products", [2, 0.3, 0.02])
+def test_pieces_passes_and_tiles_change_nothing(shape, products, monkeypatch):
+    """With memory for two products, or for a part of one."""
     features = [random_features(*shape, seed) for seed in range(4)]
     whole, matrices = alignment(*features)
     assert all(one.pieces == 1 for one in matrices)
     monkeypatch.setattr(cka, "BLOCK_BYTES", 8 * 700)
-    monkeypatch.setattr(cka, "HELD_BYTES", 8 * 2 * min(shape) ** 2)
-    in_pieces, matrices = alignment(*features)
+    limit = int(8 * products * min(shape) ** 2)
+    in_pieces, matrices = alignment(*features, limit=limit)
     assert all(one.pieces > 4 for one in matrices)
     assert in_pieces == pytest.approx(whole, rel=1e-12)
+    made = list(cka.passes([shape] * 4, whole, limit))
+    assert len(made) > 1
     assert sum(one.read_elements for one in matrices) == sum(
-        features[0].size
-        for one in cka.passes([shape] * 4, whole)
-        for _ in {place for pair in one for place in pair}
+        shape[0] * len(columns) for one in made for _, columns in one.strips
     )
-    assert len(list(cka.passes([shape] * 4, whole))) > 1
 
 
-def test_a_pass_holds_no_more_than_it_may(monkeypatch):
-    monkeypatch.setattr(cka, "HELD_BYTES", 8 * 1000)
-    shapes = [(100, 10 + number) for number in range(6)]
+@pytest.mark.parametrize("limit", [8 * 1000, 8 * 60])
+@pytest.mark.parametrize("samples", [100, 9])
+def test_a_pass_holds_no_more_than_it_may(samples, limit):
+    shapes = [(samples, 10 + number) for number in range(6)]
     pairs = {(one, other) for one in range(3) for other in range(3, 6)}
-    passes = list(cka.passes(shapes, pairs))
-    assert {pair for one in passes for pair in one} == pairs | {(place, place) for place in range(6)}
-    assert all(sum(shapes[one][1] * shapes[other][1] for one, other in each) <= 1000 for each in passes)
-    assert 1 < len(passes) < 5
+    made = list(cka.passes(shapes, pairs, limit))
+    assert len(made) > 1
+    for one in made:
+        tiles = 8 * len(one.tile[0]) * len(one.tile[1])
+        held = sum(8 * len(first[1]) * len(second[1]) for first, second in one.products)
+        assert held + tiles * (len({first for first, _ in one.pairs}) + 1) <= limit
+    computed = {(first[0], second[0]) for one in made for first, second in one.products}
+    computed |= {pair for one in made for pair in one.pairs}
+    assert computed == pairs | {(place, place) for place in range(6)}
 
 
 @pytest.mark.parametrize("shape", [WIDE, TALL])
@@ -101,10 +108,12 @@ def test_numbers_whose_squares_overflow(shape):
         alignment(1e200 * random_features(*shape))
 
 
-def test_one_matrix_of_many_features_has_all_compared_by_samples(monkeypatch):
-    """XXᵀ of 30 samples is held, and not the products of 400 features."""
-    monkeypatch.setattr(cka, "HELD_BYTES", 8 * 3 * 30**2)
+def test_every_pair_takes_the_smaller_product():
+    """XᵀY of few features, and XXᵀ where there are more features than samples."""
     features = [random_features(30, width, width) for width in (2, 400, 5)]
-    found, matrices = alignment(*features)
-    assert [one.pieces for one in matrices] == [1, 1, 1]
-    assert found[0, 1] == pytest.approx(cka_by_definition(features[0], features[1]), rel=1e-9)
+    by_features, by_samples = cka.passes([one.shape for one in features], {(0, 1), (0, 2), (1, 2)})
+    assert {(one[0], other[0]) for one, other in by_features.products} == {(0, 0), (0, 1), (0, 2), (2, 2)}
+    assert set(by_samples.pairs) == {(1, 1), (1, 2)}
+    found, _ = alignment(*features)
+    for one, other in found:
+        assert found[one, other] == pytest.approx(cka_by_definition(features[one], features[other]), rel=1e-9)
