@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from monosoup_cli.errors import MismatchError, NonfiniteError, ResourceError, UsageError
+from monosoup_cli.errors import MismatchError, NonfiniteError, UsageError
 from monosoup_cli.formats.files import Advance
 from monosoup_cli.options import StrPath, path_list
-from monosoup_cli.report.words import size
 from monosoup_cli.sources.features import Features, is_model, open_model, open_npy
 
 __all__ = ["Alignment", "cka", "opened"]
@@ -84,20 +83,11 @@ class Alignment:
         Raises:
             ResourceError: There is no memory for a block of features beside some products.
         """
-        from monosoup_cli.devices.host import free_bytes
+        from monosoup_cli.pipeline.memory import host_bytes
         from monosoup_cli.spectral.cka import BLOCK_BYTES, HELD_BYTES
 
-        free, wanted = free_bytes(), LEAST_BYTES + BLOCKS * BLOCK_BYTES
-        if free is None:
-            return HELD_BYTES
-        if free < wanted:
-            raise ResourceError(
-                "too little memory for a block of features and a product",
-                expected=f"{size(wanted)} free",
-                found=size(free),
-                hint="free some memory, then run it again",
-            )
-        return min(HELD_BYTES, free - BLOCKS * BLOCK_BYTES)
+        blocks = BLOCKS * BLOCK_BYTES
+        return host_bytes(LEAST_BYTES + blocks, HELD_BYTES + blocks) - blocks
 
     def run(self, advance: Advance = lambda nbytes: None) -> dict[str, Any]:
         """Compute the tables; `advance` gets the size of each piece that is read."""

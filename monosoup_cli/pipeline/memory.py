@@ -14,6 +14,7 @@ from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import ResourceError
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.outputs.form import OutputForm
+from monosoup_cli.report.words import size
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.flat import FlatLayer
@@ -22,7 +23,7 @@ from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Access, Method, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 
-__all__ = ["Needs", "Resources", "allot", "needs_of"]
+__all__ = ["Needs", "Resources", "allot", "host_bytes", "needs_of"]
 
 RESERVED_SHARE = 0.9
 """The share of the free memory that a run may plan to use."""
@@ -229,3 +230,20 @@ def needs_of(
         return reading + computed(tensor.matrices.cut, item_bytes, len(finetuned), rank, wanted) + written
 
     return [need(tensor) for tensor in tensors]
+
+
+def host_bytes(least: int, most: int) -> int:
+    """Return how much of the host's free memory a command without workers may take, up to `most`.
+
+    Raises:
+        ResourceError: There is less than `least`.
+    """
+    free = Cpu().free_bytes()
+    if free is not None and free < least:
+        raise ResourceError(
+            "too little memory",
+            expected=f"{size(least)} free",
+            found=size(free),
+            hint="free some memory, then run it again",
+        )
+    return most if free is None else min(free, most)

@@ -33,7 +33,7 @@ def features_in_fortran_order(at: Trial) -> None:
     saved_again(at, save(at.tmp / "old.npy", numpy.asfortranarray(features)))
 
 
-@follows("api/cka.py", "free some memory")
+@follows("pipeline/memory.py", "free some memory")
 def too_little_memory(at: Trial) -> None:
     from monosoup_cli.devices import host
 
