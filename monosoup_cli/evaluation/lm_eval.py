@@ -22,6 +22,8 @@ __all__ = ["LmEval"]
 
 RESULTS = re.compile(r"(?!\._).*_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
 """The name of a file of results, whose stem `--output_path STEM.json` may give. `._…` are macOS's own."""
+LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score")
+"""The metrics of the harness that are better when lower, for files of versions that do not say."""
 SAME = 1e-6
 """How far the mean of the samples may be from the total, relative to it where that is above 1."""
 
@@ -137,9 +139,10 @@ def _is_higher_better(name: str, metric: str, content: Mapping[str, Any], config
         return bool(of_task[metric])
     listed = config.get("metric_list")
     for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, dict) and one.get("metric") == metric:
-            return one.get("higher_is_better") is not False
-    return True
+        is_told = isinstance(one, dict) and isinstance(one.get("higher_is_better"), bool)
+        if is_told and one.get("metric") == metric:
+            return bool(one["higher_is_better"])
+    return metric not in LOWER
 
 
 def _dataset(config: Mapping[str, Any]) -> Dataset | None:

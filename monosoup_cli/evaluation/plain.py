@@ -10,6 +10,7 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.evaluation.place import Place
 from monosoup_cli.evaluation.task import Choice, Task, add_score, lines_of
+from monosoup_cli.evaluation.values import is_number
 from monosoup_cli.formats.header import parse_json
 
 __all__ = ["Plain"]
@@ -103,7 +104,7 @@ def _number(row: Mapping[str, Any], name: str, where: str, shown: str) -> float:
             number = None if isinstance(value, bool | list | dict) else float(value)
         except (ValueError, OverflowError):
             number = None
-    if number is None or not math.isfinite(number):
+    if not is_number(number):
         expected = "true, false, 1 or 0" if name == "correct" else "a number"
         raise CheckpointError(
             f"{where}: not a value of {name}", path=shown, expected=expected, found=crop(repr(value), 60)

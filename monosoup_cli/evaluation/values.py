@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import math
 import shlex
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -12,14 +11,13 @@ from monosoup_cli.errors import CheckpointError, crop
 
 __all__ = ["is_number", "is_number_or_missing", "plain", "value_of"]
 
-MAX_INTEGER = 10**18
+MAX_SIZE = 1e100
+"""The largest number that is read as a score: sums of a million do not overflow."""
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a finite number; JSON's true is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= MAX_INTEGER if isinstance(value, int) else math.isfinite(value)
+    """Whether a value is a number that can be a score; JSON's true is none, and NaN neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_SIZE
 
 
 def is_number_or_missing(value: Any) -> bool:

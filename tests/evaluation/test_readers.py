@@ -129,7 +129,9 @@ def test_a_nan_of_lm_eval_is_read(model):
     assert read(model)["parity"].metric == "acc"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "NaN"), (float("-inf"), "-inf"), (None, "None")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(float("nan"), "NaN"), (float("-inf"), "-inf"), (1e300, "1e+300"), (None, "None")]
+)
 def test_a_metric_that_is_no_number_is_not_replaced_by_the_next_one(model, value, shown):
     changed(model, lambda content: content["results"]["parity"].update({"acc,none": value}))
     with pytest.raises(CheckpointError) as refused:
@@ -150,6 +152,24 @@ def test_a_first_metric_of_clip_benchmark_that_is_no_number(tmp_path):
             CheckpointError, match=r"the acc1 of the task 'cars' is .*; choose another: .*cars=acc5"
         ):
             read(tmp_path)
+
+
+def test_the_direction_where_the_file_does_not_say_it(model):
+    """Versions before 0.4.3 leave it in the configuration of the task alone, if at all."""
+
+    def say_nothing(content):
+        del content["higher_is_better"]
+        content["configs"]["prose"]["metric_list"] = [{"metric": "word_perplexity"}]
+        content["configs"]["truth"]["metric_list"] = [{"metric": "acc", "higher_is_better": False}]
+
+    changed(model, say_nothing)
+    tasks = read(model, "parity=brier_score")
+    assert {name: task.higher_is_better for name, task in tasks.items()} == {
+        "parity": False,
+        "truth": False,
+        "sums": True,
+        "prose": False,
+    }
 
 
 def test_samples_that_are_cut(model):
@@ -235,6 +255,11 @@ def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lac
             "row 1: not a value of correct: expected true, false, 1 or 0, found '2'",
         ),
         ("a.csv", "id,score\n1,nan\n", "row 1: not a value of score: expected a number, found 'nan'"),
+        (
+            "a.csv",
+            "id,score\n1,1e308\n2,1e308\n",
+            "row 1: not a value of score: expected a number, found '1e308'",
+        ),
         ("a.csv", "id,score\n1,1\n1,2\n", "row 2: the id '1' is there twice"),
         ("a.jsonl", '{"id": 1, "score": NaN}', "a.jsonl, line 1: the sample is not valid JSON"),
         ("a.csv", "id,other\n1,1\n", "row 1: has neither score nor correct"),
