@@ -78,7 +78,7 @@ def test_pieces_passes_and_tiles_change_nothing(shape, products, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("limit", [8 * 1000, 8 * 60])
+@pytest.mark.parametrize("limit", [8 * 300, 8 * 60])
 @pytest.mark.parametrize("samples", [100, 9])
 def test_a_pass_holds_no_more_than_it_may(samples, limit):
     shapes = [(samples, 10 + number) for number in range(6)]
