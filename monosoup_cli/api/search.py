@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from monosoup_cli.api.command import Request, WritingCommand, command
 from monosoup_cli.api.edit import edit
 from monosoup_cli.api.method_commands import METHODS
-from monosoup_cli.errors import MonosoupError, UsageError
+from monosoup_cli.errors import MonosoupError, ResumeError, UsageError
 from monosoup_cli.methods.lines import BlockPattern, scales
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.score_option import SCORE_HELP, commands_by_name
@@ -64,12 +64,18 @@ def search(
             f"{SCORE_HELP} Given twice, with two names, the search weighs one score against the other.",
             metavar="[NAME=]COMMAND",
             shell=list[str],
+            changes_bytes=False,
             is_private=True,
         ),
     ],
     prefer: Annotated[
         str | None,
-        Option("Of two scores, the one that should be as high as can be.", metavar="NAME", shell=str),
+        Option(
+            "Of two scores, the one that should be as high as can be.",
+            metavar="NAME",
+            shell=str,
+            changes_bytes=False,
+        ),
     ] = None,
     max_loss: Annotated[
         str | Sequence[str],
@@ -77,9 +83,12 @@ def search(
             "Of two scores, how much of NAME may be lost against the fine-tuned model.",
             metavar="NAME=LOSS",
             shell=list[str],
+            changes_bytes=False,
         ),
     ] = (),
-    budget: Annotated[int, Option("Score at most N candidates.", metavar="N", shell=int, minimum=2)] = 60,
+    budget: Annotated[
+        int, Option("Score at most N candidates.", metavar="N", shell=int, minimum=2, changes_bytes=False)
+    ] = 60,
     final_score: Annotated[
         str | Sequence[str],
         Option(
@@ -227,6 +236,7 @@ class _Search:
         chosen = goal.best_first(tried)[0]
         final_scores = trials.final_scores(chosen.candidate) if self.finals else {}
         trials.clear()
+        _note_choice(chosen.candidate.label, partial)
         made = self.task(chosen.candidate)
         search = {
             "scores": [*self.commands],
@@ -341,6 +351,24 @@ class _Trials:
 def _weights_of(candidate: Candidate, alone: int | None) -> str:
     """Under which name the checksum of the weights is noted."""
     return f"weights of {candidate.label}" if alone is None else f"weights of number {alone}"
+
+
+def _note_choice(label: str, partial: PartialOutput) -> None:
+    """Note what the output is made by: its bytes depend on no other answer of the search.
+
+    Raises:
+        ResumeError: Some of the output has been made by another choice.
+    """
+    before = partial.notes.get("chosen", label)
+    if before != label and partial.finished:
+        raise ResumeError(
+            "the interrupted run had made another choice, and has begun to write it",
+            path=partial.workplace.path,
+            expected=before,
+            found=label,
+            hint="rerun with the same arguments, or start over with --overwrite",
+        )
+    partial.note("chosen", label)
 
 
 def _has_blocks(names: Sequence[str], pattern: str | None) -> bool:

@@ -124,7 +124,7 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
 def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
-    from monosoup_cli.report.searched import search_table
+    from monosoup_cli.report.searched import made_by, search_table
     from monosoup_cli.report.tables import selection_table, summary_table
 
     if as_json:
@@ -140,6 +140,7 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
         console.note("")
     if "search" in report:
         console.table(search_table(report))
+        console.note(made_by(report))
         console.note("")
     console.table(summary_table(report, path or Path("stdout")))
     for note in notes_on(report):

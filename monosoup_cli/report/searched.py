@@ -11,7 +11,7 @@ from monosoup_cli.report.words import plural, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["charts_of", "notes_on_search", "scoring_table", "search_table"]
+__all__ = ["charts_of", "made_by", "notes_on_search", "scoring_table", "search_table"]
 
 MAX_ROWS = 12
 """How many candidates a table shows."""
@@ -46,8 +46,8 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
 
 
 def search_table(report: Mapping[str, Any]) -> RenderableType:
-    """Show the fine-tuned model, the Pareto front of two scores or the best of one, the choice, the command
-    that makes it, and the final scores."""
+    """Show the fine-tuned model, the Pareto front of two scores or the best of one, the choice, and the final
+    scores."""
     from rich.console import Group
     from rich.text import Text
 
@@ -76,7 +76,6 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
     scored = sum("same_as" not in one for one in candidates)
     facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {scored:,} of them scored")
     facts.add_row("chosen", Text(printable(search["chosen"])))
-    facts.add_row("made by", Text(printable(search["command"], 1000)))
     for name, score in report["output"].get("scores", {}).items():
         others = (
             f"; {printable(one['source'])}: {one['final_scores'][name]:.6g}"
@@ -85,6 +84,11 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
         )
         facts.add_row(Text(printable(f"final {name}")), Text(f"{score:.6g}{''.join(others)}"))
     return Group(table, Text(""), facts)
+
+
+def made_by(report: Mapping[str, Any]) -> str:
+    """Return the line with the command that makes the choice. Nothing may fold it: it is copied."""
+    return f"made by: {printable(report['search']['command'], 1000)}"
 
 
 def notes_on_search(report: Mapping[str, Any]) -> list[str]:

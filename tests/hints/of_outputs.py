@@ -168,6 +168,20 @@ def a_score_command_that_changes_an_input(at: Trial) -> None:
     at.loads(*command, f"cp {{}} {at.tmp}/copy; echo >> {at.tmp}/copy; echo 1")
 
 
+@follows("api/search.py", "rerun with the same arguments")
+def another_choice_of_a_search(at: Trial) -> None:
+    """Something in the way stops the first run after it has written; then another score wants another."""
+    command = ("search", at.base, at.finetuned, "-o", at.out, "--budget", "2", "--score")
+    first, last = "echo 1; : {}", f"echo >> {at.tmp}/log; wc -l < {at.tmp}/log; : {{}}"
+    for end in ((first, "--resume"), (last, "--overwrite")):
+        assert at.run(*command, f"mkdir -p {at.out}; {first}").code == 1
+        at.out.rmdir()
+        at.refused(*command, last, "--resume")
+        assert end[1] in ("--resume", *at.options())
+        at.loads(*command, *end)
+        shutil.rmtree(at.out)
+
+
 @follows("outputs/output_path.py", "the output already exists")
 def an_output_that_exists(at: Trial) -> None:
     at.works(*at.edit)

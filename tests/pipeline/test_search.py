@@ -289,13 +289,46 @@ def test_a_command_that_fails_loses_nothing(run, land, tmp_path):
     assert "no luck today" in failed.err
     assert "what is finished is kept" in failed.err
     mended.unlink()
-    refused = run(*words[:-1], "echo 1 {}", "--resume")
-    assert refused.code == 1
-    assert "arguments.score" in refused.err
     assert run(*words, "--resume").code == 0
     scored = [each["sha256"] for each in land.runs]
     assert len(scored) == 5
     assert len({*scored}) == 4
+
+
+def test_the_resumed_search_may_want_something_else(run, land, tmp_path):
+    """Another command, after a mistake in the first; less of the budget, to end with the best so far."""
+    out = tmp_path / "out"
+    words = ["search", land.base, land.ft, "-o", out, "--device", "cpu", "--budget"]
+    mistaken = run(*words, "9", "--score", "python3 -S no-such-file {}")
+    assert mistaken.code == 1
+    assert "rerun with --resume" in mistaken.err
+    mended = land.at(5, "fail")
+    target = land.folder / "at 0.75"
+    assert run(*words, "9", "--score", land.command(target), "--resume").code == 1
+    mended.unlink()
+    done = run(*words, "4", "--score", land.command(target), "--resume")
+    assert done.code == 0, done.err
+    assert len(land.runs) == 5
+    assert "4 of them scored" in done.err
+    assert "\nmade by: monosoup " in done.err
+    search = report_of(out)["search"]
+    best = max(search["candidates"], key=lambda one: one["scores"]["score"])
+    assert search["chosen"] == best["candidate"]
+
+
+def test_an_output_that_is_begun_has_one_choice(run, land, tmp_path):
+    """What is written of the first choice is no part of another one."""
+    out = tmp_path / "out"
+    words = ["search", land.base, land.ft, "-o", out, "--device", "cpu", "--budget", "4", "--score"]
+    in_the_way = f"mkdir -p {shlex.quote(str(out))}; "
+    failed = run(*words, in_the_way + land.command(land.ft))
+    assert "something else was created here" in failed.err
+    out.rmdir()
+    other = (*words, land.command(land.base), "--resume")
+    refused = run(*other)
+    assert refused.code == 1
+    assert "expected wise --alpha 1, found wise --alpha 0" in refused.err
+    assert run(*words, land.command(land.ft), "--resume").code == 0
 
 
 @pytest.mark.parametrize("number", [2, 5])
