@@ -80,7 +80,7 @@ bench: install $(VENV)-mergekit/installed  ## Measure speed and memory against n
 $(VENV)-evidence/installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)-evidence
 	$(VENV)-evidence/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt \
-		-e . matplotlib numpy scikit-learn transformers
+		-e . matplotlib numpy peft scikit-learn scipy transformers
 	@touch $@
 
 evidence: $(VENV)-evidence/installed  ## Train small models, score every method on them, and write docs/evidence.md

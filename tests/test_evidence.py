@@ -11,8 +11,8 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from docs.evidence import page, pictures, study, vision
-from docs.evidence.intervals import difference, estimate, spearman, spearman_interval
+from docs.evidence import commands, page, pictures, study, vision
+from docs.evidence.intervals import difference, estimate, spearman
 from monosoup_cli.cli.app import app, main
 
 TEXT = study.STUDIES["text"]
@@ -30,8 +30,9 @@ def made_results(seed: int) -> dict:
     found["checkpoints"] = {}
     for number, recipe in enumerate(TEXT.recipes):
         swept = recipe in TEXT.swept
-        labels = [label for call in study.calls(swept) for label in call.folders(Path("out"))]
-        scores = {label: answers(0.6, source) for label in ("fine-tuned", *labels, study.alike("entropy"))}
+        labels = [label for call in commands.calls(swept) for label in call.folders(Path("out"))]
+        labels += ["fine-tuned", commands.alike("entropy"), commands.AT_MEAN]
+        scores = {label: answers(0.6, source) for label in labels}
         scores["edit"] = {
             task: "1" * 20 + each[20:] if each[:20].count("1") < 20 else each
             for task, each in scores["fine-tuned"].items()
@@ -39,7 +40,15 @@ def made_results(seed: int) -> dict:
         means = dict.fromkeys(page.MEASURES, 0.1) | {"relative_update": 0.1 * number + seed}
         layers = [{"name": str(at), "lambda_high": 0.9, "lambda_low": 0.1} for at in range(3)]
         found["checkpoints"][recipe] = {"spectrum": {"means": means, "layers": layers}, "scores": scores}
-    found["together"] = {call.words: answers(0.6, source) for call in study.TOGETHER}
+    labels = [label for call in commands.together("score {}") for label in call.folders(Path("out"))]
+    found["together"] = {label: answers(0.6, source) for label in labels}
+    models = ("base", "fine-tuned", *(call.words for call in commands.COMPARED))
+    found["features"] = {
+        recipe: {
+            task: {model: [source.random() for _ in range(6)] for model in models} for task in TEXT.mapped
+        }
+        for recipe in TEXT.swept
+    }
     found["pairs"] = [
         {"pair": ["gentle", "overtrained"], "cosines": [0.1, 0.4], "scores": answers(0.6, source)},
         {"pair": ["gentle", "usual"], "cosines": [0.9, 0.8], "scores": answers(0.6, source)},
@@ -47,16 +56,17 @@ def made_results(seed: int) -> dict:
     return found
 
 
-def commands() -> list[list[str]]:
+def command_lines() -> list[list[str]]:
     """Every command line that a study runs."""
     base, *finetuned = [Path(f"{name}.safetensors") for name in ("base", "one", "two")]
-    lines = [call.command([base, finetuned[0]], Path("out")) for call in study.calls(swept=True)]
-    lines += [call.command([base, finetuned[0]], Path("out")) for call in study.calls(swept=False)]
-    lines += [call.command([base, *finetuned], Path("out")) for call in study.TOGETHER]
-    return lines + [study.inspection([base, finetuned[0]], split) for split in study.SPLITS]
+    one, out = [base, finetuned[0]], Path("out")
+    lines = [call.command(one, out) for swept in (True, False) for call in commands.calls(swept)]
+    lines += [call.command(one, out) for call in commands.COMPARED]
+    lines += [call.command([base, *finetuned], out) for call in commands.together("python score.py {}")]
+    return lines + [commands.inspection(one, split) for split in commands.SPLITS]
 
 
-@pytest.mark.parametrize("words", commands(), ids=shlex.join)
+@pytest.mark.parametrize("words", command_lines(), ids=shlex.join)
 def test_the_commands_of_a_study_parse(words):
     group = typer.main.get_command(app)
     command = group.get_command(group.make_context("monosoup", words[:1]), words[0])
@@ -64,12 +74,12 @@ def test_the_commands_of_a_study_parse(words):
 
 
 def test_a_sweep_makes_a_folder_for_each_value():
-    sweep = study.Call("edit", "energy", (0.5, 0.95))
+    sweep = commands.Call("edit", "energy", (0.5, 0.95))
     assert sweep.folders(Path("out")) == {
         "edit --energy 0.5": Path("out/energy-0.5"),
         "edit --energy 0.95": Path("out/energy-0.95"),
     }
-    assert study.Call("wise", "alpha", (0.5,)).folders(Path("out")) == {"wise --alpha 0.5": Path("out")}
+    assert commands.Call("wise", "alpha", (0.5,)).folders(Path("out")) == {"wise --alpha 0.5": Path("out")}
 
 
 def test_an_interval_covers_the_true_difference_as_often_as_it_says():
@@ -92,14 +102,58 @@ def test_seeds_that_share_their_examples_do_not_make_the_interval_shorter():
     assert apart.high - apart.low < alone.high - alone.low
 
 
+def test_an_interval_covers_what_other_seeds_would_have_given():
+    """Simulation: each of five seeds has an effect of its own, and their mean is not the truth."""
+    source = random.Random(0)
+    covered = 0
+    for _ in range(400):
+        chances = [0.2 + source.gauss(0, 0.05) for _ in range(5)]
+        seeds = {
+            seed: [[100.0 * (source.random() < chance) for _ in range(300)]]
+            for seed, chance in enumerate(chances)
+        }
+        found = estimate({"one": seeds}, same_examples=False)
+        covered += found.low <= 20 <= found.high
+    assert covered >= 0.93 * 400
+
+
 def test_spearman_is_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     source = random.Random(1)
     first = [source.randrange(6) for _ in range(40)]
     second = [source.randrange(6) + each for each in first]
-    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
-    low, high = spearman_interval(first, second)
-    assert low < spearman(first, second) < high
+    found = spearman(first, second, [at // 8 for at in range(40)])
+    assert found.value == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
+    assert found.low < found.value < found.high
+
+
+def test_a_correlation_by_chance_is_seldom_shown():
+    """With whole seeds drawn anew, an effect of the seed alone does not count as 25 checkpoints."""
+    source = random.Random(2)
+    seeds = [at // 5 for at in range(25)]
+    shown = alone = 0
+    for _ in range(200):
+        first, second = ([source.gauss(0, 3) for _ in range(5)] for _ in range(2))
+        pairs = [[values[seed] + source.gauss(0, 1) for seed in seeds] for values in (first, second)]
+        shown += spearman(*pairs, seeds, draws=500).is_shown
+        alone += spearman(*pairs, range(25), draws=500).is_shown
+    assert shown < 0.6 * alone
+
+
+def test_a_constant_measure_has_no_correlation():
+    assert spearman([1.0] * 6, [1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 2, 2]).value == 0
+
+
+def test_answers_are_kept_in_a_quarter_of_their_length_and_come_back():
+    answers = {
+        "one": ["0" * 30 + "1101", "usual"],
+        "pair": ("gentle", "0.5"),
+        "alpha": 0.5,
+        "none": "1" * 400,
+    }
+    kept = study.packed(answers)
+    assert len(kept["none"]) < 110
+    assert study.unpacked(json.loads(json.dumps(kept))) == answers | {"pair": ["gentle", "0.5"]}
 
 
 def test_the_page_says_what_helped_and_links_to_pictures_that_exist(tmp_path):
@@ -143,7 +197,7 @@ def test_the_measures_are_read_from_a_real_report(tmp_path, capsys):
     inputs = [tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"]
     for path, weights in zip(inputs, (base, finetuned), strict=True):
         save_file(weights, path)
-    assert main(study.inspection(inputs, "entropy")) == 0
+    assert main(commands.inspection(inputs, "entropy")) == 0
     found = study.spectrum(json.loads(capsys.readouterr().out))
     assert set(found["means"]) == set(page.MEASURES)
     assert len(found["layers"]) == 2
@@ -154,5 +208,34 @@ def test_no_digit_is_trained_and_tested_on():
     parts = vision.digits_of(3)
     seen = [{image.numpy().tobytes() for image in part.images} for part in parts]
     assert sum(len(part.labels) for part in parts) == 1797
-    assert not seen[2] & (seen[0] | seen[1])
-    assert not seen[3] & (seen[0] | seen[1])
+    pretraining, finetuning, validation, held_out, other_hands = seen
+    assert not (held_out | other_hands) & (pretraining | finetuning | validation)
+    assert not validation & finetuning
+
+
+def test_the_claims_of_the_readme_and_of_choosing_are_those_of_the_page():
+    """Every signed figure of a method in "Choosing" and the README's two are in the table at a glance."""
+    text = (page.ROOT / "docs" / "evidence.md").read_text()
+    rows = {
+        (group, cells[0]): [cell.strip("*") for cell in cells[1:]]
+        for group in ("Healthy", "Over-trained")
+        for line in text.split("## At a glance")[1]
+        .split(f"{group} fine-tunes:")[1]
+        .split("\n\n")[1]
+        .splitlines()
+        if (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    over, healthy = rows["Over-trained", "`edit`"], rows["Healthy", "`edit`"]
+    further, cost = (rows[group, "`edit --split energy-entropy`"] for group in ("Over-trained", "Healthy"))
+    hard = rows["Over-trained", "`edit --split noise --weighting high`"]
+    readme, choosing = ((page.ROOT / name).read_text() for name in ("README.md", "docs/choosing.md"))
+    assert f"{over[1][1:]} points (text) and {over[3][1:]} points (vision)" in " ".join(readme.split())
+    words = " ".join(choosing.split())
+    assert f"{over[1]} points in text and {over[3]} in vision" in words
+    assert f"({healthy[3]} in vision)" in words
+    assert f"gained {further[1][1:]} points (text) and {further[3][1:]} (vision)" in words
+    assert f"lost {cost[1][1:]} on healthy ones in text" in words
+    assert f"lost {hard[3][1:]} points out of distribution on over-trained vision" in words
+    (update,) = [line for line in text.splitlines() if line.startswith("| ‖Δ‖/‖W0‖ |")]
+    in_text, in_vision = (cell.strip(" *").split()[0] for cell in update.split("|")[2:4])
+    assert f"rank correlation {in_text} in text, {in_vision} in vision" in words

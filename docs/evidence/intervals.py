@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Z95 = 1.96
+import numpy as np
+from scipy import stats
 
 
 class Estimate(NamedTuple):
-    """A mean difference in points, its 95 % interval paired over examples, and the mean of each seed."""
+    """A mean difference in points, its 95 % interval, and the mean of each seed."""
 
     mean: float
     low: float
@@ -43,6 +43,9 @@ def averaged(rows: Sequence[Sequence[float]]) -> list[float]:
 def estimate(tasks: dict[str, dict[int, list[list[float]]]], *, same_examples: bool) -> Estimate:
     """The mean over tasks of the mean difference.
 
+    The variance of the examples and that of the seeds' means are added. The quantile is that of Student's t,
+    with the degrees of freedom of Welch and Satterthwaite.
+
     Args:
         tasks: for each task and seed, a row of differences for every checkpoint.
         same_examples: whether all seeds are scored on the same ones; an example then counts once.
@@ -54,37 +57,49 @@ def estimate(tasks: dict[str, dict[int, list[list[float]]]], *, same_examples: b
         means.append(statistics.fmean(examples))
         widened = [*examples, 100.0, -100.0]  # Bonett and Price, 2012: no difference seen is not no width
         variances.append(statistics.variance(widened) / len(widened))
-    mean, error = statistics.fmean(means), math.sqrt(sum(variances)) / len(variances)
     numbers = list(next(iter(tasks.values())))
     per_seed = [
         statistics.fmean(statistics.fmean(averaged(seeds[number])) for seeds in tasks.values())
         for number in numbers
     ]
-    return Estimate(mean, mean - Z95 * error, mean + Z95 * error, tuple(per_seed))
+    of_examples = sum(variances) / len(variances) ** 2
+    of_seeds = statistics.variance(per_seed) / len(per_seed) if len(per_seed) > 1 else 0.0
+    variance = of_examples + of_seeds
+    freedom = (len(per_seed) - 1) * (variance / of_seeds) ** 2 if of_seeds else math.inf
+    width = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    mean = statistics.fmean(means)
+    return Estimate(mean, mean - width, mean + width, tuple(per_seed))
 
 
-def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+class Correlation(NamedTuple):
+    """Spearman's rank correlation with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval is without 0."""
+        return not self.low <= 0 <= self.high
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; 0 if one of the two is constant."""
-    one, two = ranks(first), ranks(second)
-    if len(set(one)) < 2 or len(set(two)) < 2:
-        return 0.0
-    return statistics.correlation(one, two)
+def spearman(
+    first: Sequence[float], second: Sequence[float], seeds: Sequence[object], draws: int = 4000
+) -> Correlation:
+    """Spearman's rank correlation. The interval draws whole seeds anew: their checkpoints share a base."""
+    one, two = stats.rankdata(first), stats.rankdata(second)
+    terms = np.stack([np.ones_like(one), one, two, one * one, two * two, one * two])
+    groups = np.array([[each == seed for each in seeds] for seed in dict.fromkeys(seeds)], dtype=float)
+    sums = groups @ terms.T
+    drawn = np.random.default_rng(0).multinomial(len(groups), np.full(len(groups), 1 / len(groups)), draws)
+    low, high = np.quantile(_pearson(drawn @ sums), (0.025, 0.975))
+    (value,) = _pearson(sums.sum(0, keepdims=True))
+    return Correlation(float(value), float(low), float(high))
 
 
-def spearman_interval(
-    first: Sequence[float], second: Sequence[float], draws: int = 2000
-) -> tuple[float, float]:
-    """Its 95 % interval, by drawing the pairs anew."""
-    source, count = random.Random(0), len(first)
-    found = []
-    for _ in range(draws):
-        drawn = [source.randrange(count) for _ in range(count)]
-        found.append(spearman([first[at] for at in drawn], [second[at] for at in drawn]))
-    found.sort()
-    return found[int(0.025 * draws)], found[int(0.975 * draws) - 1]
+def _pearson(sums: np.ndarray) -> np.ndarray:
+    """Of rows of Σ1, Σx, Σy, Σx², Σy² and Σxy; 0 where x or y is constant."""
+    count, x, y, xx, yy, xy = sums.T
+    product = (count * xx - x * x) * (count * yy - y * y)
+    return np.divide(count * xy - x * y, np.sqrt(product), out=np.zeros_like(xy), where=product > 1e-9)

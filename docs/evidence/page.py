@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from scipy.stats import rankdata
+
+from docs.evidence.commands import AT_MEAN, alike
 from docs.evidence.data import ROOT
-from docs.evidence.intervals import Estimate, accuracy, difference, estimate, spearman, spearman_interval
+from docs.evidence.intervals import Correlation, Estimate, accuracy, difference, estimate, spearman
 from docs.evidence.study import STUDIES, Study, results
 
 Results = list[dict[str, Any]]
 
-TITLES = {"text": "Text: sentiment", "vision": "Vision: digits"}
+TITLES = {"text": "Text: sentiment", "vision": "Vision: digits", "lora": "LoRA: sentiment by adapters"}
 
 INTRODUCTION = """\
 # Evidence
@@ -25,10 +28,14 @@ page comes from them alone.
 
 How to read the tables: "in" is accuracy in distribution, "out" is the mean accuracy over the shifted tasks.
 A method's figures are differences from the fine-tuned checkpoint, in points. The brackets are 95 %
-intervals, paired over the examples. They say what other examples might have given, not what other models
-might. Each figure after a bracket is one seed. The intervals are not corrected for their number: of a
-hundred methods without any effect, about five would still seem to have one. **Bold** marks an interval
-without 0.
+intervals, paired over the examples. They add what other examples might have given and what other seeds
+might have; a seed draws the training data, and in vision all data. Each figure after a bracket is one seed.
+The intervals are not corrected for their number: of a hundred methods without any effect, about five would
+still seem to have one. **Bold** marks an interval without 0.
+
+"wise at the equivalent α" is the interpolation between base and fine-tuned checkpoint that comes nearest to
+`edit`; `inspect-spectrum` shows this α. The row below it has `edit` against that interpolation: what the edit
+does beyond one. "wise at the mean λ_high" takes the mean of the layers' λ_high as its α.
 """
 
 SETTINGS = {
@@ -46,7 +53,30 @@ Out of distribution are digits of forms that no network saw, and held-out digits
 or noisy. Four fine-tunes are healthy: 3·10⁻⁴ for 10 epochs, 10⁻³ for 10 and for 30, and 3·10⁻³ for 10. One
 is over-trained: 10⁻² for 30 epochs.
 """,
+    "lora": """\
+The base and the data are those of the first study. The base and its head are frozen; adapters of rank 8 on
+all linear layers are trained. Two are healthy: 5·10⁻⁴ for 2 epochs, and 2·10⁻³ for 3. One is over-trained:
+5·10⁻³ for 6 epochs. The commands read the adapters.
+""",
 }
+
+GROUPS = {"healthy": "Healthy fine-tunes", "overtrained": "Over-trained fine-tunes"}
+
+BEYOND = "`edit` against wise at the equivalent α"
+
+FIRST = (
+    "edit",
+    "edit --split energy-entropy",
+    "edit --split noise",
+    "edit --split noise --weighting high",
+    "edit --energy 0.8",
+    "edit --wise 0.5",
+    "wise --alpha 0.5",
+    alike("entropy"),
+    BEYOND,
+    AT_MEAN,
+)
+"""The methods that are run on every fine-tune, as the first table shows them."""
 
 PICTURES = {
     "arrows": "From each fine-tuned checkpoint to its edit (the paper's Fig. 12)",
@@ -55,6 +85,7 @@ PICTURES = {
     "truncation": "The strong part alone (Figs. 3, 6 and 7)",
     "pairs": "Model Stock of two fine-tunes against the better of them, and their cosines (Fig. 1)",
     "depth": "The coefficients over depth (Fig. 13)",
+    "features": "Linear CKA of each block's features with the base's (Figs. 8 and 9)",
 }
 
 MEASURES = {
@@ -69,8 +100,11 @@ MEASURES = {
 }
 
 
-FEWEST = 10
-"""Checkpoints that a correlation is computed from."""
+COLLAPSED = 10
+"""Points below the base in distribution from which training has failed."""
+
+FEWEST = 4
+"""Seeds that a correlation is computed from."""
 
 
 def write_page() -> None:
@@ -86,7 +120,7 @@ def write_page() -> None:
 
 def page(found: dict[str, Results], drawn: dict[str, list[Path]]) -> str:
     """The text of the page."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, *overview(found)]
     for name, seeds in found.items():
         parts += section(STUDIES[name], seeds, drawn.get(name, []))
     return "\n".join([*parts, *decides(found)])
@@ -98,11 +132,11 @@ def section(study: Study, seeds: Results, drawn: list[Path]) -> Iterable[str]:
     yield SETTINGS[study.name]
     yield rests_on(study, seeds)
     yield checkpoints(study, seeds)
-    groups = {"healthy": study.healthy, "over-trained": study.overtrained}
-    for title, recipes in groups.items():
-        rows = methods(study, seeds, recipes)
+    yield collapsed(study, seeds)
+    for group, title in GROUPS.items():
+        rows = methods(study, seeds, getattr(study, group))
         if rows:
-            yield f"### {title.capitalize()} fine-tunes\n"
+            yield f"### {title}\n"
             yield method_table(rows)
             yield summary(rows)
     rows = together(study, seeds)
@@ -114,6 +148,41 @@ def section(study: Study, seeds: Results, drawn: list[Path]) -> Iterable[str]:
     for path in drawn:
         kind = path.stem.split("-")[0]
         yield f"![{PICTURES[kind]}](evidence/pictures/{path.name})\n\n*{PICTURES[kind]}.*\n"
+
+
+def overview(found: dict[str, Results]) -> Iterable[str]:
+    """The methods of every fine-tune side by side, in all studies."""
+    yield "## At a glance\n"
+    yield "Points gained against the fine-tuned checkpoint; the intervals are in the tables below.\n"
+    for group, title in GROUPS.items():
+        of_study = {
+            name: {row[0]: row for row in methods(STUDIES[name], seeds, getattr(STUDIES[name], group))}
+            for name, seeds in found.items()
+        }
+        rows = [
+            [
+                named(label),
+                *(
+                    emphasised(side, signed(side.mean))
+                    for rows in of_study.values()
+                    if label in rows
+                    for side in rows[label][2:]
+                ),
+            ]
+            for label in FIRST
+        ]
+        yield f"{title}:\n"
+        yield table([title.lower(), *(f"{name}, {side}" for name in found for side in ("in", "out"))], rows)
+
+
+def named(label: str) -> str:
+    """A method as the page writes it: commands as code."""
+    return label if " at the " in label else f"`{label}`"
+
+
+def emphasised(found: Estimate, text: str) -> str:
+    """In bold if the interval is without 0."""
+    return text if found.word == "not shown" else f"**{text}**"
 
 
 def rests_on(study: Study, seeds: Results) -> str:
@@ -149,6 +218,24 @@ def checkpoints(study: Study, seeds: Results) -> str:
     return table(["checkpoint", "seeds", *tasks], rows)
 
 
+def collapsed(study: Study, seeds: Results) -> str:
+    """The fine-tunes that are far worse than their base where they were trained."""
+
+    def inside(scores: dict[str, str]) -> float:
+        return sum(accuracy(scores[task]) for task in study.inside) / len(study.inside)
+
+    found = [
+        f"{recipe} of seed {each['seed']}"
+        for each in seeds
+        for recipe, own in each["checkpoints"].items()
+        if inside(own["scores"]["fine-tuned"]) < inside(each["base"]) - COLLAPSED
+    ]
+    return (
+        f"More than {COLLAPSED} points below their base in distribution: {', '.join(found) or 'none'}."
+        " They count in all tables.\n"
+    )
+
+
 Row = tuple[str, int, Estimate, Estimate]
 """A method, how many checkpoints it was run on, and the differences in and out of distribution."""
 
@@ -164,14 +251,21 @@ def methods(study: Study, seeds: Results, recipes: tuple[str, ...]) -> list[Row]
     rows = []
     for label in labels:
         if label != "fine-tuned":
-            pairs = [
-                (each["seed"], own["scores"][label], own["scores"]["fine-tuned"])
-                for each in seeds
-                for recipe in recipes
-                if label in (own := each["checkpoints"].get(recipe, {"scores": {}}))["scores"]
-            ]
-            rows.append(row(study, label, pairs))
+            rows.append(row(study, label, of_recipes(seeds, recipes, label, "fine-tuned")))
+        if label == alike("entropy"):
+            rows.append(row(study, BEYOND, of_recipes(seeds, recipes, "edit", label)))
     return rows
+
+
+Pair = tuple[int, dict[str, str], dict[str, str]]
+"""A seed, what is scored, and what it is compared with."""
+
+
+def of_recipes(seeds: Results, recipes: tuple[str, ...], label: str, against: str) -> list[Pair]:
+    """The scores of two methods on all fine-tunes that have both."""
+    found = [(each["seed"], each["checkpoints"].get(recipe)) for each in seeds for recipe in recipes]
+    scores = [(seed, own["scores"]) for seed, own in found if own]
+    return [(seed, own[label], own[against]) for seed, own in scores if label in own]
 
 
 def together(study: Study, seeds: Results) -> list[Row]:
@@ -192,7 +286,7 @@ def together(study: Study, seeds: Results) -> list[Row]:
     ]
 
 
-def row(study: Study, label: str, pairs: list[tuple[int, dict[str, str], dict[str, str]]]) -> Row:
+def row(study: Study, label: str, pairs: list[Pair]) -> Row:
     """A method's differences on both sides."""
 
     def side(tasks: tuple[str, ...]) -> Estimate:
@@ -210,7 +304,7 @@ def method_table(rows: list[Row]) -> str:
     return table(
         ["method", "checkpoints", "in", "seeds", "out", "seeds"],
         [
-            [f"`{label}`" if "α" not in label else label, str(count), *shown(inside), *shown(outside)]
+            [named(label), str(count), *shown(inside), *shown(outside)]
             for label, count, inside, outside in rows
         ],
     )
@@ -219,8 +313,7 @@ def method_table(rows: list[Row]) -> str:
 def shown(found: Estimate) -> list[str]:
     """A difference, its interval, and the seeds."""
     text = f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
-    text = text if found.word == "not shown" else f"**{text}**"
-    return [text, " ".join(signed(each) for each in found.seeds)]
+    return [emphasised(found, text), " ".join(signed(each) for each in found.seeds)]
 
 
 def signed(value: float) -> str:
@@ -231,13 +324,12 @@ def signed(value: float) -> str:
 def summary(rows: list[Row]) -> str:
     """For every method, where it helped and where not."""
 
-    def named(side: Callable[[Row], Estimate], word: str) -> str:
-        names = [f"`{row[0]}`" if "α" not in row[0] else row[0] for row in rows if side(row).word == word]
-        return ", ".join(names) or "none"
+    def those(side: Callable[[Row], Estimate], word: str) -> str:
+        return ", ".join(named(row[0]) for row in rows if side(row).word == word) or "none"
 
     sides = {"In distribution": lambda row: row[2], "Out of distribution": lambda row: row[3]}
     lines = [
-        f"- {title}, helped: {named(side, 'helped')}. Hurt: {named(side, 'hurt')}."
+        f"- {title}, helped: {those(side, 'helped')}. Hurt: {those(side, 'hurt')}."
         for title, side in sides.items()
     ]
     return "\n".join([*lines, "- For all others the interval has 0 in it: neither is shown.\n"])
@@ -248,44 +340,70 @@ def decides(found: dict[str, Results]) -> Iterable[str]:
     yield "## What decides it\n"
     yield (
         "Does what `inspect-spectrum` knows without data predict the gain of `edit` out of distribution? The"
-        " table has Spearman's correlation over checkpoints, with a 95 % bootstrap interval.\n"
+        " table has Spearman's correlation over checkpoints. Its 95 % interval draws whole seeds anew, as the"
+        " checkpoints of a seed share their base and data. In the last column, checkpoints are ranked within"
+        " their study.\n"
     )
-    gains = {name: gains_of(STUDIES[name], seeds) for name, seeds in found.items()}
-    header = ["measure", *(f"{name} ({len(each)})" for name, each in gains.items())]
+    studies = {name: gains_of(STUDIES[name], seeds) for name, seeds in found.items()}
+    studies |= {"all": [each for gains in studies.values() for each in ranked(gains)]}
+    header = ["measure", *(f"{name} ({len(each)})" for name, each in studies.items())]
     rows, telling = [], []
     for measure, title in MEASURES.items():
         cells = []
-        for name, each in gains.items():
-            if len(each) < FEWEST:
+        for name, gains in studies.items():
+            if len({gain.seed for gain in gains}) < FEWEST:
                 cells.append("too few")
                 continue
-            values, gain = [means[measure] for means, _ in each], [gain for _, gain in each]
-            low, high = spearman_interval(values, gain)
-            cell = f"{hundredths(spearman(values, gain))} [{hundredths(low)}, {hundredths(high)}]"
-            cells.append(cell if low <= 0 <= high else f"**{cell}**")
-            telling += [] if low <= 0 <= high else [f"{title} ({name})"]
+            correlation = spearman(
+                [each.measures[measure] for each in gains],
+                [each.gain for each in gains],
+                [each.seed for each in gains],
+            )
+            cells.append(hundredths(correlation))
+            telling += [f"{title} ({name})"] if correlation.is_shown else []
         rows.append([title, *cells])
     yield table(header, rows)
-    yield (
-        f"The interval is without 0 for: {', '.join(telling) or 'none'}. Checkpoints of a seed share their"
-        " base and data, so the true intervals are wider.\n"
-    )
+    yield f"The interval is without 0 for: {', '.join(telling) or 'none'}.\n"
 
 
-def gains_of(study: Study, seeds: Results) -> list[tuple[dict[str, float], float]]:
+class Gain(NamedTuple):
+    """What was known of a checkpoint without data, and what `edit` gained out of distribution."""
+
+    seed: str
+    measures: dict[str, float]
+    gain: float
+
+
+def gains_of(study: Study, seeds: Results) -> list[Gain]:
     """For every checkpoint its measures, and the gain of `edit` out of distribution."""
     found = []
     for each in seeds:
         for own in each["checkpoints"].values():
             before, after = own["scores"]["fine-tuned"], own["scores"]["edit"]
             gain = sum(accuracy(after[task]) - accuracy(before[task]) for task in study.outside)
-            found.append((own["spectrum"]["means"], gain / len(study.outside)))
+            measures = {name: own["spectrum"]["means"][name] for name in MEASURES}
+            found.append(Gain(f"{study.name} {each['seed']}", measures, gain / len(study.outside)))
     return found
 
 
-def hundredths(value: float) -> str:
-    """A correlation."""
-    return f"{value:+.2f}".replace("-", "−")
+def ranked(gains: list[Gain]) -> list[Gain]:
+    """The same with ranks from 0 to 1 in place of values, so that studies compare."""
+
+    def ranks(values: list[float]) -> list[float]:
+        return [(rank - 0.5) / len(values) for rank in rankdata(values)]
+
+    measures = {name: ranks([each.measures[name] for each in gains]) for name in MEASURES}
+    return [
+        Gain(each.seed, {name: values[at] for name, values in measures.items()}, gain)
+        for at, (each, gain) in enumerate(zip(gains, ranks([each.gain for each in gains]), strict=True))
+    ]
+
+
+def hundredths(found: Correlation) -> str:
+    """A correlation with its interval."""
+    value, low, high = (f"{each:+.2f}".replace("-", "−") for each in found)
+    text = f"{value} [{low}, {high}]"
+    return f"**{text}**" if found.is_shown else text
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -13,8 +13,9 @@ matplotlib.rcParams |= {"svg.hashsalt": "monosoup", "svg.fonttype": "none", "fon
 
 from matplotlib import pyplot  # noqa: E402
 
+from docs.evidence.commands import WEIGHTINGS  # noqa: E402
 from docs.evidence.intervals import accuracy  # noqa: E402
-from docs.evidence.study import WEIGHTINGS, Study  # noqa: E402
+from docs.evidence.study import Study  # noqa: E402
 
 Results = list[dict[str, Any]]
 
@@ -108,10 +109,11 @@ def curve(axes: Any, study: Study, seeds: Results, recipe: str, label: str) -> N
     found = {value: mean_of(study, seeds, recipe, f"{label} --energy {value:g}") for value in values}
     points = {value: each for value, each in found.items() if each}
     finetuned = mean_of(study, seeds, recipe, "fine-tuned")
-    for at, colour in enumerate((IN, OUT)):
-        axes.plot(list(points), [each[at] for each in points.values()], "o-", ms=3, color=colour)
+    for at, (side, colour) in enumerate({"in": IN, "out": OUT}.items()):
+        axes.plot(list(points), [each[at] for each in points.values()], "o-", ms=3, color=colour, label=side)
         axes.axhline(finetuned[at], color=colour, lw=0.8, ls=":")
     axes.set(title=recipe, xlabel="energy R", ylabel="accuracy (%)")
+    axes.legend(frameon=False)
 
 
 def truncation(study: Study, seeds: Results) -> Any:
@@ -131,12 +133,11 @@ def energy(study: Study, seeds: Results) -> Any:
         labels = {"fine-tuned": "fine-tuned", "edit": "both"}
         labels |= {f"edit --weighting {weighting}": weighting for weighting in WEIGHTINGS}
         points = {name: mean_of(study, seeds, recipe, label) for label, name in labels.items()}
-        for name, point in points.items():
+        for (name, point), marker in zip(points.items(), "os^vD*P", strict=True):
             if point:
-                below.plot(*point, "o", ms=4, color=IN)
-                below.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+                below.plot(*point, marker, ms=5, alpha=0.7, label=name)
         below.set(xlabel="in distribution (%)", ylabel="out of distribution (%)")
-        below.margins(0.2)
+        below.legend(frameon=False, fontsize=7)
     return figure
 
 
@@ -187,6 +188,36 @@ def depth(study: Study, seeds: Results) -> Any:
     return figure
 
 
+def features(study: Study, seeds: Results) -> Any:
+    """CKA of every block with the base's block, the mean over seeds: fine-tunes below, tasks side by side."""
+    found = [each["features"] for each in seeds if each["features"]]
+    if not found:
+        return None
+    recipes = [recipe for recipe in study.swept if recipe in found[0]]
+    figure, axes = pyplot.subplots(
+        len(recipes), len(study.mapped), figsize=(7.5, 1.9 * len(recipes)), squeeze=False
+    )
+    for recipe, row in zip(recipes, axes, strict=True):
+        for task, panel in zip(study.mapped, row, strict=True):
+            own = [each[recipe][task] for each in found if recipe in each]
+            models = list(own[0])
+            means = [
+                [statistics.fmean(block) for block in zip(*(each[model] for each in own), strict=True)]
+                for model in models
+            ]
+            lowest = min(min(line) for line in means)
+            panel.imshow(means, cmap="viridis", vmin=lowest, vmax=1, aspect="auto")
+            for at, line in enumerate(means):
+                for block, value in enumerate(line):
+                    colour = "white" if value < (1 + lowest) / 2 else "black"
+                    panel.text(block, at, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+            panel.set(title=f"{recipe}, {task}", xlabel="block")
+            panel.set_yticks(
+                range(len(models)), models if panel is row[0] else [""] * len(models), fontsize=7
+            )
+    return figure
+
+
 PICTURES = {
     "arrows": arrows,
     "wise": wise,
@@ -194,5 +225,6 @@ PICTURES = {
     "truncation": truncation,
     "pairs": pairs,
     "depth": depth,
+    "features": features,
 }
 """In the order of the page."""

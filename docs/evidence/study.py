@@ -6,20 +6,25 @@ Every step leaves a file in .evidence/, and a step whose file is there is not ru
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib import import_module, metadata
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from docs.evidence.commands import AT_MEAN, COMPARED, SPLITS, Call, alike, calls, inspection, together
 from docs.evidence.data import CACHE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,7 +41,10 @@ class Recipe(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """What a study is made of. Its module has `make_base`, `fine_tune` and `Scorer`."""
+    """What a study is made of. Its module has `make_base`, `fine_tune` and `Scorer`.
+
+    On fine-tunes that are `swept` all methods are run; on `mapped` tasks features are compared.
+    """
 
     name: str
     inside: tuple[str, ...]
@@ -44,6 +52,7 @@ class Study:
     healthy: tuple[str, ...]
     overtrained: tuple[str, ...]
     swept: tuple[str, ...]
+    mapped: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     same_examples: bool = True
 
@@ -66,6 +75,7 @@ STUDIES = {
         healthy=("gentle", "usual", "long", "fast"),
         overtrained=("overtrained",),
         swept=("usual", "overtrained"),
+        mapped=("movies", "tweets"),
     ),
     "vision": Study(
         "vision",
@@ -76,72 +86,15 @@ STUDIES = {
         swept=("usual", "overtrained"),
         same_examples=False,
     ),
+    "lora": Study(
+        "lora",
+        inside=("movies",),
+        outside=("products", "editorials", "tweets"),
+        healthy=("gentle", "usual"),
+        overtrained=("overtrained",),
+        swept=("overtrained",),
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Call:
-    """One run of monosoup. It makes one checkpoint, or one for each value of a sweep."""
-
-    words: str
-    sweep: str = ""
-    values: tuple[float, ...] = ()
-
-    def command(self, inputs: list[Path], out: Path) -> list[str]:
-        """Its command line."""
-        command, *options = shlex.split(self.words)
-        if self.sweep:
-            options += [f"--{self.sweep}", ",".join(f"{value:g}" for value in self.values)]
-        return [command, *map(str, inputs), "-o", str(out), *options, "--quiet"]
-
-    def folders(self, out: Path) -> dict[str, Path]:
-        """What it makes: the command, as the page names it, and the folder of the checkpoint."""
-        if not self.sweep:
-            return {self.words: out}
-        names = {value: f"{self.sweep}-{value:g}" if len(self.values) > 1 else "" for value in self.values}
-        return {f"{self.words} --{self.sweep} {value:g}": out / name for value, name in names.items()}
-
-
-CORE = (
-    Call("edit"),
-    Call("edit --split energy-entropy"),
-    Call("edit --split noise"),
-    Call("edit --split noise --weighting high"),
-)
-"""Run on every fine-tune, with one value of each sweep."""
-
-WEIGHTINGS = ("spectral", "alignment", "uniform", "high", "low")
-
-SPLITS = ("entropy", "energy-entropy", "noise")
-
-
-def calls(swept: bool) -> list[Call]:
-    """The commands for one fine-tune: all of them, or the few that every fine-tune gets."""
-    if not swept:
-        return [
-            *CORE,
-            Call("edit", "energy", (0.8,)),
-            Call("edit", "wise", (0.5,)),
-            Call("wise", "alpha", (0.5,)),
-        ]
-    return [
-        *CORE,
-        Call("edit", "energy", (0.5, 0.7, 0.8, 0.9, 0.95)),
-        Call("edit --weighting high", "energy", (0.5, 0.8, 0.95)),
-        *(Call(f"edit --weighting {weighting}") for weighting in WEIGHTINGS),
-        Call("edit", "wise", (0.25, 0.5, 0.75)),
-        Call("wise", "alpha", (0.25, 0.5, 0.75)),
-        Call("lines --alpha 0.5 --beta 0.5"),
-    ]
-
-
-TOGETHER = (Call("soup"), Call("stock"), Call("sfgs --threshold 0.5"), Call("edit"))
-"""The commands for all fine-tunes of a seed together."""
-
-
-def alike(split: str) -> str:
-    """How the page names the interpolation that comes nearest to an edit."""
-    return "wise at the α of edit" + ("" if split == "entropy" else f" --split {split}")
 
 
 def run(words: list[str]) -> str:
@@ -152,13 +105,21 @@ def run(words: list[str]) -> str:
     return done.stdout
 
 
+FEATURES = "features-"
+"""How the files of the last steps begin."""
+
+
 class Seed:
     """One seed of a study: its checkpoints and scores in the cache."""
 
     def __init__(self, study: Study, seed: int) -> None:
         self.study, self.seed = study, seed
         self.folder = CACHE / study.name / f"seed-{seed}"
-        self._scorer: Any = None
+
+    @cached_property
+    def scorer(self) -> Any:
+        """The tasks of this seed."""
+        return self.study.module.Scorer(self.seed)
 
     def run(self) -> None:
         """All steps that were not done yet, and then the results."""
@@ -172,6 +133,8 @@ class Seed:
         order = sorted(self.study.recipes, key=lambda recipe: recipe not in self.study.swept)
         steps |= {recipe: partial(self.checkpoint, recipe) for recipe in order}
         steps |= {"together": self.together, "pairs": self.pairs}
+        if self.study.mapped:
+            steps |= {f"features-{recipe}": partial(self.features, recipe) for recipe in self.study.swept}
         for name, find in steps.items():
             self._step(name, find)
             self.write()
@@ -187,9 +150,12 @@ class Seed:
             "checkpoints": {recipe: done[recipe] for recipe in self.study.recipes if recipe in done},
             "together": done.get("together", {}),
             "pairs": done.get("pairs", []),
+            "features": {
+                recipe: done[name] for recipe in self.study.swept if (name := f"features-{recipe}") in done
+            },
         }
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.study.name}-{self.seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (RESULTS / f"{self.study.name}-{self.seed}.json").write_text(json.dumps(packed(found)) + "\n")
 
     def checkpoint(self, recipe: str) -> dict[str, Any]:
         """A fine-tune, what its spectra are, and the scores of all that is made of it."""
@@ -201,17 +167,47 @@ class Seed:
         scores = {"fine-tuned": self._score(self.folder / f"{recipe}.safetensors")}
         for call in calls(swept):
             scores |= self._scored(call, inputs)
-        for split, alpha in alphas.items():
-            (found,) = self._scored(Call(f"wise --alpha {alpha:.4f}"), inputs).values()
-            scores[alike(split)] = found
+        interpolations = {alike(split): alpha for split, alpha in alphas.items()}
+        for name, alpha in (interpolations | {AT_MEAN: measured["means"]["lambda_high"]}).items():
+            (scores[name],) = self._scored(Call(f"wise --alpha {alpha:.4f}"), inputs).values()
         return {"spectrum": measured, "alphas": alphas, "scores": scores}
 
     def together(self) -> dict[str, Scores]:
         """What is made of all fine-tunes."""
+        score = [sys.executable, "-m", "docs.evidence.score", self.study.name, str(self.seed)]
         scores: dict[str, Scores] = {}
-        for call in TOGETHER:
+        for call in together(f"{shlex.join(score)} {{}}"):
             scores |= self._scored(call, self._inputs(*self.study.recipes))
         return scores
+
+    def features(self, recipe: str) -> dict[str, dict[str, list[float]]]:
+        """Linear CKA with the base, block by block, for every mapped task: of the fine-tune and its edits."""
+        place, out = self.folder / "features", self.folder / "out"
+        models = {
+            "base": self.folder / "base.safetensors",
+            "fine-tuned": self.folder / f"{recipe}.safetensors",
+        }
+        out.mkdir(exist_ok=True)
+        for call in COMPARED:
+            edited = out / call.words.replace(" ", "-")
+            run(call.command(self._inputs(recipe), edited))
+            models[call.words] = weights_in(edited)
+        found = {}
+        for task in self.study.mapped:
+            files = []
+            for name, path in models.items():
+                file = place / task / f"{name}.safetensors"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self.scorer.load(loaded(path))
+                save(self.scorer.features(task), file)
+                files.append(str(file))
+            (heat,) = json.loads(run(["cka", *files, "--matching", "--format", "json", "--quiet"]))["maps"]
+            found[task] = {
+                name: [rounded(each) for each in row] for name, row in zip(models, heat["cka"], strict=True)
+            }
+        shutil.rmtree(place)
+        shutil.rmtree(out)
+        return found
 
     def pairs(self) -> list[dict[str, Any]]:
         """Model Stock of every two fine-tunes, with the cosines of their updates."""
@@ -235,22 +231,19 @@ class Seed:
         """Run a command and score what it makes."""
         out = self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        if call.words == "soup":  # averages whole checkpoints; of adapters it is told the base
-            inputs = inputs[1:]
-            call = Call(f"soup --base {self.folder / 'base.safetensors'}") if inputs[0].is_dir() else call
+        if call.words.startswith("soup"):  # averages whole checkpoints; of adapters it is told the base
+            base, *inputs = inputs
+            if inputs[0].is_dir():
+                call = replace(call, unnamed=("--base", str(base), *call.unnamed))
         run(call.command(inputs, out))
-        scores = {
-            name: self._score(next(path.glob("*.safetensors"))) for name, path in call.folders(out).items()
-        }
+        scores = {name: self._score(weights_in(path)) for name, path in call.folders(out).items()}
         if not keep:
             shutil.rmtree(out)
         return scores
 
     def _score(self, path: Path) -> Scores:
-        from safetensors.torch import load_file
-
-        self._scorer = self._scorer or self.study.module.Scorer(self.seed)
-        right = self._scorer(load_file(path))
+        self.scorer.load(loaded(path))
+        right = {task: self.scorer.right(data) for task, data in self.scorer.tasks.items()}
         return {task: "".join(str(int(each)) for each in answers) for task, answers in right.items()}
 
     def _made(self, path: Path, make: Callable[[Path], None]) -> None:
@@ -271,9 +264,28 @@ class Seed:
             part.rename(path)
 
 
-def inspection(inputs: list[Path], split: str) -> list[str]:
-    """The command line that shows a fine-tune's spectra."""
-    return ["inspect-spectrum", *map(str, inputs), "--split", split, "--format", "json", "--quiet"]
+def run_seed(study: str, seed: int) -> None:
+    """All steps of a seed that are not in the cache yet."""
+    Seed(STUDIES[study], seed).run()
+
+
+def weights_in(path: Path) -> Path:
+    """The file of weights, in a folder or itself."""
+    return next(path.glob("*.safetensors")) if path.is_dir() else path
+
+
+def loaded(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Tensors into a file."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path)
 
 
 MEASURES = ("relative_update", "cos_alpha", "lambda_high", "anisotropy")
@@ -313,5 +325,30 @@ def results(study: Study) -> Iterator[dict[str, Any]]:
     """The results of all seeds of which a fine-tune was scored."""
     for seed in study.seeds:
         path = RESULTS / f"{study.name}-{seed}.json"
-        if path.exists() and (found := json.loads(path.read_text()))["checkpoints"]:
+        if path.exists() and (found := unpacked(json.loads(path.read_text())))["checkpoints"]:
             yield found
+
+
+def packed(found: Any) -> Any:
+    """The same with strings of 0 and 1 as their length and hexadecimal digits: a quarter as long."""
+    return everywhere(found, ANSWERS, lambda match: f"{len(match[0])}:{int(match[0], 2):x}")
+
+
+def unpacked(found: Any) -> Any:
+    """The strings of 0 and 1 again."""
+    return everywhere(found, PACKED, lambda match: f"{int(match[2], 16):0{match[1]}b}")
+
+
+ANSWERS, PACKED = re.compile("[01]{9,}"), re.compile("([0-9]+):([0-9a-f]+)")
+
+
+def everywhere(found: Any, pattern: re.Pattern[str], change: Callable[[re.Match[str]], str]) -> Any:
+    """The same with every string changed that the pattern matches."""
+    match found:
+        case dict():
+            return {name: everywhere(each, pattern, change) for name, each in found.items()}
+        case list() | tuple():
+            return [everywhere(each, pattern, change) for each in found]
+        case str() if matched := pattern.fullmatch(found):
+            return change(matched)
+    return found

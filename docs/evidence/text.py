@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-from docs.evidence.data import TESTED, Sentences, model_folder, test_sentences, training_sentences
+from docs.evidence.data import (
+    TESTED,
+    Sentences,
+    corpus,
+    model_folder,
+    test_sentences,
+    training_sentences,
+    validation_sentences,
+)
 from docs.evidence.study import Recipe
 
 transformers.logging.set_verbosity_error()
@@ -24,6 +32,9 @@ BATCH, MAX_TOKENS = 32, 64
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """It would double the time of a step on a CPU."""
+
+HALF = torch.autocast("cpu", torch.bfloat16)
+"""Training and scoring multiply in bfloat16."""
 
 
 RECIPES = {
@@ -40,7 +51,9 @@ class SentenceClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bert = AutoModel.from_pretrained(model_folder(), add_pooling_layer=False, **NO_DROPOUT)
+        self.bert = AutoModel.from_pretrained(
+            model_folder(), add_pooling_layer=False, attn_implementation="eager", **NO_DROPOUT
+        )
         self.classifier = nn.Linear(self.bert.config.hidden_size, 2)
 
     def features(self, tokens: dict[str, Tensor]) -> Tensor:
@@ -125,7 +138,7 @@ def train(model: SentenceClassifier, seed: int, recipe: Recipe) -> None:
     model.train()
     for _ in range(recipe.epochs):
         for chosen, tokens in data.batches(data.shuffled(order)):
-            with torch.autocast("cpu", torch.bfloat16):
+            with HALF:
                 loss = functional.cross_entropy(model(tokens), data.labels[chosen])
             loss.backward()
             optimizer.step()
@@ -140,16 +153,32 @@ class Scorer:
     def __init__(self, seed: int) -> None:
         self.model = SentenceClassifier().eval()
         self.tasks = {task: Tokenized(test_sentences(task)) for task in TESTED}
+        self.validation = Tokenized(validation_sentences())
 
-    def __call__(self, weights: dict[str, Tensor]) -> dict[str, list[bool]]:
-        """For every sentence of every task, whether the checkpoint is right."""
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Score this checkpoint from now on."""
         self.model.load_state_dict(weights)
-        return {task: self.right(data) for task, data in self.tasks.items()}
 
     @torch.inference_mode()
     def right(self, data: Tokenized) -> list[bool]:
         """For every sentence, whether the model is right."""
         found = torch.zeros(len(data.ids), dtype=torch.long)
         for chosen, tokens in data.batches(data.by_length()):
-            found[chosen] = self.model(tokens).argmax(1)
+            with HALF:
+                found[chosen] = self.model(tokens).argmax(1)
         return (found == data.labels).tolist()
+
+    @torch.inference_mode()
+    def features(self, task: str, count: int = 2000) -> dict[str, Tensor]:
+        """What every block makes of sentences of a corpus, (count, width): the mean over the tokens."""
+        texts, labels = (part[:count] for part in corpus(task))
+        data, blocks = Tokenized(Sentences(texts, labels)), self.model.bert.encoder.layer
+        found = {
+            f"block-{at}": torch.zeros(count, self.model.bert.config.hidden_size) for at in range(len(blocks))
+        }
+        for chosen, tokens in data.batches(data.by_length()):
+            with HALF:
+                states = self.model.bert(**tokens, output_hidden_states=True).hidden_states[1:]
+            for rows, state in zip(found.values(), states, strict=True):
+                rows[chosen] = mean_of_tokens(state.float(), tokens["attention_mask"])
+        return found

@@ -20,8 +20,8 @@ from docs.evidence.study import Recipe
 BASE_FORMS, TUNED_FORMS = 5, 5
 """Forms to pretrain on, and to fine-tune and test on; those that are left are other hands."""
 
-HELD_OUT = 50
-"""Digits of every form of the fine-tunes that are only tested on."""
+HELD_OUT, VALIDATED = 50, 20
+"""Digits of every form of the fine-tunes that are only tested on, and that are only chosen by."""
 
 MAX_DEGREES, MAX_PIXELS, NOISE = 20.0, 1.0, 0.3
 """How far digits are turned and moved; the standard deviation of a sensor's noise (ink is 0 to 1)."""
@@ -48,6 +48,7 @@ class Parts(NamedTuple):
 
     pretraining: Digits
     finetuning: Digits
+    validation: Digits
     held_out: Digits
     other_hands: Digits
 
@@ -72,8 +73,14 @@ def digits_of(seed: int) -> Parts:
     orders = [torch.randperm(len(form.labels), generator=generator) for form in tuned]
     return Parts(
         joined(dealt[:BASE_FORMS]),
-        joined([chosen(form, order[HELD_OUT:]) for form, order in zip(tuned, orders, strict=True)]),
-        joined([chosen(form, order[:HELD_OUT]) for form, order in zip(tuned, orders, strict=True)]),
+        *(
+            joined([chosen(form, order[part]) for form, order in zip(tuned, orders, strict=True)])
+            for part in (
+                slice(HELD_OUT + VALIDATED, None),
+                slice(HELD_OUT, HELD_OUT + VALIDATED),
+                slice(HELD_OUT),
+            )
+        ),
         joined(dealt[BASE_FORMS + TUNED_FORMS :]),
     )
 
@@ -159,6 +166,7 @@ class Scorer:
 
     def __init__(self, seed: int) -> None:
         parts = digits_of(seed)
+        self.validation = parts.validation
         self.network = Network()
         generator = torch.Generator().manual_seed(1000 + seed)
         self.tasks = {
@@ -168,11 +176,11 @@ class Scorer:
             "noisy": Digits(noisy(parts.held_out.images, generator), parts.held_out.labels),
         }
 
-    @torch.inference_mode()
-    def __call__(self, weights: dict[str, Tensor]) -> dict[str, list[bool]]:
-        """For every digit of every task, whether the checkpoint is right."""
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Score this checkpoint from now on."""
         self.network.load_state_dict(weights)
-        return {
-            task: (self.network(digits.images).argmax(1) == digits.labels).tolist()
-            for task, digits in self.tasks.items()
-        }
+
+    @torch.inference_mode()
+    def right(self, digits: Digits) -> list[bool]:
+        """For every digit, whether the network is right."""
+        return (self.network(digits.images).argmax(1) == digits.labels).tolist()
