@@ -38,7 +38,7 @@ LINES: dict[str, tuple[str, bytes, str]] = {
     "a result of true": ("bad.json", b'{"results": {"t": {"acc,none": true}}}', "has no metric"),
     "configs of a list": ("bad.json", b'{"results": {}, "configs": []}', "configs is no object"),
     "a dataset of a number": ("bad.json", b'{"dataset": 7, "metrics": {}}', "dataset is no text"),
-    "a dataset without metrics": ("bad.json", b'{"dataset": "d", "metrics": {"a": NaN}}', "no metric"),
+    "a metric that is NaN": ("bad.json", b'{"dataset": "d", "metrics": {"a": NaN}}', "is NaN"),
 }
 RESULT = {"results": {"t": {"acc,none": 1.0}}, "n-samples": {"t": {"effective": 1}}}
 OF_LM_EVAL: dict[str, tuple[Make, str]] = {
@@ -51,7 +51,7 @@ OF_LM_EVAL: dict[str, tuple[Make, str]] = {
 SPECIAL: dict[str, tuple[Make, str]] = {
     "a FIFO": (lambda: os.mkfifo("bad.csv"), "not a regular file"),
     "an empty folder": (lambda: Path("bad.csv").mkdir(), "no scores of a known harness"),
-    "a device": (lambda: Path("bad.csv").symlink_to("/dev/zero"), "no scores of a known harness"),
+    "a device": (lambda: Path("bad.csv").symlink_to("/dev/zero"), "not a regular file"),
     "a link to itself": (lambda: Path("bad.csv").symlink_to("bad.csv"), "bad.csv"),
     "not there": (lambda: None, "no such file or folder"),
     "of a terabyte": (sparse({}, 1 << 40, "bad.csv"), "too large"),
