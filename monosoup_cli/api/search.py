@@ -118,6 +118,7 @@ def search(
     stacks = as_list(stacked)
     if not 1 <= len(scores) <= MOST_SCORES:
         raise UsageError("--score is needed once or twice", found=f"{len(scores)} of them")
+    _check_names(as_list(max_loss), scores)
     if prefer is None and len(scores) > 1:
         first, second = scores
         raise UsageError(
@@ -151,6 +152,14 @@ def search(
     return Request(
         order, chooser=_Search(scores, finals, preferred, losses, budget, task, sources, block_pattern)
     )
+
+
+def _check_names(texts: Sequence[str], scores: Mapping[str, str]) -> None:
+    """Refuse a --max-loss of a score that there is not."""
+    for text in texts:
+        name = str(text).partition("=")[0]
+        if name not in scores:
+            raise UsageError("--max-loss names no score", expected=" or ".join(scores), found=name)
 
 
 def _losses(texts: Sequence[str], others: Sequence[str]) -> dict[str, float]:

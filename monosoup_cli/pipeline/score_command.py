@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
 from monosoup_cli.options import StrPath
 from monosoup_cli.outputs.open_files import facts
+from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.sources.source import Source
 
@@ -78,8 +79,7 @@ class Scored:
             ScoreError: The command failed, printed no finite number, or changed a file.
         """
         own = {path: _facts(path) for path in self.own}
-        shards = [shard.file.path for source in self.inputs for shard in source.files.shards]
-        inputs = {path: _facts(path) for path in shards if path is not None}
+        inputs = {path: _facts(path) for source in self.inputs for path in _paths(source)}
         score = run_score_command(template, self.path, has_work=has_work)
         for path in own:
             if _facts(path) != own[path]:
@@ -98,6 +98,12 @@ class Scored:
                     hint="put the old file back, and have the command work on a copy",
                 )
         return score
+
+
+def _paths(source: Source) -> Iterator[Path]:
+    """The files of an input on the disk that the run reads."""
+    yield from (shard.file.path for shard in source.files.shards if shard.file.path is not None)
+    yield from (file.path for file in side_files(source.files).carried)
 
 
 def _facts(path: Path) -> tuple[int, ...] | None:

@@ -80,11 +80,11 @@ def test_a_command_that_changes_a_side_file_or_another_checkpoint(run, land):
 
 
 @pytest.mark.parametrize("name", ["--score", "search", "--greedy"])
-def test_a_command_that_changes_an_input(run, land, name):
-    damaged = land.ft / "model.safetensors"
-    refused = run(*words(name, f"echo >> {damaged}; : {{}}; echo 1"))
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_command_that_changes_an_input(run, land, name, file):
+    refused = run(*words(name, f"echo >> {land.ft / file}; : {{}}; echo 1"))
     assert refused.code == 1
-    assert "land/ft/model.safetensors: the score command changed this input: echo >>" in refused.err
+    assert f"land/ft/{file}: the score command changed this input: echo >>" in refused.err
 
 
 def test_what_a_command_leaves_in_a_draft_or_links_is_its_own(run, land):

@@ -431,6 +431,7 @@ def test_a_dry_run_counts_and_writes_nothing(run, land, tmp_path):
         ({"score": ["a={}", "b={}"]}, "one must be preferred"),
         ({"score": "a={}", "prefer": "b"}, "prefer names no score"),
         ({"score": "a={}", "max_loss": "a=1"}, "there is one score"),
+        ({"score": ["a={}", "b={}"], "max_loss": "c=1"}, "max_loss names no score"),
         ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b"}, "is not the name of a score"),
         ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b=-1"}, "is not the name of a score"),
         ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b=nan"}, "is not the name of a score"),
