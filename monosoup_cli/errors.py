@@ -69,7 +69,7 @@ SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@|(?<=https://)[^\s/@]+@|
 SECRET_IN_QUERY = re.compile(
     r"(?i)(?<=[?&])(?=[\w-]*(?:token|signature|secret|password|key))(?=([\w-]+)=)\1=[^\s&#'\"`,;|<>()\\]+"
 )
-"""Looks ahead for the two facts apart: a long name takes no longer than its length, whatever is in it."""
+"""The two facts are looked for apart, so that a long name takes no longer than its length."""
 
 
 def has_marks(text: str) -> bool:
