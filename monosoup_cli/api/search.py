@@ -279,8 +279,7 @@ class _Trials:
         self._first: dict[str, str] = {}
         self._draft: tuple[str, Scored] | None = None
         self._eigenvectors = partial.workplace.path / "eigenvectors"
-        shutil.rmtree(self._eigenvectors, ignore_errors=True)  # a killed run's may be torn
-        self._eigenvectors.mkdir()
+        self._eigenvectors.mkdir()  # a killed run's may be torn, and are gone: see Workplace.clear
         self._told = ""
 
     def attempt(self, candidate: Candidate, alone: int | None = None) -> Trial:

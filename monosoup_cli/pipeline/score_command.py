@@ -58,6 +58,16 @@ def _finite(score: Any, source: str, where: str | None) -> float:
     )
 
 
+CHANGED = {
+    "file": ("the score command changed this file", "have it work on a copy, then rerun with --resume"),
+    "input": (
+        "the score command changed this input",
+        "put the old file back, and have the command work on a copy",
+    ),
+}
+"""What is wrong where a command changed what it must not, and what to do."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """A checkpoint that is scored, and what no command may change.
@@ -78,25 +88,13 @@ class Scored:
         Raises:
             ScoreError: The command failed, printed no finite number, or changed a file.
         """
-        own = {path: _facts(path) for path in self.own}
-        inputs = {path: _facts(path) for source in self.inputs for path in _paths(source)}
+        inputs = [path for source in self.inputs for path in _paths(source)]
+        before = {path: _facts(path) for path in (*self.own, *inputs)}
         score = run_score_command(template, self.path, has_work=has_work)
-        for path in own:
-            if _facts(path) != own[path]:
-                raise ScoreError(
-                    "the score command changed this file",
-                    template,
-                    path=path,
-                    hint="have it work on a copy, then rerun with --resume",
-                )
-        for path in inputs:
-            if _facts(path) != inputs[path]:
-                raise ScoreError(
-                    "the score command changed this input",
-                    template,
-                    path=path,
-                    hint="put the old file back, and have the command work on a copy",
-                )
+        for path, known in before.items():
+            if _facts(path) != known:
+                problem, hint = CHANGED["input" if path in inputs else "file"]
+                raise ScoreError(problem, template, path=path, hint=hint)
         return score
 
 

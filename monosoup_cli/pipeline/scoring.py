@@ -66,9 +66,11 @@ def score_variants(ready: Ready, partial: PartialOutput, on_score: OnScore) -> l
         ScoreError: A command failed, printed no number, or changed a file.
     """
     commands, layout = ready.planned.task.order.scores, ready.form.layout
+    if not commands:
+        return [{} for _ in ready.variants]
     whole = partial.workplace.path / "files"
     own, scores = _files_in(whole), []
-    for variant in ready.variants if commands else ():
+    for variant in ready.variants:
         label = variant.folder or ready.planned.destination.path.name
         on_score(label, None)
         path = whole / (layout.files[0].name if layout.is_single_file else variant.folder)
@@ -76,7 +78,7 @@ def score_variants(ready: Ready, partial: PartialOutput, on_score: OnScore) -> l
         scores.append(score_by(commands, variant.folder, scored, partial))
         partial.workplace.open_files.prove_alone()
         on_score(label, scores[-1])
-    return scores or [{} for _ in ready.variants]
+    return scores
 
 
 def score_by(
