@@ -45,6 +45,9 @@ CORE = (
 
 WEIGHTINGS = ("spectral", "alignment", "uniform", "high", "low")
 
+FRACTIONS = (0.05, 0.25, 0.5, 0.75)
+"""Of the singular values, kept alone."""
+
 SPLITS = ("entropy", "energy-entropy", "noise")
 
 
@@ -61,6 +64,7 @@ def calls(swept: bool) -> list[Call]:
         *CORE,
         Call("edit", "energy", (0.5, 0.7, 0.8, 0.9, 0.95)),
         Call("edit --weighting high", "energy", (0.5, 0.8, 0.95)),
+        *(Call(f"edit --weighting high --rank-fraction {share:g}") for share in FRACTIONS),
         *(Call(f"edit --weighting {weighting}") for weighting in WEIGHTINGS),
         Call("edit", "wise", (0.25, 0.5, 0.75)),
         Call("wise", "alpha", (0.25, 0.5, 0.75)),

@@ -354,11 +354,11 @@ def decides(found: dict[str, Results]) -> Iterable[str]:
             if len({gain.seed for gain in gains}) < FEWEST:
                 cells.append("too few")
                 continue
-            correlation = spearman(
-                [each.measures[measure] for each in gains],
-                [each.gain for each in gains],
-                [each.seed for each in gains],
-            )
+            values = [each.measures[measure] for each in gains]
+            if len(set(values)) == 1:
+                cells.append("constant")
+                continue
+            correlation = spearman(values, [each.gain for each in gains], [each.seed for each in gains])
             cells.append(hundredths(correlation))
             telling += [f"{title} ({name})"] if correlation.is_shown else []
         rows.append([title, *cells])

@@ -13,7 +13,7 @@ matplotlib.rcParams |= {"svg.hashsalt": "monosoup", "svg.fonttype": "none", "fon
 
 from matplotlib import pyplot  # noqa: E402
 
-from docs.evidence.commands import WEIGHTINGS  # noqa: E402
+from docs.evidence.commands import FRACTIONS, WEIGHTINGS  # noqa: E402
 from docs.evidence.intervals import accuracy  # noqa: E402
 from docs.evidence.study import Study  # noqa: E402
 
@@ -103,10 +103,14 @@ def wise(study: Study, seeds: Results) -> Any:
     return figure
 
 
-def curve(axes: Any, study: Study, seeds: Results, recipe: str, label: str) -> None:
-    """Accuracy over the share of the energy."""
-    values = (0.5, 0.7, 0.8, 0.9, 0.95)
-    found = {value: mean_of(study, seeds, recipe, f"{label} --energy {value:g}") for value in values}
+ENERGIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+def curve(
+    axes: Any, study: Study, seeds: Results, recipe: str, label: str, values: tuple[float, ...] = ENERGIES
+) -> None:
+    """Accuracy over the last option's values; dotted: fine-tuned."""
+    found = {value: mean_of(study, seeds, recipe, f"{label} {value:g}") for value in values}
     points = {value: each for value, each in found.items() if each}
     finetuned = mean_of(study, seeds, recipe, "fine-tuned")
     for at, (side, colour) in enumerate({"in": IN, "out": OUT}.items()):
@@ -117,10 +121,13 @@ def curve(axes: Any, study: Study, seeds: Results, recipe: str, label: str) -> N
 
 
 def truncation(study: Study, seeds: Results) -> Any:
-    """The strong part alone; dotted: fine-tuned."""
-    figure, panels = axes_for(study, seeds)
-    for recipe, axes in panels.items():
-        curve(axes, study, seeds, recipe, "edit --weighting high")
+    """The strong part alone, over its share of the energy and of the singular values."""
+    recipes = shown(study, seeds)
+    figure, axes = pyplot.subplots(2, max(len(recipes), 1), figsize=(7.5, 5.5), squeeze=False)
+    for recipe, above, below in zip(recipes, *axes, strict=False):
+        curve(above, study, seeds, recipe, "edit --weighting high --energy")
+        curve(below, study, seeds, recipe, "edit --weighting high --rank-fraction", FRACTIONS)
+        below.set(xlabel="share of the singular values")
     return figure
 
 
@@ -129,7 +136,7 @@ def energy(study: Study, seeds: Results) -> Any:
     recipes = shown(study, seeds)
     figure, axes = pyplot.subplots(2, max(len(recipes), 1), figsize=(7.5, 5.5), squeeze=False)
     for recipe, above, below in zip(recipes, *axes, strict=False):
-        curve(above, study, seeds, recipe, "edit")
+        curve(above, study, seeds, recipe, "edit --energy")
         labels = {"fine-tuned": "fine-tuned", "edit": "both"}
         labels |= {f"edit --weighting {weighting}": weighting for weighting in WEIGHTINGS}
         points = {name: mean_of(study, seeds, recipe, label) for label, name in labels.items()}

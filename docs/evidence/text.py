@@ -47,7 +47,10 @@ RECIPES = {
 
 
 class SentenceClassifier(nn.Module):
-    """The mean of a sentence's token vectors, and a linear head."""
+    """The mean of a sentence's token vectors, and a linear head.
+
+    Attention is eager: on a CPU the gradient of the fused kernel takes nearly half of a step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
