@@ -30,7 +30,7 @@ RESOLVED = 1e-10
 5e-11 σ_1. The others are computed again from the rest of the matrix."""
 
 STRONGEST = 0.1
-"""The same for a matrix of low rank whose σ differ widely."""
+"""The largest such share for a matrix of low rank whose σ differ widely."""
 
 SHOWN = 32
 """The most that the other directions show of a resolved one, in σ_1² ε/σ_k: ten times what we have seen."""
@@ -185,8 +185,8 @@ def _deflate(
     memory does not grow with the number of times.
 
     The rounding of the Gram matrix turns a direction of σ_k towards the others, which then show a part of it:
-    about σ_1² ε/σ_k. Where most of the others show nothing larger, it is done anew, and only the strongest
-    directions of each Gram matrix are kept, which turn least.
+    about σ_1² ε/σ_k. Where most of the others show nothing larger, it is done anew, and of each Gram matrix only
+    the directions are kept that are so strong that the others show less than rounding.
 
     Args:
         blocks: The matrix.
@@ -200,6 +200,7 @@ def _deflate(
     """
     side, resolved, shown = len(squares), 0, 0.0
     epsilon = torch.finfo(torch.float64).eps
+    strict = min(STRONGEST, max((SHOWN / side) ** 2, share))  # what these show is below the floor
     floor = float(squares[0]) * (side * epsilon) ** 2
     values = torch.zeros_like(squares)
     while True:
@@ -207,7 +208,7 @@ def _deflate(
         values[resolved:] = squares.sqrt()
         largest = float(squares[0])
         if floor < largest <= shown and 2 * resolved < side:
-            share, shown = STRONGEST, 0.0
+            share, shown = strict, 0.0
             resolved = int((values.square() > share * values[0].square()).sum())
         elif largest <= max(floor, shown):
             return values
@@ -216,7 +217,7 @@ def _deflate(
             resolved += kept
             if resolved == side:
                 return values
-            if share < STRONGEST:
+            if share < strict:
                 shown = max(shown, (SHOWN * epsilon * largest) ** 2 / float(squares[kept - 1]))
         rest = vectors[:, resolved:]
         squares, turned = solve(gram((block @ rest for block in blocks()), side - resolved))

@@ -105,7 +105,7 @@ def badly_scaled(kind, rng, m, n, rank):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["rows", "directions", "both"])
-@pytest.mark.parametrize(("m", "n"), [(64, 48), (40, 90), (300, 40), (20, 20)])
+@pytest.mark.parametrize(("m", "n"), [(64, 48), (40, 90), (300, 40), (20, 20), (260, 200)])
 def test_exactly_low_rank_of_many_scales(m, n, kind, seed):
     update = badly_scaled(kind, np.random.default_rng(seed), m, n, 8)
     rank = np.linalg.matrix_rank(update)

@@ -58,6 +58,21 @@ def test_noise_below_float64_does_not_enter_the_entropy():
     assert singular_values(lambda: matrix, 80)[8:].max() < 1e-14
 
 
+def test_low_rank_of_many_scales_takes_few_passes():
+    """Each pass may resolve more of a larger matrix, as the rounding of its values hides more."""
+    rng = np.random.default_rng(0)
+    matrix, passes = torch.zeros(600, 512, dtype=torch.float64), []
+    matrix[:64] = torch.from_numpy(rng.standard_normal((64, 512)) * 10.0 ** -np.linspace(0, 6, 64)[:, None])
+
+    def blocks():
+        passes.append(None)
+        return [matrix]
+
+    values = decompose(blocks, 512).singular_values
+    assert int((values > 600 * 2.2e-16 * values[0]).sum()) == 64
+    assert len(passes) <= 10
+
+
 @pytest.mark.parametrize("side", [1, 5, 63, 64, 65, 257, 300])
 def test_gram_fills_the_upper_triangle(side):
     matrix = torch.randn(400, side, dtype=torch.float64)
