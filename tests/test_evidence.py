@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from docs.evidence import commands, page, pictures, study, vision
 from docs.evidence.intervals import difference, estimate, spearman
 from monosoup_cli.cli.app import app, main
+from monosoup_cli.report import verdict
 
 TEXT = study.STUDIES["text"]
 TASKS = (*TEXT.inside, *TEXT.outside)
@@ -168,6 +169,23 @@ def test_the_page_says_what_helped_and_links_to_pictures_that_exist(tmp_path):
     assert len(helped) == 2  # healthy and over-trained
     assert "10 of the 25 fine-tunes of a full run, from seed 0, 1" in text
     assert all(path.name in text for path in drawn)
+
+
+def test_a_measure_that_is_the_same_everywhere_has_no_correlation_on_the_page():
+    lines = list(page.decides({"text": [made_results(seed) for seed in range(page.FEWEST)]}))
+    (table,) = [line for line in lines if line.startswith("| measure")]
+    cells = {row.split(" | ")[0]: row.split(" | ")[1] for row in table.splitlines()}
+    assert cells["| k/r"] == "constant"
+    assert "[" in cells["| ‖Δ‖/‖W0‖"]
+
+
+def test_what_the_verdict_says_of_small_and_large_updates_is_on_the_page():
+    assert page.SIZES["below 0.01"][1] == verdict.SMALL_UPDATE
+    assert page.SIZES["from 0.05 on"][0] == verdict.LARGE_UPDATE
+    (_, table) = page.by_size({name: list(study.results(each)) for name, each in study.STUDIES.items()})
+    small, _, large = (line.strip("| ").split(" | ")[1:] for line in table.splitlines()[2:])
+    assert not any(cell.startswith("**+") for cell in small)
+    assert all(cell.startswith("**+") for cell in large[:2])  # text and vision; the third is LoRA
 
 
 def test_pictures_are_the_same_for_the_same_results(tmp_path):

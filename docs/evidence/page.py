@@ -364,6 +364,33 @@ def decides(found: dict[str, Results]) -> Iterable[str]:
         rows.append([title, *cells])
     yield table(header, rows)
     yield f"The interval is without 0 for: {', '.join(telling) or 'none'}.\n"
+    yield from by_size(found)
+
+
+SIZES = {"below 0.01": (0.0, 0.01), "0.01 to 0.05": (0.01, 0.05), "from 0.05 on": (0.05, float("inf"))}
+"""Of the mean ‖Δ‖/‖W0‖."""
+
+
+def by_size(found: dict[str, Results]) -> Iterable[str]:
+    """The gain of `edit` out of distribution, for small and large updates."""
+    yield (
+        "What `edit` gained out of distribution, by the mean ‖Δ‖/‖W0‖ of a checkpoint's layers, with the"
+        " number of checkpoints. `inspect-spectrum` has a sentence on small and large updates for this.\n"
+    )
+    rows = []
+    for title, (low, high) in SIZES.items():
+        cells = []
+        for name, seeds in found.items():
+            pairs = [
+                (each["seed"], own["scores"]["edit"], own["scores"]["fine-tuned"])
+                for each in seeds
+                for own in each["checkpoints"].values()
+                if low <= own["spectrum"]["means"]["relative_update"] < high
+            ]
+            outside = row(STUDIES[name], title, pairs)[3] if pairs else None
+            cells.append(f"{shown(outside)[0]} ({len(pairs)})" if outside else "none")
+        rows.append([title, *cells])
+    yield table(["mean ‖Δ‖/‖W0‖", *found], rows)
 
 
 class Gain(NamedTuple):

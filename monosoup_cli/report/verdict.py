@@ -16,7 +16,17 @@ from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
-__all__ = ["NOISE", "Finding", "findings", "interpolation", "outcome", "sentences", "step_of", "verdict_of"]
+__all__ = [
+    "NOISE",
+    "Finding",
+    "findings",
+    "interpolation",
+    "outcome",
+    "sentences",
+    "size",
+    "step_of",
+    "verdict_of",
+]
 
 AS_LARGE = 0.9
 """‖Δ‖/‖W0‖ from which an update is as large as the weights: unrelated weights have 1 or more."""
@@ -45,6 +55,12 @@ EXACT = 1e-9
 NEAR = 0.05
 """Distance between two sets of weights, as a share of ‖Δ‖, up to which they are nearly the same."""
 
+SMALL_UPDATE = 0.01
+"""Mean ‖Δ‖/‖W0‖ below which no edit gained out of distribution in docs/evidence.md."""
+
+LARGE_UPDATE = 0.05
+"""Mean ‖Δ‖/‖W0‖ from which edits of full fine-tunes gained there."""
+
 MAX_NAMED = 2
 
 DEFAULT_RULE = asdict(MonoSoup())
@@ -69,7 +85,10 @@ class Finding:
 
 
 def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the `verdict` of a report: its `findings`, and how far the edit is from plain `interpolation`.
+    """Return the `verdict` of a report.
+
+    It has the `findings`, what follows from the `size` of the update, and how far the edit is from plain
+    `interpolation`.
 
     Args:
         report: The report.
@@ -80,16 +99,13 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
     step = step_of(report)
     has_base = any(source["role"] == "base" for source in report["inputs"])
+    is_mean = sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
+    found = findings(rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base, step=step)
+    is_as_scored = is_default and has_base and not is_mean and step == 1.0
     return {
-        "findings": [
-            asdict(finding)
-            for finding in findings(
-                rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base, step=step
-            )
-        ],
-        "interpolation": interpolation(
-            rows, wise=step, is_mean=sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
-        ),
+        "findings": [asdict(finding) for finding in found],
+        "size": size(rows) if is_as_scored and not any(each.kind == "lora" for each in found) else None,
+        "interpolation": interpolation(rows, wise=step, is_mean=is_mean),
     }
 
 
@@ -101,8 +117,8 @@ def step_of(report: Mapping[str, Any]) -> float:
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
     """Return the sentences of a verdict, in the order in which they are shown."""
-    last = verdict["interpolation"]
-    return [*(finding["sentence"] for finding in verdict["findings"]), *([last["sentence"]] if last else [])]
+    whole = [verdict.get("size"), verdict["interpolation"]]  # reports of older versions have no size
+    return [each["sentence"] for each in (*verdict["findings"], *whole) if each]
 
 
 def findings(
@@ -263,6 +279,35 @@ STORIES: dict[str, Callable[[Sequence[Row], int], Story]] = {
     "weakened": _weakened,
     "frozen": _frozen,
 }
+
+
+def size(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Say what the size of a full fine-tune's update lets one expect of the default edit.
+
+    Args:
+        rows: The layers of a report.
+
+    Returns:
+        The mean `relative_update` of the edited layers and the `sentence`; None where docs/evidence.md shows
+        nothing for updates of this size, or for adapters.
+    """
+    edited = [row for row in rows if row["reason"] is None and row.get("k") is not None]
+    if not edited or any("adapter_rank" in row or _is_as_large(row) for row in edited):
+        return None
+    mean = statistics.fmean(row["relative_update"] for row in edited)
+    if mean < SMALL_UPDATE:
+        sentence = (
+            f"The update is small (mean ‖Δ‖/‖W0‖ {_short(mean)}). In docs/evidence.md, full fine-tunes"
+            f" below {SMALL_UPDATE:g} did not gain from the edit: score it before you use it."
+        )
+    elif mean >= LARGE_UPDATE:
+        sentence = (
+            f"The update is large (mean ‖Δ‖/‖W0‖ {_short(mean)}). In docs/evidence.md, full fine-tunes"
+            f" from {LARGE_UPDATE:g} on gained out of distribution from the edit, on average."
+        )
+    else:
+        return None
+    return {"relative_update": mean, "sentence": sentence}
 
 
 def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = False) -> dict[str, Any] | None:

@@ -185,8 +185,8 @@ def _deflate(
     memory does not grow with the number of times.
 
     The rounding of the Gram matrix turns a direction of σ_k towards the others, which then show a part of it:
-    about σ_1² ε/σ_k. Where most of the others show nothing larger, it is done anew, and of each Gram matrix only
-    the directions are kept that are so strong that the others show less than rounding.
+    about σ_1² ε/σ_k. Where most of the others show nothing larger, it is done anew, and each Gram matrix only
+    gives directions that are so strong that the others show less than rounding.
 
     Args:
         blocks: The matrix.

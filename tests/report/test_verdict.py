@@ -221,7 +221,10 @@ def test_of_an_ordinary_fine_tune_there_is_nothing_to_say(told, seed, dtype):
     }
     report = told(base, finetuned)
     assert report["verdict"]["findings"] == []
-    assert sentences(report["verdict"]) == [report["verdict"]["interpolation"]["sentence"]]
+    assert report["verdict"]["size"]["relative_update"] > 0.05
+    assert sentences(report["verdict"]) == [
+        report["verdict"][part]["sentence"] for part in ("size", "interpolation")
+    ]
 
 
 def test_every_layer_tells_its_own_story(told):
@@ -503,8 +506,49 @@ def test_nothing_edited_is_no_interpolation():
                 "sentence": "1 layer (w) did not change: frozen, or copied from the base.",
             }
         ],
+        "size": None,
         "interpolation": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("relative", "words"),
+    [
+        ((0.004, 0.0158), "The update is small (mean ‖Δ‖/‖W0‖ 0.0099). In docs/evidence.md"),
+        ((0.01, 0.01), None),
+        ((0.0499, 0.0499), None),
+        ((0.08, 0.02), "The update is large (mean ‖Δ‖/‖W0‖ 0.05). In docs/evidence.md"),
+        ((0.05, 1.2), None),  # a new head, or another base
+    ],
+)
+def test_what_is_said_of_the_size_of_the_update(relative, words):
+    rows = [row(relative_update=value) for value in relative]
+    rows.append(row(reason="unchanged", k=None, relative_update=0.0))
+    found = verdict.size(rows)
+    assert (found and found["sentence"][: len(words or "")]) == words
+
+
+def test_of_the_size_nothing_is_said_where_the_evidence_says_nothing(told, tmp_path):
+    """It is on the default edit of one full fine-tune."""
+    model = Model(3)
+    finetuned = {name: weights + 0.01 * model.ordinary(weights.shape) for name, weights in model.base.items()}
+    assert "small" in told(model.base, finetuned)["verdict"]["size"]["sentence"]
+    assert told(model.base, finetuned, energy=0.8)["verdict"]["size"] is None
+    assert told(model.base, finetuned, split="noise")["verdict"]["size"] is None
+    base, one = tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(one.read_bytes())
+    assert monosoup_cli.inspect_spectrum(base, [one, other])["verdict"]["size"] is None
+    report = monosoup_cli.edit(base, one, tmp_path / "out", wise=0.5)
+    assert verdict.verdict_of(report, rows_of(report))["size"] is None
+    assert verdict.size([row(adapter_rank=8, relative_update=0.001)]) is None
+    merged = {
+        name: weights + 2e-3 * model.normal(len(weights), 3) @ model.normal(3, weights.shape[1])
+        for name, weights in model.base.items()
+    }
+    found = told(model.base, merged)["verdict"]
+    assert [each["kind"] for each in found["findings"]] == ["lora"]
+    assert found["size"] is None
 
 
 def test_the_report_of_edit_tells_what_it_can(told, tmp_path):
@@ -526,7 +570,18 @@ def test_the_report_of_edit_tells_what_it_can(told, tmp_path):
 
 @pytest.mark.parametrize(
     "threshold",
-    ["AS_LARGE", "LORA_RANKS", "LORA_GAP", "LORA_LAYERS", "ROUNDED", "WEAKENED", "NEAR", "MARGIN"],
+    [
+        "AS_LARGE",
+        "LORA_RANKS",
+        "LORA_GAP",
+        "LORA_LAYERS",
+        "ROUNDED",
+        "WEAKENED",
+        "SMALL_UPDATE",
+        "LARGE_UPDATE",
+        "NEAR",
+        "MARGIN",
+    ],
 )
 def test_the_thresholds_are_documented(threshold):
     text = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text()
