@@ -542,11 +542,12 @@ def test_of_the_size_nothing_is_said_where_the_evidence_says_nothing(told, tmp_p
     report = monosoup_cli.edit(base, one, tmp_path / "out", wise=0.5)
     assert verdict.verdict_of(report, rows_of(report))["size"] is None
     assert verdict.size([row(adapter_rank=8, relative_update=0.001)]) is None
+    base = {name: weights.float() for name, weights in model.base.items()}
     merged = {
-        name: weights + 2e-3 * model.normal(len(weights), 3) @ model.normal(3, weights.shape[1])
-        for name, weights in model.base.items()
+        name: weights + model.scaled(model.normal(len(weights), 3) @ model.normal(3, weights.shape[1]), 0.08)
+        for name, weights in base.items()
     }
-    found = told(model.base, merged)["verdict"]
+    found = told(base, {name: weights.float() for name, weights in merged.items()})["verdict"]
     assert [each["kind"] for each in found["findings"]] == ["lora"]
     assert found["size"] is None
 
