@@ -13,8 +13,8 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.evaluation.place import Place
-from monosoup_cli.evaluation.task import NAMED, Choice, Dataset, Task, add_score, lines_of
-from monosoup_cli.evaluation.values import is_number, is_number_or_missing, plain, value_of
+from monosoup_cli.evaluation.task import NAMED, Choice, Dataset, Samples, Task, lines_of
+from monosoup_cli.evaluation.values import is_number, is_number_or_missing, not_a_number, plain, value_of
 from monosoup_cli.formats.files import read_json_file
 from monosoup_cli.formats.header import parse_json
 
@@ -100,7 +100,12 @@ def _tasks(file: Place, content: Mapping[str, Any], wanted: Sequence[str], choic
         value = value_of(name, metric, metrics, shown)
         config = content["configs"].get(name)
         config = config if isinstance(config, dict) else {}
-        scores, contents, why = _samples(file, name, metric, content)
+        samples = file.beside(f"samples_{name}_{_time(file)}.jsonl")
+        scores, contents, why = (
+            (None, {}, "the harness left no samples")
+            if samples is None
+            else _samples(samples, name, metric, metrics, content)
+        )
         if scores is not None:
             mean = math.fsum(scores.values()) / len(scores)
             if abs(mean - value) > SAME * max(1.0, abs(mean)):
@@ -111,6 +116,7 @@ def _tasks(file: Place, content: Mapping[str, Any], wanted: Sequence[str], choic
             _is_higher_better(name, metric.partition(",")[0], content, config),
             value,
             shown,
+            shown if samples is None else samples.shown,
             scores,
             why,
             contents,
@@ -153,15 +159,12 @@ def _dataset(config: Mapping[str, Any]) -> Dataset | None:
 
 
 def _samples(
-    results: Place, task: str, metric: str, content: Mapping[str, Any]
+    file: Place, task: str, metric: str, metrics: Mapping[str, Any], content: Mapping[str, Any]
 ) -> tuple[dict[str, float] | None, dict[str, str], str]:
     """The score and the hash of the document of each sample; or why there are no scores."""
     name, of_filter = metric.split(",", 1)
-    file = results.beside(f"samples_{task}_{_time(results)}.jsonl")
-    if file is None:
-        return None, {}, "the harness left no samples"
     inside = file.shown
-    scores: dict[str, float] = {}
+    samples = Samples(task, inside)
     contents: dict[str, str] = {}
     for number, line in lines_of(file):
         where = f"line {number:,}"
@@ -170,14 +173,16 @@ def _samples(
             raise CheckpointError(f"{where}: is no sample with a doc_id", path=inside)
         if sample.get("filter", "none") != of_filter:
             continue
-        score = sample.get(name)
-        if isinstance(score, bool):
-            score = float(score)
-        if not is_number(score):
+        score, key = sample.get(name), str(sample["doc_id"])
+        if not isinstance(score, (int, float)):
             return None, {}, f"its {plain(metric)} has no score of each sample"
-        add_score(scores, str(sample["doc_id"]), float(score), where, inside)
+        if not is_number(float(score)):
+            of = f" for the id {crop(repr(key), 80)} ({where})"
+            raise not_a_number(score, task, metric, metrics, inside, of)
+        samples.add(key, float(score), where)
         if isinstance(sample.get("doc_hash"), str):
-            contents[str(sample["doc_id"])] = sample["doc_hash"]
+            contents[key] = sample["doc_hash"]
+    scores = samples.scores()
     counts = content["n-samples"].get(task)
     expected = counts.get("effective") if isinstance(counts, dict) else None
     if isinstance(expected, int) and expected != len(scores):

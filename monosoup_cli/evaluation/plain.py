@@ -9,7 +9,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.evaluation.place import Place
-from monosoup_cli.evaluation.task import Choice, Task, add_score, lines_of
+from monosoup_cli.evaluation.task import Choice, Samples, Task, lines_of
 from monosoup_cli.evaluation.values import is_number
 from monosoup_cli.formats.header import parse_json
 
@@ -18,6 +18,7 @@ __all__ = ["Plain"]
 METRICS = ("correct", "score")
 TRUTH = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
 MAX_TASKS = 10_000
+AGAIN = "evaluate this sample again, or remove it from the scores of every model"
 
 
 class Plain:
@@ -31,33 +32,47 @@ class Plain:
         if place.path.suffix.lower() not in (".jsonl", ".csv") or place.is_folder():
             return None
         shown, stem = place.shown, place.path.stem
-        tasks: dict[str, dict[str, dict[str, float]]] = {}
+        tasks: dict[str, dict[str, Samples]] = {}
         for where, row in _rows(place):
             name, key = _text(row, "task", stem, where, shown), _text(row, "id", None, where, shown)
             if name not in tasks and len(tasks) >= MAX_TASKS:
                 raise CheckpointError(f"has more than {MAX_TASKS:,} tasks", path=shown)
             metrics = [metric for metric in METRICS if row.get(metric) not in (None, "")]
             if not metrics:
-                raise CheckpointError(f"{where}: has neither score nor correct", path=shown)
+                raise CheckpointError(
+                    f"{where}: {_named(name, key)} has neither score nor correct", path=shown, hint=AGAIN
+                )
             for metric in metrics:
-                scores = tasks.setdefault(name, {}).setdefault(metric, {})
-                add_score(scores, key, _number(row, metric, where, shown), where, shown)
+                samples = tasks.setdefault(name, {}).setdefault(metric, Samples(name, shown))
+                score = _number(row[metric], metric)
+                if score is None:
+                    raise CheckpointError(
+                        f"{where}: the {metric} of {_named(name, key)}",
+                        path=shown,
+                        expected="true, false, 1 or 0" if metric == "correct" else "a number",
+                        found=crop(repr(row[metric]), 60),
+                        hint=AGAIN,
+                    )
+                samples.add(key, score, where)
         if not tasks:
             raise CheckpointError("has no scores", path=shown)
         return [_task(name, found, choice, shown) for name, found in tasks.items()]
 
 
-def _task(name: str, found: Mapping[str, dict[str, float]], choice: Choice, shown: str) -> Task:
+def _task(name: str, found: Mapping[str, Samples], choice: Choice, shown: str) -> Task:
     metric = choice.of(name, [metric for metric in METRICS if metric in found], shown)
-    scores = found[metric]
-    lacking = next((key for other in found.values() for key in other if key not in scores), None)
+    scores = found[metric].scores()
+    lacking = next((key for one in found.values() for key in one.scores() if key not in scores), None)
     if lacking is not None:
         raise CheckpointError(
-            f"the task {crop(repr(name), 80)}: the id {crop(repr(lacking), 80)} has no {metric}",
-            path=shown,
-            expected="one for each id, or for none",
+            f"{_named(name, lacking)} has no {metric}", path=shown, expected="one for each id, or for none"
         )
-    return Task(name, metric, True, math.fsum(scores.values()) / len(scores), shown, scores, harness="plain")
+    value = math.fsum(scores.values()) / len(scores)
+    return Task(name, metric, True, value, shown, shown, scores, harness="plain")
+
+
+def _named(task: str, key: str) -> str:
+    return f"the id {crop(repr(key), 80)} of the task {crop(repr(task), 80)}"
 
 
 def _rows(place: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -65,7 +80,7 @@ def _rows(place: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
     shown, lines = place.shown, lines_of(place)
     if place.path.suffix.lower() == ".jsonl":
         for number, line in lines:
-            row = parse_json(line, f"{shown}, line {number:,}", "sample")
+            row = parse_json(line, f"{shown}, line {number:,}", "sample", takes_nan=True)
             if not isinstance(row, dict):
                 raise CheckpointError(f"line {number:,}: is no object", path=shown)
             yield f"line {number:,}", row
@@ -95,18 +110,11 @@ def _text(row: Mapping[str, Any], name: str, default: str | None, where: str, sh
     )
 
 
-def _number(row: Mapping[str, Any], name: str, where: str, shown: str) -> float:
-    value = row[name]
-    if name == "correct":
-        number = TRUTH.get(str(value).strip().lower().removesuffix(".0"))
-    else:
-        try:
-            number = None if isinstance(value, bool | list | dict) else float(value)
-        except (ValueError, OverflowError):
-            number = None
-    if not is_number(number):
-        expected = "true, false, 1 or 0" if name == "correct" else "a number"
-        raise CheckpointError(
-            f"{where}: not a value of {name}", path=shown, expected=expected, found=crop(repr(value), 60)
-        )
-    return number
+def _number(value: Any, metric: str) -> float | None:
+    if metric == "correct":
+        return TRUTH.get(str(value).strip().lower().removesuffix(".0"))
+    try:
+        number = None if isinstance(value, bool | list | dict) else float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if is_number(number) else None

@@ -11,7 +11,7 @@ from monosoup_cli.errors import CheckpointError, UsageError, crop, some
 from monosoup_cli.evaluation.place import Place
 from monosoup_cli.formats.files import blocks_of
 
-__all__ = ["Choice", "Dataset", "Harness", "Task", "add_score", "lines_of"]
+__all__ = ["Choice", "Dataset", "Harness", "Samples", "Task", "lines_of"]
 
 MAX_BYTES = 4_000_000_000
 """The largest file of samples that is read."""
@@ -39,6 +39,7 @@ class Task:
         higher_is_better: Whether higher values are better.
         value: The value of the metric over all samples.
         path: Where it was read.
+        samples_path: Where the scores of its samples were read.
         scores: The score of each sample, by id; None if there are none whose mean is `value`.
         why_no_scores: Why there are none.
         contents: The hash of each sample's document, by id, where the harness left it.
@@ -52,6 +53,7 @@ class Task:
     higher_is_better: bool
     value: float
     path: str
+    samples_path: str
     scores: Mapping[str, float] | None = None
     why_no_scores: str = ""
     contents: Mapping[str, str] = field(default_factory=dict)
@@ -150,14 +152,41 @@ def lines_of(place: Place) -> Iterator[tuple[int, bytes]]:
         file.close()
 
 
-def add_score(scores: dict[str, float], name: str, score: float, where: str, path: str) -> None:
-    """Add the score of a sample.
+class Samples:
+    """The scores of one task by the ids of its samples, as they are read.
 
-    Raises:
-        CheckpointError: It is there already, or there are too many.
+    Args:
+        task: The name of the task.
+        path: The file, for errors.
     """
-    if name in scores:
-        raise CheckpointError(f"{where}: the id {crop(repr(name), 80)} is there twice", path=path)
-    if len(scores) >= MAX_SAMPLES:
-        raise CheckpointError(f"has more than {MAX_SAMPLES:,} samples of a task", path=path)
-    scores[name] = score
+
+    def __init__(self, task: str, path: str) -> None:
+        self._task, self._path = task, path
+        self._scores: dict[str, float] = {}
+        self._again: list[str] = []
+
+    def add(self, name: str, score: float, where: str) -> None:
+        """Add the score of a sample.
+
+        Raises:
+            CheckpointError: There are too many.
+        """
+        if len(self._scores) + len(self._again) >= MAX_SAMPLES:
+            raise CheckpointError(f"has more than {MAX_SAMPLES:,} samples of a task", path=self._path)
+        if name in self._scores:
+            self._again.append(f"{crop(repr(name), 40)} ({where})")
+        self._scores[name] = score
+
+    def scores(self) -> dict[str, float]:
+        """Return the score of each sample.
+
+        Raises:
+            CheckpointError: Some ids are there twice.
+        """
+        if self._again:
+            raise CheckpointError(
+                f"the task {crop(repr(self._task), 80)} has ids twice",
+                path=self._path,
+                found=some(self._again, NAMED),
+            )
+        return self._scores

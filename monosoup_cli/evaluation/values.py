@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from monosoup_cli.errors import CheckpointError, crop
 
-__all__ = ["is_number", "is_number_or_missing", "plain", "value_of"]
+__all__ = ["is_number", "is_number_or_missing", "not_a_number", "plain", "value_of"]
 
 MAX_SIZE = 1e100
 """The largest number that is read as a score: sums of a million do not overflow."""
@@ -34,10 +34,17 @@ def value_of(task: str, metric: str, metrics: Mapping[str, Any], path: str) -> f
     value = metrics[metric]
     if is_number(value):
         return float(value)
+    raise not_a_number(value, task, metric, metrics, path)
+
+
+def not_a_number(
+    value: Any, task: str, metric: str, metrics: Mapping[str, Any], path: str, of: str = ""
+) -> CheckpointError:
+    """The error for the value of a metric that cannot be compared; `of` names the sample, if it is of one."""
     shown = crop("NaN" if value != value else repr(value), 40)
-    others = [name for name, other in metrics.items() if is_number(other)]
-    raise CheckpointError(
-        f"the {crop(plain(metric), 80)} of the task {crop(repr(task), 80)} is {shown}",
+    others = [name for name, other in metrics.items() if is_number(other) and name != metric]
+    return CheckpointError(
+        f"the {crop(plain(metric), 80)} of the task {crop(repr(task), 80)} is {shown}{of}",
         path=path,
         hint=f"choose another: --metric {shlex.quote(f'{glob.escape(task)}={plain(others[0])}')}"
         if others

@@ -98,7 +98,7 @@ class Header:
         return max((tensor.stop for tensor in self.tensors.values()), default=0)
 
 
-def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> Any:
+def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True, takes_nan: bool = False) -> Any:
     """Parse JSON whose text is all Unicode.
 
     Args:
@@ -108,6 +108,7 @@ def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> 
         is_strict: Whether a key that repeats, NaN, Infinity and numbers beyond float64 are refused, and -0 is
             no integer. Otherwise they are read as Python's own parser reads them, and with it the
             libraries that write such files.
+        takes_nan: Whether NaN and Infinity are read, even if all else is strict.
 
     Raises:
         CheckpointError: The JSON is invalid, or would take a large multiple of its size in memory.
@@ -125,13 +126,13 @@ def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True) -> 
 
     if sum(text.count(mark) for mark in (b"{", b"[", b":")) > MAX_JSON_PARTS:
         raise CheckpointError(f"the {what} has too many parts", path=path)
-    strict = {
+    strict: dict[str, Any] = {
         "object_pairs_hook": unique,
-        "parse_constant": refuse,
         "parse_int": _integer,
         "parse_float": _finite,
+        **({} if takes_nan else {"parse_constant": refuse}),
     }
-    rules: dict[str, Any] = strict if is_strict else {}
+    rules = strict if is_strict else {}
     try:
         found = json.loads(text.decode("utf-8"), **rules)
         if SURROGATE.search(text):

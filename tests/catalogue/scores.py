@@ -22,7 +22,7 @@ LINES: dict[str, tuple[str, bytes, str]] = {
     "deep lists": ("bad.jsonl", b"[" * DEEP, "nested too deeply"),
     "a number of 5000 digits": ("bad.jsonl", b'{"id": 1, "score": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "a number of 400 digits": ("bad.csv", b"id,score\n1," + b"9" * 400, "expected a number"),
-    "NaN": ("bad.jsonl", b'{"id": 1, "score": NaN}', "not valid JSON"),
+    "NaN": ("bad.jsonl", b'{"id": 1, "score": NaN}', "the score of the id '1'"),
     "infinity": ("bad.csv", b"id,score\n1,inf", "expected a number"),
     "an evil id twice": ("bad.csv", b"id,score\n\x1b[2J,1\n\x1b[2J,1", r"\x1b[2J"),
     "an evil score": ("bad.csv", b"id,score\n1,\xe2\x80\xae\x1b[2J", "expected a number"),
@@ -45,7 +45,8 @@ OF_LM_EVAL: dict[str, tuple[Make, str]] = {
     "samples of numbers": (file("7", SAMPLES), "no sample with a doc_id"),
     "samples without a number": (file('{"acc": 1}', SAMPLES), "no sample with a doc_id"),
     "samples that are cut": (file("", SAMPLES), "not all samples are there"),
-    "samples of an evil name": (file('{"doc_id": "\\u001b[2J", "acc": 1.0}\n' * 2, SAMPLES), "there twice"),
+    "samples whose score is NaN": (file('{"doc_id": 7, "acc": NaN}', SAMPLES), "is NaN for the id '7'"),
+    "samples of an evil name": (file('{"doc_id": "\\u001b[2J", "acc": 1.0}\n' * 2, SAMPLES), "ids twice"),
     "samples of a terabyte": (both(file("", SAMPLES), lambda: os.truncate(SAMPLES, 1 << 40)), "too large"),
 }
 SPECIAL: dict[str, tuple[Make, str]] = {

@@ -145,6 +145,24 @@ def test_a_metric_that_is_no_number_is_not_replaced_by_the_next_one(model, value
         read(model, "acc")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(float("nan"), "NaN"), (float("-inf"), "-inf"), (1e300, "1e+300")]
+)
+def test_a_sample_of_lm_eval_whose_score_is_no_number(model, value, shown):
+    """Its total may be a number: that of a metric that leaves such samples out."""
+    (path,) = model.glob("samples_parity_*")
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    samples[4]["acc"] = value
+    path.write_text("\n".join(map(json.dumps, samples)))
+    with pytest.raises(CheckpointError) as refused:
+        read(model)
+    assert str(refused.value) == (
+        f"{path}: the acc of the task 'parity' is {shown} for the id '4' (line 5);"
+        " choose another: --metric parity=acc_norm"
+    )
+    assert read(model, "parity=acc_norm")["parity"].scores
+
+
 def test_a_first_metric_of_clip_benchmark_that_is_no_number(tmp_path):
     for text in ("NaN", "null", "1e400"):
         (tmp_path / "a.json").write_text(f'{{"dataset": "cars", "metrics": {{"acc1": {text}, "acc5": 1}}}}')
@@ -181,7 +199,9 @@ def test_samples_that_are_cut(model):
     ):
         read(model)
     path.write_text("".join([*lines, lines[2]]))
-    with pytest.raises(CheckpointError, match="line 7: the id '2' is there twice"):
+    with pytest.raises(
+        CheckpointError, match=r"samples_parity.*'parity' has ids twice: found '2' \(line 7\)$"
+    ):
         read(model)
     path.write_text("".join(lines)[:-20])
     with pytest.raises(CheckpointError, match="line 6: the sample is not valid JSON"):
@@ -240,7 +260,7 @@ def test_a_plain_file_with_both(tmp_path):
 def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lacking):
     (tmp_path / "a.csv").write_text("id,correct,score\n" + lacking)
     with pytest.raises(
-        CheckpointError, match="the task 'a': the id '1' has no correct: expected one for each id"
+        CheckpointError, match="the id '1' of the task 'a' has no correct: expected one for each id"
     ):
         read(tmp_path)
     assert read(tmp_path, "score")["a"].scores == {"1": 0.25, "2": 0.5}
@@ -252,22 +272,37 @@ def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lac
         (
             "a.csv",
             "id,correct\n1,2\n",
-            "row 1: not a value of correct: expected true, false, 1 or 0, found '2'",
+            "row 1: the correct of the id '1' of the task 'a': expected true, false, 1 or 0, found '2'",
         ),
-        ("a.csv", "id,score\n1,nan\n", "row 1: not a value of score: expected a number, found 'nan'"),
+        ("a.csv", "id,score\n1,nan\n", "row 1: the score of the id '1' of the task 'a': expected a number"),
+        ("a.csv", "id,score\n7,\n", "row 1: the id '7' of the task 'a' has neither score nor correct; eval"),
         (
             "a.csv",
             "id,score\n1,1e308\n2,1e308\n",
-            "row 1: not a value of score: expected a number, found '1e308'",
+            "the score of the id '1' of the task 'a': expected a number, found '1e308'; evaluate this sample",
         ),
-        ("a.csv", "id,score\n1,1\n1,2\n", "row 2: the id '1' is there twice"),
-        ("a.jsonl", '{"id": 1, "score": NaN}', "a.jsonl, line 1: the sample is not valid JSON"),
-        ("a.csv", "id,other\n1,1\n", "row 1: has neither score nor correct"),
+        ("a.csv", "id,score\n1,1\n1,2\n", "the task 'a' has ids twice: found '1' (row 2)"),
+        (
+            "a.csv",
+            "id,score\n" + "q,1\nr,1\n" * 4,
+            "'q' (row 3), 'r' (row 4), 'q' (row 5), 'r' (row 6) and 2 more",
+        ),
+        (
+            "a.jsonl",
+            '{"id": 1, "score": NaN}',
+            "line 1: the score of the id '1' of the task 'a': expected a number, found nan",
+        ),
+        (
+            "a.jsonl",
+            '{"id": 1, "score": -Infinity, "task": "b"}',
+            "of the task 'b': expected a number, found -inf;",
+        ),
+        ("a.csv", "id,other\n1,1\n", "row 1: the id '1' of the task 'a' has neither score nor correct"),
         ("a.csv", "score\n1\n", "row 1: has no id"),
         ("a.csv", 'id,score\n"1,1\n', "is not CSV: unexpected end of data"),
         ("a.csv", "", "has no scores"),
         ("a.jsonl", '{"id": [], "score": 1}', "line 1: its id is no text"),
-        ("a.jsonl", '{"id": 1, "score": true}', "line 1: not a value of score"),
+        ("a.jsonl", '{"id": 1, "score": true}', "line 1: the score of the id '1'"),
         ("a.jsonl", '{"id": 1, "score": 1}\n\n{"id": 2', "a.jsonl, line 3: the sample is not valid JSON"),
         ("a.jsonl", "7", "line 1: is no object"),
         ("a.txt", "id,score", "has no scores of a known harness"),

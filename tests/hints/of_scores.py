@@ -23,6 +23,26 @@ def models(at: Trial, **edited: float) -> list[Path]:
     return folders
 
 
+@follows(
+    "evaluation/plain.py", "has neither score nor correct; evaluate this", "the … of …; evaluate this sample"
+)
+def a_sample_again_or_none_of_its_id(at: Trial) -> None:
+    files = [at.tmp / f"{name}.csv" for name in ("base", "tuned", "edited")]
+    for path in files:
+        path.write_text("task,id,score\nquiz,1,0.5\nquiz,2,0.25\n")
+    files[2].write_text(
+        "task,id,score\nquiz,1,0.5\n" + ("quiz,2,nan\n" if "the …" in at.site.problem else "quiz,2,\n")
+    )
+    at.refused("scores", *files)
+    kept = [path.read_text() for path in files]
+    for path in files:
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if ",2," not in line))
+    at.works("scores", *files)
+    for path, text in zip(files, kept, strict=True):
+        path.write_text(text.replace("nan", "1").replace("2,\n", "2,1\n"))
+    at.works("scores", *files)
+
+
 @follows("evaluation/values.py", "choose another")
 def another_metric(at: Trial) -> None:
     folders = models(at, acc1=float("nan"))
