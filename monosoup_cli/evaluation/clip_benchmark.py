@@ -42,4 +42,4 @@ class ClipBenchmark:
         metric = choice.of(name, list(found), shown)
         why = "clip_benchmark leaves totals, not samples"
         value = value_of(name, metric, found, shown)
-        return [Task(name, metric, True, value, shown, shown, None, why, harness=self.name)]
+        return [Task(name, metric, True, value, shown, None, why, harness=self.name)]

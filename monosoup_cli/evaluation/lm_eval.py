@@ -101,11 +101,7 @@ def _tasks(file: Place, content: Mapping[str, Any], wanted: Sequence[str], choic
         config = content["configs"].get(name)
         config = config if isinstance(config, dict) else {}
         samples = file.beside(f"samples_{name}_{_time(file)}.jsonl")
-        scores, contents, why = (
-            (None, {}, "the harness left no samples")
-            if samples is None
-            else _samples(samples, name, metric, metrics, content)
-        )
+        scores, contents, why = _samples(samples, name, metric, metrics, content)
         if scores is not None:
             mean = math.fsum(scores.values()) / len(scores)
             if abs(mean - value) > SAME * max(1.0, abs(mean)):
@@ -115,8 +111,7 @@ def _tasks(file: Place, content: Mapping[str, Any], wanted: Sequence[str], choic
             plain(metric),
             _is_higher_better(name, metric.partition(",")[0], content, config),
             value,
-            shown,
-            shown if samples is None else samples.shown,
+            (samples or file).shown,
             scores,
             why,
             contents,
@@ -159,9 +154,11 @@ def _dataset(config: Mapping[str, Any]) -> Dataset | None:
 
 
 def _samples(
-    file: Place, task: str, metric: str, metrics: Mapping[str, Any], content: Mapping[str, Any]
+    file: Place | None, task: str, metric: str, metrics: Mapping[str, Any], content: Mapping[str, Any]
 ) -> tuple[dict[str, float] | None, dict[str, str], str]:
     """The score and the hash of the document of each sample; or why there are no scores."""
+    if file is None:
+        return None, {}, "the harness left no samples"
     name, of_filter = metric.split(",", 1)
     inside = file.shown
     samples = Samples(task, inside)
@@ -176,7 +173,7 @@ def _samples(
         score, key = sample.get(name), str(sample["doc_id"])
         if not isinstance(score, (int, float)):
             return None, {}, f"its {plain(metric)} has no score of each sample"
-        if not is_number(float(score)):
+        if not (isinstance(score, bool) or is_number(score)):
             of = f" for the id {crop(repr(key), 80)} ({where})"
             raise not_a_number(score, task, metric, metrics, inside, of)
         samples.add(key, float(score), where)

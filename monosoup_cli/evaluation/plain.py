@@ -68,7 +68,7 @@ def _task(name: str, found: Mapping[str, Samples], choice: Choice, shown: str) -
             f"{_named(name, lacking)} has no {metric}", path=shown, expected="one for each id, or for none"
         )
     value = math.fsum(scores.values()) / len(scores)
-    return Task(name, metric, True, value, shown, shown, scores, harness="plain")
+    return Task(name, metric, True, value, shown, scores, harness="plain")
 
 
 def _named(task: str, key: str) -> str:

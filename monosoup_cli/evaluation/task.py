@@ -38,8 +38,7 @@ class Task:
         metric: The name of the metric.
         higher_is_better: Whether higher values are better.
         value: The value of the metric over all samples.
-        path: Where it was read.
-        samples_path: Where the scores of its samples were read.
+        path: Where it was read: the file of its samples, if there is one.
         scores: The score of each sample, by id; None if there are none whose mean is `value`.
         why_no_scores: Why there are none.
         contents: The hash of each sample's document, by id, where the harness left it.
@@ -53,7 +52,6 @@ class Task:
     higher_is_better: bool
     value: float
     path: str
-    samples_path: str
     scores: Mapping[str, float] | None = None
     why_no_scores: str = ""
     contents: Mapping[str, str] = field(default_factory=dict)

@@ -46,6 +46,7 @@ OF_LM_EVAL: dict[str, tuple[Make, str]] = {
     "samples without a number": (file('{"acc": 1}', SAMPLES), "no sample with a doc_id"),
     "samples that are cut": (file("", SAMPLES), "not all samples are there"),
     "samples whose score is NaN": (file('{"doc_id": 7, "acc": NaN}', SAMPLES), "is NaN for the id '7'"),
+    "a sample of 400 digits": (file('{"doc_id": 7, "acc": ' + "9" * 400 + "}", SAMPLES), "for the id '7'"),
     "samples of an evil name": (file('{"doc_id": "\\u001b[2J", "acc": 1.0}\n' * 2, SAMPLES), "ids twice"),
     "samples of a terabyte": (both(file("", SAMPLES), lambda: os.truncate(SAMPLES, 1 << 40)), "too large"),
 }
