@@ -143,14 +143,20 @@ def _check_alike(tasks: Sequence[Task]) -> None:
                 )
         if first.scores is None or other.scores is None:
             continue
-        for here, there in ((first, other), (other, first)):
-            lacking = [name for name in here.scores or () if name not in (there.scores or ())]
-            if lacking:
-                raise MismatchError(
-                    f"the task {crop(repr(first.name), 80)} lacks samples that {here.path} has",
-                    path=there.path,
-                    found=f"no id {_ids(lacking)}",
-                )
+        lacking, further = (
+            [name for name in here if name not in there]
+            for here, there in ((first.scores, other.scores), (other.scores, first.scores))
+        )
+        if lacking or further:
+            has, lacks = (first, other) if lacking else (other, first)
+            raise MismatchError(
+                f"the task {crop(repr(first.name), 80)} lacks {len(lacking or further):,} of the"
+                f" {len(has.scores or ()):,} samples in {has.path}",
+                path=lacks.path,
+                found=f"no id {_ids(lacking or further)}"
+                + (f", but {_ids(further)}" if lacking and further else ""),
+                hint="evaluate both models on the same samples",
+            )
         changed = [name for name, hash in first.contents.items() if other.contents.get(name, hash) != hash]
         if changed:
             raise MismatchError(

@@ -196,14 +196,38 @@ def test_ids_that_do_not_match_are_named(models):
     with pytest.raises(MismatchError) as refused:
         monosoup_cli.scores(*models)
     assert str(refused.value) == (
-        f"{path}: the task 'quiz' lacks samples that {models[0]}/quiz.csv has: found no id q7"
+        f"{path}: the task 'quiz' lacks 1 of the 40 samples in {models[0]}/quiz.csv:"
+        " found no id q7, but other; evaluate both models on the same samples"
+    )
+
+
+def test_ids_that_only_the_base_has(models):
+    for path in (models[1] / "quiz.csv", models[2] / "quiz.csv"):
+        path.write_text("\n".join(path.read_text().splitlines()[:-6]))
+    with pytest.raises(MismatchError) as refused:
+        monosoup_cli.scores(*models)
+    assert str(refused.value) == (
+        f"{models[1]}/quiz.csv: the task 'quiz' lacks 6 of the 40 samples in {models[0]}/quiz.csv:"
+        " found no id q34, q35, q36, q37 and 2 more; evaluate both models on the same samples"
+    )
+
+
+def test_ids_of_lm_eval_are_named_with_the_file_of_samples(tmp_path):
+    model = of_lm_eval(tmp_path / "edited", quiz=("acc", True, "1010"))
+    others = [of_lm_eval(tmp_path / name, quiz=("acc", True, "101")) for name in ("base", "tuned")]
+    time = "2026-01-01T00-00-00.jsonl"
+    with pytest.raises(MismatchError) as refused:
+        monosoup_cli.scores(*others, model)
+    assert str(refused.value).startswith(
+        f"{others[0]}/samples_quiz_{time}: the task 'quiz' lacks 1 of the 4 samples in"
+        f" {model}/samples_quiz_{time}: found no id 3;"
     )
 
 
 def test_a_sample_that_only_the_edited_model_has(models):
     with (models[2] / "quiz.csv").open("a") as file:
         file.write("\nq40,1")
-    with pytest.raises(MismatchError, match=f"^{models[0]}/quiz.csv: .*{models[2]}/quiz.csv.*no id q40$"):
+    with pytest.raises(MismatchError, match=f"^{models[0]}/quiz.csv: .*{models[2]}/quiz.csv.*no id q40;"):
         monosoup_cli.scores(*models)
 
 

@@ -43,6 +43,16 @@ def a_sample_again_or_none_of_its_id(at: Trial) -> None:
     at.works("scores", *files)
 
 
+@follows("evaluation/comparison.py", "evaluate both models on the same samples")
+def the_same_samples(at: Trial) -> None:
+    files = [at.tmp / f"{name}.csv" for name in ("base", "tuned", "edited")]
+    for path in files:
+        path.write_text("task,id,score\nquiz,1,0.5\nquiz,2,0.25\n"[: -12 if path is files[2] else None])
+    at.refused("scores", *files)
+    files[2].write_text(files[1].read_text())
+    at.works("scores", *files)
+
+
 @follows("evaluation/values.py", "choose another")
 def another_metric(at: Trial) -> None:
     folders = models(at, acc1=float("nan"))
