@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any
 from zlib import crc32
@@ -21,6 +22,9 @@ BACK = 0.9
 """From which share on an edited model is said to have gone back to the base."""
 BACK_SAMPLES = 10
 """How many samples, on which base and fine-tuned differ, that takes."""
+
+ONE = "scores"
+"""What the task is called of files that name none, where the files have different names."""
 
 KINDS = {
     # of samples where base and fine-tuned are so, those where the edited model is right
@@ -71,8 +75,8 @@ def compare_scores(
     sources = [base, finetuned, *edited]
     choice, names = Choice(metric), names_of(sources)
     read = [read_tasks(source, choice) for source in sources]
-    models = [tasks for tasks, _ in read]
     choice.check_used()
+    models = _of_one_task(sources, [tasks for tasks, _ in read])
     common = list(models[0])
     for source, model in zip(sources, models, strict=True):
         expected, common = common, [name for name in common if name in model]
@@ -82,6 +86,9 @@ def compare_scores(
                 path=source,
                 expected=some([crop(name, 60) for name in expected], NAMED),
                 found=some([crop(name, 60) for name in model], NAMED),
+                hint="name the files of a task alike, or add a column `task`"
+                if any(task.is_named_by_file for task in (*models[0].values(), *model.values()))
+                else "evaluate all models on the same tasks",
             )
     compared = [[model[name] for model in models] for name in common]
     for tasks in compared:
@@ -129,6 +136,17 @@ def names_of(sources: Sequence[str]) -> list[str]:
     raise UsageError("these scores are given twice", path=twice or sources[0])
 
 
+def _of_one_task(sources: Sequence[str], models: Sequence[dict[str, Task]]) -> Sequence[dict[str, Task]]:
+    """The tasks of each model; files that were given by themselves, and name no task, are of the same one."""
+    firsts = [next(iter(model.values())) for model in models]
+    if len({task.name for task in firsts}) == 1 or not all(
+        len(model) == 1 and task.is_named_by_file and PurePath(task.path) == PurePath(source)
+        for source, model, task in zip(sources, models, firsts, strict=True)
+    ):
+        return models
+    return [{ONE: replace(task, name=ONE)} for task in firsts]
+
+
 def _check_alike(tasks: Sequence[Task]) -> None:
     """Check that a task has one metric and the same samples for every model."""
     first = tasks[0]
@@ -170,17 +188,22 @@ def _ids(names: Sequence[str]) -> str:
     return some([crop(name, 40) for name in names], NAMED)
 
 
+def _is_named(task: Task, pattern: str) -> bool:
+    """Whether the name of a task, or of a group of the harness that it is in, matches."""
+    return any(fnmatchcase(name, pattern) for name in (task.name, *task.groups))
+
+
 def _members(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The names of the tasks in each group."""
     for name, patterns in groups.items():
         for pattern in patterns:
-            if not any(task.is_named(pattern) for task in tasks):
+            if not any(_is_named(task, pattern) for task in tasks):
                 raise UsageError(
                     f"no task matches --{name} {crop(pattern, 80)}",
                     found=some([crop(task.name, 80) for task in tasks], NAMED),
                 )
     return {
-        name: [task.name for task in tasks if any(task.is_named(one) for one in patterns)]
+        name: [task.name for task in tasks if any(_is_named(task, one) for one in patterns)]
         for name, patterns in groups.items()
     }
 

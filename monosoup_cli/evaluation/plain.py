@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.evaluation.place import Place
-from monosoup_cli.evaluation.task import Choice, Samples, Task, lines_of
+from monosoup_cli.evaluation.task import NAMED, Choice, Samples, Task, lines_of
 from monosoup_cli.evaluation.values import is_number
 from monosoup_cli.formats.header import parse_json
 
@@ -33,14 +34,21 @@ class Plain:
             return None
         shown, stem = place.shown, place.path.stem
         tasks: dict[str, dict[str, Samples]] = {}
+        named = set[str]()
         for where, row in _rows(place):
             name, key = _text(row, "task", stem, where, shown), _text(row, "id", None, where, shown)
             if name not in tasks and len(tasks) >= MAX_TASKS:
                 raise CheckpointError(f"has more than {MAX_TASKS:,} tasks", path=shown)
             metrics = [metric for metric in METRICS if row.get(metric) not in (None, "")]
+            if "task" in row:
+                named.add(name)
             if not metrics:
+                is_there = any(metric in row for metric in METRICS)
                 raise CheckpointError(
-                    f"{where}: {_named(name, key)} has neither score nor correct", path=shown, hint=AGAIN
+                    f"{where}: {_named(name, key)} has neither score nor correct",
+                    path=shown,
+                    found=None if is_there else _columns(row),
+                    hint=AGAIN if is_there else None,
                 )
             for metric in metrics:
                 samples = tasks.setdefault(name, {}).setdefault(metric, Samples(name, shown))
@@ -56,7 +64,10 @@ class Plain:
                 samples.add(key, score, where)
         if not tasks:
             raise CheckpointError("has no scores", path=shown)
-        return [_task(name, found, choice, shown) for name, found in tasks.items()]
+        return [
+            replace(_task(name, found, choice, shown), is_named_by_file=name not in named)
+            for name, found in tasks.items()
+        ]
 
 
 def _task(name: str, found: Mapping[str, Samples], choice: Choice, shown: str) -> Task:
@@ -106,8 +117,17 @@ def _text(row: Mapping[str, Any], name: str, default: str | None, where: str, sh
     if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
         return str(value)
     raise CheckpointError(
-        f"{where}: has no {name}" if value in (None, "") else f"{where}: its {name} is no text", path=shown
+        f"{where}: has no {name}" if value in (None, "") else f"{where}: its {name} is no text",
+        path=shown,
+        found=None if name in row else _columns(row),
+        hint="give the folder that these samples of lm-evaluation-harness are in"
+        if "doc_id" in row
+        else None,
     )
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    return some([crop(repr(name), 40) for name in row], NAMED) or "nothing"
 
 
 def _number(value: Any, metric: str) -> float | None:

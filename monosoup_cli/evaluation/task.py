@@ -9,6 +9,7 @@ from typing import Protocol
 
 from monosoup_cli.errors import CheckpointError, UsageError, crop, some
 from monosoup_cli.evaluation.place import Place
+from monosoup_cli.evaluation.values import plain
 from monosoup_cli.formats.files import blocks_of
 
 __all__ = ["Choice", "Dataset", "Harness", "Samples", "Task", "lines_of"]
@@ -45,6 +46,7 @@ class Task:
         groups: The groups of the harness that the task is in.
         harness: What evaluated it.
         dataset: The dataset that it was evaluated on, if the harness left it.
+        is_named_by_file: Whether it has its name from the file alone.
     """
 
     name: str
@@ -58,10 +60,7 @@ class Task:
     groups: Sequence[str] = ()
     harness: str = ""
     dataset: Dataset | None = None
-
-    def is_named(self, pattern: str) -> bool:
-        """Whether the name of the task, or of a group that it is in, matches."""
-        return any(fnmatchcase(name, pattern) for name in (self.name, *self.groups))
+    is_named_by_file: bool = False
 
 
 class Choice:
@@ -75,6 +74,7 @@ class Choice:
         pairs = [word.rpartition("=") for word in words]
         self._words = [(task or "*", metric, bool(equals)) for task, equals, metric in pairs]
         self._unused = dict.fromkeys(words)
+        self._there: dict[str, None] = {}
 
     def of(self, task: str, metrics: Sequence[str], path: str) -> str:
         """The metric of a task: the last one asked for that it has, or its first.
@@ -84,6 +84,7 @@ class Choice:
         Raises:
             UsageError: It lacks the metric that was asked for by its name.
         """
+        self._there |= dict.fromkeys(metrics)
         for pattern, wanted, is_for_task in reversed(self._words):
             if not fnmatchcase(task, pattern):
                 continue
@@ -102,7 +103,10 @@ class Choice:
     def check_used(self) -> None:
         """Raise UsageError for a metric that no task has."""
         for word in self._unused:
-            raise UsageError(f"no task has the metric of --metric {crop(word, 80)}")
+            raise UsageError(
+                f"no task has the metric of --metric {crop(word, 80)}",
+                found=some([repr(crop(plain(one), 80)) for one in self._there], NAMED),
+            )
 
 
 class Harness(Protocol):

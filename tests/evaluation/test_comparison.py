@@ -253,8 +253,32 @@ def test_tasks_that_are_not_everywhere(models, tmp_path):
     assert "essays is left out: edited has no scores of it" in found["notes"]
     other = write(tmp_path / "other", riddles="10")
     for three in ([models[0], other, models[2]], [*models[:2], other]):
-        with pytest.raises(MismatchError, match=f"^{other}: has none of the tasks .* quiz, found riddles$"):
+        with pytest.raises(
+            MismatchError, match=f"^{other}: has none of .* quiz, found riddles; name the files"
+        ):
             monosoup_cli.scores(*three)
+
+
+def test_files_without_tasks_that_are_given_by_themselves(models, tmp_path):
+    """They are of one task, called as the files are if these are called alike."""
+    alike = [folder / "quiz.csv" for folder in models]
+    expected = monosoup_cli.scores(*alike)["tasks"][0]
+    assert expected["name"] == "quiz"
+    files = [path.rename(tmp_path / f"of {path.parent.name}.csv") for path in alike]
+    found = monosoup_cli.scores(files[0], f"{tmp_path}//./{files[1].name}", files[2], in_="scores")
+    assert [task["name"] for task in found["tasks"]] == ["scores"]
+    assert found["tasks"][0]["edited"][0]["healed"] == expected["edited"][0]["healed"]
+    files[2].write_text("id,correct,task\nq0,1,quiz\n")
+    with pytest.raises(MismatchError, match="has none of the tasks"):
+        monosoup_cli.scores(*files)
+
+
+def test_files_in_folders_are_not_taken_for_one_task(models):
+    for folder, name in zip(models, ("poems", "riddles", "songs"), strict=True):
+        (folder / "essays.csv").unlink()
+        (folder / "quiz.csv").rename(folder / f"{name}.csv")
+    with pytest.raises(MismatchError, match="found riddles; name the files of a task alike, or add a column"):
+        monosoup_cli.scores(*models)
 
 
 def test_the_same_scores_twice(models):

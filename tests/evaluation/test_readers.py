@@ -68,7 +68,7 @@ def test_metrics_that_are_asked_for():
     assert not tasks["parity"].higher_is_better
     with pytest.raises(UsageError, match="'truth' has no metric 'f1'"):
         read(LM_EVAL / "models__base", "truth=f1")
-    with pytest.raises(UsageError, match="no task has the metric of --metric f1"):
+    with pytest.raises(UsageError, match="--metric f1: found 'acc', 'acc_norm', 'brier_score', "):
         read(LM_EVAL / "models__base", "f1")
 
 
@@ -297,8 +297,10 @@ def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lac
             '{"id": 1, "score": -Infinity, "task": "b"}',
             "of the task 'b': expected a number, found -inf;",
         ),
-        ("a.csv", "id,other\n1,1\n", "row 1: the id '1' of the task 'a' has neither score nor correct"),
-        ("a.csv", "score\n1\n", "row 1: has no id"),
+        ("a.csv", "id,acc\n1,1\n", "the task 'a' has neither score nor correct: found 'id', 'acc'"),
+        ("a.csv", "ID;score\n1;1\n", "row 1: has no id: found 'ID;score'"),
+        ("a.jsonl", '{"id": ""}', "a.jsonl: line 1: has no id"),
+        ("a.jsonl", '{"doc_id": 3}', "has no id: found 'doc_id'; give the folder that these samples"),
         ("a.csv", 'id,score\n"1,1\n', "is not CSV: unexpected end of data"),
         ("a.csv", "", "has no scores"),
         ("a.jsonl", '{"id": [], "score": 1}', "line 1: its id is no text"),

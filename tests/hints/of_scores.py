@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from tests.hints.table import Trial, follows
+from tests.lm_eval_files import of_lm_eval
 
 
 def models(at: Trial, **edited: float) -> list[Path]:
@@ -41,6 +42,40 @@ def a_sample_again_or_none_of_its_id(at: Trial) -> None:
     for path, text in zip(files, kept, strict=True):
         path.write_text(text.replace("nan", "1").replace("2,\n", "2,1\n"))
     at.works("scores", *files)
+
+
+@follows("evaluation/plain.py", "give the folder that these samples of lm-evaluation-harness are in")
+def the_folder_of_samples(at: Trial) -> None:
+    folders = [of_lm_eval(at.tmp / name, quiz=("acc", True, "101")) for name in ("base", "tuned", "edited")]
+    at.refused("scores", *(next(folder.glob("samples_*")) for folder in folders))
+    at.works("scores", *folders)
+
+
+@follows("evaluation/comparison.py", "or add a column `task`")
+def files_of_a_task_that_are_called_alike(at: Trial) -> None:
+    files = [at.tmp / name / f"of-{name}.csv" for name in ("base", "tuned", "edited")]
+    for path in files:
+        path.parent.mkdir()
+        path.write_text("id,score\n1,0.5\n")
+    folders = [path.parent for path in files]
+    at.refused("scores", *folders)
+    for path in files:
+        path.write_text("id,score,task\n1,0.5,quiz\n")
+    at.works("scores", *folders)
+    for path in files:
+        path.rename(path.with_name("quiz.csv")).write_text("id,score\n1,0.5\n")
+    at.works("scores", *folders)
+
+
+@follows("evaluation/comparison.py", "evaluate all models on the same tasks")
+def the_same_tasks(at: Trial) -> None:
+    folders = [
+        of_lm_eval(at.tmp / name, **{task: ("acc", True, "101")})
+        for name, task in (("base", "quiz"), ("tuned", "quiz"), ("edited", "sums"))
+    ]
+    at.refused("scores", *folders)
+    of_lm_eval(at.tmp / "again", quiz=("acc", True, "101"))
+    at.works("scores", *folders[:2], at.tmp / "again")
 
 
 @follows("evaluation/comparison.py", "evaluate both models on the same samples")
