@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.evaluation.place import Place
@@ -20,13 +21,12 @@ class ClipBenchmark:
 
     name = "clip_benchmark"
     files = "JSON of clip_benchmark"
+    suffixes: ClassVar[Sequence[str]] = (".json",)
 
-    def read(self, place: Place, choice: Choice) -> list[Task] | None:
+    def read(self, file: Place, choice: Choice) -> list[Task] | None:
         """Read a file; its task is called as the dataset is."""
-        if place.path.suffix.lower() != ".json" or place.is_folder():
-            return None
-        shown = place.shown
-        content: Any = read_json_file(place.open(), "result", is_strict=False)
+        shown = file.shown
+        content: Any = read_json_file(file.open(), "result", is_strict=False)
         if not isinstance(content, dict) or not {"dataset", "metrics"} <= content.keys():
             return None
         dataset, metrics = content["dataset"], content["metrics"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.evaluation.place import Place
@@ -29,19 +29,22 @@ SAME = 1e-6
 
 
 class LmEval:
-    """Folders and files of `lm_eval --output_path`."""
+    """Files and folders of `lm_eval --output_path`."""
 
     name = "lm-evaluation-harness"
     files = "results_….json of lm-evaluation-harness"
+    suffixes: ClassVar[Sequence[str]] = (".json",)
 
-    def read(self, place: Place, choice: Choice) -> list[Task] | None:
-        """Read the folder of a model, the folder around it, or a file of results."""
-        if not place.is_folder():
-            found = _results(place) if place.path.suffix.lower() == ".json" else None
-            return None if found is None else list(_tasks(place, found, list(found["results"]), choice))
+    def read(self, file: Place, choice: Choice) -> list[Task] | None:
+        """Read a file of results."""
+        found = _results(file)
+        return None if found is None else list(_tasks(file, found, list(found["results"]), choice))
+
+    def read_folder(self, place: Place, choice: Choice) -> list[Task] | None:
+        """Read the folder of a model, or the folder around it; None if it is neither."""
         files = _results_in(place)
         if not files:
-            models = [one for one in place.inside() if one.is_folder() and _results_in(one)]
+            models = [one for one in place.folders() if _results_in(one)]
             if len(models) > 1:
                 raise CheckpointError(
                     "has the results of several models",
@@ -49,7 +52,7 @@ class LmEval:
                     expected="the folder of one",
                     found=some([crop(one.path.name, 80) for one in models], NAMED),
                 )
-            return self.read(models[0], choice) if models else None
+            return self.read_folder(models[0], choice) if models else None
         tasks: dict[str, Task] = {}
         for file in sorted(files, key=_time, reverse=True):
             found = _results(file)

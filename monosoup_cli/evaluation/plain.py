@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.evaluation.place import Place
@@ -27,15 +27,14 @@ class Plain:
 
     name = "plain"
     files = "JSONL or CSV with id, and score or correct"
+    suffixes: ClassVar[Sequence[str]] = (".jsonl", ".csv")
 
-    def read(self, place: Place, choice: Choice) -> list[Task] | None:
+    def read(self, file: Place, choice: Choice) -> list[Task]:
         """Read a file; its tasks are those in the column `task`, or it is one of the file's name."""
-        if place.path.suffix.lower() not in (".jsonl", ".csv") or place.is_folder():
-            return None
-        shown, stem = place.shown, place.path.stem
+        shown, stem = file.shown, file.path.stem
         tasks: dict[str, dict[str, Samples]] = {}
         named = set[str]()
-        for where, row in _rows(place):
+        for where, row in _rows(file):
             name, key = _text(row, "task", stem, where, shown), _text(row, "id", None, where, shown)
             if name not in tasks and len(tasks) >= MAX_TASKS:
                 raise CheckpointError(f"has more than {MAX_TASKS:,} tasks", path=shown)
@@ -86,10 +85,10 @@ def _named(task: str, key: str) -> str:
     return f"the id {crop(repr(key), 80)} of the task {crop(repr(task), 80)}"
 
 
-def _rows(place: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(file: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the fields of every line, and where it is."""
-    shown, lines = place.shown, lines_of(place)
-    if place.path.suffix.lower() == ".jsonl":
+    shown, lines = file.shown, lines_of(file)
+    if file.path.suffix.lower() == ".jsonl":
         for number, line in lines:
             row = parse_json(line, f"{shown}, line {number:,}", "sample", takes_nan=True)
             if not isinstance(row, dict):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.evaluation.clip_benchmark import ClipBenchmark
 from monosoup_cli.evaluation.lm_eval import LmEval
 from monosoup_cli.evaluation.place import Place, named
 from monosoup_cli.evaluation.plain import Plain
-from monosoup_cli.evaluation.task import Choice, Harness, Task
+from monosoup_cli.evaluation.task import NAMED, Choice, Harness, Task
 
 __all__ = ["HARNESSES", "read_tasks"]
 
-HARNESSES: Sequence[Harness] = (LmEval(), ClipBenchmark(), Plain())
+LM_EVAL = LmEval()
+HARNESSES: Sequence[Harness] = (LM_EVAL, ClipBenchmark(), Plain())
 MAX_FILES = 10_000
 
 
@@ -34,16 +35,19 @@ def read_tasks(source: str, choice: Choice) -> tuple[dict[str, Task], Iterable[s
     except (OSError, RuntimeError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a path"
         raise CheckpointError(f"cannot be read: {why}", path=source) from None
-    found = _read(place, choice)
-    if found is None and place.is_folder():
-        inside = [one for one in place.inside() if not one.name.startswith(".")]
-        if len(inside) > MAX_FILES:
-            raise CheckpointError(f"has more than {MAX_FILES:,} files", path=source)
-        read = [_read(one, choice) for one in inside if not one.is_folder()]
-        found = [task for tasks in read for task in tasks or ()]
+    if place.is_folder():
+        found = LM_EVAL.read_folder(place, choice) or list(_read_all(place, choice))
+    else:
+        found = _read(place, choice)
     if not found:
         expected = "; ".join(harness.files for harness in HARNESSES)
-        raise CheckpointError("has no scores of a known harness", path=source, expected=expected)
+        folders = [crop(repr(one.name), 80) for one in place.folders()] if place.is_folder() else []
+        raise CheckpointError(
+            "has no scores of a known harness",
+            path=source,
+            expected=expected,
+            found=f"the folders {some(folders, NAMED)}" if folders else None,
+        )
     tasks: dict[str, Task] = {}
     for task in found:
         if task.name in tasks:
@@ -56,10 +60,25 @@ def read_tasks(source: str, choice: Choice) -> tuple[dict[str, Task], Iterable[s
     return tasks, place.linked()
 
 
-def _read(place: Place, choice: Choice) -> list[Task] | None:
-    """What the first harness that knows the file or folder reads in it."""
-    for harness in HARNESSES:
-        found = harness.read(place, choice)
+def _read_all(folder: Place, choice: Choice) -> Iterator[Task]:
+    """What harnesses read in the files of a folder."""
+    inside = [one for one in folder.inside() if not one.name.startswith(".") and _harnesses(one)]
+    if len(inside) > MAX_FILES:
+        raise CheckpointError(f"has more than {MAX_FILES:,} files", path=folder.shown)
+    for one in inside:
+        if not one.is_folder():
+            yield from _read(one, choice)
+
+
+def _read(file: Place, choice: Choice) -> list[Task]:
+    """What the first harness that knows a file reads in it."""
+    for harness in _harnesses(file):
+        found = harness.read(file, choice)
         if found is not None:
             return found
-    return None
+    return []
+
+
+def _harnesses(file: Place) -> list[Harness]:
+    """The harnesses whose files end as this one does."""
+    return [harness for harness in HARNESSES if file.path.suffix.lower() in harness.suffixes]

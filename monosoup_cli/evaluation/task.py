@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from monosoup_cli.errors import CheckpointError, UsageError, crop, some
 from monosoup_cli.evaluation.place import Place
@@ -115,13 +115,15 @@ class Harness(Protocol):
     Attributes:
         name: What the harness is called.
         files: What its files are, for messages.
+        suffixes: How the names of its files end.
     """
 
     name: str
     files: str
+    suffixes: ClassVar[Sequence[str]]
 
-    def read(self, place: Place, choice: Choice) -> list[Task] | None:
-        """Read a file or a folder; None if it is not of this harness.
+    def read(self, file: Place, choice: Choice) -> list[Task] | None:
+        """Read a file with one of these suffixes; None if it is not of this harness.
 
         Raises:
             CheckpointError: It is of this harness, but not as the harness writes it.

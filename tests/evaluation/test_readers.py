@@ -1,6 +1,7 @@
 """What harnesses leave: files that they wrote, and what is wrong with others."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -315,6 +316,37 @@ def test_plain_files_that_are_wrong(tmp_path, name, text, message):
     with pytest.raises(CheckpointError) as refused:
         read(tmp_path)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("is_around", [False, True], ids=["folder", "folder around it"])
+def test_other_files_are_not_looked_at(model, tmp_path, monkeypatch, is_around):
+    """Pictures, logs, weights: beside them, scores take as many looks at the disk as without them."""
+    looks = []
+
+    def counted(look):
+        return lambda path, *words, **options: looks.append(path) or look(path, *words, **options)
+
+    for name in ("stat", "lstat", "readlink"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    folder = model.parent if is_around else tmp_path / "plain"
+    if not is_around:
+        folder.mkdir()
+        (folder / "quiz.csv").write_text("id,score\n1,1\n")
+    read(folder)
+    few = len(looks)
+    for number in range(50):
+        (folder / f"{number}.png").touch()
+    looks.clear()
+    read(folder)
+    assert len(looks) == few > 0
+
+
+def test_a_folder_of_models_is_said_to_be_one(tmp_path):
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "quiz.csv").write_text("id,score\n1,1\n")
+    with pytest.raises(CheckpointError, match=r"harness: expected .*, found the folders 'base', 'tuned'$"):
+        read(tmp_path)
 
 
 def test_links_are_followed_as_in_the_folders_of_checkpoints(model, tmp_path):
