@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,7 +118,6 @@ def search(
     stacks = as_list(stacked)
     if not 1 <= len(scores) <= MOST_SCORES:
         raise UsageError("--score is needed once or twice", found=f"{len(scores)} of them")
-    _check_names(as_list(max_loss), scores)
     if prefer is None and len(scores) > 1:
         first, second = scores
         raise UsageError(
@@ -130,7 +129,7 @@ def search(
     if budget < MOST_SCORES:
         raise UsageError("--budget is out of range", expected="at least 2", found=budget)
     preferred = prefer or next(iter(scores))
-    losses = _losses(as_list(max_loss), [name for name in scores if name != preferred])
+    losses = _losses(as_list(max_loss), scores, preferred)
     shared: Any = {name: value for name, value in options.items() if name != "progress"}
 
     def task(candidate: Candidate) -> Task:
@@ -154,23 +153,17 @@ def search(
     )
 
 
-def _check_names(texts: Sequence[str], scores: Mapping[str, str]) -> None:
-    """Refuse a --max-loss of a score that there is not."""
-    for text in texts:
-        name = str(text).partition("=")[0]
-        if name not in scores:
-            raise UsageError("--max-loss names no score", expected=" or ".join(scores), found=name)
-
-
-def _losses(texts: Sequence[str], others: Sequence[str]) -> dict[str, float]:
+def _losses(texts: Sequence[str], scores: Iterable[str], preferred: str) -> dict[str, float]:
     """Read how much of the scores that are not preferred may be lost.
 
     Raises:
         UsageError: A text is not NAME=LOSS, or names no such score.
     """
-    losses = {}
+    losses, others = {}, [name for name in scores if name != preferred]
     for text in texts:
         name, _, amount = str(text).partition("=")
+        if name not in (preferred, *others):
+            raise UsageError("--max-loss names no score", expected=" or ".join(scores), found=name)
         try:
             losses[name] = float(amount)
         except ValueError:
@@ -221,7 +214,7 @@ class _Search:
         alone = (
             {self.sources[0]: trials.attempt(plain)}
             if len(self.sources) == 1
-            else {source: trials.attempt(plain, number) for number, source in enumerate(self.sources)}
+            else {source: trials.attempt_alone(plain, number) for number, source in enumerate(self.sources)}
         )
         floors = {
             name: max(trial.scores[name] for trial in alone.values()) - loss
@@ -276,35 +269,38 @@ class _Trials:
     def __init__(self, search: _Search, context: ChooserContext, partial: PartialOutput) -> None:
         self._search, self._context, self._partial = search, context, partial
         self._tried: dict[str, Trial] = {}
-        self._first: dict[str, str] = {}
+        self._first: dict[str, tuple[str, str]] = {}
         self._draft: tuple[str, Scored] | None = None
         self._eigenvectors = partial.workplace.path / "eigenvectors"
         self._eigenvectors.mkdir()  # a killed run's may be torn, and are gone: see Workplace.clear
         self._told = ""
 
-    def attempt(self, candidate: Candidate, alone: int | None = None) -> Trial:
-        """The scores of a candidate; or of what it makes of one of several fine-tuned checkpoints."""
-        label = self._label(candidate, alone)
-        if label in self._tried:
-            return self._tried[label]
-        now = f"{label}{'' if alone is not None else self._count()}"
-        scores = self._scores(self._search.commands, candidate, alone, now)
-        first = self._first.setdefault(self._partial.notes[_weights_of(candidate, alone)], label)
-        self._context.on_score(label if first == label else f"{label}, the same weights as {first}", scores)
-        trial = self._tried[label] = Trial(candidate, scores, None if first == label else first)
-        return trial
+    def attempt(self, candidate: Candidate) -> Trial:
+        """The scores of a candidate."""
+        if candidate.label not in self._tried:
+            number = 1 + sum(trial.same_as is None for trial in self._tried.values())
+            now = f"{candidate.label}, {number} of at most {self._search.candidates}"
+            self._tried[candidate.label] = self._trial(candidate, None, now)
+        return self._tried[candidate.label]
 
-    def _count(self) -> str:
-        """Which candidate of the budget is next."""
-        sources = len(self._search.sources)
-        number = len(self._first) + 1 - (sources if sources > 1 else 0)
-        return f", {number} of at most {self._search.candidates}"
+    def attempt_alone(self, candidate: Candidate, number: int) -> Trial:
+        """The scores of what a candidate makes of one of several fine-tuned checkpoints."""
+        return self._trial(candidate, number, self._label(candidate, number))
+
+    def _trial(self, candidate: Candidate, alone: int | None, now: str) -> Trial:
+        label, name = self._label(candidate, alone), _weights_of(candidate, alone)
+        scores, kept = self._scores(self._search.commands, candidate, alone, now)
+        first, first_label = self._first.setdefault(self._partial.notes[name], (name, label))
+        same_as = None if first == name else first_label
+        self._context.on_score(f"{label}, the same weights as {same_as}" if same_as else label + kept, scores)
+        return Trial(candidate, scores, same_as)
 
     def final_scores(self, candidate: Candidate, alone: int | None = None) -> dict[str, float]:
         """The final scores of what was tried."""
         label = self._label(candidate, alone)
-        scores = self._scores(self._search.finals, candidate, alone, f"{label} with --final-score")
-        self._context.on_score(label, {f"final {name}": score for name, score in scores.items()})
+        scores, kept = self._scores(self._search.finals, candidate, alone, f"{label} with --final-score")
+        finals = {f"final {name}": score for name, score in scores.items()}
+        self._context.on_score(f"{label}{kept}", finals)
         return scores
 
     def _label(self, candidate: Candidate, alone: int | None) -> str:
@@ -319,7 +315,8 @@ class _Trials:
 
     def _scores(
         self, commands: Mapping[str, str], candidate: Candidate, alone: int | None, now: str
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], str]:
+        """The scores by some commands, and whether an interrupted run has kept them all: ", kept" or ""."""
         from monosoup_cli.pipeline.scoring import score_by
 
         name, partial = _weights_of(candidate, alone), self._partial

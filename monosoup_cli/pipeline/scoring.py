@@ -72,22 +72,35 @@ def score_variants(ready: Ready, partial: PartialOutput, on_score: OnScore) -> l
     own, scores = _files_in(whole), []
     for variant in ready.variants:
         label = variant.folder or ready.planned.destination.path.name
-        on_score(label, None)
         path = whole / (layout.files[0].name if layout.is_single_file else variant.folder)
-        scored = functools.partial(Scored, path, own, ready.planned.inputs.sources)
-        scores.append(score_by(commands, variant.folder, scored, partial))
+
+        @functools.cache
+        def scored(label: str = label, path: Path = path) -> Scored:
+            on_score(label, None)
+            return Scored(path, own, ready.planned.inputs.sources)
+
+        found, kept = score_by(commands, variant.folder, scored, partial)
         partial.workplace.open_files.prove_alone()
-        on_score(label, scores[-1])
+        on_score(f"{label}{kept}", found)
+        scores.append(found)
     return scores
 
 
 def score_by(
     commands: Mapping[str, str], name: str, scored: Callable[[], Scored], partial: PartialOutput
-) -> dict[str, float]:
-    """The score of a checkpoint by every command. Each is noted as soon as it is known, under the name of
-    the checkpoint and the command, which may be another one when the run is resumed."""
-    scores = {}
+) -> tuple[dict[str, float], str]:
+    """Score a checkpoint by every command.
+
+    Each score is noted as soon as it is known, under the name of the checkpoint and the command, which may be
+    another one when the run is resumed.
+
+    Returns:
+        The scores by name; and ", kept" where all were noted before, or "".
+    """
+    notes = {}
     for score, template in commands.items():
         version = hashlib.sha256(without_tokens(template).encode()).hexdigest()[:16]
-        scores[score] = noted_score(f"score {version} {name}", template, scored, partial)
-    return scores
+        notes[score] = f"score {version} {name}"
+    kept = ", kept" if partial.notes.keys() >= {*notes.values()} else ""
+    scores = {score: noted_score(note, commands[score], scored, partial) for score, note in notes.items()}
+    return scores, kept

@@ -15,6 +15,8 @@ __all__ = ["charts_of", "made_by", "notes_on_search", "scoring_table", "search_t
 
 MAX_ROWS = 12
 """How many candidates a table shows."""
+FINETUNED, BASE = "wise --alpha 1", "wise --alpha 0"
+"""The candidates that are the fine-tuned model, or the mean of several, and the base."""
 FAMILIES = ("edit", "wise", "lines", "stock")
 
 
@@ -46,35 +48,39 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
 
 
 def search_table(report: Mapping[str, Any]) -> RenderableType:
-    """Show the fine-tuned model, the Pareto front of two scores or the best of one, the choice, and the final
-    scores."""
+    """Show the inputs, the front of two scores or the best of one, the choice, and the final scores."""
     from rich.console import Group
     from rich.text import Text
 
     from monosoup_cli.report.grid import grid
 
     search = report["search"]
-    names, candidates = search["scores"], search["candidates"]
+    names, candidates, chosen = search["scores"], search["candidates"], search["chosen"]
     of_label = {one["candidate"]: one["scores"] for one in candidates}
-    shown = search["front"]
-    if len(names) == 1:
-        distinct = [one["candidate"] for one in candidates if "same_as" not in one]
-        by_score = sorted(distinct, key=lambda label: -of_label[label][names[0]])
-        shown = [label for label in by_score if label == search["chosen"] or label in by_score[:MAX_ROWS]]
+    distinct = [one["candidate"] for one in candidates if "same_as" not in one]
+    is_single = len(search["finetuned"]) == 1
     table = grid("", *names, "", show_header=True)
     table.columns[-1].justify = "left"
 
-    def add(label: str, scores: Mapping[str, float], words: str) -> None:
-        table.add_row(Text(printable(label)), *(f"{scores[name]:.6g}" for name in names), words)
+    def add(source: str, scores: Mapping[str, float], *words: str, label: str | None = None) -> None:
+        words += ("front",) * (len(names) > 1 and label in search["front"]) + ("chosen",) * (label == chosen)
+        numbers = (f"{scores[name]:.6g}" for name in names)
+        table.add_row(Text(printable(source)), *numbers, ", ".join(words))
 
     for one in search["finetuned"]:
-        add(one["source"], one["scores"], "fine-tuned")
-    for label in [*shown, *({search["chosen"]} - {*shown})]:
-        words = ["chosen"] if label == search["chosen"] else []
-        add(label, of_label[label], ", ".join(["front"] * (len(names) > 1 and label in shown) + words))
+        add(one["source"], one["scores"], "fine-tuned", label=FINETUNED if is_single else None)
+    if BASE in of_label:
+        add(BASE, of_label[BASE], "base", label=BASE)
+    inputs = {BASE, *([FINETUNED] if is_single else [])}
+    others = [label for label in (search["front"] if len(names) > 1 else distinct) if label not in inputs]
+    if len(names) == 1:
+        others = sorted(others, key=lambda label: -of_label[label][names[0]])[:MAX_ROWS]
+    for label in [*others, *({chosen} - inputs - {*others})]:
+        add(label, of_label[label], label=label)
     facts = grid("", "")
-    scored = sum("same_as" not in one for one in candidates)
-    facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {scored:,} of them scored")
+    hidden = len({*distinct} - inputs - {*others, chosen})
+    rest = f"; the report has the {hidden:,} not shown" if hidden else ""
+    facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {len(distinct):,} of them scored{rest}")
     facts.add_row("chosen", Text(printable(search["chosen"])))
     for name, score in report["output"].get("scores", {}).items():
         others = (
@@ -94,16 +100,17 @@ def made_by(report: Mapping[str, Any]) -> str:
 def notes_on_search(report: Mapping[str, Any]) -> list[str]:
     """Return what to keep in mind of a search's result."""
     search = report["search"]
-    names, says = " and ".join(search["scores"]), "say" if len(search["scores"]) > 1 else "says"
-    notes = [
-        f"{names} chose this output, and so {says} too much of it: report a score of data that had no part in"
-        " the choice" + ("" if report["output"].get("scores") else ", which --final-score computes")
-    ]
+    names, flatters = " and ".join(search["scores"]), "flatter" if len(search["scores"]) > 1 else "flatters"
+    finals = " and ".join(f"final {name}" for name in report["output"].get("scores", {}))
+    advice = (
+        f"report {finals} instead" if finals else "report a score of other data, as --final-score computes"
+    )
+    notes = [f"the output was chosen by {names}, which therefore {flatters} it: {advice}"]
     if not search["is_within"]:
         notes.append("no candidate stays within --max-loss: this one loses least")
-    if search["chosen"] == "wise --alpha 1" and len(search["finetuned"]) == 1:
+    if search["chosen"] == FINETUNED and len(search["finetuned"]) == 1:
         notes.append("no candidate is better than the fine-tuned model, so the output is a copy of it")
-    if search["chosen"] == "wise --alpha 0":
+    if search["chosen"] == BASE:
         notes.append("no candidate is better than the base, so the output has its weights")
     if search["not_tried"]:
         notes.append(f"no blocks were found in the names, so {', '.join(search['not_tried'])} was not tried")

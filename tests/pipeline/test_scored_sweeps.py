@@ -128,6 +128,11 @@ def test_a_command_that_fails_loses_nothing(run, land, target, tmp_path, number)
     mended.unlink()
     resumed = run(*sweep(land, out, target, "--resume"))
     assert resumed.code == 0, resumed.err
+    lines = resumed.err.splitlines()
+    assert [line for line in lines if line.startswith("scoring ")] == [
+        f"scoring alpha-{alpha:g}" for alpha in (0, 0.25, 0.5, 0.75, 1)[number - 1 :]
+    ]
+    assert sum(", kept: near " in line for line in lines) == number - 1
     scored = [each["sha256"] for each in land.runs]
     assert len(scored) == 6
     assert scored[number - 1] == scored[number]  # the one that failed, once more

@@ -72,7 +72,10 @@ def test_the_best_is_found_made_and_made_again(run, land, tmp_path):
         assert {"README.md", "config.json", "model.safetensors"} < {*each["beside"]}
     assert search["finetuned"][0]["scores"] == search["candidates"][0]["scores"]
     assert "wise --alpha 0.75" in done.err
-    assert "chose this output, and so says too much of it" in done.err
+    assert (
+        "the output was chosen by score, which therefore flatters it: report a score of other data"
+        in done.err
+    )
     assert not partial_path(out).exists()
 
     before = contents(out)
@@ -182,6 +185,24 @@ def test_equal_weights_are_scored_once(run, land, tmp_path):
     assert "edit --energy 0.8, the same weights as edit: score " in done.err
     table = done.err.partition("made by")[0].rpartition("score\n")[2]
     assert not [line for line in table.splitlines() if line.startswith("edit --energy 0.8 ")]
+
+
+def test_fine_tunes_with_the_same_weights_count_as_one(run, land, tmp_path, monkeypatch):
+    """And a checkpoint may be called as a candidate is."""
+    copies = [tmp_path / "wise --alpha 1", tmp_path / "edit"]
+    for copy in copies:
+        shutil.copytree(land.ft, copy)
+    monkeypatch.chdir(tmp_path)
+    words = ["search", land.base, *(copy.name for copy in copies), "-o", "out", "--budget", "4"]
+    done = run(*words, "--device", "cpu", "--score", land.command(land.base))
+    assert done.code == 0, done.err
+    counted = [line.rpartition(", ")[2] for line in done.err.splitlines() if " of at most 4" in line]
+    assert [*dict.fromkeys(counted)] == [f"{number} of at most 4" for number in range(1, 5)]
+    candidates = report_of(tmp_path / "out")["search"]["candidates"]
+    tried = {one["candidate"]: one for one in candidates}
+    assert tried["wise --alpha 1"]["same_as"] == copies[0].name
+    assert tried["edit"]["scores"] != tried["wise --alpha 1"]["scores"]
+    assert len(land.runs) == 5 == 1 + sum("same_as" not in one for one in candidates)
 
 
 def cheap(folder):
@@ -310,6 +331,8 @@ def test_the_resumed_search_may_want_something_else(run, land, tmp_path):
     assert done.code == 0, done.err
     assert len(land.runs) == 5
     assert "4 of them scored" in done.err
+    assert "wise --alpha 0, kept: score " in done.err
+    assert "scoring wise --alpha 0" not in done.err
     assert "\nmade by: monosoup " in done.err
     search = report_of(out)["search"]
     best = max(search["candidates"], key=lambda one: one["scores"]["score"])
@@ -431,7 +454,7 @@ def test_a_dry_run_counts_and_writes_nothing(run, land, tmp_path):
         ({"score": ["a={}", "b={}"]}, "one must be preferred"),
         ({"score": "a={}", "prefer": "b"}, "prefer names no score"),
         ({"score": "a={}", "max_loss": "a=1"}, "there is one score"),
-        ({"score": ["a={}", "b={}"], "max_loss": "c=1"}, "max_loss names no score"),
+        ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "c=1"}, "max_loss names no score"),
         ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b"}, "is not the name of a score"),
         ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b=-1"}, "is not the name of a score"),
         ({"score": ["a={}", "b={}"], "prefer": "a", "max_loss": "b=nan"}, "is not the name of a score"),

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from monosoup_cli.report.searched import notes_on_search, scoring_table
+from monosoup_cli.report.searched import MAX_ROWS, notes_on_search, scoring_table, search_table
 
 
 def test_final_scores_are_in_no_column_of_others():
@@ -26,8 +26,16 @@ def test_final_scores_are_in_no_column_of_others():
 @pytest.mark.parametrize(
     ("names", "chosen", "expected"),
     [
-        (["in", "out"], "edit", "in and out chose this output, and so say too much of it"),
-        (["acc"], "edit", "acc chose this output, and so says too much of it"),
+        (
+            ["in", "out"],
+            "edit",
+            "the output was chosen by in and out, which therefore flatter it: report a score of other",
+        ),
+        (
+            ["acc"],
+            "edit",
+            "the output was chosen by acc, which therefore flatters it: report a score of other data",
+        ),
         (["acc"], "wise --alpha 0", "no candidate is better than the base"),
         (["acc"], "wise --alpha 1", "no candidate is better than the fine-tuned model"),
     ],
@@ -37,3 +45,55 @@ def test_notes_on_a_search(names, chosen, expected):
     notes = notes_on_search({"search": search, "output": {}})
     assert any(note.startswith(expected) for note in notes)
     assert len(notes) == 1 + chosen.startswith("wise")
+
+
+def test_a_note_points_to_the_final_score():
+    search = {"scores": ["acc"], "is_within": True, "chosen": "edit", "finetuned": [{}], "not_tried": []}
+    (note,) = notes_on_search({"search": search, "output": {"scores": {"test": 1.0}}})
+    assert note.endswith("flatters it: report final test instead")
+
+
+def searched(names, scores, *, chosen, front=(), sources=("ft",), same=()):
+    """The rows of the table of a search, as words, and what it says of the number of candidates."""
+    candidates = [
+        {"candidate": label, "scores": dict(zip(names, of_one, strict=True))}
+        for label, of_one in scores.items()
+    ]
+    finetuned = [{"source": source, "scores": candidates[0]["scores"]} for source in sources]
+    search = {"scores": names, "candidates": candidates, "front": [*front], "chosen": chosen}
+    for one in candidates:
+        one.update({"same_as": "ft"} if one["candidate"] in same else {})
+    shown = io.StringIO()
+    table = search_table({"search": {**search, "finetuned": finetuned}, "output": {}})
+    Console(file=shown, width=80).print(table)
+    lines = [" ".join(line.split()) for line in shown.getvalue().splitlines()]
+    return lines[1 : lines.index("")], lines[lines.index("") + 1]
+
+
+def test_every_input_has_one_row_and_rows_that_are_left_out_are_counted():
+    edits = {f"edit {number}": (float(number),) for number in range(20)}
+    scores = {"wise --alpha 1": (5.5,), "wise --alpha 0": (30.0,), **edits}
+    rows, text = searched(["acc"], scores, chosen="wise --alpha 0")
+    assert rows[:3] == ["ft 5.5 fine-tuned", "wise --alpha 0 30 base, chosen", "edit 19 19"]
+    assert len(rows) == 2 + MAX_ROWS
+    assert "wise --alpha 1" not in " ".join(rows)
+    assert "22 candidates, 22 of them scored; the report has the 8 not shown" in text
+    rows, text = searched(["acc"], scores, chosen="wise --alpha 1")
+    assert rows[0] == "ft 5.5 fine-tuned, chosen"
+
+
+def test_of_several_the_mean_is_a_row_of_its_own():
+    scores = {"wise --alpha 1": (2.0,), "wise --alpha 0": (1.0,), "edit": (3.0,)}
+    rows, text = searched(["acc"], scores, chosen="edit", sources=["a", "b"])
+    assert rows == [
+        "a 2 fine-tuned", "b 2 fine-tuned", "wise --alpha 0 1 base", "edit 3 chosen", "wise --alpha 1 2"
+    ]  # fmt: skip
+    assert "not shown" not in text
+
+
+def test_the_front_of_two_scores_has_the_inputs_too():
+    scores = {"wise --alpha 1": (3.0, 1.0), "wise --alpha 0": (1.0, 2.0), "edit": (2.0, 3.0), "x": (0.0, 0.0)}
+    front = ["wise --alpha 1", "edit"]
+    rows, text = searched(["in", "out"], scores, chosen="edit", front=front)
+    assert rows == ["ft 3 1 fine-tuned, front", "wise --alpha 0 1 2 base", "edit 2 3 front, chosen"]
+    assert "4 candidates, 4 of them scored; the report has the 1 not shown" in text
