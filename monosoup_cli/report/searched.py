@@ -83,12 +83,12 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
     facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {len(distinct):,} of them scored{rest}")
     facts.add_row("chosen", Text(printable(search["chosen"])))
     for name, score in report["output"].get("scores", {}).items():
-        others = (
+        compared = (
             f"; {printable(one['source'])}: {one['final_scores'][name]:.6g}"
             for one in search["finetuned"]
             if name in one.get("final_scores", {})
         )
-        facts.add_row(Text(printable(f"final {name}")), Text(f"{score:.6g}{''.join(others)}"))
+        facts.add_row(Text(printable(f"final {name}")), Text(f"{score:.6g}{''.join(compared)}"))
     return Group(table, Text(""), facts)
 
 
