@@ -22,12 +22,15 @@ from typing import Any
 
 from monosoup_cli.errors import ResumeError, crop
 from monosoup_cli.outputs.durable import sync_data, write_all
+from monosoup_cli.outputs.open_files import to_set_time
 
 __all__ = ["Journal", "finished_line", "note_line", "read_journal"]
 
 CHECKSUM = b', "crc32": '
 MAX_LINE_BYTES = 1 << 26
 """A longer line does not hold."""
+NAMED = 3
+"""Of how many files that have changed the times are told."""
 
 
 def finished_line(tensor: str, checksums: Sequence[int], records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -133,12 +136,24 @@ def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
         if moved := _moved(before, identity):
             then = f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
         elif all(name.startswith(("inputs.", "side_files.", "configs.")) for name in changed):
-            then = "these files have changed since: put the old ones back"
+            then = f"these files have changed since: put the old ones back{_old_times(before, identity)}"
         raise ResumeError(
             f"the interrupted run differs in {crop(', '.join(changed))}",
             path=path.parent,
             hint=f"{then}, or start over with --overwrite",
         )
+
+
+def _old_times(before: Any, now: Any) -> str:
+    """How files get the times back by which the interrupted run knows them."""
+    commands = []
+    with suppress(AttributeError, KeyError, TypeError):  # an identity of another shape
+        for group, start in (("inputs", 2), ("side_files", 0)):
+            for name, facts in before[group].items():
+                if facts.get("mtime_ns") != now[group].get(name, facts).get("mtime_ns"):
+                    commands.append(to_set_time(facts["mtime_ns"], name.split(" ", start)[-1]))
+    more = f" and {len(commands) - NAMED:,} more" if len(commands) > NAMED else ""
+    return f" with their old times (`{'; '.join(commands[:NAMED])}`{more})" if commands else ""
 
 
 def _moved(before: Any, now: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.durable import sync_folder, write_file
 
-__all__ = ["OpenFiles", "facts"]
+__all__ = ["OpenFiles", "facts", "to_set_time"]
 
 HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens what is only recognised later: while it is open, the system gives its inode to nothing else."""
@@ -137,3 +138,9 @@ class OpenFiles:
 def facts(status: os.stat_result) -> tuple[int, ...]:
     """What changes when a file is written to or exchanged. ctime also does when it is given a second name."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def to_set_time(mtime_ns: int, path: str) -> str:
+    """The shell command that gives a file a time of modification."""
+    seconds, rest = divmod(mtime_ns, 10**9)
+    return f"touch -d @{seconds}.{rest:09} {shlex.quote(path)}"

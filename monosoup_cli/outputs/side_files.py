@@ -117,6 +117,17 @@ class SideFile:
         """Its size."""
         return self.folder.nbytes(self.stored)
 
+    @property
+    def shown(self) -> str:
+        """Its name in messages."""
+        return self.folder.shown(self.stored)
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """What distinguishes its content from another of the same size."""
+        commit = self.folder.revision
+        return {"mtime_ns": self.path.stat().st_mtime_ns} if commit is None else {"commit": commit}
+
 
 @dataclass(frozen=True)
 class LeftOut:

@@ -68,7 +68,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
             settings[f"{role} {number}"] = source.files.kind.settings
     return {
         "version": __version__,
-        "side_files": {file.name: _version(file) for file in read_beside(ready.form)},
+        "side_files": {file.name: _facts(file) for file in read_beside(ready.form)},
         "rewritten": {
             name: hashlib.sha256(content).hexdigest() for name, content in ready.form.own_files().items()
         },
@@ -81,10 +81,8 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _version(file: SideFile) -> dict[str, Any]:
-    commit = file.folder.revision
-    version = {"mtime_ns": file.path.stat().st_mtime_ns} if commit is None else {"commit": commit}
-    return {"bytes": file.nbytes, **version}
+def _facts(file: SideFile) -> dict[str, Any]:
+    return {"bytes": file.nbytes, **file.version}
 
 
 def seal(ready: Ready, choice: Choice, partial: PartialOutput, identity: Mapping[str, Any]) -> Sealed:
@@ -99,8 +97,8 @@ def seal(ready: Ready, choice: Choice, partial: PartialOutput, identity: Mapping
         {folder: {name: _blocks(one) for name, one in some.items()} for folder, some in contents.items()}
     )
     for file in read_beside(ready.form):
-        if _version(file) != identity["side_files"][file.name]:
-            raise CheckpointError("the file changed during the run", path=file.path)
+        if _facts(file) != identity["side_files"][file.name]:
+            raise CheckpointError("the file changed during the run", path=file.shown)
     return sealed
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
 from monosoup_cli.options import StrPath
-from monosoup_cli.outputs.open_files import facts
+from monosoup_cli.outputs.open_files import facts, to_set_time
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.sources.source import Source
@@ -58,16 +58,6 @@ def _finite(score: Any, source: str, where: str | None) -> float:
     )
 
 
-CHANGED = {
-    "file": ("the score command changed this file", "have it work on a copy, then rerun with --resume"),
-    "input": (
-        "the score command changed this input",
-        "put the old file back, and have the command work on a copy",
-    ),
-}
-"""What is wrong where a command changed what it must not, and what to do."""
-
-
 @dataclass(frozen=True)
 class Scored:
     """A checkpoint that is scored, and what no command may change.
@@ -88,20 +78,51 @@ class Scored:
         Raises:
             ScoreError: The command failed, printed no finite number, or changed a file.
         """
-        inputs = [path for source in self.inputs for path in _paths(source)]
+        inputs = {one.path: one for source in self.inputs for one in _inputs(source)}
         before = {path: _facts(path) for path in (*self.own, *inputs)}
         score = run_score_command(template, self.path, has_work=has_work)
         for path, known in before.items():
+            if _facts(path) != known and path in inputs:
+                raise ScoreError(
+                    "the score command changed this input",
+                    template,
+                    path=inputs[path].shown,
+                    hint=_way_back(inputs[path]),
+                )
             if _facts(path) != known:
-                problem, hint = CHANGED["input" if path in inputs else "file"]
-                raise ScoreError(problem, template, path=path, hint=hint)
+                raise ScoreError(
+                    "the score command changed this file",
+                    template,
+                    path=path,
+                    hint="have it work on a copy, then rerun with --resume",
+                )
         return score
 
 
-def _paths(source: Source) -> Iterator[Path]:
-    """The files of an input on the disk that the run reads."""
-    yield from (shard.file.path for shard in source.files.shards if shard.file.path is not None)
-    yield from (file.path for file in side_files(source.files).carried)
+class _Input(NamedTuple):
+    """A file of an input on the disk: what messages call it, and what a resumed run recognises it by."""
+
+    path: Path
+    shown: str
+    version: Mapping[str, Any]
+
+
+def _inputs(source: Source) -> Iterator[_Input]:
+    for shard in source.files.shards:
+        if shard.file.path is not None:
+            yield _Input(shard.file.path, shard.file.shown, shard.file.version)
+    for file in side_files(source.files).carried:
+        yield _Input(file.path, file.shown, file.version)
+
+
+def _way_back(file: _Input) -> str:
+    """What to do where a command has changed an input: a resumed run knows the file by its time."""
+    if "mtime_ns" not in file.version:
+        return "remove it from the Hub's cache, have the command work on a copy, then rerun with --resume"
+    command = to_set_time(file.version["mtime_ns"], file.shown)
+    return (
+        f"put it back with its old time (`{command}`), have the command work on a copy, rerun with --resume"
+    )
 
 
 def _facts(path: Path) -> tuple[int, ...] | None:

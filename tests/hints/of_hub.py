@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.sources.hub_errors import hub_errors, quiet_hub
 from tests.conftest import Result
-from tests.hints.of_outputs import LIMIT, full_disk
+from tests.hints.of_outputs import LIMIT, full_disk, scores_on, spoiling
 from tests.hints.table import Trial, follows
 from tests.hub import Handler, Hub
 
@@ -364,3 +364,14 @@ def a_branch_that_moved(at: Trial) -> None:
         at.refused(*by.command, "--resume")
         (commit,) = re.findall(r"@\w+", at.hint)
         at.loads("edit", "org/base", f"org/ft{commit}", "-o", at.out, "--resume")
+
+
+@follows("pipeline/score_command.py", "remove it from the Hub's cache")
+def a_score_command_that_changes_the_cache(at: Trial) -> None:
+    with served(at) as hub:
+        place = at.tmp / "cache" / "models--org--ft"
+        score = spoiling(at, f"{place}/snapshots/*/model.safetensors")
+        command = ("wise", *hub.command[1:], "--alpha", "0:0.9:0.3", "--score", score)
+        assert "error: org/ft/model.safetensors: the score command changed" in at.refused(*command).err
+        shutil.rmtree(place)
+        scores_on(at, *command)

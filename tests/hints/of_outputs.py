@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
@@ -41,6 +42,12 @@ def interrupted(at: Trial) -> tuple[object, ...]:
         assert at.run(*command).code == 1
     assert (at.tmp / "out.partial" / "journal").is_file()
     return command
+
+
+def in_shell(at: Trial, folder: Path | None = None) -> None:
+    """Run the command that the hint has."""
+    (command,) = re.findall("`(.*)`", at.hint)
+    subprocess.run(command, shell=True, check=True, cwd=folder)
 
 
 @follows("outputs/writer.py", "cannot write")
@@ -79,16 +86,16 @@ def other_arguments(at: Trial) -> None:
 @follows("outputs/journal.py", "these files have changed since")
 def other_files(at: Trial) -> None:
     command = interrupted(at)
-    weights = at.tmp / "model" / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    os.utime(weights, ns=(before, before + 1))
+    weights, vocabulary = (at.tmp / "model" / name for name in ("model.safetensors", "vocab.txt"))
+    for path in (weights, vocabulary):
+        path.write_bytes(path.read_bytes())
     at.refused(*command, "--resume")
-    os.utime(weights, ns=(before, before))
+    in_shell(at, weights.parent)
     at.loads(*command, "--resume")
     shutil.rmtree(at.out)
     shutil.rmtree(at.tmp / "model")
     command = interrupted(at)
-    os.utime(weights, ns=(before, before + 1))
+    weights.touch()
     at.refused(*command, "--resume")
     at.loads(*command, *at.options())
 
@@ -159,13 +166,31 @@ def a_score_command_that_changes_a_draft(at: Trial) -> None:
     at.loads(*command, *at.options())
 
 
-@follows("pipeline/score_command.py", "put the old file back, and have the command work on a copy")
+def spoiling(at: Trial, spoilt: str) -> str:
+    """A score command that spoils a file at its third run."""
+    script = at.tmp / "score.sh"
+    script.write_text(
+        f"echo >> {at.tmp}/log; test $(wc -l < {at.tmp}/log) = 3 && echo | tee -a {spoilt}; echo 1"
+    )
+    return f"sh {script} {{}}"
+
+
+def scores_on(at: Trial, *command: object) -> None:
+    """The command is mended, and no score that is done is done again."""
+    (at.tmp / "score.sh").write_text(f"echo >> {at.tmp}/log; cp -r $1 {at.tmp}/copy; echo 1")
+    at.loads(*command, *at.options())
+    assert len((at.tmp / "log").read_text()) == 5
+
+
+@follows("pipeline/score_command.py", "put it back with its old time")
 def a_score_command_that_changes_an_input(at: Trial) -> None:
     before = at.finetuned.read_bytes()
-    command = ["soup", at.finetuned, at.base, "-o", at.out, "--greedy", "--score-command"]
-    at.refused(*command, "echo >> {}; echo 1")
+    command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0:0.9:0.3", "--score")
+    score = spoiling(at, str(at.finetuned))
+    at.refused(*command, score)
     at.finetuned.write_bytes(before)
-    at.loads(*command, f"cp {{}} {at.tmp}/copy; echo >> {at.tmp}/copy; echo 1")
+    in_shell(at)
+    scores_on(at, *command, score)
 
 
 @follows("api/search.py", "rerun with the same arguments")

@@ -57,12 +57,14 @@ def test_what_appeared_is_not_published(run: Run, pair: Pair, tuned, tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
-def test_a_side_file_that_changed_during_the_run(run: Run, pair: Pair, tuned, tmp_path, name):
-    words = ["edit", pair.base, tuned, "--quiet", "-o", tmp_path / "out"]
+def test_a_side_file_that_changed_during_the_run(run: Run, pair: Pair, tuned, tmp_path, monkeypatch, name):
+    """It is called what the user calls it."""
+    monkeypatch.chdir(tuned.parent)
+    words = ["edit", pair.base, tuned.name, "--quiet", "-o", tmp_path / "out"]
     with before("seal", lambda _: (tuned / name).write_text('{"changed": 1}')):
         result = run(*words)
     assert result.code == 1
-    assert f"{name}: the file changed during the run" in result.err
+    assert f"error: {tuned.name}/{name}: the file changed during the run" in result.err
     assert not (tmp_path / "out").exists()
     assert run(*words).code == 0
 

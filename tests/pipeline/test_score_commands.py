@@ -84,7 +84,7 @@ def test_a_command_that_changes_a_side_file_or_another_checkpoint(run, land):
 def test_a_command_that_changes_an_input(run, land, name, file):
     refused = run(*words(name, f"echo >> {land.ft / file}; : {{}}; echo 1"))
     assert refused.code == 1
-    assert f"land/ft/{file}: the score command changed this input: echo >>" in refused.err
+    assert f"error: land/ft/{file}: the score command changed this input: echo >>" in refused.err
 
 
 def test_what_a_command_leaves_in_a_draft_or_links_is_its_own(run, land):
