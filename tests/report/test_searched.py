@@ -86,8 +86,12 @@ def test_of_several_the_mean_is_a_row_of_its_own():
     scores = {"wise --alpha 1": (2.0,), "wise --alpha 0": (1.0,), "edit": (3.0,)}
     rows, text = searched(["acc"], scores, chosen="edit", sources=["a", "b"])
     assert rows == [
-        "a 2 fine-tuned", "b 2 fine-tuned", "wise --alpha 0 1 base", "edit 3 chosen", "wise --alpha 1 2"
-    ]  # fmt: skip
+        "a 2 fine-tuned",
+        "b 2 fine-tuned",
+        "wise --alpha 0 1 base",
+        "edit 3 chosen",
+        "wise --alpha 1 2",
+    ]
     assert "not shown" not in text
 
 
