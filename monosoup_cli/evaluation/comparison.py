@@ -367,12 +367,13 @@ def _notes(
     for why, tasks in whys.items():
         yield f"totals alone, so a difference without an interval: {some(tasks, NAMED)}; {why}"
     for name, inside in members.items():
+        where = f"{name} of distribution" if name == "out" else f"{name} distribution"
         kinds = {(models[0][task].higher_is_better, models[0][task].metric) for task in inside}
         if len({is_higher for is_higher, _ in kinds}) > 1:
-            yield f"the mean of {name} has no better direction: some of its metrics are better lower"
+            yield f"the mean {where} has no better direction: some of its metrics are better lower"
         elif len(kinds) > 1:
             metrics = sorted(crop(metric, 40) for _, metric in kinds)
-            yield f"the mean of {name} is of several metrics: {some(metrics, NAMED)}"
+            yield f"the mean {where} is of several metrics: {some(metrics, NAMED)}"
 
 
 def _back(records: Sequence[Mapping[str, Any]], edited: Sequence[str]) -> Iterator[str]:

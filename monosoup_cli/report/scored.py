@@ -65,7 +65,7 @@ def scores_table(rows: Sequence[Scored]) -> RenderableType:
     table.columns[-1].justify = "left"
     for row in rows:
         of_row = [name for name in names if row.scores[name] == best.get(name)]
-        words = f"best in {', '.join(of_row)}" if len(names) > 1 else "best"
+        words = f"best: {', '.join(of_row)}" if len(names) > 1 else "best"
         scores = (f"{row.scores[name]:.6g}" for name in names)
         table.add_row(Text(printable(row.label)), *scores, words if of_row else "")
     return table

@@ -40,7 +40,7 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     if names:
         table.columns[1].justify = "left"
     best = [
-        Text(f"best in {printable(name)}: {printable(label)}, {scores[name]:.6g}")
+        Text(f"{printable(name)}: best {scores[name]:.6g}, {printable(label)}")
         for name in names
         for label, scores in [max(done, key=lambda one: one[1][name])]
     ]
@@ -100,8 +100,9 @@ def made_by(report: Mapping[str, Any]) -> str:
 def notes_on_search(report: Mapping[str, Any]) -> list[str]:
     """Return what to keep in mind of a search's result."""
     search = report["search"]
-    names, flatters = " and ".join(search["scores"]), "flatter" if len(search["scores"]) > 1 else "flatters"
-    finals = " and ".join(f"final {name}" for name in report["output"].get("scores", {}))
+    names = " and ".join(map(repr, search["scores"]))
+    flatters = "flatter" if len(search["scores"]) > 1 else "flatters"
+    finals = " and ".join(f"'final {name}'" for name in report["output"].get("scores", {}))
     advice = (
         f"report {finals} instead" if finals else "report a score of other data, as --final-score computes"
     )
@@ -149,4 +150,4 @@ def _charts(search: Mapping[str, Any]) -> list[Chart]:
             Curve("fine-tuned", [place(0, one["scores"]) for one in search["finetuned"]], is_line=False)
         )
     curves.append(Curve("chosen", [at[search["chosen"]]], is_line=False))
-    return [Chart(f"{y} against {x}" if len(names) > 1 else f"{y} of every candidate", x, y, curves)]
+    return [Chart(f"{y} against {x}" if len(names) > 1 else f"{y} over candidates", x, y, curves)]

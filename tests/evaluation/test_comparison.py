@@ -125,7 +125,7 @@ def test_lower_is_better_is_told_everywhere(run, lower, tmp_path):
     assert "↓: lower is better." in text
     page.unlink()
     mixed = run(*words, "--in", "*")
-    assert "the mean of in has no better direction: some of its metrics are better lower" in mixed.err
+    assert "the mean in distribution has no better direction: some of" in mixed.err
     assert "<svg" not in page.read_text()
     page.unlink()
     rows = list(csv.DictReader(io.StringIO(run(*words, "--in", "*", "--format", "csv").out)))
@@ -164,7 +164,7 @@ def test_groups_and_their_correction(models):
     ps = [by_name["quiz"], by_name["essays"], outside["edited"][0]]
     assert min(one["corrected_p"] for one in ps) == pytest.approx(min(1, 3 * min(one["p"] for one in ps)))
     assert "in both groups: quiz" in found["notes"]
-    assert "the mean of out is of several metrics: correct, score" in found["notes"]
+    assert "the mean out of distribution is of several metrics: correct, score" in found["notes"]
     with pytest.raises(UsageError, match="no task matches in_ quizz: found essays, quiz"):
         monosoup_cli.scores(*models, in_="quizz")
 

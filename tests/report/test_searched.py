@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from monosoup_cli.report.scored import Scored, scores_table
 from monosoup_cli.report.searched import MAX_ROWS, notes_on_search, scoring_table, search_table
 
 
@@ -20,7 +21,22 @@ def test_final_scores_are_in_no_column_of_others():
     lines = [line.split() for line in shown.getvalue().splitlines()]
     assert [line[-2:] for line in lines[:3]] == [["in", "out"], ["4", "1"], ["3", "2"]]
     assert "77" not in shown.getvalue()
+    assert [" ".join(line) for line in lines[3:5]] == [
+        "in: best 4, wise --alpha 1",
+        "out: best 2, wise --alpha 0",
+    ]
     assert lines[-1] == ["scoring", "edit,", "3", "of", "at", "most", "9"]
+
+
+def test_the_best_of_a_sweep_in_scores_called_in_and_out():
+    rows = [Scored(f"alpha-{one:g}", {}, {"in": one, "out": 1 - one}) for one in (0.0, 0.5, 1.0)]
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(scores_table(rows))
+    assert [line.split()[3:] for line in shown.getvalue().splitlines()[1:]] == [
+        ["best:", "out"],
+        [],
+        ["best:", "in"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -29,12 +45,12 @@ def test_final_scores_are_in_no_column_of_others():
         (
             ["in", "out"],
             "edit",
-            "the output was chosen by in and out, which therefore flatter it: report a score of other",
+            "the output was chosen by 'in' and 'out', which therefore flatter it: report a score of other",
         ),
         (
             ["acc"],
             "edit",
-            "the output was chosen by acc, which therefore flatters it: report a score of other data",
+            "the output was chosen by 'acc', which therefore flatters it: report a score of other data",
         ),
         (["acc"], "wise --alpha 0", "no candidate is better than the base"),
         (["acc"], "wise --alpha 1", "no candidate is better than the fine-tuned model"),
@@ -50,7 +66,7 @@ def test_notes_on_a_search(names, chosen, expected):
 def test_a_note_points_to_the_final_score():
     search = {"scores": ["acc"], "is_within": True, "chosen": "edit", "finetuned": [{}], "not_tried": []}
     (note,) = notes_on_search({"search": search, "output": {"scores": {"test": 1.0}}})
-    assert note.endswith("flatters it: report final test instead")
+    assert note.endswith("flatters it: report 'final test' instead")
 
 
 def searched(names, scores, *, chosen, front=(), sources=("ft",), same=()):
