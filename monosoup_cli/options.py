@@ -15,6 +15,7 @@ from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, 
 from monosoup_cli.errors import UsageError
 
 __all__ = [
+    "NO_BASE",
     "Base",
     "Call",
     "ComputeOptions",
@@ -110,6 +111,8 @@ def parse_size(text: str | int) -> int:
     return nbytes
 
 
+NO_BASE = "-"
+"""What the user types in the place of the base where there is none."""
 Base = Annotated[
     StrPath,
     Option(

@@ -15,6 +15,7 @@ from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import (
+    NO_BASE,
     Base,
     Finetuned,
     Option,
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.adapter_kind import AdapterKind
     from monosoup_cli.tensors.matrix import MatrixLayer
 
-__all__ = ["NO_BASE", "edit"]
-
-NO_BASE = "-"
-"""What the user types in the place of the base where there is none."""
+__all__ = ["edit"]
 
 
 @command

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import publish
-from monosoup_cli.api.edit import NO_BASE
 from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, SplitOption, WeightingOption
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit
 from monosoup_cli.options import (
+    NO_BASE,
     Base,
     ComputeKeywords,
     ComputeOptions,

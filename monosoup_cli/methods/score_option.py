@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
@@ -15,8 +16,9 @@ NAMED = re.compile(r"([a-z][a-z0-9-]*)=(.*)", re.DOTALL)
 """In lower case, so that CUDA_VISIBLE_DEVICES=0 begins a command."""
 
 SCORE_HELP = (
-    "A shell command that scores a checkpoint. {} is replaced by its path, and the last line that the command"
-    " prints is the score; higher is better. NAME, in lower case, is what the score is called."
+    "A shell command that scores a checkpoint. {} is replaced by its path, quoted if need be. The last line"
+    " that the command prints is the score; higher is better. NAME, in lower case, is what the score is"
+    " called."
 )
 
 Score: TypeAlias = Annotated[
@@ -41,12 +43,36 @@ def commands_by_name(score: str | Sequence[str], flag: str = "--score") -> dict[
     commands: dict[str, str] = {}
     for text in as_list(score):
         named = NAMED.fullmatch(text)
+        if named is None:
+            _check_name(text, flag)
         name, template = ("score", text) if named is None else named.groups()
         check_template(template, flag)
         if name in commands:
             raise UsageError(f"two of {flag} are called {name!r}", hint=f"{flag} NAME=COMMAND names a score")
         commands[name] = template
     return commands
+
+
+MISNAMED = re.compile(r"([A-Za-z_][\w-]*)=(\S+)\s+(\S+)")
+
+
+def _check_name(text: str, flag: str) -> None:
+    """Raise UsageError for what the shell takes for a variable, although it must be meant as a name.
+
+    That is where the value is a command, and the shell could not run what stands after it.
+    """
+    found = MISNAMED.match(text)
+    if found is None:
+        return
+    name, value, then = found.groups()
+    is_no_command = then.startswith(("-", "{")) or ("." in then[1:] and shutil.which(then) is None)
+    if is_no_command and shutil.which(value) is not None:
+        raise UsageError(
+            f"the name after {flag} is not in lower-case letters, digits and -, so the shell takes it for a"
+            " variable",
+            found=name,
+            hint=f"{flag} {re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}=COMMAND names a score",
+        )
 
 
 def check_template(template: str, flag: str) -> None:

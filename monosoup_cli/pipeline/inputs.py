@@ -12,6 +12,7 @@ from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.layouts.layout import Reading
 from monosoup_cli.layouts.match import in_layout_of
+from monosoup_cli.options import NO_BASE
 from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.report.words import plural
 from monosoup_cli.sources.alignment import Rename, align
@@ -110,6 +111,11 @@ def open_inputs(
         MonosoupError: An input cannot be read, or the inputs do not belong together.
     """
     parsed = [Rename.parse(text) for text in renames]
+    if base == NO_BASE:
+        raise UsageError(
+            "- means that there is no base, which only `edit --as-adapter` and `inspect-spectrum` do without",
+            hint="give the checkpoint that was fine-tuned",
+        )
     if alone and base is None and len(finetuned) > 1:
         raise UsageError(
             f"without a base there can be one adapter, found {len(finetuned)}: with a base, their mean is"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -156,16 +157,15 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     When this is interrupted, the command and its children are killed.
 
     Args:
-        template: The command; `{}` is replaced by the quoted absolute path, since commands change folders.
+        template: The command; `{}` is replaced by the absolute path, since commands change folders.
         path: The checkpoint.
         has_work: Whether something is kept for a resumed run; for the message of an error.
 
     Raises:
         ScoreError: The command failed, or printed no finite number.
     """
-    shown, command = (
-        template.replace("{}", shlex.quote(str(one))) for one in (path, Path(path).absolute())
-    )  # messages are passed on, and say no more of this machine than the user has typed
+    # messages are passed on, and say no more of this machine than the user has typed
+    shown, command = (_filled(template, str(one)) for one in (path, Path(path).absolute()))
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             command,
@@ -197,6 +197,29 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
             f"the score command printed no number: found {last}", shown, errors, has_work=has_work
         )
     return score
+
+
+WORD = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|\{\}""", re.DOTALL)
+"""What the shell reads as a whole: an escaped character, quotes with what is in them; and {}."""
+NESTED = re.compile(r"'\{\}'|\{\}")
+
+
+def _filled(template: str, path: str) -> str:
+    """Replace {} by a path, quoted where it needs to be: the user need not quote it, and may.
+
+    In double quotes that begin with something else there is another command, as of `sh -c`.
+    """
+    quoted = shlex.quote(path)
+    if quoted == path:
+        return template.replace("{}", path)
+
+    def filled(found: re.Match[str]) -> str:
+        word = found[0]
+        if word.startswith(("'{}", '"{}')):  # the quotes end before the path, and begin again after it
+            return word.replace("{}", f"{word[0]}{quoted}{word[0]}")
+        return NESTED.sub(lambda _: quoted, word) if word[0] == '"' else word.replace("{}", quoted)
+
+    return WORD.sub(filled, template)
 
 
 MAX_OUTPUT_BYTES = 1 << 20

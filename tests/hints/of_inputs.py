@@ -186,6 +186,15 @@ def two_scores_of_a_search(at: Trial) -> None:
     at.loads(*command, *scores, "--prefer", prefer, "--max-loss", f"{other}=0.5")
 
 
+@follows("methods/score_option.py", "is not in lower-case")
+def a_name_in_capitals(at: Trial) -> None:
+    command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5", "--score")
+    at.refused(*command, "Top_1=python3 -c 'print(1)' {}")
+    (name,) = re.findall("--score ([a-z0-9-]+)=", at.hint)
+    report = at.loads(*command, f"{name}=python3 -c 'print(1)' {{}}", "--report", "-").out
+    assert json.loads(report)["output"]["scores"] == {"top-1": 1}
+
+
 @follows("methods/score_option.py", "… NAME=COMMAND names a score")
 def two_scores_without_names(at: Trial) -> None:
     command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5")
@@ -196,8 +205,20 @@ def two_scores_without_names(at: Trial) -> None:
 
 @follows("pipeline/inspection.py", "a whole checkpoint needs a base")
 @follows("api/edit.py", "- means that there is no base")
+@follows("pipeline/inputs.py", "- means that there is no base")
 def no_base(at: Trial) -> None:
-    if at.site.file == "api/edit.py":
+    if at.site.file == "pipeline/inputs.py":
+        for command in (
+            ("wise", "-", at.finetuned, "--alpha", "0.5"),
+            ("lines", "-", at.finetuned, "--alpha", "0.5", "--beta", "0.5"),
+            ("search", "-", at.finetuned, "--score", "echo 1 {}"),
+            ("stock", "-", at.finetuned, at.base),
+            ("sfgs", "-", at.finetuned, at.base, "--threshold", "0"),
+            ("soup", "--base", "-", at.finetuned, at.base),
+        ):
+            at.refused(*command, "-o", at.out)
+        at.loads("wise", at.base, at.finetuned, "--alpha", "0.5", "-o", at.out)
+    elif at.site.file == "api/edit.py":
         at.refused("edit", "-", at.finetuned, "-o", at.out)
         at.loads(*at.edit)
     else:

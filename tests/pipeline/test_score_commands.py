@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from monosoup_cli.pipeline.score_command import run_score_command
 from tests.landscape import Landscape
 
 
@@ -33,6 +34,29 @@ def test_a_command_may_change_its_folder(run, land, name):
     """So does one that starts with cd to the folder of an evaluation harness."""
     done = run(*words(name, "cd / && ls -d {} && echo 1"))
     assert done.code == 0, done.err
+
+
+FORMS = (
+    "cat {}/score",
+    "cat '{}'/score",
+    'cat "{}"/score',
+    "cat '{}/score'",
+    'cat "{}/score"',
+    'F={}; cat "$F/score"',
+    "test 'now: '{}' is scored' && cat {}/score",
+    'echo "$(cat {}/score)"',
+    "test it\\'s && cat '{}/score' && cat \"{}/score\" # it's {}",
+)
+NESTED = ('sh -c "cat {}/score"', "sh -c \"cat '{}'/score\"")
+
+
+@pytest.mark.parametrize("folder", ["plain", "with a space", "it's", 'a "b" $HOME `x` \\ c', "{} twice"])
+def test_a_path_is_one_word_whether_it_is_quoted_or_not(tmp_path, folder):
+    checkpoint = tmp_path / folder / "model"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "score").write_text("7\n")
+    for command in (*FORMS, *(NESTED if folder in ("plain", "with a space") else ())):
+        assert run_score_command(command, checkpoint) == 7.0, command
 
 
 DAMAGES = {

@@ -193,6 +193,9 @@ def test_what_a_command_leaves_is_not_published(run, land, tmp_path):
         ("echo 1", "score needs {}"),
         (["echo {}", "cat {}"], "two of score are called 'score'"),
         (["a=echo {}", "a=cat {}"], "two of score are called 'a'"),
+        ("ACC=python3 eval.py {}", "score acc=COMMAND names a score"),
+        ("in_dist=sh -c {}", "score in-dist=COMMAND names a score"),
+        ("Acc-1=cat {}", "score acc-1=COMMAND names a score"),
     ],
 )
 def test_bad_commands_are_refused_at_once(land, tmp_path, score, message):
@@ -201,8 +204,9 @@ def test_bad_commands_are_refused_at_once(land, tmp_path, score, message):
     assert not partial_path(tmp_path / "out").exists()
 
 
-def test_a_variable_of_the_shell_is_no_name(land, tmp_path):
-    score = "VALUE=3 sh -c 'echo $VALUE' {}"
+@pytest.mark.parametrize("variable", ["VALUE=3", "X=sh VALUE=3", "X=sh . /dev/null; VALUE=3"])
+def test_a_variable_of_the_shell_is_no_name(land, tmp_path, variable):
+    score = f"{variable} sh -c 'echo $VALUE' {{}}"
     report = monosoup_cli.wise(land.base, land.ft, tmp_path / "out", alpha=0.5, score=score, device="cpu")
     assert report["output"]["scores"] == {"score": 3.0}
 
