@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 
-__all__ = ["aligned", "grid"]
+__all__ = ["aligned", "first_that_fits", "grid"]
+
+UNLIMITED = 1_000_000
 
 
 def grid(first: str, *others: str, show_header: bool = False) -> Table:
@@ -17,6 +21,21 @@ def grid(first: str, *others: str, show_header: bool = False) -> Table:
     for name in others:
         table.add_column(name, justify="right" if show_header else "left", overflow="fold")
     return table
+
+
+def first_that_fits(wide: Table, narrow: RenderableType) -> RenderableType:
+    """Return what shows a table if the terminal is wide enough for it, and something else otherwise."""
+    return _Fitting(wide, narrow)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    wide: Table
+    narrow: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wanted = console.measure(self.wide, options=options.update(max_width=UNLIMITED)).maximum
+        yield self.wide if wanted <= options.max_width else self.narrow
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -7,10 +7,12 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.errors import some
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 __all__ = [
     "CHANGES",
@@ -18,6 +20,7 @@ __all__ = [
     "change",
     "direction",
     "has_lower",
+    "metric_of",
     "number",
     "scores_as_csv",
     "scores_table",
@@ -37,6 +40,8 @@ CHANGES = {
 LOWER = "↓: lower is better."
 """What explains the mark of `direction`."""
 MAX_NAME = 200
+NAMED = 4
+"""How many tasks of a metric are named below a table."""
 
 
 def number(value: float) -> str:
@@ -71,6 +76,11 @@ def direction(record: Mapping[str, Any]) -> str:
     return " ↓" if record["higher_is_better"] is False else ""
 
 
+def metric_of(record: Mapping[str, Any]) -> str:
+    """What a task is scored by, or the tasks of a group are."""
+    return printable(record.get("metric") or ", ".join(record["metrics"]), MAX_NAME)
+
+
 def has_lower(comparison: Mapping[str, Any]) -> bool:
     """Whether a task or group has that mark."""
     return any(map(direction, (*comparison["groups"], *comparison["tasks"])))
@@ -89,17 +99,13 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from monosoup_cli.report.grid import grid
+    from monosoup_cli.report.grid import first_that_fits, grid
 
     names, parts = comparison["models"], list[Any]()
     for at, name in enumerate(names["edited"]):
         against = f"{printable(name, MAX_NAME)} against {printable(names['finetuned'], MAX_NAME)}"
-        table = grid("task", "base", "tuned", "edited", "diff", "95% interval", "p", show_header=True)
-        for shown, record in shown_rows(comparison):
-            one = record["edited"][at]
-            values = (record["base"], record["finetuned"], one["value"])
-            cells = [*map(number, values), signed(one["difference"]), shown_interval(one["interval"])]
-            table.add_row(Text(shown), *cells, shown_p(one["corrected_p"]))
+        narrow = Group(_differences(comparison, at, has_metric=False), Text(_scored_by(comparison)))
+        table: Any = first_that_fits(_differences(comparison, at, has_metric=True), narrow)
         parts += [*([Text("")] if at else []), Text(against, style="bold"), table]
         counted = [
             (shown, record["edited"][at])
@@ -107,13 +113,42 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
             if "like_base" in record["edited"][at]
         ]
         if counted:
-            table = grid("task", *CHANGES.values(), show_header=True)
+            kinds = [kind for kind in CHANGES if any(kind in one for _, one in counted)]
+            table = grid("task", *(CHANGES[kind] for kind in kinds), show_header=True)
             for shown, one in counted:
-                table.add_row(Text(shown), *(change(one.get(kind)) for kind in CHANGES))
+                table.add_row(Text(shown), *(change(one.get(kind)) for kind in kinds))
             parts += [Text(""), table]
     if has_lower(comparison):
         parts += [Text(""), Text(LOWER)]
     return Group(*parts)
+
+
+def _differences(comparison: Mapping[str, Any], at: int, *, has_metric: bool) -> Table:
+    from rich.text import Text
+
+    from monosoup_cli.report.grid import grid
+
+    metric = ["metric"] if has_metric else []
+    table = grid("task", *metric, "base", "tuned", "edited", "diff", "95% interval", "p", show_header=True)
+    if has_metric:
+        table.columns[1].justify = "left"
+    for shown, record in shown_rows(comparison):
+        one = record["edited"][at]
+        values = (record["base"], record["finetuned"], one["value"])
+        cells = [*map(number, values), signed(one["difference"]), shown_interval(one["interval"])]
+        of = [Text(metric_of(record))] if has_metric else []
+        table.add_row(Text(shown), *of, *cells, shown_p(one["corrected_p"]))
+    return table
+
+
+def _scored_by(comparison: Mapping[str, Any]) -> str:
+    """What the tasks are scored by, where the table has no room for it."""
+    tasks: dict[str, list[str]] = {}
+    for task in comparison["tasks"]:
+        tasks.setdefault(metric_of(task), []).append(printable(task["name"], MAX_NAME))
+    if len(tasks) == 1:
+        return f"scored by {', '.join(tasks)}"
+    return f"scored by {'; '.join(f'{metric}: {some(names, NAMED)}' for metric, names in tasks.items())}"
 
 
 def scores_as_csv(comparison: Mapping[str, Any]) -> str:
@@ -141,14 +176,13 @@ def scores_as_csv(comparison: Mapping[str, Any]) -> str:
     for kind in ("groups", "tasks"):
         for record in comparison[kind]:
             for name, one in zip(comparison["models"]["edited"], record["edited"], strict=True):
-                metric = record.get("metric") or " ".join(record["metrics"])
                 found = [one.get(change) or {} for change in CHANGES]
                 writer.writerow(
                     [
                         printable(name, MAX_NAME),
                         kind.removesuffix("s"),
                         printable(record["name"], MAX_NAME),
-                        printable(metric, MAX_NAME),
+                        metric_of(record),
                         {True: "true", False: "false", None: None}[record["higher_is_better"]],
                         record.get("samples"),
                         *(record["base"], record["finetuned"], one["value"], one["difference"]),

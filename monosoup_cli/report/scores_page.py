@@ -19,6 +19,7 @@ from monosoup_cli.report.scores import (
     change,
     direction,
     has_lower,
+    metric_of,
     number,
     shown_interval,
     shown_p,
@@ -67,10 +68,9 @@ def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
         body, counted = [], []
         for shown, record in shown_rows(comparison):
             one = record["edited"][at]
-            metric = record.get("metric") or ", ".join(record["metrics"])
             values = map(number, (record["base"], record["finetuned"], one["value"]))
             cells = [*values, signed(one["difference"]), shown_interval(one["interval"]), one["test"] or "–"]
-            body.append([shown, metric, *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
+            body.append([shown, metric_of(record), *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
             if "like_base" in one:
                 counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
         yield _table(["task", "metric", *HEADINGS], body)

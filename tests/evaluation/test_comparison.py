@@ -17,9 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import monosoup_cli
 from monosoup_cli.errors import MismatchError, UsageError
+from monosoup_cli.report.scores import scores_table
 from tests.lm_eval_files import of_lm_eval
 
 LM_EVAL = Path(__file__).parent / "harnesses" / "lm_eval"
@@ -308,7 +310,7 @@ def test_the_table_fits_80_columns_and_notes_go_to_stderr(run, models):
     assert lines[0] == "edited against tuned"
     assert max(map(len, lines)) <= 80
     (quiz,) = [line for line in lines if line.startswith("quiz") and "+" in line]
-    assert quiz.split()[:5] == ["quiz", "0.5000", "0.5750", "0.5250", "-0.0500"]
+    assert quiz.split()[:6] == ["quiz", "correct", "0.5000", "0.5750", "0.5250", "-0.0500"]
     assert [line.split() for line in lines if line.startswith("quiz")][1] == [
         "quiz",
         "4/12",
@@ -318,6 +320,36 @@ def test_the_table_fits_80_columns_and_notes_go_to_stderr(run, models):
         "10/27",
     ]
     assert run("scores", *models, "--quiet").err == ""
+
+
+def shown_in(columns, comparison):
+    shown = io.StringIO()
+    Console(file=shown, width=columns).print(scores_table(comparison))
+    return shown.getvalue()
+
+
+def test_what_tasks_are_scored_by_is_shown_where_it_fits(models):
+    """As a column, or below the table; of a group, the metrics of its tasks."""
+    wide, narrow = (shown_in(columns, monosoup_cli.scores(*models, out="*")) for columns in (100, 60))
+    cells = {line.split("  ")[0]: line.split() for line in wide.splitlines()[2:5]}
+    assert (cells["quiz"][1], cells["essays"][1]) == ("correct", "score")
+    assert cells["out (2 tasks)"][3:5] == ["score,", "correct"]
+    assert "scored by score: essays; correct: quiz" in narrow
+    assert "metric" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 60
+    for model in models:
+        (model / "essays.csv").unlink()
+    assert "scored by correct" in shown_in(40, monosoup_cli.scores(*models))
+
+
+def test_no_column_is_empty(models):
+    """Where scores are not right or wrong, nothing is healed."""
+    for model in models:
+        (model / "quiz.csv").unlink()
+    (heading,) = [line for line in shown_in(80, monosoup_cli.scores(*models)).splitlines() if "base" in line][
+        1:
+    ]
+    assert heading.split() == ["task", "as", "base"]
 
 
 def test_links_are_told(run, models, tmp_path):
