@@ -204,10 +204,13 @@ class _Search:
     def choose(self, context: ChooserContext, partial: PartialOutput | None, progress: Progress) -> Choice:
         """Explore, and choose the best. What it is compared with gets its final score before the budget is
         spent, so that a command that fails does so at once."""
+        assert partial is not None
+        with _Trials(self, context, partial) as trials:
+            return self._choose(context, partial, trials)
+
+    def _choose(self, context: ChooserContext, partial: PartialOutput, trials: _Trials) -> Choice:
         from monosoup_cli.pipeline.task import Choice
 
-        assert partial is not None
-        trials = _Trials(self, context, partial)
         has_blocks = _has_blocks(list(context.inputs.finetuned[0].tensors), self.block_pattern)
         first = list(coarse(is_of_several=len(self.sources) > 1, has_blocks=has_blocks))
         plain = first[0]
@@ -237,7 +240,6 @@ class _Search:
         tried = explore(first, trials.attempt, goal, self.candidates)
         chosen = goal.best_first(tried)[0]
         final_scores = trials.final_scores(chosen.candidate) if self.finals else {}
-        trials.clear()
         _note_choice(chosen.candidate.label, partial)
         made = self.task(chosen.candidate)
         search = {
@@ -264,7 +266,9 @@ class _Search:
 
 
 class _Trials:
-    """Writes candidates, one at a time, and scores them unless their weights were scored before."""
+    """Writes candidates, one at a time, and scores them unless their weights were scored before.
+
+    A context manager that removes what candidates share, and when all is well the last candidate, too."""
 
     def __init__(self, search: _Search, context: ChooserContext, partial: PartialOutput) -> None:
         self._search, self._context, self._partial = search, context, partial
@@ -306,12 +310,15 @@ class _Trials:
     def _label(self, candidate: Candidate, alone: int | None) -> str:
         return candidate.label if alone is None else self._search.sources[alone]
 
-    def clear(self) -> None:
-        """Remove what was written to be scored."""
+    def __enter__(self) -> _Trials:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         from monosoup_cli.pipeline.scoring import remove_drafts
 
-        remove_drafts(self._partial)
-        shutil.rmtree(self._eigenvectors)
+        shutil.rmtree(self._eigenvectors, ignore_errors=True)
+        if error is None:
+            remove_drafts(self._partial)
 
     def _scores(
         self, commands: Mapping[str, str], candidate: Candidate, alone: int | None, now: str

@@ -7,6 +7,7 @@ from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.scoring import trials_of
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
+from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.plan import PlannedTensor
 
 __all__ = ["preview"]
@@ -38,11 +39,26 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             trials=trials_of(ready),
             candidates=0 if planned.task.chooser is None else planned.task.chooser.candidates,
             draft_bytes=ready.drafts * layout.nbytes,
+            shared_bytes=_shared_bytes(ready),
             seconds=None if estimate is None else estimate.seconds,
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,
             cores=0 if estimate is None else estimate.cores,
         ),
     )
+
+
+def _shared_bytes(ready: Ready) -> int:
+    """What candidates share: eigenvalues and eigenvectors of Gram matrices. Of low rank there are more."""
+    chooser, finetuned = ready.planned.task.chooser, ready.planned.inputs.finetuned
+    if chooser is None or not chooser.candidates:
+        return 0
+    sides = [
+        matrices.part(index).cut.side
+        for tensor in ready.plan.edited
+        if (matrices := tensor.matrices) is not None and product_rank(finetuned, tensor.name) is None
+        for index in range(len(matrices.parts) or matrices.count)
+    ]
+    return sum(8 * side * (side + 1) for side in sides)
 
 
 def _tensor(ready: Ready, tensor: PlannedTensor) -> PreviewedTensor:

@@ -22,6 +22,7 @@ class Cost:
         trials: The largest number of runs of score commands.
         candidates: The largest number of candidates that are scored.
         draft_bytes: The size of what is written beside the output at a time, to be scored.
+        shared_bytes: About the size of what these share, which is left out where the disk has no room.
         seconds: How long the run takes, without downloads; None where that is not estimated.
         calibration_seconds: How long it took to find out how fast the machine is.
         cores: How many cores the run keeps busy, where its time is known.
@@ -35,6 +36,7 @@ class Cost:
     trials: int
     candidates: int = 0
     draft_bytes: int = 0
+    shared_bytes: int = 0
     seconds: float | None = None
     calibration_seconds: float | None = None
     cores: int = 0

@@ -78,6 +78,8 @@ def plan_to_json(
         "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
         **({"candidates": cost.candidates} if cost.candidates else {}),
         **({"scorings": cost.trials} if cost.trials else {}),
+        **({"draft_bytes": cost.draft_bytes} if cost.draft_bytes else {}),
+        **({"shared_bytes": cost.shared_bytes} if cost.shared_bytes else {}),
         "parameters": of_all,
         "parameters_edited": parameters_edited,
         "only_in_base": list(plan.only_in_base),
@@ -113,6 +115,7 @@ def plan_table(plan: Preview) -> RenderableType:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
     if cost.trials:
         drafts = f", {size(cost.draft_bytes)} of drafts at a time" if cost.draft_bytes else ""
+        drafts += f", about {size(cost.shared_bytes)} that they share" if cost.shared_bytes else ""
         candidates = f" for {cost.candidates:,} candidates" if cost.candidates else ""
         totals.add_row("score", f"at most {cost.trials:,} times{candidates}{drafts}")
     if cost.download_bytes:

@@ -146,13 +146,23 @@ def test_candidates_share_their_decompositions(run, land, tmp_path, monkeypatch)
     solved = []
     monkeypatch.setattr(kept, "eigh", lambda matrix: solved.append(matrix.shape) or eigh(matrix))
     inputs, out = [tmp_path / "base.safetensors", tmp_path / "ft.safetensors"], tmp_path / "out.safetensors"
-    report = monosoup_cli.search(*inputs, out, score=land.command(inputs[0]), budget=9, device="cpu")
+    plan = run("search", *inputs, "-o", out, "--score", "echo {}", "--dry-run", "--format", "json")
+    shared = json.loads(plan.out)["shared_bytes"]
+    failing = land.at(4, "fail")
+    words = {"score": land.command(inputs[0]), "budget": 9, "device": "cpu"}
+    with pytest.raises(ScoreError):  # after the first edit
+        monosoup_cli.search(*inputs, out, **words)
+    assert not (partial_path(out) / "eigenvectors").exists()
+    failing.unlink()
+    solved.clear()
+    report = monosoup_cli.search(*inputs, out, **words, resume=True)
     edits = [
         one["candidate"] for one in report["search"]["candidates"] if one["candidate"].startswith("edit")
     ]
     assert len(edits) >= 4
     assert solved == [(260, 260)] * 2
     assert "eigenvectors" in land.runs[0]["siblings"]
+    assert shared == 8 * 260 * 261 * 2
     assert not partial_path(out).exists()
     scored = {each["sha256"] for each in land.runs}
     for number, edit in enumerate(edits[:2]):  # the first one decomposes, the second one finds it
@@ -442,6 +452,9 @@ def test_a_dry_run_counts_and_writes_nothing(run, land, tmp_path):
     assert "at most 26 times for 9 candidates, " in done.out  # 9 + 3, twice; and 2
     plan = json.loads(run(*words, *scores, "--format", "json").out)
     assert (plan["candidates"], plan["scorings"]) == (9, 24)
+    matrices = [layer["shape"] for layer in plan["layers"] if layer["action"] == "edited"]
+    assert plan["shared_bytes"] == sum(8 * min(shape) * (min(shape) + 1) for shape in matrices) > 0
+    assert ", about 3.98 kB that they share" in done.out
     assert land.runs == []
     assert [*tmp_path.iterdir()] == []
 
