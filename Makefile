@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 SECONDS ?= 60
 BIN := $(VENV)/bin
+# more threads of NumPy and torch would compete with the workers
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-going -q
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
@@ -26,26 +28,26 @@ demo: $(VENV)/demo-installed  ## Train a small network, fine-tune it, edit it, a
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/demo.py
 
 test: install  ## Run all tests
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope  # NumPy's threads would compete with the workers
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --dist loadscope
 
 test-cuda: install  ## Run the tests for CUDA, on an emulated card where there is no real one
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --cards 1 -m cuda -q -n auto --dist loadscope
+	$(ONE_THREAD) $(BIN)/python -m pytest --cards 1 -m cuda -q -n auto --dist loadscope
 
 test-cards: install  ## Run all tests on two emulated cards
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --cards 2 -q -n auto --dist loadscope
+	$(ONE_THREAD) $(BIN)/python -m pytest --cards 2 -q -n auto --dist loadscope
 
 test-slow: install  ## Run the tests that take minutes: many faults, many seeds
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m thorough -n auto
+	$(ONE_THREAD) $(BIN)/python -m pytest -m thorough -n auto
 
 test-mutants: install  ## Break the code for cards in many ways, and see that the tests notice each
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.card.mutants
+	$(ONE_THREAD) $(BIN)/python -m tests.card.mutants
 
 $(VENV)/fuzz-installed: $(VENV)/installed
 	$(INSTALL) -e '.[fuzz]'
 	@touch $@
 
 fuzz: $(VENV)/fuzz-installed  ## Fuzz what reads files, SECONDS=60 for each reader
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
+	$(ONE_THREAD) $(BIN)/python -m tests.fuzz $(SECONDS)
 
 lint: install  ## Check style and common mistakes
 	$(BIN)/ruff check .
