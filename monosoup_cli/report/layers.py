@@ -33,16 +33,16 @@ DISPENSABLE = (
     "rank",
     "anisotropy",
     "equivalent_alpha",
-    "k",
     "effective_rank",
     "relative_update",
     "ratio",
     "cosine",
     "rho",
     "cos_alpha",
+    "k",
 )
 """The columns that a narrow table leaves out, in this order."""
-LAST_DISPENSABLE = ("rho", "cos_alpha")
+LAST_DISPENSABLE = ("cos_alpha", "k")
 """The columns that it leaves out only to make room for half of `MIN_NAME`."""
 
 

@@ -33,8 +33,8 @@ from tests.cli.test_app import SCHEMA
 from tests.cli.test_names import NAMES, printed
 
 MONOSOUP = [sys.executable, "-m", "monosoup_cli"]
-ALWAYS = ["k/r", "ρ", "cos α", "λ_high", "λ_low"]
-WIDE = ["shape", "r", "eff. rank", "k", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"]
+ALWAYS = ["k", "k/r", "cos α", "λ_high", "λ_low"]
+WIDE = ["shape", "r", "eff. rank", "ρ", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"]
 PIPED = ["kind", "σ_1", "‖Δ‖", "k entropy", "k energy-entropy", "k noise", "above rounding"]
 PIPE_BUFFER = 1 << 16
 

@@ -21,7 +21,7 @@ from monosoup_cli.report.view import View
 from tests.cli.test_names import NAMES
 
 EXPERTS = "model.layers.1.mlp.experts.down_proj"
-BY_DEFAULT = ["layer", "k/r", "ρ", "cos α", "λ_high", "λ_low", "spectrum"]
+BY_DEFAULT = ["layer", "k", "k/r", "cos α", "λ_high", "λ_low", "spectrum"]
 
 
 def write(path, seed, names=(), blocks=3):
@@ -274,6 +274,7 @@ def test_a_terminal_gets_what_fits(inspect, width):
     assert set(BY_DEFAULT) <= set(columns(lines[0]))
     labels = {columns(line)[0] for line in lines}
     assert len(labels) == len(lines)  # told apart, though shortened
+    assert ("ρ" in columns(lines[0])) == (width >= 100)
     if width >= 160:
         wanted = {"shape", "r", "eff. rank", "k", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"}
         assert wanted <= set(columns(lines[0]))
@@ -281,6 +282,15 @@ def test_a_terminal_gets_what_fits(inspect, width):
     for line in lines[1:]:  # names are shortened, never numbers
         cells = dict(zip(columns(lines[0]), columns(line), strict=True))
         assert all(float(cells[label]) >= 0 for label in BY_DEFAULT[1:-1])
+
+
+def test_80_columns_have_k(inspect):
+    """However long the names, and however large the ranks."""
+    rows = inspect(1, [f"model.{'very.' * 40}long.layers.{block}.weight" for block in range(3)])
+    large = [{**row, "k": 12_345, "rank": 28_672, "rho": 1.23e-05, "sigma_max": 1.2e-05} for row in rows]
+    shown = drawn(View().rows(large), 80)
+    assert "k" in columns(shown[0])
+    assert max(map(cell_len, shown)) <= 80
 
 
 def test_a_pipe_gets_everything(inspect):
