@@ -1,19 +1,18 @@
 """What the system does to the process of a command: signals, bad streams, limits. All processes are real."""
 
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from monosoup_cli.cli.app import _takes, app, main
-from monosoup_cli.cli.process import STEPS, _advice
+from monosoup_cli.cli.app import app, main
 
 MODULE = [sys.executable, "-m", "monosoup_cli"]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -219,14 +218,28 @@ def test_a_lack_of_memory_is_one_line_and_what_is_done_is_kept(tmp_path):
     ).read_bytes()
 
 
-@pytest.mark.parametrize("kind", STEPS)
-def test_what_is_advised_are_options_that_the_command_has(kind):
+@pytest.mark.parametrize(
+    ("shortage", "words"),
+    [
+        (MemoryError(), "ran out of memory; free some memory, then run it again"),
+        (RuntimeError("can't start new thread"), "no more threads; raise `ulimit -u`, then run it again"),
+        (OSError(errno.EMFILE, "Too many open files"), "no more files; raise `ulimit -n` to 1024 or more"),
+    ],
+    ids=["memory", "threads", "files"],
+)
+def test_what_is_advised_are_options_that_the_command_has(run, monkeypatch, shortage, words):
+    def lacking(argv):
+        raise shortage
+
     commands = typer.main.get_command(app).commands
+    monkeypatch.setattr("monosoup_cli.cli.app.app", lacking)
     for name, command in commands.items():
         own = {flag for each in command.params for flag in each.opts}
-        named = re.findall("--[a-z]+", _advice(kind, partial(_takes, [name])))
+        said = run(name, "--report", "x")
+        assert (said.code, said.err.count("\n"), words in said.err) == (1, 1, True), said
+        named = re.findall("--[a-z]+", said.err)
         assert set(named) <= own, name
-        assert ("--workers" in named) == ("--workers" in own and kind != "files"), name
+        assert ("--workers" in named) == ("--workers" in own and "files" not in words), name
 
 
 def test_limits_name_what_ran_out(edit):
