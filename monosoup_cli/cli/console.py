@@ -265,18 +265,20 @@ class _CountLines:
     def __init__(self, console: Console, total: int, shown: Callable[[int], str], done: str) -> None:
         self._console, self._total, self._shown, self._done = console, total, shown, done
         self._count = 0
+        self._started = self._last_note = time.monotonic()
         self._lock = threading.Lock()
-        self._last_note = time.monotonic()
 
     def __call__(self, count: int) -> None:
         with self._lock:
             self._count += count
             now = time.monotonic()
-            if now - self._last_note < SECONDS_BETWEEN_LINES:
+            if now - self._last_note < SECONDS_BETWEEN_LINES or self._count >= self._total:
                 return
             self._last_note = now
+            share = self._count / self._total
+            left = (now - self._started) * (1 - share) / max(share, 1e-9)
             counts = f"{self._shown(self._count)} of {self._shown(self._total)}"
-            self._console.note(f"{self._count / self._total:4.0%}  {counts} {self._done}")
+            self._console.note(f"{share:4.0%}  {counts} {self._done}, {duration(left)} left")
 
 
 class _Lines:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -67,12 +69,19 @@ def scores(
     """
     from monosoup_cli.api.scores import compare
     from monosoup_cli.cli.console import Console
+    from monosoup_cli.cli.writing import import_torch
     from monosoup_cli.report.files import as_text, check_target, write_page
     from monosoup_cli.report.scores import scores_as_csv, scores_table
 
     console = Console(quiet=quiet, live=not no_progress)
     if html is not None:
         check_target(html, ".html")
+
+    def progress(samples: int) -> AbstractContextManager[Callable[[int], None]]:
+        if samples:
+            import_torch()  # or the first line would come long before the second
+        return console.count_progress(samples, "comparing", "samples compared", of_bytes=False)
+
     found = compare(
         base,
         finetuned,
@@ -81,9 +90,7 @@ def scores(
         out=out or (),
         metric=metric or (),
         into=into,
-        progress=lambda samples: console.count_progress(
-            samples, "comparing", "samples compared", of_bytes=False
-        ),
+        progress=progress,
     )
     if format == "json":
         console.data(as_text(found))

@@ -221,7 +221,7 @@ def _task_rows(tasks: Sequence[Task], advance: Callable[[int], None]) -> list[_R
         [[new - old for new, old in zip(now, after, strict=True)] for now in models],
         crc32(base.name.encode(errors="replace")),
         is_right_or_wrong=is_right_or_wrong,
-        advance=lambda replicates: advance(replicates * len(before) // REPLICATES),
+        advance=_in_samples(len(before), advance),
     )
     rows = []
     for one, now, evidence in zip(values, models, found, strict=True):
@@ -230,6 +230,19 @@ def _task_rows(tasks: Sequence[Task], advance: Callable[[int], None]) -> list[_R
             record |= _changes(before, after, now, right=float(base.higher_is_better))
         rows.append(_Row(record, evidence))
     return rows
+
+
+def _in_samples(count: int, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Take replicates, of REPLICATES in all, and tell so many samples that there are `count` in the end."""
+    drawn = 0
+
+    def take(replicates: int) -> None:
+        nonlocal drawn
+        told = drawn * count // REPLICATES
+        drawn += replicates
+        advance(drawn * count // REPLICATES - told)
+
+    return take
 
 
 def _shown(evidence: Evidence | None) -> dict[str, Any]:
