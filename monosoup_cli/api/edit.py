@@ -148,7 +148,7 @@ def edit(
         scores=commands_by_name(score),
     )
     if as_adapter:
-        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))
+        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy, steps))
     return Request(order)
 
 
@@ -159,9 +159,11 @@ def _check_adapter(
     if options.get("max_shard_size") is not None:
         raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
     if rank is None and energy is None:
-        if wises.values:
+        if wises.values and (min_update or options.get("on_nonfinite") == "keep"):
             raise UsageError(
-                "--wise interpolates with the base, and the tensors that an adapter keeps have none"
+                "an adapter cannot interpolate what it keeps as it is: --wise with --min-update or"
+                " --on-nonfinite keep",
+                hint="write a whole checkpoint, without --as-adapter",
             )
     elif min_update or options.get("on_nonfinite") == "keep":
         raise UsageError(
@@ -176,11 +178,13 @@ def _check_adapter(
         raise UsageError("--adapter-energy is out of range", expected="0 < value <= 1", found=energy)
 
 
-def _adapter_kind(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AdapterKind:
+def _adapter_kind(
+    splits: Sequence[MonoSoup], rank: int | None, energy: float | None, steps: Sequence[float]
+) -> AdapterKind:
     from monosoup_cli.outputs.adapter_kind import AdapterKind
 
     if energy is None:
-        return AdapterKind(rank)
+        return AdapterKind(rank, interpolates=steps != (1.0,))
 
     def rank_of(layer: MatrixLayer) -> int:
         return rank_for(layer, splits, energy)

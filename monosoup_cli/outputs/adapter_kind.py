@@ -21,10 +21,12 @@ class AdapterKind:
         rank: The rank of the factors that approximate a whole checkpoint's updates.
         rank_of: Finds that rank for each layer instead, 0 where the layer did not change. An adapter keeps
             its own ranks and takes neither.
+        interpolates: Whether the edited weights are interpolated with the base.
     """
 
     rank: int | None = None
     rank_of: RankOf | None = None
+    interpolates: bool = False
     takes_no_base: ClassVar[bool] = True
     can_carry_base: ClassVar[bool] = False
 
@@ -53,4 +55,4 @@ class AdapterKind:
             raise UsageError(
                 "--adapter-rank and --adapter-energy are for whole checkpoints: an adapter keeps its ranks"
             )
-        return EditedAdapterDraft.of(opened, adapter)
+        return EditedAdapterDraft.of(opened, adapter, interpolates=self.interpolates)

@@ -161,10 +161,11 @@ class EditedAdapterDraft:
     opened: OutputContext
     adapter: Adapter
     stored: Mapping[str, tuple[str, ...]]
+    interpolates: bool = False
     is_foreseeable: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, opened: OutputContext, adapter: Adapter) -> EditedAdapterDraft:
+    def of(cls, opened: OutputContext, adapter: Adapter, *, interpolates: bool) -> EditedAdapterDraft:
         """The draft for one adapter.
 
         Raises:
@@ -194,7 +195,7 @@ class EditedAdapterDraft:
             )
         if opened.base is not None:
             _check_alone(adapter, opened.first.path)
-        return cls(opened, adapter, _stored(adapter))
+        return cls(opened, adapter, _stored(adapter), interpolates)
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of what the adapter changes, under the base's names."""
@@ -217,7 +218,22 @@ class EditedAdapterDraft:
                     tensor=tensor.name,
                     hint="--exclude leaves it as it is",
                 )
+        if self.interpolates:
+            self._check_interpolated(plan)
         return ()
+
+    def _check_interpolated(self, plan: Plan) -> None:
+        """Raise UsageError for a tensor that the adapter changes, and that is not edited: it has no base."""
+        adapter = self.adapter
+        changed = {*adapter.pairs, *adapter.replaced, *adapter.rows, *adapter.biases}
+        for tensor in plan.tensors:
+            if tensor.name in changed and tensor.reason not in (None, "unchanged"):
+                raise UsageError(
+                    "--wise interpolates with the base, and the adapter keeps this tensor as it is",
+                    path=self.opened.first.path,
+                    tensor=tensor.name,
+                    hint="without --as-adapter it is merged into the base, and interpolated",
+                )
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
         """Never called."""

@@ -245,6 +245,15 @@ def a_dora_adapter(at: Trial) -> None:
     at.loads(*command)
 
 
+@follows("outputs/edited_adapter.py", "it is merged into the base, and interpolated")
+def a_part_of_the_way_for_what_is_kept(at: Trial) -> None:
+    shapes = {"block.weight": (8, 6), "other.weight": (8, 6)}
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, at.base)
+    command = ("edit", at.base, adapter(at, shapes), "-o", at.out, "--exclude", "other*", "--wise", "0.5")
+    at.refused(*command, "--as-adapter")
+    at.loads(*command)
+
+
 @follows("outputs/edited_adapter.py", "--exclude leaves it as it is")
 def a_matrix_as_a_stack(at: Trial) -> None:
     shapes = {"conv.weight": (4, 3, 2), "block.weight": (8, 6)}

@@ -358,7 +358,8 @@ def an_adapter_of_a_whole_checkpoint(at: Trial) -> None:
     at.loads(*at.edit, *given, *at.options(2), "0.9", "--overwrite")
 
 
-@follows("api/edit.py", "write a whole checkpoint, without --as-adapter")
+@follows("api/edit.py", "an extracted adapter cannot leave")
+@follows("api/edit.py", "an adapter cannot interpolate what it keeps")
 @follows("api/edit.py", "--adapter-rank and --adapter-energy need --as-adapter")
 @follows("pipeline/task.py", "--on-nonfinite keep writes a whole checkpoint")
 def an_adapter_or_not(at: Trial) -> None:
@@ -367,8 +368,10 @@ def an_adapter_or_not(at: Trial) -> None:
         at.refused(*at.edit, *rank, "--include", "block.weight")
         at.loads(*at.edit, *rank, *adapter)
     elif at.site.file == "api/edit.py":
-        at.refused(*at.edit, *rank, *adapter, "--min-update", "0.1")
-        at.loads(*at.edit, "--include", "block.weight", "--min-update", "0.1")
+        first = ["--wise", "0.5"] if "interpolate" in at.site.problem else rank
+        at.refused(*at.edit, *first, *adapter, "--min-update", "0.1")
+        options = first if first != rank else []
+        at.loads(*at.edit, *options, "--include", "block.weight", "--min-update", "0.1")
     else:
         from tests.hints.of_inputs import with_nan
 

@@ -320,6 +320,63 @@ def test_the_mean_of_several_and_sweeps(run, tmp_path, tuned_of, device, sweep, 
             assert (merged[name] - weights).abs().max() <= 2e-6 * weights.abs().max(), name
 
 
+def small_lora(folder, **more):
+    """A base, and an adapter of two matrices and of whole tensors beside them."""
+    noise = torch.Generator().manual_seed(5)
+    modules = {"one": (16, 12), "two": (9, 20)}
+    base = {f"{name}.weight": torch.randn(shape, generator=noise) for name, shape in modules.items()}
+    base |= {name: torch.randn(tensor.shape, generator=noise) for name, tensor in more.items()}
+    save_file(base, folder / "base.safetensors")
+    stored = dict(more)
+    for name, (rows, columns) in modules.items():
+        stored[f"{name}.lora_A.weight"] = torch.randn(3, columns, generator=noise)
+        stored[f"{name}.lora_B.weight"] = torch.randn(rows, 3, generator=noise)
+    (folder / "lora").mkdir()
+    prefixed = {f"base_model.model.{name}": tensor for name, tensor in stored.items()}
+    save_file(prefixed, folder / "lora" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": [*modules]}
+    config |= {"bias": "all"} if "one.bias" in more else {}
+    config |= {"modules_to_save": ["head"]} if "head.weight" in more else {}
+    (folder / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    return folder / "base.safetensors", folder / "lora"
+
+
+@pytest.mark.parametrize("more", [{}, {"head.weight": torch.ones(5, 12)}], ids=["factors", "and a matrix"])
+def test_an_adapter_goes_a_part_of_the_way_from_the_base(run, tmp_path, more):
+    """Its factors need no base for it; a whole matrix does."""
+    base, lora = small_lora(tmp_path, **more)
+    done(run("edit", base, lora, "--wise", "0.25,1", "-o", tmp_path / "whole"))
+    for number, given in enumerate((base, "-")):
+        out = tmp_path / str(number)
+        result = run("edit", given, lora, "--as-adapter", "--wise", "0.25,1", "-o", out)
+        if given == "-" and more:
+            assert result.code == 2
+            assert "tensor 'head.weight': --wise interpolates with the base" in result.err
+            continue
+        done(result)
+        for step in ("wise-0.25", "wise-1"):
+            done(run("wise", base, out / step, "--alpha", "1", "-o", out / "merged", "--overwrite"))
+            merged, whole = (tensors_in(folder) for folder in (out / "merged", tmp_path / "whole" / step))
+            for name, weights in whole.items():
+                assert (merged[name] - weights).abs().max() <= 1e-6 * weights.abs().max(), name
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"one.bias": torch.ones(16)}, []), ({}, ["--exclude", "one*"])],
+    ids=["bias", "excluded"],
+)
+def test_what_an_adapter_keeps_goes_no_part_of_the_way(run, tmp_path, more, words):
+    """It would go the whole way, and all else a part of it. The whole way is not refused."""
+    base, lora = small_lora(tmp_path, **more)
+    edit = ["edit", base, lora, "--as-adapter", *words, "-o", tmp_path / "out"]
+    refused = run(*edit, "--wise", "0.5")
+    assert refused.code == 2
+    assert "tensor 'one." in refused.err
+    assert not (tmp_path / "out").exists()
+    done(run(*edit, "--wise", "1"))
+
+
 # -- the promises ------------------------------------------------------------------------------------
 
 
@@ -418,7 +475,8 @@ def test_killed_and_resumed(run, many, tmp_path, kind):
         (["adapter", "tuned.safetensors"], 1, "BASE is a LoRA adapter"),
         (["base.safetensors", "tuned.safetensors", "--as-adapter", "--adapter-energy", "1.5"], 2, "energy"),
         (["-", "adapter", "--as-adapter", "--max-shard-size", "1GB"], 2, "--max-shard-size"),
-        (["-", "adapter", "--as-adapter", "--wise", "0.5"], 2, "--wise"),
+        (["-", "adapter", "--as-adapter", "--wise", "0.5", "--min-update", "1"], 2, "--wise"),
+        (["-", "adapter", "--as-adapter", "--wise", "0.5", "--on-nonfinite", "keep"], 2, "--wise"),
         (["-", "adapter", "tuned.safetensors", "--as-adapter"], 2, "one adapter"),
         (
             [
