@@ -29,21 +29,27 @@ CURVES: tuple[tuple[str, Any, str], ...] = (
     (PURPLE, (0, (3, 1, 1, 1, 1, 1)), ">"),
 )
 """Colour, line style and marker of the first curves of a picture."""
+OF_CHARTS = (*CURVES, (BLACK, "--", "*"))
+"""As many as a search has: its families, its front, the fine-tuned model and the choice."""
 
 
 def draw_chart(panel: SubFigure, chart: Chart) -> None:
-    """Draw a chart: a line with markers for each curve, or markers alone."""
+    """Draw a chart: a line with markers for each curve, or markers alone.
+
+    Markers are hollow, and each curve's are larger than those before: where points are the same, all show.
+    """
     axes = panel.subplots()
     for number, curve in enumerate(chart.curves):
-        colour, style, marker = CURVES[number % len(CURVES)]
+        place = number % len(OF_CHARTS)
+        colour, style, marker = OF_CHARTS[place]
         axes.plot(
             *zip(*curve.points, strict=True),
             color=colour,
             linestyle=style if curve.is_line else "none",
             marker=marker,
-            markersize=4,
-            markeredgecolor=BLACK,
-            markeredgewidth=0.4,
+            markersize=4 + place,
+            markerfacecolor="none",
+            markeredgewidth=1,
             label=printable(curve.label, 44),
         )
     axes.set_title(printable(chart.title))

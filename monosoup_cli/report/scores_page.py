@@ -36,6 +36,8 @@ LEFT, TOP, RIGHT, BOTTOM = 70, 20, 150, 50
 """The margins of the picture; names of points are to the right of them."""
 TICKS = 5
 MAX_LABEL = 24
+LINE, CHARACTER = 14, 8
+"""How high a label is, and how wide its widest characters are on average."""
 HEADINGS = ("base", "fine-tuned", "edited", "difference", "95% interval", "test", "p", "corrected p")
 
 
@@ -107,11 +109,12 @@ def _picture(comparison: Mapping[str, Any]) -> str:
         *_axis(x, 0, f"mean in distribution{direction(across)}"),
         *_axis(y, 1, f"mean out of distribution{direction(up)}"),
     ]
-    for name, point in zip(names["edited"], edited, strict=True):
-        parts += [*_arrow((x(tuned[0]), y(tuned[1])), (x(point[0]), y(point[1]))), _label(x, y, point, name)]
+    for point in edited:
+        parts += _arrow((x(tuned[0]), y(tuned[1])), (x(point[0]), y(point[1])))
     for role, point in (("base", base), ("tuned", tuned)):
         parts.append(f'<circle class="{role}" cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="5"/>')
-        parts.append(_label(x, y, point, names["base" if role == "base" else "finetuned"]))
+    named = zip((base, tuned, *edited), (names["base"], names["finetuned"], *names["edited"]), strict=True)
+    parts += _labels([(x(point[0]), y(point[1]), point, name) for point, name in named])
     title = "From the fine-tuned model to each edited one"
     return (
         f'<section class="arrows"><h2>{title}</h2>\n'
@@ -173,7 +176,18 @@ def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Iterator[st
     yield f'<polygon class="head" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}"/>'
 
 
-def _label(x: _scale, y: _scale, point: tuple[float, float], name: str) -> str:
-    shown = f"{_text(name, MAX_LABEL)}"
-    where = f"{_text(name)}: {number(point[0])} in, {number(point[1])} out"
-    return f'<text x="{x(point[0]) + 8:.1f}" y="{y(point[1]) - 6:.1f}">{shown}<title>{where}</title></text>'
+def _labels(points: Sequence[tuple[float, float, tuple[float, float], str]]) -> Iterator[str]:
+    """Names beside places; one that would hide another goes below it, with a line to its place."""
+    taken: list[tuple[float, float, float]] = []
+    for x, y, point, name in sorted(points, key=lambda one: one[1]):
+        left, top = x + 8, y - 6
+        right = left + CHARACTER * len(printable(name, MAX_LABEL))
+        for start, stop, line in taken:  # from the top down
+            if left < stop and start < right and abs(top - line) < LINE:
+                top = line + LINE
+        taken = sorted([*taken, (left, right, top)], key=lambda one: one[2])
+        if top > y + LINE:
+            yield f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{left:.1f}" y2="{top - 4:.1f}"/>'
+        where = f"{_text(name)}: {number(point[0])} in, {number(point[1])} out"
+        text = f"{_text(name, MAX_LABEL)}<title>{where}</title>"
+        yield f'<text x="{left:.1f}" y="{top:.1f}">{text}</text>'

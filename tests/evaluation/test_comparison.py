@@ -457,6 +457,20 @@ def test_the_page_has_an_arrow_for_each_edited_model(run, models, tmp_path):
     assert run("scores", *models, "--html", tmp_path / "page.txt").code == 2
 
 
+def test_labels_do_not_hide_each_other(run, models, tmp_path):
+    """Neither those of models that score alike, nor those of one that scores as the fine-tuned one."""
+    alike = [shutil.copytree(models[2], tmp_path / f"edited-{number}") for number in range(6)]
+    alike.append(shutil.copytree(models[1], tmp_path / "unchanged"))
+    page = tmp_path / "page.html"
+    run("scores", *models[:2], *alike, "--in", "quiz", "--out", "essays", "--html", page)
+    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([\w-]+)<title>', page.read_text())
+    assert len(labels) == 9
+    boxes = [(float(x), float(x) + 7 * len(name), float(y)) for x, y, name in labels]
+    for number, (left, right, line) in enumerate(boxes):
+        for other_left, other_right, other in boxes[:number]:
+            assert right <= other_left or other_right <= left or abs(line - other) >= 13
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_draws_the_page(run, models, tmp_path):
     page = tmp_path / "page.html"

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.errors import MonosoupError, OutputError, ReportError, UsageError
+from monosoup_cli.report.charts import draw_chart
 from monosoup_cli.report.plots import check_plot, figure, plot
+from monosoup_cli.report.scored import Chart, Curve
 
 HOSTILE = "a.$x^{_$.\\frac{\x1b[31m\n注意\u202e<&>_"
 RUNS = {
@@ -190,6 +192,19 @@ def test_scores_of_a_sweep_over_what_was_swept_and_against_each_other(reports):
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("R", name)
     ((x, y),) = (data(line) for line in panel(report, "out against in").lines)
     assert list(zip(x, y, strict=True)) == list(expected.values())
+
+
+def test_points_that_are_the_same_all_show():
+    """As many curves as a search has: none looks as another, and none covers one below it."""
+    from matplotlib.figure import Figure
+
+    curves = [Curve(f"method {number}", [(0.5, 0.5)], is_line=False) for number in range(7)]
+    draw_chart(whole := Figure().subfigures(1, 1), Chart("out against in", "in", "out", curves))
+    lines = whole.axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 7
+    assert {line.get_markerfacecolor() for line in lines} == {"none"}
+    sizes = [line.get_markersize() for line in lines]
+    assert sizes == sorted(set(sizes))
 
 
 @pytest.mark.parametrize("name", ["soup", "wise", "edit to several"])

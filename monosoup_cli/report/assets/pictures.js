@@ -228,6 +228,9 @@ function similarityMap() {
   return [figure("How alike the updates of the checkpoints are", draw, note)];
 }
 
+/* Markers whose sizes differ: where points are the same, all show. */
+const hollow = (which) => ({ show: true, size: 5 + 2 * (which % 7), width: 1.5, fill: "transparent" });
+
 /* Points, joined by lines or not; every point has a place of its own on the x axis. */
 function chart({ title, x, y, curves }) {
   const points = curves.flatMap((curve, which) => curve.points.map(([at, value]) => ({ at, value, which })))
@@ -244,7 +247,7 @@ function chart({ title, x, y, curves }) {
       ...curves.map((curve, which) => {
         const stroke = `hsl(${(215 + which * 137) % 360} 65% 50%)`;
         const line = { width: curve.is_line ? 1.2 : 0, spanGaps: true };
-        return { label: curve.label || y, stroke, points: { show: true, size: 6, fill: stroke }, value: known, ...line };
+        return { label: curve.label || y, stroke, points: hollow(which), value: known, ...line };
       }),
     ],
   }, [at, ...curves.map((_, which) => points.map((point) => (point.which === which ? point.value : null)))], host);
