@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from monosoup_cli.errors import MismatchError, NonfiniteError, UsageError
+from monosoup_cli.errors import MismatchError, NonfiniteError, UsageError, crop, some
 from monosoup_cli.formats.files import Advance
 from monosoup_cli.options import StrPath, path_list
 from monosoup_cli.sources.features import Features, is_model, open_model, open_npy
@@ -17,6 +17,8 @@ __all__ = ["Alignment", "cka", "opened"]
 
 BLOCKS = 4
 """How many blocks take memory at once: as stored, in float64, copied to be multiplied, freed late."""
+NAMED = 4
+"""How many blocks an error names."""
 LEAST_BYTES = 32 << 20
 """The fewest bytes of products: with less, the files are read too often."""
 
@@ -156,6 +158,13 @@ def _of_files(sources: Sequence[str]) -> _Map:
     return _Map("files", names, [[(row, column) for column in places] for row in places])
 
 
+def _difference(expected: Sequence[str], found: Sequence[str]) -> str:
+    """Which names are not there, or else which are there beside them."""
+    lacking = [crop(name, 60) for name in expected if name not in found]
+    further = [crop(name, 60) for name in found if name not in expected]
+    return f"no {some(lacking, NAMED)}" if lacking else f"also {some(further, NAMED)}"
+
+
 def _maps(sources: Sequence[str], groups: Sequence[Sequence[Features]], matching: bool) -> Iterator[_Map]:
     starts = [sum(map(len, groups[:number])) for number in range(len(groups))]
     names = [[one.name for one in group] for group in groups]
@@ -165,6 +174,7 @@ def _maps(sources: Sequence[str], groups: Sequence[Sequence[Features]], matching
             "the blocks do not match" if others else "nothing to match: there is only one model",
             path=sources[others or 0],
             expected=None if others is None else f"the {len(names[0])} names of {sources[0]}",
+            found=None if others is None else _difference(names[0], names[others]),
         )
     if others is None and len(groups) > 1:
         rows = [[(place, start + place) for place in range(len(names[0]))] for start in starts]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -31,6 +32,26 @@ def models(tmp_path_factory):
             found[name, block] = features
             save(folder / name / f"{block}.npy", features)
     return folder, found
+
+
+def test_blocks_that_do_not_match_are_named(models, run, tmp_path):
+    folder, features = models
+    few = tmp_path / "few"
+    for block in BLOCKS[:6]:
+        save(few / f"{block}.npy", features["base", block])
+    for words, difference in (
+        (
+            (folder / "base", few),
+            "12 names of .*/base, found no block-6, block-7, block-8, block-9 and 2 more",
+        ),
+        (
+            (few, folder / "base"),
+            "6 names of .*/few, found also block-6, block-7, block-8, block-9 and 2 more",
+        ),
+    ):
+        refused = run("cka", *words, "--matching")
+        assert refused.code == 1
+        assert re.search(f"the blocks do not match: expected the {difference}$", refused.err.strip())
 
 
 def test_every_block_against_every_block(models, run, monkeypatch):
