@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.main import get_command
 
+from monosoup_cli.cli.app import app
+from monosoup_cli.errors import FLAG
 from tests.conftest import Pair, Result, Run
 from tests.hints.sites import Site
 
@@ -44,6 +48,17 @@ def follows(
     return register
 
 
+OTHERS = re.compile(r"`[^`]*`|mlx_lm\.convert .*|python -m .*|its command with --resume")
+"""What hints say of other programs, and of a command that is run again."""
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    """The options of a command of the shell."""
+    commands: Any = get_command(app)
+    return {option for each in commands.commands[command].params for option in each.opts}
+
+
 class Trial:
     """What a row has at hand: a small pair, a place for the output, the command line, and the printed hint.
 
@@ -64,21 +79,24 @@ class Trial:
         """Run a command that fails and prints the hint."""
         result = self.run(*argv)
         assert result.code != 0, result
-        return self.look(result)
+        return self.look(result, str(argv[0]))
 
     def noted(self, *argv: object) -> Result:
         """Run a command that works and prints the hint."""
         result = self.run(*argv)
         assert result.code == 0, result
-        return self.look(result)
+        return self.look(result, str(argv[0]))
 
-    def look(self, result: Result) -> Result:
-        """Find the hint in what was printed."""
+    def look(self, result: Result, command: str | None = None) -> Result:
+        """Find the hint in what was printed. It names no option that the command does not have."""
         problems = [part for part in re.split("…+", self.site.problem) if part]
         found = self.site.find(result.err + result.out)
         assert found is not None, result
         assert all(part in result.err + result.out for part in problems), result
         self.hint, self.blanks = found
+        if command is not None:
+            named = FLAG.findall(OTHERS.sub("", self.hint))
+            assert {*named} <= options_of(command), f"{command} does not have all of {named}"
         return result
 
     def options(self, number: int = 0) -> list[str]:
