@@ -257,3 +257,6 @@ def test_the_claims_of_the_readme_and_of_choosing_are_those_of_the_page():
     (update,) = [line for line in text.splitlines() if line.startswith("| ‖Δ‖/‖W0‖ |")]
     in_text, in_vision = (cell.strip(" *").split()[0] for cell in update.split("|")[2:4])
     assert f"rank correlation {in_text} in text, {in_vision} in vision" in words
+    (large,) = [line for line in text.splitlines() if line.startswith("| from 0.05 on |")]
+    in_text, in_vision = (cell.strip(" *").split()[0] for cell in large.split("|")[2:4])
+    assert f"from 0.05 on, {in_text} points in text and {in_vision} in vision" in words
