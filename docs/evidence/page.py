@@ -316,9 +316,10 @@ def shown(found: Estimate) -> list[str]:
     return [emphasised(found, text), " ".join(signed(each) for each in found.seeds)]
 
 
-def signed(value: float) -> str:
-    """Points with a sign; a true minus."""
-    return f"{value:+.1f}".replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
+def signed(value: float, digits: int = 1) -> str:
+    """A number with a sign, unless it is 0; a true minus."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def summary(rows: list[Row]) -> str:
@@ -428,7 +429,7 @@ def ranked(gains: list[Gain]) -> list[Gain]:
 
 def hundredths(found: Correlation) -> str:
     """A correlation with its interval."""
-    value, low, high = (f"{each:+.2f}".replace("-", "−") for each in found)
+    value, low, high = (signed(each, 2) for each in found)
     text = f"{value} [{low}, {high}]"
     return f"**{text}**" if found.is_shown else text
 

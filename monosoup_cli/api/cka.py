@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import MismatchError, NonfiniteError, UsageError, crop, some
@@ -126,6 +127,8 @@ def opened(sources: Sequence[str], *, matching: bool = False) -> Iterator[Alignm
     models = [source for source in sources if is_model(source)]
     if models and len(models) < len(sources):
         other = next(source for source in sources if source not in models)
+        if not Path(other).exists():
+            raise UsageError("no such file or folder", path=other)
         raise UsageError("a single file among the features of models", path=other)
     if not models and (len(sources) < 2 or matching):
         raise UsageError(

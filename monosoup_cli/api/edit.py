@@ -159,7 +159,7 @@ def _check_adapter(
     if options.get("max_shard_size") is not None:
         raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
     if rank is None and energy is None:
-        if wises.values and (min_update or options.get("on_nonfinite") == "keep"):
+        if any(step != 1 for step in wises.values) and (min_update or options.get("on_nonfinite") == "keep"):
             raise UsageError(
                 "an adapter cannot interpolate what it keeps as it is: --wise with --min-update or"
                 " --on-nonfinite keep",

@@ -118,6 +118,11 @@ def search(
     stacks = as_list(stacked)
     if not 1 <= len(scores) <= MOST_SCORES:
         raise UsageError("--score is needed once or twice", found=f"{len(scores)} of them")
+    if {*scores.values()} & {*finals.values()}:
+        raise UsageError(
+            "--final-score runs the same command as --score",
+            expected="a score of data that had no part in the choice",
+        )
     if prefer is None and len(scores) > 1:
         first, second = scores
         raise UsageError(
@@ -168,11 +173,12 @@ def _losses(texts: Sequence[str], scores: Iterable[str], preferred: str) -> dict
             losses[name] = float(amount)
         except ValueError:
             losses[name] = math.nan
+        if not others:
+            raise UsageError("--max-loss needs a second --score, which may lose so much", found=repr(text))
         if name not in others or not 0.0 <= losses[name] < math.inf:
             raise UsageError(
-                "--max-loss is not the name of a score that is not preferred, =, and a number from 0 on",
-                expected=" or ".join(f"{other}=0.5" for other in others)
-                or "no such option: there is one score",
+                "--max-loss does not say how much another score than the preferred one may lose",
+                expected=" or ".join(f"{other}=0.5" for other in others),
                 found=repr(text),
             )
     return losses

@@ -70,8 +70,8 @@ def soup(
     score_command: Annotated[
         str | None,
         Option(
-            "A shell command that scores a checkpoint. {} is replaced by its path, quoted if need be, and the"
-            " last line that the command prints is the score; higher is better.",
+            "A shell command that scores a checkpoint. {} is replaced by its path, and the last line that the"
+            " command prints is the score; higher is better.",
             metavar="COMMAND",
             shell=str,
             is_private=True,

@@ -16,7 +16,7 @@ NAMED = re.compile(r"([a-z][a-z0-9-]*)=(.*)", re.DOTALL)
 """In lower case, so that CUDA_VISIBLE_DEVICES=0 begins a command."""
 
 SCORE_HELP = (
-    "A shell command that scores a checkpoint. {} is replaced by its path, quoted if need be. The last line"
+    "A shell command that scores a checkpoint. {} is replaced by its path. The last line"
     " that the command prints is the score; higher is better. NAME, in lower case, is what the score is"
     " called."
 )
@@ -65,6 +65,8 @@ def _check_name(text: str, flag: str) -> None:
     if found is None:
         return
     name, value, then = found.groups()
+    if set(then) & set("~$\"'`|;"):  # the shell makes something else of it
+        return
     is_no_command = then.startswith(("-", "{")) or ("." in then[1:] and shutil.which(then) is None)
     if is_no_command and shutil.which(value) is not None:
         raise UsageError(

@@ -147,11 +147,17 @@ def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
 def _old_times(before: Any, now: Any) -> str:
     """How files get the times back by which the interrupted run knows them."""
     commands = []
-    with suppress(AttributeError, KeyError, TypeError):  # an identity of another shape
-        for group, start in (("inputs", 2), ("side_files", 0)):
+    with suppress(AttributeError, IndexError, KeyError, TypeError):  # an identity of another shape
+        arguments = now["arguments"]
+        has_base = any(name.startswith("base ") for name in now["inputs"])
+        sources = [*([arguments["base"]] if has_base else []), *arguments["finetuned"]]
+        for group in ("inputs", "side_files"):
             for name, facts in before[group].items():
                 if facts.get("mtime_ns") != now[group].get(name, facts).get("mtime_ns"):
-                    commands.append(to_set_time(facts["mtime_ns"], name.split(" ", start)[-1]))
+                    _, number, file = name.split(" ", 2) if group == "inputs" else ("", has_base, name)
+                    source = Path(sources[int(number)])
+                    place = source if source.name == file else source / file
+                    commands.append(to_set_time(facts["mtime_ns"], str(place)))
     more = f" and {len(commands) - NAMED:,} more" if len(commands) > NAMED else ""
     return f" with their old times (`{'; '.join(commands[:NAMED])}`{more})" if commands else ""
 

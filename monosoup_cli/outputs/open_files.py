@@ -143,4 +143,4 @@ def facts(status: os.stat_result) -> tuple[int, ...]:
 def to_set_time(mtime_ns: int, path: str) -> str:
     """The shell command that gives a file a time of modification."""
     seconds, rest = divmod(mtime_ns, 10**9)
-    return f"touch -d @{seconds}.{rest:09} {shlex.quote(path)}"
+    return f"touch -c -d @{seconds}.{rest:09} {shlex.quote(path)}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +156,7 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     When this is interrupted, the command and its children are killed.
 
     Args:
-        template: The command; `{}` is replaced by the absolute path, since commands change folders.
+        template: The command; `{}` is replaced by an absolute path, since commands change folders.
         path: The checkpoint.
         has_work: Whether something is kept for a resumed run; for the message of an error.
 
@@ -165,10 +164,14 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
         ScoreError: The command failed, or printed no finite number.
     """
     # messages are passed on, and say no more of this machine than the user has typed
-    shown, command = (_filled(template, str(one)) for one in (path, Path(path).absolute()))
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+    shown = template.replace("{}", str(path))
+    with (
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+        _harmless(Path(path).absolute()) as place,
+    ):
         process = subprocess.Popen(
-            command,
+            template.replace("{}", place),
             shell=True,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -199,27 +202,18 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     return score
 
 
-WORD = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|\{\}""", re.DOTALL)
-"""What the shell reads as a whole: an escaped character, quotes with what is in them; and {}."""
-NESTED = re.compile(r"'\{\}'|\{\}")
-
-
-def _filled(template: str, path: str) -> str:
-    """Replace {} by a path, quoted where it needs to be: the user need not quote it, and may.
-
-    In double quotes that begin with something else there is another command, as of `sh -c`.
-    """
-    quoted = shlex.quote(path)
-    if quoted == path:
-        return template.replace("{}", path)
-
-    def filled(found: re.Match[str]) -> str:
-        word = found[0]
-        if word.startswith(("'{}", '"{}')):  # the quotes end before the path, and begin again after it
-            return word.replace("{}", f"{word[0]}{quoted}{word[0]}")
-        return NESTED.sub(lambda _: quoted, word) if word[0] == '"' else word.replace("{}", quoted)
-
-    return WORD.sub(filled, template)
+@contextmanager
+def _harmless(path: Path) -> Iterator[str]:
+    """A path that needs no quotes and is right in any: a link, where this one has characters of the shell."""
+    if shlex.quote(str(path)) == str(path):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="monosoup-") as folder:
+        if shlex.quote(folder) != folder:
+            raise UsageError("TMPDIR has a character that the shell reads in its own way", found=folder)
+        link = Path(folder, f"checkpoint{path.suffix if path.is_file() else ''}")
+        link.symlink_to(path)
+        yield str(link)
 
 
 MAX_OUTPUT_BYTES = 1 << 20

@@ -107,15 +107,39 @@ def notes_on_search(report: Mapping[str, Any]) -> list[str]:
         f"report {finals} instead" if finals else "report a score of other data, as --final-score computes"
     )
     notes = [f"the output was chosen by {names}, which therefore {flatters} it: {advice}"]
+    within = " within --max-loss" if search["max_loss"] else ""
     if not search["is_within"]:
         notes.append("no candidate stays within --max-loss: this one loses least")
     if search["chosen"] == FINETUNED and len(search["finetuned"]) == 1:
-        notes.append("no candidate is better than the fine-tuned model, so the output is a copy of it")
+        notes.append(
+            f"no candidate{within} is better than the fine-tuned model, so the output is a copy of it"
+        )
+    alone = _best_alone(search)
+    if alone is not None:
+        score = f"{search['prefer']} {alone['scores'][search['prefer']]:.6g}"
+        notes.append(f"no candidate{within} is better than {printable(alone['source'])} alone ({score})")
     if search["chosen"] == BASE:
         notes.append("no candidate is better than the base, so the output has its weights")
     if search["not_tried"]:
         notes.append(f"no blocks were found in the names, so {', '.join(search['not_tried'])} was not tried")
     return notes
+
+
+def _best_alone(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """One of several fine-tuned models, if it is better than the choice: within the limits, which the choice
+    may not be, or in the preferred score."""
+    models = search["finetuned"]
+    if len(models) == 1:
+        return None
+    prefer = search["prefer"]
+    floors = {
+        name: max(one["scores"][name] for one in models) - loss for name, loss in search["max_loss"].items()
+    }
+    within = [one for one in models if all(one["scores"][name] >= floor for name, floor in floors.items())]
+    best = max(within, key=lambda one: one["scores"][prefer], default=None)
+    (chosen,) = (one for one in search["candidates"] if one["candidate"] == search["chosen"])
+    is_better = best is not None and best["scores"][prefer] > chosen["scores"][prefer]
+    return best if is_better or not search["is_within"] else None
 
 
 def charts_of(report: Mapping[str, Any]) -> list[Chart]:

@@ -157,7 +157,11 @@ REPORT = {
         "command": str,
     },
     "scores?": SCORES,
-    "verdict?": {"findings": [{"sentence": str}], "interpolation": ({"sentence": str}, type(None))},
+    "verdict?": {
+        "findings": [{"sentence": str}],
+        "size?": ({"sentence": str}, type(None)),
+        "interpolation": ({"sentence": str}, type(None)),
+    },
     "similarity?": {
         "layers": int,
         "candidates": [str],

@@ -56,7 +56,7 @@ NEAR = 0.05
 """Distance between two sets of weights, as a share of ‖Δ‖, up to which they are nearly the same."""
 
 SMALL_UPDATE = 0.01
-"""Mean ‖Δ‖/‖W0‖ below which no edit gained out of distribution in docs/evidence.md."""
+"""Mean ‖Δ‖/‖W0‖ below which edits did not gain out of distribution in docs/evidence.md, on average."""
 
 LARGE_UPDATE = 0.05
 """Mean ‖Δ‖/‖W0‖ from which edits of full fine-tunes gained there."""
@@ -298,7 +298,8 @@ def size(rows: Sequence[Row]) -> dict[str, Any] | None:
     if mean < SMALL_UPDATE:
         sentence = (
             f"The update is small (mean ‖Δ‖/‖W0‖ {_short(mean)}). In docs/evidence.md, full fine-tunes"
-            f" below {SMALL_UPDATE:g} did not gain from the edit: score it before you use it."
+            f" below {SMALL_UPDATE:g} did not gain out of distribution from the edit, on average: score it"
+            " before you use it."
         )
     elif mean >= LARGE_UPDATE:
         sentence = (

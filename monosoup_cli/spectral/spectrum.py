@@ -200,7 +200,7 @@ def _deflate(
     """
     side, resolved, shown = len(squares), 0, 0.0
     epsilon = torch.finfo(torch.float64).eps
-    strict = min(STRONGEST, max((SHOWN / side) ** 2, share))  # what these show is below the floor
+    strict = min(STRONGEST, max((SHOWN / side) ** 2, share))  # what these show is below the floor, or near
     floor = float(squares[0]) * (side * epsilon) ** 2
     values = torch.zeros_like(squares)
     while True:

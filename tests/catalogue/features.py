@@ -107,6 +107,12 @@ def tensors(path: str, **blocks: torch.Tensor) -> Make:
 OF_MODELS: dict[str, tuple[Make, str, str, int]] = {
     # what is made, the command line, what it says, its exit code
     "one file": (made(whole), "cka good.npy", "too few files", 2),
+    "a model that is not there": (
+        made(tensors("fa.safetensors", a=torch.ones(4, 2), b=torch.eye(4))),
+        "cka fa.safetensors nope",
+        "no such file or folder",
+        2,
+    ),
     "files of other samples": (made(npy(MATRIX[:3])), "cka good.npy bad.npy", "other samples", 1),
     "files that are matched": (
         made(whole),

@@ -90,7 +90,7 @@ def other_files(at: Trial) -> None:
     for path in (weights, vocabulary):
         path.write_bytes(path.read_bytes())
     at.refused(*command, "--resume")
-    in_shell(at, weights.parent)
+    in_shell(at, at.tmp)
     at.loads(*command, "--resume")
     shutil.rmtree(at.out)
     shutil.rmtree(at.tmp / "model")

@@ -4,6 +4,8 @@ import shlex
 
 import pytest
 
+from monosoup_cli.errors import UsageError
+from monosoup_cli.methods.score_option import commands_by_name
 from monosoup_cli.pipeline.score_command import run_score_command
 from tests.landscape import Landscape
 
@@ -47,16 +49,54 @@ FORMS = (
     'echo "$(cat {}/score)"',
     "test it\\'s && cat '{}/score' && cat \"{}/score\" # it's {}",
 )
-NESTED = ('sh -c "cat {}/score"', "sh -c \"cat '{}'/score\"")
+NESTED = (
+    'sh -c "cat {}/score"',
+    "sh -c \"cat '{}'/score\"",
+    "sh -c 'cat {}/score'",
+    "sh -c 'cat \"{}\"/score'",
+    'echo "$(cat "{}/score")"',
+    'f() { cat "${1#path=}"; }; f "path={}/score"',
+    "f() { cat \"${1#path=}\"; }; f 'path={}/score'",
+)
 
 
-@pytest.mark.parametrize("folder", ["plain", "with a space", "it's", 'a "b" $HOME `x` \\ c', "{} twice"])
-def test_a_path_is_one_word_whether_it_is_quoted_or_not(tmp_path, folder):
+@pytest.mark.parametrize(
+    "folder", ["plain", "with a space", "it's", 'a "b" $HOME `x` \\ c', "{} twice", "$(touch x)"]
+)
+def test_a_path_is_one_word_whether_it_is_quoted_or_not(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
     checkpoint = tmp_path / folder / "model"
     checkpoint.mkdir(parents=True)
     (checkpoint / "score").write_text("7\n")
-    for command in (*FORMS, *(NESTED if folder in ("plain", "with a space") else ())):
+    for command in (*FORMS, *NESTED):
         assert run_score_command(command, checkpoint) == 7.0, command
+    assert [path.name for path in tmp_path.iterdir()] == [folder]  # no name was run
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "a model.safetensors"])
+def test_a_file_keeps_its_suffix(tmp_path, name):
+    (tmp_path / name).write_text("7\n")
+    assert run_score_command("case {} in *.safetensors) cat {};; esac", tmp_path / name) == 7.0
+
+
+def test_a_folder_for_links_that_the_shell_would_read_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "$HOME").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "$HOME"))
+    with pytest.raises(UsageError, match="TMPDIR has a character"):
+        run_score_command("cat {}", tmp_path / "a model")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "PYTHON=python3 ~/eval.sh {}",
+        "SPLIT=test $HOME/eval.sh {}",
+        'SPLIT=test "$HOME/eval.sh" {}',
+        "CUDA_VISIBLE_DEVICES=0 python eval.py {}",
+    ],
+)
+def test_a_variable_before_a_command_is_no_name(command):
+    assert commands_by_name(command) == {"score": command}
 
 
 DAMAGES = {

@@ -210,6 +210,17 @@ def test_a_field_of_another_type_is_named(run, report, tmp_path, where, words):
     refused(run, tmp_path / "x.json", words)
 
 
+@pytest.mark.parametrize("size", [{"relative_update": 0.1}, "small", 5, {"sentence": 1}])
+def test_a_verdict_on_the_size_that_says_nothing_is_refused(run, written, tmp_path, size):
+    base, finetuned = (written["one file"].parent / f"{seed}.safetensors" for seed in (0, 1))
+    report = monosoup_cli.inspect_spectrum(base, finetuned, device="cpu")
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    assert run("report", tmp_path / "x.json").code == 0
+    report["verdict"]["size"] = size
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    refused(run, tmp_path / "x.json", "is not a monosoup report: verdict.size")
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 400])
 def test_numbers_that_no_float_holds_are_refused(run, report, tmp_path, number):
     report["timing"]["seconds"] = "here"

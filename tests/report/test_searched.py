@@ -58,6 +58,7 @@ def test_the_best_of_a_sweep_in_scores_called_in_and_out():
 )
 def test_notes_on_a_search(names, chosen, expected):
     search = {"scores": names, "is_within": True, "chosen": chosen, "finetuned": [{}], "not_tried": []}
+    search["max_loss"] = {}
     notes = notes_on_search({"search": search, "output": {}})
     assert any(note.startswith(expected) for note in notes)
     assert len(notes) == 1 + chosen.startswith("wise")
@@ -65,8 +66,41 @@ def test_notes_on_a_search(names, chosen, expected):
 
 def test_a_note_points_to_the_final_score():
     search = {"scores": ["acc"], "is_within": True, "chosen": "edit", "finetuned": [{}], "not_tried": []}
+    search["max_loss"] = {}
     (note,) = notes_on_search({"search": search, "output": {"scores": {"test": 1.0}}})
     assert note.endswith("flatters it: report 'final test' instead")
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "is_within", "scores", "source"),
+    [
+        ({}, True, (80.0, 69.0), None),
+        ({}, True, (80.0, 71.0), None),
+        ({}, True, (80.0, 68.0), "one"),
+        ({"in": 0.5}, True, (79.5, 66.0), "two"),
+        ({"in": 0.5}, True, (79.5, 67.5), None),
+        ({"in": 0.5}, False, (70.0, 72.0), "two"),
+    ],
+)
+def test_a_note_on_a_fine_tune_that_is_better_alone(max_loss, is_within, scores, source):
+    """Of two, the first has 75 and 69, the second 80 and 67; without a limit the first is better, with it
+    the second."""
+    search = {
+        "scores": ["in", "out"],
+        "prefer": "out",
+        "max_loss": max_loss,
+        "is_within": is_within,
+        "finetuned": [
+            {"source": "one", "scores": {"in": 75.0, "out": 69.0}},
+            {"source": "two", "scores": {"in": 80.0, "out": 67.0}},
+        ],
+        "candidates": [{"candidate": "edit", "scores": dict(zip(("in", "out"), scores, strict=True))}],
+        "chosen": "edit",
+        "not_tried": [],
+    }
+    notes = [note for note in notes_on_search({"search": search, "output": {}}) if "alone" in note]
+    assert [note.split(" is better than ")[1].split()[0] for note in notes] == ([source] if source else [])
+    assert all(note.startswith("no candidate within") == bool(max_loss) for note in notes)
 
 
 def searched(names, scores, *, chosen, front=(), sources=("ft",), same=()):
