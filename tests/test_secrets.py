@@ -53,7 +53,7 @@ LOCAL = [
     ("sfgs", "base", "ft", "ft2", "-o", "sfgs", "--threshold", "0.5"),
     ("wise", "base", "ft", "-o", "sweep", "--alpha", "0.3,0.6"),
     ("wise", "base", "ft", "-o", "scored", "--alpha", "0.3,0.6", "--score", SCORE),
-    ("search", "base", "ft", "-o", "found", "--budget", "2", "--score", SCORE, "--final-score", SCORE),
+    ("search", "base", "ft", "-o", "found", "--budget", "2", "--score", SCORE, "--final-score", f"{SCORE} #"),
     ("lines", "base", "ft", "-o", "lines", "--alpha", "0.2", "--beta", "0.8"),
     ("inspect-spectrum", "base", "ft", "--html", "page.html", "--format", "json"),
     ("edit", "base", "ft", "-o", "dry", "--dry-run", "--format", "json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -168,10 +169,10 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     with (
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
-        _harmless(Path(path).absolute()) as place,
+        _filled(template, Path(path).absolute()) as command,
     ):
         process = subprocess.Popen(
-            template.replace("{}", place),
+            command,
             shell=True,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -202,18 +203,38 @@ def run_score_command(template: str, path: StrPath, *, has_work: bool = False) -
     return score
 
 
+WORD = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|\{\}""", re.DOTALL)
+"""What the shell reads as a whole: an escaped character, quotes with what is in them; and {}."""
+SUBSTITUTION = re.compile(r"`|\$\(")
+PLAIN = ("{}", "'{}", '"{}')
+
+
 @contextmanager
-def _harmless(path: Path) -> Iterator[str]:
-    """A path that needs no quotes and is right in any: a link, where this one has characters of the shell."""
-    if shlex.quote(str(path)) == str(path):
-        yield str(path)
+def _filled(template: str, path: Path) -> Iterator[str]:
+    """Replace {} by a path, quoted where it needs to be: the user need not quote it, and may.
+
+    In quotes that begin with something else there may be another command, as of `sh -c`. There a link, which
+    is right in any quotes, stands for the path.
+    """
+    quoted = shlex.quote(str(path))
+    if quoted == str(path):
+        yield template.replace("{}", quoted)
+        return
+    words = [word for word in WORD.findall(template) if "{}" in word]
+    if all(word.startswith(PLAIN) for word in words) and not SUBSTITUTION.search(template):
+        yield WORD.sub(lambda found: _in_its_quotes(found[0], quoted), template)
         return
     with tempfile.TemporaryDirectory(prefix="monosoup-") as folder:
         if shlex.quote(folder) != folder:
             raise UsageError("TMPDIR has a character that the shell reads in its own way", found=folder)
         link = Path(folder, f"checkpoint{path.suffix if path.is_file() else ''}")
         link.symlink_to(path)
-        yield str(link)
+        yield template.replace("{}", str(link))
+
+
+def _in_its_quotes(word: str, quoted: str) -> str:
+    """Quotes of the user end before the path, and begin again after it."""
+    return word.replace("{}", quoted if word == "{}" else f"{word[0]}{quoted}{word[0]}")
 
 
 MAX_OUTPUT_BYTES = 1 << 20

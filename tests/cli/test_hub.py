@@ -259,7 +259,17 @@ def test_the_score_command_gets_whole_folders(hub, made, tmp_path):
 def test_a_search_of_ids(hub, tmp_path):
     """Every file is downloaded once, and candidates are whole folders."""
     score = "ls {}/config.json {}/tokenizer.json >&2 && cksum < {}/model.safetensors | cut -c -3"
-    words = ("-o", tmp_path / "out", "--budget", "3", "--score", score, "--final-score", score, *ON_CPU)
+    words = (
+        "-o",
+        tmp_path / "out",
+        "--budget",
+        "3",
+        "--score",
+        score,
+        "--final-score",
+        f"{score} #",
+        *ON_CPU,
+    )
     result = hub.monosoup("search", "org/base", "org/ft", *words, home=tmp_path / "home")
     assert result.returncode == 0, result
     report = json.loads((tmp_path / "out" / REPORT).read_text())

@@ -83,7 +83,7 @@ def test_a_folder_for_links_that_the_shell_would_read_is_refused(tmp_path, monke
     (tmp_path / "$HOME").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "$HOME"))
     with pytest.raises(UsageError, match="TMPDIR has a character"):
-        run_score_command("cat {}", tmp_path / "a model")
+        run_score_command("sh -c 'cat {}'", tmp_path / "a model")
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,7 @@ def test_options_reach_every_candidate(land, tmp_path):
 def test_a_dry_run_counts_and_writes_nothing(run, land, tmp_path):
     words = ("search", land.base, *land.finetuned, "-o", tmp_path / "out", "--budget", "9", "--dry-run")
     scores = ("--score", f"a={land.command(land.base)}", "--score", "b=echo {}", "--prefer", "a")
-    done = run(*words, *scores, "--final-score", "echo {}")
+    done = run(*words, *scores, "--final-score", "echo {} #")
     assert "at most 26 times for 9 candidates, " in done.out  # 9 + 3, twice; and 2
     plan = json.loads(run(*words, *scores, "--format", "json").out)
     assert (plan["candidates"], plan["scorings"]) == (9, 24)
@@ -522,7 +522,7 @@ def test_other_inputs_are_searched_as_the_chosen_command_reads_them(run, land, t
     seen = shlex.quote(str(tmp_path / "seen"))
     score = f"test -{'f' if form == 'state dicts' else 'd'} {{}} && echo >> {seen} && wc -l < {seen}"
     words = ["search", base, *tuned, "-o", tmp_path / out, "--budget", "4", "--device", device]
-    done = run(*words, "--score", score, "--final-score", score)
+    done = run(*words, "--score", score, "--final-score", f"{score} #")
     assert done.code == 0, done.err
     report = report_of(tmp_path / out)
     search, other = report["search"], tmp_path / f"other {out}"
