@@ -128,6 +128,10 @@ def truncation(study: Study, seeds: Results) -> Any:
         curve(above, study, seeds, recipe, "edit --weighting high --energy")
         curve(below, study, seeds, recipe, "edit --weighting high --rank-fraction", FRACTIONS)
         below.set(xlabel="share of the singular values")
+        below.set_visible(
+            mean_of(study, seeds, recipe, f"edit --weighting high --rank-fraction {FRACTIONS[0]:g}")
+            is not None
+        )
     return figure
 
 

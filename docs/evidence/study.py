@@ -182,7 +182,7 @@ class Seed:
 
     def features(self, recipe: str) -> dict[str, dict[str, list[float]]]:
         """Linear CKA with the base, block by block, for every mapped task: of the fine-tune and its edits."""
-        place, out = self.folder / "features", self.folder / "out"
+        place, out = self.folder / "features", self._empty()
         models = {
             "base": self.folder / "base.safetensors",
             "fine-tuned": self.folder / f"{recipe}.safetensors",
@@ -229,8 +229,7 @@ class Seed:
 
     def _scored(self, call: Call, inputs: list[Path], *, keep: bool = False) -> dict[str, Scores]:
         """Run a command and score what it makes."""
-        out = self.folder / "out"
-        shutil.rmtree(out, ignore_errors=True)
+        out = self._empty()
         if call.words.startswith("soup"):  # averages whole checkpoints; of adapters it is told the base
             base, *inputs = inputs
             if inputs[0].is_dir():
@@ -240,6 +239,12 @@ class Seed:
         if not keep:
             shutil.rmtree(out)
         return scores
+
+    def _empty(self) -> Path:
+        """Where a command writes, without what a killed step has left there."""
+        for name in ("out", "out.partial"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        return self.folder / "out"
 
     def _score(self, path: Path) -> Scores:
         self.scorer.load(loaded(path))
