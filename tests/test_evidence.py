@@ -221,6 +221,32 @@ def test_the_measures_are_read_from_a_real_report(tmp_path, capsys):
     assert len(found["layers"]) == 2
 
 
+def test_what_a_killed_step_leaves_is_not_in_the_way(tmp_path, monkeypatch):
+    """A command that was killed has left its unfinished output, which another command refuses to touch."""
+    monkeypatch.setattr(study, "CACHE", tmp_path)
+    seed = study.Seed(TEXT, 0)
+    seed.folder.mkdir(parents=True)
+    inputs = [seed.folder / name for name in ("base.safetensors", "usual.safetensors")]
+    for at, path in enumerate(inputs):
+        save_file({"w": torch.eye(4) * (1 + 0.1 * at)}, path)
+    out = seed.folder / "out"
+    assert main(["wise", *map(str, inputs), "-o", str(out), "--alpha", "0.5", "--score", "false {}"]) == 1
+    assert out.with_name("out.partial").exists()
+    seed.scorer = ScorerOfNothing()
+    assert list(seed._scored(commands.Call("edit"), inputs)) == ["edit"]
+    assert not out.with_name("out.partial").exists()
+
+
+class ScorerOfNothing:
+    """Scores a checkpoint on no task."""
+
+    def __init__(self):
+        self.tasks = {}
+
+    def load(self, weights):
+        assert list(weights) == ["w"]
+
+
 def test_no_digit_is_trained_and_tested_on():
     pytest.importorskip("sklearn")
     parts = vision.digits_of(3)
