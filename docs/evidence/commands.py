@@ -45,6 +45,8 @@ CORE = (
 
 WEIGHTINGS = ("spectral", "alignment", "uniform", "high", "low")
 
+ENERGIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+
 FRACTIONS = (0.05, 0.25, 0.5, 0.75)
 """Of the singular values, kept alone."""
 
@@ -62,7 +64,7 @@ def calls(swept: bool) -> list[Call]:
         ]
     return [
         *CORE,
-        Call("edit", "energy", (0.5, 0.7, 0.8, 0.9, 0.95)),
+        Call("edit", "energy", ENERGIES),
         Call("edit --weighting high", "energy", (0.5, 0.8, 0.95)),
         *(Call(f"edit --weighting high --rank-fraction {share:g}") for share in FRACTIONS),
         *(Call(f"edit --weighting {weighting}") for weighting in WEIGHTINGS),

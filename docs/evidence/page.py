@@ -12,6 +12,7 @@ from docs.evidence.commands import AT_MEAN, alike
 from docs.evidence.data import ROOT
 from docs.evidence.intervals import Correlation, Estimate, accuracy, difference, estimate, spearman
 from docs.evidence.study import STUDIES, Study, results
+from monosoup_cli.report.verdict import LARGE_UPDATE, SMALL_UPDATE
 
 Results = list[dict[str, Any]]
 
@@ -368,7 +369,11 @@ def decides(found: dict[str, Results]) -> Iterable[str]:
     yield from by_size(found)
 
 
-SIZES = {"below 0.01": (0.0, 0.01), "0.01 to 0.05": (0.01, 0.05), "from 0.05 on": (0.05, float("inf"))}
+SIZES = {
+    f"below {SMALL_UPDATE:g}": (0.0, SMALL_UPDATE),
+    f"{SMALL_UPDATE:g} to {LARGE_UPDATE:g}": (SMALL_UPDATE, LARGE_UPDATE),
+    f"from {LARGE_UPDATE:g} on": (LARGE_UPDATE, float("inf")),
+}
 """Of the mean ‖Δ‖/‖W0‖."""
 
 

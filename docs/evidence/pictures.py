@@ -13,7 +13,7 @@ matplotlib.rcParams |= {"svg.hashsalt": "monosoup", "svg.fonttype": "none", "fon
 
 from matplotlib import pyplot  # noqa: E402
 
-from docs.evidence.commands import FRACTIONS, WEIGHTINGS  # noqa: E402
+from docs.evidence.commands import ENERGIES, FRACTIONS, WEIGHTINGS  # noqa: E402
 from docs.evidence.intervals import accuracy  # noqa: E402
 from docs.evidence.study import Study  # noqa: E402
 
@@ -101,9 +101,6 @@ def wise(study: Study, seeds: Results) -> Any:
         axes.set(title=recipe, xlabel="in distribution (%)", ylabel="out of distribution (%)")
         axes.legend(frameon=False)
     return figure
-
-
-ENERGIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
 def curve(

@@ -225,11 +225,7 @@ class _Search:
             if len(self.sources) == 1
             else {source: trials.attempt_alone(plain, number) for number, source in enumerate(self.sources)}
         )
-        floors = {
-            name: max(trial.scores[name] for trial in alone.values()) - loss
-            for name, loss in self.losses.items()
-        }
-        goal = Goal(self.prefer, floors)
+        goal = Goal.within(self.prefer, self.losses, [trial.scores for trial in alone.values()])
         best_alone = goal.best_first(list(alone.values()))[0]
         finetuned = [
             {

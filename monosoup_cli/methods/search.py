@@ -140,20 +140,28 @@ class Goal:
     prefer: str
     floors: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def within(
+        cls, prefer: str, losses: Mapping[str, float], finetuned: Sequence[Mapping[str, float]]
+    ) -> Goal:
+        """The goal where other scores may lose so much from the best of the fine-tuned models' scores."""
+        floors = {name: max(scores[name] for scores in finetuned) - loss for name, loss in losses.items()}
+        return cls(prefer, floors)
+
+    def rank(self, scores: Mapping[str, float]) -> tuple[float, ...]:
+        """How scores compare, the best with the lowest: by how far they are below the floors, the preferred
+        score, and the others. What a difference from a floor owes to rounding does not count."""
+        gaps = [(floor - scores[name], abs(floor)) for name, floor in self.floors.items()]
+        lack = sum(gap for gap, size in gaps if gap > ROUNDING * max(size, 1.0))
+        return lack, -scores[self.prefer], *(-scores[name] for name in scores if name != self.prefer)
+
     def lack(self, trial: Trial) -> float:
-        """How far a trial is below the floors; what a difference owes to rounding does not count."""
-        gaps = [(floor - trial.scores[name], abs(floor)) for name, floor in self.floors.items()]
-        return sum(gap for gap, size in gaps if gap > ROUNDING * max(size, 1.0))
+        """How far a trial is below the floors."""
+        return self.rank(trial.scores)[0]
 
     def best_first(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Sort trials: those above the floors first, by the preferred score, then by the others; the earlier
-        of those that tie."""
-
-        def rank(trial: Trial) -> tuple[Any, ...]:
-            others = [-score for name, score in trial.scores.items() if name != self.prefer]
-            return self.lack(trial), -trial.scores[self.prefer], *others
-
-        return sorted(trials, key=rank)
+        """Sort trials by their rank; the earlier of those that tie comes first."""
+        return sorted(trials, key=lambda trial: self.rank(trial.scores))
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.methods.search import Goal
 from monosoup_cli.report.scored import Chart, Curve, sweep_charts
 from monosoup_cli.report.words import plural, printable
 
@@ -126,20 +127,15 @@ def notes_on_search(report: Mapping[str, Any]) -> list[str]:
 
 
 def _best_alone(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """One of several fine-tuned models, if it is better than the choice: within the limits, which the choice
-    may not be, or in the preferred score."""
+    """The best of several fine-tuned models, if it is better than the choice: within the limits, which the
+    choice may not be, or in the preferred score."""
     models = search["finetuned"]
     if len(models) == 1:
         return None
-    prefer = search["prefer"]
-    floors = {
-        name: max(one["scores"][name] for one in models) - loss for name, loss in search["max_loss"].items()
-    }
-    within = [one for one in models if all(one["scores"][name] >= floor for name, floor in floors.items())]
-    best = max(within, key=lambda one: one["scores"][prefer], default=None)
+    goal = Goal.within(search["prefer"], search["max_loss"], [one["scores"] for one in models])
+    best: Mapping[str, Any] = min(models, key=lambda one: goal.rank(one["scores"]))
     (chosen,) = (one for one in search["candidates"] if one["candidate"] == search["chosen"])
-    is_better = best is not None and best["scores"][prefer] > chosen["scores"][prefer]
-    return best if is_better or not search["is_within"] else None
+    return best if goal.rank(best["scores"])[:2] < goal.rank(chosen["scores"])[:2] else None
 
 
 def charts_of(report: Mapping[str, Any]) -> list[Chart]:

@@ -80,6 +80,7 @@ def test_a_note_points_to_the_final_score():
         ({"in": 0.5}, True, (79.5, 66.0), "two"),
         ({"in": 0.5}, True, (79.5, 67.5), None),
         ({"in": 0.5}, False, (70.0, 72.0), "two"),
+        ({"in": 5.0 - 1e-13}, True, (79.5, 68.5), "one"),  # that the first loses 5 owes to rounding
     ],
 )
 def test_a_note_on_a_fine_tune_that_is_better_alone(max_loss, is_within, scores, source):
