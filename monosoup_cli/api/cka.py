@@ -143,8 +143,9 @@ def opened(sources: Sequence[str], *, matching: bool = False) -> Iterator[Alignm
         for one in matrices:
             if one.shape[0] != matrices[0].shape[0]:
                 raise MismatchError(
-                    f"{one.name} has other samples",
+                    "has other samples",
                     path=one.file.shown,
+                    tensor=one.inside,
                     expected=f"{matrices[0].shape[0]:,} rows, as in {matrices[0].file.shown}",
                     found=f"{one.shape[0]:,}",
                 )

@@ -64,6 +64,8 @@ def cka(
     else:
         tables = ["\n".join(shown.as_lines(one, console.width)) for one in found["maps"]]
         console.data("\n\n".join(tables) + "\n")
+    for note in shown.notes_on(found, max(one.shape[1] for one in alignment.matrices)):
+        console.note(f"note: {note}")
     if html is not None:
         text = shown.page(found)
         write_page(html, text)

@@ -10,8 +10,10 @@ import typer
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A.json", readable=False, help="A report.")],
-    second: Annotated[Path, typer.Argument(metavar="B.json", readable=False, help="Another report.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", readable=False, help="A report, or the output that has one.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Another one.")],
     top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Show N layers at most.")] = None,
     format: Annotated[
         Literal["table", "json"], typer.Option("--format", help="json prints all differences on stdout.")

@@ -144,7 +144,7 @@ def _show_table(
     from monosoup_cli.report.files import OF_SEVERAL
     from monosoup_cli.report.layers import hidden_note, layers_table
     from monosoup_cli.report.measures import measures_in
-    from monosoup_cli.report.searched import made_by, search_table
+    from monosoup_cli.report.searched import made_by, notes_on_search, search_table
     from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
 
     console = display.console
@@ -162,6 +162,7 @@ def _show_table(
         console.text("")
         console.table(search_table(report), to_stdout=True)
         console.data(f"{made_by(report)}\n")
+        console.text("", *(f"note: {note}" for note in notes_on_search(report)))
     if "similarity" in report:
         console.text("")
         console.table(similarity_table(report["similarity"]), to_stdout=True)

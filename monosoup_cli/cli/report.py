@@ -14,8 +14,7 @@ from monosoup_cli.cli.display import Display, show, with_display
 def report(
     display: Display,
     path: Annotated[
-        Path,
-        typer.Argument(metavar="REPORT.json", readable=False, help="A report, or the folder that holds one."),
+        Path, typer.Argument(metavar="REPORT", readable=False, help="A report, or the output that has one.")
     ],
 ) -> None:
     """Show a report that a command wrote.

@@ -366,7 +366,8 @@ def _notes(
     for name in dict.fromkeys(name for model in models for name in model):
         lacking = [names[number] for number, model in enumerate(models) if name not in model]
         if lacking:
-            yield f"{crop(name, 80)} is left out: {some(lacking, NAMED)} has no scores of it"
+            has = "has" if len(lacking) == 1 else "have"
+            yield f"{crop(name, 80)} is left out: {some(lacking, NAMED)} {has} no scores of it"
     if any(members.values()):
         for words, count in (("both groups", 2), ("no group", 0)):
             found = [name for name in common if sum(name in inside for inside in members.values()) == count]

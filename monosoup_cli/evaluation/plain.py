@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.evaluation.place import Place
 from monosoup_cli.evaluation.task import NAMED, Choice, Samples, Task, lines_of
-from monosoup_cli.evaluation.values import is_number
+from monosoup_cli.evaluation.values import MAX_SIZE, is_number
 from monosoup_cli.formats.header import parse_json
 
 __all__ = ["Plain"]
@@ -33,6 +33,7 @@ class Plain:
         """Read a file; its tasks are those in the column `task`, or it is one of the file's name."""
         shown, stem = file.shown, file.path.stem
         tasks: dict[str, dict[str, Samples]] = {}
+        faults: dict[tuple[str, str], CheckpointError] = {}  # of metrics of tasks, which may not be chosen
         named = set[str]()
         for where, row in _rows(file):
             name, key = _text(row, "task", stem, where, shown), _text(row, "id", None, where, shown)
@@ -53,24 +54,26 @@ class Plain:
                 samples = tasks.setdefault(name, {}).setdefault(metric, Samples(name, shown))
                 score = _number(row[metric], metric)
                 if score is None:
-                    raise CheckpointError(
-                        f"{where}: the {metric} of {_named(name, key)}",
-                        path=shown,
-                        expected="true, false, 1 or 0" if metric == "correct" else "a number",
-                        found=crop(repr(row[metric]), 60),
-                        hint=AGAIN,
-                    )
-                samples.add(key, score, where)
+                    faults.setdefault((name, metric), _no_score(row[metric], metric, name, key, where, shown))
+                samples.add(key, score or 0.0, where)
         if not tasks:
             raise CheckpointError("has no scores", path=shown)
         return [
-            replace(_task(name, found, choice, shown), is_named_by_file=name not in named)
+            replace(_task(name, found, choice, faults, shown), is_named_by_file=name not in named)
             for name, found in tasks.items()
         ]
 
 
-def _task(name: str, found: Mapping[str, Samples], choice: Choice, shown: str) -> Task:
+def _task(
+    name: str,
+    found: Mapping[str, Samples],
+    choice: Choice,
+    faults: Mapping[tuple[str, str], CheckpointError],
+    shown: str,
+) -> Task:
     metric = choice.of(name, [metric for metric in METRICS if metric in found], shown)
+    if (name, metric) in faults:
+        raise faults[name, metric]
     scores = found[metric].scores()
     lacking = next((key for one in found.values() for key in one.scores() if key not in scores), None)
     if lacking is not None:
@@ -79,6 +82,16 @@ def _task(name: str, found: Mapping[str, Samples], choice: Choice, shown: str) -
         )
     value = math.fsum(scores.values()) / len(scores)
     return Task(name, metric, True, value, shown, scores, harness="plain")
+
+
+def _no_score(value: Any, metric: str, task: str, key: str, where: str, shown: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: the {metric} of {_named(task, key)}",
+        path=shown,
+        expected="true, false, 1 or 0" if metric == "correct" else f"a number of at most {MAX_SIZE:g}",
+        found=crop(repr(value), 60),
+        hint=AGAIN,
+    )
 
 
 def _named(task: str, key: str) -> str:
@@ -95,20 +108,25 @@ def _rows(file: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 raise CheckpointError(f"line {number:,}: is no object", path=shown)
             yield f"line {number:,}", row
         return
+    number = 0
+
+    def decoded() -> Iterator[str]:
+        nonlocal number
+        for number, line in lines:
+            yield _decoded(line, number, shown)
+
     try:
-        reader = csv.DictReader(_decoded(lines, shown), strict=True)
-        for row in reader:
-            yield f"row {reader.line_num - 1:,}", row
+        for row in csv.DictReader(decoded(), strict=True):
+            yield f"line {number:,}", row
     except csv.Error as error:
         raise CheckpointError(f"is not CSV: {error}", path=shown) from None
 
 
-def _decoded(lines: Iterator[tuple[int, bytes]], shown: str) -> Iterator[str]:
-    for number, line in lines:
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise CheckpointError(f"line {number:,}: is not UTF-8", path=shown) from None
+def _decoded(line: bytes, number: int, shown: str) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"line {number:,}: is not UTF-8", path=shown) from None
 
 
 def _text(row: Mapping[str, Any], name: str, default: str | None, where: str, shown: str) -> str:

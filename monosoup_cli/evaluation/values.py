@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from monosoup_cli.errors import CheckpointError, crop
 
-__all__ = ["is_number", "is_number_or_missing", "not_a_number", "plain", "value_of"]
+__all__ = ["MAX_SIZE", "is_number", "is_number_or_missing", "not_a_number", "plain", "value_of"]
 
 MAX_SIZE = 1e100
 """The largest number that is read as a score: sums of a million do not overflow."""

@@ -225,6 +225,7 @@ class EditedAdapterDraft:
     def _check_interpolated(self, plan: Plan) -> None:
         """Raise UsageError for a tensor that the adapter changes, and that is not edited: it has no base."""
         adapter = self.adapter
+        given = "" if self.opened.base is not None else ", and with BASE in place of -"
         changed = {*adapter.pairs, *adapter.replaced, *adapter.rows, *adapter.biases}
         for tensor in plan.tensors:
             if tensor.name in changed and tensor.reason not in (None, "unchanged"):
@@ -232,7 +233,7 @@ class EditedAdapterDraft:
                     "--wise interpolates with the base, and the adapter keeps this tensor as it is",
                     path=self.opened.first.path,
                     tensor=tensor.name,
-                    hint="without --as-adapter it is merged into the base, and interpolated",
+                    hint=f"without --as-adapter{given}, --wise interpolates the merged model",
                 )
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
 from monosoup_cli.errors import OutputError
@@ -141,6 +142,7 @@ def facts(status: os.stat_result) -> tuple[int, ...]:
 
 
 def to_set_time(mtime_ns: int, path: str) -> str:
-    """The shell command that gives a file a time of modification."""
+    """The shell command that gives a file a time of modification, as POSIX has it."""
     seconds, rest = divmod(mtime_ns, 10**9)
-    return f"touch -c -d @{seconds}.{rest:09} {shlex.quote(path)}"
+    time = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"touch -c -d {time}.{rest:09}Z {shlex.quote(path)}"

@@ -14,7 +14,13 @@ BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
 BEFORE = "## Citation"
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """The id of a dataset on the Hub."""
-CHANGES = ("healed", "preserved", "newly_damaged", "retained")
+CHANGES = {
+    "healed": "healed",
+    "preserved": "preserved",
+    "newly_damaged": "damaged",
+    "retained": "retained",
+    "like_base": "as base",
+}
 
 
 def with_scores(card: str, comparison: Mapping[str, Any]) -> str:
@@ -75,11 +81,12 @@ def _section(comparison: Mapping[str, Any]) -> str:
     if counted:
         parts += [
             "Healed: of the samples that the base alone got right, those that this model gets right.",
-            "Preserved and newly damaged: of those that base and fine-tuned model got right, those that it",
+            "Preserved and damaged: of those that base and fine-tuned model got right, those that it",
             "gets right and wrong. Retained: of those that the fine-tuned model alone got right, those that",
-            "it gets right.",
+            "it gets right. As base: of those on which these two differ, those on which it is nearer to the",
+            "base.",
             "",
-            *_table(["task", *(name.replace("_", " ") for name in CHANGES)], map(_changes, counted)),
+            *_table(["task", *CHANGES.values()], map(_changes, counted)),
             "",
         ]
     parts += [f"- {markdown(note)}" for note in comparison["notes"]]

@@ -21,6 +21,7 @@ from monosoup_cli.options import StrPath
 from monosoup_cli.outputs.open_files import facts, to_set_time
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.writer import PartialOutput
+from monosoup_cli.sources.folders import CACHED
 from monosoup_cli.sources.source import Source
 
 __all__ = ["Scored", "noted_score", "run_score_command", "scores_of"]
@@ -119,7 +120,8 @@ def _inputs(source: Source) -> Iterator[_Input]:
 def _way_back(file: _Input) -> str:
     """What to do where a command has changed an input: a resumed run knows the file by its time."""
     if "mtime_ns" not in file.version:
-        return "remove it from the Hub's cache, have the command work on a copy, then rerun with --resume"
+        cached = next(str(above) for above in file.path.parents if above.name.startswith(CACHED))
+        return f"remove {shlex.quote(cached)}, have the command work on a copy, then rerun with --resume"
     command = to_set_time(file.version["mtime_ns"], file.shown)
     return (
         f"put it back with its old time (`{command}`), have the command work on a copy, rerun with --resume"

@@ -15,7 +15,7 @@ from monosoup_cli.report.words import plural, printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["as_csv", "as_lines", "figure", "page", "title"]
+__all__ = ["as_csv", "as_lines", "figure", "notes_on", "page", "title"]
 
 CELL = 6
 """Characters of a column."""
@@ -69,6 +69,22 @@ def as_lines(one: Map, width: int | None) -> Iterator[str]:
 
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def notes_on(result: Mapping[str, Any], features: int) -> Iterator[str]:
+    """What to keep in mind of the tables.
+
+    Args:
+        result: The tables.
+        features: The largest number of features.
+    """
+    if result["samples"] < features:
+        yield (
+            f"{plural(result['samples'], 'sample')} of {features:,} features: with so few samples, unrelated"
+            " features look alike, too"
+        )
+    if any(value is None for one in result["maps"] for row in one["cka"] for value in row):
+        yield "– stands where features do not vary: they have no CKA"
 
 
 def as_csv(result: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report that a command has written.
 
     Args:
-        path: The report, or a folder that has one.
+        path: The report; or the folder that has one, or the .safetensors file that has one beside it.
 
     Raises:
         ReportError: The file cannot be read, or is not a report.
@@ -68,6 +68,8 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         if path.is_dir():
             path = path / REPORT_NAME
+        elif path.suffix == ".safetensors" and path.exists():
+            path = path.with_name(f"{path.name.removesuffix('.safetensors')}.report.json")
         if not path.is_file():
             raise ReportError("is not a file" if path.exists() else "no such file", path=path)
         if (nbytes := path.stat().st_size) > MAX_REPORT_BYTES:

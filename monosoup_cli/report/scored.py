@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monosoup_cli.report.records import outputs_in
-from monosoup_cli.report.words import printable
+from monosoup_cli.report.words import in_column, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,11 +63,11 @@ def scores_table(rows: Sequence[Scored]) -> RenderableType:
     best = {name: max(values) for name, values in of_each.items() if max(values) > min(values)}
     table = grid("", *names, "", show_header=True)
     table.columns[-1].justify = "left"
-    for row in rows:
+    shown = zip(*(in_column(of_each[name]) for name in names), strict=True)
+    for row, numbers in zip(rows, shown, strict=True):
         of_row = [name for name in names if row.scores[name] == best.get(name)]
         words = f"best: {', '.join(of_row)}" if len(names) > 1 else "best"
-        scores = (f"{row.scores[name]:.6g}" for name in names)
-        table.add_row(Text(printable(row.label)), *scores, words if of_row else "")
+        table.add_row(Text(printable(row.label)), *numbers, words if of_row else "")
     return table
 
 

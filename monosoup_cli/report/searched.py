@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.methods.search import Goal
 from monosoup_cli.report.scored import Chart, Curve, sweep_charts
-from monosoup_cli.report.words import plural, printable
+from monosoup_cli.report.words import in_column, plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,8 +36,10 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     names = list(done[0][1]) if done else []
     done = [one for one in done if one[1].keys() == {*names}]
     table = grid("", "", *names, show_header=bool(names))
-    for number, (label, scores) in list(enumerate(done, start=1))[-MAX_ROWS:]:
-        table.add_row(str(number), Text(printable(label)), *(f"{scores[name]:.6g}" for name in scores))
+    last = list(enumerate(done, start=1))[-MAX_ROWS:]
+    columns = [in_column([scores[name] for _, (_, scores) in last]) for name in names]
+    for place, (number, (label, _)) in enumerate(last):
+        table.add_row(str(number), Text(printable(label)), *(column[place] for column in columns))
     if names:
         table.columns[1].justify = "left"
     best = [
@@ -60,13 +62,11 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
     of_label = {one["candidate"]: one["scores"] for one in candidates}
     distinct = [one["candidate"] for one in candidates if "same_as" not in one]
     is_single = len(search["finetuned"]) == 1
-    table = grid("", *names, "", show_header=True)
-    table.columns[-1].justify = "left"
+    rows: list[tuple[str, Mapping[str, float], str]] = []
 
     def add(source: str, scores: Mapping[str, float], *words: str, label: str | None = None) -> None:
         words += ("front",) * (len(names) > 1 and label in search["front"]) + ("chosen",) * (label == chosen)
-        numbers = (f"{scores[name]:.6g}" for name in names)
-        table.add_row(Text(printable(source)), *numbers, ", ".join(words))
+        rows.append((source, scores, ", ".join(words)))
 
     for one in search["finetuned"]:
         add(one["source"], one["scores"], "fine-tuned", label=FINETUNED if is_single else None)
@@ -78,6 +78,11 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
         others = sorted(others, key=lambda label: -of_label[label][names[0]])[:MAX_ROWS]
     for label in [*others, *({chosen} - inputs - {*others})]:
         add(label, of_label[label], label=label)
+    table = grid("", *names, "", show_header=True)
+    table.columns[-1].justify = "left"
+    columns = [in_column([scores[name] for _, scores, _ in rows]) for name in names]
+    for place, (source, _, words) in enumerate(rows):
+        table.add_row(Text(printable(source)), *(column[place] for column in columns), words)
     facts = grid("", "")
     hidden = len({*distinct} - inputs - {*others, chosen})
     rest = f"; the report has the {hidden:,} not shown" if hidden else ""

@@ -209,7 +209,11 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     seconds = max(timing["seconds"], 1e-9)
     moved = timing["bytes_read"] + timing["bytes_written"]
     done = "read and written" if wrote else "read"
-    counts.add_row("time", f"{duration(seconds)}, {size(moved / seconds)}/s {done}")
+    scored = scored_in(report)
+    # score commands take a time of their own
+    has_rate = not scored and report.keys().isdisjoint(("search", "selection"))
+    rate = f", {size(moved / seconds)}/s {done}" if has_rate else ""
+    counts.add_row("time", f"{duration(seconds)}{rate}")
     for output in wrote:
         total = sum(file["bytes"] for file in output["files"])
         counts.add_row("wrote", Text(f"{printable(output['path'])} ({size(total)})"))
@@ -217,7 +221,6 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         _add_side_files(counts, wrote[0])
     if report_path is not None:
         counts.add_row("report", Text(printable(report_path)))
-    scored = scored_in(report)
     if len(scored) > 1:
         return Group(counts, Text(""), scores_table(scored))
     for one in scored if "search" not in report else ():  # the table of the search shows them

@@ -6,10 +6,11 @@ Names and paths come from untrusted files; `printable` makes them safe to print.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
-__all__ = ["duration", "joined_label", "parameters", "plural", "printable", "rough", "size"]
+__all__ = ["duration", "in_column", "joined_label", "parameters", "plural", "printable", "rough", "size"]
 
 
 def printable(text: object, limit: int = MAX_CROPPED) -> str:
@@ -56,6 +57,15 @@ def rough(seconds: float) -> str:
         if seconds < 99.5 * length:
             return f"{seconds / length:.2g} {unit}"
     return f"{seconds / 3600:.2g} h" if seconds < 99.5 * 3600 else f"{seconds / 3600:,.0f} h"
+
+
+def in_column(values: Sequence[float]) -> list[str]:
+    """Format numbers with six significant digits, or with as many as the decimal points need to line up."""
+    texts = [f"{value:.6g}" for value in values]
+    if any("e" in text or "n" in text for text in texts):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def plural(count: int, noun: str) -> str:

@@ -45,16 +45,21 @@ class Features:
 
     def __post_init__(self) -> None:
         def refuse(problem: str, expected: str, found: object) -> CheckpointError:
-            return CheckpointError(problem, path=self.file.shown, expected=expected, found=found)
+            return CheckpointError(
+                problem, path=self.file.shown, tensor=self.inside, expected=expected, found=found
+            )
 
         if len(self.tensor.shape) != 2:
-            raise refuse(f"{self.name} is no matrix", "(samples, features)", self.tensor.shape)
+            raise refuse("is no matrix", "(samples, features)", self.tensor.shape)
         if self.tensor.shape[0] < 2 or self.tensor.shape[1] < 1:
-            raise refuse(
-                f"{self.name} has too few samples or features", "2 and 1 at least", self.tensor.shape
-            )
+            raise refuse("has too few samples or features", "2 and 1 at least", self.tensor.shape)
         if self.tensor.dtype not in FLOATING:
-            raise refuse(f"{self.name} has another dtype", ", ".join(FLOATING), self.tensor.dtype)
+            raise refuse("has another dtype", ", ".join(FLOATING), self.tensor.dtype)
+
+    @property
+    def inside(self) -> str | None:
+        """The name of its tensor in the file; None where the file has nothing else."""
+        return self.name if self.file.shown.endswith(SAFETENSORS) else None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,7 +88,7 @@ class Features:
         self.advance(len(data))
         values = as_float64(swapped(data, size) if self.is_swapped else data, self.tensor.dtype)
         if count_nonfinite(values):
-            raise NonfiniteError(f"{self.name} has NaN or Inf", path=self.file.shown)
+            raise NonfiniteError("has NaN or Inf", path=self.file.shown, tensor=self.inside)
         return values.view(len(rows), len(columns))
 
 

@@ -149,10 +149,29 @@ def test_names_are_text_on_the_page_and_features_that_do_not_vary_are_gaps(tmp_p
     page, picture = tmp_path / "cka.html", tmp_path / "cka.png"
     result = run("cka", tmp_path / "a", "--html", page, "--plot", picture)
     assert result.out.splitlines()[-1].split()[-1] == "–"
+    assert result.err.splitlines()[0] == "note: – stands where features do not vary: they have no CKA"
     assert "<img" not in page.read_text()
     assert "&lt;img src=x onerror=alert(1)&gt;&amp;$x" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert monosoup_cli.cka(tmp_path / "a")["maps"][0]["cka"] == [[None]]
+
+
+@pytest.mark.parametrize(("samples", "is_noted"), [(4, True), (5, False)])
+def test_samples_that_are_too_few_are_noted(tmp_path, run, samples, is_noted):
+    for number in range(2):
+        save(tmp_path / f"{number}.npy", random_features(samples, 5 - number, number))
+    done = run("cka", tmp_path / "0.npy", tmp_path / "1.npy")
+    assert ("note: 4 samples of 5 features: with so few" in done.err) is is_noted
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_block_with_nan_is_named_once(tmp_path, run, is_file):
+    values = np.array([[1.0, 2.0], [np.nan, 3.0]])
+    save(tmp_path / "ft" / "block.npy", values)
+    save_file({"block": torch.from_numpy(values)}, tmp_path / "ft.safetensors")
+    path = tmp_path / ("ft.safetensors" if is_file else "ft")
+    where = f"{path}: tensor 'block'" if is_file else str(path / "block.npy")
+    assert run("cka", path).err.strip() == f"error: {where}: has NaN or Inf"
 
 
 def test_options_are_keywords_in_python(models):

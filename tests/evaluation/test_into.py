@@ -62,7 +62,8 @@ def test_the_scores_are_in_the_output(run, output, on_hub):
     assert (again["files"], again["differences"]) == (3, [])
     text = (output / "README.md").read_text()
     assert "| **mean in distribution** | acc | 0.5 | 0.5 | 0.5 | +0 |" in text
-    assert "| parity | 2 of 2 | 1 of 1 | 0 of 1 | 0 of 2 |" in text
+    assert "| task | healed | preserved | damaged | retained | as base |" in text
+    assert "| parity | 2 of 2 | 1 of 1 | 0 of 1 | 0 of 2 | 4 of 4 |" in text
     assert text.index("## Scores") < text.index("## Citation")
     assert ModelCard(text).data.to_dict() == ModelCard(card).data.to_dict()
     assert "parity" in run("report", output).out

@@ -257,6 +257,20 @@ def test_a_plain_file_with_both(tmp_path):
     assert read(tmp_path, "score")["a"].scores == {"1": 0.25}
 
 
+@pytest.mark.parametrize("score", ["nan", "high", "1e308"])
+def test_a_metric_that_is_not_compared_may_be_no_number(tmp_path, score):
+    (tmp_path / "a.csv").write_text(f"id,correct,score\n1,1,0.5\n2,0,{score}\n")
+    assert read(tmp_path)["a"].scores == {"1": 1, "2": 0}
+    with pytest.raises(CheckpointError, match="line 3: the score of the id '2' of the task 'a'"):
+        read(tmp_path, "score")
+
+
+def test_lines_of_csv_are_counted_as_editors_do(tmp_path):
+    (tmp_path / "a.csv").write_text('id,correct\n"1\n1",1\n\n\n2,maybe\n')
+    with pytest.raises(CheckpointError, match="line 6: the correct of the id '2'"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("lacking", ["1,,0.25\n2,1,0.5\n", "2,1,0.5\n1,,0.25\n"], ids=["first", "last"])
 def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lacking):
     (tmp_path / "a.csv").write_text("id,correct,score\n" + lacking)
@@ -273,33 +287,37 @@ def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lac
         (
             "a.csv",
             "id,correct\n1,2\n",
-            "row 1: the correct of the id '1' of the task 'a': expected true, false, 1 or 0, found '2'",
+            "line 2: the correct of the id '1' of the task 'a': expected true, false, 1 or 0, found '2'",
         ),
-        ("a.csv", "id,score\n1,nan\n", "row 1: the score of the id '1' of the task 'a': expected a number"),
-        ("a.csv", "id,score\n7,\n", "row 1: the id '7' of the task 'a' has neither score nor correct; eval"),
+        (
+            "a.csv",
+            "id,score\n1,nan\n",
+            "line 2: the score of the id '1' of the task 'a': expected a number of at",
+        ),
+        ("a.csv", "id,score\n7,\n", "line 2: the id '7' of the task 'a' has neither score nor correct; eval"),
         (
             "a.csv",
             "id,score\n1,1e308\n2,1e308\n",
-            "the score of the id '1' of the task 'a': expected a number, found '1e308'; evaluate this sample",
+            "of the task 'a': expected a number of at most 1e+100, found '1e308'; evaluate this sample",
         ),
-        ("a.csv", "id,score\n1,1\n1,2\n", "the task 'a' has ids twice: found '1' (row 2)"),
+        ("a.csv", "id,score\n1,1\n1,2\n", "the task 'a' has ids twice: found '1' (line 3)"),
         (
             "a.csv",
             "id,score\n" + "q,1\nr,1\n" * 4,
-            "'q' (row 3), 'r' (row 4), 'q' (row 5), 'r' (row 6) and 2 more",
+            "'q' (line 4), 'r' (line 5), 'q' (line 6), 'r' (line 7) and 2 more",
         ),
         (
             "a.jsonl",
             '{"id": 1, "score": NaN}',
-            "line 1: the score of the id '1' of the task 'a': expected a number, found nan",
+            "line 1: the score of the id '1' of the task 'a': expected a number of at most 1e+100, found nan",
         ),
         (
             "a.jsonl",
             '{"id": 1, "score": -Infinity, "task": "b"}',
-            "of the task 'b': expected a number, found -inf;",
+            "of the task 'b': expected a number of at most 1e+100, found -inf;",
         ),
         ("a.csv", "id,acc\n1,1\n", "the task 'a' has neither score nor correct: found 'id', 'acc'"),
-        ("a.csv", "ID;score\n1;1\n", "row 1: has no id: found 'ID;score'"),
+        ("a.csv", "ID;score\n1;1\n", "line 2: has no id: found 'ID;score'"),
         ("a.jsonl", '{"id": ""}', "a.jsonl: line 1: has no id"),
         ("a.jsonl", '{"doc_id": 3}', "has no id: found 'doc_id'; give the folder that these samples"),
         ("a.csv", 'id,score\n"1,1\n', "is not CSV: unexpected end of data"),

@@ -245,7 +245,16 @@ def a_dora_adapter(at: Trial) -> None:
     at.loads(*command)
 
 
-@follows("outputs/edited_adapter.py", "it is merged into the base, and interpolated")
+@follows("outputs/edited_adapter.py", "with BASE in place of -, --wise interpolates the merged model")
+def a_part_of_the_way_without_the_base(at: Trial) -> None:
+    shapes = {"block.weight": (8, 6), "other.weight": (8, 6)}
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, at.base)
+    lora, options = adapter(at, shapes), ("-o", at.out, "--exclude", "other*", "--wise", "0.5")
+    at.refused("edit", "-", lora, *options, "--as-adapter")
+    at.loads("edit", at.base, lora, *options)
+
+
+@follows("outputs/edited_adapter.py", "without --as-adapter, --wise interpolates the merged model")
 def a_part_of_the_way_for_what_is_kept(at: Trial) -> None:
     shapes = {"block.weight": (8, 6), "other.weight": (8, 6)}
     save_file({name: torch.randn(shape) for name, shape in shapes.items()}, at.base)

@@ -366,12 +366,13 @@ def a_branch_that_moved(at: Trial) -> None:
         at.loads("edit", "org/base", f"org/ft{commit}", "-o", at.out, "--resume")
 
 
-@follows("pipeline/score_command.py", "remove it from the Hub's cache")
+@follows("pipeline/score_command.py", "remove …, have the command work")
 def a_score_command_that_changes_the_cache(at: Trial) -> None:
     with served(at) as hub:
         place = at.tmp / "cache" / "models--org--ft"
         score = spoiling(at, f"{place}/snapshots/*/model.safetensors")
         command = ("wise", *hub.command[1:], "--alpha", "0:0.9:0.3", "--score", score)
         assert "error: org/ft/model.safetensors: the score command changed" in at.refused(*command).err
+        assert at.blanks == [str(place)]
         shutil.rmtree(place)
         scores_on(at, *command)

@@ -101,7 +101,9 @@ class Trial:
 
     def options(self, number: int = 0) -> list[str]:
         """An option that the hint names, with its value if it has one."""
-        options = re.findall(r"(--[a-z-]+)(?: ((?:keep|cpu|cuda)\b|\d+|[^\s;]+=[^\s;]+))?", self.hint)
+        options = re.findall(
+            r"(?<![\w-])(--[a-z-]+)(?: ((?:keep|cpu|cuda)\b|\d+|[^\s;]+=[^\s;]+))?", self.hint
+        )
         return [word for word in options[number] if word]
 
     def code(self, **names: object) -> None:

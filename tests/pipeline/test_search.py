@@ -77,6 +77,9 @@ def test_the_best_is_found_made_and_made_again(run, land, tmp_path):
         in done.err
     )
     assert not partial_path(out).exists()
+    shown = run("report", out).out
+    assert "chosen  wise --alpha 0.75\n" in shown
+    assert "note: the output was chosen by 'score', which" in shown
 
     before = contents(out)
     shutil.rmtree(out)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from monosoup_cli.report.scored import Scored, scores_table
 from monosoup_cli.report.searched import MAX_ROWS, notes_on_search, scoring_table, search_table
+from monosoup_cli.report.words import in_column
 
 
 def test_final_scores_are_in_no_column_of_others():
@@ -37,6 +38,20 @@ def test_the_best_of_a_sweep_in_scores_called_in_and_out():
         [],
         ["best:", "in"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([88.3, 88.26, 80.0], ["88.30", "88.26", "80.00"]),
+        ([0.123456789, 12.0], ["0.123457", "12.000000"]),
+        ([1.0, 20.0], ["1", "20"]),
+        ([1e-9, 2.5], ["1e-09", "2.5"]),
+        ([], []),
+    ],
+)
+def test_decimal_points_of_a_column_line_up(values, expected):
+    assert in_column(values) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +140,7 @@ def test_every_input_has_one_row_and_rows_that_are_left_out_are_counted():
     edits = {f"edit {number}": (float(number),) for number in range(20)}
     scores = {"wise --alpha 1": (5.5,), "wise --alpha 0": (30.0,), **edits}
     rows, text = searched(["acc"], scores, chosen="wise --alpha 0")
-    assert rows[:3] == ["ft 5.5 fine-tuned", "wise --alpha 0 30 base, chosen", "edit 19 19"]
+    assert rows[:3] == ["ft 5.5 fine-tuned", "wise --alpha 0 30.0 base, chosen", "edit 19 19.0"]
     assert len(rows) == 2 + MAX_ROWS
     assert "wise --alpha 1" not in " ".join(rows)
     assert "22 candidates, 22 of them scored; the report has the 8 not shown" in text
