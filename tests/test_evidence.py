@@ -257,6 +257,10 @@ def test_no_digit_is_trained_and_tested_on():
     assert not validation & finetuning
 
 
+FURTHER = ((1, " points", "text"), (3, "", "vision"), (5, "", "LoRA"))
+"""Where the row of a method has what it gained out of distribution."""
+
+
 def test_the_claims_of_the_readme_and_of_choosing_are_those_of_the_page():
     """Every signed figure of a method in "Choosing" and the README's two are in the table at a glance."""
     text = (page.ROOT / "docs" / "evidence.md").read_text()
@@ -277,7 +281,11 @@ def test_the_claims_of_the_readme_and_of_choosing_are_those_of_the_page():
     words = " ".join(choosing.split())
     assert f"{over[1]} points in text and {over[3]} in vision" in words
     assert f"({healthy[3]} in vision)" in words
-    assert f"gained {further[1][1:]} points (text) and {further[3][1:]} (vision)" in words
+    in_all = (f"{further[at][1:]}{unit} ({name})" for at, unit, name in FURTHER)
+    assert "gained {}, {} and {}".format(*in_all) in words
+    noise = [rows[group, "`edit --split noise`"] for group in ("Over-trained", "Healthy")]
+    assert f"on over-trained fine-tunes in text, {noise[0][1][1:]} points" in words
+    assert f"it lost {noise[1][1][1:]} points on healthy ones in text" in words
     assert f"lost {cost[1][1:]} on healthy ones in text" in words
     assert f"lost {hard[3][1:]} points out of distribution on over-trained vision" in words
     (update,) = [line for line in text.splitlines() if line.startswith("| ‖Δ‖/‖W0‖ |")]
