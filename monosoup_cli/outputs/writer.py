@@ -8,7 +8,6 @@ appears by one rename, once everything in it is synced.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import queue
@@ -16,7 +15,6 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
@@ -25,8 +23,8 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, MismatchError, MonosoupError, NonfiniteError, OutputError
 from monosoup_cli.formats.files import read_into
 from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.outputs.digests import Digests
 from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all
-from monosoup_cli.outputs.hashes import has_hashes, with_true_hashes
 from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read_journal
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout, Sealed
 from monosoup_cli.outputs.workplace import Workplace, refuse_unfinished, unfinished_run
@@ -98,10 +96,10 @@ class PartialOutput:
         self._open_journal = ExitStack()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
-        self._news = threading.Condition()
-        self._is_left = self._is_resumed = False
-        self._digesting = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="sha256")
-        self._digests: list[Future[list[str]]] = []
+        self._is_resumed = False
+        self._digests = Digests(
+            folders, self._whole_of, self._read, self._put_header, self.finished.__contains__
+        )
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -112,7 +110,7 @@ class PartialOutput:
             try:
                 self._open()
                 self._committer.start()
-                self._digests += [self._digesting.submit(self._digest, file) for file in self._layout.files]
+                self._digests.start(self._layout.files)
             except BaseException:
                 self._end_threads()
                 self._close(keeps_work=has_work)
@@ -257,8 +255,7 @@ class PartialOutput:
                         batch.append(self._done.get_nowait())
                 ended = None in batch
                 self._journal_all({name: of_one for some in batch for name, of_one in (some or {}).items()})
-                with self._news:
-                    self._news.notify_all()
+                self._digests.go_on()
                 pause = (time.monotonic() - started) * (1 / SYNCING_SHARE - 1)
         except BaseException as error:
             self._failure = error
@@ -298,7 +295,7 @@ class PartialOutput:
             for inner, file in product(self._folders, self._layout.files):
                 os.fsync(self._files[_place_of(inner, file.name)])
             self._files.prove()
-        digests = [future.result() for future in self._digests]
+        digests = self._digests.results()
         weights = {
             folder: [
                 {"name": file.name, "bytes": file.nbytes, "sha256": digest[number]}
@@ -317,52 +314,11 @@ class PartialOutput:
             nbytes, sha256 = self._files.write(_place_of(folder, name), blocks)
         return {"name": name, "bytes": nbytes, "sha256": sha256}
 
-    def _digest(self, file: OutputFile) -> list[str]:
-        """Compute a file's SHA-256 in every folder, waiting for its tensors to be finished."""
-        is_hashed = has_hashes(file.header.metadata)
-        head = b"" if is_hashed else file.header.raw
-        digests = {folder: hashlib.sha256(head) for folder in self._folders}
-        tensors = sorted(file.header.tensors.values(), key=lambda tensor: tensor.start)
-        names = [self._whole_of.get(tensor.name, tensor.name) for tensor in tensors]
-        first = 0
-        while first < len(tensors):
-            stop = first
-            with self._news:
-                while names[first] not in self.finished and not self._is_left:
-                    self._news.wait()
-            if self._is_left:
-                return []
-            while stop < len(tensors) and names[stop] in self.finished:
-                stop += 1
-            for folder, digest in digests.items():
-                for chunk in self._read(folder, file, tensors[first].start, tensors[stop - 1].stop):
-                    if self._is_left:
-                        return []
-                    digest.update(chunk)
-            first = stop
-        if is_hashed:
-            return [
-                self._write_hashes(folder, file, digest.hexdigest()) for folder, digest in digests.items()
-            ]
-        return [digest.hexdigest() for digest in digests.values()]
-
-    def _write_hashes(self, folder: str, file: OutputFile, sha256: str) -> str:
-        """Write the header again with the hashes of the tensors, and return the SHA-256 of the whole file."""
-        header = with_true_hashes(
-            file.header,
-            sha256,
-            lambda start, stop: b"".join(map(bytes, self._read(folder, file, start, stop))),
-        )
+    def _put_header(self, folder: str, file: OutputFile, raw: bytes) -> None:
         descriptor = self._files[_place_of(folder, file.name)]
         with self._system_errors():
-            write_all(descriptor, memoryview(header.raw), 0)
+            write_all(descriptor, memoryview(raw), 0)
             os.fsync(descriptor)
-        whole = hashlib.sha256(header.raw)
-        for chunk in self._read(folder, file, 0, header.data_bytes):
-            if self._is_left:
-                break
-            whole.update(chunk)
-        return whole.hexdigest()
 
     def publish(self, inside: Mapping[str, bytes], outside: Mapping[Path, bytes]) -> None:
         """Add the reports, then rename everything into place.
@@ -411,10 +367,7 @@ class PartialOutput:
     def _end_threads(self) -> None:
         if self._committer.is_alive():
             self._end_journal()
-        with self._news:
-            self._is_left = True
-            self._news.notify_all()
-        self._digesting.shutdown(cancel_futures=True)
+        self._digests.stop()
 
     def _close(self, *, keeps_work: bool) -> None:
         self._open_journal.close()
