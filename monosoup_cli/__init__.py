@@ -13,6 +13,7 @@ from monosoup_cli.version import __version__
 if TYPE_CHECKING:
     from monosoup_cli.api.cka import cka
     from monosoup_cli.api.commands import edit, inspect_spectrum, lines, search, sfgs, soup, stock, wise
+    from monosoup_cli.api.finish import finish
     from monosoup_cli.api.scores import scores
     from monosoup_cli.api.verify import verify
 
@@ -20,6 +21,7 @@ __all__ = [
     "__version__",
     "cka",
     "edit",
+    "finish",
     "inspect_spectrum",
     "lines",
     "scores",
@@ -34,7 +36,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = name if name in ("cka", "scores", "verify") else "commands"
+        module = name if name in ("cka", "finish", "scores", "verify") else "commands"
         return getattr(import_module(f"monosoup_cli.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -18,6 +18,7 @@ from monosoup_cli.sources.hub_ids import pinned_id
 from monosoup_cli.sources.library_files import CARD_NAME, EVAL_RESULTS
 
 if TYPE_CHECKING:
+    from monosoup_cli.api.command import WritingCommand
     from monosoup_cli.outputs.writer import PartialOutput
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.inputs import Inputs
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     Watch = Callable[[Sequence[PlannedTensor]], AbstractContextManager[Progress]]
     """Gets the tensors of a run, and watches its progress."""
 
-__all__ = ["made_again", "other_bytes", "other_environment"]
+__all__ = ["made_again", "other_bytes", "other_environment", "recorded_call"]
 
 SCRATCH = ".monosoup-verify-"
 """How the names of the folders begin in which outputs are made again."""
@@ -41,6 +42,7 @@ ELSEWHERE: Mapping[str, Any] = {
     "resume": False,
     "push": None,
     "public": False,
+    "part": None,
 }
 """The options of the run that the bytes do not depend on."""
 
@@ -88,30 +90,14 @@ def made_again(opened: Output, output: str, watch: Watch | None = None) -> dict[
 
 
 def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[str, Any]:
-    from monosoup_cli.api.commands import COMMANDS
-
-    command = COMMANDS.get(report["command"])
-    if command is None:
-        raise ReportError("has a command that writes no checkpoint", found=crop(repr(report["command"])))
     arguments = {**report["arguments"], **ELSEWHERE}
     is_greedy = bool(arguments.get("greedy"))
     if is_greedy:
         arguments["score_command"] = "{}"  # it has to be there, and is not run
     if "score" in arguments:
         arguments["score"] = []
-    for name, value in arguments.items():
-        declared = command.declared.get(name)
-        if declared is None or not declared.accepts(value):
-            raise ReportError(
-                f"has an argument that {report['command']} does not take", found=crop(repr(name))
-            )
     commits = {record["source"]: record.get("revision") for record in report["inputs"]}
-    for name in ("base", "finetuned"):
-        value = arguments.get(name)
-        if isinstance(value, list):
-            arguments[name] = [pinned_id(one, commits.get(one)) for one in value]
-        elif value is not None:
-            arguments[name] = pinned_id(value, commits.get(value))
+    command, arguments = recorded_call(report["command"], arguments, commits)
     if "," in str(arguments.get("device")):
         arguments["device"] = "auto"
     beside = Path(output).resolve().parent
@@ -124,6 +110,33 @@ def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[s
                 chooser = _AsRecorded(_members(report))
                 planned = replace(planned, task=replace(planned.task, chooser=chooser))
             return _run(planned, watch, passes=2 if planned.task.chooser and not is_greedy else 1)
+
+
+def recorded_call(
+    name: str, arguments: Mapping[str, Any], commits: Mapping[str, str | None]
+) -> tuple[WritingCommand[...], dict[str, Any]]:
+    """A command, and the arguments of a recorded call of it, with the commits that were read on the Hub.
+
+    Raises:
+        ReportError: There is no such command, or it does not take these arguments.
+    """
+    from monosoup_cli.api.commands import COMMANDS
+
+    command = COMMANDS.get(name)
+    if command is None:
+        raise ReportError("has a command that writes no checkpoint", found=crop(repr(name)))
+    for argument, value in arguments.items():
+        declared = command.declared.get(argument)
+        if declared is None or not declared.accepts(value):
+            raise ReportError(f"has an argument that {name} does not take", found=crop(repr(argument)))
+    pinned = dict(arguments)
+    for role in ("base", "finetuned"):
+        value = pinned.get(role)
+        if isinstance(value, list):
+            pinned[role] = [pinned_id(one, commits.get(one)) for one in value]
+        elif value is not None:
+            pinned[role] = pinned_id(value, commits.get(value))
+    return command, pinned
 
 
 @contextmanager

@@ -124,8 +124,11 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
 
     def run(planned: Planned, progress: Progress) -> dict[str, Any]:
         from monosoup_cli.pipeline.execute import execute
+        from monosoup_cli.pipeline.parts import make_part
         from monosoup_cli.pipeline.ready import make_ready
 
+        if planned.destination.part is not None:
+            return dict(make_part(make_ready(planned, progress), progress).facts)
         report = execute(make_ready(planned, progress), progress)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)

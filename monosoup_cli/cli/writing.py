@@ -6,6 +6,7 @@ import gc
 import inspect
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.task import OnScore
     from monosoup_cli.report.preview import Preview
 
-__all__ = ["WRITING", "import_torch", "shell_command"]
+__all__ = ["WRITING", "import_torch", "push", "shell_command", "show_report"]
 
 M_MMAP_THRESHOLD = -3
 """The number of the option in glibc's malloc.h."""
@@ -104,6 +105,9 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
     if is_dry:
         _show_plan(ready, console, chooses=chooses_dry, as_json=as_json)
         return
+    if ready.share is not None:
+        _make_part(ready, console, as_json=as_json)
+        return
     for doubt in () if console.quiet else doubts_of_inputs(planned.inputs, ready.plan):
         console.note(f"note: {doubt}")
     try:
@@ -113,15 +117,35 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
         if planned.destination.is_unfinished:
             console.note("note: rerun the command with --resume to continue from here")
         raise
-    _show_report(report, report_path, console, as_json=as_json)
+    show_report(report, report_path, console, as_json=as_json)
     left_over = partial_path(planned.destination.path)
     if left_over.exists():
         console.note(f"note: {left_over} cannot be removed whole; remove it yourself")
     if planned.destination.options.push is not None:
-        _push(planned, console)
+        push(planned, console)
 
 
-def _show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
+def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
+    """Make a part, with progress, and print what it has."""
+    from monosoup_cli.pipeline.parts import make_part
+    from monosoup_cli.report.tables import part_table
+
+    destination = ready.planned.destination
+    try:
+        with console.progress(ready.tensors) as progress:
+            part = make_part(ready, progress)
+    except (SystemExit, MemoryError, OSError, RuntimeError):
+        if destination.is_unfinished:
+            console.note("note: rerun the command with --resume to continue from here")
+        raise
+    if as_json:
+        console.data(json.dumps(part.facts, indent=1) + "\n")
+    console.table(part_table(part.facts, part.path))
+    console.note(f"note: once all parts are made, `monosoup finish {shlex.quote(str(destination.path))}`")
+
+
+def show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
+    """Print what a run did."""
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.searched import made_by, search_table
@@ -151,7 +175,8 @@ def _show_report(report: Mapping[str, Any], path: Path | None, console: Console,
         console.note("note: nothing was edited; the report gives the reason for every tensor")
 
 
-def _push(planned: Planned, console: Console) -> None:
+def push(planned: Planned, console: Console) -> None:
+    """Upload a finished output."""
     destination = planned.destination
     nbytes = sum(path.stat().st_size for path in destination.path.rglob("*"))
     console.note(f"uploading {size(nbytes)} to {destination.options.push}")

@@ -24,7 +24,15 @@ from monosoup_cli.errors import ResumeError, crop
 from monosoup_cli.outputs.durable import sync_data, write_all
 from monosoup_cli.outputs.open_files import to_set_time
 
-__all__ = ["Journal", "finished_line", "note_line", "read_journal"]
+__all__ = [
+    "Journal",
+    "content_of",
+    "differences",
+    "finished_line",
+    "note_line",
+    "read_journal",
+    "sealed_line",
+]
 
 CHECKSUM = b', "crc32": '
 MAX_LINE_BYTES = 1 << 26
@@ -35,15 +43,16 @@ NAMED = 3
 
 def finished_line(tensor: str, checksums: Sequence[int], records: Sequence[Mapping[str, Any]]) -> bytes:
     """The line of a finished tensor."""
-    return _line({"tensor": tensor, "checksums": checksums, "records": records})
+    return sealed_line({"tensor": tensor, "checksums": checksums, "records": records})
 
 
 def note_line(name: str, content: Any) -> bytes:
     """The line of a note."""
-    return _line({"note": name, "content": content})
+    return sealed_line({"note": name, "content": content})
 
 
-def _line(entry: Mapping[str, Any]) -> bytes:
+def sealed_line(entry: Mapping[str, Any]) -> bytes:
+    """A line with its checksum."""
     text = json.dumps(entry).encode().removesuffix(b"}")
     return b"%s%s%d}\n" % (text, CHECKSUM, zlib.crc32(text))
 
@@ -59,7 +68,7 @@ class Journal:
         """Go on after what is kept of an interrupted run, or begin with the identity of a new run."""
         os.ftruncate(self._descriptor, kept)
         if not kept:
-            write_all(self._descriptor, memoryview(_line({"identity": identity})), 0)
+            write_all(self._descriptor, memoryview(sealed_line({"identity": identity})), 0)
         os.lseek(self._descriptor, 0, os.SEEK_END)
         os.fsync(self._descriptor)
 
@@ -98,12 +107,12 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> tuple[list[dict[str
         head = file.readline(MAX_LINE_BYTES)
         if not head.endswith(b"\n") and not file.read(1):
             return [], 0  # the run was stopped before it began
-        first = _content(head)
+        first = content_of(head)
         if first is None or "identity" not in first:
             raise _damaged(path, "its first line does not hold")
         _compare(first["identity"], identity, path)
         entries, kept = [], len(head)
-        while (entry := _content(line := file.readline(MAX_LINE_BYTES))) is not None:
+        while (entry := content_of(line := file.readline(MAX_LINE_BYTES))) is not None:
             entries.append(entry)
             kept += len(line)
     return entries, kept
@@ -113,7 +122,7 @@ def _damaged(path: Path, how: str | None) -> ResumeError:
     return ResumeError(f"the journal is damaged: {how}", path=path.parent, hint="start over with --overwrite")
 
 
-def _content(line: bytes) -> dict[str, Any] | None:
+def content_of(line: bytes) -> dict[str, Any] | None:
     """What a line says; None if it does not hold."""
     text, _, checksum = line.rpartition(CHECKSUM)
     if checksum != b"%d}\n" % zlib.crc32(text):
@@ -130,7 +139,7 @@ def _content(line: bytes) -> dict[str, Any] | None:
 
 def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
     """Raise ResumeError if an interrupted run has another identity."""
-    changed = _differences(before, identity)
+    changed = differences(before, identity)
     if changed:
         then = "rerun with the same arguments"
         if moved := _moved(before, identity):
@@ -173,12 +182,12 @@ def _moved(before: Any, now: Any) -> str | None:
     return None
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     """Dotted names of the leaves in which two identities differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [prefix or "its identity"]
     return [
         difference
         for name in sorted({*before, *now})
-        for difference in _differences(before.get(name), now.get(name), f"{prefix}.{name}".lstrip("."))
+        for difference in differences(before.get(name), now.get(name), f"{prefix}.{name}".lstrip("."))
     ]

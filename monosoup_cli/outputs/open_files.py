@@ -50,6 +50,12 @@ class OpenFiles:
         self._sizes[name] = nbytes
         return descriptor
 
+    def move_here(self, path: Path, name: str) -> None:
+        """Move a file that was made elsewhere to its place, if it is still elsewhere."""
+        self._make_folders_of(name)
+        if path.exists():
+            path.replace(self._root / name)
+
     def write(self, name: str, blocks: Iterable[bytes | memoryview]) -> tuple[int, str]:
         """Write a whole file, sync it, and return its size and its SHA-256."""
         self._make_folders_of(name)

@@ -35,6 +35,7 @@ __all__ = [
     "is_in_use",
     "is_replacing",
     "partial_path",
+    "parts_path",
     "refuse_unfinished",
     "unfinished_run",
 ]
@@ -48,6 +49,11 @@ OWN_NAMES = re.compile(
 def partial_path(output: Path) -> Path:
     """The folder in which a run makes OUT."""
     return output.with_name(f"{output.name}.partial")
+
+
+def parts_path(output: Path) -> Path:
+    """The folder that has the parts in which several machines make OUT."""
+    return output.with_name(f"{output.name}.parts")
 
 
 def in_the_way(output: Path) -> Path | None:

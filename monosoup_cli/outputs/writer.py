@@ -29,7 +29,7 @@ from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout, Sealed
 from monosoup_cli.outputs.workplace import Workplace, refuse_unfinished, unfinished_run
 
-__all__ = ["PartialOutput"]
+__all__ = ["PartialOutput", "place_of"]
 
 CHUNK_BYTES = 1 << 20
 
@@ -54,6 +54,8 @@ class PartialOutput:
         identity: What the result depends on: inputs, options, versions and device.
         folders: The folder of each checkpoint inside OUT; "" if OUT is the only one.
         parts: The names under which several tensors of the layout are finished at once, with these tensors.
+        adopted: Files that were made elsewhere, by where they go in the workplace. They are moved there, or
+            have been by a run that was interrupted.
         resume: Continue an interrupted run. Entering the context raises ResumeError if its journal has
             another identity.
         overwrite: Replace an existing OUT, and drop the work of an interrupted run.
@@ -73,6 +75,7 @@ class PartialOutput:
         *,
         folders: Sequence[str] = ("",),
         parts: Mapping[str, Sequence[str]] | None = None,
+        adopted: Mapping[str, Path] | None = None,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -88,7 +91,7 @@ class PartialOutput:
         self.workplace = Workplace(output)
         self._files = self.workplace.open_files
         self._places = layout.places()
-        self._parts = parts or {}
+        self._parts, self._adopted = parts or {}, adopted or {}
         self._whole_of = {part: name for name, parts in self._parts.items() for part in parts}
         self._checksums: dict[tuple[str, str], tuple[int, int]] = {}
         self._done: queue.SimpleQueue[Mapping[str, list[dict[str, Any]]] | None] = queue.SimpleQueue()
@@ -124,10 +127,12 @@ class PartialOutput:
         if not kept:
             refuse_unfinished(self._output, resume=self._resume, overwrite=self._overwrite)
         files = {
-            _place_of(inner, each.name): each for inner, each in product(self._folders, self._layout.files)
+            place_of(inner, each.name): each for inner, each in product(self._folders, self._layout.files)
         }
-        self.workplace.clear(kept=["journal", *files] if kept else [])
+        self.workplace.clear(kept=["journal", *files] if kept else [*self._adopted])
         for place, file in files.items():
+            if place in self._adopted:
+                self._files.move_here(self._adopted[place], place)
             descriptor = self._files.open(place, file.nbytes)
             write_all(descriptor, memoryview(file.header.raw), 0)
         self._journal = Journal(journal)
@@ -161,7 +166,7 @@ class PartialOutput:
         file, place = self._places[tensor]
         start = len(file.header.raw) + place.start + offset
         with self._system_errors():
-            write_all(self._files[_place_of(folder, file.name)], data, start)
+            write_all(self._files[place_of(folder, file.name)], data, start)
         end, checksum = self._checksums.pop((folder, tensor), (0, 0)) if offset else (0, 0)
         if end == offset:  # written in order from the start; in any other order, `commit` reads it again
             self._checksums[folder, tensor] = (end + len(data), zlib.crc32(data, checksum))
@@ -184,7 +189,7 @@ class PartialOutput:
             with self._system_errors():
                 start = len(file.header.raw) + place.start
                 part = data[first * size : stop * size]
-                write_all(self._files[_place_of(folder, file.name)], part, start)
+                write_all(self._files[place_of(folder, file.name)], part, start)
             first = stop
         for number, tensor in enumerate(tensors):
             checksum = zlib.crc32(data[number * size : (number + 1) * size])
@@ -203,7 +208,7 @@ class PartialOutput:
         with self._system_errors():
             for offset in range(start, stop, CHUNK_BYTES):
                 chunk = buffer[: min(CHUNK_BYTES, stop - offset)]
-                read_into(self._files[_place_of(folder, file.name)], chunk, len(file.header.raw) + offset)
+                read_into(self._files[place_of(folder, file.name)], chunk, len(file.header.raw) + offset)
                 yield chunk
 
     def _checksum(self, folder: str, tensor: str) -> int:
@@ -234,6 +239,11 @@ class PartialOutput:
             raise self._failure
         self.finished.update(records)
         self._done.put(records)
+
+    def adopt(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Count tensors as finished without an entry in the journal: they can be had again."""
+        self.finished.update(records)
+        self._digests.go_on()
 
     def note(self, name: str, content: Any) -> None:
         """Journal something that need not be done again; a resumed run finds it in `notes`."""
@@ -267,7 +277,7 @@ class PartialOutput:
                 finished_line(name, self._checksums_of(name), of_one) for name, of_one in records.items()
             ]
             names = {self._places[part][0].name for tensor in records for part in self._parts_of(tensor)}
-            places = [_place_of(folder, name) for folder in self._folders for name in names]
+            places = [place_of(folder, name) for folder in self._folders for name in names]
             for place in places:
                 sync_data(self._files[place])
             if lines:
@@ -293,7 +303,7 @@ class PartialOutput:
             raise self._failure
         with self._system_errors():
             for inner, file in product(self._folders, self._layout.files):
-                os.fsync(self._files[_place_of(inner, file.name)])
+                os.fsync(self._files[place_of(inner, file.name)])
             self._files.prove()
         digests = self._digests.results()
         weights = {
@@ -311,11 +321,11 @@ class PartialOutput:
 
     def _add(self, folder: str, name: str, blocks: Iterable[bytes | memoryview]) -> dict[str, Any]:
         with self._system_errors():
-            nbytes, sha256 = self._files.write(_place_of(folder, name), blocks)
+            nbytes, sha256 = self._files.write(place_of(folder, name), blocks)
         return {"name": name, "bytes": nbytes, "sha256": sha256}
 
     def _put_header(self, folder: str, file: OutputFile, raw: bytes) -> None:
-        descriptor = self._files[_place_of(folder, file.name)]
+        descriptor = self._files[place_of(folder, file.name)]
         with self._system_errors():
             write_all(descriptor, memoryview(raw), 0)
             os.fsync(descriptor)
@@ -396,6 +406,6 @@ def _is_of_inputs(error: MonosoupError) -> bool:
     return isinstance(error, (CheckpointError, MismatchError, NonfiniteError)) and not is_of_system
 
 
-def _place_of(folder: str, name: str) -> str:
+def place_of(folder: str, name: str) -> str:
     """A file's path in the workplace."""
     return f"files/{folder}/{name}" if folder else f"files/{name}"

@@ -1,9 +1,7 @@
 """How long a run takes, from its own work on small made-up tensors.
 
-A matrix (length, side) takes c0 + c1·length·side + c2·length·side² + c3·side³: Python's steps, what is done
-to every element, products, decompositions. A tensor that is not seen as matrices takes c0 + c1·elements.
-The constants are fitted to samples, anew for every way in which the task makes tensors. So a method need
-not state them, and they follow whatever becomes faster.
+The constants of a law (law.py) are fitted to samples, anew for every way in which the task makes tensors. So
+a method need not state them, and they follow whatever becomes faster.
 """
 
 from __future__ import annotations
@@ -11,11 +9,10 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
 
+from monosoup_cli.pipeline.law import Law
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.samples import seconds_for
 from monosoup_cli.pipeline.scoring import trials_of
@@ -24,7 +21,7 @@ from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.plan import Matrices, PlannedTensor
 
-__all__ = ["Estimate", "Law", "estimate", "makespan"]
+__all__ = ["Estimate", "estimate", "makespan"]
 
 SMALL_SIDE = 256
 SMALL_SHAPES = ((16, 16), (64, 64), (128, 128), (8192, 64))
@@ -41,9 +38,6 @@ MAX_ROW = 1 << 16
 
 REPEATED_ELEMENTS, MAX_REPEATS = 1 << 16, 256
 """Samples are made again until a worker has made so many elements, or has made the sample so many times."""
-
-TIE = 1e-6
-"""Of fits that are nearly as good, the one with fewer constants is taken."""
 
 BUDGET = 0.6
 """Seconds of each worker's processor after which no further sample is begun."""
@@ -132,51 +126,6 @@ def _shapes(model: PlannedTensor, tensors: Sequence[PlannedTensor]) -> Sequence[
     side = max(0 if tensor.matrices is None else tensor.matrices.cut.side for tensor in tensors)
     first, *others = SMALL_SHAPES if side < SMALL_SIDE else SHAPES
     return [first, *(shape for shape in others if shape[1] <= 2 * side)]
-
-
-@dataclass(frozen=True)
-class Law:
-    """The constants c0, c1, … of one way to make tensors."""
-
-    constants: Sequence[float]
-
-    @classmethod
-    def of(cls, samples: Iterable[tuple[PlannedTensor, float]]) -> Law:
-        """Fit constants to the seconds of samples: none below 0, and with the least relative error."""
-        import torch
-
-        rows = [[term / seconds for term in _terms(sample)] for sample, seconds in samples]
-        matrix = torch.tensor(rows, dtype=torch.float64)
-        count, size = matrix.shape
-        ones = torch.ones(count, 1, dtype=torch.float64)
-        best, constants = math.inf, [0.0] * size
-        numbers = range(1, min(count, size) + 1)
-        for chosen in chain.from_iterable(combinations(range(size), number) for number in numbers):
-            part = matrix[:, list(chosen)]
-            scale = part.amax(0)
-            found = torch.linalg.lstsq(part / scale, ones).solution
-            error = float((part / scale @ found - ones).square().sum())
-            if (found >= 0.0).all() and error < best - TIE:
-                values = dict(zip(chosen, (found[:, 0] / scale).tolist(), strict=True))
-                best, constants = error, [values.get(number, 0.0) for number in range(size)]
-        return cls(constants)
-
-    def seconds(self, tensor: PlannedTensor) -> float:
-        """How long one worker takes for a tensor."""
-        terms = _terms(tensor)
-        return sum(constant * term for constant, term in zip(self.constants, terms, strict=True))
-
-
-def _terms(tensor: PlannedTensor) -> list[float]:
-    if tensor.matrices is None:
-        return [1.0, float(tensor.elements)]
-    matrices, terms = tensor.matrices, [0.0] * 4
-    cuts = Counter(part.cut for part in matrices.parts) or {matrices.cut: matrices.count}
-    for cut, count in cuts.items():
-        length, side = cut.length, cut.side
-        of_one = 1, length * side, length * side**2, side**3
-        terms = [total + count * term for total, term in zip(terms, of_one, strict=True)]
-    return terms
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:

@@ -9,18 +9,23 @@ from pathlib import Path
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES
 from monosoup_cli.formats.table import WEIGHTS
-from monosoup_cli.options import Call, OutputOptions, RunOptions
+from monosoup_cli.options import Call, OutputOptions, Part, RunOptions
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
-from monosoup_cli.outputs.workplace import is_in_use, refuse_unfinished, unfinished_run
+from monosoup_cli.outputs.workplace import is_in_use, parts_path, refuse_unfinished, unfinished_run
 from monosoup_cli.pipeline.published import published_reports
 from monosoup_cli.report.files import REPORT_NAME, is_report
 from monosoup_cli.sources.source import Source
 
-__all__ = ["STDOUT", "Destination"]
+__all__ = ["STDOUT", "Destination", "part_path"]
 
 STDOUT = "-"
 """As the path of a report: stdout."""
+
+
+def part_path(output: Path, part: Part) -> Path:
+    """The folder of a part of an output."""
+    return parts_path(output) / f"{part.number}-of-{part.count}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,17 @@ class Destination:
         return cls(path, options.writing)
 
     @property
+    def part(self) -> Part | None:
+        """Which part of the output is made, where it is not all of it."""
+        return None if self.options.part is None else Part.of(self.options.part)
+
+    @property
+    def place(self) -> Path:
+        """What a run writes: the output, or a part of it."""
+        part = self.part
+        return self.path if part is None else part_path(self.path, part)
+
+    @property
     def is_file(self) -> bool:
         """Whether the output is one file."""
         return self.path.suffix == ".safetensors"
@@ -82,7 +98,7 @@ class Destination:
     @property
     def is_unfinished(self) -> bool:
         """Whether an interrupted run left work that `--resume` can continue."""
-        return unfinished_run(self.path)
+        return unfinished_run(self.place)
 
     def check_path(self, sources: Sequence[Source]) -> None:
         """Refuse an output or a report at a place where none can be written.
@@ -91,6 +107,10 @@ class Destination:
             OutputError: The place is taken, in use, not writable, or part of an input.
         """
         options = self.options
+        if self.part is not None:  # the output is only replaced when it is finished
+            check_output_path(self.path, sources, overwrite=True, resume=False)
+            refuse_unfinished(self.place, resume=options.resume, overwrite=options.overwrite)
+            return
         try:
             check_output_path(self.path, sources, overwrite=options.overwrite, resume=options.resume)
         except OutputExistsError as error:

@@ -28,7 +28,7 @@ from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.ingredients import Ingredients
 from monosoup_cli.tensors.plan import Selection
 
-__all__ = ["choose", "execute"]
+__all__ = ["choose", "execute", "make_tensors"]
 
 
 def execute(ready: Ready, progress: Progress = ignore, on_score: OnScore = ignore_scores) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _make(
     ready: Ready, progress: Progress, on_score: OnScore = ignore_scores, members: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
-    planned, inputs, writing = ready.planned, ready.planned.inputs, ready.planned.destination.options
+    planned, writing = ready.planned, ready.planned.destination.options
     started, machine = time.monotonic(), environment(ready.resources.devices)
     identity = make_identity(ready, machine)
     partial = PartialOutput(
@@ -70,24 +70,35 @@ def _make(
         if choice.task is not None:
             ready = _ready_for(ready.planned, choice.task)
             planned = ready.planned
-        engine = Threads(ready.resources.places, ready.resources.substitute)
-        ingredients = Ingredients(
-            inputs.base if planned.method.needs_base else None,
-            [inputs.finetuned[number] for number in choice.members],
-            inputs.finetuned[0],
-            planned.task.order.weights,
-            inputs.base,
-        )
-        target = Target(partial, ingredients, ready.variants)
-        on_nonfinite = planned.task.options.selecting.on_nonfinite
-        with true_hints(planned.task):
-            run(Work(ready.plan, planned.method, ready.form, target, on_nonfinite), engine, progress)
-        for source in inputs.sources:
-            source.check_unchanged()
+        make_tensors(ready, choice, partial, progress)
         sealed = seal(ready, choice, partial, identity)
         scores = [choice.scores] if choice.scores else score_variants(ready, partial, on_score)
         whole, reports = make_reports(ready, choice, machine, partial, sealed, started, scores)
         return publish(ready, partial, whole, reports)
+
+
+def make_tensors(ready: Ready, choice: Choice, partial: PartialOutput, progress: Progress) -> None:
+    """Make every tensor, or those of a share."""
+    planned, inputs = ready.planned, ready.planned.inputs
+    ingredients = Ingredients(
+        inputs.base if planned.method.needs_base else None,
+        [inputs.finetuned[number] for number in choice.members],
+        inputs.finetuned[0],
+        planned.task.order.weights,
+        inputs.base,
+    )
+    work = Work(
+        ready.plan,
+        planned.method,
+        ready.form,
+        Target(partial, ingredients, ready.variants),
+        planned.task.options.selecting.on_nonfinite,
+        None if ready.share is None else ready.share.names,
+    )
+    with true_hints(planned.task):
+        run(work, Threads(ready.resources.places, ready.resources.substitute), progress)
+    for source in inputs.sources:
+        source.check_unchanged()
 
 
 def _ready_for(planned: Planned, task: Task) -> Ready:

@@ -26,7 +26,7 @@ from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 
-__all__ = ["make_identity", "make_reports", "publish", "seal"]
+__all__ = ["make_identity", "make_reports", "publish", "resolved_arguments", "seal"]
 
 
 def resolved_arguments(ready: Ready) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
+from monosoup_cli.outputs.layout import OutputLayout
 from monosoup_cli.outputs.model_card import has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.push import CardMetadata, screen_metadata
@@ -18,12 +19,14 @@ from monosoup_cli.outputs.side_files import SideFile, SideFiles, side_files
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
+from monosoup_cli.pipeline.shares import Share, shares_of
 from monosoup_cli.pipeline.task import true_hints
 from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 from monosoup_cli.sources.transfer import fetch
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
+from monosoup_cli.tensors.together import is_small
 
 __all__ = ["Ready", "foresee", "lay_out", "make_ready", "read_beside"]
 
@@ -38,6 +41,7 @@ class Ready:
         form: The files of the output, and where every tensor goes.
         resources: The devices, and how many tensors are computed at once.
         is_foreseen: Whether the output may become smaller, because nothing has been examined.
+        share: What is made, where that is only a part of the output.
     """
 
     planned: Planned
@@ -45,6 +49,18 @@ class Ready:
     form: OutputForm
     resources: Resources
     is_foreseen: bool = False
+    share: Share | None = None
+
+    @property
+    def layout(self) -> OutputLayout:
+        """The files that are written."""
+        return self.form.layout if self.share is None else self.share.layout
+
+    @cached_property
+    def tensors(self) -> Sequence[PlannedTensor]:
+        """The tensors that are made."""
+        share = self.share
+        return [one for one in self.plan.tensors if share is None or one.name in share.names]
 
     @cached_property
     def variants(self) -> Sequence[Variant]:
@@ -60,7 +76,7 @@ class Ready:
     @property
     def nbytes(self) -> int:
         """The size of the output's checkpoint files."""
-        return self.form.layout.nbytes * len(self.variants)
+        return self.layout.nbytes * len(self.variants)
 
     @property
     def side_files(self) -> SideFiles:
@@ -78,15 +94,18 @@ class Ready:
     def downloads(self) -> list[Download]:
         """What has to be downloaded before the run. Of the base, only what is compared with or carried."""
         inputs = self.planned.inputs
-        names = [one.name for one in self.plan.tensors if one.reads.base or one.reason == "carried"]
+        share = self.share
+        read = [one for one in self.plan.tensors if share is None or one.name in share.names or is_small(one)]
+        names = [one.name for one in read if one.reads.base or one.reason == "carried"]
         downloads: list[Download] = []
         model = self.form.model
         if inputs.base is not None:
             is_merged = any(inputs.adapters) and not self.form.parts()  # written with all of the base
             compares = self.planned.method.needs_base and not is_merged
-            downloads += inputs.base.select(names if compares else None)
+            downloads += inputs.base.select(names if compares or share is not None else None)
         for source in inputs.finetuned:
-            downloads += source.select(None)
+            own = [one.name for one in read if one.name in source.tensors]
+            downloads += source.select(None if share is None else own)
         files = read_beside(self.form)
         if self.drafts:  # the program that scores wants whole folders
             files += [file for source in inputs.finetuned for file in side_files(source.files).carried]
@@ -102,12 +121,12 @@ class Ready:
             OutputError: The report has the name of another file of the output.
             ResourceError: Too many files would be open, or the disk has too little space.
         """
-        destination, layout = self.planned.destination, self.form.layout
+        destination, layout = self.planned.destination, self.layout
         folders = {variant.folder for variant in self.variants}
         is_sweep = any(folders)
         own = self.form.own_files()
         destination.check_report_name(
-            folders if is_sweep else layout.names | {*self.side_files.names, *own, CARD_NAME}
+            folders if is_sweep else self.form.layout.names | {*self.side_files.names, *own, CARD_NAME}
         )
         names = layout.names | set(self.side_files.names)
         folders_of_each = {folder for name in names for folder in PurePosixPath(name).parents}
@@ -177,4 +196,8 @@ def lay_out(planned: Planned) -> Ready:
         return needs_of(plan.tensors, method, sources, device, form)
 
     resources = allot(needs, planned.devices, planned.task.options.computing.workers, method.access)
-    return Ready(planned, plan, form, resources)
+    part = planned.destination.part
+    if part is None:
+        return Ready(planned, plan, form, resources)
+    shares = shares_of(plan, form.layout, form.parts(), planned.inputs.finetuned, part.count)
+    return Ready(planned, plan, form, resources, share=shares[part.number - 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,13 +22,25 @@ __all__ = ["Work", "run"]
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that the loop needs: which tensors, what is computed, and where it goes."""
+    """Everything that the loop needs: which tensors, what is computed, and where it goes.
+
+    `names` are the tensors that are made, where that is only a share of the plan.
+    """
 
     plan: Plan
     method: Method
     form: OutputForm
     target: Target
     on_nonfinite: Literal["error", "keep"] = "error"
+    names: Container[str] | None = None
+
+    def is_wanted(self, tensor: PlannedTensor) -> bool:
+        """Whether a tensor is to be made."""
+        return self.names is None or tensor.name in self.names
+
+    def waits(self, tensor: PlannedTensor) -> bool:
+        """Whether a tensor is still to be made."""
+        return self.is_wanted(tensor) and tensor.name not in self.target.output.finished
 
 
 def run(work: Work, engine: Engine, progress: Progress) -> None:
@@ -36,10 +48,10 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
     output, ingredients = work.target.output, work.target.ingredients
     measured = [measure.name for measure in work.method.measures if measure.is_stored]
     groups = group(work.plan.tensors, ingredients, work.form.parts())
-    led_by = {some[0].name: some for some in groups}
+    led_by = {wanted[0].name: some for some in groups if (wanted := [*filter(work.is_wanted, some)])}
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
-        others = led_by[tensor.name][1:]
+        others = [other for other in led_by[tensor.name] if other is not tensor and work.is_wanted(other)]
         for other in others:
             progress(other, False)
         records = _make_group(work, led_by[tensor.name], worker)
@@ -53,21 +65,20 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
             progress(other, True)
 
     waiting = []
-    for leader, *others in groups:
-        if all(tensor.name in output.finished for tensor in (leader, *others)):
-            progress(leader, True)
-            for other in others:
-                progress(other, True)
-        else:
-            waiting.append(leader)
+    for some in led_by.values():
+        wanted = [*filter(work.is_wanted, some)]
+        if any(map(work.waits, wanted)):
+            waiting.append(wanted[0])
+            continue
+        for tensor in wanted:
+            progress(tensor, True)
     engine.each(waiting, make, reads=ingredients.read_for, progress=progress)
 
 
 def _make_group(work: Work, tensors: Sequence[PlannedTensor], worker: Worker) -> dict[str, list[LayerRecord]]:
     """Write those tensors of a group that are not finished, and return their records: together those that the
     method can edit together, the others one by one."""
-    finished = work.target.output.finished
-    waiting = [tensor for tensor in tensors if tensor.name not in finished]
+    waiting = [tensor for tensor in tensors if work.waits(tensor)]
     records = _edit_together(work, tensors, worker) if len(tensors) > 1 else {}
     for tensor in waiting:
         if tensor.name not in records:
@@ -93,7 +104,7 @@ def _edit_together(
     if edit is None:
         return {}
     members = [tensors[number] for number in edit.numbers]
-    waiting = [number for number, tensor in enumerate(members) if tensor.name not in output.finished]
+    waiting = [number for number, tensor in enumerate(members) if work.waits(tensor)]
     names = [members[number].name for number in waiting]
     for variant, results in zip(work.target.variants, edit.results, strict=True):
         stored = worker.channel.download(
@@ -109,7 +120,7 @@ def _edit_together(
             LayerRecord(tensor.name, tensor.shape, tensor.dtype, None, one, update_of={}) for one in measures
         ]
         for tensor, measures in zip(members, edit.measures, strict=True)
-        if tensor.name not in output.finished
+        if work.waits(tensor)
     }
 
 

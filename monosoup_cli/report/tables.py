@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FOLDED_ROWS",
+    "part_table",
     "plan_rows",
     "plan_table",
     "plan_to_json",
@@ -232,6 +233,16 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         if bounds is not None:
             means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
+
+
+def part_table(facts: Mapping[str, Any], path: Path) -> RenderableType:
+    """Summarise one part of an output."""
+    table = grid("", "")
+    nbytes = sum(file["bytes"] for files in facts["files"].values() for file in files)
+    table.add_row("part", f"{facts['part']}, {plural(len(facts['records']), 'tensor')}")
+    table.add_row("time", duration(facts["timing"]["seconds"]))
+    table.add_row("wrote", Text(f"{printable(path)} ({size(nbytes)})"))
+    return table
 
 
 def _add_splits(table: Table, layers: Sequence[Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from monosoup_cli.tensors.worker import Worker
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["group", "group_held", "read_group"]
+__all__ = ["group", "group_held", "is_small", "read_group"]
 
 SMALL_ELEMENTS = 1 << 12
 """Up to this size a matrix is small."""
@@ -47,7 +47,7 @@ def group(
     groups: list[list[PlannedTensor]] = []
     growing: dict[object, list[PlannedTensor]] = {}
     for tensor in tensors:
-        key = _key(tensor, ingredients) if _is_small(tensor) and tensor.name not in apart else None
+        key = _key(tensor, ingredients) if is_small(tensor) and tensor.name not in apart else None
         members = growing.get(key) if key is not None else None
         if members is not None and (len(members) + 1) * tensor.elements <= GROUP_ELEMENTS:
             members.append(tensor)
@@ -60,10 +60,11 @@ def group(
 
 def group_held(tensor: PlannedTensor) -> Held:
     """How much memory the group of a tensor takes, beside what the tensor takes alone."""
-    return GROUP_HELD if _is_small(tensor) else Held()
+    return GROUP_HELD if is_small(tensor) else Held()
 
 
-def _is_small(tensor: PlannedTensor) -> bool:
+def is_small(tensor: PlannedTensor) -> bool:
+    """Whether a tensor may be made together with others, which are then all read."""
     matrices = tensor.matrices
     return (
         matrices is not None

@@ -1,0 +1,85 @@
+"""`finish`: the output of the parts that several machines have made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.options import StrPath
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.pipeline.part import FinishedPart
+    from monosoup_cli.pipeline.planned import Planned
+    from monosoup_cli.pipeline.ready import Ready
+
+__all__ = ["Parts", "finish", "opened"]
+
+
+def finish(
+    output: StrPath, *, overwrite: bool = False, progress: Callable[[Any, bool], None] | None = None
+) -> dict[str, Any]:
+    """Make an output of the parts that a command with `part` has made, and remove them.
+
+    Args:
+        output: The output of that command.
+        overwrite: Replace an existing output, once the new one is complete.
+        progress: A function that is called with each tensor and True when it is in its place.
+
+    Returns:
+        The report, as the command without `part` would have written it, but for times and machines.
+
+    Raises:
+        monosoup_cli.errors.MonosoupError: A part is missing or damaged, or they are not of one run.
+    """
+    from monosoup_cli.pipeline.engine import ignore
+
+    with opened(output, overwrite=overwrite) as parts:
+        report = parts.finish(progress or ignore)
+        if parts.planned.destination.options.push is not None:
+            parts.planned.destination.push(parts.planned.task.call)
+        return report
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All parts of an output, and the run that they are of, opened again."""
+
+    found: Sequence[FinishedPart]
+    planned: Planned
+    ready: Ready
+
+    def finish(self, progress: Progress) -> dict[str, Any]:
+        """Make the output, and remove the parts."""
+        from monosoup_cli.outputs.workplace import parts_path
+        from monosoup_cli.pipeline.parts import finish
+
+        report = finish(self.ready, self.found, progress)
+        shutil.rmtree(parts_path(self.planned.destination.path), ignore_errors=True)
+        return report
+
+
+@contextmanager
+def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
+    """Find the parts of an output, and open what they were made of.
+
+    Raises:
+        MonosoupError: A part is missing, or the inputs cannot be opened.
+    """
+    from monosoup_cli.api.again import recorded_call
+    from monosoup_cli.pipeline.part import common_identity, find_parts
+    from monosoup_cli.pipeline.ready import make_ready
+
+    parts = find_parts(Path(output))
+    identity = common_identity(parts)
+    facts = next(part.facts for part in parts if part.facts["identity"] == identity)
+    here = {"output": str(output), "device": "cpu", "workers": None, "overwrite": overwrite, "resume": False}
+    command, arguments = recorded_call(facts["command"], {**facts["arguments"], **here}, facts["revisions"])
+    with command.prepare(**arguments) as planned:
+        yield Parts(parts, planned, make_ready(planned))
