@@ -392,9 +392,7 @@ class Part:
         found = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
         part = cls(*map(int, found.groups())) if found else None
         if part is None or not 1 <= part.number <= part.count:
-            raise UsageError(
-                "--part is not a part", expected="I/N with I from 1 to N, such as 3/8", found=text
-            )
+            raise UsageError("--part takes I/N", expected="I from 1 to N, such as 3/8", found=text)
         return part
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.errors import OutputExistsError
 from monosoup_cli.options import StrPath
 
 if TYPE_CHECKING:
@@ -79,7 +80,13 @@ def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
     parts = find_parts(Path(output))
     identity = common_identity(parts)
     facts = next(part.facts for part in parts if part.facts["identity"] == identity)
-    here = {"output": str(output), "device": "cpu", "workers": None, "overwrite": overwrite, "resume": False}
+    here = {"output": str(output), "device": "cpu", "workers": None, "overwrite": overwrite, "resume": True}
     command, arguments = recorded_call(facts["command"], {**facts["arguments"], **here}, facts["revisions"])
-    with command.prepare(**arguments) as planned:
+    try:
+        planned = command.prepare(**arguments)
+    except OutputExistsError as error:
+        error.problem = "the output already exists"
+        error.hint = "to replace it, pass --overwrite; if it is of these parts, remove them"
+        raise
+    with planned:
         yield Parts(parts, planned, make_ready(planned))

@@ -122,15 +122,16 @@ def _with_shapes(model: Files, shapes: Mapping[str, tuple[int, ...]], dtypes: Ma
     holders = {name: codes.tensor for name, codes in model.decoded.items()}
     homes = {name: number for number, shard in enumerate(model.shards) for name in shard.header.tensors}
     last, shards = len(model.shards) - 1, []
+    added: dict[int, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for name, shape in shapes.items():
+        if name not in homes:
+            home = homes.get(holders.get(name, ""), last)
+            added.setdefault(home, []).append((name, dtypes[name], shape))
     for number, shard in enumerate(model.shards):
         tensors = sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start)
         old = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
         new = [(name, dtype, shapes.get(name, shape)) for name, dtype, shape in old if name in dtypes]
-        new += [
-            (name, dtypes[name], shape)
-            for name, shape in shapes.items()
-            if name not in homes and homes.get(holders.get(name, ""), last) == number
-        ]
+        new += added.get(number, ())
         if old and not new:  # it has nothing but scales
             continue
         metadata = shard.header.metadata

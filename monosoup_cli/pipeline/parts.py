@@ -12,6 +12,7 @@ from typing import Any
 from monosoup_cli.errors import OutputExistsError, crop
 from monosoup_cli.outputs.durable import sync_folder
 from monosoup_cli.outputs.journal import differences, sealed_line
+from monosoup_cli.outputs.workplace import finish_replacing, is_replacing
 from monosoup_cli.outputs.writer import PartialOutput, place_of
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
@@ -21,6 +22,7 @@ from monosoup_cli.pipeline.publication import make_identity, make_reports, publi
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.shares import shares_of
 from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.report.files import read_report
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 
@@ -103,6 +105,9 @@ def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ign
         OutputError: A part is of another run, or is not as it was made.
     """
     planned, started = ready.planned, time.monotonic()
+    if is_replacing(planned.destination.path):  # it was killed when everything else was done
+        finish_replacing(planned.destination.path)
+        return read_report(planned.destination.report_path or planned.destination.path)
     folders = [variant.folder for variant in ready.variants]
     machine = common_identity(parts)["environment"]
     identity, stored = json.loads(json.dumps(make_identity(ready, machine))), ready.form.parts()

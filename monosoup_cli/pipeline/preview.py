@@ -17,19 +17,19 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     """What a run would do to every tensor, and what it would take."""
     planned = ready.planned
     inputs, method = planned.inputs, planned.method
-    layout, resources = ready.form.layout, ready.resources
+    layout, resources, share = ready.layout, ready.resources, ready.share
     return Preview(
         command=planned.task.call.command,
         verb=method.verb,
         inputs=[(role, source.path) for role, source in with_roles(inputs.base, inputs.finetuned)],
-        path=str(planned.destination.path),
+        path=str(planned.destination.place),
         push=planned.destination.options.push,
         files=[(file.name, file.nbytes) for file in layout.files],
         side_files=ready.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
         details=method.details,
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
-        tensors=[_tensor(ready, tensor) for tensor in ready.plan.tensors],
+        tensors=[_tensor(ready, tensor) for tensor in ready.tensors],
         cost=Cost(
             device=resources.names,
             download_bytes=sum(download.nbytes for download in ready.downloads),
@@ -44,6 +44,8 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,
             cores=0 if estimate is None else estimate.cores,
         ),
+        part=None if share is None else share.part,
+        shares=() if share is None else [cost / sum(share.costs) for cost in share.costs],
     )
 
 

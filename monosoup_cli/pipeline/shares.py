@@ -29,7 +29,7 @@ __all__ = ["Share", "shares_of"]
 UNEVEN = 1.1
 """How much larger than the mean the largest share may be before files are cut."""
 
-AS_MATRICES = Law([2e-4, 1e-8, 1e-10, 1.5e-9])
+AS_MATRICES = Law([2e-4, 1e-8, 6.8e-11, 2.2e-10])
 """Seconds of an edited matrix on one core."""
 FROM_FACTORS = Law([5e-4, 5e-9, 0.0, 0.0])
 """The same where the update is a product of factors of low rank."""
@@ -46,14 +46,14 @@ class Share:
         names: The tensors of the plan.
         layout: Its files: whole files of the output, and pieces.
         pieces: For each piece, the name of the file that it is a piece of.
-        cost: The predicted seconds on one core.
+        costs: The predicted seconds of all shares, in order, on one core.
     """
 
     part: Part
     names: frozenset[str]
     layout: OutputLayout
     pieces: Mapping[str, str]
-    cost: float
+    costs: Sequence[float]
 
 
 class _Unit(NamedTuple):
@@ -105,8 +105,8 @@ def shares_of(
             break
     files = {file.name: file for file in layout.files}
     return [
-        _share(Part(number, count), some, load, files, places, stored)
-        for number, (some, load) in enumerate(zip(spread, loads, strict=True), start=1)
+        _share(Part(number, count), some, loads, files, places, stored)
+        for number, some in enumerate(spread, start=1)
     ]
 
 
@@ -131,7 +131,7 @@ def _spread(units: Sequence[_Unit], count: int) -> list[list[_Unit]]:
 def _share(
     part: Part,
     units: Sequence[_Unit],
-    cost: float,
+    costs: Sequence[float],
     files: Mapping[str, OutputFile],
     places: Mapping[str, tuple[OutputFile, object]],
     stored: Mapping[str, Sequence[str]],
@@ -151,4 +151,4 @@ def _share(
         of_file[piece.name] = name
     layout = OutputLayout((*sorted(own, key=lambda file: file.name), *pieces), None, False)
     names = frozenset(name for unit in units for name in unit.names)
-    return Share(part, names, layout, of_file, cost)
+    return Share(part, names, layout, of_file, costs)

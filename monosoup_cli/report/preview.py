@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from monosoup_cli.options import Part
+
 __all__ = ["Cost", "Preview", "PreviewedTensor"]
 
 
@@ -89,6 +91,8 @@ class Preview:
         only_in_base: The names of tensors that only the base has.
         tensors: What is planned for every tensor.
         cost: What the run needs.
+        part: Which part of the output is made; None where it is all of it.
+        shares: The predicted work of every part, in shares of the whole.
     """
 
     command: str
@@ -103,3 +107,5 @@ class Preview:
     only_in_base: Sequence[str]
     tensors: Sequence[PreviewedTensor]
     cost: Cost
+    part: Part | None = None
+    shares: Sequence[float] = ()

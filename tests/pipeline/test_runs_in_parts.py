@@ -1,4 +1,4 @@
-"""An output that several machines make: `--part I/N` on each, and `finish`. The bytes are those of one run."""
+"""An output that several machines make: `--part I/N` on each, and `finish`. It has the bytes of one run."""
 
 import json
 import os
@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
-from monosoup_cli.errors import OutputError, UsageError
+from monosoup_cli.options import Part
 from monosoup_cli.outputs.workplace import partial_path, parts_path
 from monosoup_cli.pipeline.destination import part_path
-from monosoup_cli.options import Part
 from tests.outputs.forks import Forks
 
 SHAPES = {"q": (24, 24), "up": (40, 24), "small": (6, 5), "norm": (24,)}
@@ -147,8 +146,7 @@ def test_parts_make_the_bytes_of_one_run(models, whole, tmp_path, monkeypatch, n
         assert main_quietly(*command, "-o", out, "--part", f"{number}/{count}") == 0
         assert not out.exists()
     assert main_quietly("finish", out) == 0
-    expected = {key: value for key, value in whole(name).items()}
-    found = contents(out)
+    expected, found = whole(name), contents(out)
     assert found.keys() == expected.keys()
     for key, data in expected.items():
         if key.endswith("report.json"):
@@ -158,6 +156,259 @@ def test_parts_make_the_bytes_of_one_run(models, whole, tmp_path, monkeypatch, n
     assert not parts_path(out).exists()
     assert not partial_path(out).exists()
     assert monosoup_cli.verify(out)["differences"] == []
+
+
+EDIT = ("edit", "base", "one", "--device", "cpu")
+OF_ONE_FILE = ("edit", "base.safetensors", "one.safetensors", "--device", "cpu")
+
+
+def in_parts(command, out, count, *others):
+    for number in range(1, count + 1):
+        assert main_quietly(*command, "-o", out, "--part", f"{number}/{count}", *others) == 0
+
+
+@pytest.fixture
+def there(models, monkeypatch):
+    monkeypatch.chdir(models)
+
+
+def test_a_part_that_is_whole_is_not_made_again(there, whole, tmp_path, run):
+    out = tmp_path / "out"
+    in_parts(EDIT, out, 2)
+    before = {path: path.stat() for path in parts_path(out).rglob("*")}
+    again = run(*EDIT, "-o", out, "--part", "1/2")
+    assert again.code == 0
+    assert "part   1/2, " in again.err
+    assert f"once all parts are made, `monosoup finish {out}`" in again.err
+    assert {path: path.stat() for path in parts_path(out).rglob("*")} == before
+    assert run(*EDIT, "-o", out, "--part", "1/2", "--overwrite").code == 0
+    assert run("finish", out).code == 0
+    assert (out / "model-00001-of-00004.safetensors").read_bytes() == whole("edit")[
+        "model-00001-of-00004.safetensors"
+    ]
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "harm", "problem"),
+    [
+        (EDIT, "*-of-00004.safetensors", cut, "part 2/2 has a cut model-0000"),
+        (EDIT, "*-of-00004.safetensors", flip, "part 2/2 has a damaged model-0000"),
+        (EDIT, "*-of-00004.safetensors", os.unlink, "part 2/2 has a damaged model-0000"),
+        (OF_ONE_FILE, "*.piece", cut, "part 2/2 has a cut out.safetensors.piece"),
+        (OF_ONE_FILE, "*.piece", flip, "part 2/2 has a damaged out.safetensors.piece"),
+        (OF_ONE_FILE, "*.piece", os.unlink, "part 2/2 lacks out.safetensors.piece"),
+        (EDIT, "part.json", cut, "part 2/2 has no whole part.json"),
+        (EDIT, "part.json", flip, "part 2/2 has no whole part.json"),
+        (EDIT, "part.json", os.unlink, "part 2/2 has no whole part.json"),
+    ],
+    ids=lambda value: None if isinstance(value, tuple) else getattr(value, "__name__", value),
+)
+def test_a_part_that_is_not_as_it_was_made(there, tmp_path, run, command, file, harm, problem):
+    """It is named, and nothing is published; the command of the hint makes it again."""
+    out = tmp_path / ("out.safetensors" if command is OF_ONE_FILE else "out")
+    in_parts(command, out, 2)
+    harm(min((parts_path(out) / "2-of-2").glob(file)))
+    refused = run("finish", out)
+    assert refused.code == 1
+    assert problem in refused.err
+    assert "run the command with --part 2/2 --overwrite again" in refused.err
+    assert not out.exists()
+    assert run(*command, "-o", out, "--part", "2/2", "--overwrite").code == 0
+    assert run("finish", out).code == 0
+    assert monosoup_cli.verify(out)["differences"] == []
+
+
+def test_parts_that_are_missing(there, tmp_path, run):
+    out = tmp_path / "out"
+    assert "there are no parts; run a command with --part 1/N" in run("finish", out).err
+    for number in (1, 2, 5):
+        assert run(*EDIT, "-o", out, "--part", f"{number}/7").code == 0
+    refused = run("finish", out)
+    assert refused.code == 1
+    assert (
+        "4 of 7 parts are missing: found no 3/7, 4/7, 6/7, 7/7; run the command with --part 3/7"
+        in refused.err
+    )
+    assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
+    assert "there are parts of 2 and 7; remove those of another run" in run("finish", out).err
+    assert not out.exists()
+
+
+def test_parts_of_other_options_and_of_inputs_that_changed(models, tmp_path, run, monkeypatch):
+    place = tmp_path / "models"
+    shutil.copytree(models, place)
+    monkeypatch.chdir(place)
+    out = tmp_path / "out"
+    for number, options in ((1, ()), (2, ("--energy", "0.5")), (3, ())):
+        assert run(*EDIT, "-o", out, "--part", f"{number}/3", *options).code == 0
+    assert (
+        "part 2/3 differs from the others, or from the inputs, in arguments.energy" in run("finish", out).err
+    )
+    refused = run(*EDIT, "-o", out, "--part", "2/3")
+    assert (
+        "there is a part that differs in arguments.energy; to make it anew, pass --overwrite" in refused.err
+    )
+    assert run(*EDIT, "-o", out, "--part", "2/3", "--overwrite").code == 0
+    os.utime(place / "base" / "model-00001-of-00004.safetensors")
+    refused = run("finish", out)
+    assert "part 1/3 differs from the others, or from the inputs, in inputs.base 0 model-00001" in refused.err
+    assert not out.exists()
+
+
+def test_an_output_that_is_there_is_replaced_when_all_parts_are(there, whole, tmp_path, run):
+    out = tmp_path / "out"
+    assert run("wise", "base", "two", "--alpha", "0.5", "-o", out).code == 0
+    before = contents(out)
+    in_parts(EDIT, out, 2, "--overwrite")
+    assert contents(out) == before
+    assert "the output already exists" in run("finish", out).err
+    assert run("finish", out, "--overwrite").code == 0
+    name = "model-00003-of-00004.safetensors"
+    assert (out / name).read_bytes() == whole("edit")[name]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("edit", "base", "one", "--part", "0/2"), "--part takes I/N: expected I from 1 to N"),
+        (("edit", "base", "one", "--part", "3/2"), "--part takes I/N"),
+        (("edit", "base", "one", "--part", "1-2"), "--part takes I/N"),
+        (
+            ("wise", "base", "one", "--alpha", "0:1:0.5", "--score", "echo {}", "--part", "1/2"),
+            "whole checkpoint",
+        ),
+        (("search", "base", "one", "--score", "echo 1 {}", "--part", "1/2"), "whole checkpoint"),
+        (
+            ("soup", "one", "two", "--greedy", "--score-command", "echo {}", "--part", "1/2"),
+            "whole checkpoint",
+        ),
+        (
+            ("edit", "base", "one", "--as-adapter", "--adapter-energy", "0.5", "--part", "1/2"),
+            "ranks that do not depend on all layers; give --adapter-rank",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[-4:]),
+)
+def test_what_cannot_be_made_in_parts(there, tmp_path, run, words, problem):
+    refused = run(*words, "-o", tmp_path / "out")
+    assert refused.code == 2
+    assert problem in refused.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_functions_take_parts(there, whole, tmp_path):
+    out = tmp_path / "out"
+    for number in (2, 1):
+        facts = monosoup_cli.edit("base", "one", out, device="cpu", part=f"{number}/2")
+        assert facts["part"] == f"{number}/2"
+    report = monosoup_cli.finish(out)
+    assert report == json.loads((out / "monosoup_report.json").read_text())
+
+
+# -- kills -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as made:
+        yield made
+
+
+def sampled(calls, count):
+    """Some numbers of calls, spread over all."""
+    return sorted({*np.linspace(1, calls, min(count, calls)).astype(int).tolist()})
+
+
+def kills_of_a_part(models, whole, tmp_path, forks, count):
+    command = ("edit", models / "base", models / "one", "--device", "cpu", "--workers", "1", "-q")
+    out = tmp_path / "out"
+    whole_run = forks.run(*command, "-o", out, "--part", "2/3")
+    assert whole_run.code == 0, whole_run.err
+    shutil.rmtree(parts_path(out))
+    for at in sampled(len(whole_run.calls), count):
+        killed = forks.run(*command, "-o", out, "--part", "2/3", at=at)
+        assert killed.code in (-signal.SIGKILL, 0)
+        for number in (3, 1):
+            assert forks.run(*command, "-o", out, "--part", f"{number}/3").code == 0
+        is_there = part_path(out, Part(2, 3)).exists()
+        early = forks.run("finish", out)
+        if not is_there:
+            assert early.code == 1
+            assert "1 of 3 parts are missing: found no 2/3" in early.err
+            assert not out.exists()
+            again = forks.run(*command, "-o", out, "--part", "2/3", "--resume")
+            assert again.code == 0, again.err
+            assert forks.run("finish", out).code == 0
+        same_weights(out, whole)
+        shutil.rmtree(out)
+        assert not parts_path(out).exists()
+
+
+def same_weights(out, whole):
+    expected = whole("edit")
+    for name, data in expected.items():
+        if name != "monosoup_report.json" and name != "README.md":
+            assert (out / name).read_bytes() == data
+    assert monosoup_cli.verify(out)["differences"] == []
+
+
+def test_a_part_that_is_killed_is_resumed(models, whole, tmp_path, forks):
+    kills_of_a_part(models, whole, tmp_path, forks, 8)
+
+
+@pytest.mark.slow
+def test_a_part_that_is_killed_at_any_call_is_resumed(models, whole, tmp_path, forks):
+    kills_of_a_part(models, whole, tmp_path, forks, 1000)
+
+
+def kills_of_finish(models, whole, tmp_path, forks, count, has_old):
+    command = ("edit", models / "base", models / "one", "--device", "cpu", "--workers", "1", "-q")
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    options = ["--overwrite"] if has_old else []
+    if has_old:
+        assert forks.run("wise", *command[1:], "--alpha", "0.5", "-o", out).code == 0
+    for number in range(1, 6):  # some files whole, some in pieces
+        assert forks.run(*command, "-o", out, "--part", f"{number}/5", *options).code == 0
+    old = contents(out) if has_old else None
+    shutil.copytree(tmp_path, kept)
+    calls = len(forks.run("finish", out, "-q", *options).calls)
+    same_weights(out, whole)
+    for at in sampled(calls, count):
+        for path in (out, parts_path(out), partial_path(out)):
+            shutil.rmtree(path, ignore_errors=True)
+            if (kept / path.name).exists():
+                shutil.copytree(kept / path.name, path)
+        killed = forks.run("finish", out, "-q", *options, at=at)
+        assert killed.code in (-signal.SIGKILL, 0)
+        if out.exists() and old is not None and contents(out) == old:
+            assert forks.run("finish", out, "-q", *options).code == 0
+        elif out.exists():  # it is whole: what is left of the parts is of no use
+            same_weights(out, whole)
+        else:
+            again = forks.run("finish", out, "-q", *options)
+            assert again.code == 0, (at, again)
+        same_weights(out, whole)
+
+
+@pytest.mark.parametrize("has_old", [False, True], ids=["new", "old"])
+def test_finish_that_is_killed_is_run_again(models, whole, tmp_path, forks, has_old):
+    kills_of_finish(models, whole, tmp_path, forks, 10, has_old)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_old", [False, True], ids=["new", "old"])
+def test_finish_that_is_killed_at_any_call_is_run_again(models, whole, tmp_path, forks, has_old):
+    kills_of_finish(models, whole, tmp_path, forks, 1000, has_old)
 
 
 def without_place(text):
