@@ -7,7 +7,6 @@ A command is a Python function with an explicit signature. Each parameter is ann
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
@@ -25,7 +24,6 @@ __all__ = [
     "Option",
     "Output",
     "OutputOptions",
-    "Part",
     "RunKeywords",
     "RunOptions",
     "Scores",
@@ -369,36 +367,8 @@ class OutputOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        if self.part is not None:
-            Part.of(self.part)
         if self.public and self.push is None:
             raise UsageError("--public needs --push")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of the parts in which several machines make an output."""
-
-    number: int
-    count: int
-
-    @classmethod
-    def of(cls, text: str) -> Part:
-        """A part that the user typed: "3/8".
-
-        Raises:
-            UsageError: It is none.
-        """
-        found = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
-        part = cls(*map(int, found.groups())) if found else None
-        if part is None or not 1 <= part.number <= part.count:
-            raise UsageError("--part takes I/N", expected="I from 1 to N, such as 3/8", found=text)
-        return part
-
-    @property
-    def words(self) -> str:
-        """As the user types it."""
-        return f"{self.number}/{self.count}"
 
 
 class SelectionKeywords(TypedDict, total=False):

@@ -226,7 +226,7 @@ class PartialOutput:
     def _checksums_of(self, name: str) -> list[int]:
         return [self._checksum(folder, part) for folder in self._folders for part in self._parts_of(name)]
 
-    def commit(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
+    def commit(self, records: Mapping[str, list[dict[str, Any]]], *, is_journalled: bool = True) -> None:
         """Count written tensors as finished.
 
         A thread in the background syncs and journals them.
@@ -234,16 +234,12 @@ class PartialOutput:
         Args:
             records: The name of each tensor, or the name of its parts, with what to note about it: one record
                 for each folder.
+            is_journalled: Whether a resumed run needs to know: not where it can have them again at no cost.
         """
         if self._failure is not None:
             raise self._failure
         self.finished.update(records)
-        self._done.put(records)
-
-    def adopt(self, records: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Count tensors as finished without an entry in the journal: they can be had again."""
-        self.finished.update(records)
-        self._digests.go_on()
+        self._done.put(records if is_journalled else {})
 
     def note(self, name: str, content: Any) -> None:
         """Journal something that need not be done again; a resumed run finds it in `notes`."""

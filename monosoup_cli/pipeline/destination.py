@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES
 from monosoup_cli.formats.table import WEIGHTS
-from monosoup_cli.options import Call, OutputOptions, Part, RunOptions
+from monosoup_cli.options import Call, OutputOptions, RunOptions
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
 from monosoup_cli.outputs.workplace import is_in_use, parts_path, refuse_unfinished, unfinished_run
@@ -17,10 +18,36 @@ from monosoup_cli.pipeline.published import published_reports
 from monosoup_cli.report.files import REPORT_NAME, is_report
 from monosoup_cli.sources.source import Source
 
-__all__ = ["STDOUT", "Destination", "part_path"]
+__all__ = ["STDOUT", "Destination", "Part", "part_path"]
 
 STDOUT = "-"
 """As the path of a report: stdout."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the parts in which several machines make an output."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def of(cls, text: str) -> Part:
+        """A part that the user typed: "3/8".
+
+        Raises:
+            UsageError: It is none.
+        """
+        found = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
+        part = cls(*map(int, found.groups())) if found else None
+        if part is None or not 1 <= part.number <= part.count:
+            raise UsageError("--part takes I/N", expected="I from 1 to N, such as 3/8", found=text)
+        return part
+
+    @property
+    def words(self) -> str:
+        """As the user types it."""
+        return f"{self.number}/{self.count}"
 
 
 def part_path(output: Path, part: Part) -> Path:
@@ -68,7 +95,11 @@ class Destination:
 
     @property
     def part(self) -> Part | None:
-        """Which part of the output is made, where it is not all of it."""
+        """Which part of the output is made, where it is not all of it.
+
+        Raises:
+            UsageError: The user typed none.
+        """
         return None if self.options.part is None else Part.of(self.options.part)
 
     @property

@@ -21,11 +21,10 @@ from typing import Any
 
 from monosoup_cli.errors import OutputError, crop, some
 from monosoup_cli.formats.files import InputFile, blocks_of
-from monosoup_cli.options import Part
 from monosoup_cli.outputs.journal import content_of, differences, sealed_line
 from monosoup_cli.outputs.layout import OutputFile
 from monosoup_cli.outputs.workplace import parts_path, unfinished_run
-from monosoup_cli.pipeline.destination import part_path
+from monosoup_cli.pipeline.destination import Part, part_path
 from monosoup_cli.pipeline.shares import Share
 
 __all__ = ["PART_NAME", "FinishedPart", "common_identity", "find_parts", "read_part"]

@@ -136,7 +136,7 @@ def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ign
             for folder in folders:
                 for name, offset, data in part.pieces(share, folder):
                     partial.write(name, data, offset, folder)
-            partial.adopt(part.facts["records"])
+            partial.commit(part.facts["records"], is_journalled=False)
             for tensor in ready.plan.tensors:
                 if tensor.name in share.names:
                     progress(tensor, True)
@@ -159,6 +159,7 @@ def _add_up(report: dict[str, Any], parts: Sequence[FinishedPart]) -> None:
     facts = [part.facts for part in parts]
     for name in ("device", "workers"):
         report["arguments"][name] = facts[0]["arguments"][name]
+    report["arguments"]["resume"] = False
     timing = report["timing"] = dict(report["timing"])
     for name in ("seconds", "bytes_written"):
         timing[name] += sum(one["timing"][name] for one in facts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from monosoup_cli.pipeline.cost import Estimate
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.scoring import trials_of
+from monosoup_cli.pipeline.shares import Share
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.plan import PlannedTensor
@@ -17,7 +20,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     """What a run would do to every tensor, and what it would take."""
     planned = ready.planned
     inputs, method = planned.inputs, planned.method
-    layout, resources, share = ready.layout, ready.resources, ready.share
+    layout, resources = ready.layout, ready.resources
     return Preview(
         command=planned.task.call.command,
         verb=method.verb,
@@ -25,9 +28,9 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
         path=str(planned.destination.place),
         push=planned.destination.options.push,
         files=[(file.name, file.nbytes) for file in layout.files],
-        side_files=ready.side_files.record(),
+        side_files={} if ready.share is not None else ready.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
-        details=method.details,
+        details={**method.details, **_of_share(ready.share)},
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         tensors=[_tensor(ready, tensor) for tensor in ready.tensors],
         cost=Cost(
@@ -44,9 +47,19 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,
             cores=0 if estimate is None else estimate.cores,
         ),
-        part=None if share is None else share.part,
-        shares=() if share is None else [cost / sum(share.costs) for cost in share.costs],
     )
+
+
+def _of_share(share: Share | None) -> dict[str, Any]:
+    """Which part is made, and the predicted work of all parts, in shares of the whole."""
+    if share is None:
+        return {}
+    whole = sum(share.costs)
+    return {
+        "part": share.part.number,
+        "of": share.part.count,
+        "shares": [cost / whole for cost in share.costs],
+    }
 
 
 def _shared_bytes(ready: Ready) -> int:

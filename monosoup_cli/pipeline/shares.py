@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from monosoup_cli.formats.header import build_header
-from monosoup_cli.options import Part
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
+from monosoup_cli.pipeline.destination import Part
 from monosoup_cli.pipeline.law import Law
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.ingredients import product_rank

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.options import Part
-
 __all__ = ["Cost", "Preview", "PreviewedTensor"]
 
 
@@ -87,12 +85,10 @@ class Preview:
         files: The name and size of every file of weights in one checkpoint of the output.
         side_files: What is carried beside the weights and what is left out, as in the report.
         folders: The folder of every checkpoint; [""] where the output is one checkpoint.
-        details: What the method adds.
+        details: What the method adds; and `part`, `of` and the `shares` of all parts, where one is made.
         only_in_base: The names of tensors that only the base has.
         tensors: What is planned for every tensor.
         cost: What the run needs.
-        part: Which part of the output is made; None where it is all of it.
-        shares: The predicted work of every part, in shares of the whole.
     """
 
     command: str
@@ -107,5 +103,3 @@ class Preview:
     only_in_base: Sequence[str]
     tensors: Sequence[PreviewedTensor]
     cost: Cost
-    part: Part | None = None
-    shares: Sequence[float] = ()

@@ -77,7 +77,6 @@ def plan_to_json(
         "memory_bytes": cost.memory_bytes,
         **on_cards,
         "estimated_seconds": None if cost.seconds is None else float(f"{cost.seconds:.2g}"),
-        **({"part": plan.part.words, "shares": list(plan.shares)} if plan.part is not None else {}),
         **({"candidates": cost.candidates} if cost.candidates else {}),
         **({"scorings": cost.trials} if cost.trials else {}),
         **({"draft_bytes": cost.draft_bytes} if cost.draft_bytes else {}),
@@ -113,9 +112,10 @@ def plan_table(plan: Preview) -> RenderableType:
     parameters_edited, of_all = _parameters(plan)
     totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
     totals.add_row("keep", _counts(reasons) or "none")
-    if plan.part is not None:
-        own, least, most = (f"{share:.1%}" for share in _shares(plan))
-        totals.add_row("part", f"{plan.part.words}, {own} of the work; all parts have {least} to {most}")
+    if "part" in plan.details:
+        number, shares = plan.details["part"], plan.details["shares"]
+        own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
+        totals.add_row("part", f"{number}/{len(shares)}, {own} of the work; parts have {least} to {most}")
     if plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
     if cost.trials:
@@ -138,12 +138,6 @@ def plan_table(plan: Preview) -> RenderableType:
     totals.add_row("memory", memory)
     totals.add_row("time", _time(cost))
     return totals
-
-
-def _shares(plan: Preview) -> tuple[float, float, float]:
-    """The share of this part, and the least and the largest one."""
-    assert plan.part is not None
-    return plan.shares[plan.part.number - 1], min(plan.shares), max(plan.shares)
 
 
 def _parameters(plan: Preview) -> tuple[int, int]:

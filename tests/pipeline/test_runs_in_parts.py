@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
-from monosoup_cli.options import Part
 from monosoup_cli.outputs.workplace import partial_path, parts_path
-from monosoup_cli.pipeline.destination import part_path
+from monosoup_cli.pipeline.destination import Part, part_path
 from tests.outputs.forks import Forks
 
 SHAPES = {"q": (24, 24), "up": (40, 24), "small": (6, 5), "norm": (24,)}
