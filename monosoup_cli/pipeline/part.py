@@ -51,7 +51,7 @@ class FinishedPart:
 
     def refuse(self, problem: str, path: Path | None = None) -> OutputError:
         """The error for a part that must be made again."""
-        again = f"run the command with --part {self.part.words} --overwrite again"
+        again = f"run its command with --part {self.part.words} --overwrite again"
         return OutputError(f"part {self.part.words} {problem}", path=path or self.path, hint=again)
 
     def check(self, share: Share, identity: Mapping[str, Any], folders: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ def find_parts(output: Path) -> list[FinishedPart]:
             f"{len(missing):,} of {count:,} parts are missing",
             path=folder,
             found=f"no {some([part.words for part in missing], NAMED)}",
-            hint=f"run the command with --part {missing[0].words}{' --resume' if resume else ''}",
+            hint=f"run its command with --part {missing[0].words}{' --resume' if resume else ''}",
         )
     return [read_part(part_path(output, part), part) for part in (Part(n, count) for n in sorted(numbers))]
 

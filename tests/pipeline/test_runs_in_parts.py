@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.outputs.open_files import facts
 from monosoup_cli.outputs.workplace import partial_path, parts_path
 from monosoup_cli.pipeline.destination import Part, part_path
 from tests.outputs.forks import Forks
@@ -174,12 +175,12 @@ def there(models, monkeypatch):
 def test_a_part_that_is_whole_is_not_made_again(there, whole, tmp_path, run):
     out = tmp_path / "out"
     in_parts(EDIT, out, 2)
-    before = {path: path.stat() for path in parts_path(out).rglob("*")}
+    before = {path: facts(path.stat()) for path in parts_path(out).rglob("*")}
     again = run(*EDIT, "-o", out, "--part", "1/2")
     assert again.code == 0
     assert "part   1/2, " in again.err
     assert f"once all parts are made, `monosoup finish {out}`" in again.err
-    assert {path: path.stat() for path in parts_path(out).rglob("*")} == before
+    assert {path: facts(path.stat()) for path in parts_path(out).rglob("*")} == before
     assert run(*EDIT, "-o", out, "--part", "1/2", "--overwrite").code == 0
     assert run("finish", out).code == 0
     assert (out / "model-00001-of-00004.safetensors").read_bytes() == whole("edit")[
@@ -220,7 +221,7 @@ def test_a_part_that_is_not_as_it_was_made(there, tmp_path, run, command, file, 
     refused = run("finish", out)
     assert refused.code == 1
     assert problem in refused.err
-    assert "run the command with --part 2/2 --overwrite again" in refused.err
+    assert "run its command with --part 2/2 --overwrite again" in refused.err
     assert not out.exists()
     assert run(*command, "-o", out, "--part", "2/2", "--overwrite").code == 0
     assert run("finish", out).code == 0
@@ -235,7 +236,7 @@ def test_parts_that_are_missing(there, tmp_path, run):
     refused = run("finish", out)
     assert refused.code == 1
     assert (
-        "4 of 7 parts are missing: found no 3/7, 4/7, 6/7, 7/7; run the command with --part 3/7"
+        "4 of 7 parts are missing: found no 3/7, 4/7, 6/7, 7/7; run its command with --part 3/7"
         in refused.err
     )
     assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
@@ -308,8 +309,8 @@ def test_what_cannot_be_made_in_parts(there, tmp_path, run, words, problem):
 def test_the_functions_take_parts(there, whole, tmp_path):
     out = tmp_path / "out"
     for number in (2, 1):
-        facts = monosoup_cli.edit("base", "one", out, device="cpu", part=f"{number}/2")
-        assert facts["part"] == f"{number}/2"
+        made = monosoup_cli.edit("base", "one", out, device="cpu", part=f"{number}/2")
+        assert made["part"] == f"{number}/2"
     report = monosoup_cli.finish(out)
     assert report == json.loads((out / "monosoup_report.json").read_text())
 
