@@ -16,6 +16,8 @@ def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:
     """What the names with one of these endings have before it, each with the first such name."""
     found: dict[str, str] = {}
     for name in tensors:
+        if not name.endswith(endings):
+            continue
         for ending in endings:
             if name.endswith(ending):
                 found.setdefault(name.removesuffix(ending), name)

@@ -108,11 +108,13 @@ def refuse_other_adapter(names: Iterable[str], path: str, *, is_lora: bool) -> N
         is_lora: Whether most of them are those of factors, so that the end of one tells.
     """
     kinds = ENDS if is_lora else NAMES
+    begin = r"(?:^|\.)" if is_lora else "^"
+    any_kind = re.compile(rf"{begin}(?:{'|'.join(kinds)})$")
     for name in names:
-        if name.startswith(OF_PEFT):
+        if name.startswith(OF_PEFT) or not any_kind.search(name):
             continue
         for pattern, other in kinds.items():
-            if re.search(rf"(?:^|\.)(?:{pattern})$" if is_lora else rf"^(?:{pattern})$", name):
+            if re.search(rf"{begin}(?:{pattern})$", name):
                 raise CheckpointError(f"this is {other.kind}", path=path, tensor=name, hint=other.way_out)
 
 

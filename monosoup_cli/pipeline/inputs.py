@@ -258,7 +258,8 @@ def _check_gathered(
     flat = [
         name
         for name, tensor in tensors.items()
-        if any(_is_flattened(tensor, other[name]) for other in others if name in other)
+        if len(tensor.shape) == 1
+        and any(_is_flattened(tensor, other[name]) for other in others if name in other)
     ]
     if flat:
         raise CheckpointError(
@@ -287,10 +288,9 @@ def _check_gathered(
 
 
 def _is_flattened(tensor: TensorInfo, other: TensorInfo) -> bool:
-    """Whether a vector has elements of what is a matrix elsewhere: FSDP flattens and then slices."""
+    """Whether this vector has elements of what is a matrix elsewhere: FSDP flattens and then slices."""
     is_matrix = sum(size > 1 for size in other.shape) > 1
-    is_vector = len(tensor.shape) == 1 and tensor.shape[0] not in other.shape
-    return is_vector and is_matrix and 0 < tensor.elements <= other.elements
+    return is_matrix and tensor.shape[0] not in other.shape and 0 < tensor.elements <= other.elements
 
 
 def _notes_of_place(files: Files) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from monosoup_cli.formats.header import build_header
@@ -80,7 +80,8 @@ def shares_of(
         finetuned: The fine-tuned checkpoints.
         count: The number of shares.
     """
-    costs = {tensor.name: _cost(tensor, finetuned) for tensor in plan.tensors}
+    known: dict[object, float] = {}  # models have few kinds of tensors
+    costs = {tensor.name: _cost(tensor, finetuned, known) for tensor in plan.tensors}
     places = layout.places()
     names_in, joint = defaultdict[str | None, list[str]](list), set[str | None]()
     for name in costs:
@@ -110,11 +111,14 @@ def shares_of(
     ]
 
 
-def _cost(tensor: PlannedTensor, finetuned: Sequence[Source]) -> float:
-    if not tensor.is_edited or tensor.matrices is None:
-        return BY_ELEMENTS.seconds(tensor)
-    has_factors = product_rank(finetuned, tensor.name) is not None
-    return (FROM_FACTORS if has_factors else AS_MATRICES).seconds(tensor)
+def _cost(tensor: PlannedTensor, finetuned: Sequence[Source], known: dict[object, float]) -> float:
+    matrices = tensor.matrices if tensor.is_edited else None
+    has_factors = matrices is not None and product_rank(finetuned, tensor.name) is not None
+    law = BY_ELEMENTS if matrices is None else FROM_FACTORS if has_factors else AS_MATRICES
+    kind = (law.constants[0], tensor.elements if matrices is None else matrices)
+    if kind not in known:
+        known[kind] = law.seconds(tensor if tensor.is_edited else replace(tensor, matrices=None))
+    return known[kind]
 
 
 def _spread(units: Sequence[_Unit], count: int) -> list[list[_Unit]]:

@@ -222,7 +222,7 @@ def open_indexed(
         raise CheckpointError("the index's metadata must be an object", path=index_path)
     stem, dot, suffix = (file_of_index(index_name) or "").rpartition(".")
     suffix = dot + suffix
-    plain = {one for one in weight_map.values() if isinstance(one, str) and is_plain_name(one)}
+    plain = {*filter(is_plain_name, {one for one in weight_map.values() if isinstance(one, str)})}
     for name, shard_name in weight_map.items():
         if not isinstance(shard_name, str) or shard_name not in plain or not shard_name.endswith(suffix):
             raise CheckpointError(

@@ -221,12 +221,20 @@ def _are_same(source: Source, one: str, other: str) -> bool:
 
 def _groups(name: str) -> list[tuple[str, TiedGroup]]:
     """The groups of TIED that a name belongs to, each with the prefix of its names."""
+    if ".".join(name.rsplit(".", 2)[-2:]) not in _tied_ends():
+        return []
     parts = name.rsplit(".", MAX_TIED_COMPONENTS)
     for at in range(len(parts)):
         if groups := _tied_groups().get(".".join(parts[at:])):
             outer = "".join(f"{part}." for part in parts[:at])
             return [(outer, group) for group in groups]
     return []
+
+
+@cache
+def _tied_ends() -> set[str]:
+    """The last two components of names in TIED: most names end otherwise."""
+    return {".".join(name.rsplit(".", 2)[-2:]) for name in _tied_groups()}
 
 
 @cache
