@@ -7,9 +7,9 @@ A command is a Python function with an explicit signature. Each parameter is ann
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, from_keywords
 from monosoup_cli.errors import UsageError
@@ -24,7 +24,6 @@ __all__ = [
     "Option",
     "Output",
     "OutputOptions",
-    "RunKeywords",
     "RunOptions",
     "Scores",
     "SelectionOptions",
@@ -369,56 +368,6 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.public and self.push is None:
             raise UsageError("--public needs --push")
-
-
-class SelectionKeywords(TypedDict, total=False):
-    """`SelectionOptions` as keyword arguments; a test holds the two together."""
-
-    include: str | Sequence[str]
-    exclude: str | Sequence[str]
-    rename: str | Sequence[str]
-    state_dict: str | None
-    parts: str | Sequence[str]
-    on_mismatch: Mismatch
-    on_nonfinite: Strictness
-    partial: bool
-
-
-class ComputeKeywords(TypedDict, total=False):
-    """`ComputeOptions` as keyword arguments."""
-
-    device: str
-    workers: int | None
-
-
-class StorageKeywords(TypedDict, total=False):
-    """`StorageOptions` as keyword arguments."""
-
-    dtype: Dtype
-    max_shard_size: str | int | None
-    side_files: str | Sequence[str]
-    carry_base: str | Sequence[str]
-
-
-class OutputKeywords(TypedDict, total=False):
-    """`OutputOptions` as keyword arguments."""
-
-    report: StrPath | None
-    overwrite: bool
-    resume: bool
-    push: str | None
-    public: bool
-    part: str | None
-
-
-class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
-    """The keyword arguments that all writing commands share.
-
-    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
-    when they finish it.
-    """
-
-    progress: Callable[[Any, bool], None] | None
 
 
 GROUPS = (SelectionOptions, StorageOptions, ComputeOptions, OutputOptions)

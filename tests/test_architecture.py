@@ -18,7 +18,7 @@ import monosoup_cli
 
 PACKAGE = Path(monosoup_cli.__file__).parent
 
-BOTTOM = {"version", "errors", "names", "declaration", "options", "signals"}
+BOTTOM = {"version", "errors", "names", "declaration", "options", "keywords", "signals"}
 ROOMS = {
     "version": set(),
     "errors": set(),
@@ -26,6 +26,7 @@ ROOMS = {
     "signals": set(),
     "declaration": {"errors"},
     "options": {"errors", "declaration"},
+    "keywords": {"options"},
     "formats": BOTTOM,
     "sources": BOTTOM | {"formats"},
     "encodings": BOTTOM | {"formats", "sources"},

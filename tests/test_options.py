@@ -6,6 +6,7 @@ import typing
 import pytest
 import typer
 
+from monosoup_cli import keywords as keywords_of
 from monosoup_cli import options
 from monosoup_cli.api.commands import COMMANDS, inspect_spectrum
 from monosoup_cli.cli.app import app
@@ -18,13 +19,13 @@ VIEW = {"group", "sort", "reverse", "top", "html", "plot"}
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_has_its_keywords(group):
-    keywords = getattr(options, group.__name__.replace("Options", "Keywords"))
+    keywords = getattr(keywords_of, group.__name__.replace("Options", "Keywords"))
     declared = {name: one.type for name, one in declared_in(group).items()}
     assert typing.get_type_hints(keywords) == declared
 
 
 def test_the_keywords_of_a_command_are_those_of_the_groups_and_the_progress():
-    keywords = typing.get_type_hints(options.RunKeywords)
+    keywords = typing.get_type_hints(keywords_of.RunKeywords)
     assert keywords.keys() - options.RunOptions.declared().keys() == {"progress"}
     assert options.RunOptions.declared().keys() <= keywords.keys()
 

@@ -127,7 +127,7 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
         from monosoup_cli.pipeline.parts import make_part
         from monosoup_cli.pipeline.ready import make_ready
 
-        if planned.destination.part is not None:
+        if planned.destination.options.part is not None:
             return dict(make_part(make_ready(planned, progress), progress).facts)
         report = execute(make_ready(planned, progress), progress)
         if planned.destination.options.push is not None:

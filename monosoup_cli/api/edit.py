@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.api.split import RankFractionSplit, RankSplit, SplitOption, WeightingOption
 from monosoup_cli.errors import UsageError
+from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
@@ -20,7 +21,6 @@ from monosoup_cli.options import (
     Finetuned,
     Option,
     Output,
-    RunKeywords,
     SplitFused,
     Stacked,
     as_list,

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import publish
 from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, SplitOption, WeightingOption
+from monosoup_cli.keywords import ComputeKeywords, SelectionKeywords
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.spectral_edit import SpectralEdit
 from monosoup_cli.options import (
     NO_BASE,
     Base,
-    ComputeKeywords,
     ComputeOptions,
     DeclaredOption,
     Finetuned,
     Option,
-    SelectionKeywords,
     SelectionOptions,
     SplitFused,
     Stacked,

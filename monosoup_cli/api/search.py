@@ -15,23 +15,14 @@ from monosoup_cli.api.command import Request, WritingCommand, command
 from monosoup_cli.api.edit import edit
 from monosoup_cli.api.method_commands import METHODS
 from monosoup_cli.errors import MonosoupError, ResumeError, UsageError
+from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.lines import BlockPattern, scales
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.score_option import SCORE_HELP, commands_by_name
 from monosoup_cli.methods.search import Candidate, Goal, Trial, coarse, explore, front
 from monosoup_cli.methods.shared_edit import SharedEdit
 from monosoup_cli.methods.spectral_edit import SpectralEdit
-from monosoup_cli.options import (
-    Base,
-    Finetuned,
-    Option,
-    Output,
-    RunKeywords,
-    SplitFused,
-    Stacked,
-    as_list,
-    as_paths,
-)
+from monosoup_cli.options import Base, Finetuned, Option, Output, SplitFused, Stacked, as_list, as_paths
 from monosoup_cli.tensors.method import Order, Variant
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.errors import UsageError, mismatch_in
+from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.model_soup import Average, best_first
 from monosoup_cli.methods.monosoup import PAPER
-from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, Scores, Strictness, as_paths
+from monosoup_cli.options import Base, Finetuned, Option, Output, Scores, Strictness, as_paths
 from monosoup_cli.tensors.method import Order, Paper
 
 if TYPE_CHECKING:

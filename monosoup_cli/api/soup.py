@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.errors import UsageError
+from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalise
 from monosoup_cli.methods.score_option import check_template
-from monosoup_cli.options import (
-    Finetuned,
-    Option,
-    Output,
-    RunKeywords,
-    Scores,
-    StrPath,
-    as_paths,
-    check_choice,
-)
+from monosoup_cli.options import Finetuned, Option, Output, Scores, StrPath, as_paths, check_choice
 from monosoup_cli.tensors.method import Order
 
 if TYPE_CHECKING:

@@ -105,7 +105,7 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
     if is_dry:
         _show_plan(ready, console, chooses=chooses_dry, as_json=as_json)
         return
-    if ready.share is not None:
+    if ready.share.part is not None:
         _make_part(ready, console, as_json=as_json)
         return
     for doubt in () if console.quiet else doubts_of_inputs(planned.inputs, ready.plan):
@@ -132,7 +132,7 @@ def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
 
     destination = ready.planned.destination
     try:
-        with console.progress(ready.tensors) as progress:
+        with console.progress(ready.share.tensors) as progress:
             part = make_part(ready, progress)
     except (SystemExit, MemoryError, OSError, RuntimeError):
         if destination.is_unfinished:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.similarity import cosines, gram_matrix
-from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths, check_choice
+from monosoup_cli.options import Base, Finetuned, Option, Output, as_paths, check_choice
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
-from monosoup_cli.options import Base, Finetuned, Option, Output, RunKeywords, as_paths
+from monosoup_cli.options import Base, Finetuned, Option, Output, as_paths
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
 

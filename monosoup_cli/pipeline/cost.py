@@ -79,10 +79,10 @@ def estimate(ready: Ready, members: Sequence[int] | None = None) -> Estimate | N
     inputs = ready.planned.inputs.finetuned
     finetuned = inputs if members is None else [inputs[number] for number in members]
     ways: dict[tuple[bool, bool, bool], list[PlannedTensor]] = {}
-    for tensor in ready.tensors:
+    for tensor in ready.share.tensors:
         ways.setdefault(_way(tensor, finetuned), []).append(tensor)
     laws = {way: Law.of(_samples(ready, finetuned, tensors, deadline)) for way, tensors in ways.items()}
-    seconds = [laws[_way(tensor, finetuned)].seconds(tensor) for tensor in ready.tensors]
+    seconds = [laws[_way(tensor, finetuned)].seconds(tensor) for tensor in ready.share.tensors]
     in_turn = sum(laws[way].constants[0] * len(tensors) for way, tensors in ways.items())  # Python has a lock
     made = max(makespan(seconds, workers), in_turn)
     return Estimate(so_far + made, time.monotonic() - started, workers)

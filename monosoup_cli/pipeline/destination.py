@@ -18,7 +18,7 @@ from monosoup_cli.pipeline.published import published_reports
 from monosoup_cli.report.files import REPORT_NAME, is_report
 from monosoup_cli.sources.source import Source
 
-__all__ = ["STDOUT", "Destination", "Part", "part_path"]
+__all__ = ["STDOUT", "Destination", "Part", "part_of", "part_path", "work_path"]
 
 STDOUT = "-"
 """As the path of a report: stdout."""
@@ -48,6 +48,21 @@ class Part:
     def words(self) -> str:
         """As the user types it."""
         return f"{self.number}/{self.count}"
+
+
+def part_of(destination: Destination) -> Part | None:
+    """Which part of the output is made, where it is not all of it.
+
+    Raises:
+        UsageError: The user typed something else.
+    """
+    return None if destination.options.part is None else Part.of(destination.options.part)
+
+
+def work_path(destination: Destination) -> Path:
+    """What a run writes: the output, or a part of it."""
+    part = part_of(destination)
+    return destination.path if part is None else part_path(destination.path, part)
 
 
 def part_path(output: Path, part: Part) -> Path:
@@ -94,21 +109,6 @@ class Destination:
         return cls(path, options.writing)
 
     @property
-    def part(self) -> Part | None:
-        """Which part of the output is made, where it is not all of it.
-
-        Raises:
-            UsageError: The user typed none.
-        """
-        return None if self.options.part is None else Part.of(self.options.part)
-
-    @property
-    def place(self) -> Path:
-        """What a run writes: the output, or a part of it."""
-        part = self.part
-        return self.path if part is None else part_path(self.path, part)
-
-    @property
     def is_file(self) -> bool:
         """Whether the output is one file."""
         return self.path.suffix == ".safetensors"
@@ -129,7 +129,7 @@ class Destination:
     @property
     def is_unfinished(self) -> bool:
         """Whether an interrupted run left work that `--resume` can continue."""
-        return unfinished_run(self.place)
+        return unfinished_run(work_path(self))
 
     def check_path(self, sources: Sequence[Source]) -> None:
         """Refuse an output or a report at a place where none can be written.
@@ -138,9 +138,9 @@ class Destination:
             OutputError: The place is taken, in use, not writable, or part of an input.
         """
         options = self.options
-        if self.part is not None:  # the output is only replaced when it is finished
+        if options.part is not None:  # the output is only replaced when it is finished
             check_output_path(self.path, sources, overwrite=True, resume=False)
-            refuse_unfinished(self.place, resume=options.resume, overwrite=options.overwrite)
+            refuse_unfinished(work_path(self), resume=options.resume, overwrite=options.overwrite)
             return
         try:
             check_output_path(self.path, sources, overwrite=options.overwrite, resume=options.resume)

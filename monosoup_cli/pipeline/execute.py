@@ -22,6 +22,7 @@ from monosoup_cli.pipeline.publication import make_identity, make_reports, publi
 from monosoup_cli.pipeline.ready import Ready, lay_out
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.scoring import ignore_scores, score_variants
+from monosoup_cli.pipeline.shares import Share
 from monosoup_cli.pipeline.task import Choice, OnScore, Task, true_hints
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
@@ -93,7 +94,7 @@ def make_tensors(ready: Ready, choice: Choice, partial: PartialOutput, progress:
         ready.form,
         Target(partial, ingredients, ready.variants),
         planned.task.options.selecting.on_nonfinite,
-        None if ready.share is None else ready.share.names,
+        ready.share.names,
     )
     with true_hints(planned.task):
         run(work, Threads(ready.resources.places, ready.resources.substitute), progress)
@@ -145,6 +146,7 @@ class _Context:
             plan,
             whole_form(self.inputs.finetuned[0], layout, planned.task.options.storing.dtype),
             ready.resources,
+            Share(plan.tensors, layout),
         )
         draft.check()
         return _make(draft, ignore, members=members)

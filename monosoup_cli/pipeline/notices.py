@@ -44,7 +44,7 @@ def notices_of(ready: Ready) -> list[str]:
     if inputs.parent is not None:
         notices += doubts_of_names(ready.plan, inputs.parent.tensors)
     notices += _of_statistics(ready)
-    code = [name for name in ready.side_files.names if name.endswith(".py")]
+    code = [name for name in ready.form.side_files.names if name.endswith(".py")]
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
     model = ready.form.model
@@ -57,7 +57,7 @@ def notices_of(ready: Ready) -> list[str]:
         notices.append(f"removed from __metadata__, since new weights make it false: {', '.join(removed)}")
     places = {
         file.name: place
-        for file in ready.side_files.carried
+        for file in ready.form.side_files.carried
         for place in targets_outside(file.folder, [file.stored]).values()
     }
     if places:
@@ -69,13 +69,13 @@ def notices_of(ready: Ready) -> list[str]:
     if new:
         hint = f"; {inputs.hint} would match more of them" if inputs.hint else ""
         notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
-    carried = [name for name in ready.side_files.names if name.endswith(WEIGHTS)]
+    carried = [name for name in ready.form.side_files.names if name.endswith(WEIGHTS)]
     apart = [name for name in carried if BESIDE_ADAPTER.search(name)]
     if apart:
         notices.append(f"trained beside the adapter, and carried but not merged: {', '.join(apart)}")
     adapters = {
         file.name: file.folder.shown(file.stored.rpartition("/")[0])
-        for file in ready.side_files.carried
+        for file in ready.form.side_files.carried
         if OWN_ADAPTER.search(file.name)
     }
     for name, place in adapters.items():
@@ -85,7 +85,7 @@ def notices_of(ready: Ready) -> list[str]:
     carried = [name for name in carried if name not in apart and name not in adapters]
     if carried:
         notices.append(f"not edited, and copied as fine-tuned: {', '.join(carried)}")
-    for name in (one.name for one in ready.side_files.left_out if one.why == LARGE):
+    for name in (one.name for one in ready.form.side_files.left_out if one.why == LARGE):
         notices.append(f"{name} is {LARGE} and left out; --side-files {quote(escape(name))} carries it")
     is_pushed = ready.planned.destination.options.push is not None
     refused = ready.metadata.refused if is_pushed else {}  # the card is not opened before it has to be

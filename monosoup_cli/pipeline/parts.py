@@ -14,6 +14,7 @@ from monosoup_cli.outputs.durable import sync_folder
 from monosoup_cli.outputs.journal import differences, sealed_line
 from monosoup_cli.outputs.workplace import finish_replacing, is_replacing
 from monosoup_cli.outputs.writer import PartialOutput, place_of
+from monosoup_cli.pipeline.destination import work_path
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
 from monosoup_cli.pipeline.part import PART_NAME, FinishedPart, common_identity, read_part
@@ -36,19 +37,20 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
         MonosoupError: The part cannot be made.
     """
     planned, share, destination = ready.planned, ready.share, ready.planned.destination
-    assert share is not None
+    part, place = share.part, work_path(destination)
+    assert part is not None
     destination.check_path(planned.inputs.sources)
     ready.check()
     started, writing = time.monotonic(), destination.options
     identity = json.loads(json.dumps(make_identity(ready, environment(ready.resources.devices))))
-    destination.place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(exist_ok=True)
     sync_folder(destination.path.parent)
-    if destination.place.exists() and not writing.overwrite:
-        done = read_part(destination.place, share.part)
+    if place.exists() and not writing.overwrite:
+        done = read_part(place, part)
         if changed := differences(done.facts["identity"], identity):
             raise OutputExistsError(
                 f"there is a part that differs in {crop(', '.join(changed))}",
-                path=destination.place,
+                path=place,
                 hint="to make it anew, pass --overwrite",
             )
         return done
@@ -56,9 +58,9 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     check_copies(planned.inputs.copies, planned.selection.leaves_out)
     stored = {name: parts for name, parts in ready.form.parts().items() if name in share.names}
     partial = PartialOutput(
-        destination.place,
-        ready.layout,
-        {**identity, "part": share.part.words},
+        place,
+        share.layout,
+        {**identity, "part": part.words},
         folders=[variant.folder for variant in ready.variants],
         parts=stored,
         resume=writing.resume,
@@ -70,7 +72,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
         sealed = partial.seal({variant.folder: {} for variant in ready.variants})
         sources = with_roles(planned.inputs.base, planned.inputs.finetuned)
         facts = {
-            "part": share.part.words,
+            "part": part.words,
             "command": planned.task.call.command,
             "arguments": {
                 **planned.task.call.arguments,
@@ -87,10 +89,10 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
                 "bytes_written": partial.bytes_written,
             },
             "files": sealed.weights,
-            "records": {tensor.name: partial.finished[tensor.name] for tensor in ready.tensors},
+            "records": {tensor.name: partial.finished[tensor.name] for tensor in share.tensors},
         }
         partial.publish({PART_NAME: sealed_line(facts)}, {})
-    return read_part(destination.place, share.part)
+    return read_part(place, part)
 
 
 def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ignore) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def prepare(task: Task) -> Planned:
         raise UsageError("--carry-base is for whole checkpoints, not for an adapter")
     if storing.carry_base and task.order.base is None:
         raise UsageError("--carry-base without a base: there is nothing to carry")
-    if destination.part is not None and scores_whole(task):
+    if task.options.writing.part is not None and scores_whole(task):
         raise UsageError("--part makes no whole checkpoint, which a score command needs")
     with ExitStack() as opened:
         inputs = opened.enter_context(
@@ -111,7 +111,7 @@ def prepare(task: Task) -> Planned:
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
             raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
         planned = plan_on(inputs, task, destination, devices)
-        if destination.part is not None and not planned.draft.is_foreseeable:
+        if task.options.writing.part is not None and not planned.draft.is_foreseeable:
             raise UsageError(
                 "--part needs ranks that do not depend on all layers",
                 hint="give --adapter-rank in place of --adapter-energy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from monosoup_cli.pipeline.cost import Estimate
+from monosoup_cli.pipeline.destination import work_path
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.scoring import trials_of
@@ -20,19 +21,19 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     """What a run would do to every tensor, and what it would take."""
     planned = ready.planned
     inputs, method = planned.inputs, planned.method
-    layout, resources = ready.layout, ready.resources
+    layout, resources = ready.share.layout, ready.resources
     return Preview(
         command=planned.task.call.command,
         verb=method.verb,
         inputs=[(role, source.path) for role, source in with_roles(inputs.base, inputs.finetuned)],
-        path=str(planned.destination.place),
+        path=str(work_path(planned.destination)),
         push=planned.destination.options.push,
         files=[(file.name, file.nbytes) for file in layout.files],
-        side_files={} if ready.share is not None else ready.side_files.record(),
+        side_files={} if ready.share.part is not None else ready.form.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
         details={**method.details, **_of_share(ready.share)},
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
-        tensors=[_tensor(ready, tensor) for tensor in ready.tensors],
+        tensors=[_tensor(ready, tensor) for tensor in ready.share.tensors],
         cost=Cost(
             device=resources.names,
             download_bytes=sum(download.nbytes for download in ready.downloads),
@@ -50,9 +51,9 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     )
 
 
-def _of_share(share: Share | None) -> dict[str, Any]:
+def _of_share(share: Share) -> dict[str, Any]:
     """Which part is made, and the predicted work of all parts, in shares of the whole."""
-    if share is None:
+    if share.part is None:
         return {}
     whole = sum(share.costs)
     return {

@@ -150,7 +150,7 @@ def make_reports(
                     "path": str(ready.planned.destination.path / variant.folder),
                     "files": sealed.weights[variant.folder],
                     "other_files": sealed.others[variant.folder],
-                    **ready.side_files.record(),
+                    **ready.form.side_files.record(),
                     **({"scores": scores[number]} if scores[number] else {}),
                 },
                 "summary": summarise(layers, method.measures),
@@ -196,7 +196,7 @@ def _beside(ready: Ready, choice: Choice, variant: Variant) -> dict[str, Path | 
     if ready.form.layout.is_single_file:
         return {}
     return {
-        **{file.name: file.path for file in ready.side_files.carried},
+        **{file.name: file.path for file in ready.form.side_files.carried},
         **ready.form.own_files(),
         CARD_NAME: make_card(ready, variant, choice),
     }

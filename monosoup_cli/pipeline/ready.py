@@ -11,11 +11,11 @@ from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
-from monosoup_cli.outputs.layout import OutputLayout
 from monosoup_cli.outputs.model_card import has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.push import CardMetadata, screen_metadata
-from monosoup_cli.outputs.side_files import SideFile, SideFiles, side_files
+from monosoup_cli.outputs.side_files import SideFile, side_files
+from monosoup_cli.pipeline.destination import part_of
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
@@ -40,27 +40,16 @@ class Ready:
         plan: What is done to every tensor; without the edits that the output cannot hold.
         form: The files of the output, and where every tensor goes.
         resources: The devices, and how many tensors are computed at once.
+        share: What of it is made.
         is_foreseen: Whether the output may become smaller, because nothing has been examined.
-        share: What is made, where that is only a part of the output.
     """
 
     planned: Planned
     plan: Plan
     form: OutputForm
     resources: Resources
+    share: Share
     is_foreseen: bool = False
-    share: Share | None = None
-
-    @property
-    def layout(self) -> OutputLayout:
-        """The files that are written."""
-        return self.form.layout if self.share is None else self.share.layout
-
-    @cached_property
-    def tensors(self) -> Sequence[PlannedTensor]:
-        """The tensors that are made."""
-        share = self.share
-        return [one for one in self.plan.tensors if share is None or one.name in share.names]
 
     @cached_property
     def variants(self) -> Sequence[Variant]:
@@ -76,12 +65,7 @@ class Ready:
     @property
     def nbytes(self) -> int:
         """The size of the output's checkpoint files."""
-        return self.layout.nbytes * len(self.variants)
-
-    @property
-    def side_files(self) -> SideFiles:
-        """The files that are carried beside the weights, and those that are left out."""
-        return self.form.side_files
+        return self.share.layout.nbytes * len(self.variants)
 
     @cached_property
     def metadata(self) -> CardMetadata:
@@ -94,18 +78,18 @@ class Ready:
     def downloads(self) -> list[Download]:
         """What has to be downloaded before the run. Of the base, only what is compared with or carried."""
         inputs = self.planned.inputs
-        share = self.share
-        read = [one for one in self.plan.tensors if share is None or one.name in share.names or is_small(one)]
+        is_part = self.share.part is not None
+        read = [one for one in self.plan.tensors if one.name in self.share.names or is_small(one)]
         names = [one.name for one in read if one.reads.base or one.reason == "carried"]
         downloads: list[Download] = []
         model = self.form.model
         if inputs.base is not None:
             is_merged = any(inputs.adapters) and not self.form.parts()  # written with all of the base
             compares = self.planned.method.needs_base and not is_merged
-            downloads += inputs.base.select(names if compares or share is not None else None)
+            downloads += inputs.base.select(names if compares or is_part else None)
         for source in inputs.finetuned:
             own = [one.name for one in read if one.name in source.tensors]
-            downloads += source.select(None if share is None else own)
+            downloads += source.select(own if is_part else None)
         files = read_beside(self.form)
         if self.drafts:  # the program that scores wants whole folders
             files += [file for source in inputs.finetuned for file in side_files(source.files).carried]
@@ -121,17 +105,17 @@ class Ready:
             OutputError: The report has the name of another file of the output.
             ResourceError: Too many files would be open, or the disk has too little space.
         """
-        destination, layout = self.planned.destination, self.layout
+        destination, layout = self.planned.destination, self.share.layout
         folders = {variant.folder for variant in self.variants}
         is_sweep = any(folders)
         own = self.form.own_files()
         destination.check_report_name(
-            folders if is_sweep else self.form.layout.names | {*self.side_files.names, *own, CARD_NAME}
+            folders if is_sweep else self.form.layout.names | {*self.form.side_files.names, *own, CARD_NAME}
         )
-        names = layout.names | set(self.side_files.names)
+        names = layout.names | set(self.form.side_files.names)
         folders_of_each = {folder for name in names for folder in PurePosixPath(name).parents}
         allow_open_files((len(layout.files) + len(folders_of_each)) * len(self.variants))
-        copied = sum(file.nbytes for file in self.side_files.carried)
+        copied = sum(file.nbytes for file in self.form.side_files.carried)
         nbytes = self.nbytes + self.drafts * layout.nbytes
         check_space(destination.path, nbytes + len(self.variants) * copied)
 
@@ -196,8 +180,8 @@ def lay_out(planned: Planned) -> Ready:
         return needs_of(plan.tensors, method, sources, device, form)
 
     resources = allot(needs, planned.devices, planned.task.options.computing.workers, method.access)
-    part = planned.destination.part
-    if part is None:
-        return Ready(planned, plan, form, resources)
-    shares = shares_of(plan, form.layout, form.parts(), planned.inputs.finetuned, part.count)
-    return Ready(planned, plan, form, resources, share=shares[part.number - 1])
+    part, share = part_of(planned.destination), Share(plan.tensors, form.layout)
+    if part is not None:
+        shares = shares_of(plan, form.layout, form.parts(), planned.inputs.finetuned, part.count)
+        share = shares[part.number - 1]
+    return Ready(planned, plan, form, resources, share)

@@ -24,19 +24,19 @@ __all__ = ["Work", "run"]
 class Work:
     """Everything that the loop needs: which tensors, what is computed, and where it goes.
 
-    `names` are the tensors that are made, where that is only a share of the plan.
+    `names` are the tensors that are made: all of the plan, or a share.
     """
 
     plan: Plan
     method: Method
     form: OutputForm
     target: Target
-    on_nonfinite: Literal["error", "keep"] = "error"
-    names: Container[str] | None = None
+    on_nonfinite: Literal["error", "keep"]
+    names: Container[str]
 
     def is_wanted(self, tensor: PlannedTensor) -> bool:
         """Whether a tensor is to be made."""
-        return self.names is None or tensor.name in self.names
+        return tensor.name in self.names
 
     def waits(self, tensor: PlannedTensor) -> bool:
         """Whether a tensor is still to be made."""
@@ -65,7 +65,7 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
             progress(other, True)
 
     waiting = []
-    for some in led_by.values():
+    for some in groups:
         wanted = [*filter(work.is_wanted, some)]
         if any(map(work.waits, wanted)):
             waiting.append(wanted[0])

@@ -69,7 +69,14 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
     clock = _Clock()
     plan = Plan(tuple(samples))
     target = Target(cast(Any, _Nowhere()), ingredients, ready.variants)
-    work = Work(plan, planned.method, cast(Any, _Form(ready.form.wanted(sample))), target)
+    work = Work(
+        plan,
+        planned.method,
+        cast(Any, _Form(ready.form.wanted(sample))),
+        target,
+        "error",
+        {one.name for one in samples},
+    )
     run(work, Threads(places), clock)
     return clock.median
 

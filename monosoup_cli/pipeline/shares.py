@@ -13,7 +13,8 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from monosoup_cli.formats.header import build_header
@@ -42,18 +43,23 @@ class Share:
     """What one part makes.
 
     Attributes:
-        part: Which part.
-        names: The tensors of the plan.
-        layout: Its files: whole files of the output, and pieces.
+        tensors: The tensors.
+        layout: The files: whole files of the output, and pieces.
+        part: Which part of the output; None where it is all of it.
         pieces: For each piece, the name of the file that it is a piece of.
         costs: The predicted seconds of all shares, in order, on one core.
     """
 
-    part: Part
-    names: frozenset[str]
+    tensors: Sequence[PlannedTensor]
     layout: OutputLayout
-    pieces: Mapping[str, str]
-    costs: Sequence[float]
+    part: Part | None = None
+    pieces: Mapping[str, str] = field(default_factory=dict)
+    costs: Sequence[float] = ()
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names of the tensors."""
+        return frozenset(tensor.name for tensor in self.tensors)
 
 
 class _Unit(NamedTuple):
@@ -106,7 +112,7 @@ def shares_of(
             break
     files = {file.name: file for file in layout.files}
     return [
-        _share(Part(number, count), some, loads, files, places, stored)
+        _share(Part(number, count), plan, some, loads, files, places, stored)
         for number, some in enumerate(spread, start=1)
     ]
 
@@ -134,6 +140,7 @@ def _spread(units: Sequence[_Unit], count: int) -> list[list[_Unit]]:
 
 def _share(
     part: Part,
+    plan: Plan,
     units: Sequence[_Unit],
     costs: Sequence[float],
     files: Mapping[str, OutputFile],
@@ -154,5 +161,6 @@ def _share(
         pieces.append(piece)
         of_file[piece.name] = name
     layout = OutputLayout((*sorted(own, key=lambda file: file.name), *pieces), None, False)
-    names = frozenset(name for unit in units for name in unit.names)
-    return Share(part, names, layout, of_file, costs)
+    names = {name for unit in units for name in unit.names}
+    own_tensors = [tensor for tensor in plan.tensors if tensor.name in names]
+    return Share(own_tensors, layout, part, of_file, costs)

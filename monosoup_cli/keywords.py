@@ -1,0 +1,60 @@
+"""The shared options as keyword arguments of Python, for type checkers; a test holds the two together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+from monosoup_cli.options import Dtype, Mismatch, Strictness, StrPath
+
+__all__ = ["ComputeKeywords", "OutputKeywords", "RunKeywords", "SelectionKeywords", "StorageKeywords"]
+
+
+class SelectionKeywords(TypedDict, total=False):
+    """`SelectionOptions` as keyword arguments; a test holds the two together."""
+
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    rename: str | Sequence[str]
+    state_dict: str | None
+    parts: str | Sequence[str]
+    on_mismatch: Mismatch
+    on_nonfinite: Strictness
+    partial: bool
+
+
+class ComputeKeywords(TypedDict, total=False):
+    """`ComputeOptions` as keyword arguments."""
+
+    device: str
+    workers: int | None
+
+
+class StorageKeywords(TypedDict, total=False):
+    """`StorageOptions` as keyword arguments."""
+
+    dtype: Dtype
+    max_shard_size: str | int | None
+    side_files: str | Sequence[str]
+    carry_base: str | Sequence[str]
+
+
+class OutputKeywords(TypedDict, total=False):
+    """`OutputOptions` as keyword arguments."""
+
+    report: StrPath | None
+    overwrite: bool
+    resume: bool
+    push: str | None
+    public: bool
+    part: str | None
+
+
+class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
+    """The keyword arguments that all writing commands share.
+
+    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
+    when they finish it.
+    """
+
+    progress: Callable[[Any, bool], None] | None
