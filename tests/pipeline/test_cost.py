@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 
 from monosoup_cli.api.edit import edit
 from monosoup_cli.pipeline import cost, samples
-from monosoup_cli.pipeline.cost import Law, estimate, makespan
+from monosoup_cli.pipeline.cost import estimate, makespan
+from monosoup_cli.pipeline.law import Law
 from monosoup_cli.pipeline.ready import make_ready
+from monosoup_cli.pipeline.shares import Share
 from monosoup_cli.report.words import rough
 from monosoup_cli.tensors.cut import Cut
-from monosoup_cli.tensors.plan import Matrices, Plan, PlannedTensor, Reads
+from monosoup_cli.tensors.plan import Matrices, PlannedTensor, Reads
 from tests.conftest import everything_in
 
 
@@ -133,7 +135,8 @@ def test_more_tensors_take_longer_and_more_workers_take_less(pair, tmp_path, mon
             ready = make_ready(planned)
             matrix = next(one for one in ready.plan.tensors if one.name == "a.weight")
             resources = replace(ready.resources, places=ready.resources.places[:workers])
-            return estimate(replace(ready, plan=Plan((matrix,) * copies), resources=resources)).seconds
+            share = Share((matrix,) * copies, ready.form.layout)
+            return estimate(replace(ready, share=share, resources=resources)).seconds
 
     small, large, shared = seconds(1, 1), seconds(5000, 1), seconds(5000, 2)
     assert large > 5 * small
