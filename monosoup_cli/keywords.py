@@ -48,6 +48,8 @@ class OutputKeywords(TypedDict, total=False):
     push: str | None
     public: bool
     part: str | None
+    engine: str
+    insecure_cluster: bool
 
 
 class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):

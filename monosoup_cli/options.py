@@ -319,7 +319,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """The shared options about where the output goes."""
+    """The shared options about where the output goes, and which machines make it."""
 
     report: Annotated[
         StrPath | None,
@@ -364,8 +364,25 @@ class OutputOptions:
             in_card=False,
         ),
     ] = None
+    engine: Annotated[
+        str,
+        Option(
+            "What makes the tensors: the threads of this machine, or the nodes of a running Ray cluster (at"
+            " RAY_ADDRESS, or at this address), which all see the files.",
+            metavar="threads|ray|ray://HOST:PORT",
+            changes_bytes=False,
+            in_card=False,
+        ),
+    ] = "threads"
+    insecure_cluster: Annotated[
+        bool, Option("Use a Ray cluster that asks for no token.", changes_bytes=False, in_card=False)
+    ] = False
 
     def __post_init__(self) -> None:
+        if self.engine not in ("threads", "ray") and not self.engine.startswith("ray://"):
+            raise UsageError(
+                "unknown --engine", expected="threads, ray or ray://HOST:PORT", found=self.engine
+            )
         if self.public and self.push is None:
             raise UsageError("--public needs --push")
 

@@ -43,6 +43,8 @@ ELSEWHERE: Mapping[str, Any] = {
     "push": None,
     "public": False,
     "part": None,
+    "engine": "threads",
+    "insecure_cluster": False,
 }
 """The options of the run that the bytes do not depend on."""
 

@@ -129,7 +129,13 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
 
         if planned.destination.options.part is not None:
             return dict(make_part(make_ready(planned, progress), progress).facts)
-        report = execute(make_ready(planned, progress), progress)
+        ready = make_ready(planned, progress)
+        if planned.task.options.writing.engine == "threads":
+            report = execute(ready, progress)
+        else:
+            from monosoup_cli.pipeline.ray_cluster import execute_on_ray
+
+            report = execute_on_ray(ready, progress)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)
         return report

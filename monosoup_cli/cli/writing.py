@@ -112,7 +112,12 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
         console.note(f"note: {doubt}")
     try:
         with console.progress([*ready.plan.tensors] * (2 if chooses_dry else 1)) as progress:
-            report = execute(ready, progress, on_score)
+            if planned.task.options.writing.engine == "threads":
+                report = execute(ready, progress, on_score)
+            else:
+                from monosoup_cli.pipeline.ray_cluster import execute_on_ray
+
+                report = execute_on_ray(ready, progress)
     except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
         if planned.destination.is_unfinished:
             console.note("note: rerun the command with --resume to continue from here")

@@ -27,7 +27,7 @@ from monosoup_cli.outputs.workplace import parts_path, unfinished_run
 from monosoup_cli.pipeline.destination import Part, part_path
 from monosoup_cli.pipeline.shares import Share
 
-__all__ = ["PART_NAME", "FinishedPart", "common_identity", "find_parts", "read_part"]
+__all__ = ["PART_NAME", "FinishedPart", "common_identity", "find_parts", "parts_there", "read_part"]
 
 PART_NAME = "part.json"
 NAME = re.compile(r"([0-9]+)-of-([0-9]+)")
@@ -114,6 +114,13 @@ class FinishedPart:
             raise self.refuse(f"has a damaged {file.name}", path)
 
 
+def parts_there(output: Path) -> list[Part]:
+    """The parts of an output that are whole, by their names, in no order."""
+    folder = parts_path(output)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [Part(int(name[1]), int(name[2])) for name in map(NAME.fullmatch, names) if name]
+
+
 def find_parts(output: Path) -> list[FinishedPart]:
     """The parts of an output, in order.
 
@@ -122,9 +129,8 @@ def find_parts(output: Path) -> list[FinishedPart]:
     """
     folder = parts_path(output)
     found: dict[int, set[int]] = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if name := NAME.fullmatch(path.name):
-            found.setdefault(int(name[2]), set()).add(int(name[1]))
+    for part in parts_there(output):
+        found.setdefault(part.count, set()).add(part.number)
     if not found:
         raise OutputError(
             "there are no parts", path=folder, hint="run a command with --part 1/N, 2/N, … first"

@@ -27,7 +27,15 @@ from monosoup_cli.report.files import read_report
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 
-__all__ = ["finish", "make_part"]
+__all__ = ["finish", "identity_here", "make_part"]
+
+
+def identity_here(ready: Ready) -> dict[str, Any]:
+    """Everything that the bytes of a part depend on, with this machine, as it is read from JSON."""
+    identity: dict[str, Any] = json.loads(
+        json.dumps(make_identity(ready, environment(ready.resources.devices)))
+    )
+    return identity
 
 
 def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
@@ -42,7 +50,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     destination.check_path(planned.inputs.sources)
     ready.check()
     started, writing = time.monotonic(), destination.options
-    identity = json.loads(json.dumps(make_identity(ready, environment(ready.resources.devices))))
+    identity = identity_here(ready)
     place.parent.mkdir(exist_ok=True)
     sync_folder(destination.path.parent)
     if place.exists() and not writing.overwrite:

@@ -94,8 +94,9 @@ def prepare(task: Task) -> Planned:
         raise UsageError("--carry-base is for whole checkpoints, not for an adapter")
     if storing.carry_base and task.order.base is None:
         raise UsageError("--carry-base without a base: there is nothing to carry")
-    if task.options.writing.part is not None and scores_whole(task):
-        raise UsageError("--part makes no whole checkpoint, which a score command needs")
+    is_shared = task.options.writing.part is not None or task.options.writing.engine != "threads"
+    if is_shared and scores_whole(task):
+        raise UsageError("in parts, no whole checkpoint is made that a score command could take")
     with ExitStack() as opened:
         inputs = opened.enter_context(
             open_inputs(
@@ -111,9 +112,9 @@ def prepare(task: Task) -> Planned:
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
             raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
         planned = plan_on(inputs, task, destination, devices)
-        if task.options.writing.part is not None and not planned.draft.is_foreseeable:
+        if is_shared and not planned.draft.is_foreseeable:
             raise UsageError(
-                "--part needs ranks that do not depend on all layers",
+                "parts need ranks that do not depend on all layers",
                 hint="give --adapter-rank in place of --adapter-energy",
             )
         destination.check_path(inputs.sources)

@@ -285,12 +285,12 @@ def test_an_output_that_is_there_is_replaced_when_all_parts_are(there, whole, tm
         (("edit", "base", "one", "--part", "1-2"), "--part takes I/N"),
         (
             ("wise", "base", "one", "--alpha", "0:1:0.5", "--score", "echo {}", "--part", "1/2"),
-            "whole checkpoint",
+            "no whole checkpoint",
         ),
-        (("search", "base", "one", "--score", "echo 1 {}", "--part", "1/2"), "whole checkpoint"),
+        (("search", "base", "one", "--score", "echo 1 {}", "--part", "1/2"), "no whole checkpoint"),
         (
             ("soup", "one", "two", "--greedy", "--score-command", "echo {}", "--part", "1/2"),
-            "whole checkpoint",
+            "no whole checkpoint",
         ),
         (
             ("edit", "base", "one", "--as-adapter", "--adapter-energy", "0.5", "--part", "1/2"),
