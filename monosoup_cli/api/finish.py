@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.errors import OutputExistsError
+from monosoup_cli.errors import CheckpointError, OutputExistsError
 from monosoup_cli.options import StrPath
 
 if TYPE_CHECKING:
@@ -58,12 +58,9 @@ class Parts:
 
     def finish(self, progress: Progress) -> dict[str, Any]:
         """Make the output, and remove the parts."""
-        from monosoup_cli.outputs.workplace import parts_path
         from monosoup_cli.pipeline.parts import finish
 
-        report = finish(self.ready, self.found, progress)
-        shutil.rmtree(parts_path(self.planned.destination.path), ignore_errors=True)
-        return report
+        return finish(self.ready, self.found, progress)
 
 
 @contextmanager
@@ -74,13 +71,21 @@ def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
         MonosoupError: A part is missing, or the inputs cannot be opened.
     """
     from monosoup_cli.api.again import recorded_call
+    from monosoup_cli.outputs.workplace import finish_replacing
     from monosoup_cli.pipeline.part import common_identity, find_parts
-    from monosoup_cli.pipeline.ready import make_ready
+    from monosoup_cli.pipeline.ready import lay_out, make_ready
 
+    finish_replacing(Path(output))
     parts = find_parts(Path(output))
     identity = common_identity(parts)
     facts = next(part.facts for part in parts if part.facts["identity"] == identity)
-    here = {"output": str(output), "device": "cpu", "workers": None, "overwrite": overwrite, "resume": True}
+    here: dict[str, Any] = {
+        "output": os.fspath(output),
+        "device": "cpu",
+        "workers": None,
+        "overwrite": overwrite,
+        "resume": True,
+    }
     command, arguments = recorded_call(facts["command"], {**facts["arguments"], **here}, facts["revisions"])
     try:
         planned = command.prepare(**arguments)
@@ -88,5 +93,10 @@ def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
         error.problem = "the output already exists"
         error.hint = "to replace it, pass --overwrite; if it is of these parts, remove them"
         raise
+    except CheckpointError as error:
+        is_elsewhere = not Path(str(error.path)).is_absolute() and facts["cwd"] != str(Path.cwd())
+        if is_elsewhere and not Path(str(error.path)).exists():
+            error.hint = f"the parts were made in another folder: run finish in {facts['cwd']}"
+        raise
     with planned:
-        yield Parts(parts, planned, make_ready(planned))
+        yield Parts(parts, planned, make_ready(planned) if planned.examined else lay_out(planned))

@@ -146,6 +146,8 @@ def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
     if as_json:
         console.data(json.dumps(part.facts, indent=1) + "\n")
     console.table(part_table(part.facts, part.path))
+    if not part.is_new:
+        console.note("note: this part was complete already, and is as it was")
     console.note(f"note: once all parts are made, `monosoup finish {shlex.quote(str(destination.path))}`")
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "note_line",
     "read_journal",
     "sealed_line",
+    "way_back",
 ]
 
 CHECKSUM = b', "crc32": '
@@ -137,15 +138,20 @@ def content_of(line: bytes) -> dict[str, Any] | None:
     return entry
 
 
+def way_back(before: Any, now: Any, changed: Sequence[str]) -> str:
+    """How a run gets back to an identity, from which the present one differs."""
+    if moved := _moved(before, now):
+        return f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
+    if all(name.startswith(("inputs.", "side_files.", "configs.")) for name in changed):
+        return f"these files have changed since: put the old ones back{_old_times(before, now)}"
+    return "rerun with the same arguments"
+
+
 def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
     """Raise ResumeError if an interrupted run has another identity."""
     changed = differences(before, identity)
     if changed:
-        then = "rerun with the same arguments"
-        if moved := _moved(before, identity):
-            then = f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
-        elif all(name.startswith(("inputs.", "side_files.", "configs.")) for name in changed):
-            then = f"these files have changed since: put the old ones back{_old_times(before, identity)}"
+        then = way_back(before, identity, changed)
         raise ResumeError(
             f"the interrupted run differs in {crop(', '.join(changed))}",
             path=path.parent,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
+import shutil
 import stat
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -16,6 +18,9 @@ __all__ = ["OpenFiles", "facts", "to_set_time"]
 
 HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens what is only recognised later: while it is open, the system gives its inode to nothing else."""
+
+NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+"""How the system says that it makes no second name."""
 
 
 class OpenFiles:
@@ -50,11 +55,19 @@ class OpenFiles:
         self._sizes[name] = nbytes
         return descriptor
 
-    def move_here(self, path: Path, name: str) -> None:
-        """Move a file that was made elsewhere to its place, if it is still elsewhere."""
+    def link_here(self, path: Path, name: str) -> None:
+        """Give a file that was made elsewhere a second name, or copy it where there are no links."""
         self._make_folders_of(name)
-        if path.exists():
-            path.replace(self._root / name)
+        target = self._root / name
+        target.unlink(missing_ok=True)
+        try:
+            os.link(path, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            shutil.copyfile(path, target)
+        descriptor = self._descriptors[name] = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._sizes[name] = os.fstat(descriptor).st_size
 
     def write(self, name: str, blocks: Iterable[bytes | memoryview]) -> tuple[int, str]:
         """Write a whole file, sync it, and return its size and its SHA-256."""

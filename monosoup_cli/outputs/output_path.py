@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError, crop
-from monosoup_cli.outputs.workplace import in_the_way, partial_path, unfinished_run
+from monosoup_cli.outputs.workplace import in_the_way, partial_path, parts_path, unfinished_run
 from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 
@@ -90,7 +90,8 @@ def _check_apart(output: Path, source: Source) -> None:
             raise OutputError("the output is an input", path=output)
         if _is_below(real_output, root):
             raise OutputError("the output is inside an input", path=output, found=root)
-        if _is_below(root, real_output) or _is_below(root, partial_path(real_output)):
+        places = (real_output, partial_path(real_output), parts_path(real_output))
+        if any(_is_below(root, place) for place in places):
             raise OutputError("an input is inside the output", path=output, found=root)
 
 
@@ -225,7 +226,8 @@ def check_space(output: Path, nbytes: int) -> None:
     """
     partial = partial_path(output)
     taken = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file())
-    free = shutil.disk_usage(output.parent).free + taken
+    there = next(above for above in output.parents if above.is_dir())
+    free = shutil.disk_usage(there).free + taken
     if nbytes > free:
         raise ResourceError(
             "not enough disk space for the output",

@@ -35,8 +35,10 @@ __all__ = [
     "is_in_use",
     "is_replacing",
     "partial_path",
+    "parts_in_the_way",
     "parts_path",
     "refuse_unfinished",
+    "remove_parts",
     "unfinished_run",
 ]
 
@@ -44,6 +46,8 @@ OWN_NAMES = re.compile(
     r"lock|journal|files|replaced|outside-\d+|eigenvectors|draft-\d+(\.report\.json|(\.safetensors)?(\.partial)?)"
 )
 """What a run makes in its workplace; a draft is made in a workplace of its own."""
+OF_PARTS = re.compile(r"[0-9]+-of-[0-9]+(\.partial)?|probe-[0-9a-f]+(-[0-9]+)?")
+"""What runs make in the folder of an output's parts."""
 
 
 def partial_path(output: Path) -> Path:
@@ -54,6 +58,27 @@ def partial_path(output: Path) -> Path:
 def parts_path(output: Path) -> Path:
     """The folder that has the parts in which several machines make OUT."""
     return output.with_name(f"{output.name}.parts")
+
+
+def remove_parts(output: Path) -> None:
+    """Remove the parts of an output. They vanish at once, so that nothing takes some of them for all."""
+    folder = parts_path(output)
+    vanishing = folder.with_name(f"{folder.name}.partial")
+    with suppress(OSError):
+        if vanishing.is_dir() and not vanishing.is_symlink():
+            shutil.rmtree(vanishing)  # left by a run that was killed
+        folder.rename(vanishing)
+        shutil.rmtree(vanishing)
+
+
+def parts_in_the_way(output: Path) -> Path | None:
+    """What no run made in the place of OUT's parts: the place itself, or the first such name in it."""
+    folder = parts_path(output)
+    if not os.path.lexists(folder):
+        return None
+    if folder.is_symlink() or not folder.is_dir():
+        return folder
+    return next((folder / one for one in sorted(os.listdir(folder)) if not OF_PARTS.fullmatch(one)), None)
 
 
 def in_the_way(output: Path) -> Path | None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from monosoup_cli.errors import CheckpointError, MismatchError, MonosoupError, NonfiniteError, OutputError
 from monosoup_cli.formats.files import read_into
@@ -29,7 +29,7 @@ from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout, Sealed
 from monosoup_cli.outputs.workplace import Workplace, refuse_unfinished, unfinished_run
 
-__all__ = ["PartialOutput", "place_of"]
+__all__ = ["Adopted", "PartialOutput", "place_of"]
 
 CHUNK_BYTES = 1 << 20
 
@@ -38,6 +38,13 @@ SYNCING_SHARE = 0.2
 
 MAX_UNJOURNALLED_SECONDS = 0.25
 """How long finished tensors wait for a sync, at most."""
+
+
+class Adopted(NamedTuple):
+    """A whole file that was made elsewhere, and its SHA-256."""
+
+    path: Path
+    sha256: str
 
 
 class PartialOutput:
@@ -54,8 +61,8 @@ class PartialOutput:
         identity: What the result depends on: inputs, options, versions and device.
         folders: The folder of each checkpoint inside OUT; "" if OUT is the only one.
         parts: The names under which several tensors of the layout are finished at once, with these tensors.
-        adopted: Files that were made elsewhere, by where they go in the workplace. They are moved there, or
-            have been by a run that was interrupted.
+        adopted: Whole files that were made elsewhere, by where they go in the workplace. They stay where they
+            are, too, and are not written to.
         resume: Continue an interrupted run. Entering the context raises ResumeError if its journal has
             another identity.
         overwrite: Replace an existing OUT, and drop the work of an interrupted run.
@@ -75,7 +82,7 @@ class PartialOutput:
         *,
         folders: Sequence[str] = ("",),
         parts: Mapping[str, Sequence[str]] | None = None,
-        adopted: Mapping[str, Path] | None = None,
+        adopted: Mapping[str, Adopted] | None = None,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -99,7 +106,7 @@ class PartialOutput:
         self._open_journal = ExitStack()
         self._failure: BaseException | None = None
         self._committer = threading.Thread(target=self._commit_all, name="journal", daemon=True)
-        self._is_resumed = False
+        self._is_resumed = self._has_journalled = False
         self._digests = Digests(
             folders, self._whole_of, self._read, self._put_header, self.finished.__contains__
         )
@@ -113,7 +120,9 @@ class PartialOutput:
             try:
                 self._open()
                 self._committer.start()
-                self._digests.start(self._layout.files)
+                known = {place: one.sha256 for place, one in self._adopted.items()}
+                for file in self._layout.files:
+                    self._digests.start(file, [known.get(place_of(one, file.name)) for one in self._folders])
             except BaseException:
                 self._end_threads()
                 self._close(keeps_work=has_work)
@@ -129,10 +138,11 @@ class PartialOutput:
         files = {
             place_of(inner, each.name): each for inner, each in product(self._folders, self._layout.files)
         }
-        self.workplace.clear(kept=["journal", *files] if kept else [*self._adopted])
+        self.workplace.clear(kept=["journal", *files] if kept else [])
         for place, file in files.items():
             if place in self._adopted:
-                self._files.move_here(self._adopted[place], place)
+                self._files.link_here(self._adopted[place].path, place)
+                continue
             descriptor = self._files.open(place, file.nbytes)
             write_all(descriptor, memoryview(file.header.raw), 0)
         self._journal = Journal(journal)
@@ -239,6 +249,7 @@ class PartialOutput:
         if self._failure is not None:
             raise self._failure
         self.finished.update(records)
+        self._has_journalled |= is_journalled
         self._done.put(records if is_journalled else {})
 
     def note(self, name: str, content: Any) -> None:
@@ -367,7 +378,7 @@ class PartialOutput:
         self._end_threads()
         keeps_work = True
         if isinstance(error, MonosoupError) and not self._is_resumed:
-            keeps_work = not _is_of_inputs(error) and bool(self.finished or self.notes)
+            keeps_work = not _is_of_inputs(error) and (self._has_journalled or bool(self.notes))
         self._close(keeps_work=keeps_work)
 
     def _end_threads(self) -> None:

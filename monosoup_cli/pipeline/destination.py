@@ -13,12 +13,18 @@ from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.options import Call, OutputOptions, RunOptions
 from monosoup_cli.outputs.output_path import check_output_path, check_report_path
 from monosoup_cli.outputs.push import check_push, push, upload_command
-from monosoup_cli.outputs.workplace import is_in_use, parts_path, refuse_unfinished, unfinished_run
+from monosoup_cli.outputs.workplace import (
+    is_in_use,
+    parts_in_the_way,
+    parts_path,
+    refuse_unfinished,
+    unfinished_run,
+)
 from monosoup_cli.pipeline.published import published_reports
 from monosoup_cli.report.files import REPORT_NAME, is_report
 from monosoup_cli.sources.source import Source
 
-__all__ = ["STDOUT", "Destination", "Part", "part_of", "part_path", "work_path"]
+__all__ = ["STDOUT", "Destination", "Part", "check_parts", "part_of", "part_path", "work_path"]
 
 STDOUT = "-"
 """As the path of a report: stdout."""
@@ -48,6 +54,17 @@ class Part:
     def words(self) -> str:
         """As the user types it."""
         return f"{self.number}/{self.count}"
+
+
+def check_parts(output: Path) -> None:
+    """Refuse what is in the place of parts, and no run made.
+
+    Raises:
+        OutputError: There is something.
+    """
+    foreign = parts_in_the_way(output)
+    if foreign is not None:
+        raise OutputError("is in the place of parts, but no run made it", path=foreign, hint="move it away")
 
 
 def part_of(destination: Destination) -> Part | None:
@@ -139,8 +156,12 @@ class Destination:
         """
         options = self.options
         if options.part is not None:  # the output is only replaced when it is finished
-            check_output_path(self.path, sources, overwrite=True, resume=False)
+            check_output_path(self.path, sources, overwrite=options.overwrite, resume=False)
+            check_parts(self.path)
+            if is_in_use(work_path(self)):
+                raise OutputError("another run is making this part", path=work_path(self))
             refuse_unfinished(work_path(self), resume=options.resume, overwrite=options.overwrite)
+            self.check_report_path(sources)
             return
         try:
             check_output_path(self.path, sources, overwrite=options.overwrite, resume=options.resume)

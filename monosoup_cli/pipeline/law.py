@@ -50,7 +50,7 @@ class Law:
     def seconds(self, tensor: PlannedTensor) -> float:
         """How long one worker takes for a tensor."""
         terms = _terms(tensor)
-        return sum(constant * term for constant, term in zip(self.constants, terms, strict=True))
+        return math.fsum(constant * term for constant, term in zip(self.constants, terms, strict=True))
 
 
 def _terms(tensor: PlannedTensor) -> list[float]:

@@ -23,11 +23,19 @@ from monosoup_cli.errors import OutputError, crop, some
 from monosoup_cli.formats.files import InputFile, blocks_of
 from monosoup_cli.outputs.journal import content_of, differences, sealed_line
 from monosoup_cli.outputs.layout import OutputFile
-from monosoup_cli.outputs.workplace import parts_path, unfinished_run
-from monosoup_cli.pipeline.destination import Part, part_path
+from monosoup_cli.outputs.workplace import is_in_use, parts_path, unfinished_run
+from monosoup_cli.pipeline.destination import Part, check_parts, part_path
 from monosoup_cli.pipeline.shares import Share
 
-__all__ = ["PART_NAME", "FinishedPart", "common_identity", "find_parts", "parts_there", "read_part"]
+__all__ = [
+    "PART_NAME",
+    "FinishedPart",
+    "common_identity",
+    "find_parts",
+    "parts_there",
+    "read_part",
+    "refusal",
+]
 
 PART_NAME = "part.json"
 NAME = re.compile(r"([0-9]+)-of-([0-9]+)")
@@ -43,38 +51,48 @@ class FinishedPart:
         part: Which part.
         path: Its folder.
         facts: What it was made of, and what it has.
+        is_new: Whether this run has made it.
     """
 
     part: Part
     path: Path
     facts: Mapping[str, Any]
+    is_new: bool = False
 
-    def refuse(self, problem: str, path: Path | None = None) -> OutputError:
-        """The error for a part that must be made again."""
-        again = f"run its command with --part {self.part.words} --overwrite again"
-        return OutputError(f"part {self.part.words} {problem}", path=path or self.path, hint=again)
+    def differs(self, identity: Mapping[str, Any]) -> str | None:
+        """What of it is not of this run."""
+        before = self.facts["identity"]
+        changed = differences(before, identity)
+        if not changed:
+            return None
+        values = [f"{name} ({_leaf(before, name)}, not {_leaf(identity, name)})" for name in changed[:NAMED]]
+        return f"differs from the others in {crop(some([*values, *changed[NAMED:]], NAMED))}"
 
-    def check(self, share: Share, identity: Mapping[str, Any], folders: Sequence[str]) -> None:
-        """Check that the part is of this run, and has what its share has.
-
-        Raises:
-            OutputError: It was made of something else, or a file is missing or cut.
-        """
-        changed = differences(self.facts["identity"], identity)
-        if changed:
-            raise self.refuse(f"differs from the others, or from the inputs, in {crop(', '.join(changed))}")
+    def lacks(self, share: Share, folders: Sequence[str]) -> str | None:
+        """What it lacks of what its share has, as names and sizes tell."""
+        wanted = [file.name for file in share.layout.files]
         if self.facts["records"].keys() != share.names or any(
-            [one["name"] for one in self.facts["files"][folder]] != [file.name for file in share.layout.files]
-            for folder in folders
+            [one["name"] for one in self.facts["files"][folder]] != wanted for folder in folders
         ):
-            raise self.refuse("has another share")
+            return "has another share"
         for folder, file in product(folders, share.layout.files):
             path = self.path / folder / file.name
             nbytes = path.stat().st_size if path.is_file() else None
-            if nbytes is None and file.name not in share.pieces:
-                continue  # moved by a run of finish that was interrupted: its checksum tells
             if nbytes != file.nbytes:
-                raise self.refuse(f"lacks {file.name}" if nbytes is None else f"has a cut {file.name}", path)
+                return f"lacks {file.name}" if nbytes is None else f"has a cut {file.name}"
+        return None
+
+    def damage(self) -> str | None:
+        """Which of its files does not have its checksum; all are read."""
+        for folder, files in self.facts["files"].items():
+            for file in files:
+                digest = sha256()
+                with closing(InputFile(self.path / folder / file["name"])) as opened:
+                    for block in blocks_of(opened):
+                        digest.update(block)
+                if digest.hexdigest() != file["sha256"]:
+                    return f"has a damaged {file['name']}"
+        return None
 
     def sha256(self, folder: str, name: str) -> str:
         """The checksum of one of its files."""
@@ -82,43 +100,64 @@ class FinishedPart:
         return found
 
     def pieces(self, share: Share, folder: str) -> Iterator[tuple[str, int, memoryview]]:
-        """Yield the tensors of all its pieces: name, offset in the tensor, bytes.
-
-        Raises:
-            OutputError: A piece has another checksum. What was yielded of it must not be used.
-        """
+        """Yield the tensors of all its pieces: name, offset in the tensor, bytes."""
         for file in share.layout.files:
             if file.name in share.pieces:
-                yield from self._piece(file, folder)
+                yield from _tensors_of(self.path / folder / file.name, file)
 
-    def _piece(self, file: OutputFile, folder: str) -> Iterator[tuple[str, int, memoryview]]:
-        path = self.path / folder / file.name
-        digest, start = sha256(), -len(file.header.raw)
-        tensors = iter(sorted(file.header.tensors.values(), key=lambda one: one.start))
-        current = next(tensors, None)
-        with closing(InputFile(path)) as opened:
-            for block in blocks_of(opened):
-                digest.update(block)
-                data = memoryview(block)
-                if start < 0:
-                    skipped = min(-start, len(data))
-                    start, data = start + skipped, data[skipped:]
-                while len(data) and current is not None:
-                    count = min(len(data), current.stop - start)
-                    if count:
-                        yield current.name, start - current.start, data[:count]
-                    start, data = start + count, data[count:]
-                    if start == current.stop:
-                        current = next(tensors, None)
-        if digest.hexdigest() != self.sha256(folder, file.name):
-            raise self.refuse(f"has a damaged {file.name}", path)
+
+def refusal(folder: Path, faults: Sequence[tuple[Part, str]]) -> OutputError:
+    """The error for parts that must be made again.
+
+    Args:
+        folder: The folder of all parts.
+        faults: Each part, and what is wrong with it.
+    """
+    words = some([f"part {part.words} {fault}" for part, fault in faults], NAMED, "; ")
+    again = ", ".join(part.words for part, _ in faults[:NAMED])
+    return OutputError(
+        words.replace(", part ", "; part "),
+        path=folder,
+        hint=f"run its command with --part {again} --overwrite again",
+    )
+
+
+def _leaf(identity: Any, name: str) -> object:
+    """What an identity has under a dotted name, as `differences` gives it."""
+    while isinstance(identity, dict) and name:
+        key = max((key for key in identity if name == key or name.startswith(f"{key}.")), key=len, default="")
+        if not key:
+            return None
+        identity, name = identity[key], name[len(key) + 1 :]
+    return identity
+
+
+def _tensors_of(path: Path, file: OutputFile) -> Iterator[tuple[str, int, memoryview]]:
+    """Yield the tensors of a file in blocks."""
+    start = -len(file.header.raw)
+    tensors = iter(sorted(file.header.tensors.values(), key=lambda one: one.start))
+    current = next(tensors, None)
+    with closing(InputFile(path)) as opened:
+        for block in blocks_of(opened):
+            data = memoryview(block)
+            if start < 0:
+                skipped = min(-start, len(data))
+                start, data = start + skipped, data[skipped:]
+            while len(data) and current is not None:
+                count = min(len(data), current.stop - start)
+                if count:
+                    yield current.name, start - current.start, data[:count]
+                start, data = start + count, data[count:]
+                if start == current.stop:
+                    current = next(tensors, None)
 
 
 def parts_there(output: Path) -> list[Part]:
     """The parts of an output that are whole, by their names, in no order."""
     folder = parts_path(output)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [Part(int(name[1]), int(name[2])) for name in map(NAME.fullmatch, names) if name]
+    found = [Part(int(name[1]), int(name[2])) for name in map(NAME.fullmatch, names) if name]
+    return [part for part in found if 1 <= part.number <= part.count]
 
 
 def find_parts(output: Path) -> list[FinishedPart]:
@@ -127,26 +166,40 @@ def find_parts(output: Path) -> list[FinishedPart]:
     Raises:
         OutputError: There are none, some are missing, or they are of different numbers.
     """
+    if not output.name:
+        raise OutputError("cannot be the output", path=output)
+    check_parts(output)
     folder = parts_path(output)
     found: dict[int, set[int]] = {}
     for part in parts_there(output):
         found.setdefault(part.count, set()).add(part.number)
     if not found:
-        raise OutputError(
-            "there are no parts", path=folder, hint="run a command with --part 1/N, 2/N, … first"
-        )
+        given = output.name.removesuffix(".parts")
+        hint = "run a command with --part 1/N, 2/N, … first"
+        if given != output.name:
+            folder, hint = output, f"give the output: `monosoup finish {output.with_name(given)}`"
+        raise OutputError("there are no parts", path=folder, hint=hint)
     if len(found) > 1:
         counts = " and ".join(map(str, sorted(found)))
         raise OutputError(f"there are parts of {counts}", path=folder, hint="remove those of another run")
     ((count, numbers),) = found.items()
     missing = [Part(number, count) for number in range(1, count + 1) if number not in numbers]
     if missing:
-        resume = any(unfinished_run(part_path(output, part)) for part in missing)
+        busy = [part for part in missing if is_in_use(part_path(output, part))]
+        begun = [part for part in missing if unfinished_run(part_path(output, part)) and part not in busy]
+        states = {
+            "being made": [part.words for part in busy],
+            "interrupted": [part.words for part in begun],
+            "not begun": [part.words for part in missing if part not in (*begun, *busy)],
+        }
+        first = next(iter(begun or [part for part in missing if part not in busy]), None)
         raise OutputError(
-            f"{len(missing):,} of {count:,} parts are missing",
+            "; ".join(f"{state}: {some(words, NAMED)}" for state, words in states.items() if words),
             path=folder,
-            found=f"no {some([part.words for part in missing], NAMED)}",
-            hint=f"run its command with --part {missing[0].words}{' --resume' if resume else ''}",
+            expected=f"{count:,} parts",
+            hint="wait for it"
+            if first is None
+            else f"run its command with --part {first.words}{' --resume' if begun else ''}",
         )
     return [read_part(part_path(output, part), part) for part in (Part(n, count) for n in sorted(numbers))]
 
@@ -170,7 +223,6 @@ def read_part(path: Path, part: Part) -> FinishedPart:
     facts = None
     with suppress(OSError):
         facts = content_of((path / PART_NAME).read_bytes())
-    empty = FinishedPart(part, path, facts or {})
     if facts is None or facts.get("part") != part.words:
-        raise empty.refuse(f"has no whole {PART_NAME}")
-    return empty
+        raise refusal(path.parent, [(part, f"has no whole {PART_NAME}")])
+    return FinishedPart(part, path, facts)

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from itertools import product
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import OutputExistsError, crop
+from monosoup_cli.errors import OutputError, OutputExistsError, UsageError, crop, masked
 from monosoup_cli.outputs.durable import sync_folder
-from monosoup_cli.outputs.journal import differences, sealed_line
-from monosoup_cli.outputs.workplace import finish_replacing, is_replacing
-from monosoup_cli.outputs.writer import PartialOutput, place_of
-from monosoup_cli.pipeline.destination import work_path
+from monosoup_cli.outputs.journal import differences, sealed_line, way_back
+from monosoup_cli.outputs.workplace import finish_replacing, parts_path, remove_parts
+from monosoup_cli.outputs.writer import Adopted, PartialOutput, place_of
+from monosoup_cli.pipeline.destination import Part, part_path, work_path
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
-from monosoup_cli.pipeline.part import PART_NAME, FinishedPart, common_identity, read_part
+from monosoup_cli.pipeline.part import (
+    PART_NAME,
+    FinishedPart,
+    common_identity,
+    parts_there,
+    read_part,
+    refusal,
+)
 from monosoup_cli.pipeline.provenance import environment, with_roles
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
 from monosoup_cli.pipeline.ready import Ready
-from monosoup_cli.pipeline.shares import shares_of
+from monosoup_cli.pipeline.shares import Share, shares_of
 from monosoup_cli.pipeline.task import Choice
-from monosoup_cli.report.files import read_report
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 
@@ -47,21 +57,19 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     planned, share, destination = ready.planned, ready.share, ready.planned.destination
     part, place = share.part, work_path(destination)
     assert part is not None
-    destination.check_path(planned.inputs.sources)
-    ready.check()
+    finish_replacing(place)
     started, writing = time.monotonic(), destination.options
     identity = identity_here(ready)
-    place.parent.mkdir(exist_ok=True)
-    sync_folder(destination.path.parent)
-    if place.exists() and not writing.overwrite:
-        done = read_part(place, part)
-        if changed := differences(done.facts["identity"], identity):
-            raise OutputExistsError(
-                f"there is a part that differs in {crop(', '.join(changed))}",
-                path=place,
-                hint="to make it anew, pass --overwrite",
-            )
-        return done
+    folders = [variant.folder for variant in ready.variants]
+    if place.exists() and (writing.resume or not writing.overwrite):
+        done = _whole_part(place, share, identity, folders, is_resumed=writing.resume)
+        if done is not None:
+            return done
+    elif not writing.overwrite:
+        _check_neighbour(destination.path, part, identity)
+    destination.check_path(planned.inputs.sources)
+    ready.check()
+    _make_folder(place.parent)
     fetch(ready.downloads)
     check_copies(planned.inputs.copies, planned.selection.leaves_out)
     stored = {name: parts for name, parts in ready.form.parts().items() if name in share.names}
@@ -69,25 +77,21 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
         place,
         share.layout,
         {**identity, "part": part.words},
-        folders=[variant.folder for variant in ready.variants],
+        folders=folders,
         parts=stored,
         resume=writing.resume,
-        overwrite=writing.overwrite,
+        overwrite=writing.overwrite or place.exists(),
     )
     with partial:
         choice = choose(ready, partial, progress)
         make_tensors(ready, choice, partial, progress)
-        sealed = partial.seal({variant.folder: {} for variant in ready.variants})
+        sealed = partial.seal({folder: {} for folder in folders})
         sources = with_roles(planned.inputs.base, planned.inputs.finetuned)
         facts = {
             "part": part.words,
             "command": planned.task.call.command,
-            "arguments": {
-                **planned.task.call.arguments,
-                "device": ready.resources.names,
-                "workers": ready.resources.workers,
-                "part": None,
-            },
+            "arguments": _recorded(ready),
+            "cwd": str(Path.cwd()),
             "identity": identity,
             "revisions": {source.path: source.files.place.revision for _, source in sources},
             "choice": {"members": list(choice.members), "selection": choice.selection},
@@ -100,7 +104,73 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
             "records": {tensor.name: partial.finished[tensor.name] for tensor in share.tensors},
         }
         partial.publish({PART_NAME: sealed_line(facts)}, {})
-    return read_part(place, part)
+    return replace(read_part(place, part), is_new=True)
+
+
+def _recorded(ready: Ready) -> dict[str, Any]:
+    """The arguments as JSON has them, without tokens."""
+    arguments = {
+        **ready.planned.task.call.arguments,
+        "device": ready.resources.names,
+        "workers": ready.resources.workers,
+        "part": None,
+    }
+    found: dict[str, Any] = json.loads(json.dumps(masked(arguments), default=os.fspath))
+    return found
+
+
+def _whole_part(
+    place: Path, share: Share, identity: Mapping[str, Any], folders: Sequence[str], *, is_resumed: bool
+) -> FinishedPart | None:
+    """The part that is there; None where it is not whole, and the run is to go on.
+
+    Raises:
+        OutputError: It is of another run, or is not whole.
+    """
+    assert share.part is not None
+    try:
+        done = read_part(place, share.part)
+        if changed := differences(done.facts["identity"], identity):
+            raise OutputExistsError(
+                f"there is a part that differs in {crop(', '.join(changed))}",
+                path=place,
+                hint="to make it anew, pass --overwrite",
+            )
+        if fault := done.lacks(share, folders):
+            raise refusal(place.parent, [(share.part, fault)])
+    except OutputExistsError:
+        raise
+    except OutputError:
+        if not is_resumed:
+            raise
+        return None
+    return done
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror}", path=folder) from None
+
+
+def _check_neighbour(output: Path, part: Part, identity: Mapping[str, Any]) -> None:
+    """Refuse a part beside those of another run: they would not make an output together."""
+    for other in parts_there(output):
+        if other.count == part.count:
+            with suppress(OutputError):  # what is damaged is told when all are there
+                changed = differences(read_part(part_path(output, other), other).facts["identity"], identity)
+                if changed:
+                    break
+            return
+    else:
+        return
+    raise UsageError(
+        f"part {other.words}, which is there, differs in {crop(', '.join(changed))}",
+        path=parts_path(output),
+        hint="use its arguments; to make all parts anew, pass --overwrite with each",
+    )
 
 
 def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ignore) -> dict[str, Any]:
@@ -115,20 +185,31 @@ def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ign
         OutputError: A part is of another run, or is not as it was made.
     """
     planned, started = ready.planned, time.monotonic()
-    if is_replacing(planned.destination.path):  # it was killed when everything else was done
-        finish_replacing(planned.destination.path)
-        return read_report(planned.destination.report_path or planned.destination.path)
     folders = [variant.folder for variant in ready.variants]
     machine = common_identity(parts)["environment"]
     identity, stored = json.loads(json.dumps(make_identity(ready, machine))), ready.form.parts()
     shares = shares_of(ready.plan, ready.form.layout, stored, planned.inputs.finetuned, len(parts))
     owned = list(zip(parts, shares, strict=True))
-    for part, share in owned:
-        part.check(share, identity, folders)
-    owners = {
-        place_of(folder, file.name): part
+    folder = parts_path(planned.destination.path)
+    common = common_identity(parts)
+    faults = [
+        (part.part, fault)
         for part, share in owned
-        for folder, file in product(folders, share.layout.files)
+        if (fault := part.differs(common) or part.lacks(share, folders))
+    ]
+    if not faults and (changed := differences(common, identity)):
+        raise OutputError(
+            f"the parts were made otherwise: {crop(', '.join(changed))}",
+            path=folder,
+            hint=f"{way_back(common, identity, changed)}, or make all parts anew with --overwrite",
+        )
+    faults = faults or _damages(owned, progress)
+    if faults:
+        raise refusal(folder, faults)
+    adopted = {
+        place_of(inner, file.name): Adopted(part.path / inner / file.name, part.sha256(inner, file.name))
+        for part, share in owned
+        for inner, file in product(folders, share.layout.files)
         if file.name not in share.pieces
     }
     partial = PartialOutput(
@@ -137,42 +218,50 @@ def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ign
         identity,
         folders=folders,
         parts=stored,
-        adopted={place: part.path / PurePath(place).relative_to("files") for place, part in owners.items()},
-        resume=True,
+        adopted=adopted,
+        resume=not planned.destination.options.overwrite,
         overwrite=planned.destination.options.overwrite,
     )
     with partial:
         for part, share in owned:
-            for folder in folders:
-                for name, offset, data in part.pieces(share, folder):
-                    partial.write(name, data, offset, folder)
+            for inner in folders:
+                for name, offset, data in part.pieces(share, inner):
+                    partial.write(name, data, offset, inner)
             partial.commit(part.facts["records"], is_journalled=False)
-            for tensor in ready.plan.tensors:
-                if tensor.name in share.names:
-                    progress(tensor, True)
         choice = Choice(**parts[0].facts["choice"])
         sealed = seal(ready, choice, partial, identity)
-        for inner, name, found in (
-            (inner, file["name"], file["sha256"]) for inner, files in sealed.weights.items() for file in files
-        ):
-            owner = owners.get(place_of(inner, name))
-            if owner is not None and owner.sha256(inner, name) != found:
-                raise owner.refuse(f"has a damaged {name}")
         whole, reports = make_reports(ready, choice, machine, partial, sealed, started, [{} for _ in folders])
         for report in {id(one): one for one in (whole, *reports)}.values():
             _add_up(report, parts)
-        return publish(ready, partial, whole, reports)
+        report = publish(ready, partial, whole, reports)
+    remove_parts(planned.destination.path)
+    return report
+
+
+def _damages(owned: Sequence[tuple[FinishedPart, Share]], progress: Progress) -> list[tuple[Part, str]]:
+    """Read every part, and return those that are not as they were made."""
+
+    def look(one: tuple[FinishedPart, Share]) -> str | None:
+        part, share = one
+        fault = part.damage()
+        for tensor in share.tensors:
+            progress(tensor, True)
+        return fault
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(look, owned)
+        return [(part.part, fault) for (part, _), fault in zip(owned, found, strict=True) if fault]
 
 
 def _add_up(report: dict[str, Any], parts: Sequence[FinishedPart]) -> None:
     """Have a report tell where the parts were made, and what all of them took."""
     facts = [part.facts for part in parts]
-    for name in ("device", "workers"):
-        report["arguments"][name] = facts[0]["arguments"][name]
-    report["arguments"]["resume"] = False
+    for name in ("base", "finetuned", "device", "workers", "resume"):
+        if name in report["arguments"]:
+            report["arguments"][name] = False if name == "resume" else facts[0]["arguments"][name]
     timing = report["timing"] = dict(report["timing"])
     for name in ("seconds", "bytes_written"):
-        timing[name] += sum(one["timing"][name] for one in facts)
+        timing[name] = round(timing[name] + sum(one["timing"][name] for one in facts), 3)
     read = [sum(of_each) for of_each in zip(*(one["timing"]["bytes_read"] for one in facts), strict=True)]
     report["inputs"] = [
         {**one, "bytes_read": one["bytes_read"] + more}

@@ -7,9 +7,9 @@ and finishes the output. A task whose node dies runs again elsewhere, and goes o
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from typing import Any
 
 from monosoup_cli.errors import MonosoupError, OutputError, ResourceError, UsageError
 from monosoup_cli.outputs.journal import differences
-from monosoup_cli.outputs.workplace import parts_path
+from monosoup_cli.outputs.workplace import parts_path, remove_parts
 from monosoup_cli.pipeline.destination import Part
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.part import find_parts, parts_there
@@ -65,9 +65,7 @@ def execute_on_ray(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
             for tensor in shares[part.number - 1].tensors:
                 progress(tensor, True)
     with prepare(_changed(task, resume=True)) as planned:
-        report = finish(lay_out(planned), find_parts(output))
-    shutil.rmtree(parts_path(output), ignore_errors=True)
-    return report
+        return finish(lay_out(planned), find_parts(output))
 
 
 def _changed(task: Task, device: str | None = None, **writing: Any) -> Task:
@@ -98,7 +96,7 @@ def _connected(task: Task) -> Iterator[Any]:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if host:  # Ray itself asks for minutes
             socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
-        ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # of many kinds
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(
@@ -125,7 +123,7 @@ def _take_place(ready: Ready) -> None:
     destination = ready.planned.destination
     folder = parts_path(destination.path)
     if destination.options.overwrite and not destination.options.resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_parts(destination.path)
     if folder.exists() and not destination.options.resume:
         raise OutputError(
             "there are parts of another run",

@@ -15,7 +15,7 @@ from monosoup_cli.outputs.model_card import has_card, own_metadata
 from monosoup_cli.outputs.output_path import allow_open_files, check_space
 from monosoup_cli.outputs.push import CardMetadata, screen_metadata
 from monosoup_cli.outputs.side_files import SideFile, side_files
-from monosoup_cli.pipeline.destination import part_of
+from monosoup_cli.pipeline.destination import part_of, work_path
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
@@ -115,9 +115,10 @@ class Ready:
         names = layout.names | set(self.form.side_files.names)
         folders_of_each = {folder for name in names for folder in PurePosixPath(name).parents}
         allow_open_files((len(layout.files) + len(folders_of_each)) * len(self.variants))
-        copied = sum(file.nbytes for file in self.form.side_files.carried)
+        is_whole = self.share.part is None
+        copied = sum(file.nbytes for file in self.form.side_files.carried) if is_whole else 0
         nbytes = self.nbytes + self.drafts * layout.nbytes
-        check_space(destination.path, nbytes + len(self.variants) * copied)
+        check_space(work_path(destination), nbytes + len(self.variants) * copied)
 
 
 def read_beside(form: OutputForm) -> list[SideFile]:

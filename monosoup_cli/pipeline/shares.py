@@ -5,12 +5,13 @@ system can spoil each other's bytes. Where the files are too few or too unequal 
 largest are cut: each share then has a file of its own tensors of it, a piece.
 
 The cost of a tensor is the time that it takes on one core, by constants that were measured once. Only its
-ratio to others counts.
+ratio to others counts. Sums are exact, so that every version of Python finds the same shares.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,7 @@ def shares_of(
         names_in[min(homes, default=None)].append(name)
         joint |= {None} if not homes else homes if len(homes) > 1 else set()
     wholes = [
-        _Unit(sum(costs[name] for name in names), names, file)
+        _Unit(math.fsum(costs[name] for name in names), names, file)
         for file, names in names_in.items()
         if file not in joint
     ]
@@ -107,8 +108,8 @@ def shares_of(
         units = [*wholes[cut:], *loose]
         units += [_Unit(costs[name], [name], None) for whole in wholes[:cut] for name in whole.names]
         spread = _spread(units, count)
-        loads = [sum(unit.cost for unit in some) for some in spread]
-        if max(loads) <= UNEVEN * sum(loads) / count:
+        loads = [math.fsum(unit.cost for unit in some) for some in spread]
+        if max(loads) <= UNEVEN * math.fsum(loads) / count:
             break
     files = {file.name: file for file in layout.files}
     return [

@@ -203,7 +203,7 @@ def flip(path):
     [
         (EDIT, "*-of-00004.safetensors", cut, "part 2/2 has a cut model-0000"),
         (EDIT, "*-of-00004.safetensors", flip, "part 2/2 has a damaged model-0000"),
-        (EDIT, "*-of-00004.safetensors", os.unlink, "part 2/2 has a damaged model-0000"),
+        (EDIT, "*-of-00004.safetensors", os.unlink, "part 2/2 lacks model-0000"),
         (OF_ONE_FILE, "*.piece", cut, "part 2/2 has a cut out.safetensors.piece"),
         (OF_ONE_FILE, "*.piece", flip, "part 2/2 has a damaged out.safetensors.piece"),
         (OF_ONE_FILE, "*.piece", os.unlink, "part 2/2 lacks out.safetensors.piece"),
@@ -235,10 +235,7 @@ def test_parts_that_are_missing(there, tmp_path, run):
         assert run(*EDIT, "-o", out, "--part", f"{number}/7").code == 0
     refused = run("finish", out)
     assert refused.code == 1
-    assert (
-        "4 of 7 parts are missing: found no 3/7, 4/7, 6/7, 7/7; run its command with --part 3/7"
-        in refused.err
-    )
+    assert "not begun: 3/7, 4/7, 6/7, 7/7: expected 7 parts; run its command with --part 3/7" in refused.err
     assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
     assert "there are parts of 2 and 7; remove those of another run" in run("finish", out).err
     assert not out.exists()
@@ -249,19 +246,24 @@ def test_parts_of_other_options_and_of_inputs_that_changed(models, tmp_path, run
     shutil.copytree(models, place)
     monkeypatch.chdir(place)
     out = tmp_path / "out"
-    for number, options in ((1, ()), (2, ("--energy", "0.5")), (3, ())):
-        assert run(*EDIT, "-o", out, "--part", f"{number}/3", *options).code == 0
-    assert (
-        "part 2/3 differs from the others, or from the inputs, in arguments.energy" in run("finish", out).err
-    )
+    assert run(*EDIT, "-o", out, "--part", "1/3").code == 0
+    early = run(*EDIT, "-o", out, "--part", "2/3", "--energy", "0.5")
+    assert early.code == 2
+    assert "part 1/3, which is there, differs in arguments.energy; use its arguments" in early.err
+    assert run(*EDIT, "-o", out, "--part", "2/3", "--energy", "0.5", "--overwrite").code == 0
+    assert run(*EDIT, "-o", out, "--part", "3/3").code == 0
+    other = "part 2/3 differs from the others in arguments.energy (0.5, not None); run its command with"
+    assert other in run("finish", out).err
     refused = run(*EDIT, "-o", out, "--part", "2/3")
-    assert (
-        "there is a part that differs in arguments.energy; to make it anew, pass --overwrite" in refused.err
-    )
+    assert "a part that differs in arguments.energy; to make it anew, pass --overwrite" in refused.err
     assert run(*EDIT, "-o", out, "--part", "2/3", "--overwrite").code == 0
     os.utime(place / "base" / "model-00001-of-00004.safetensors")
     refused = run("finish", out)
-    assert "part 1/3 differs from the others, or from the inputs, in inputs.base 0 model-00001" in refused.err
+    assert (
+        "the parts were made otherwise: inputs.base 0 model-00001-of-00004.safetensors.mtime_ns"
+        in refused.err
+    )
+    assert "put the old ones back with their old times (`touch -c -d " in refused.err
     assert not out.exists()
 
 
@@ -269,6 +271,7 @@ def test_an_output_that_is_there_is_replaced_when_all_parts_are(there, whole, tm
     out = tmp_path / "out"
     assert run("wise", "base", "two", "--alpha", "0.5", "-o", out).code == 0
     before = contents(out)
+    assert "the output already exists" in run(*EDIT, "-o", out, "--part", "1/2").err
     in_parts(EDIT, out, 2, "--overwrite")
     assert contents(out) == before
     assert "the output already exists" in run("finish", out).err
@@ -344,7 +347,7 @@ def kills_of_a_part(models, whole, tmp_path, forks, count):
         early = forks.run("finish", out)
         if not is_there:
             assert early.code == 1
-            assert "1 of 3 parts are missing: found no 2/3" in early.err
+            assert ": 2/3: expected 3 parts; run its command with --part 2/3" in early.err
             assert not out.exists()
             again = forks.run(*command, "-o", out, "--part", "2/3", "--resume")
             assert again.code == 0, again.err

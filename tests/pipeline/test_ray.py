@@ -1,0 +1,145 @@
+"""Runs on a real Ray cluster of three nodes: the bytes of one machine, whatever dies."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import monosoup_cli
+from monosoup_cli.outputs.workplace import partial_path, parts_path
+from tests.ray_cluster import started
+
+pytest.importorskip("ray")
+
+SIDE = 640
+MATRICES = 24
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with started() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a pair whose edit takes some seconds, and what one machine makes of it."""
+    folder = tmp_path_factory.mktemp("ray")
+    generator = torch.Generator().manual_seed(0)
+    base = {f"{number}.weight": torch.randn(SIDE, SIDE, generator=generator) for number in range(MATRICES)}
+    tuned = {name: one + 0.1 * torch.randn(SIDE, SIDE, generator=generator) for name, one in base.items()}
+    for name, tensors in (("base", base), ("ft", tuned)):
+        (folder / name).mkdir()
+        save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
+        (folder / name / "config.json").write_text("{}")
+    monosoup_cli.edit(folder / "base", folder / "ft", folder / "whole", device="cpu")
+    return folder
+
+
+WEIGHTS = "model.safetensors"
+
+
+def check(place, out):
+    assert (out / WEIGHTS).read_bytes() == (place / "whole" / WEIGHTS).read_bytes()
+    assert monosoup_cli.verify(out)["differences"] == []
+    assert not parts_path(out).exists()
+    assert not partial_path(out).exists()
+
+
+def wait_for_parts(out, count, driver):
+    """Wait until so many parts are made."""
+    deadline = time.monotonic() + 120
+    while len([*parts_path(out).glob("*/part.json")]) < count:
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_three_nodes_make_the_bytes_of_one_machine(cluster, place, tmp_path):
+    done = cluster.run("edit", place / "base", place / "ft", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    check(place, tmp_path / "out")
+    out = tmp_path / "sweep"
+    done = cluster.run("wise", "base", "ft", "--alpha", "0,0.5", "-o", out, "--quiet", cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    monosoup_cli.wise(place / "base", place / "ft", tmp_path / "one", alpha=[0, 0.5], device="cpu")
+    for folder in ("alpha-0.0", "alpha-0.5"):
+        assert (out / folder / WEIGHTS).read_bytes() == (tmp_path / "one" / folder / WEIGHTS).read_bytes()
+
+
+def test_a_driver_that_is_killed_is_resumed(cluster, place, tmp_path):
+    out = tmp_path / "out"
+    command = ("edit", place / "base", place / "ft", "-o", out, "--quiet")
+    driver = cluster.start(*command)
+    wait_for_parts(out, 1, driver)
+    driver.kill()
+    driver.communicate()
+    assert not out.exists()
+    refused = cluster.run(*command)
+    assert refused.returncode == 1
+    assert "there are parts of another run; continue with --resume" in refused.stderr
+    made = {path: path.stat().st_mtime_ns for path in parts_path(out).glob("*/part.json")}
+    driver = cluster.start(*command, "--resume")
+    kept = {}
+    while driver.poll() is None:
+        for path in made:
+            if path.exists():
+                kept[path] = path.stat().st_mtime_ns
+        time.sleep(0.05)
+    assert driver.returncode == 0, driver.stderr.read()
+    assert {path: made[path] for path in kept} == kept
+    check(place, out)
+
+
+def test_what_cannot_be_used_is_said_in_a_line(cluster, place, tmp_path):
+    command = ("edit", place / "base", place / "ft", "-o", tmp_path / "out")
+    program = "import sys; sys.modules['ray'] = None; from monosoup_cli.cli.app import main; sys.exit(main())"
+    nobody = {**cluster.environment, "RAY_ADDRESS": "127.0.0.1:9"}
+    no_token = {**cluster.environment, "RAY_AUTH_MODE": "disabled"}
+    for start, environment, problem in (
+        (["-c", program], cluster.environment, "--engine ray needs Ray; install it: pip"),
+        (["-m", "monosoup_cli"], nobody, "there is no Ray cluster to use: [Errno 111] Connection refused"),
+        (["-m", "monosoup_cli"], no_token, "whoever reaches a Ray cluster without tokens can run code on it"),
+    ):
+        words = [sys.executable, *start, *map(str, command), "--engine", "ray"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {problem}")
+        assert done.stderr.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs to mount")
+def test_a_node_that_does_not_see_the_output_is_named(cluster, place, tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+    words = ["-m", "monosoup_cli", "edit", place / "base", place / "ft", "-o", hidden / "out"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", hidden, sys.executable, *words, "--engine", "ray"],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"does not see {hidden}/out.parts, or cannot write there" in done.stderr
+    assert "inputs and output must be on a path that all nodes see" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_node_that_dies_is_done_without(cluster, place, tmp_path):
+    """The last test: the cluster has a node less from now on."""
+    out = tmp_path / "out"
+    driver = cluster.start("edit", place / "base", place / "ft", "-o", out, "--quiet")
+    wait_for_parts(out, 1, driver)
+    cluster.kill_a_node()
+    assert not out.exists()
+    _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors
+    check(place, out)
