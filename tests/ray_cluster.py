@@ -72,9 +72,7 @@ def started(token: bool = True) -> Iterator[RayCluster]:
         try:
             yield RayCluster(process)
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(timeout=60)
+            process.communicate(timeout=60)
 
 
 def _serve() -> None:

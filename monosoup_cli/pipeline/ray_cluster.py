@@ -83,14 +83,12 @@ def _connected(task: Task) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise UsageError(
-            "--engine ray needs Ray", hint="install it: pip install 'monosoup-cli[ray]'"
-        ) from None
+        raise UsageError("--engine ray needs Ray: pip install 'monosoup-cli[ray]'") from None
     if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST:
         wanted = f"at least {'.'.join(map(str, OLDEST))}"
         raise UsageError("this version of Ray is too old", expected=wanted, found=ray.__version__)
     if os.environ.get("RAY_AUTH_MODE") != "token" and not writing.insecure_cluster:
-        raise _open_to_everybody("this process has no token for it: RAY_AUTH_MODE is not token")
+        raise _open_to_everybody("this process has no token")
     address = writing.engine if writing.engine != "ray" else os.environ.get("RAY_ADDRESS", "auto")
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -99,11 +97,7 @@ def _connected(task: Task) -> Iterator[Any]:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # of many kinds
         reason = str(error).strip().partition("\n")[0]
-        raise UsageError(
-            f"there is no Ray cluster to use: {reason}",
-            found=address,
-            hint="start one, and set RAY_ADDRESS to its address",
-        ) from None
+        raise UsageError(f"no Ray cluster at {address} (RAY_ADDRESS names one): {reason}") from None
     try:
         yield ray
     finally:
@@ -112,9 +106,8 @@ def _connected(task: Task) -> Iterator[Any]:
 
 def _open_to_everybody(why: str) -> UsageError:
     return UsageError(
-        "whoever reaches a Ray cluster without tokens can run code on it (CVE-2023-48022)",
-        found=why,
-        hint="start it with RAY_AUTH_MODE=token; --insecure-cluster is for networks that nobody else reaches",
+        f"{why} (RAY_AUTH_MODE=token has a Ray cluster ask for one): whoever reaches a cluster without tokens"
+        " can run code on it (CVE-2023-48022); --insecure-cluster is for networks that nobody else reaches"
     )
 
 
@@ -126,9 +119,8 @@ def _take_place(ready: Ready) -> None:
         remove_parts(destination.path)
     if folder.exists() and not destination.options.resume:
         raise OutputError(
-            "there are parts of another run",
+            "there are parts of an earlier run (--resume goes on with them, --overwrite drops them)",
             path=folder,
-            hint="continue with --resume, or start over with --overwrite",
         )
     folder.mkdir(exist_ok=True)
 
@@ -180,7 +172,7 @@ def _check_nodes(ray: Any, ready: Ready, *, uses_gpus: bool) -> int:
     first = None
     for (name, _), answer in answers.items():
         if "problem" in answer:
-            raise ResourceError(f"the node {name}: {answer['problem']}", hint=answer["hint"])
+            raise ResourceError(f"the node {name} {answer['problem']}")
         if answer["auth"] != "token" and not task.options.writing.insecure_cluster:
             raise _open_to_everybody(f"the node {name} asks for no token")
         first = first or (name, answer["identity"])
@@ -200,19 +192,19 @@ def _device(*, uses_gpus: bool) -> str:
 
 def _look(task: Task, cwd: str, folder: str, word: str) -> dict[str, Any]:
     """On a node: what it sees of the inputs and the output, and of what kind it is."""
-    elsewhere = {"hint": "inputs and output must be on a path that all nodes see"}
+    elsewhere = "inputs and output must be on a path that all nodes see"
     probe = Path(folder, f"probe-{word}")
     try:
         os.chdir(cwd)  # paths are as the user typed them
         if probe.read_text() != word:
-            return {"problem": f"has another {folder}", **elsewhere}
+            return {"problem": f"has another {folder}: {elsewhere}"}
         probe.with_name(f"{probe.name}-{os.getpid()}").write_text(word)
         with prepare(task) as planned:
             identity = identity_here(make_ready(planned))
     except OSError as error:
-        return {"problem": f"does not see {folder}, or cannot write there: {error.strerror}", **elsewhere}
+        return {"problem": f"cannot write in {folder} ({error.strerror}): {elsewhere}"}
     except MonosoupError as error:
-        return {"problem": str(error), **elsewhere}
+        return {"problem": f"refuses ({error}): {elsewhere}"}
     return {"identity": identity, "auth": os.environ.get("RAY_AUTH_MODE")}
 
 
@@ -244,9 +236,7 @@ def _made(ray: Any, task: Task, count: int, *, uses_gpus: bool) -> Iterator[Part
                     fields = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     reason = str(error).strip().splitlines()[-1]
-                    raise ResourceError(
-                        f"part {part.words} cannot be made: {reason}", hint="rerun with --resume"
-                    ) from None
+                    raise ResourceError(f"part {part.words} cannot be made: {reason}") from None
                 if fields is not None:
                     raise MonosoupError(fields.pop("problem"), **fields)
                 yield part
