@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container
 from dataclasses import replace
+from functools import lru_cache
 
 from monosoup_cli.encodings.bitsandbytes import Bitsandbytes4, Bitsandbytes8
 from monosoup_cli.encodings.codec import Codec, Encoded
@@ -54,7 +55,7 @@ def decoded(source: Source) -> Source:
             left.pop(part, None)  # tensors may share a part
     with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
     modules = {name[: dot.start()] for name in with_scales for dot in re.finditer(r"\.|$", name)}
-    beside = {name for name in source.tensors if OF_ACTIVATIONS.search(name) and _is_beside(name, modules)}
+    beside = {name for name in source.tensors if _is_of_activations(name) and _is_beside(name, modules)}
     left = {name: info for name, info in left.items() if name not in beside}
     found = {name: encoded for name, encoded in found.items() if name not in beside}
     with_scales -= beside
@@ -74,6 +75,16 @@ def decoded(source: Source) -> Source:
     codes = {name: Codes(encoded.parts[0], encoded.words) for name, encoded in found.items()}
     files = replace(source.files, notes=(*source.files.notes, *notes), decoded=codes)
     return Derived(source, tensors, files)
+
+
+def _is_of_activations(name: str) -> bool:
+    """Whether a name is one of OF_ACTIVATIONS, of which none has a dot."""
+    return _is_leaf_of_activations(name[name.rfind(".") + 1 :])
+
+
+@lru_cache(maxsize=1 << 10)
+def _is_leaf_of_activations(leaf: str) -> bool:
+    return OF_ACTIVATIONS.search(leaf) is not None
 
 
 def _is_beside(name: str, modules: Container[str]) -> bool:

@@ -66,7 +66,7 @@ MAX_DEPTH = 127
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a file. `start` and `stop` are byte offsets from the start of the data."""
 

@@ -112,8 +112,9 @@ def shares_of(
         if max(loads) <= UNEVEN * math.fsum(loads) / count:
             break
     files = {file.name: file for file in layout.files}
+    at = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
     return [
-        _share(Part(number, count), plan, some, loads, files, places, stored)
+        _share(Part(number, count), plan, at, some, loads, files, places, stored)
         for number, some in enumerate(spread, start=1)
     ]
 
@@ -142,6 +143,7 @@ def _spread(units: Sequence[_Unit], count: int) -> list[list[_Unit]]:
 def _share(
     part: Part,
     plan: Plan,
+    at: Mapping[str, int],
     units: Sequence[_Unit],
     costs: Sequence[float],
     files: Mapping[str, OutputFile],
@@ -162,6 +164,5 @@ def _share(
         pieces.append(piece)
         of_file[piece.name] = name
     layout = OutputLayout((*sorted(own, key=lambda file: file.name), *pieces), None, False)
-    names = {name for unit in units for name in unit.names}
-    own_tensors = [tensor for tensor in plan.tensors if tensor.name in names]
-    return Share(own_tensors, layout, part, of_file, costs)
+    order = sorted(at[name] for unit in units for name in unit.names)
+    return Share([plan.tensors[number] for number in order], layout, part, of_file, costs)

@@ -14,7 +14,7 @@ MIN_BLOCK_LENGTH = 1024
 """How many rows a block has at least where the side is large. Thinner blocks would starve the products."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cut:
     """How a matrix is cut into blocks along its longer side.
 

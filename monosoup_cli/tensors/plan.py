@@ -87,7 +87,7 @@ class Selection:
         return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """One matrix of a fused tensor: gate, up, q, k or v.
 
@@ -102,7 +102,7 @@ class Part:
     first: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Matrices:
     """How an edited tensor is seen as matrices: `count` matrices of one `cut`, or `parts` of several.
 
@@ -127,7 +127,7 @@ class Matrices:
         return self.parts[index] if self.parts else Part("", self.cut, index * self.cut.elements)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reads:
     """Which inputs go into a tensor of the output.
 
@@ -141,7 +141,7 @@ class Reads:
     is_checked: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One tensor of the output, edited or kept.
 
