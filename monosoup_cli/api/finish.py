@@ -86,7 +86,9 @@ def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
         "overwrite": overwrite,
         "resume": True,
     }
-    command, arguments = recorded_call(facts["command"], {**facts["arguments"], **here}, facts["revisions"])
+    command, arguments = recorded_call(
+        facts["command"], {**facts["arguments"], **here}, dict(facts["revisions"])
+    )
     try:
         planned = command.prepare(**arguments)
     except OutputExistsError as error:

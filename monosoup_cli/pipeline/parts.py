@@ -93,7 +93,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
             "arguments": _recorded(ready),
             "cwd": str(Path.cwd()),
             "identity": identity,
-            "revisions": {source.path: source.files.place.revision for _, source in sources},
+            "revisions": [[source.path, source.files.place.revision] for _, source in sources],
             "choice": {"members": list(choice.members), "selection": choice.selection},
             "timing": {
                 "seconds": round(time.monotonic() - started, 3),
@@ -264,7 +264,7 @@ def _add_up(report: dict[str, Any], parts: Sequence[FinishedPart]) -> None:
         timing[name] = round(timing[name] + sum(one["timing"][name] for one in facts), 3)
     read = [sum(of_each) for of_each in zip(*(one["timing"]["bytes_read"] for one in facts), strict=True)]
     report["inputs"] = [
-        {**one, "bytes_read": one["bytes_read"] + more}
-        for one, more in zip(report["inputs"], read, strict=True)
+        {**one, "source": source, "bytes_read": one["bytes_read"] + more}
+        for one, (source, _), more in zip(report["inputs"], facts[0]["revisions"], read, strict=True)
     ]
     timing["bytes_read"] += sum(read)
