@@ -93,6 +93,7 @@ def compare_scores(
     compared = [[model[name] for model in models] for name in common]
     for tasks in compared:
         _check_alike(tasks)
+    _check_common(models, names, common, groups)
     members = _members([tasks[0] for tasks in compared], groups)
     samples = sum(len(tasks[0].scores or ()) for tasks in compared)
     with nullcontext(lambda compared: None) if progress is None else progress(samples) as advance:
@@ -191,6 +192,27 @@ def _ids(names: Sequence[str]) -> str:
 def _is_named(task: Task, pattern: str) -> bool:
     """Whether the name of a task, or of a group of the harness that it is in, matches."""
     return any(fnmatchcase(name, pattern) for name in (task.name, *task.groups))
+
+
+def _check_common(
+    models: Sequence[Mapping[str, Task]],
+    names: Sequence[str],
+    common: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> None:
+    """Raise UsageError for a glob that matches only tasks that some model lacks."""
+    for group, patterns in groups.items():
+        for pattern in patterns:
+            found = dict.fromkeys(
+                task.name for model in models for task in model.values() if _is_named(task, pattern)
+            )
+            if found and not any(name in common for name in found):
+                name = next(iter(found))
+                lacking = [each for each, model in zip(names, models, strict=True) if name not in model]
+                raise UsageError(
+                    f"--{group} {crop(pattern, 80)} matches only tasks that not all models have:"
+                    f" {crop(name, 80)} is not in {some(lacking, NAMED)}"
+                )
 
 
 def _members(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

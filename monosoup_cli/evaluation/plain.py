@@ -116,7 +116,15 @@ def _rows(file: Place) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield _decoded(line, number, shown)
 
     try:
-        for row in csv.DictReader(decoded(), strict=True):
+        reader = csv.DictReader(decoded(), strict=True)
+        if reader.fieldnames and "id" not in reader.fieldnames:
+            raise CheckpointError(
+                "the first line names no column id",
+                path=shown,
+                expected="id, and score or correct, with commas between them",
+                found=_columns(dict.fromkeys(reader.fieldnames)),
+            )
+        for row in reader:
             yield f"line {number:,}", row
     except csv.Error as error:
         raise CheckpointError(f"is not CSV: {error}", path=shown) from None

@@ -171,6 +171,14 @@ def test_groups_and_their_correction(models):
         monosoup_cli.scores(*models, in_="quizz")
 
 
+def test_a_glob_that_matches_only_what_a_model_lacks_says_so(models, tmp_path):
+    few = write(tmp_path / "few", quiz="1" * 40)
+    with pytest.raises(
+        UsageError, match="out essays matches only tasks that not all models have: essays is not in few"
+    ):
+        monosoup_cli.scores(*models[:2], few, in_="quiz", out="essays")
+
+
 def test_a_group_of_one_task_is_no_further_comparison(models, tmp_path):
     """Eight won and none lost: p is 2/256, times two tasks."""
     better = write(tmp_path / "better", quiz="1" * 23 + "0" * 9 + "1" * 8, essays=[1.0, 0.75, 0.5])

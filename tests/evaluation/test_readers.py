@@ -317,7 +317,11 @@ def test_a_metric_that_some_rows_lack_is_not_replaced_by_the_other(tmp_path, lac
             "of the task 'b': expected a number of at most 1e+100, found -inf;",
         ),
         ("a.csv", "id,acc\n1,1\n", "the task 'a' has neither score nor correct: found 'id', 'acc'"),
-        ("a.csv", "ID;score\n1;1\n", "line 2: has no id: found 'ID;score'"),
+        (
+            "a.csv",
+            "ID;score\n1;1\n",
+            "the first line names no column id: expected id, and score or correct, with commas between them,",
+        ),
         ("a.jsonl", '{"id": ""}', "a.jsonl: line 1: has no id"),
         ("a.jsonl", '{"doc_id": 3}', "has no id: found 'doc_id'; give the folder that these samples"),
         ("a.csv", 'id,score\n"1,1\n', "is not CSV: unexpected end of data"),
