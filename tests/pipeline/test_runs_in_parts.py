@@ -134,8 +134,16 @@ def words(name, models, place):
     return (*command, place / ("out.safetensors" if "one file" in name else "out"))
 
 
-@pytest.mark.parametrize("count", [2, 3, 7])
-@pytest.mark.parametrize("name", COMMANDS)
+COUNTS = (2, 3, 7)
+CASES = [
+    pytest.param(name, count, marks=[] if COUNTS[at % 3] == count else pytest.mark.thorough)
+    for at, name in enumerate(COMMANDS)
+    for count in COUNTS
+]
+"""Every command in one number of parts; `make test-slow` has all of them."""
+
+
+@pytest.mark.parametrize(("name", "count"), CASES)
 def test_parts_make_the_bytes_of_one_run(models, whole, tmp_path, monkeypatch, name, count):
     """In any order; the report is the same but for times."""
     monkeypatch.chdir(models)
@@ -369,7 +377,7 @@ def test_a_part_that_is_killed_is_resumed(models, whole, tmp_path, forks):
     kills_of_a_part(models, whole, tmp_path, forks, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_part_that_is_killed_at_any_call_is_resumed(models, whole, tmp_path, forks):
     kills_of_a_part(models, whole, tmp_path, forks, 1000)
 
@@ -408,7 +416,7 @@ def test_finish_that_is_killed_is_run_again(models, whole, tmp_path, forks, has_
     kills_of_finish(models, whole, tmp_path, forks, 10, has_old)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("has_old", [False, True], ids=["new", "old"])
 def test_finish_that_is_killed_at_any_call_is_run_again(models, whole, tmp_path, forks, has_old):
     kills_of_finish(models, whole, tmp_path, forks, 1000, has_old)
