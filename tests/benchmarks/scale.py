@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
@@ -110,16 +111,19 @@ def main() -> None:
 def _many(root: Path) -> None:
     for name in ("base", "ft"):
         write_headers(root / name, many_shapes(), 1000)
-    started = time.perf_counter()
-    with monosoup_cli.edit.prepare(
-        root / "base", root / "ft", root / "out", device="cpu", part="3/64"
-    ) as one:
-        ready = lay_out(one)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        f"\nA plan over {len(ready.plan.tensors):,} tensors: {seconds:.1f} s, {(peak - before) / 1e6:.0f} MB beyond torch."
-    )
+    gc.disable()  # as the command line does
+    import_module("torch")
+    before, started = _peak(), time.perf_counter()
+    inputs = (root / "base", root / "ft", root / "out")
+    with monosoup_cli.edit.prepare(*inputs, device="cpu", part="3/64") as planned:
+        ready = lay_out(planned)
+    seconds, megabytes = time.perf_counter() - started, (_peak() - before) / 1e6
+    count = len(ready.plan.tensors)
+    print(f"\nA plan over {count:,} tensors: {seconds:.1f} s, {megabytes:.0f} MB beyond torch.")
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _table(ready: Ready) -> None:
