@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.part import FinishedPart
     from monosoup_cli.pipeline.planned import Planned
-    from monosoup_cli.pipeline.ready import Ready
 
 __all__ = ["Parts", "finish", "opened"]
 
@@ -54,13 +53,12 @@ class Parts:
 
     found: Sequence[FinishedPart]
     planned: Planned
-    ready: Ready
 
     def finish(self, progress: Progress) -> dict[str, Any]:
         """Make the output, and remove the parts."""
         from monosoup_cli.pipeline.parts import finish
 
-        return finish(self.ready, self.found, progress)
+        return finish(self.planned, self.found, progress)
 
 
 @contextmanager
@@ -72,13 +70,11 @@ def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
     """
     from monosoup_cli.api.again import recorded_call
     from monosoup_cli.outputs.workplace import finish_replacing
-    from monosoup_cli.pipeline.part import common_identity, find_parts
-    from monosoup_cli.pipeline.ready import lay_out, make_ready
+    from monosoup_cli.pipeline.part import find_parts, typical
 
     finish_replacing(Path(output))
     parts = find_parts(Path(output))
-    identity = common_identity(parts)
-    facts = next(part.facts for part in parts if part.facts["identity"] == identity)
+    facts = typical(parts).facts
     here: dict[str, Any] = {
         "output": os.fspath(output),
         "device": "cpu",
@@ -101,4 +97,4 @@ def opened(output: StrPath, *, overwrite: bool = False) -> Iterator[Parts]:
             error.hint = f"the parts were made in another folder: run finish in {facts['cwd']}"
         raise
     with planned:
-        yield Parts(parts, planned, make_ready(planned) if planned.examined else lay_out(planned))
+        yield Parts(parts, planned)

@@ -34,7 +34,7 @@ def finish(
     console = Console(quiet=quiet, live=not no_progress)
     with opened(output, overwrite=overwrite) as parts:
         import_torch()
-        with console.progress(parts.ready.plan.tensors) as progress:
+        with console.progress(parts.planned.plan.tensors) as progress:
             report = parts.finish(progress)
         destination = parts.planned.destination
         is_json = format == "json" or destination.report_path is None

@@ -55,7 +55,11 @@ def decoded(source: Source) -> Source:
             left.pop(part, None)  # tensors may share a part
     with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
     modules = {name[: dot.start()] for name in with_scales for dot in re.finditer(r"\.|$", name)}
-    beside = {name for name in source.tensors if _is_of_activations(name) and _is_beside(name, modules)}
+    beside = {
+        name
+        for name in source.tensors
+        if _is_of_activations(name.rpartition(".")[2]) and _is_beside(name, modules)
+    }
     left = {name: info for name, info in left.items() if name not in beside}
     found = {name: encoded for name, encoded in found.items() if name not in beside}
     with_scales -= beside
@@ -77,13 +81,9 @@ def decoded(source: Source) -> Source:
     return Derived(source, tensors, files)
 
 
-def _is_of_activations(name: str) -> bool:
-    """Whether a name is one of OF_ACTIVATIONS, of which none has a dot."""
-    return _is_leaf_of_activations(name[name.rfind(".") + 1 :])
-
-
 @lru_cache(maxsize=1 << 10)
-def _is_leaf_of_activations(leaf: str) -> bool:
+def _is_of_activations(leaf: str) -> bool:
+    """Whether the last part of a name is one of OF_ACTIVATIONS, of which none has a dot."""
     return OF_ACTIVATIONS.search(leaf) is not None
 
 

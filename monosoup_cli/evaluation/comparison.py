@@ -194,6 +194,11 @@ def _is_named(task: Task, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (task.name, *task.groups))
 
 
+def _lacking(task: str, models: Sequence[Mapping[str, Task]], names: Sequence[str]) -> list[str]:
+    """The names of the models that have no scores of a task."""
+    return [name for name, model in zip(names, models, strict=True) if task not in model]
+
+
 def _check_common(
     models: Sequence[Mapping[str, Task]],
     names: Sequence[str],
@@ -208,7 +213,7 @@ def _check_common(
             )
             if found and not any(name in common for name in found):
                 name = next(iter(found))
-                lacking = [each for each, model in zip(names, models, strict=True) if name not in model]
+                lacking = _lacking(name, models, names)
                 raise UsageError(
                     f"--{group} {crop(pattern, 80)} matches only tasks that not all models have:"
                     f" {crop(name, 80)} is not in {some(lacking, NAMED)}"
@@ -386,7 +391,7 @@ def _notes(
 ) -> Iterator[str]:
     """What of the comparison is not as the user may think."""
     for name in dict.fromkeys(name for model in models for name in model):
-        lacking = [names[number] for number, model in enumerate(models) if name not in model]
+        lacking = _lacking(name, models, names)
         if lacking:
             has = "has" if len(lacking) == 1 else "have"
             yield f"{crop(name, 80)} is left out: {some(lacking, NAMED)} {has} no scores of it"

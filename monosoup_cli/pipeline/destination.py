@@ -21,7 +21,7 @@ from monosoup_cli.outputs.workplace import (
     unfinished_run,
 )
 from monosoup_cli.pipeline.published import published_reports
-from monosoup_cli.report.files import REPORT_NAME, is_report
+from monosoup_cli.report.files import REPORT_NAME, is_report, report_beside
 from monosoup_cli.sources.source import Source
 
 __all__ = ["STDOUT", "Destination", "Part", "check_parts", "part_of", "part_path", "work_path"]
@@ -140,7 +140,7 @@ class Destination:
             is_inside = report.parent.resolve() == self.path.resolve()
             return self.path / report.name if is_inside else report
         if self.is_file:
-            return self.path.with_name(f"{self.path.name.removesuffix('.safetensors')}.report.json")
+            return report_beside(self.path)
         return self.path / REPORT_NAME
 
     @property

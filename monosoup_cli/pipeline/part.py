@@ -27,15 +27,7 @@ from monosoup_cli.outputs.workplace import is_in_use, parts_path, unfinished_run
 from monosoup_cli.pipeline.destination import Part, check_parts, part_path
 from monosoup_cli.pipeline.shares import Share
 
-__all__ = [
-    "PART_NAME",
-    "FinishedPart",
-    "common_identity",
-    "find_parts",
-    "parts_there",
-    "read_part",
-    "refusal",
-]
+__all__ = ["PART_NAME", "FinishedPart", "find_parts", "parts_there", "read_part", "refusal", "typical"]
 
 PART_NAME = "part.json"
 NAME = re.compile(r"([0-9]+)-of-([0-9]+)")
@@ -113,10 +105,11 @@ def refusal(folder: Path, faults: Sequence[tuple[Part, str]]) -> OutputError:
         folder: The folder of all parts.
         faults: Each part, and what is wrong with it.
     """
-    words = some([f"part {part.words} {fault}" for part, fault in faults], NAMED, "; ")
+    words = [f"part {part.words} {fault}" for part, fault in faults]
+    more = [f"{len(words) - NAMED:,} more"] if len(words) > NAMED else []
     again = ", ".join(part.words for part, _ in faults[:NAMED])
     return OutputError(
-        words.replace(", part ", "; part "),
+        "; ".join([*words[:NAMED], *more]),
         path=folder,
         hint=f"run its command with --part {again} --overwrite again",
     )
@@ -204,14 +197,10 @@ def find_parts(output: Path) -> list[FinishedPart]:
     return [read_part(part_path(output, part), part) for part in (Part(n, count) for n in sorted(numbers))]
 
 
-def common_identity(parts: Sequence[FinishedPart]) -> Mapping[str, Any]:
-    """The identity that most parts have."""
-    counts = Counter(sealed_line(part.facts["identity"]) for part in parts)
-    most = max(counts, key=lambda line: counts[line])
-    found: Mapping[str, Any] = next(
-        part.facts["identity"] for part in parts if sealed_line(part.facts["identity"]) == most
-    )
-    return found
+def typical(parts: Sequence[FinishedPart]) -> FinishedPart:
+    """The first of the parts whose identity most of them have."""
+    lines = [sealed_line(part.facts["identity"]) for part in parts]
+    return parts[lines.index(Counter(lines).most_common(1)[0][0])]
 
 
 def read_part(path: Path, part: Part) -> FinishedPart:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,31 +20,17 @@ from monosoup_cli.outputs.writer import Adopted, PartialOutput, place_of
 from monosoup_cli.pipeline.destination import Part, part_path, work_path
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
-from monosoup_cli.pipeline.part import (
-    PART_NAME,
-    FinishedPart,
-    common_identity,
-    parts_there,
-    read_part,
-    refusal,
-)
+from monosoup_cli.pipeline.part import PART_NAME, FinishedPart, parts_there, read_part, refusal, typical
+from monosoup_cli.pipeline.planned import Planned
 from monosoup_cli.pipeline.provenance import environment, with_roles
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
-from monosoup_cli.pipeline.ready import Ready
+from monosoup_cli.pipeline.ready import Ready, lay_out, make_ready
 from monosoup_cli.pipeline.shares import Share, shares_of
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 
-__all__ = ["finish", "identity_here", "make_part"]
-
-
-def identity_here(ready: Ready) -> dict[str, Any]:
-    """Everything that the bytes of a part depend on, with this machine, as it is read from JSON."""
-    identity: dict[str, Any] = json.loads(
-        json.dumps(make_identity(ready, environment(ready.resources.devices)))
-    )
-    return identity
+__all__ = ["finish", "make_part"]
 
 
 def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
@@ -59,7 +44,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     assert part is not None
     finish_replacing(place)
     started, writing = time.monotonic(), destination.options
-    identity = identity_here(ready)
+    identity = make_identity(ready, environment(ready.resources.devices))
     folders = [variant.folder for variant in ready.variants]
     if place.exists() and (writing.resume or not writing.overwrite):
         done = _whole_part(place, share, identity, folders, is_resumed=writing.resume)
@@ -130,21 +115,20 @@ def _whole_part(
     assert share.part is not None
     try:
         done = read_part(place, share.part)
-        if changed := differences(done.facts["identity"], identity):
-            raise OutputExistsError(
-                f"there is a part that differs in {crop(', '.join(changed))}",
-                path=place,
-                hint="to make it anew, pass --overwrite",
-            )
-        if fault := done.lacks(share, folders):
-            raise refusal(place.parent, [(share.part, fault)])
-    except OutputExistsError:
-        raise
     except OutputError:
-        if not is_resumed:
-            raise
-        return None
-    return done
+        if is_resumed:
+            return None
+        raise
+    if changed := differences(done.facts["identity"], identity):
+        raise OutputExistsError(
+            f"there is a part that differs in {crop(', '.join(changed))}",
+            path=place,
+            hint="to make it anew, pass --overwrite",
+        )
+    fault = done.lacks(share, folders)
+    if fault is not None and not is_resumed:
+        raise refusal(place.parent, [(share.part, fault)])
+    return done if fault is None else None
 
 
 def _make_folder(folder: Path) -> None:
@@ -157,41 +141,41 @@ def _make_folder(folder: Path) -> None:
 
 def _check_neighbour(output: Path, part: Part, identity: Mapping[str, Any]) -> None:
     """Refuse a part beside those of another run: they would not make an output together."""
-    for other in parts_there(output):
-        if other.count == part.count:
-            with suppress(OutputError):  # what is damaged is told when all are there
-                changed = differences(read_part(part_path(output, other), other).facts["identity"], identity)
-                if changed:
-                    break
-            return
-    else:
+    other = next((one for one in parts_there(output) if one.count == part.count), None)
+    if other is None:
         return
-    raise UsageError(
-        f"part {other.words}, which is there, differs in {crop(', '.join(changed))}",
-        path=parts_path(output),
-        hint="use its arguments; to make all parts anew, pass --overwrite with each",
-    )
+    try:
+        before = read_part(part_path(output, other), other).facts["identity"]
+    except OutputError:  # what is damaged is told when all are there
+        return
+    if changed := differences(before, identity):
+        raise UsageError(
+            f"part {other.words}, which is there, differs in {crop(', '.join(changed))}",
+            path=parts_path(output),
+            hint="use its arguments; to make all parts anew, pass --overwrite with each",
+        )
 
 
-def finish(ready: Ready, parts: Sequence[FinishedPart], progress: Progress = ignore) -> dict[str, Any]:
-    """Make the output of its parts, and return its report.
+def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress = ignore) -> dict[str, Any]:
+    """Make the output of its parts, remove them, and return its report.
 
     Args:
-        ready: The run that the parts are of.
+        planned: The run that the parts are of, opened again.
         parts: All of them, in order.
         progress: Called for every tensor.
 
     Raises:
         OutputError: A part is of another run, or is not as it was made.
     """
-    planned, started = ready.planned, time.monotonic()
-    folders = [variant.folder for variant in ready.variants]
-    machine = common_identity(parts)["environment"]
-    identity, stored = json.loads(json.dumps(make_identity(ready, machine))), ready.form.parts()
+    started = time.monotonic()
+    # whole files take no space again, so that only what has to be examined is checked as a run would be
+    ready = make_ready(planned) if planned.examined else lay_out(planned)
+    folders, common = [variant.folder for variant in ready.variants], typical(parts).facts["identity"]
+    machine, stored = common["environment"], ready.form.parts()
+    identity = make_identity(ready, machine)
     shares = shares_of(ready.plan, ready.form.layout, stored, planned.inputs.finetuned, len(parts))
     owned = list(zip(parts, shares, strict=True))
     folder = parts_path(planned.destination.path)
-    common = common_identity(parts)
     faults = [
         (part.part, fault)
         for part, share in owned

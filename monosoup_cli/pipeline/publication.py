@@ -43,7 +43,8 @@ def resolved_arguments(ready: Ready) -> dict[str, Any]:
 def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the output's bytes depend on; a run is only resumed where all of it is the same.
 
-    It is written to the disk, so it has no tokens, and may be resumed with new ones.
+    It is written to the disk, so it has no tokens, and may be resumed with new ones. It is as JSON gives it
+    back, to be compared with what was written.
     """
     inputs, call = ready.planned.inputs, ready.planned.task.call
     arguments = masked(call.identity(resolved_arguments(ready)))
@@ -66,7 +67,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
             configs[f"{role} {number}"] = hashlib.sha256(text.encode()).hexdigest()
         if source.files.kind.settings is not None:
             settings[f"{role} {number}"] = source.files.kind.settings
-    return {
+    identity = {
         "version": __version__,
         "side_files": {file.name: _facts(file) for file in read_beside(ready.form)},
         "rewritten": {
@@ -79,6 +80,8 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": files,
         "environment": machine,
     }
+    found: dict[str, Any] = json.loads(json.dumps(identity))
+    return found
 
 
 def _facts(file: SideFile) -> dict[str, Any]:

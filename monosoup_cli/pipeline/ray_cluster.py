@@ -24,9 +24,11 @@ from monosoup_cli.outputs.workplace import parts_path, remove_parts
 from monosoup_cli.pipeline.destination import Part
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.part import find_parts, parts_there
-from monosoup_cli.pipeline.parts import finish, identity_here, make_part
+from monosoup_cli.pipeline.parts import finish, make_part
 from monosoup_cli.pipeline.planned import prepare
-from monosoup_cli.pipeline.ready import Ready, lay_out, make_ready
+from monosoup_cli.pipeline.provenance import environment
+from monosoup_cli.pipeline.publication import make_identity
+from monosoup_cli.pipeline.ready import Ready, make_ready
 from monosoup_cli.pipeline.shares import shares_of
 from monosoup_cli.pipeline.task import Task
 
@@ -65,7 +67,7 @@ def execute_on_ray(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
             for tensor in shares[part.number - 1].tensors:
                 progress(tensor, True)
     with prepare(_changed(task, resume=True)) as planned:
-        return finish(lay_out(planned), find_parts(output))
+        return finish(planned, find_parts(output))
 
 
 def _changed(task: Task, device: str | None = None, **writing: Any) -> Task:
@@ -200,7 +202,8 @@ def _look(task: Task, cwd: str, folder: str, word: str) -> dict[str, Any]:
             return {"problem": f"has another {folder}: {elsewhere}"}
         probe.with_name(f"{probe.name}-{os.getpid()}").write_text(word)
         with prepare(task) as planned:
-            identity = identity_here(make_ready(planned))
+            ready = make_ready(planned)
+            identity = make_identity(ready, environment(ready.resources.devices))
     except OSError as error:
         return {"problem": f"cannot write in {folder} ({error.strerror}): {elsewhere}"}
     except MonosoupError as error:

@@ -47,14 +47,18 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
     """Make every tensor of the plan that is not finished yet, and journal a record of it."""
     output, ingredients = work.target.output, work.target.ingredients
     measured = [measure.name for measure in work.method.measures if measure.is_stored]
-    groups = group(work.plan.tensors, ingredients, work.form.parts())
-    led_by = {wanted[0].name: some for some in groups if (wanted := [*filter(work.is_wanted, some)])}
+    groups = [
+        (wanted, some)
+        for some in group(work.plan.tensors, ingredients, work.form.parts())
+        if (wanted := [*filter(work.is_wanted, some)])
+    ]
+    led_by = {wanted[0].name: (wanted, some) for wanted, some in groups}
 
     def make(tensor: PlannedTensor, worker: Worker) -> None:
-        others = [other for other in led_by[tensor.name] if other is not tensor and work.is_wanted(other)]
+        (_, *others), some = led_by[tensor.name]
         for other in others:
             progress(other, False)
-        records = _make_group(work, led_by[tensor.name], worker)
+        records = _make_group(work, some, worker)
         if worker.is_substitute:
             for of_one in records.values():
                 of_one[:] = [replace(record, is_substituted=True) for record in of_one]
@@ -65,8 +69,7 @@ def run(work: Work, engine: Engine, progress: Progress) -> None:
             progress(other, True)
 
     waiting = []
-    for some in groups:
-        wanted = [*filter(work.is_wanted, some)]
+    for wanted, _ in groups:
         if any(map(work.waits, wanted)):
             waiting.append(wanted[0])
             continue

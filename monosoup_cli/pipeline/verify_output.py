@@ -11,12 +11,10 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, ReportError, UsageError
 from monosoup_cli.outputs.workplace import partial_path, unfinished_run
-from monosoup_cli.report.files import REPORT_NAME, read_report
+from monosoup_cli.report.files import REPORT_NAME, REPORT_SUFFIX, read_report, report_beside
 from monosoup_cli.sources.folders import Folder, LocalFolder, local_folder
 
 __all__ = ["Output", "has", "open_output", "read_report_in"]
-
-REPORT_SUFFIX = ".report.json"
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def open_output(output: str, report: Path | None = None) -> Output:
         folder = local_folder(path, output)
     else:
         folder, file = LocalFolder(path.parent, str(path.parent)), path.name
-    name = f"{file.removesuffix('.safetensors')}{REPORT_SUFFIX}" if file else REPORT_NAME
+    name = report_beside(Path(file)).name if file else REPORT_NAME
     if report is not None:
         return Output(folder, file, read_report(report), str(report))
     if not has(folder, name):

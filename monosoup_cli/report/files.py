@@ -19,16 +19,19 @@ from monosoup_cli.report.shape import fault_of
 __all__ = [
     "OF_SEVERAL",
     "REPORT_NAME",
+    "REPORT_SUFFIX",
     "as_text",
     "asset",
     "check_target",
     "is_report",
     "read_report",
     "replace_file",
+    "report_beside",
     "write_page",
 ]
 
 REPORT_NAME = "monosoup_report.json"
+REPORT_SUFFIX = ".report.json"
 MAX_REPORT_BYTES = 1_000_000_000
 """More than the report of a million tensors has."""
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
@@ -56,6 +59,11 @@ def _dumped(value: Any, indent: int | None = None) -> str:
     return json.dumps(masked(value), indent=indent, allow_nan=False)
 
 
+def report_beside(output: Path) -> Path:
+    """Where the report of an output that is a single file goes, if nobody says otherwise."""
+    return output.with_name(f"{output.name.removesuffix('.safetensors')}{REPORT_SUFFIX}")
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """Read a report that a command has written.
 
@@ -69,7 +77,7 @@ def read_report(path: Path) -> dict[str, Any]:
         if path.is_dir():
             path = path / REPORT_NAME
         elif path.suffix == ".safetensors" and path.exists():
-            path = path.with_name(f"{path.name.removesuffix('.safetensors')}.report.json")
+            path = report_beside(path)
         if not path.is_file():
             raise ReportError("is not a file" if path.exists() else "no such file", path=path)
         if (nbytes := path.stat().st_size) > MAX_REPORT_BYTES:

@@ -12,7 +12,7 @@ from monosoup_cli.report.words import in_column, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Chart", "Curve", "Scored", "scored_in", "scores_table", "sweep_charts"]
+__all__ = ["Chart", "Curve", "Scored", "cells_of", "scored_in", "scores_table", "sweep_charts"]
 
 AXES = {"alpha": "α", "energy": "R", "wise": "α", "beta": "β"}
 """What the paper calls the options that take lists."""
@@ -52,6 +52,12 @@ def scored_in(report: Mapping[str, Any]) -> list[Scored]:
     ]
 
 
+def cells_of(scores: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[list[str]]:
+    """For each of some scores, the cells of a table with these columns, whose decimal points line up."""
+    columns = [in_column([one[name] for one in scores]) for name in names]
+    return [[column[row] for column in columns] for row in range(len(scores))]
+
+
 def scores_table(rows: Sequence[Scored]) -> RenderableType:
     """Show the scores of checkpoints; the best in each score is marked."""
     from rich.text import Text
@@ -63,8 +69,7 @@ def scores_table(rows: Sequence[Scored]) -> RenderableType:
     best = {name: max(values) for name, values in of_each.items() if max(values) > min(values)}
     table = grid("", *names, "", show_header=True)
     table.columns[-1].justify = "left"
-    shown = zip(*(in_column(of_each[name]) for name in names), strict=True)
-    for row, numbers in zip(rows, shown, strict=True):
+    for row, numbers in zip(rows, cells_of([row.scores for row in rows], names), strict=True):
         of_row = [name for name in names if row.scores[name] == best.get(name)]
         words = f"best: {', '.join(of_row)}" if len(names) > 1 else "best"
         table.add_row(Text(printable(row.label)), *numbers, words if of_row else "")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.methods.search import Goal
-from monosoup_cli.report.scored import Chart, Curve, sweep_charts
-from monosoup_cli.report.words import in_column, plural, printable
+from monosoup_cli.report.scored import Chart, Curve, cells_of, sweep_charts
+from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,9 +37,8 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     done = [one for one in done if one[1].keys() == {*names}]
     table = grid("", "", *names, show_header=bool(names))
     last = list(enumerate(done, start=1))[-MAX_ROWS:]
-    columns = [in_column([scores[name] for _, (_, scores) in last]) for name in names]
-    for place, (number, (label, _)) in enumerate(last):
-        table.add_row(str(number), Text(printable(label)), *(column[place] for column in columns))
+    for (number, (label, _)), cells in zip(last, cells_of([one[1][1] for one in last], names), strict=True):
+        table.add_row(str(number), Text(printable(label)), *cells)
     if names:
         table.columns[1].justify = "left"
     best = [
@@ -80,9 +79,8 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
         add(label, of_label[label], label=label)
     table = grid("", *names, "", show_header=True)
     table.columns[-1].justify = "left"
-    columns = [in_column([scores[name] for _, scores, _ in rows]) for name in names]
-    for place, (source, _, words) in enumerate(rows):
-        table.add_row(Text(printable(source)), *(column[place] for column in columns), words)
+    for (source, _, words), cells in zip(rows, cells_of([one[1] for one in rows], names), strict=True):
+        table.add_row(Text(printable(source)), *cells, words)
     facts = grid("", "")
     hidden = len({*distinct} - inputs - {*others, chosen})
     rest = f"; the report has the {hidden:,} not shown" if hidden else ""

@@ -80,7 +80,7 @@ class Selection:
         """Whether `include` and `exclude` keep a tensor of this name from being edited."""
         if self.include and not any(fnmatchcase(name, pattern) for pattern in self.include):
             return True
-        return bool(self.exclude) and self.excludes(name)
+        return self.excludes(name)
 
     def excludes(self, name: str) -> bool:
         """Whether `exclude` names a tensor."""
