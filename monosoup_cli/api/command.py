@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.planned import Planned
-    from monosoup_cli.pipeline.task import Chooser, Task
+    from monosoup_cli.pipeline.ready import Ready
+    from monosoup_cli.pipeline.task import Chooser, OnScore, Task
 
-__all__ = ["Command", "Request", "command", "publish"]
+__all__ = ["Command", "Request", "command", "execute_by_engine", "publish"]
 
 P = ParamSpec("P")
 Prepared = TypeVar("Prepared", bound=AbstractContextManager[Any])
@@ -123,19 +124,14 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
         return prepare(task(*args, **kwargs))
 
     def run(planned: Planned, progress: Progress) -> dict[str, Any]:
-        from monosoup_cli.pipeline.execute import execute
         from monosoup_cli.pipeline.parts import make_part
         from monosoup_cli.pipeline.ready import make_ready
+        from monosoup_cli.pipeline.scoring import ignore_scores
 
-        if planned.destination.options.part is not None:
-            return dict(make_part(make_ready(planned, progress), progress).facts)
         ready = make_ready(planned, progress)
-        if planned.task.options.writing.engine == "threads":
-            report = execute(ready, progress)
-        else:
-            from monosoup_cli.pipeline.ray_cluster import execute_on_ray
-
-            report = execute_on_ray(ready, progress)
+        if ready.share.part is not None:
+            return dict(make_part(ready, progress).facts)
+        report = execute_by_engine(ready, progress, ignore_scores)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)
         return report
@@ -143,6 +139,17 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
     made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned"))
     made.task = task
     return made
+
+
+def execute_by_engine(ready: Ready, progress: Progress, on_score: OnScore) -> dict[str, Any]:
+    """Make an output on the engine that the user asked for, and return its report."""
+    if ready.planned.task.options.writing.engine == "threads":
+        from monosoup_cli.pipeline.execute import execute
+
+        return execute(ready, progress, on_score)
+    from monosoup_cli.pipeline.ray_cluster import execute_on_ray
+
+    return execute_on_ray(ready, progress)
 
 
 def publish(

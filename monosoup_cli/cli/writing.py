@@ -7,13 +7,14 @@ import inspect
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from monosoup_cli.api.command import execute_by_engine
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
@@ -77,7 +78,6 @@ def _numbers(text: str | None) -> list[float] | None:
 def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
     from monosoup_cli.outputs.workplace import partial_path
-    from monosoup_cli.pipeline.execute import execute
     from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.ready import foresee, make_ready
@@ -110,18 +110,9 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
         return
     for doubt in () if console.quiet else doubts_of_inputs(planned.inputs, ready.plan):
         console.note(f"note: {doubt}")
-    try:
-        with console.progress([*ready.plan.tensors] * (2 if chooses_dry else 1)) as progress:
-            if planned.task.options.writing.engine == "threads":
-                report = execute(ready, progress, on_score)
-            else:
-                from monosoup_cli.pipeline.ray_cluster import execute_on_ray
-
-                report = execute_on_ray(ready, progress)
-    except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
-        if planned.destination.is_unfinished:
-            console.note("note: rerun the command with --resume to continue from here")
-        raise
+    tensors = [*ready.plan.tensors] * (2 if chooses_dry else 1)
+    with _noting_what_is_left(planned, console), console.progress(tensors) as progress:
+        report = execute_by_engine(ready, progress, on_score)
     show_report(report, report_path, console, as_json=as_json)
     left_over = partial_path(planned.destination.path)
     if left_over.exists():
@@ -130,19 +121,25 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
         push(planned, console)
 
 
+@contextmanager
+def _noting_what_is_left(planned: Planned, console: Console) -> Iterator[None]:
+    """Say how to go on, where a run ends early and has left some work."""
+    try:
+        yield
+    except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
+        if planned.destination.is_unfinished:
+            console.note("note: rerun the command with --resume to continue from here")
+        raise
+
+
 def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
     """Make a part, with progress, and print what it has."""
     from monosoup_cli.pipeline.parts import make_part
     from monosoup_cli.report.tables import part_table
 
     destination = ready.planned.destination
-    try:
-        with console.progress(ready.share.tensors) as progress:
-            part = make_part(ready, progress)
-    except (SystemExit, MemoryError, OSError, RuntimeError):
-        if destination.is_unfinished:
-            console.note("note: rerun the command with --resume to continue from here")
-        raise
+    with _noting_what_is_left(ready.planned, console), console.progress(ready.share.tensors) as progress:
+        part = make_part(ready, progress)
     if as_json:
         console.data(json.dumps(part.facts, indent=1) + "\n")
     console.table(part_table(part.facts, part.path))

@@ -14,18 +14,17 @@ BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
 BEFORE = "## Citation"
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """The id of a dataset on the Hub."""
-CHANGES = {
-    "healed": "healed",
-    "preserved": "preserved",
-    "newly_damaged": "damaged",
-    "retained": "retained",
-    "like_base": "as base",
-}
 
 
-def with_scores(card: str, comparison: Mapping[str, Any]) -> str:
-    """A model card with the scores of the first edited model, in the place of those that it had."""
-    section = f"{BEGIN}\n\n{_section(comparison)}\n{END}\n\n"
+def with_scores(card: str, comparison: Mapping[str, Any], counts: Mapping[str, str]) -> str:
+    """A model card with the scores of the first edited model, in the place of those that it had.
+
+    Args:
+        card: The card.
+        comparison: What was compared.
+        counts: What is counted of samples, and its heading.
+    """
+    section = f"{BEGIN}\n\n{_section(comparison, counts)}\n{END}\n\n"
     rest = "".join(_others(card))
     before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
     if heading:
@@ -70,7 +69,7 @@ def _facts(task: Mapping[str, Any]) -> Iterator[str]:
     yield f"by {task['harness']}"
 
 
-def _section(comparison: Mapping[str, Any]) -> str:
+def _section(comparison: Mapping[str, Any], counts: Mapping[str, str]) -> str:
     level = f"{comparison['level']:.0%} interval"
     head = ["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]
     records = [*comparison["groups"], *comparison["tasks"]]
@@ -86,7 +85,7 @@ def _section(comparison: Mapping[str, Any]) -> str:
             "it gets right. As base: of those on which these two differ, those on which it is nearer to the",
             "base.",
             "",
-            *_table(["task", *CHANGES.values()], map(_changes, counted)),
+            *_table(["task", *counts.values()], (_changes(record, counts) for record in counted)),
             "",
         ]
     parts += [f"- {markdown(note)}" for note in comparison["notes"]]
@@ -109,9 +108,9 @@ def _scores(record: Mapping[str, Any]) -> Sequence[str]:
     return [_name(record), markdown(", ".join(metrics)), *values, f"{one['difference']:+.4g}", interval, p]
 
 
-def _changes(record: Mapping[str, Any]) -> Sequence[str]:
-    counts = [record["edited"][0][name] for name in CHANGES]
-    return [_name(record), *(f"{one['count']} of {one['of']}" for one in counts)]
+def _changes(record: Mapping[str, Any], counts: Mapping[str, str]) -> Sequence[str]:
+    found = [record["edited"][0][name] for name in counts]
+    return [_name(record), *(f"{one['count']} of {one['of']}" for one in found)]
 
 
 def _name(record: Mapping[str, Any]) -> str:

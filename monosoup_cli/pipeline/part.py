@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import OutputError, crop, some
-from monosoup_cli.formats.files import InputFile, blocks_of
+from monosoup_cli.formats.files import InputFile, blocks_of, sha256_of
 from monosoup_cli.outputs.journal import content_of, differences, sealed_line
 from monosoup_cli.outputs.layout import OutputFile
 from monosoup_cli.outputs.workplace import is_in_use, parts_path, unfinished_run
@@ -78,12 +77,9 @@ class FinishedPart:
         """Which of its files does not have its checksum; all are read."""
         for folder, files in self.facts["files"].items():
             for file in files:
-                digest = sha256()
                 with closing(InputFile(self.path / folder / file["name"])) as opened:
-                    for block in blocks_of(opened):
-                        digest.update(block)
-                if digest.hexdigest() != file["sha256"]:
-                    return f"has a damaged {file['name']}"
+                    if sha256_of(opened) != file["sha256"]:
+                        return f"has a damaged {file['name']}"
         return None
 
     def sha256(self, folder: str, name: str) -> str:

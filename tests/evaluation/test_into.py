@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import monosoup_cli
 from monosoup_cli.errors import MonosoupError, UsageError
 from monosoup_cli.outputs.score_card import with_scores
+from monosoup_cli.report.scores import CHANGES
 from tests.conftest import everything_in, small_tensors
 from tests.outputs.forks import Forks
 from tests.schema import assert_valid
@@ -124,7 +125,7 @@ BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
     ],
 )
 def test_only_whole_sections_of_a_card_are_replaced(card, kept):
-    text = with_scores(card, monosoup_cli.scores(*MODELS))
+    text = with_scores(card, monosoup_cli.scores(*MODELS), CHANGES)
     before, begin, _ = text.rpartition(f"\n\n{BEGIN}\n")
     assert (before, begin != "") == (kept, True)
 
