@@ -238,11 +238,11 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a list of pairs copied over and over": (
         START
         + b"]("
-        + b"K\x01K\x02\x86" * N
+        + b"K\x01K\x02\x86" * (N // 5)
         + b"e\x85q\x00("
         + ORDERED
         + b"q\x01"
-        + b"h\x01h\x00R" * N
+        + b"h\x01h\x00R" * (N // 5)
         + b"t.",
         "far more work than its size warrants",
     ),
