@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems
+from monosoup_cli.encodings.facts import Left, check_shape, needed, stems
 from monosoup_cli.encodings.packed import UNPACKING, byte_table
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import number_in
@@ -59,7 +59,7 @@ class _State:
 class Bitsandbytes4:
     """nf4 and fp4."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the tensors with a quant_state, and refuse what belongs to one that is not there."""
         path, found = source.path, {}
         for name, part in stems(tensors, *STATES, ".absmax", ".quant_map", *NESTED).items():
@@ -151,7 +151,7 @@ def _scales(parts: Parts, first: int, last: int, state: _State) -> torch.Tensor:
 class Bitsandbytes8:
     """LLM.int8()."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the tensors `SCB`, each of which belongs to a `weight`."""
         found = {}
         for stem, name in stems(tensors, ".SCB").items():

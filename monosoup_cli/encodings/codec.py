@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from monosoup_cli.encodings.facts import Left
 from monosoup_cli.formats.dtypes import BITS, as_float32, bytes_of, integers_in, looked_up
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.derived import ReadInto
@@ -214,7 +215,7 @@ class _Decoder:
 class Codec(Protocol):
     """One way to store weights as codes. To add one, write a module and add a line to `table.py`."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the tensors that are stored in this way, by their decoded names.
 
         Args:

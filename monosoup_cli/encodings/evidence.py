@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monosoup_cli.encodings.facts import Left
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import BITS, FLOATING, TensorInfo
 from monosoup_cli.sources.files import Files, metadata_of
@@ -38,11 +39,13 @@ PAIRS = {
 }
 """Parts of one layer, by the methods that store them so."""
 WRITTEN = re.compile(rf"(?:^|\.)(?:{'|'.join(f'({names})' for names in METHODS.values())})$")
+LEAVES = re.compile("|".join((*METHODS.values(), "_data|_scale|_shift")))
+"""What the last parts of such names are, but for those of a quant_state."""
 SCALES = re.compile(r"scal|zero|biases|absmax|codebook|centroid|^[sz]$|_(?:sf|lut)$")
 """What the names of scales, offsets and codebooks have in their last part."""
 INDICES = ("BOOL", "I64", "U64")
 """The dtypes that masks and indices have, and codes have not."""
-CODES = [dtype for dtype in BITS if dtype not in (*FLOATING, *INDICES, "C64")]
+CODES = BITS.keys() - {*FLOATING, *INDICES, "C64"}
 CAST = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 """The dtypes that may be of plain numbers too, which somebody cast."""
 OF_A_MODEL = 2000
@@ -53,7 +56,7 @@ UNQUANTISED = "edit the checkpoint that it was quantised from, and quantise the 
 DECODED_BY_MLX = f"{UNQUANTISED}; or decode it: mlx_lm.convert --hf-path OLD --mlx-path NEW --dequantize"
 
 
-def check_codes(tensors: Mapping[str, TensorInfo], files: Files, *, is_decoded: bool) -> Sequence[str]:
+def check_codes(tensors: Left, files: Files, *, is_decoded: bool) -> Sequence[str]:
     """Look for signs that tensors are codes.
 
     Args:
@@ -106,15 +109,14 @@ def _method(settings: Mapping[str, Any], files: Files) -> str:
     return next((crop(one) for one in methods if isinstance(one, str)), "MLX" if is_mlx else "")
 
 
-def _signs(
-    tensors: Mapping[str, TensorInfo], *, is_configured: bool, is_decoded: bool
-) -> Iterator[tuple[str, str, str]]:
+def _signs(tensors: Left, *, is_configured: bool, is_decoded: bool) -> Iterator[tuple[str, str, str]]:
     """Find codes: a tensor, the method that gives it its name, and what else shows that it is codes."""
     for method, (one, other) in PAIRS.items():
-        for name in tensors:
+        for name in tensors if one in tensors.leaves else ():
             if name.endswith(f".{one}") and f"{name.removesuffix(one)}{other}" in tensors:
                 yield name, method, f"{one} beside {other}"
-    for name in tensors:
+    may_be_written = any(LEAVES.fullmatch(leaf) for leaf in tensors.leaves)
+    for name in tensors if may_be_written or any("quant_state." in name for name in tensors) else ():
         if written := WRITTEN.search(name):
             assert written.lastindex is not None
             yield name, list(METHODS)[written.lastindex - 1], ""
@@ -135,8 +137,9 @@ def _signs(
     if is_configured and codes:
         yield codes[0].name, "", ""
     count = sum(tensor.nbytes for tensor in numbers)  # several codes may be packed in a number
-    others = sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype in (*FLOATING, *CAST))
-    if count > max(others, OF_A_MODEL) and not is_decoded:
+    if count <= OF_A_MODEL or is_decoded:
+        return
+    if count > sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype in (*FLOATING, *CAST)):
         yield max(numbers, key=lambda tensor: tensor.elements).name, "", "most of its numbers are integers"
 
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import AGAIN, TensorInfo
 
-__all__ = ["IF_LOST", "check_shape", "check_strays", "columns_of", "needed", "stems"]
+__all__ = ["IF_LOST", "Left", "check_shape", "check_strays", "columns_of", "needed", "stems"]
 
 IF_LOST = f"if a file of the checkpoint is missing, {AGAIN}"
 
 
-def stems(tensors: Mapping[str, TensorInfo], *endings: str) -> dict[str, str]:
+class Left(dict[str, TensorInfo]):
+    """The headers of tensors, of which codecs take what they know."""
+
+    @cached_property
+    def leaves(self) -> frozenset[str]:
+        """What is behind the last dot of names; also of those that have been taken since."""
+        return frozenset(name[name.rfind(".") + 1 :] for name in self)
+
+
+def stems(tensors: Left, *endings: str) -> dict[str, str]:
     """What the names with one of these endings have before it, each with the first such name."""
     found: dict[str, str] = {}
+    of_leaves = tuple(ending[ending.rfind(".") + 1 :] for ending in endings)
+    if not any(leaf.endswith(of_leaves) for leaf in tensors.leaves):
+        return found
     for name in tensors:
         if not name.endswith(endings):
             continue
@@ -93,7 +106,7 @@ def columns_of(path: str, codes: TensorInfo, in_byte: int, group: int) -> int:
     return columns
 
 
-def check_strays(tensors: Mapping[str, TensorInfo], decoded: Container[str], path: str) -> None:
+def check_strays(tensors: Mapping[str, TensorInfo], decoded: Collection[str], path: str) -> None:
     """Check what is left beside decoded tensors.
 
     Args:
@@ -104,7 +117,7 @@ def check_strays(tensors: Mapping[str, TensorInfo], decoded: Container[str], pat
     Raises:
         CheckpointError: One of them is also there as it is, or something beside it changes what it means.
     """
-    for name in tensors:
+    for name in tensors if decoded else ():
         module, _, own = name.rpartition(".")
         if name in decoded:
             raise CheckpointError("the tensor is stored twice, as codes and as it is", path=path, tensor=name)

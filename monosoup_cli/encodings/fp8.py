@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import MAX_ELEMENTS, Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import IF_LOST
+from monosoup_cli.encodings.facts import IF_LOST, Left
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.source import Source
@@ -62,7 +62,7 @@ class _Grid:
 class Fp8:
     """fp8 with or without scales."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the tensors of fp8. If some have scales, or config.json says so, then all matrices have."""
         settings, path = _settings(source.files.config or {}), source.path
         block = _block_size(settings)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, needed, stems
+from monosoup_cli.encodings.facts import Left, check_shape, needed, stems
 from monosoup_cli.encodings.packed import UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.dtypes import integers_in, looked_up, number_in
@@ -35,7 +35,7 @@ PACKABLE = (4, 8, 2, 1)
 class PackedIntegers:
     """Several codes in an int32."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the `weight_packed` of int32, and refuse what belongs to one that is not there."""
         sizes, found = _said(source.files.config, "group_size"), {}
         said = _said(source.files.config, "num_bits")
@@ -59,7 +59,7 @@ class PackedIntegers:
 class Integers:
     """One code in an int8."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the `weight` of int8 beside a `weight_scale`."""
         found = {}
         for stem in stems(tensors, ".weight_scale"):

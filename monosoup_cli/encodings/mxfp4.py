@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import MAX_ELEMENTS, Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, columns_of, needed, stems
+from monosoup_cli.encodings.facts import Left, check_shape, columns_of, needed, stems
 from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
 from monosoup_cli.formats.dtypes import as_float32, looked_up
-from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.source import Source
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ EXPONENTS = ("U8", "F8_E8M0")
 class Mxfp4Experts:
     """Stacks of experts, transposed, as gpt-oss has them."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the pairs of `_blocks` and `_scales` of bytes."""
-        of_bytes = {name: one for name, one in tensors.items() if one.dtype in EXPONENTS}
+        of_bytes = Left({name: one for name, one in tensors.items() if one.dtype in EXPONENTS})
         found = {}
         for stem, name in stems(of_bytes, "_blocks", "_scales").items():
             blocks = needed(of_bytes, source.path, f"{stem}_blocks", name)
@@ -82,7 +81,7 @@ def _of_expert(parts: Parts, role: str, expert: int) -> torch.Tensor:
 class Mxfp4:
     """Matrices as compressed-tensors has them."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find the `weight_packed` of bytes whose scales are exponents."""
         found = {}
         for stem in stems(tensors, ".weight_packed"):

@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.codec import Encoded, Parts, Rectangle, decoded_info
-from monosoup_cli.encodings.facts import check_shape, columns_of, needed, stems
+from monosoup_cli.encodings.facts import Left, check_shape, columns_of, needed, stems
 from monosoup_cli.encodings.packed import E2M1, UNPACKING, by_groups, byte_table, unpacked
-from monosoup_cli.formats.header import FLOATING, TensorInfo
+from monosoup_cli.formats.header import FLOATING
 from monosoup_cli.sources.source import Source
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ FORMS = ((".weight", ".weight_scale_2", False), (PACKED, ".weight_global_scale",
 class Nvfp4:
     """NVFP4 of ModelOpt and of compressed-tensors."""
 
-    def find(self, tensors: Mapping[str, TensorInfo], source: Source) -> Mapping[str, Encoded]:
+    def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find bytes with scales, and a scale of the whole tensor, and refuse one without the other."""
+        of_bytes = Left({name: one for name, one in tensors.items() if one.dtype == "U8"})
         found = {}
         for packed, whole, is_divided in FORMS:
-            for stem, name in stems(tensors, packed, whole).items():
-                codes, scales = tensors.get(f"{stem}{packed}"), tensors.get(f"{stem}.weight_scale")
-                is_packed = codes is not None and codes.dtype == "U8"
-                if f"{stem}{whole}" not in tensors and not (is_packed and (scales or packed == PACKED)):
+            for stem, name in (stems(of_bytes, packed) | stems(tensors, whole)).items():
+                has_scales = f"{stem}.weight_scale" in tensors or packed == PACKED
+                if f"{stem}{whole}" not in tensors and not has_scales:
                     continue
                 codes = needed(tensors, source.path, f"{stem}{packed}", name, "U8")
                 scales = needed(tensors, source.path, f"{stem}.weight_scale", name, "F8_E4M3")

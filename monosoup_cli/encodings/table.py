@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Container
 from dataclasses import replace
-from functools import lru_cache
 
 from monosoup_cli.encodings.bitsandbytes import Bitsandbytes4, Bitsandbytes8
 from monosoup_cli.encodings.codec import Codec, Encoded
 from monosoup_cli.encodings.evidence import check_codes
-from monosoup_cli.encodings.facts import check_strays
+from monosoup_cli.encodings.facts import Left, check_strays
 from monosoup_cli.encodings.fp8 import Fp8
 from monosoup_cli.encodings.integers import Integers, PackedIntegers
 from monosoup_cli.encodings.mxfp4 import Mxfp4, Mxfp4Experts
@@ -47,7 +46,7 @@ def decoded(source: Source) -> Source:
         CheckpointError: Codes and scales do not fit each other, or tensors are codes that no codec decodes.
     """
     found: dict[str, Encoded] = {}
-    left = dict(source.tensors)
+    left = Left(source.tensors)
     for codec in CODECS:
         new = codec.find(left, source)
         found |= new
@@ -55,15 +54,24 @@ def decoded(source: Source) -> Source:
             left.pop(part, None)  # tensors may share a part
     with_scales = {name for name, encoded in found.items() if len(encoded.parts) > 1}
     modules = {name[: dot.start()] for name in with_scales for dot in re.finditer(r"\.|$", name)}
+    of_activations = {leaf for leaf in left.leaves if OF_ACTIVATIONS.search(leaf)}  # none of them has a dot
     beside = {
         name
-        for name in source.tensors
-        if _is_of_activations(name.rpartition(".")[2]) and _is_beside(name, modules)
+        for name in (source.tensors if of_activations else ())
+        if name.rpartition(".")[2] in of_activations and _is_beside(name, modules)
     }
-    left = {name: info for name, info in left.items() if name not in beside}
-    found = {name: encoded for name, encoded in found.items() if name not in beside}
+    for name in beside:
+        left.pop(name, None)
+        found.pop(name, None)
     with_scales -= beside
     check_strays(left, with_scales, source.path)
+    cast = found.keys() - with_scales
+    plain = left
+    if cast:
+        plain = Left({name: one for name, one in source.tensors.items() if name in left or name in cast})
+    notes = check_codes(plain, source.files, is_decoded=bool(with_scales))
+    if not found and not notes:
+        return source
     homes = {encoded.parts[0]: name for name, encoded in found.items()}
     tensors: dict[str, str | Made] = {}
     for name in source.tensors:  # in the order of the files
@@ -71,20 +79,9 @@ def decoded(source: Source) -> Source:
             tensors[homes[name]] = found[homes[name]]
         elif name in left:
             tensors[name] = name
-    stored = source.tensors.items()
-    rest = {name: info for name, info in stored if name in tensors and name not in with_scales}
-    notes = check_codes(rest, source.files, is_decoded=bool(with_scales))
-    if not found and not notes:
-        return source
     codes = {name: Codes(encoded.parts[0], encoded.words) for name, encoded in found.items()}
     files = replace(source.files, notes=(*source.files.notes, *notes), decoded=codes)
     return Derived(source, tensors, files)
-
-
-@lru_cache(maxsize=1 << 10)
-def _is_of_activations(leaf: str) -> bool:
-    """Whether the last part of a name is one of OF_ACTIVATIONS, of which none has a dot."""
-    return OF_ACTIVATIONS.search(leaf) is not None
 
 
 def _is_beside(name: str, modules: Container[str]) -> bool:

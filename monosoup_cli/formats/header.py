@@ -14,8 +14,9 @@ import re
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, crop
@@ -63,7 +64,14 @@ MAX_NUMBER = 1.797693134862315e308
 """The largest number in JSON. Readers in Rust round up to infinity shortly before the largest float64."""
 MAX_DEPTH = 127
 """How deep objects and lists may be nested. Readers in Rust go no deeper."""
+FIELDS = {"dtype", "shape", "data_offsets"}
+"""What the entry of every tensor has."""
+INTEGERS = frozenset([int])
+"""The type of sizes and offsets: bool, which is an integer to Python, is none in JSON."""
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+_Kind = tuple[str, tuple[int, ...]]
+"""A dtype and a shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +205,11 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
         raise CheckpointError("__metadata__ must map names to strings", path=path)
-    tensors = {name: _tensor(name, entry, path) for name, entry in entries.items()}
+    kinds: dict[_Kind, tuple[_Kind, int]] = {}
+    found = [_tensor(name, entry, path, kinds) for name, entry in entries.items()]
+    tensors = {tensor.name: tensor for tensor in found}  # checkpoints of the same names share them
     data_bytes, end = file_bytes - len(raw), 0
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.stop)):
+    for tensor in sorted(found, key=attrgetter("start", "stop")):
         if tensor.start != end:
             raise CheckpointError(
                 "data_offsets leave a hole or overlap",
@@ -220,39 +230,49 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
     return Header(raw, tensors, metadata)
 
 
-def _tensor(name: str, entry: Any, path: str) -> TensorInfo:
+def _tensor(name: str, entry: Any, path: str, kinds: dict[_Kind, tuple[_Kind, int]]) -> TensorInfo:
+    """Read an entry. `kinds` has the dtypes and shapes that are sound, with their size in bits."""
+
     def refuse(problem: str, expected: object = None, found: object = None) -> CheckpointError:
         return CheckpointError(problem, path=path, tensor=name, expected=expected, found=found)
 
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+    if not isinstance(entry, dict) or not entry.keys() >= FIELDS:
         raise refuse("the entry needs dtype, shape and data_offsets")
     if len(entry) > 3 and _is_deep([entry], MAX_DEPTH - 1):  # the entry is inside of the header
         raise refuse("the entry is nested too deeply")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise refuse("unknown dtype", found=repr(dtype))
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not (isinstance(shape, list) and INTEGERS.issuperset(map(type, shape))):
         raise refuse("the shape must be a list of sizes", found=repr(shape)[:80])
-    if len(shape) > MAX_DIMENSIONS:
-        raise refuse("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=len(shape))
-    if not (
-        isinstance(offsets, list)
-        and len(offsets) == 2
-        and all(type(offset) is int for offset in offsets)
-        and 0 <= offsets[0] <= offsets[1]
-    ):
+    kind = dtype, tuple(shape)
+    if kind not in kinds:
+        kinds[kind] = kind, _bits(dtype, shape, refuse)
+    (dtype, sizes), bits = kinds[kind]
+    if not (isinstance(offsets, list) and len(offsets) == 2 and INTEGERS.issuperset(map(type, offsets))):
         raise refuse("data_offsets must be two ascending integers", found=repr(offsets)[:80])
-    # zero sizes are skipped: readers multiply from the left, and overflow before they come to a zero
-    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
-        raise refuse("the shape overflows", found=shape)
-    bits = math.prod(shape) * BITS[dtype]
-    if bits != 8 * (offsets[1] - offsets[0]):
+    start, stop = offsets
+    if not 0 <= start <= stop:
+        raise refuse("data_offsets must be two ascending integers", found=repr(offsets)[:80])
+    if bits != 8 * (stop - start):
         raise refuse(
             f"the size does not fit the shape {shape} of {dtype}",
             expected=f"{-(-bits // 8):,} bytes",
-            found=f"{offsets[1] - offsets[0]:,}",
+            found=f"{stop - start:,}",
         )
-    return TensorInfo(name, dtype, tuple(shape), *offsets)
+    return TensorInfo(sys.intern(name), dtype, sizes, start, stop)
+
+
+def _bits(dtype: str, shape: list[int], refuse: Callable[..., CheckpointError]) -> int:
+    """The size of a tensor in bits."""
+    if min(shape, default=0) < 0:
+        raise refuse("the shape must be a list of sizes", found=repr(shape)[:80])
+    if len(shape) > MAX_DIMENSIONS:
+        raise refuse("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=len(shape))
+    # zero sizes are skipped: readers multiply from the left, and overflow before they come to a zero
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise refuse("the shape overflows", found=shape)
+    return math.prod(shape) * BITS[dtype]
 
 
 def build_header(
