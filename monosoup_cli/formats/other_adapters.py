@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from monosoup_cli.errors import CheckpointError, crop
@@ -11,7 +11,7 @@ from monosoup_cli.errors import CheckpointError, crop
 __all__ = [
     "MERGE",
     "MERGE_WITH_PEFT",
-    "factor_in",
+    "factors_in",
     "is_of_other_adapter",
     "refuse_other_adapter",
     "refuse_other_settings",
@@ -83,6 +83,8 @@ FACTOR = re.compile(
     r"|(?:\w+_)?lora\.(?=up|down))"
 )
 """How the names of factors begin that are found in models, too."""
+IN_FACTORS = ("lora", "hada_", "lokr_", "oft_", "ia3_l", "vera_lambda_", "dora_scale")
+"""What is in every such name, one or the other."""
 MLX_SETTINGS = {"lora_parameters", "fine_tune_type", "lora_layers"}
 
 
@@ -91,10 +93,13 @@ def is_of_other_adapter(name: str) -> bool:
     return END.search(name) is not None
 
 
-def factor_in(name: str) -> str | None:
-    """Return how the name of a factor begins, where a tensor's name has one."""
-    found = FACTOR.search(name)
-    return None if found is None else found[1]
+def factors_in(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names of tensors that have the name of a factor in them, and how that begins."""
+    names = list(names)
+    together = "\n".join(names)  # looking once is faster than looking into every name
+    for name in names if any(one in together for one in IN_FACTORS) else ():
+        if found := FACTOR.search(name):
+            yield name, found[1]
 
 
 def refuse_other_adapter(names: Iterable[str], path: str, *, is_lora: bool) -> None:

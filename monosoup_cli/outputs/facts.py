@@ -77,8 +77,9 @@ def _changed_rows(model: Files, layout: OutputLayout) -> Mapping[int, int]:
     """The numbers of rows of tensors that the output has with more or fewer rows, and the new numbers."""
     return {
         old.shape[0]: new.shape[0]
-        for name, (_, new) in layout.places().items()
-        if (old := model.tensors.get(name)) is not None
+        for file in layout.files
+        for new in file.header.tensors.values()
+        if (old := model.tensors.get(new.name)) is not None
         and len(old.shape) == len(new.shape) == 2
         and old.shape[0] != new.shape[0]
         and old.shape[1] == new.shape[1]

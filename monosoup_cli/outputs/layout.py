@@ -113,6 +113,8 @@ def plan_layout(
 
 def written_dtype(model: Files, layout: OutputLayout) -> str | None:
     """The dtype, in torch's words, of the tensors in a layout that are decoded; None if none are."""
+    if not model.decoded:
+        return None
     dtypes = {tensor.dtype for name, (_, tensor) in layout.places().items() if name in model.decoded}
     return next((name for dtype, name in FLOATING.items() if dtype in dtypes), None)
 

@@ -82,17 +82,18 @@ def _check_not_cached(path: Path) -> None:
 
 def _check_apart(output: Path, source: Source) -> None:
     folder = None if source.files.place.folder is None else source.files.place.folder.root
-    paths = [folder, *(shard.file.path for shard in source.files.shards)]
-    roots = [path for path in paths if path is not None]
+    files = [shard.file.path for shard in source.files.shards if shard.file.path is not None]
+    inputs = {path.resolve(): path for path in (*files, *filter(None, [folder]))}
     real_output = output.resolve()
-    for root in roots:
-        if root.resolve() == real_output or (output.exists() and _is_same(output, root)):
-            raise OutputError("the output is an input", path=output)
-        if _is_below(real_output, root):
-            raise OutputError("the output is inside an input", path=output, found=root)
-        places = (real_output, partial_path(real_output), parts_path(real_output))
-        if any(_is_below(root, place) for place in places):
-            raise OutputError("an input is inside the output", path=output, found=root)
+    if real_output in inputs or (output.exists() and any(_is_same(output, path) for path in inputs)):
+        raise OutputError("the output is an input", path=output)
+    if folder is not None and _is_below(real_output, folder):
+        raise OutputError("the output is inside an input", path=output, found=folder)
+    places = (real_output, partial_path(real_output), parts_path(real_output))
+    one_of_each = {real.parent: real for real in inputs}  # many shards are in few folders
+    for real in one_of_each.values():
+        if any(_is_below(real, place) for place in places):
+            raise OutputError("an input is inside the output", path=output, found=inputs[real])
 
 
 def _is_same(path: Path, other: Path) -> bool:

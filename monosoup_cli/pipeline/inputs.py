@@ -289,7 +289,7 @@ def _check_gathered(
 
 def _is_flattened(tensor: TensorInfo, other: TensorInfo) -> bool:
     """Whether this vector has elements of what is a matrix elsewhere: FSDP flattens and then slices."""
-    is_matrix = sum(size > 1 for size in other.shape) > 1
+    is_matrix = len(other.shape) > 1 and sum(size > 1 for size in other.shape) > 1
     return is_matrix and tensor.shape[0] not in other.shape and 0 < tensor.elements <= other.elements
 
 

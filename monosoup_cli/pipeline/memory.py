@@ -213,21 +213,23 @@ def needs_of(
     """
     reading = Held(sum(source.held_bytes for source in sources))
     variants, sizes = len(method.variants()), device.sizes
+    flat = reading + FlatLayer.held(sizes.range_factor)
 
     @cache  # models have few kinds of layers
-    def computed(cut: Cut, item_bytes: tuple[int, int], count: int, rank: int | None, wanted: Wanted) -> Held:
+    def computed(cut: Cut, dtypes: tuple[str, ...], count: int, rank: int | None, wanted: Wanted) -> Held:
+        stored = [BITS[dtype] // 8 or 1 for dtype in dtypes]
+        item_bytes = stored[0], max(stored[-count:])
         layer = MatrixLayer.held(cut, item_bytes, count, rank, resident_bytes=sizes.resident_bytes)
-        return layer + method.held(cut, wanted, rank)
+        return reading + layer + method.held(cut, wanted, rank)
 
     def need(tensor: PlannedTensor) -> Held:
         written = Held() if form is None else form.held(tensor, variants, sizes.resident_bytes)
         if tensor.matrices is None:
-            return reading + FlatLayer.held(sizes.range_factor) + written
+            return flat + written
         finetuned = sources[1:] if tensor.reads.base else sources
         rank, wanted = product_rank(finetuned, tensor.name), Wanted() if form is None else form.wanted(tensor)
-        stored = [BITS[source.reader(tensor.name).dtype] // 8 or 1 for source in sources]
-        item_bytes = stored[0], max(stored[-len(finetuned) :])
-        return reading + computed(tensor.matrices.cut, item_bytes, len(finetuned), rank, wanted) + written
+        dtypes = tuple([source.reader(tensor.name).dtype for source in sources])
+        return computed(tensor.matrices.cut, dtypes, len(finetuned), rank, wanted) + written
 
     return [need(tensor) for tensor in tensors]
 

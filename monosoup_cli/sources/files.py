@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -150,17 +151,19 @@ class Files:
 
     def __post_init__(self) -> None:
         tensors: dict[str, TensorInfo] = {}
-        holders: dict[str, Shard] = {}
         for shard in self.shards:
-            for tensor in sorted(shard.header.tensors.values(), key=lambda tensor: tensor.start):
-                if tensor.name in tensors:
-                    raise CheckpointError(
-                        "the tensor is in two shards",
-                        path=self.place.source,
-                        tensor=tensor.name,
-                        found=f"{holders[tensor.name].name} and {shard.name}",
-                    )
-                tensors[tensor.name], holders[tensor.name] = tensor, shard
+            own = shard.header.tensors
+            if not own.keys().isdisjoint(tensors.keys()):
+                name = next(name for name in own if name in tensors)
+                first = next(shard for shard in self.shards if name in shard.header.tensors)
+                raise CheckpointError(
+                    "the tensor is in two shards",
+                    path=self.place.source,
+                    tensor=name,
+                    found=f"{first.name} and {shard.name}",
+                )
+            in_order = sorted(own.values(), key=attrgetter("start"))
+            tensors.update((tensor.name, tensor) for tensor in in_order)
         object.__setattr__(self, "tensors", tensors)
 
     @property

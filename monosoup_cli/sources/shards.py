@@ -222,16 +222,17 @@ def open_indexed(
         raise CheckpointError("the index's metadata must be an object", path=index_path)
     stem, dot, suffix = (file_of_index(index_name) or "").rpartition(".")
     suffix = dot + suffix
-    plain = {*filter(is_plain_name, {one for one in weight_map.values() if isinstance(one, str)})}
-    for name, shard_name in weight_map.items():
-        if not isinstance(shard_name, str) or shard_name not in plain or not shard_name.endswith(suffix):
-            raise CheckpointError(
-                f"the index must name {suffix[1:]} files in its own folder",
-                path=index_path,
-                tensor=name,
-                found=repr(shard_name)[:200],
-            )
-    shard_names = sorted(set(weight_map.values()))
+    named = {one for one in weight_map.values() if isinstance(one, str)}
+    plain = {one for one in named if is_plain_name(one) and one.endswith(suffix)}
+    if named != plain or not all(isinstance(one, str) for one in weight_map.values()):
+        name = next(name for name, one in weight_map.items() if not isinstance(one, str) or one not in plain)
+        raise CheckpointError(
+            f"the index must name {suffix[1:]} files in its own folder",
+            path=index_path,
+            tensor=name,
+            found=repr(weight_map[name])[:200],
+        )
+    shard_names = sorted(plain)
     missing = [name for name in shard_names if name not in names]
     if missing and is_offline(folder):
         raise not_cached(folder.source)
@@ -250,25 +251,33 @@ def open_indexed(
         and name not in shard_names
     ]
     shards = open_shards(folder, [f"{inner}{name}" for name in shard_names], state_dict)
-    stored = {name: shard.name.removeprefix(inner) for shard in shards for name in shard.header.tensors}
-    differences = (
-        ("files that the index does not name are not read", unnamed),
-        (
-            "the index names tensors that are in none of its shards",
-            [name for name in weight_map if name not in stored],
-        ),
-        (
-            "tensors of the shards that the index leaves out are read all the same",
-            [name for name in stored if name not in weight_map],
-        ),
-        (
-            "tensors are in another shard than the index says, and are read there",
-            [name for name, shard in stored.items() if weight_map.get(name, shard) != shard],
-        ),
-    )
-    notes = tuple(f"{what}: {several(found)}" for what, found in differences if found)
+    stored: dict[str, str] = {}
+    for shard in shards:
+        stored |= dict.fromkeys(shard.header.tensors, shard.name.removeprefix(inner))
+    differences = _differences(weight_map, stored)
+    if unnamed:
+        differences = {"files that the index does not name are not read": unnamed, **differences}
+    notes = tuple(f"{what}: {several(found)}" for what, found in differences.items())
     place = Place(folder.source, folder, inner)
     return _closed_on_error(place, shards, Index(f"{inner}{index_name}", index), config, notes)
+
+
+def _differences(said: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, list[str]]:
+    """The tensors of which an index says something else than its shards: what it is, and their names."""
+    if said == stored:
+        return {}
+    found = {
+        "the index names tensors that are in none of its shards": [
+            name for name in said if name not in stored
+        ],
+        "tensors of the shards that the index leaves out are read all the same": [
+            name for name in stored if name not in said
+        ],
+        "tensors are in another shard than the index says, and are read there": [
+            name for name, shard in stored.items() if said.get(name, shard) != shard
+        ],
+    }
+    return {what: names for what, names in found.items() if names}
 
 
 def _closed_on_error(

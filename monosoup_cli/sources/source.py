@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,7 @@ Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 """Left (rows, rank) and right (rank, columns), both float64; the matrix is their product."""
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """Reads one tensor piece by piece.
 
     Attributes:

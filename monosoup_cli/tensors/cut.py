@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Cut"]
 
@@ -14,8 +14,7 @@ MIN_BLOCK_LENGTH = 1024
 """How many rows a block has at least where the side is large. Thinner blocks would starve the products."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(NamedTuple):
     """How a matrix is cut into blocks along its longer side.
 
     Blocks have the shape (any number, side), so a wide matrix appears transposed.

@@ -93,9 +93,13 @@ def product_rank(finetuned: Sequence[Source], name: str) -> int | None:
     Returns:
         None where one of them does not have the update as factors.
     """
-    updates = [source.update(name) for source in finetuned]
-    ranks = [update.rank for update in updates if isinstance(update, LowRank)]
-    return sum(ranks) if len(ranks) == len(updates) else None
+    rank = 0
+    for source in finetuned:
+        update = source.update(name)
+        if not isinstance(update, LowRank):
+            return None
+        rank += update.rank
+    return rank
 
 
 def update_facts(finetuned: Sequence[Source], name: str) -> dict[str, int | float | None]:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from functools import cache, lru_cache
+from typing import Literal, NamedTuple
 
 from monosoup_cli.errors import MismatchError, UsageError
 from monosoup_cli.formats.dtypes import BITS, FLOATING
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.formats.other_adapters import MERGE, factor_in
+from monosoup_cli.formats.other_adapters import MERGE, factors_in
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
@@ -84,7 +85,7 @@ class Selection:
 
     def excludes(self, name: str) -> bool:
         """Whether `exclude` names a tensor."""
-        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return bool(self.exclude) and any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,7 @@ class Matrices:
         return self.parts[index] if self.parts else Part("", self.cut, index * self.cut.elements)
 
 
-@dataclass(frozen=True, slots=True)
-class Reads:
+class Reads(NamedTuple):
     """Which inputs go into a tensor of the output.
 
     `base` is True where the base's tensor is read. `mean` is True where the mean of all fine-tuned
@@ -258,7 +258,7 @@ def make_plan(
     rows = _shared_rows(first, rest, selection)
     base = None if base is None else crop(base, rows)
     others = [crop(headers, rows) for headers in others]
-    tensors = []
+    tensors, reads = [], cache(Reads)
     for tensor in crop(first, rows).values():
         is_floating = tensor.dtype in FLOATING
         has_twin = is_floating and base is not None and _has_twin(tensor, base)
@@ -276,7 +276,7 @@ def make_plan(
                 first[tensor.name].shape,
                 reason,
                 _matrices(tensor, is_stack=tensor.name in stacks.matrices) if is_matrix else None,
-                Reads(
+                reads(
                     base=has_twin and not is_unchanged and (reason is None or wise),
                     mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
                     is_checked=not selection.excludes(tensor.name),
@@ -300,9 +300,9 @@ def check_merged(base: Headers | None, finetuned: Sequence[Headers], selection: 
     Raises:
         MismatchError: An input has factors that are not left out.
     """
-    for name in (name for headers in [base or {}, *finetuned] for name in headers):
-        kind = factor_in(name)
-        if kind is None or (len(finetuned) == 1 and selection.leaves_out(name)):
+    names = dict.fromkeys(name for headers in [base or {}, *finetuned] for name in headers)
+    for name, kind in factors_in(names):
+        if len(finetuned) == 1 and selection.leaves_out(name):
             continue  # of several, what is left out is averaged, too
         keep = f"--exclude '*{kind}*' keeps such tensors as fine-tuned; merging them first edits their update"
         raise MismatchError(
@@ -425,12 +425,18 @@ def _shared_rows(first: Headers, rest: Sequence[Headers], selection: Selection) 
 
 
 def _matrices(tensor: TensorInfo, *, is_stack: bool) -> Matrices:
+    if is_stack and len(tensor.shape) < 3:
+        raise UsageError(
+            "--stacked needs a tensor of three dimensions or more",
+            tensor=tensor.name,
+            found=list(tensor.shape),
+        )
+    return _matrices_of(tensor.shape, is_stack=is_stack)
+
+
+@lru_cache(maxsize=1 << 12)  # models have few kinds of matrices
+def _matrices_of(shape: tuple[int, ...], *, is_stack: bool) -> Matrices:
     """The matrix (shape[0], −1), or of a stack one matrix per index of dimension 0."""
-    shape = tensor.shape
     if is_stack:
-        if len(shape) < 3:
-            raise UsageError(
-                "--stacked needs a tensor of three dimensions or more", tensor=tensor.name, found=list(shape)
-            )
         return Matrices(Cut(shape[1], math.prod(shape[2:])), shape[0], is_stack=True)
     return Matrices(Cut(shape[0], math.prod(shape[1:])))

@@ -65,6 +65,6 @@ def find_stacks(
     vectors = {
         name
         for name, tensor in tensors.items()
-        if len(tensor.shape) == 2 and counts.get(BIAS.sub("", name)) == tensor.shape[:1]
+        if counts and len(tensor.shape) == 2 and counts.get(BIAS.sub("", name)) == tensor.shape[:1]
     }
     return Stacks(matrices, vectors)
