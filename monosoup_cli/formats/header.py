@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
+from weakref import WeakValueDictionary
 
 from monosoup_cli.errors import CheckpointError, crop
 
@@ -194,6 +195,9 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
     Raises:
         CheckpointError: The header is invalid, or does not fit the size of the file.
     """
+    known = _in_use.get(raw)
+    if known is not None and len(raw) + known.data_bytes == file_bytes:
+        return known
     text = raw[8:]
     if not text.startswith(b"{"):
         raise CheckpointError("not a safetensors file: its header does not start with '{'", path=path)
@@ -227,7 +231,12 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
             found=f"{file_bytes:,}",
             hint=AGAIN if end > data_bytes else None,
         )
-    return Header(raw, tensors, metadata)
+    header = _in_use[raw] = Header(raw, tensors, metadata)
+    return header
+
+
+_in_use: WeakValueDictionary[bytes, Header] = WeakValueDictionary()
+"""Headers by their bytes: those of a base and of its fine-tunes are often the same."""
 
 
 def _tensor(name: str, entry: Any, path: str, kinds: dict[_Kind, tuple[_Kind, int]]) -> TensorInfo:

@@ -42,17 +42,30 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class OutputIndex:
+    """Which shard has which tensor, as libraries look for it."""
+
+    name: str
+    content: Mapping[str, Any]
+
+    @property
+    def text(self) -> bytes:
+        """The JSON, indented as transformers writes it."""
+        return (json.dumps(self.content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
 class OutputLayout:
     """The files of the output, and its index if it is in shards.
 
     Attributes:
         files: The files, in the order of the shards.
-        index: The index's name and content; None without shards.
+        index: The index; None without shards.
         is_single_file: Whether OUT itself is the file.
     """
 
     files: tuple[OutputFile, ...]
-    index: tuple[str, bytes] | None
+    index: OutputIndex | None
     is_single_file: bool
 
     @property
@@ -62,7 +75,7 @@ class OutputLayout:
     @property
     def names(self) -> set[str]:
         """The names of the files and the index."""
-        index = set() if self.index is None else {self.index[0]}
+        index = set() if self.index is None else {self.index.name}
         return {file.name for file in self.files} | index
 
     def places(self) -> dict[str, tuple[OutputFile, TensorInfo]]:
@@ -216,7 +229,7 @@ def _groups(
     return groups
 
 
-def _index(model: Files, stem: str, files: Sequence[OutputFile]) -> tuple[str, bytes]:
+def _index(model: Files, stem: str, files: Sequence[OutputFile]) -> OutputIndex:
     old: Mapping[str, Any] = {} if model.index is None else model.index.content
     weight_map = {
         tensor: file.name.removeprefix(model.place.inner) for file in files for tensor in file.header.tensors
@@ -226,5 +239,4 @@ def _index(model: Files, stem: str, files: Sequence[OutputFile]) -> tuple[str, b
     total_bytes = sum(file.header.data_bytes for file in files)
     metadata = {**old.get("metadata", {}), "total_size": total_bytes}
     content = {**old, "metadata": metadata, "weight_map": weight_map}
-    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    return index_of_file(f"{stem}.safetensors"), text
+    return OutputIndex(index_of_file(f"{stem}.safetensors"), content)

@@ -94,8 +94,9 @@ def seal(ready: Ready, choice: Choice, partial: PartialOutput, identity: Mapping
     Raises:
         CheckpointError: A file is not as it was when the run began.
     """
-    index = {} if ready.form.layout.index is None else dict([ready.form.layout.index])
-    contents = {variant.folder: {**_beside(ready, choice, variant), **index} for variant in ready.variants}
+    index = ready.form.layout.index
+    indices = {} if index is None else {index.name: index.text}
+    contents = {variant.folder: {**_beside(ready, choice, variant), **indices} for variant in ready.variants}
     sealed = partial.seal(
         {folder: {name: _blocks(one) for name, one in some.items()} for folder, some in contents.items()}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from monosoup_cli.formats.files import Download
 from monosoup_cli.formats.header import TensorInfo
@@ -46,9 +47,7 @@ class Checkpoint:
         """Return a reader of the bytes of a tensor."""
         shard, tensor = self._shard_of[name], self.tensors[name]
         if tensor.name in shard.strided:
-            return Reader(
-                tensor.dtype, lambda buffer, offset: self._read_in_order(shard, tensor, buffer, offset)
-            )
+            return Reader(tensor.dtype, partial(self._read_in_order, shard, tensor))
         start, read_into = shard.data_start + tensor.start, shard.file.read_into
         return Reader(
             tensor.dtype, lambda buffer, offset: read_into(buffer, start + offset), (shard.file, start)

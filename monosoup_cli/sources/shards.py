@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +34,8 @@ INDEX = re.compile(r"(?P<stem>.*)\.(?P<suffix>\w+)\.index(?P<variant>\.[\w-]+)?\
 NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d{1,6})[-_]of[-_](?P<count>\d{1,6})(?P<suffix>\.\w+)")
 AT_ONCE = 8
 """How many headers of shards are read at once."""
+LONG = 1e-3
+"""How many seconds of waiting for one shard make that worth it: threads share the interpreter."""
 
 RANK_FILES = (
     (
@@ -297,18 +300,26 @@ def _closed_on_error(
 
 
 def open_shards(folder: Folder, names: Sequence[str], state_dict: str | None) -> tuple[Shard, ...]:
-    """Open all shards or none; several at once, because they may be remote."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [
-            pool.submit(lambda name: open_shard(name, folder.open(name), state_dict), name) for name in names
-        ]
-    failures = [failure for future in futures if (failure := future.exception()) is not None]
-    if failures:
-        for future in futures:
-            if future.exception() is None:
-                future.result().file.close()
-        raise failures[0]
-    return tuple(future.result() for future in futures)
+    """Open all shards or none; several at once where opening is mostly waiting for a disk or the Hub."""
+
+    def opened(name: str) -> Shard | BaseException:
+        try:
+            return open_shard(name, folder.open(name), state_dict)
+        except BaseException as error:
+            return error
+
+    before = time.perf_counter() - time.thread_time()
+    found = [opened(names[0])]
+    waited = time.perf_counter() - time.thread_time() - before
+    with ThreadPoolExecutor(AT_ONCE if waited > LONG else 1) as pool:
+        found += pool.map(opened, names[1:])
+    shards = [one for one in found if isinstance(one, Shard)]
+    failure = next((one for one in found if isinstance(one, BaseException)), None)
+    if failure is not None:
+        for shard in shards:
+            shard.file.close()
+        raise failure
+    return tuple(shards)
 
 
 def several(names: Sequence[str]) -> str:

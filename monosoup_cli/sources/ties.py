@@ -97,7 +97,9 @@ def tied_names(
     has_tied_head = _has_tied_head(config)
     groups = [
         ([outer + name for name in embeddings], [outer + name for name in heads])
-        for outer, (embeddings, heads) in dict.fromkeys(group for name in headers for group in _groups(name))
+        for outer, (embeddings, heads) in dict.fromkeys(
+            group for name in headers if name.endswith(_tied_ends()) for group in _groups(name)
+        )
     ]
     held = {
         head for embeddings, heads in groups if any(name in headers for name in embeddings) for head in heads
@@ -221,8 +223,6 @@ def _are_same(source: Source, one: str, other: str) -> bool:
 
 def _groups(name: str) -> list[tuple[str, TiedGroup]]:
     """The groups of TIED that a name belongs to, each with the prefix of its names."""
-    if ".".join(name.rsplit(".", 2)[-2:]) not in _tied_ends():
-        return []
     parts = name.rsplit(".", MAX_TIED_COMPONENTS)
     for at in range(len(parts)):
         if groups := _tied_groups().get(".".join(parts[at:])):
@@ -232,9 +232,9 @@ def _groups(name: str) -> list[tuple[str, TiedGroup]]:
 
 
 @cache
-def _tied_ends() -> set[str]:
+def _tied_ends() -> tuple[str, ...]:
     """The last two components of names in TIED: most names end otherwise."""
-    return {".".join(name.rsplit(".", 2)[-2:]) for name in _tied_groups()}
+    return tuple({".".join(name.rsplit(".", 2)[-2:]) for name in _tied_groups()})
 
 
 @cache

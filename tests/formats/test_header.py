@@ -268,6 +268,15 @@ def test_the_header_is_kept_as_it_stands(parse):
     assert parse(content).raw == content[:-1]
 
 
+def test_files_with_the_same_header_share_it_unless_one_is_damaged(parse):
+    content = build_header([("w", "F32", (3,))], {"format": "pt"}).raw + bytes(12)
+    first = parse(content)
+    assert parse(content[:-12] + b"other values") is first
+    for wrong in (content[:-1], content + b"x"):
+        with pytest.raises(CheckpointError, match=r"truncated|bytes follow"):
+            parse(wrong)
+
+
 def test_a_million_tensors_is_the_limit(parse, monkeypatch):
     monkeypatch.setattr("monosoup_cli.formats.header.MAX_TENSORS", 3)
     three, four = (build_header([(f"{n}", "U8", (0,)) for n in range(count)], {}) for count in (3, 4))

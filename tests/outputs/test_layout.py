@@ -114,7 +114,7 @@ def test_shards_come_out_as_shards_with_their_index(tmp_path, stem, suffix, expe
     first, second = (f"{expected}-0000{number}-of-00002.safetensors" for number in (1, 2))
     found = {name: set(tensors) for name, tensors in shown(layout).items()}
     assert found == {inner + first: {"a", "b"}, inner + second: {"c"}}
-    name, content = layout.index
+    name, content = layout.index.name, layout.index.text
     index = json.loads(content)
     assert name == f"{inner}{index_name}"
     assert index["weight_map"] == {"a": first, "b": first, "c": second}
@@ -160,7 +160,7 @@ def test_shards_hold_as_much_as_is_asked_for(tmp_path, inner, shard_bytes, expec
     assert shown(layout) == dict(zip(names if count > 1 else [f"{stem}.safetensors"], expected, strict=True))
     assert layout.files[0].header.metadata == {"format": "pt", "note": "first"}
     if count > 1:
-        index = json.loads(layout.index[1])
+        index = json.loads(layout.index.text)
         assert set(index["weight_map"].values()) == {name.removeprefix(inner) for name in names}
     else:
         assert layout.index is None
