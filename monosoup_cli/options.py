@@ -357,7 +357,7 @@ class OutputOptions:
         str | None,
         Option(
             "Make only part I of N, into OUT.parts: with the same command for every I, on as many machines as"
-            " you like. `monosoup finish OUT` then makes OUT of the parts.",
+            " you like. `monosoup finish OUT` then makes OUT of the parts. Not with a score command.",
             metavar="I/N",
             shell=str,
             changes_bytes=False,

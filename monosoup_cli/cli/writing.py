@@ -77,9 +77,10 @@ def _numbers(text: str | None) -> list[float] | None:
 
 def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
-    from monosoup_cli.outputs.workplace import partial_path
+    from monosoup_cli.outputs.workplace import partial_path, parts_path
     from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
+    from monosoup_cli.pipeline.part import parts_there
     from monosoup_cli.pipeline.ready import foresee, make_ready
     from monosoup_cli.sources.transfer import fetch
 
@@ -117,6 +118,9 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
     left_over = partial_path(planned.destination.path)
     if left_over.exists():
         console.note(f"note: {left_over} cannot be removed whole; remove it yourself")
+    if parts_there(planned.destination.path):
+        parts = parts_path(planned.destination.path)
+        console.note(f"note: {parts} has parts of an output, which this run did not use; it stays as it is")
     if planned.destination.options.push is not None:
         push(planned, console)
 
@@ -143,6 +147,8 @@ def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
     if as_json:
         console.data(json.dumps(part.facts, indent=1) + "\n")
     console.table(part_table(part.facts, part.path))
+    if not part.facts["records"]:
+        console.note("note: this part has nothing to make: fewer parts are enough for this output")
     if not part.is_new:
         console.note("note: this part was complete already, and is as it was")
     console.note(f"note: once all parts are made, `monosoup finish {shlex.quote(str(destination.path))}`")

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from monosoup_cli.errors import OutputError, crop, some
 from monosoup_cli.formats.files import InputFile, blocks_of, sha256_of
@@ -26,10 +26,22 @@ from monosoup_cli.outputs.workplace import is_in_use, parts_path, unfinished_run
 from monosoup_cli.pipeline.destination import Part, check_parts, part_path
 from monosoup_cli.pipeline.shares import Share
 
-__all__ = ["PART_NAME", "FinishedPart", "find_parts", "parts_there", "read_part", "refusal", "typical"]
+__all__ = [
+    "PART_NAME",
+    "FinishedPart",
+    "changes",
+    "find_parts",
+    "parts_there",
+    "read_part",
+    "refusal",
+    "state_of",
+    "typical",
+]
 
 PART_NAME = "part.json"
 NAME = re.compile(r"([0-9]+)-of-([0-9]+)")
+PATHS = ("base", "finetuned")
+"""The arguments that are inputs."""
 NAMED = 4
 """How many parts an error names."""
 
@@ -53,7 +65,7 @@ class FinishedPart:
     def differs(self, identity: Mapping[str, Any]) -> str | None:
         """What of it is not of this run."""
         before = self.facts["identity"]
-        changed = differences(before, identity)
+        changed = changes(before, identity)
         if not changed:
             return None
         values = [f"{name} ({_leaf(before, name)}, not {_leaf(identity, name)})" for name in changed[:NAMED]]
@@ -92,6 +104,19 @@ class FinishedPart:
         for file in share.layout.files:
             if file.name in share.pieces:
                 yield from _tensors_of(self.path / folder / file.name, file)
+
+
+def changes(before: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """What of one part is not as in another one, by dotted names.
+
+    Machines may call the same inputs by other paths: files are known by their sizes, headers and versions.
+    """
+    return differences(_without_paths(before), _without_paths(identity))
+
+
+def _without_paths(identity: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = {name: one for name, one in identity["arguments"].items() if name not in PATHS}
+    return {**identity, "arguments": arguments}
 
 
 def refusal(folder: Path, faults: Sequence[tuple[Part, str]]) -> OutputError:
@@ -149,6 +174,19 @@ def parts_there(output: Path) -> list[Part]:
     return [part for part in found if 1 <= part.number <= part.count]
 
 
+State = Literal["complete", "being made", "interrupted", "not begun"]
+
+
+def state_of(output: Path, part: Part) -> State:
+    """What there is of a part of an output."""
+    place = part_path(output, part)
+    if is_in_use(place):
+        return "being made"
+    if unfinished_run(place):
+        return "interrupted"
+    return "complete" if place.is_dir() else "not begun"
+
+
 def find_parts(output: Path) -> list[FinishedPart]:
     """The parts of an output, in order.
 
@@ -174,28 +212,24 @@ def find_parts(output: Path) -> list[FinishedPart]:
     ((count, numbers),) = found.items()
     missing = [Part(number, count) for number in range(1, count + 1) if number not in numbers]
     if missing:
-        busy = [part for part in missing if is_in_use(part_path(output, part))]
-        begun = [part for part in missing if unfinished_run(part_path(output, part)) and part not in busy]
-        states = {
-            "being made": [part.words for part in busy],
-            "interrupted": [part.words for part in begun],
-            "not begun": [part.words for part in missing if part not in (*begun, *busy)],
-        }
-        first = next(iter(begun or [part for part in missing if part not in busy]), None)
+        states: dict[State, list[str]] = {"being made": [], "interrupted": [], "not begun": []}
+        for part in missing:
+            states[state_of(output, part)].append(part.words)
+        first = next(iter(states["interrupted"] or states["not begun"]), None)
         raise OutputError(
             "; ".join(f"{state}: {some(words, NAMED)}" for state, words in states.items() if words),
             path=folder,
             expected=f"{count:,} parts",
             hint="wait for it"
             if first is None
-            else f"run its command with --part {first.words}{' --resume' if begun else ''}",
+            else f"run its command with --part {first}{' --resume' if states['interrupted'] else ''}",
         )
     return [read_part(part_path(output, part), part) for part in (Part(n, count) for n in sorted(numbers))]
 
 
 def typical(parts: Sequence[FinishedPart]) -> FinishedPart:
     """The first of the parts whose identity most of them have."""
-    lines = [sealed_line(part.facts["identity"]) for part in parts]
+    lines = [sealed_line(_without_paths(part.facts["identity"])) for part in parts]
     return parts[lines.index(Counter(lines).most_common(1)[0][0])]
 
 

@@ -14,13 +14,21 @@ from typing import Any
 
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError, crop, masked
 from monosoup_cli.outputs.durable import sync_folder
-from monosoup_cli.outputs.journal import differences, sealed_line, way_back
+from monosoup_cli.outputs.journal import sealed_line, way_back
 from monosoup_cli.outputs.workplace import finish_replacing, parts_path, remove_parts
 from monosoup_cli.outputs.writer import Adopted, PartialOutput, place_of
 from monosoup_cli.pipeline.destination import Part, part_path, work_path
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
-from monosoup_cli.pipeline.part import PART_NAME, FinishedPart, parts_there, read_part, refusal, typical
+from monosoup_cli.pipeline.part import (
+    PART_NAME,
+    FinishedPart,
+    changes,
+    parts_there,
+    read_part,
+    refusal,
+    typical,
+)
 from monosoup_cli.pipeline.planned import Planned
 from monosoup_cli.pipeline.provenance import environment, with_roles
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
@@ -119,7 +127,7 @@ def _whole_part(
         if is_resumed:
             return None
         raise
-    if changed := differences(done.facts["identity"], identity):
+    if changed := changes(done.facts["identity"], identity):
         raise OutputExistsError(
             f"there is a part that differs in {crop(', '.join(changed))}",
             path=place,
@@ -148,7 +156,7 @@ def _check_neighbour(output: Path, part: Part, identity: Mapping[str, Any]) -> N
         before = read_part(part_path(output, other), other).facts["identity"]
     except OutputError:  # what is damaged is told when all are there
         return
-    if changed := differences(before, identity):
+    if changed := changes(before, identity):
         raise UsageError(
             f"part {other.words}, which is there, differs in {crop(', '.join(changed))}",
             path=parts_path(output),
@@ -181,7 +189,7 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
         for part, share in owned
         if (fault := part.differs(common) or part.lacks(share, folders))
     ]
-    if not faults and (changed := differences(common, identity)):
+    if not faults and (changed := changes(common, identity)):
         raise OutputError(
             f"the parts were made otherwise: {crop(', '.join(changed))}",
             path=folder,

@@ -94,9 +94,13 @@ def prepare(task: Task) -> Planned:
         raise UsageError("--carry-base is for whole checkpoints, not for an adapter")
     if storing.carry_base and task.order.base is None:
         raise UsageError("--carry-base without a base: there is nothing to carry")
-    is_shared = task.options.writing.part is not None or task.options.writing.engine != "threads"
-    if is_shared and scores_whole(task):
-        raise UsageError("in parts, no whole checkpoint is made that a score command could take")
+    writing = task.options.writing
+    sharing = "--part" if writing.part is not None else "--engine" if writing.engine != "threads" else None
+    if sharing is not None and scores_whole(task):
+        raise UsageError(
+            "in parts, no whole checkpoint is made that a score command could take",
+            hint=f"leave out {sharing}",
+        )
     with ExitStack() as opened:
         inputs = opened.enter_context(
             open_inputs(
@@ -112,7 +116,7 @@ def prepare(task: Task) -> Planned:
         if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
             raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
         planned = plan_on(inputs, task, destination, devices)
-        if is_shared and not planned.draft.is_foreseeable:
+        if sharing is not None and not planned.draft.is_foreseeable:
             raise UsageError(
                 "parts need ranks that do not depend on all layers",
                 hint="give --adapter-rank in place of --adapter-energy",

@@ -6,10 +6,10 @@ from typing import Any
 
 from monosoup_cli.pipeline.cost import Estimate
 from monosoup_cli.pipeline.destination import work_path
+from monosoup_cli.pipeline.part import state_of
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.scoring import trials_of
-from monosoup_cli.pipeline.shares import Share
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.plan import PlannedTensor
@@ -31,7 +31,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
         files=[(file.name, file.nbytes) for file in layout.files],
         side_files={} if ready.share.part is not None else ready.form.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
-        details={**method.details, **_of_share(ready.share)},
+        details={**method.details, **_of_part(ready)},
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         tensors=[_tensor(ready, tensor) for tensor in ready.share.tensors],
         cost=Cost(
@@ -51,14 +51,16 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     )
 
 
-def _of_share(share: Share) -> dict[str, Any]:
-    """Which part is made, and the predicted work of all parts, in shares of the whole."""
+def _of_part(ready: Ready) -> dict[str, Any]:
+    """Which part is made, what there is of it, and the predicted work of all parts, as shares."""
+    share = ready.share
     if share.part is None:
         return {}
     whole = sum(share.costs)
     return {
         "part": share.part.number,
         "of": share.part.count,
+        "state": state_of(ready.planned.destination.path, share.part),
         "shares": [cost / whole for cost in share.costs],
     }
 

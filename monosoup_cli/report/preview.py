@@ -85,7 +85,8 @@ class Preview:
         files: The name and size of every file of weights in one checkpoint of the output.
         side_files: What is carried beside the weights and what is left out, as in the report.
         folders: The folder of every checkpoint; [""] where the output is one checkpoint.
-        details: What the method adds; and `part`, `of` and the `shares` of all parts, where one is made.
+        details: What the method adds; where a part is made, also `part`, `of`, its `state`, and the `shares`
+            of all parts.
         only_in_base: The names of tensors that only the base has.
         tensors: What is planned for every tensor.
         cost: What the run needs.

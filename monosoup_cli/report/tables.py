@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from monosoup_cli.errors import some
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.measures import SPLITS, is_number, label_of
 from monosoup_cli.report.records import measures_of, outputs_in
@@ -47,7 +48,7 @@ PARTS_OF_SUMMARY = {
 NO_NEWS = {"hidden", "old model card or report"}
 """Reasons to leave side files out that hold for nearly every folder."""
 MAX_NAMED = 6
-"""How many side files a line names."""
+"""How many files a line names."""
 MAX_FOLDED_ROWS = 2000
 """How many rows are folded to the width of a terminal, which takes rich half a millisecond a cell."""
 MAX_NUMBERED = 10
@@ -115,7 +116,8 @@ def plan_table(plan: Preview) -> RenderableType:
     if "part" in plan.details:
         number, shares = plan.details["part"], plan.details["shares"]
         own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
-        totals.add_row("part", f"{number}/{len(shares)}, {own} of the work; parts have {least} to {most}")
+        words = f"{number}/{len(shares)}, {plan.details['state']}"
+        totals.add_row("part", f"{words}, {own} of the work; parts have {least} to {most}")
     if plan.only_in_base:
         totals.add_row("only in base", f"{plural(len(plan.only_in_base), 'tensor')}, not written")
     if cost.trials:
@@ -127,6 +129,8 @@ def plan_table(plan: Preview) -> RenderableType:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
+    if "part" in plan.details and plan.files:
+        totals.add_row("files", Text(printable(some([name for name, _ in plan.files], MAX_NAMED))))
     _add_side_files(totals, plan.side_files)
     if plan.push is not None:
         totals.add_row("push", Text(f"to {printable(plan.push)}"))

@@ -142,3 +142,19 @@ def finish_elsewhere(at: Trial) -> None:
         at.loads("finish", at.out)
     finally:
         os.chdir("/")
+
+
+def scored(at: Trial, *options: str) -> None:
+    command = ("wise", *at.edit[1:], "--alpha", "0:1:0.5", "--score", "true {} && echo 1")
+    at.refused(*command, *options)
+    at.loads(*command)
+
+
+@follows("pipeline/planned.py", "leave out --part")
+def scores_in_parts(at: Trial) -> None:
+    scored(at, "--part", "1/1")
+
+
+@follows("pipeline/planned.py", "leave out --engine")
+def scores_on_a_cluster(at: Trial) -> None:
+    scored(at, "--engine", "ray")

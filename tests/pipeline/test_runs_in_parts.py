@@ -317,6 +317,65 @@ def test_what_cannot_be_made_in_parts(there, tmp_path, run, words, problem):
     assert not [*tmp_path.iterdir()]
 
 
+def test_the_plan_of_a_part_has_its_files_and_what_there_is_of_it(there, tmp_path, run):
+    out = tmp_path / "out"
+    plan = (*EDIT, "-o", out, "--part", "2/3", "--dry-run")
+
+    def state():
+        details = json.loads(run(*plan, "--resume", "--format", "json").out)
+        assert (details["part"], details["of"]) == (2, 3)
+        return details["state"]
+
+    assert state() == "not begun"
+    assert ": not begun, " in run(*plan).out.replace("2/3, ", "2/3: ")
+    partial = partial_path(part_path(out, Part(2, 3))) / "files"
+    partial.mkdir(parents=True)
+    (partial / "model-00001-of-00004.safetensors").touch()
+    assert state() == "interrupted"
+    shutil.rmtree(parts_path(out))
+    assert run(*EDIT, "-o", out, "--part", "2/3").code == 0
+    assert state() == "complete"
+    made = [path.name for path in part_path(out, Part(2, 3)).iterdir() if path.name != "part.json"]
+    assert made
+    table = " ".join(run(*plan).out.split())
+    assert f"part 2/3, complete, {table.partition('complete, ')[2][:5]} of the work" in table
+    assert all(name in table for name in made)
+
+
+def test_a_part_without_tensors_says_so(there, tmp_path, run):
+    out = tmp_path / "out"
+    made = run(*EDIT, "-o", out, "--part", "40/40")
+    assert "note: this part has nothing to make: fewer parts are enough" in made.err
+    assert "nothing to make" not in run(*EDIT, "-o", out, "--part", "1/40").err
+
+
+def test_a_run_beside_parts_says_that_it_does_not_use_them(there, tmp_path, run):
+    out = tmp_path / "out"
+    words = f"{parts_path(out)} has parts of an output, which this run did not use"
+    assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
+    assert words in " ".join(run(*EDIT, "-o", out).err.split())
+    assert parts_path(out).exists()
+    shutil.rmtree(parts_path(out))
+    assert words not in " ".join(run(*EDIT, "-o", out, "--overwrite").err.split())
+
+
+def test_machines_may_call_the_inputs_by_other_paths(models, whole, tmp_path, run, monkeypatch):
+    out, other = tmp_path / "out", tmp_path / "mounted"
+    other.symlink_to(models)
+    monkeypatch.chdir(models)
+    assert run(*EDIT, "-o", out, "--part", "1/3").code == 0
+    assert run("edit", "./base", other / "one", "--device", "cpu", "-o", out, "--part", "2/3").code == 0
+    refused = run("edit", "base", "two", "--device", "cpu", "-o", out, "--part", "3/3")
+    assert "part 1/3, which is there, differs in " in refused.err
+    assert "inputs.finetuned 1 model-0000" in refused.err
+    monkeypatch.chdir(other)
+    assert run(*EDIT, "-o", out, "--part", "3/3").code == 0
+    assert run("finish", out).code == 0
+    same_weights(out, whole)
+    report = json.loads((out / "monosoup_report.json").read_text())
+    assert (report["arguments"]["base"], report["arguments"]["finetuned"]) == ("base", ["one"])
+
+
 def test_the_functions_take_parts(there, whole, tmp_path):
     out = tmp_path / "out"
     for number in (2, 1):
