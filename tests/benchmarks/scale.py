@@ -1,7 +1,7 @@
-"""How evenly the work on a model of 671B parameters divides, and where more machines stop paying.
+"""What models of 0.6B to 1T parameters take, how evenly one divides, and where more machines stop paying.
 
-The headers are those of DeepSeek-V3's public shapes in bf16. Behind them are holes: the files take no space.
-Nothing is computed: shares and their cost come from the plan, as in a run.
+The headers are those of public shapes in bf16. Behind them are holes: the files take no space. Nothing is
+computed: shares, cost and memory come from the plan, as in a run.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ import gc
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 
 import monosoup_cli
+from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.formats.header import build_header
+from monosoup_cli.pipeline.memory import needs_of
 from monosoup_cli.pipeline.ready import Ready, lay_out
 from monosoup_cli.pipeline.shares import shares_of
+from monosoup_cli.report.words import size
 
-LAYERS, DENSE, EXPERTS, HIDDEN, HEADS = 61, 3, 256, 7168, 128
+HIDDEN = 7168
+"""Of DeepSeek-V3 and of Kimi K2."""
 SHARDS = 163
 CORES = 16
 """Of each machine."""
@@ -35,35 +40,66 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes() -> Shapes:
-    """The tensors of DeepSeek-V3 without the multi-token prediction layer."""
-    found: Shapes = {"model.embed_tokens.weight": (129280, HIDDEN)}
-    for layer in range(LAYERS):
+def shapes(
+    layers: int = 61, dense: int = 3, experts: int = 256, heads: int = 128, vocabulary: int = 129280
+) -> Shapes:
+    """The tensors of DeepSeek-V3, or of a model like it, without layers that predict several tokens."""
+    found: Shapes = {"model.embed_tokens.weight": (vocabulary, HIDDEN)}
+    for layer in range(layers):
         own = {
             "self_attn.q_a_proj": (1536, HIDDEN),
-            "self_attn.q_b_proj": (HEADS * 192, 1536),
+            "self_attn.q_b_proj": (heads * 192, 1536),
             "self_attn.kv_a_proj_with_mqa": (576, HIDDEN),
-            "self_attn.kv_b_proj": (HEADS * 256, 512),
-            "self_attn.o_proj": (HIDDEN, HEADS * 128),
+            "self_attn.kv_b_proj": (heads * 256, 512),
+            "self_attn.o_proj": (HIDDEN, heads * 128),
             "self_attn.q_a_layernorm": (1536,),
             "self_attn.kv_a_layernorm": (512,),
             "input_layernorm": (HIDDEN,),
             "post_attention_layernorm": (HIDDEN,),
         }
-        if layer < DENSE:
+        if layer < dense:
             own |= dict(_gated("mlp", 18432))
         else:
-            own |= dict(_gated("mlp.shared_experts", 2048)) | {"mlp.gate": (EXPERTS, HIDDEN)}
-            for expert in range(EXPERTS):
+            own |= dict(_gated("mlp.shared_experts", 2048)) | {"mlp.gate": (experts, HIDDEN)}
+            for expert in range(experts):
                 own |= dict(_gated(f"mlp.experts.{expert}", 2048))
         found |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()}
-    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (129280, HIDDEN)}
+    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (vocabulary, HIDDEN)}
 
 
-def _gated(name: str, width: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    yield f"{name}.gate_proj", (width, HIDDEN)
-    yield f"{name}.up_proj", (width, HIDDEN)
-    yield f"{name}.down_proj", (HIDDEN, width)
+def dense_shapes(
+    layers: int, hidden: int, width: int, heads: int, key_heads: int, vocabulary: int, *, is_tied: bool
+) -> Shapes:
+    """The tensors of a Llama, or of a model like it, whose heads have 128 rows."""
+    found: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(layers):
+        own = {
+            "self_attn.q_proj": (heads * 128, hidden),
+            "self_attn.k_proj": (key_heads * 128, hidden),
+            "self_attn.v_proj": (key_heads * 128, hidden),
+            "self_attn.o_proj": (hidden, heads * 128),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+            **dict(_gated("mlp", width, hidden)),
+        }
+        found |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()}
+    return found if is_tied else found | {"lm_head.weight": (vocabulary, hidden)}
+
+
+MODELS: dict[str, tuple[Callable[[], Shapes], int]] = {
+    "Qwen3 0.6B": (lambda: dense_shapes(28, 1024, 3072, 16, 8, 151936, is_tied=True), 1),
+    "Llama 3.1 8B": (lambda: dense_shapes(32, 4096, 14336, 32, 8, 128256, is_tied=False), 4),
+    "Llama 3.1 70B": (lambda: dense_shapes(80, 8192, 28672, 64, 8, 128256, is_tied=False), 30),
+    "DeepSeek-V3 671B": (shapes, SHARDS),
+    "Kimi K2 1T": (lambda: shapes(61, 1, 384, 64, 163840), 61),
+}
+"""The tensors of models, and the number of their shards."""
+
+
+def _gated(name: str, width: int, hidden: int = HIDDEN) -> Iterator[tuple[str, tuple[int, int]]]:
+    yield f"{name}.gate_proj", (width, hidden)
+    yield f"{name}.up_proj", (width, hidden)
+    yield f"{name}.down_proj", (hidden, width)
 
 
 def many_shapes() -> Shapes:
@@ -95,12 +131,16 @@ def write_headers(folder: Path, tensors: Shapes, shards: int) -> None:
 
 
 def main() -> None:
-    """Print the table, and what a plan over many tensors takes."""
+    """Print the tables, and what a plan over many tensors takes."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         if sys.argv[1:] == ["many"]:
             _many(root)
             return
+        print("| model | parameters | bytes of a checkpoint | core-hours | memory of a worker |")
+        print("| --- | --- | --- | --- | --- |")
+        for model in MODELS:
+            _model(root / model.replace(" ", "-"), model)
         for name in ("base", "ft"):
             write_headers(root / name, shapes(), SHARDS)
         with monosoup_cli.edit.prepare(root / "base", root / "ft", root / "out", device="cpu") as planned:
@@ -120,6 +160,27 @@ def _many(root: Path) -> None:
     seconds, megabytes = time.perf_counter() - started, (_peak() - before) / 1e6
     count = len(ready.plan.tensors)
     print(f"\nA plan over {count:,} tensors: {seconds:.1f} s, {megabytes:.0f} MB beyond torch.")
+
+
+def _model(root: Path, model: str) -> None:
+    """Print a row for an edit of a model."""
+    tensors, shards = MODELS[model]
+    root.mkdir()
+    for name in ("base", "ft"):
+        write_headers(root / name, tensors(), shards)
+    with monosoup_cli.edit.prepare(root / "base", root / "ft", root / "out", device="cpu") as planned:
+        ready = lay_out(planned)
+        plan, form = ready.plan, ready.form
+        (share, *_) = shares_of(plan, form.layout, {}, planned.inputs.finetuned, 1)
+        needs = needs_of(plan.tensors, planned.method, planned.inputs.sources, Cpu(), form)
+    parameters = sum(math.prod(tensor.shape) for tensor in plan.tensors)
+    held = max(need.host + need.device for need in needs)
+    print(
+        f"| {model} | {parameters / 1e9:,.1f} B | {size(form.layout.nbytes)} | {sum(share.costs) / 3600:.2g} "
+        f"| {size(held)} |",
+        flush=True,
+    )
+    shutil.rmtree(root)
 
 
 def _peak() -> int:

@@ -74,6 +74,19 @@ def test_three_nodes_make_the_bytes_of_one_machine(cluster, place, tmp_path):
         assert (out / path.parent.name / WEIGHTS).read_bytes() == path.read_bytes()
 
 
+def test_an_extracted_adapter(cluster, place, tmp_path):
+    """Its factors are a part's own, as its weights are of whole checkpoints."""
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    options = ("--as-adapter", "--adapter-rank", "4", "--quiet")
+    done = cluster.run("edit", "base", "ft", "-o", out, *options, cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    monosoup_cli.edit(place / "base", place / "ft", alone, as_adapter=True, adapter_rank=4, device="cpu")
+    names = sorted(path.name for path in alone.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes()
+
+
 def test_a_driver_that_is_killed_is_resumed(cluster, place, tmp_path):
     out = tmp_path / "out"
     command = ("edit", place / "base", place / "ft", "-o", out, "--quiet")
