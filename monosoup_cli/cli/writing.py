@@ -80,7 +80,6 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
     from monosoup_cli.outputs.workplace import partial_path, parts_path
     from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
-    from monosoup_cli.pipeline.part import parts_there
     from monosoup_cli.pipeline.ready import foresee, make_ready
     from monosoup_cli.sources.transfer import fetch
 
@@ -118,8 +117,8 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
     left_over = partial_path(planned.destination.path)
     if left_over.exists():
         console.note(f"note: {left_over} cannot be removed whole; remove it yourself")
-    if parts_there(planned.destination.path):
-        parts = parts_path(planned.destination.path)
+    parts = parts_path(planned.destination.path)
+    if parts.is_dir():
         console.note(f"note: {parts} has parts of an output, which this run did not use; it stays as it is")
     if planned.destination.options.push is not None:
         push(planned, console)

@@ -39,7 +39,7 @@ PAIRS = {
 }
 """Parts of one layer, by the methods that store them so."""
 WRITTEN = re.compile(rf"(?:^|\.)(?:{'|'.join(f'({names})' for names in METHODS.values())})$")
-LEAVES = re.compile("|".join((*METHODS.values(), "_data|_scale|_shift")))
+LEAVES = re.compile(rf"(?:{'|'.join((*METHODS.values(), '_data|_scale|_shift'))})$")
 """What the last parts of such names are, but for those of a quant_state."""
 SCALES = re.compile(r"scal|zero|biases|absmax|codebook|centroid|^[sz]$|_(?:sf|lut)$")
 """What the names of scales, offsets and codebooks have in their last part."""
@@ -115,7 +115,7 @@ def _signs(tensors: Left, *, is_configured: bool, is_decoded: bool) -> Iterator[
         for name in tensors if one in tensors.leaves else ():
             if name.endswith(f".{one}") and f"{name.removesuffix(one)}{other}" in tensors:
                 yield name, method, f"{one} beside {other}"
-    may_be_written = any(LEAVES.fullmatch(leaf) for leaf in tensors.leaves)
+    may_be_written = any(LEAVES.match(leaf) for leaf in tensors.leaves)
     for name in tensors if may_be_written or any("quant_state." in name for name in tensors) else ():
         if written := WRITTEN.search(name):
             assert written.lastindex is not None

@@ -37,7 +37,7 @@ class Nvfp4:
         of_bytes = Left({name: one for name, one in tensors.items() if one.dtype == "U8"})
         found = {}
         for packed, whole, is_divided in FORMS:
-            for stem, name in (stems(of_bytes, packed) | stems(tensors, whole)).items():
+            for stem, name in (stems(tensors, whole) | stems(of_bytes, packed)).items():
                 has_scales = f"{stem}.weight_scale" in tensors or packed == PACKED
                 if f"{stem}{whole}" not in tensors and not has_scales:
                     continue

@@ -211,7 +211,7 @@ def parse_header(raw: bytes, file_bytes: int, path: str) -> Header:
         raise CheckpointError("__metadata__ must map names to strings", path=path)
     kinds: dict[_Kind, tuple[_Kind, int]] = {}
     found = [_tensor(name, entry, path, kinds) for name, entry in entries.items()]
-    tensors = {tensor.name: tensor for tensor in found}  # checkpoints of the same names share them
+    tensors = {tensor.name: tensor for tensor in found}
     data_bytes, end = file_bytes - len(raw), 0
     for tensor in sorted(found, key=attrgetter("start", "stop")):
         if tensor.start != end:
@@ -254,6 +254,8 @@ def _tensor(name: str, entry: Any, path: str, kinds: dict[_Kind, tuple[_Kind, in
         raise refuse("unknown dtype", found=repr(dtype))
     if not (isinstance(shape, list) and INTEGERS.issuperset(map(type, shape))):
         raise refuse("the shape must be a list of sizes", found=repr(shape)[:80])
+    if len(shape) > MAX_DIMENSIONS:
+        raise refuse("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=len(shape))
     kind = dtype, tuple(shape)
     if kind not in kinds:
         kinds[kind] = kind, _bits(dtype, shape, refuse)
@@ -269,15 +271,13 @@ def _tensor(name: str, entry: Any, path: str, kinds: dict[_Kind, tuple[_Kind, in
             expected=f"{-(-bits // 8):,} bytes",
             found=f"{stop - start:,}",
         )
-    return TensorInfo(sys.intern(name), dtype, sizes, start, stop)
+    return TensorInfo(name, dtype, sizes, start, stop)
 
 
 def _bits(dtype: str, shape: list[int], refuse: Callable[..., CheckpointError]) -> int:
     """The size of a tensor in bits."""
     if min(shape, default=0) < 0:
         raise refuse("the shape must be a list of sizes", found=repr(shape)[:80])
-    if len(shape) > MAX_DIMENSIONS:
-        raise refuse("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=len(shape))
     # zero sizes are skipped: readers multiply from the left, and overflow before they come to a zero
     if math.prod(size for size in shape if size) > MAX_ELEMENTS:
         raise refuse("the shape overflows", found=shape)

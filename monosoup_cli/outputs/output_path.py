@@ -83,15 +83,15 @@ def _check_not_cached(path: Path) -> None:
 def _check_apart(output: Path, source: Source) -> None:
     folder = None if source.files.place.folder is None else source.files.place.folder.root
     files = [shard.file.path for shard in source.files.shards if shard.file.path is not None]
-    inputs = {path.resolve(): path for path in (*files, *filter(None, [folder]))}
+    inputs = {path.resolve(): path for path in (*filter(None, [folder]), *files)}
     real_output = output.resolve()
-    if real_output in inputs or (output.exists() and any(_is_same(output, path) for path in inputs)):
-        raise OutputError("the output is an input", path=output)
     if folder is not None and _is_below(real_output, folder):
         raise OutputError("the output is inside an input", path=output, found=folder)
+    if real_output in inputs or (output.exists() and any(_is_same(output, path) for path in inputs)):
+        raise OutputError("the output is an input", path=output)
     places = (real_output, partial_path(real_output), parts_path(real_output))
-    one_of_each = {real.parent: real for real in inputs}  # many shards are in few folders
-    for real in one_of_each.values():
+    first_of_each = {real.parent: real for real in reversed(inputs)}  # many shards are in few folders
+    for real in reversed(first_of_each.values()):
         if any(_is_below(real, place) for place in places):
             raise OutputError("an input is inside the output", path=output, found=inputs[real])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from monosoup_cli.devices.held import Held
 from monosoup_cli.formats.dtypes import (
@@ -21,20 +20,10 @@ from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter, Slot, Writes
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import stored_chunks
 from monosoup_cli.tensors.method import Edit, Layer, Wanted
-from monosoup_cli.tensors.plan import Matrices, PlannedTensor
+from monosoup_cli.tensors.plan import PlannedTensor
 from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["TensorSink", "move"]
-
-
-@lru_cache(maxsize=1 << 12)  # models have few kinds of matrices
-def _held(matrices: Matrices | None, dtype: str, variants: int, resident_bytes: int) -> Held:
-    if matrices is None:
-        return Held()  # counted with the ranges that it is read in
-    return Held(
-        host=variants * scattered_bytes(dtype, matrices.pieces),
-        device=MatrixWriter.held_bytes(matrices.cut, BITS[dtype] // 8, variants, resident_bytes),
-    )
 
 
 class TensorSink:
@@ -52,7 +41,13 @@ class TensorSink:
     @staticmethod
     def held(tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """How much memory the sink takes: the buffers of its writers, for every variant."""
-        return _held(tensor.matrices, tensor.stored_dtype, variants, resident_bytes)
+        if tensor.matrices is None:
+            return Held()  # counted with the ranges that it is read in
+        cut, item_bytes = tensor.matrices.cut, BITS[tensor.stored_dtype] // 8
+        return Held(
+            host=variants * scattered_bytes(tensor.stored_dtype, tensor.matrices.pieces),
+            device=MatrixWriter.held_bytes(cut, item_bytes, variants, resident_bytes),
+        )
 
     def put(self, index: int, edit: Edit) -> None:
         """Write the blocks of matrix `index`, or the ranges of the tensor."""

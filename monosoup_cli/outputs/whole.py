@@ -38,6 +38,8 @@ class WholeForm:
     rewritten: Mapping[str, bytes] = field(default_factory=dict)
     lost: Sequence[str] = ()
     description: Description = DESCRIPTION
+    _held: dict[object, Held] = field(default_factory=dict, init=False)
+    """What was answered before: models have few kinds of matrices."""
 
     def parts(self) -> Mapping[str, Sequence[str]]:
         """Nothing: every tensor is stored as itself."""
@@ -53,7 +55,10 @@ class WholeForm:
 
     def held(self, tensor: PlannedTensor, variants: int, resident_bytes: int) -> Held:
         """The buffers of the tensor's writers, and of the group that it may be in."""
-        return TensorSink.held(tensor, variants, resident_bytes) + group_held(tensor)
+        kind = tensor.matrices, tensor.stored_dtype, variants, resident_bytes
+        if kind not in self._held:
+            self._held[kind] = TensorSink.held(tensor, variants, resident_bytes)
+        return self._held[kind] + group_held(tensor)
 
     def sink(self, tensor: PlannedTensor, target: Target, worker: Worker) -> TensorSink:
         """The tensor's place in the checkpoint."""

@@ -29,7 +29,7 @@ from monosoup_cli.pipeline.shares import Share
 __all__ = [
     "PART_NAME",
     "FinishedPart",
-    "changes",
+    "State",
     "find_parts",
     "parts_there",
     "read_part",
@@ -40,8 +40,6 @@ __all__ = [
 
 PART_NAME = "part.json"
 NAME = re.compile(r"([0-9]+)-of-([0-9]+)")
-PATHS = ("base", "finetuned")
-"""The arguments that are inputs."""
 NAMED = 4
 """How many parts an error names."""
 
@@ -65,7 +63,7 @@ class FinishedPart:
     def differs(self, identity: Mapping[str, Any]) -> str | None:
         """What of it is not of this run."""
         before = self.facts["identity"]
-        changed = changes(before, identity)
+        changed = differences(before, identity)
         if not changed:
             return None
         values = [f"{name} ({_leaf(before, name)}, not {_leaf(identity, name)})" for name in changed[:NAMED]]
@@ -104,19 +102,6 @@ class FinishedPart:
         for file in share.layout.files:
             if file.name in share.pieces:
                 yield from _tensors_of(self.path / folder / file.name, file)
-
-
-def changes(before: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """What of one part is not as in another one, by dotted names.
-
-    Machines may call the same inputs by other paths: files are known by their sizes, headers and versions.
-    """
-    return differences(_without_paths(before), _without_paths(identity))
-
-
-def _without_paths(identity: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {name: one for name, one in identity["arguments"].items() if name not in PATHS}
-    return {**identity, "arguments": arguments}
 
 
 def refusal(folder: Path, faults: Sequence[tuple[Part, str]]) -> OutputError:
@@ -174,7 +159,7 @@ def parts_there(output: Path) -> list[Part]:
     return [part for part in found if 1 <= part.number <= part.count]
 
 
-State = Literal["complete", "being made", "interrupted", "not begun"]
+State = Literal["complete", "not whole", "being made", "interrupted", "not begun"]
 
 
 def state_of(output: Path, part: Part) -> State:
@@ -229,7 +214,7 @@ def find_parts(output: Path) -> list[FinishedPart]:
 
 def typical(parts: Sequence[FinishedPart]) -> FinishedPart:
     """The first of the parts whose identity most of them have."""
-    lines = [sealed_line(_without_paths(part.facts["identity"])) for part in parts]
+    lines = [sealed_line(part.facts["identity"]) for part in parts]
     return parts[lines.index(Counter(lines).most_common(1)[0][0])]
 
 

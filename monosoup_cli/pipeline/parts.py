@@ -14,7 +14,7 @@ from typing import Any
 
 from monosoup_cli.errors import OutputError, OutputExistsError, UsageError, crop, masked
 from monosoup_cli.outputs.durable import sync_folder
-from monosoup_cli.outputs.journal import sealed_line, way_back
+from monosoup_cli.outputs.journal import differences, sealed_line, way_back
 from monosoup_cli.outputs.workplace import finish_replacing, parts_path, remove_parts
 from monosoup_cli.outputs.writer import Adopted, PartialOutput, place_of
 from monosoup_cli.pipeline.destination import Part, part_path, work_path
@@ -23,10 +23,11 @@ from monosoup_cli.pipeline.execute import choose, make_tensors
 from monosoup_cli.pipeline.part import (
     PART_NAME,
     FinishedPart,
-    changes,
+    State,
     parts_there,
     read_part,
     refusal,
+    state_of,
     typical,
 )
 from monosoup_cli.pipeline.planned import Planned
@@ -38,7 +39,7 @@ from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
 
-__all__ = ["finish", "make_part"]
+__all__ = ["finish", "make_part", "state_of_part"]
 
 
 def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
@@ -54,12 +55,9 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     started, writing = time.monotonic(), destination.options
     identity = make_identity(ready, environment(ready.resources.devices))
     folders = [variant.folder for variant in ready.variants]
-    if place.exists() and (writing.resume or not writing.overwrite):
-        done = _whole_part(place, share, identity, folders, is_resumed=writing.resume)
-        if done is not None:
-            return done
-    elif not writing.overwrite:
-        _check_neighbour(destination.path, part, identity)
+    done = _made(ready, identity)
+    if done is not None:
+        return done
     destination.check_path(planned.inputs.sources)
     ready.check()
     _make_folder(place.parent)
@@ -100,6 +98,39 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     return replace(read_part(place, part), is_new=True)
 
 
+def state_of_part(ready: Ready) -> State:
+    """What there is of the part that a run is to make.
+
+    Raises:
+        OutputError: It is of another run or is not whole, and the run would be refused.
+    """
+    part, destination = ready.share.part, ready.planned.destination
+    assert part is not None
+    state = state_of(destination.path, part)
+    if ready.is_foreseen:
+        return state
+    made = _made(ready, make_identity(ready, environment(ready.resources.devices)))
+    is_kept = destination.options.resume or not destination.options.overwrite
+    return "not whole" if state == "complete" and is_kept and made is None else state
+
+
+def _made(ready: Ready, identity: Mapping[str, Any]) -> FinishedPart | None:
+    """The part, where it is whole already and is not to be made anew.
+
+    Raises:
+        OutputError: It is of another run or is not whole; or the other parts are of another run.
+    """
+    destination = ready.planned.destination
+    place, writing = work_path(destination), destination.options
+    if place.exists() and (writing.resume or not writing.overwrite):
+        folders = [variant.folder for variant in ready.variants]
+        return _whole_part(place, ready.share, identity, folders, is_resumed=writing.resume)
+    if not writing.overwrite:
+        assert ready.share.part is not None
+        _check_neighbour(destination.path, ready.share.part, identity)
+    return None
+
+
 def _recorded(ready: Ready) -> dict[str, Any]:
     """The arguments as JSON has them, without tokens."""
     arguments = {
@@ -127,7 +158,7 @@ def _whole_part(
         if is_resumed:
             return None
         raise
-    if changed := changes(done.facts["identity"], identity):
+    if changed := differences(done.facts["identity"], identity):
         raise OutputExistsError(
             f"there is a part that differs in {crop(', '.join(changed))}",
             path=place,
@@ -156,7 +187,7 @@ def _check_neighbour(output: Path, part: Part, identity: Mapping[str, Any]) -> N
         before = read_part(part_path(output, other), other).facts["identity"]
     except OutputError:  # what is damaged is told when all are there
         return
-    if changed := changes(before, identity):
+    if changed := differences(before, identity):
         raise UsageError(
             f"part {other.words}, which is there, differs in {crop(', '.join(changed))}",
             path=parts_path(output),
@@ -189,7 +220,7 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
         for part, share in owned
         if (fault := part.differs(common) or part.lacks(share, folders))
     ]
-    if not faults and (changed := changes(common, identity)):
+    if not faults and (changed := differences(common, identity)):
         raise OutputError(
             f"the parts were made otherwise: {crop(', '.join(changed))}",
             path=folder,

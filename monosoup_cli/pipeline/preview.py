@@ -6,7 +6,7 @@ from typing import Any
 
 from monosoup_cli.pipeline.cost import Estimate
 from monosoup_cli.pipeline.destination import work_path
-from monosoup_cli.pipeline.part import state_of
+from monosoup_cli.pipeline.parts import state_of_part
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.scoring import trials_of
@@ -60,7 +60,7 @@ def _of_part(ready: Ready) -> dict[str, Any]:
     return {
         "part": share.part.number,
         "of": share.part.count,
-        "state": state_of(ready.planned.destination.path, share.part),
+        "state": state_of_part(ready),
         "shares": [cost / whole for cost in share.costs],
     }
 

@@ -430,6 +430,13 @@ def test_an_input_may_not_lie_in_the_output(pair, refuse, tmp_path, place):
     assert str(path) in line
 
 
+def test_an_input_that_lies_in_the_output_is_called_as_typed(pair, refuse, tmp_path):
+    folder = tmp_path / "out" / "deep" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").symlink_to(pair.base)
+    assert refuse(folder, pair.finetuned, "--overwrite").rstrip().endswith(f"found {folder}")
+
+
 @pytest.mark.parametrize("kind", ["checkpoint", "empty", "foreign"])
 def test_an_output_that_exists_is_refused(pair, refuse, tmp_path, kind):
     output = tmp_path / "out"

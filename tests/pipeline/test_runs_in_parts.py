@@ -340,6 +340,12 @@ def test_the_plan_of_a_part_has_its_files_and_what_there_is_of_it(there, tmp_pat
     table = " ".join(run(*plan).out.split())
     assert f"part 2/3, complete, {table.partition('complete, ')[2][:5]} of the work" in table
     assert all(name in table for name in made)
+    refused = run(*plan, "--energy", "0.5")
+    assert refused.code == 1
+    assert "there is a part that differs in arguments.energy" in refused.err
+    (part_path(out, Part(2, 3)) / made[0]).unlink()
+    assert "part 2/3 lacks" in run(*plan).err
+    assert state() == "not whole"
 
 
 def test_a_part_without_tensors_says_so(there, tmp_path, run):
@@ -357,23 +363,6 @@ def test_a_run_beside_parts_says_that_it_does_not_use_them(there, tmp_path, run)
     assert parts_path(out).exists()
     shutil.rmtree(parts_path(out))
     assert words not in " ".join(run(*EDIT, "-o", out, "--overwrite").err.split())
-
-
-def test_machines_may_call_the_inputs_by_other_paths(models, whole, tmp_path, run, monkeypatch):
-    out, other = tmp_path / "out", tmp_path / "mounted"
-    other.symlink_to(models)
-    monkeypatch.chdir(models)
-    assert run(*EDIT, "-o", out, "--part", "1/3").code == 0
-    assert run("edit", "./base", other / "one", "--device", "cpu", "-o", out, "--part", "2/3").code == 0
-    refused = run("edit", "base", "two", "--device", "cpu", "-o", out, "--part", "3/3")
-    assert "part 1/3, which is there, differs in " in refused.err
-    assert "inputs.finetuned 1 model-0000" in refused.err
-    monkeypatch.chdir(other)
-    assert run(*EDIT, "-o", out, "--part", "3/3").code == 0
-    assert run("finish", out).code == 0
-    same_weights(out, whole)
-    report = json.loads((out / "monosoup_report.json").read_text())
-    assert (report["arguments"]["base"], report["arguments"]["finetuned"]) == ("base", ["one"])
 
 
 def test_the_functions_take_parts(there, whole, tmp_path):
