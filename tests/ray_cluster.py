@@ -1,6 +1,7 @@
-"""A real Ray cluster of three nodes on this machine, that asks for a token.
+"""A real Ray cluster on this machine, of three nodes if nothing else is said, that asks for a token.
 
-As a program it starts the cluster, prints its address, and removes a node for every line that it reads.
+As a program it takes the number of nodes, starts the cluster, prints its address, and removes a node for
+every line that it reads.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 NODES = 3
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
+PROGRAM = ("-m", "monosoup_cli")
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,10 +30,12 @@ class RayCluster:
         assert self.address, "the cluster did not start"
         self.environment = {**os.environ, **TOKEN, **QUIET, "RAY_ADDRESS": self.address}
 
-    def run(self, *argv: object, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: object, program: Sequence[str] = PROGRAM, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command line as a driver."""
         return subprocess.run(
-            [sys.executable, "-m", "monosoup_cli", *map(str, argv), "--engine", "ray"],
+            [sys.executable, *program, *map(str, argv), "--engine", "ray"],
             env={**self.environment, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -42,7 +46,7 @@ class RayCluster:
     def start(self, *argv: object) -> subprocess.Popen[str]:
         """Start a driver."""
         return subprocess.Popen(
-            [sys.executable, "-m", "monosoup_cli", *map(str, argv), "--engine", "ray"],
+            [sys.executable, *PROGRAM, *map(str, argv), "--engine", "ray"],
             env={**self.environment, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
@@ -58,10 +62,10 @@ class RayCluster:
 
 
 @contextmanager
-def started(token: bool = True) -> Iterator[RayCluster]:
+def started(nodes: int = NODES, *, token: bool = True) -> Iterator[RayCluster]:
     """Start the cluster, and stop it in the end."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_cluster"],
+        [sys.executable, "-m", "tests.ray_cluster", str(nodes)],
         env={**os.environ, **(TOKEN if token else {}), **QUIET, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         stdin=subprocess.PIPE,
@@ -75,11 +79,11 @@ def started(token: bool = True) -> Iterator[RayCluster]:
             process.communicate(timeout=60)
 
 
-def _serve() -> None:
+def _serve(count: int) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES - 1)]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(count - 1)]
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     for _ in sys.stdin:
@@ -89,4 +93,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))

@@ -259,6 +259,16 @@ def format_skips(folder: Path) -> Iterator[str]:
                 yield f"{path.relative_to(folder).as_posix()}:{token.start[0]} {token.string}"
 
 
+def open_ports(folder: Path) -> Iterator[str]:
+    """Nothing listens for others to connect, also on a node of a cluster."""
+    for module, path, tree in trees_in(folder):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute | ast.Name):
+                name = node.attr if isinstance(node, ast.Attribute) else node.id
+                if name in ("listen", "create_server", "start_server", "serve_forever", "HTTPServer"):
+                    yield f"{path}:{node.lineno}: {module} opens a port: {name}"
+
+
 CHECKS = [
     wrong_imports,
     import_circles,
@@ -267,6 +277,7 @@ CHECKS = [
     concrete_checks,
     device_questions,
     casts,
+    open_ports,
     format_skips,
 ]
 
@@ -401,6 +412,12 @@ FAULTS = [
             "api/a.py": "from torch import frombuffer\n",
         },
         4,
+    ),
+    (
+        open_ports,
+        {"api/a.py": "socket.create_connection(a)\nsignature.bind(a)\n"},
+        {"api/a.py": "a.listen()\n", "api/b.py": "socketserver.TCPServer(a, b).serve_forever()\n"},
+        2,
     ),
     (format_skips, {"api/a.py": "a = '# fmt: skip'\n"}, {"api/a.py": "a = 1  # fmt: " + "skip\n"}, 1),
 ]

@@ -60,9 +60,27 @@ def wait_for_parts(out, count, driver):
         time.sleep(0.02)
 
 
+BINDING = """
+import sys, traceback
+bound = []
+def note(event, arguments):
+    if event == "socket.bind":
+        bound.append([frame.filename for frame in traceback.extract_stack()][-2])
+sys.addaudithook(note)
+from monosoup_cli.cli.app import main
+code = main()
+print("bound by", [file for file in bound if "monosoup_cli" in file], file=sys.stderr)
+sys.exit(code)
+"""
+"""Runs the command line, and says which of our files have bound a socket. Ray binds its own."""
+
+
 def test_three_nodes_make_the_bytes_of_one_machine(cluster, place, tmp_path):
-    done = cluster.run("edit", place / "base", place / "ft", "-o", tmp_path / "out")
+    """And nothing listens that we opened."""
+    command = ("edit", place / "base", place / "ft", "-o", tmp_path / "out")
+    done = cluster.run(*command, program=("-c", BINDING))
     assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("bound by []\n")
     check(place, tmp_path / "out")
     out = tmp_path / "sweep"
     done = cluster.run("wise", "base", "ft", "--alpha", "0,0.5", "-o", out, "--quiet", cwd=place)
@@ -139,7 +157,7 @@ def test_what_cannot_be_used_is_said_in_a_line(cluster, place, tmp_path):
 
 
 def test_a_cluster_without_tokens_is_refused_unless_it_is_asked_for(place, tmp_path):
-    with started(token=False) as cluster:
+    with started(nodes=1, token=False) as cluster:
         command = ("edit", place / "base", place / "ft", "-o", tmp_path / "out", "--quiet")
         cluster.environment |= {"RAY_AUTH_MODE": "disabled"}
         refused = cluster.run(*command)
