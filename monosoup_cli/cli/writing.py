@@ -150,7 +150,9 @@ def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
         console.note("note: this part has nothing to make: fewer parts are enough for this output")
     if not part.is_new:
         console.note("note: this part was complete already, and is as it was")
-    console.note(f"note: once all parts are made, `monosoup finish {shlex.quote(str(destination.path))}`")
+    again = " --overwrite" if destination.options.overwrite and os.path.lexists(destination.path) else ""
+    command = f"monosoup finish {shlex.quote(str(destination.path))}{again}"
+    console.note(f"note: once all parts are made, `{command}`")
 
 
 def show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:

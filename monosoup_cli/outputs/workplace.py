@@ -60,15 +60,36 @@ def parts_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
-def remove_parts(output: Path) -> None:
-    """Remove the parts of an output. They vanish at once, so that nothing takes some of them for all."""
+def remove_parts(output: Path, count: int | None = None) -> None:
+    """Remove the parts of an output. They vanish at once, so that nothing takes some of them for all.
+
+    Args:
+        output: The output.
+        count: How many parts there are; parts of other numbers, and what a run is making, stay. None removes
+            all.
+    """
     folder = parts_path(output)
     vanishing = folder.with_name(f"{folder.name}.partial")
     with suppress(OSError):
         if vanishing.is_dir() and not vanishing.is_symlink():
             shutil.rmtree(vanishing)  # left by a run that was killed
-        folder.rename(vanishing)
+        names = os.listdir(folder)
+        staying = [name for name in names if count is not None and _is_of_others(folder / name, count)]
+        if staying:
+            vanishing.mkdir()
+            for name in {*names} - {*staying}:
+                (folder / name).rename(vanishing / name)
+        else:
+            folder.rename(vanishing)
         shutil.rmtree(vanishing)
+
+
+def _is_of_others(path: Path, count: int) -> bool:
+    """Whether something in the folder of parts is a part of another number, or is being made."""
+    part = path.with_name(path.name.removesuffix(".partial"))
+    if "-of-" in part.name and not part.name.endswith(f"-of-{count}"):
+        return True
+    return part != path and is_in_use(part)
 
 
 def parts_in_the_way(output: Path) -> Path | None:

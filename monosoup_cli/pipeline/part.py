@@ -9,6 +9,7 @@ No part reads what another one writes. A part appears by a rename once it is who
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from monosoup_cli.pipeline.destination import Part, check_parts, part_path
 from monosoup_cli.pipeline.shares import Share
 
 __all__ = [
+    "NAMED",
     "PART_NAME",
     "FinishedPart",
     "State",
@@ -35,6 +37,7 @@ __all__ = [
     "read_part",
     "refusal",
     "state_of",
+    "told_differences",
     "typical",
 ]
 
@@ -62,12 +65,8 @@ class FinishedPart:
 
     def differs(self, identity: Mapping[str, Any]) -> str | None:
         """What of it is not of this run."""
-        before = self.facts["identity"]
-        changed = differences(before, identity)
-        if not changed:
-            return None
-        values = [f"{name} ({_leaf(before, name)}, not {_leaf(identity, name)})" for name in changed[:NAMED]]
-        return f"differs from the others in {crop(some([*values, *changed[NAMED:]], NAMED))}"
+        changed = told_differences(self.facts["identity"], identity, "the others")
+        return changed and f"differs from the others in {changed}"
 
     def lacks(self, share: Share, folders: Sequence[str]) -> str | None:
         """What it lacks of what its share has, as names and sizes tell."""
@@ -80,7 +79,7 @@ class FinishedPart:
             path = self.path / folder / file.name
             nbytes = path.stat().st_size if path.is_file() else None
             if nbytes != file.nbytes:
-                return f"lacks {file.name}" if nbytes is None else f"has a cut {file.name}"
+                return f"lacks {file.name}" if nbytes is None else f"has a truncated {file.name}"
         return None
 
     def damage(self) -> str | None:
@@ -117,8 +116,30 @@ def refusal(folder: Path, faults: Sequence[tuple[Part, str]]) -> OutputError:
     return OutputError(
         "; ".join([*words[:NAMED], *more]),
         path=folder,
-        hint=f"run its command with --part {again} --overwrite again",
+        hint=f"run the command with --part {again} --overwrite again",
     )
+
+
+def told_differences(before: Mapping[str, Any], now: Mapping[str, Any], other: str) -> str | None:
+    """In what two identities differ, in words; None where they are the same.
+
+    Args:
+        before: The identity of a part.
+        now: The other one.
+        other: Whose that is.
+    """
+
+    def shown(value: object) -> str:
+        return "not set" if value is None else str(value)
+
+    changed = differences(before, now)
+    if "command" in changed:
+        changed = ["command"]
+    values = [
+        f"{name} ({shown(_leaf(before, name))}; {other}: {shown(_leaf(now, name))})"
+        for name in changed[:NAMED]
+    ]
+    return crop(some([*values, *changed[NAMED:]], NAMED)) if changed else None
 
 
 def _leaf(identity: Any, name: str) -> object:
@@ -186,14 +207,33 @@ def find_parts(output: Path) -> list[FinishedPart]:
     for part in parts_there(output):
         found.setdefault(part.count, set()).add(part.number)
     if not found:
-        given = output.name.removesuffix(".parts")
-        hint = "run a command with --part 1/N, 2/N, … first"
-        if given != output.name:
-            folder, hint = output, f"give the output: `monosoup finish {output.with_name(given)}`"
-        raise OutputError("there are no parts", path=folder, hint=hint)
+        given = output.with_name(output.name.removesuffix(".parts"))
+        single = output.with_name(f"{output.name}.safetensors")
+        if parts_path(single).is_dir():
+            given = single
+        if given != output:
+            hint = f"give the output: `monosoup finish {given}`"
+            raise OutputError("there are no parts", path=output, hint=hint)
+        if os.path.lexists(output):
+            raise OutputError(
+                "there are no parts, and the output is there: it may be finished already",
+                path=output,
+                hint=f"`monosoup verify {output}` checks it",
+            )
+        raise OutputError(
+            "there are no parts", path=folder, hint="run a command with --part 1/N, 2/N, … first"
+        )
     if len(found) > 1:
         counts = " and ".join(map(str, sorted(found)))
-        raise OutputError(f"there are parts of {counts}", path=folder, hint="remove those of another run")
+        names = [
+            f"{number}-of-{count}" for count, numbers in sorted(found.items()) for number in sorted(numbers)
+        ]
+        raise OutputError(
+            f"there are parts of {counts}",
+            path=folder,
+            found=some(names, 2 * NAMED),
+            hint="remove those of another run",
+        )
     ((count, numbers),) = found.items()
     missing = [Part(number, count) for number in range(1, count + 1) if number not in numbers]
     if missing:
@@ -207,7 +247,7 @@ def find_parts(output: Path) -> list[FinishedPart]:
             expected=f"{count:,} parts",
             hint="wait for it"
             if first is None
-            else f"run its command with --part {first}{' --resume' if states['interrupted'] else ''}",
+            else f"run the command with --part {first}{' --resume' if states['interrupted'] else ''}",
         )
     return [read_part(part_path(output, part), part) for part in (Part(n, count) for n in sorted(numbers))]
 

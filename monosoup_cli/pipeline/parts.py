@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import OutputError, OutputExistsError, UsageError, crop, masked
+from monosoup_cli.errors import OutputError, OutputExistsError, UsageError, crop, masked, some
 from monosoup_cli.outputs.durable import sync_folder
 from monosoup_cli.outputs.journal import differences, sealed_line, way_back
 from monosoup_cli.outputs.workplace import finish_replacing, parts_path, remove_parts
@@ -21,6 +21,7 @@ from monosoup_cli.pipeline.destination import Part, part_path, work_path
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
 from monosoup_cli.pipeline.part import (
+    NAMED,
     PART_NAME,
     FinishedPart,
     State,
@@ -28,6 +29,7 @@ from monosoup_cli.pipeline.part import (
     read_part,
     refusal,
     state_of,
+    told_differences,
     typical,
 )
 from monosoup_cli.pipeline.planned import Planned
@@ -158,11 +160,9 @@ def _whole_part(
         if is_resumed:
             return None
         raise
-    if changed := differences(done.facts["identity"], identity):
+    if changed := told_differences(done.facts["identity"], identity, "here"):
         raise OutputExistsError(
-            f"there is a part that differs in {crop(', '.join(changed))}",
-            path=place,
-            hint="to make it anew, pass --overwrite",
+            f"there is a part that differs in {changed}", path=place, hint="to make it anew, pass --overwrite"
         )
     fault = done.lacks(share, folders)
     if fault is not None and not is_resumed:
@@ -180,17 +180,25 @@ def _make_folder(folder: Path) -> None:
 
 def _check_neighbour(output: Path, part: Part, identity: Mapping[str, Any]) -> None:
     """Refuse a part beside those of another run: they would not make an output together."""
-    other = next((one for one in parts_there(output) if one.count == part.count), None)
-    if other is None:
+    there, folder = parts_there(output), parts_path(output)
+    counts = {one.count for one in there} - {part.count}
+    if counts:
+        raise UsageError(
+            f"there are parts of {min(counts)}, and this would be one of {part.count}",
+            path=folder,
+            hint=f"use --part I/{min(counts)}, or remove that folder",
+        )
+    if not there:
         return
+    other = there[0]
     try:
         before = read_part(part_path(output, other), other).facts["identity"]
     except OutputError:  # what is damaged is told when all are there
         return
-    if changed := differences(before, identity):
+    if changed := told_differences(before, identity, "here"):
         raise UsageError(
-            f"part {other.words}, which is there, differs in {crop(', '.join(changed))}",
-            path=parts_path(output),
+            f"part {other.words}, which is there, differs in {changed}",
+            path=folder,
             hint="use its arguments; to make all parts anew, pass --overwrite with each",
         )
 
@@ -215,17 +223,20 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
     shares = shares_of(ready.plan, ready.form.layout, stored, planned.inputs.finetuned, len(parts))
     owned = list(zip(parts, shares, strict=True))
     folder = parts_path(planned.destination.path)
-    faults = [
-        (part.part, fault)
-        for part, share in owned
-        if (fault := part.differs(common) or part.lacks(share, folders))
-    ]
-    if not faults and (changed := differences(common, identity)):
+    if changed := differences(common, identity):
         raise OutputError(
             f"the parts were made otherwise: {crop(', '.join(changed))}",
             path=folder,
             hint=f"{way_back(common, identity, changed)}, or make all parts anew with --overwrite",
         )
+    unlike = {part.part.words: words for part, _ in owned if (words := part.differs(common))}
+    if unlike:
+        raise OutputError(
+            some([f"part {part} {words}" for part, words in unlike.items()], NAMED, "; "),
+            path=folder,
+            hint=f"run the command of the others with --part {some([*unlike], NAMED)} --overwrite",
+        )
+    faults = [(part.part, fault) for part, share in owned if (fault := part.lacks(share, folders))]
     faults = faults or _damages(owned, progress)
     if faults:
         raise refusal(folder, faults)
@@ -257,7 +268,7 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
         for report in {id(one): one for one in (whole, *reports)}.values():
             _add_up(report, parts)
         report = publish(ready, partial, whole, reports)
-    remove_parts(planned.destination.path)
+    remove_parts(planned.destination.path, len(parts))
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,7 @@ from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
 from monosoup_cli.sources.library_files import CARD_NAME
+from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.method import Variant
 from monosoup_cli.version import __version__
 
@@ -49,9 +51,9 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
     inputs, call = ready.planned.inputs, ready.planned.task.call
     arguments = masked(call.identity(resolved_arguments(ready)))
     # a commit on the Hub has many names; which one it is belongs to the files
-    arguments["finetuned"] = [source.files.place.repository or source.path for source in inputs.finetuned]
+    arguments["finetuned"] = [_called(source) for source in inputs.finetuned]
     if inputs.base is not None:
-        arguments["base"] = inputs.base.files.place.repository or inputs.base.path
+        arguments["base"] = _called(inputs.base)
     files: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     configs: dict[str, str] = {}
@@ -82,6 +84,11 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
     return found
+
+
+def _called(source: Source) -> str:
+    """What an input is called, however the user spells it."""
+    return source.files.place.repository or os.path.normpath(source.path)
 
 
 def _facts(file: SideFile) -> dict[str, Any]:

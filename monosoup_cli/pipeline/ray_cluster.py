@@ -98,8 +98,13 @@ def _connected(task: Task) -> Iterator[Any]:
             socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # of many kinds
+        if address == "auto":
+            raise UsageError(
+                "no Ray cluster: RAY_ADDRESS is not set, and none runs on this machine"
+            ) from None
         reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"no Ray cluster at {address} (RAY_ADDRESS names one): {reason}") from None
+        named_by = "--engine" if address == writing.engine else "RAY_ADDRESS"
+        raise UsageError(f"no Ray cluster at {address}, which {named_by} names: {reason}") from None
     try:
         yield ray
     finally:

@@ -130,7 +130,9 @@ def plan_table(plan: Preview) -> RenderableType:
     files = plural(len(plan.files) * len(plan.folders), "file")
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
     if "part" in plan.details and plan.files:
-        totals.add_row("files", Text(printable(some([name for name, _ in plan.files], MAX_NAMED))))
+        of_each = f", in each of {len(plan.folders):,} folders" if len(plan.folders) > 1 else ""
+        names = printable(some([name for name, _ in plan.files], MAX_NAMED))
+        totals.add_row("files", Text(f"{names}{of_each}"))
     _add_side_files(totals, plan.side_files)
     if plan.push is not None:
         totals.add_row("push", Text(f"to {printable(plan.push)}"))

@@ -21,7 +21,7 @@ def no_parts(at: Trial) -> None:
     at.loads("finish", at.out)
 
 
-@follows("pipeline/part.py", "run its command with --part ……")
+@follows("pipeline/part.py", "run the command with --part ……")
 def missing_parts(at: Trial) -> None:
     make(at, "1/2")
     at.refused("finish", at.out)
@@ -29,7 +29,7 @@ def missing_parts(at: Trial) -> None:
     at.loads("finish", at.out)
 
 
-@follows("pipeline/part.py", "run its command with --part … --overwrite again")
+@follows("pipeline/part.py", "run the command with --part … --overwrite again")
 def a_part_that_is_damaged(at: Trial) -> None:
     for part in ("1/2", "2/2"):
         make(at, part)
@@ -41,10 +41,43 @@ def a_part_that_is_damaged(at: Trial) -> None:
 
 @follows("pipeline/part.py", "remove those of another run")
 def parts_of_two_runs(at: Trial) -> None:
-    for part in ("1/1", "1/2"):
-        make(at, part)
-    at.refused("finish", at.out)
+    make(at, "1/1")
+    make(at, "1/2", "--overwrite")
+    assert "found 1-of-1, 1-of-2" in at.refused("finish", at.out).err
     shutil.rmtree(parts_path(at.out) / "1-of-2")
+    at.loads("finish", at.out)
+
+
+@follows("pipeline/parts.py", "use --part I/…, or remove that folder")
+def a_part_of_another_number(at: Trial) -> None:
+    make(at, "1/2")
+    at.refused(*at.edit, "--part", "1/3")
+    make(at, f"2/{at.blanks[0]}")
+    at.loads("finish", at.out)
+
+
+@follows("pipeline/parts.py", "run the command of the others with --part … --overwrite")
+def a_part_of_other_options(at: Trial) -> None:
+    for part in ("1/3", "2/3"):
+        make(at, part)
+    make(at, "3/3", "--energy", "0.5", "--overwrite")
+    at.refused("finish", at.out)
+    make(at, at.blanks[0], "--overwrite")
+    at.loads("finish", at.out)
+
+
+@follows("pipeline/part.py", "`monosoup verify …` checks it")
+def an_output_that_is_finished(at: Trial) -> None:
+    make(at, "1/1")
+    at.loads("finish", at.out)
+    at.refused("finish", at.out)
+    at.works("verify", at.blanks[0])
+
+
+@follows("pipeline/planned.py", "leave out one of them")
+def a_part_on_a_cluster(at: Trial) -> None:
+    at.refused(*at.edit, "--part", "1/1", "--engine", "ray")
+    make(at, "1/1")
     at.loads("finish", at.out)
 
 

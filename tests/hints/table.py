@@ -48,7 +48,9 @@ def follows(
     return register
 
 
-OTHERS = re.compile(r"`[^`]*`|mlx_lm\.convert .*|python -m .*|(its|a) command with --(resume|part [^;]*)")
+OTHERS = re.compile(
+    r"`[^`]*`|mlx_lm\.convert .*|python -m .*|(its|a|the) command (of the others )?with --(resume|part [^;]*)"
+)
 """What hints say of other programs, and of a command that is run again."""
 
 

@@ -140,7 +140,7 @@ def test_what_cannot_be_used_is_said_in_a_line(cluster, place, tmp_path):
         (
             ["-m", "monosoup_cli"],
             nobody,
-            "no Ray cluster at 127.0.0.1:9 (RAY_ADDRESS names one): [Errno 111]",
+            "no Ray cluster at 127.0.0.1:9, which RAY_ADDRESS names: [Errno 111]",
         ),
         (
             ["-m", "monosoup_cli"],

@@ -1,5 +1,6 @@
 """An output that several machines make: `--part I/N` on each, and `finish`. It has the bytes of one run."""
 
+import fcntl
 import json
 import os
 import random
@@ -209,10 +210,10 @@ def flip(path):
 @pytest.mark.parametrize(
     ("command", "file", "harm", "problem"),
     [
-        (EDIT, "*-of-00004.safetensors", cut, "part 2/2 has a cut model-0000"),
+        (EDIT, "*-of-00004.safetensors", cut, "part 2/2 has a truncated model-0000"),
         (EDIT, "*-of-00004.safetensors", flip, "part 2/2 has a damaged model-0000"),
         (EDIT, "*-of-00004.safetensors", os.unlink, "part 2/2 lacks model-0000"),
-        (OF_ONE_FILE, "*.piece", cut, "part 2/2 has a cut out.safetensors.piece"),
+        (OF_ONE_FILE, "*.piece", cut, "part 2/2 has a truncated out.safetensors.piece"),
         (OF_ONE_FILE, "*.piece", flip, "part 2/2 has a damaged out.safetensors.piece"),
         (OF_ONE_FILE, "*.piece", os.unlink, "part 2/2 lacks out.safetensors.piece"),
         (EDIT, "part.json", cut, "part 2/2 has no whole part.json"),
@@ -229,7 +230,7 @@ def test_a_part_that_is_not_as_it_was_made(there, tmp_path, run, command, file, 
     refused = run("finish", out)
     assert refused.code == 1
     assert problem in refused.err
-    assert "run its command with --part 2/2 --overwrite again" in refused.err
+    assert "run the command with --part 2/2 --overwrite again" in refused.err
     assert not out.exists()
     assert run(*command, "-o", out, "--part", "2/2", "--overwrite").code == 0
     assert run("finish", out).code == 0
@@ -243,10 +244,70 @@ def test_parts_that_are_missing(there, tmp_path, run):
         assert run(*EDIT, "-o", out, "--part", f"{number}/7").code == 0
     refused = run("finish", out)
     assert refused.code == 1
-    assert "not begun: 3/7, 4/7, 6/7, 7/7: expected 7 parts; run its command with --part 3/7" in refused.err
-    assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
-    assert "there are parts of 2 and 7; remove those of another run" in run("finish", out).err
+    assert "not begun: 3/7, 4/7, 6/7, 7/7: expected 7 parts; run the command with --part 3/7" in refused.err
+    refused = run(*EDIT, "-o", out, "--part", "1/2")
+    assert refused.code == 2
+    assert "there are parts of 7, and this would be one of 2; use --part I/7, or remove" in refused.err
+    assert run(*EDIT, "-o", out, "--part", "1/2", "--overwrite").code == 0
+    assert (
+        "there are parts of 2 and 7: found 1-of-2, 1-of-7, 2-of-7, 5-of-7; remove" in run("finish", out).err
+    )
     assert not out.exists()
+
+
+def test_finish_leaves_parts_of_another_number_and_what_is_being_made(there, tmp_path, run):
+    out = tmp_path / "out"
+    in_parts(EDIT, out, 2)
+    other, busy = (partial_path(part_path(out, part)) for part in (Part(1, 3), Part(1, 2)))
+    for place in (other, busy):
+        (place / "files").mkdir(parents=True)
+        (place / "lock").touch()
+    with (busy / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run("finish", out).code == 0
+    assert sorted(path.name for path in parts_path(out).iterdir()) == [busy.name, other.name]
+    assert monosoup_cli.verify(out)["differences"] == []
+
+
+def test_finish_of_what_is_finished(there, tmp_path, run):
+    out = tmp_path / "out"
+    in_parts(EDIT, out, 1)
+    assert run("finish", out).code == 0
+    again = run("finish", out)
+    assert again.code == 1
+    assert f"{out}: there are no parts, and the output is there: it may be finished already; `" in again.err
+    in_parts(OF_ONE_FILE, tmp_path / "one.safetensors", 1)
+    assert f"`monosoup finish {tmp_path}/one.safetensors`" in run("finish", tmp_path / "one").err
+
+
+def test_inputs_may_be_spelled_otherwise(there, whole, tmp_path, run):
+    out = tmp_path / "out"
+    assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
+    assert run("edit", "./base", "one/", "--device", "cpu", "-o", out, "--part", "2/2").code == 0
+    assert run("finish", out).code == 0
+    same_weights(out, whole)
+
+
+def test_a_part_of_another_command_or_other_inputs(there, tmp_path, run):
+    out = tmp_path / "out"
+    assert run(*EDIT, "-o", out, "--part", "1/2").code == 0
+    refused = run("soup", "one", "two", "-o", out, "--part", "2/2")
+    assert "part 1/2, which is there, differs in command (edit; here: soup); use its" in refused.err
+    refused = run("edit", "base", "two", "--device", "cpu", "-o", out, "--part", "2/2")
+    assert "differs in arguments.finetuned (['one']; here: ['two'])" in refused.err
+
+
+def test_inputs_that_change_between_parts(models, tmp_path, run, monkeypatch):
+    """Also where a part was made again since: the time of the file is what is wrong."""
+    shutil.copytree(models, tmp_path / "models")
+    monkeypatch.chdir(tmp_path / "models")
+    out = tmp_path / "out"
+    in_parts(EDIT, out, 3)
+    os.utime("one/model-00001-of-00004.safetensors")
+    assert run(*EDIT, "-o", out, "--part", "1/3", "--overwrite").code == 0
+    refused = run("finish", out)
+    assert "the parts were made otherwise: inputs.finetuned 1 model-00001" in refused.err
+    assert "put the old ones back with their old times (`touch -c -d " in refused.err
 
 
 def test_parts_of_other_options_and_of_inputs_that_changed(models, tmp_path, run, monkeypatch):
@@ -257,13 +318,18 @@ def test_parts_of_other_options_and_of_inputs_that_changed(models, tmp_path, run
     assert run(*EDIT, "-o", out, "--part", "1/3").code == 0
     early = run(*EDIT, "-o", out, "--part", "2/3", "--energy", "0.5")
     assert early.code == 2
-    assert "part 1/3, which is there, differs in arguments.energy; use its arguments" in early.err
+    assert "part 1/3, which is there, differs in arguments.energy (not set; here: 0.5); use its" in early.err
     assert run(*EDIT, "-o", out, "--part", "2/3", "--energy", "0.5", "--overwrite").code == 0
     assert run(*EDIT, "-o", out, "--part", "3/3").code == 0
-    other = "part 2/3 differs from the others in arguments.energy (0.5, not None); run its command with"
+    other = (
+        "part 2/3 differs from the others in arguments.energy (0.5; the others: not set); run the command of"
+    )
     assert other in run("finish", out).err
     refused = run(*EDIT, "-o", out, "--part", "2/3")
-    assert "a part that differs in arguments.energy; to make it anew, pass --overwrite" in refused.err
+    assert (
+        "a part that differs in arguments.energy (0.5; here: not set); to make it anew, pass --overwrite"
+        in refused.err
+    )
     assert run(*EDIT, "-o", out, "--part", "2/3", "--overwrite").code == 0
     os.utime(place / "base" / "model-00001-of-00004.safetensors")
     refused = run("finish", out)
@@ -403,7 +469,7 @@ def kills_of_a_part(models, whole, tmp_path, forks, count):
         early = forks.run("finish", out)
         if not is_there:
             assert early.code == 1
-            assert ": 2/3: expected 3 parts; run its command with --part 2/3" in early.err
+            assert ": 2/3: expected 3 parts; run the command with --part 2/3" in early.err
             assert not out.exists()
             again = forks.run(*command, "-o", out, "--part", "2/3", "--resume")
             assert again.code == 0, again.err
