@@ -34,10 +34,13 @@ class Nvfp4:
 
     def find(self, tensors: Left, source: Source) -> Mapping[str, Encoded]:
         """Find bytes with scales, and a scale of the whole tensor, and refuse one without the other."""
-        of_bytes = Left({name: one for name, one in tensors.items() if one.dtype == "U8"})
+        wholes = tuple(whole for _, whole, _ in FORMS)
+        parts = Left(
+            {name: one for name, one in tensors.items() if one.dtype == "U8" or name.endswith(wholes)}
+        )
         found = {}
         for packed, whole, is_divided in FORMS:
-            for stem, name in (stems(tensors, whole) | stems(of_bytes, packed)).items():
+            for stem, name in stems(parts, packed, whole).items():
                 has_scales = f"{stem}.weight_scale" in tensors or packed == PACKED
                 if f"{stem}{whole}" not in tensors and not has_scales:
                     continue
