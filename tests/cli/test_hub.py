@@ -506,7 +506,7 @@ def test_a_killed_run_goes_on_from_the_same_commit_alone(large, tmp_path):
     hub, place = large
     repository, home = hub.repositories["org/ft"], tmp_path / "home"
     old = repository.revisions["main"]
-    words = ["edit", "org/base", "org/ft", "-o", tmp_path / "out"]
+    words = ["wise", "org/base", "org/ft", "-o", tmp_path / "out", "--alpha", "0.5", "--workers", "1"]
     process = subprocess.Popen([sys.executable, "-m", "monosoup_cli", *map(str, words)], env=hub.env(home))
     journal = tmp_path / "out.partial" / "journal"
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
