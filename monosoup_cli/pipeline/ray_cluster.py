@@ -71,8 +71,8 @@ def execute_on_ray(ready: Ready, progress: Progress = ignore) -> dict[str, Any]:
 
 
 def _changed(task: Task, device: str | None = None, **writing: Any) -> Task:
-    """The task with other options about the output, and on a device of a node."""
-    options = replace(task.options, writing=replace(task.options.writing, **writing))
+    """The task as a machine does it, with other options about the output, and on a device of a node."""
+    options = replace(task.options, writing=replace(task.options.writing, engine="threads", **writing))
     if device is not None:
         options = replace(options, computing=replace(options.computing, device=device, workers=1))
     return replace(task, options=options)
