@@ -33,7 +33,7 @@ from monosoup_cli.pipeline.part import (
     typical,
 )
 from monosoup_cli.pipeline.planned import Planned
-from monosoup_cli.pipeline.provenance import environment, with_roles
+from monosoup_cli.pipeline.provenance import with_roles
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
 from monosoup_cli.pipeline.ready import Ready, lay_out, make_ready
 from monosoup_cli.pipeline.shares import Share, shares_of
@@ -55,7 +55,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
     assert part is not None
     finish_replacing(place)
     started, writing = time.monotonic(), destination.options
-    identity = make_identity(ready, environment(ready.resources.devices))
+    identity = make_identity(ready)
     folders = [variant.folder for variant in ready.variants]
     done = _made(ready, identity)
     if done is not None:
@@ -111,7 +111,7 @@ def state_of_part(ready: Ready) -> State:
     state = state_of(destination.path, part)
     if ready.is_foreseen:
         return state
-    made = _made(ready, make_identity(ready, environment(ready.resources.devices)))
+    made = _made(ready, make_identity(ready))
     is_kept = destination.options.resume or not destination.options.overwrite
     return "not whole" if state == "complete" and is_kept and made is None else state
 

@@ -18,7 +18,7 @@ from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
 from monosoup_cli.pipeline.destination import STDOUT
 from monosoup_cli.pipeline.notices import notices_of
-from monosoup_cli.pipeline.provenance import names_only_in_base, report_head, with_roles
+from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.ready import Ready, read_beside
 from monosoup_cli.pipeline.task import Choice
 from monosoup_cli.report.files import REPORT_NAME, as_text
@@ -42,11 +42,15 @@ def resolved_arguments(ready: Ready) -> dict[str, Any]:
     }
 
 
-def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
+def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything that the output's bytes depend on; a run is only resumed where all of it is the same.
 
     It is written to the disk, so it has no tokens, and may be resumed with new ones. It is as JSON gives it
     back, to be compared with what was written.
+
+    Args:
+        ready: The run.
+        machine: Where it runs, as `environment` says; None for this machine.
     """
     inputs, call = ready.planned.inputs, ready.planned.task.call
     arguments = masked(call.identity(resolved_arguments(ready)))
@@ -80,7 +84,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any]) -> dict[str, Any]:
         "command": call.command,
         "arguments": arguments,
         "inputs": files,
-        "environment": machine,
+        "environment": environment(ready.resources.devices) if machine is None else machine,
     }
     found: dict[str, Any] = json.loads(json.dumps(identity))
     return found

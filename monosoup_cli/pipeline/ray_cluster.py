@@ -26,7 +26,6 @@ from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.part import find_parts, parts_there
 from monosoup_cli.pipeline.parts import finish, make_part
 from monosoup_cli.pipeline.planned import prepare
-from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import make_identity
 from monosoup_cli.pipeline.ready import Ready, make_ready
 from monosoup_cli.pipeline.shares import shares_of
@@ -207,8 +206,7 @@ def _look(task: Task, cwd: str, folder: str, word: str) -> dict[str, Any]:
             return {"problem": f"has another {folder}: {elsewhere}"}
         probe.with_name(f"{probe.name}-{os.getpid()}").write_text(word)
         with prepare(task) as planned:
-            ready = make_ready(planned)
-            identity = make_identity(ready, environment(ready.resources.devices))
+            identity = make_identity(make_ready(planned))
     except OSError as error:
         return {"problem": f"cannot write in {folder} ({error.strerror}): {elsewhere}"}
     except MonosoupError as error:
