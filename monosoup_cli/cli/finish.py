@@ -33,7 +33,8 @@ def finish(
 
     console = Console(quiet=quiet, live=not no_progress)
     with opened(output, overwrite=overwrite) as parts:
-        import_torch()
+        if parts.planned.examined:  # its ranks or factors are computed here, too
+            import_torch()
         with console.progress(parts.planned.plan.tensors) as progress:
             report = parts.finish(progress)
         destination = parts.planned.destination

@@ -51,6 +51,11 @@ class Resources:
     substitute: Device | None = None
     notes: Sequence[str] = ()
 
+    @classmethod
+    def none(cls) -> Resources:
+        """Nothing, for what computes nothing."""
+        return cls((), 0)
+
     @property
     def devices(self) -> Sequence[Device]:
         """The devices, each once."""

@@ -20,6 +20,7 @@ from monosoup_cli.outputs.writer import Adopted, PartialOutput, place_of
 from monosoup_cli.pipeline.destination import Part, part_path, work_path
 from monosoup_cli.pipeline.engine import Progress, ignore
 from monosoup_cli.pipeline.execute import choose, make_tensors
+from monosoup_cli.pipeline.memory import Resources
 from monosoup_cli.pipeline.part import (
     NAMED,
     PART_NAME,
@@ -215,8 +216,8 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
         OutputError: A part is of another run, or is not as it was made.
     """
     started = time.monotonic()
-    # whole files take no space again, so that only what has to be examined is checked as a run would be
-    ready = make_ready(planned) if planned.examined else lay_out(planned)
+    # whole files take no space again and nothing is computed, but for what has to be examined
+    ready = make_ready(planned) if planned.examined else lay_out(planned, Resources.none())
     folders, common = [variant.folder for variant in ready.variants], typical(parts).facts["identity"]
     machine, stored = common["environment"], ready.form.parts()
     identity = make_identity(ready, machine)

@@ -95,9 +95,13 @@ def prepare(task: Task) -> Planned:
     if storing.carry_base and task.order.base is None:
         raise UsageError("--carry-base without a base: there is nothing to carry")
     writing = task.options.writing
-    sharing = "--part" if writing.part is not None else "--engine" if writing.engine != "threads" else None
-    if writing.part is not None and writing.engine != "threads":
-        raise UsageError("--engine ray makes all parts, and --part makes one", hint="leave out one of them")
+    sharing = "--engine" if writing.engine != "threads" else None
+    if writing.part is not None:
+        if sharing is not None:
+            raise UsageError(
+                "--engine ray makes all parts, and --part makes one", hint="leave out one of them"
+            )
+        sharing = "--part"
     if sharing is not None and scores_whole(task):
         raise UsageError(
             "in parts, no whole checkpoint is made that a score command could take",

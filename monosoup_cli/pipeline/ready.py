@@ -168,8 +168,12 @@ def _examine(planned: Planned, resources: Resources, progress: Progress) -> None
     engine.each(planned.examined, planned.draft.examine, reads=reads, progress=progress)
 
 
-def lay_out(planned: Planned) -> Ready:
+def lay_out(planned: Planned, resources: Resources | None = None) -> Ready:
     """Lay out the output, after what it depends on has been examined. Its place is not checked.
+
+    Args:
+        planned: The task on its opened inputs.
+        resources: The devices and workers; None for those that the user asks for and the memory allows.
 
     Raises:
         ResourceError: The memory does not suffice.
@@ -180,7 +184,9 @@ def lay_out(planned: Planned) -> Ready:
     def needs(device: Device) -> list[Held]:
         return needs_of(plan.tensors, method, sources, device, form)
 
-    resources = allot(needs, planned.devices, planned.task.options.computing.workers, method.access)
+    if resources is None:
+        workers = planned.task.options.computing.workers
+        resources = allot(needs, planned.devices, workers, method.access)
     part, share = part_of(planned.destination), Share(plan.tensors, form.layout)
     if part is not None:
         shares = shares_of(plan, form.layout, form.parts(), planned.inputs.finetuned, part.count)

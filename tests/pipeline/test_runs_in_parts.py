@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -266,6 +268,20 @@ def test_finish_leaves_parts_of_another_number_and_what_is_being_made(there, tmp
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run("finish", out).code == 0
     assert sorted(path.name for path in parts_path(out).iterdir()) == [busy.name, other.name]
+    assert monosoup_cli.verify(out)["differences"] == []
+
+
+WITHOUT_TORCH = (
+    "import sys; sys.modules['torch'] = None; from monosoup_cli.cli.app import main; main(sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("command", [EDIT, OF_ONE_FILE])
+def test_finish_computes_nothing(there, tmp_path, command):
+    """So it starts at once, and needs no memory for tensors: a machine that only has the disk will do."""
+    out = tmp_path / "out.safetensors"
+    in_parts(command, out, 2)
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "finish", out, "--quiet"], check=True)
     assert monosoup_cli.verify(out)["differences"] == []
 
 
