@@ -12,7 +12,18 @@ from monosoup_cli.version import __version__
 
 if TYPE_CHECKING:
     from monosoup_cli.api.cka import cka
-    from monosoup_cli.api.commands import edit, inspect_spectrum, lines, search, sfgs, soup, stock, wise
+    from monosoup_cli.api.commands import (
+        edit,
+        inspect_spectrum,
+        lines,
+        merge,
+        search,
+        sfgs,
+        soup,
+        stock,
+        transplant,
+        wise,
+    )
     from monosoup_cli.api.finish import finish
     from monosoup_cli.api.scores import scores
     from monosoup_cli.api.verify import verify
@@ -24,11 +35,13 @@ __all__ = [
     "finish",
     "inspect_spectrum",
     "lines",
+    "merge",
     "scores",
     "search",
     "sfgs",
     "soup",
     "stock",
+    "transplant",
     "verify",
     "wise",
 ]

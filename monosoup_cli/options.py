@@ -178,14 +178,20 @@ class SelectionOptions:
     include: Annotated[
         str | Sequence[str],
         Option(
-            "Edit only tensors whose names match; keep the rest as fine-tuned. Repeatable.",
+            "Edit only tensors whose names match; keep the rest as fine-tuned (merge: as in BASE; transplant:"
+            " as in ONTO). Repeatable.",
             metavar="GLOB",
             shell=list[str],
         ),
     ] = ()
     exclude: Annotated[
         str | Sequence[str],
-        Option("Keep tensors whose names match as fine-tuned. Repeatable.", metavar="GLOB", shell=list[str]),
+        Option(
+            "Keep tensors whose names match as fine-tuned (merge: as in BASE; transplant: as in ONTO)."
+            " Repeatable.",
+            metavar="GLOB",
+            shell=list[str],
+        ),
     ] = ()
     rename: Annotated[
         str | Sequence[str],

@@ -19,7 +19,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import read_config
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
-from monosoup_cli.sources.read import read_float64
+from monosoup_cli.sources.read import RangesInFloat64, read_float64
 from monosoup_cli.sources.source import DENSE, UNCHANGED, Factors, LowRank, Reader, Source, Update
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ class MergedSource:
         held = name
         if name in adapter.fit.shapes and name in adapter.copies:  # the only one that has all rows
             before, held = own, adapter.copies[name]
-        merged = MergedTensor(
-            lambda start, stop: read_float64(before, held, start, stop, is_checked=False),
-            rows,
-            math.prod(shape) // max(rows, 1),
-        )
+        merged = MergedTensor(RangesInFloat64(before, held), rows, math.prod(shape) // max(rows, 1))
         if pair is not None:
             merged.factors = _factors_of(adapter, pair, is_checked=False)
         if name in adapter.rows:

@@ -132,7 +132,7 @@ def recorded_call(
         if declared is None or not declared.accepts(value):
             raise ReportError(f"has an argument that {name} does not take", found=crop(repr(argument)))
     pinned = dict(arguments)
-    for role in ("base", "finetuned"):
+    for role in ("base", "finetuned", "onto"):
         value = pinned.get(role)
         if isinstance(value, list):
             pinned[role] = [pinned_id(one, commits.get(one)) for one in value]

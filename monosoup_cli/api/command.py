@@ -111,8 +111,8 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
         inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
         arguments = {
             **{key: _reported(bound.arguments[key], own[key]) for key in dict.fromkeys([*inputs, *own])},
-            **request.order.arguments,
             "finetuned": list(request.order.finetuned),
+            **request.order.arguments,
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)

@@ -12,7 +12,19 @@ from monosoup_cli.api.search import search
 from monosoup_cli.api.sfgs import sfgs
 from monosoup_cli.api.soup import soup
 
-__all__ = ["COMMANDS", "edit", "inspect_spectrum", "lines", "search", "sfgs", "soup", "stock", "wise"]
+__all__ = [
+    "COMMANDS",
+    "edit",
+    "inspect_spectrum",
+    "lines",
+    "merge",
+    "search",
+    "sfgs",
+    "soup",
+    "stock",
+    "transplant",
+    "wise",
+]
 
 COMMANDS: Mapping[str, WritingCommand[...]] = {
     "edit": edit,
@@ -25,3 +37,4 @@ COMMANDS: Mapping[str, WritingCommand[...]] = {
 """Every command that writes an output, by its name in Python and in the order of the shell's help."""
 
 stock, wise, lines = COMMANDS["stock"], COMMANDS["wise"], COMMANDS["lines"]
+merge, transplant = COMMANDS["merge"], COMMANDS["transplant"]

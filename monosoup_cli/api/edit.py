@@ -13,7 +13,7 @@ from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.monosoup import MonoSoup
 from monosoup_cli.methods.score_option import Score, commands_by_name
-from monosoup_cli.methods.spectral_edit import SpectralEdit, rank_for
+from monosoup_cli.methods.spectral_edit import RanksByEnergy, SpectralEdit
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
 from monosoup_cli.options import (
     NO_BASE,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from monosoup_cli.outputs.adapter_kind import AdapterKind
-    from monosoup_cli.tensors.matrix import MatrixLayer
 
 __all__ = ["edit"]
 
@@ -183,10 +182,5 @@ def _adapter_kind(
 ) -> AdapterKind:
     from monosoup_cli.outputs.adapter_kind import AdapterKind
 
-    if energy is None:
-        return AdapterKind(rank, interpolates=steps != (1.0,))
-
-    def rank_of(layer: MatrixLayer) -> int:
-        return rank_for(layer, splits, energy)
-
-    return AdapterKind(None, rank_of)
+    ranks = rank if energy is None else RanksByEnergy(splits, energy)
+    return AdapterKind(ranks, interpolates=steps != (1.0,))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from monosoup_cli.errors import UsageError
 from monosoup_cli.options import DeclaredOption
 
 __all__ = ["LayerFormat", "NoProgress", "Quiet", "TalkFormat", "add_options", "parameter_of", "shell_help"]
@@ -69,9 +70,19 @@ def add_options(
 
 def _from_shell(declared: DeclaredOption, value: Any) -> Any:
     """Return the Python argument for a value from the shell."""
-    if value is None and (declared.option.shell == list[str]):
+    if value is None and declared.option.shell == list[str]:
         return ()
+    if declared.option.is_list and isinstance(value, str):
+        return _numbers(declared.flag, value)
     return value
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    """Parse numbers that are separated by commas."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{flag} must be numbers separated by commas", found=repr(text)) from None
 
 
 def shell_help(function: Callable[..., Any]) -> str:

@@ -19,7 +19,7 @@ from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
 from monosoup_cli.cli.trials import of_scores, of_soup
-from monosoup_cli.errors import OutputError, UsageError
+from monosoup_cli.errors import OutputError
 from monosoup_cli.report.words import size
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
         no_progress: NoProgress = False,
     ) -> None:
         console = Console(quiet=quiet, live=not no_progress)
-        if "weights" in arguments:
-            arguments["weights"] = _numbers(arguments["weights"])
         with console.growing_table() as show:
             if "watch" in inspect.signature(command).parameters:
                 arguments["watch"] = of_soup(show)
@@ -65,14 +63,6 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
                 _run(planned, console, of_scores(show), is_dry=dry_run, as_json=format == "json")
 
     return add_options(run, command.__name__, shell_help(command), command.declared)
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    """Parse numbers that are separated by commas."""
-    try:
-        return None if text is None else [float(number) for number in text.split(",")]
-    except ValueError:
-        raise UsageError("--weights must be numbers separated by commas", found=repr(text)) from None
 
 
 def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool) -> None:

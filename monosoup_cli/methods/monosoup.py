@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MEASURES",
     "PAPER",
+    "RELATIVE_UPDATE",
     "LayerSpectrum",
     "MonoSoup",
     "Split",
@@ -63,6 +64,7 @@ PAPER = Paper(
     " coefficients read from that spectrum.",
 )
 
+RELATIVE_UPDATE = Measure("relative_update", "‖Δ‖/‖W0‖", unit="‖W0‖", summary="mean")
 MEASURES = (
     Measure("rank", "r", unit="directions", is_comparable=False),
     Measure("effective_rank", "effective rank", unit="directions", is_comparable=False),
@@ -78,7 +80,7 @@ MEASURES = (
     Measure("sigma_max", "σ_1", unit="weights", is_comparable=False),
     Measure("update_norm", "‖Δ‖", unit="weights", is_comparable=False),
     Measure("spectrum"),
-    Measure("relative_update", "‖Δ‖/‖W0‖", unit="‖W0‖", summary="mean"),
+    RELATIVE_UPDATE,
 )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from monosoup_cli.sources.source import Factors
 
-__all__ = ["SpectralEdit", "rank_for"]
+__all__ = ["RanksByEnergy", "SpectralEdit"]
 
 Measures = Sequence[Mapping[str, Any]]
 
@@ -183,23 +183,30 @@ class SpectralEdit(PlainMethod):
         )
 
 
-def rank_for(layer: MatrixLayer, splits: Sequence[MonoSoup], energy: float) -> int:
-    """The smallest rank whose best approximation has a share `energy` of every split's edited update.
+@dataclass(frozen=True)
+class RanksByEnergy:
+    """The ranks of factors that hold a share of every edited update (a `RankRule`).
 
-    Args:
-        layer: The layer.
-        splits: How its spectrum is split and weighted.
-        energy: The share of ‖edited‖_F², in (0, 1].
-
-    Returns:
-        0 for an update of zeros.
+    Attributes:
+        splits: How spectra are split and weighted.
+        energy: The share of ‖edited‖_F², in (0, 1]. The rank is the smallest that suffices for every split.
     """
-    from monosoup_cli.spectral.spectrum import has_moved, singular_values
-    from monosoup_cli.spectral.truncation import rank_holding
 
-    values = singular_values(layer.updates, layer.cut.side)
-    if not has_moved(values):
-        return 0
-    ratios = values / values[0]
-    edited = [measure(values, layer.cut.length, split).edited(ratios) for split in splits]
-    return max(rank_holding(weighted, energy * (1.0 - ROUNDING)) for weighted in edited)
+    splits: Sequence[MonoSoup]
+    energy: float
+
+    def measure(self, layer: MatrixLayer) -> int | None:
+        """The rank for one layer; None for an update of zeros."""
+        from monosoup_cli.spectral.spectrum import has_moved, singular_values
+        from monosoup_cli.spectral.truncation import rank_holding
+
+        values = singular_values(layer.updates, layer.cut.side)
+        if not has_moved(values):
+            return None
+        ratios = values / values[0]
+        edited = [measure(values, layer.cut.length, split).edited(ratios) for split in self.splits]
+        return max(rank_holding(weighted, self.energy * (1.0 - ROUNDING)) for weighted in edited)
+
+    def ranks(self, measured: Mapping[str, int], nbytes: object) -> Mapping[str, int]:
+        """The same ranks: no layer's depends on others."""
+        return measured

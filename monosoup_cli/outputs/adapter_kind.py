@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.outputs.edited_adapter import EditedAdapterDraft
-from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterDraft, RankOf
+from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterKind, RankRule
 from monosoup_cli.outputs.form import Draft, OutputContext
 
 __all__ = ["AdapterKind"]
@@ -18,14 +18,12 @@ class AdapterKind:
     """What the user asked of an adapter.
 
     Attributes:
-        rank: The rank of the factors that approximate a whole checkpoint's updates.
-        rank_of: Finds that rank for each layer instead, 0 where the layer did not change. An adapter keeps
-            its own ranks and takes neither.
+        ranks: The rank of the factors that approximate a whole checkpoint's updates, or what finds the rank
+            of each. An adapter keeps its own ranks and takes none.
         interpolates: Whether the edited weights are interpolated with the base.
     """
 
-    rank: int | None = None
-    rank_of: RankOf | None = None
+    ranks: int | RankRule | None = None
     interpolates: bool = False
     takes_no_base: ClassVar[bool] = True
     can_carry_base: ClassVar[bool] = False
@@ -33,7 +31,7 @@ class AdapterKind:
     @property
     def keeps_finetuned(self) -> bool:
         """Whether it is the same adapter again; a new one only has updates of low rank."""
-        return self.rank is None and self.rank_of is None
+        return self.ranks is None
 
     def draft(self, opened: OutputContext) -> Draft:
         """The adapter that fits the inputs.
@@ -44,14 +42,19 @@ class AdapterKind:
         """
         adapter = opened.adapters[0]
         if adapter is None:
-            return ExtractedAdapterDraft.of(opened, self.rank, self.rank_of)
+            if self.ranks is None and opened.base is not None:
+                raise UsageError(
+                    "--as-adapter of a whole checkpoint needs --adapter-rank or --adapter-energy",
+                    path=opened.first.path,
+                )
+            return ExtractedAdapterKind(self.ranks or 1).draft(opened)
         count = len(opened.finetuned)
         if count > 1:
             raise UsageError(
                 f"--as-adapter takes one adapter, found {count}: without it, their mean is merged into the"
                 " base"
             )
-        if self.rank is not None or self.rank_of is not None:
+        if self.ranks is not None:
             raise UsageError(
                 "--adapter-rank and --adapter-energy are for whole checkpoints: an adapter keeps its ranks"
             )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
@@ -26,16 +27,74 @@ from monosoup_cli.tensors.method import Edit, Layer, Wanted, overflow_in
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, output_dtype
 from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["ExtractedAdapterDraft", "ExtractedAdapterForm", "RankOf"]
+__all__ = ["ExtractedAdapterDraft", "ExtractedAdapterForm", "ExtractedAdapterKind", "FactorBytes", "RankRule"]
 
-RankOf = Callable[[MatrixLayer], int]
-"""Finds the rank of the factors for one layer's update; 0 where the layer did not change."""
+
+class RankRule(Protocol):
+    """Finds the ranks of factors from what is measured of every update."""
+
+    def measure(self, layer: MatrixLayer) -> Any:
+        """What the ranks depend on of one layer's update; None where the layer did not change."""
+
+    def ranks(self, measured: Mapping[str, Any], nbytes: FactorBytes) -> Mapping[str, int]:
+        """The rank for every layer; 0 for one that gets no factors.
+
+        Args:
+            measured: What `measure` returned for every layer that changed.
+            nbytes: How large the adapter becomes.
+
+        Raises:
+            UsageError: No ranks are as the user asks for.
+        """
+
+
+class FactorBytes(NamedTuple):
+    """How large an adapter becomes.
+
+    Attributes:
+        by_rank: The bytes of each layer's factors for each rank.
+        others: The bytes beside factors, at most.
+    """
+
+    by_rank: Mapping[str, int]
+    others: int
+
 
 WEIGHTS = "adapter_model.safetensors"
+LONGER = 40
+"""How many bytes longer a factor's entry in the header is at a high rank than at rank 1, at most."""
 
 DESCRIPTION = AdapterDescription(
     opening="A LoRA adapter that approximates the edited updates of a whole checkpoint."
 )
+
+
+@dataclass(frozen=True)
+class ExtractedAdapterKind:
+    """Asks for a new adapter of the updates of the inputs, which are whole checkpoints or adapters.
+
+    Attributes:
+        ranks: The rank of all factors, or what finds the rank of each.
+        description: What the model card says.
+    """
+
+    ranks: int | RankRule
+    description: AdapterDescription = DESCRIPTION
+    takes_no_base: ClassVar[bool] = False
+    can_carry_base: ClassVar[bool] = False
+    keeps_finetuned: ClassVar[bool] = False
+
+    def draft(self, opened: OutputContext) -> ExtractedAdapterDraft:
+        """The draft of the adapter.
+
+        Raises:
+            UsageError: There is no base, or the output is a single file.
+        """
+        if opened.base is None:
+            raise UsageError("--as-adapter of a whole checkpoint needs a base", path=opened.first.path)
+        if opened.path.suffix == ".safetensors":
+            raise UsageError("an adapter needs a folder as output", path=opened.path)
+        return ExtractedAdapterDraft(opened, opened.base, self.ranks, self.description)
 
 
 @dataclass(frozen=True)
@@ -120,44 +179,26 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class ExtractedAdapterDraft:
-    """An adapter whose layout depends on which tensors moved, and on ranks that may follow from an energy.
+    """An adapter whose layout depends on which tensors moved, and on ranks that may follow from the updates.
 
     Attributes:
         opened: The inputs.
         base: The base that the updates are taken from.
-        rank: The rank of all factors, where it is given.
-        rank_of: Finds the rank of each layer's factors, where an energy is given.
+        ranks: The rank of all factors, or what finds the rank of each.
+        description: What the model card says.
     """
 
     opened: OutputContext
     base: Source
-    rank: int | None
-    rank_of: RankOf | None
-    _ranks: dict[str, int] = field(default_factory=dict)
+    ranks: int | RankRule
+    description: AdapterDescription
+    _measured: dict[str, Any] = field(default_factory=dict)
     _moved: dict[str, bool] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, opened: OutputContext, rank: int | None, rank_of: RankOf | None) -> ExtractedAdapterDraft:
-        """The draft for whole checkpoints.
-
-        Raises:
-            UsageError: There is no base, no rank and no energy, or the output is a single file.
-        """
-        path = opened.first.path
-        if opened.base is None:
-            raise UsageError("--as-adapter of a whole checkpoint needs a base", path=path)
-        if rank is None and rank_of is None:
-            raise UsageError(
-                "--as-adapter of a whole checkpoint needs --adapter-rank or --adapter-energy", path=path
-            )
-        if opened.path.suffix == ".safetensors":
-            raise UsageError("an adapter needs a folder as output", path=opened.path)
-        return cls(opened, opened.base, rank, rank_of)
 
     @property
     def is_foreseeable(self) -> bool:
         """Whether all ranks are given. Then the largest adapter is one in which every tensor moved."""
-        return self.rank_of is None
+        return isinstance(self.ranks, int)
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of the inputs as they are."""
@@ -170,22 +211,26 @@ class ExtractedAdapterDraft:
     def examined(self, plan: Plan) -> Sequence[PlannedTensor]:
         """All layers where ranks follow from an energy; and every tensor that may not get factors, to know
         whether it moved."""
-        pairs = self._lay_out(plan, lambda tensor: self.rank or 1, lambda name: True).pairs
+        pairs = self._lay_out(plan, {}, lambda name: True).pairs
         return [
             tensor
             for tensor in plan.tensors
-            if tensor.name not in pairs or (self.rank_of is not None and _can_be_factored(tensor))
+            if tensor.name not in pairs or (not self.is_foreseeable and _can_be_factored(tensor))
         ]
 
     def examine(self, tensor: PlannedTensor, worker: Worker) -> None:
         """Find the rank of a layer, or whether another tensor moved."""
-        if self.rank_of is not None and _can_be_factored(tensor):
+        if not isinstance(self.ranks, int) and _can_be_factored(tensor):
             assert tensor.matrices is not None
-            cut, sources = tensor.matrices.cut, self.opened.finetuned
-            layer = matrix_layer(tensor.name, cut, 0, self.base, sources, worker)
+            cut, opened = tensor.matrices.cut, self.opened
+            layer = matrix_layer(
+                tensor.name, cut, 0, self.base, opened.finetuned, worker, weights=opened.weights
+            )
             with overflow_in(layer, tensor.name):
-                rank = self.rank_of(layer)
-            self._ranks[tensor.name], self._moved[tensor.name] = rank, rank > 0
+                measured = self.ranks.measure(layer)
+            self._moved[tensor.name] = measured is not None
+            if measured is not None:
+                self._measured[tensor.name] = measured
         else:
             self._moved[tensor.name] = self._has_moved(tensor, worker)
 
@@ -203,11 +248,13 @@ class ExtractedAdapterDraft:
         return not all(equals)
 
     def _lay_out(
-        self, plan: Plan, rank_of: Callable[[PlannedTensor], int], has_moved: Callable[[str], bool]
+        self, plan: Plan, ranks: Mapping[str, int], has_moved: Callable[[str], bool]
     ) -> AdapterLayout:
-        """The adapter's tensors, for these ranks and these tensors that moved."""
+        """The adapter's tensors, for these ranks and these tensors that moved. A layer that has no rank there
+        gets the one that is given, or 1."""
+        given = self.ranks if isinstance(self.ranks, int) else 1
         ranks = {
-            tensor.name: min(rank_of(tensor), tensor.matrices.cut.side)
+            tensor.name: min(ranks.get(tensor.name, given), tensor.matrices.cut.side)
             for tensor in plan.edited
             if _can_be_factored(tensor) and tensor.matrices is not None
         }
@@ -227,11 +274,7 @@ class ExtractedAdapterDraft:
 
     def form(self, plan: Plan) -> tuple[Plan, ExtractedAdapterForm]:
         """The adapter for the ranks and the moved tensors that were found; before, as if all had moved."""
-        adapter = self._lay_out(
-            plan,
-            lambda tensor: self._ranks.get(tensor.name, self.rank or 1),
-            lambda name: self._moved.get(name, True),
-        )
+        adapter = self._lay_out(plan, self._found_ranks(plan), lambda name: self._moved.get(name, True))
         stored: dict[str, tuple[str, ...]] = {tensor.name: () for tensor in plan.tensors}
         stored |= {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
         stored |= {name: (own,) for name, own in adapter.carried.items()}
@@ -249,8 +292,24 @@ class ExtractedAdapterDraft:
             model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, ADAPTER_CONFIG)
         )
         return Plan(tensors), ExtractedAdapterForm(
-            adapter, stored, layout, model, SideFiles(asked.carried), lost
+            adapter, stored, layout, model, SideFiles(asked.carried), lost, self.description
         )
+
+    def _found_ranks(self, plan: Plan) -> Mapping[str, int]:
+        """The ranks that the updates were found to take; empty where all are given."""
+        if isinstance(self.ranks, int):
+            return {}
+        unmoved = {name: 0 for name, has_moved in self._moved.items() if not has_moved}
+        least = self._lay_out(plan, unmoved, lambda name: self._moved.get(name, True))
+        header = self._header(plan, least)
+        by_rank = {
+            name: sum(header.tensors[one].nbytes for one in (pair.a, pair.b))
+            for name, pair in least.pairs.items()
+        }
+        others = len(header.raw) + LONGER * len(header.tensors)
+        others += sum(header.tensors[stored].nbytes for stored in least.carried.values())
+        measured = {name: one for name, one in self._measured.items() if name in by_rank}
+        return unmoved | dict(self.ranks.ranks(measured, FactorBytes(by_rank, others)))
 
     def _header(self, plan: Plan, adapter: AdapterLayout) -> Header:
         """The header of the adapter's file; wide elements first, so that every tensor is aligned."""

@@ -48,6 +48,7 @@ class OutputContext:
         dtype: The dtype of written floating-point tensors in torch's words, or "keep".
         max_shard_bytes: The largest shard to write; None for the fine-tuned checkpoint's own shards.
         side_files: What the user said about side files: "all", "none", and globs.
+        weights: The weights of the mean of the checkpoints, which sum to 1; None for an even mean.
     """
 
     base: Source | None
@@ -57,6 +58,7 @@ class OutputContext:
     dtype: str = "keep"
     max_shard_bytes: int | None = None
     side_files: Sequence[str] = ()
+    weights: Sequence[float] | None = None
 
     @property
     def first(self) -> Source:

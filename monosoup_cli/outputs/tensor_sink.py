@@ -72,7 +72,7 @@ class TensorSink:
         """Write matrix `index` of the rows that all inputs have, or a whole kept tensor, as fine-tuned: the
         mean, interpolated where the variant says so. Bytes are copied where nothing is computed."""
         tensor, target, worker = self._tensor, self._target, self._worker
-        sources = target.ingredients.sources_of(tensor)
+        sources = target.ingredients.kept_from(tensor)
         wises = [variant.wise if tensor.reads.base else None for variant in target.variants]
         is_several = tensor.matrices is not None and tensor.matrices.is_several
         if not is_several and len(sources) == 1 and all(wise is None for wise in wises):
@@ -93,8 +93,8 @@ class TensorSink:
                 else:
                     base, mean = flat.pair(start, stop)
                 for writer, wise in zip(writers, wises, strict=True):
-                    result = mean
-                    if wise is not None:
+                    result = base if wise == 0.0 else mean  # to the last bit
+                    if wise is not None and wise not in (0.0, 1.0):
                         result = torch.lerp(base, mean, wise, out=flat.memory.buffer("result", stop - start))
                     writer.put(start, stop, result)
 

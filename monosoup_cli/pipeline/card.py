@@ -7,8 +7,10 @@ import shlex
 from pathlib import PurePath
 
 from monosoup_cli.outputs.model_card import Parent, library_of, model_card
+from monosoup_cli.pipeline.provenance import with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.report.words import ROLES
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.hub_ids import HubId
 from monosoup_cli.sources.source import Source
@@ -21,12 +23,11 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
     """The model card of a variant, which has the command that makes it again."""
     task, inputs = ready.planned.task, ready.planned.inputs
     name = task.options.writing.push or PurePath(task.order.output).name
+    chosen = [inputs.base, *(inputs.finetuned[number] for number in choice.members)]
     parents = [
-        Parent(role, source.path, source.files.place.repository, source.files.place.revision)
-        for role, source in [
-            *([("base", inputs.base)] if inputs.base is not None else []),
-            *(("fine-tuned", inputs.finetuned[number]) for number in choice.members),
-        ]
+        Parent(ROLES[role], source.path, source.files.place.repository, source.files.place.revision)
+        for role, source in with_roles(inputs)
+        if any(source is one for one in chosen)
     ]
     if inputs.base is None:
         parents[:0] = _base_named_by(inputs.finetuned[0].files)
@@ -47,6 +48,8 @@ def _command(ready: Ready, variant: Variant) -> list[str]:
     """The words of the command that makes the variant again. Paths are named by their last component."""
     task, inputs = ready.planned.task, ready.planned.inputs
     finetuned = [_name(source) for source in inputs.finetuned]
+    if inputs.has_target:
+        finetuned = [*finetuned[1:], finetuned[0]]
     base = [] if inputs.base is None else [_name(inputs.base)]
     if task.order.base_is_option:
         sources = [*(["--base", *base] if base else []), *finetuned]

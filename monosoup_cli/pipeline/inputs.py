@@ -44,6 +44,7 @@ class Inputs:
         readings: How tensors of the first fine-tuned checkpoint are read, where others store them otherwise.
         notices: What the user should know about how the inputs are read.
         hint: The `--rename`s that seem to be missing.
+        has_target: Whether the first of `finetuned` is what the updates of the others are added to.
     """
 
     base: Source | None
@@ -53,6 +54,7 @@ class Inputs:
     readings: dict[str, Reading] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     hint: str | None = None
+    has_target: bool = False
 
     @property
     def sources(self) -> list[Source]:

@@ -213,7 +213,7 @@ class Inspection:
         inputs = self.inputs
         resolved = {**arguments, "device": self.resources.names, "workers": self.resources.workers}
         machine = environment(self.resources.devices)
-        sources = with_roles(inputs.base, inputs.finetuned)
+        sources = with_roles(inputs)
         return {
             **report_head(command, resolved, machine, sources, started, 0),
             "only_in_base": names_only_in_base(inputs.base, inputs.finetuned, self.plan),

@@ -80,7 +80,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
         choice = choose(ready, partial, progress)
         make_tensors(ready, choice, partial, progress)
         sealed = partial.seal({folder: {} for folder in folders})
-        sources = with_roles(planned.inputs.base, planned.inputs.finetuned)
+        sources = with_roles(planned.inputs)
         facts = {
             "part": part.words,
             "command": planned.task.call.command,

@@ -119,8 +119,8 @@ def prepare(task: Task) -> Planned:
                 leaves_out=Selection(tuple(selecting.include), tuple(selecting.exclude)).leaves_out,
             )
         )
-        if task.order.base_is_option and inputs.base is not None and not any(inputs.adapters):
-            raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
+        _check_kinds(task, inputs)
+        inputs.has_target = task.order.target_is_first
         planned = plan_on(inputs, task, destination, devices)
         if sharing is not None and not planned.draft.is_foreseeable:
             raise UsageError(
@@ -138,6 +138,19 @@ def prepare(task: Task) -> Planned:
             planned.examining = resources
         opened.pop_all()
     return planned
+
+
+def _check_kinds(task: Task, inputs: Inputs) -> None:
+    """Raise UsageError where inputs are adapters, or whole checkpoints, that should be the other."""
+    order = task.order
+    if order.base_is_option and inputs.base is not None and not any(inputs.adapters):
+        raise UsageError("--base is for LoRA adapters, and there are none", found=inputs.base.path)
+    if order.takes_adapters_only and None in inputs.adapters:
+        raise UsageError(
+            f"{task.call.command} takes LoRA adapters, and this is a whole checkpoint",
+            path=inputs.finetuned[inputs.adapters.index(None)].path,
+            hint="`monosoup wise` interpolates with it, and `monosoup transplant` adds its update to a model",
+        )
 
 
 def scores_whole(task: Task) -> bool:
@@ -161,6 +174,7 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
             storing.dtype,
             storing.shard_bytes,
             storing.side_files,
+            task.order.weights,
         )
     )
     selection = Selection(

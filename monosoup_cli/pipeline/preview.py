@@ -25,7 +25,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     return Preview(
         command=planned.task.call.command,
         verb=method.verb,
-        inputs=[(role, source.path) for role, source in with_roles(inputs.base, inputs.finetuned)],
+        inputs=[(role, source.path) for role, source in with_roles(inputs)],
         path=str(work_path(planned.destination)),
         push=planned.destination.options.push,
         files=[(file.name, file.nbytes) for file in layout.files],

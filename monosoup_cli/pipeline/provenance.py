@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from monosoup_cli.devices.device import Device
+from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.sources.files import encodings_of
 from monosoup_cli.sources.source import Source
@@ -31,9 +32,14 @@ def environment(devices: Sequence[Device]) -> dict[str, Any]:
     }
 
 
-def with_roles(base: Source | None, finetuned: Sequence[Source]) -> list[tuple[str, Source]]:
-    """(role, source), in the order of the command line."""
-    return [*([] if base is None else [("base", base)]), *(("finetuned", source) for source in finetuned)]
+def with_roles(inputs: Inputs) -> list[tuple[str, Source]]:
+    """(role, source): "base", then "onto" for what updates are added to, then "finetuned"."""
+    base = [] if inputs.base is None else [("base", inputs.base)]
+    roles = [
+        "onto" if inputs.has_target and number == 0 else "finetuned"
+        for number in range(len(inputs.finetuned))
+    ]
+    return [*base, *zip(roles, inputs.finetuned, strict=True)]
 
 
 def names_only_in_base(base: Source | None, finetuned: Sequence[Source], plan: Plan) -> list[str]:

@@ -61,7 +61,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
     files: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     configs: dict[str, str] = {}
-    for number, (role, source) in enumerate(with_roles(inputs.base, inputs.finetuned)):
+    for number, (role, source) in enumerate(with_roles(inputs)):
         for shard in source.files.shards:
             files[f"{role} {number} {shard.name}"] = {
                 "bytes": shard.file.nbytes,
@@ -138,7 +138,7 @@ def make_reports(
         scores: The scores of every variant, by name.
     """
     inputs, method = ready.planned.inputs, ready.planned.method
-    sources = with_roles(inputs.base, inputs.finetuned)
+    sources = with_roles(inputs)
     head: dict[str, Any] = {
         **report_head(
             ready.planned.task.call.command,

@@ -65,6 +65,7 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
         _MadeUp(inputs.finetuned[0], sample, samples, after),
         planned.task.order.weights,
         base,
+        planned.task.order.target_is_first,
     )
     clock = _Clock()
     plan = Plan(tuple(samples))

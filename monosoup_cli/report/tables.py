@@ -19,7 +19,16 @@ from monosoup_cli.report.measures import SPLITS, is_number, label_of
 from monosoup_cli.report.records import measures_of, outputs_in
 from monosoup_cli.report.scored import scored_in, scores_table
 from monosoup_cli.report.verdict import AS_LARGE
-from monosoup_cli.report.words import duration, joined_label, parameters, plural, printable, rough, size
+from monosoup_cli.report.words import (
+    ROLES,
+    duration,
+    joined_label,
+    parameters,
+    plural,
+    printable,
+    rough,
+    size,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -393,7 +402,7 @@ def _add_stacks(table: Table, stacks: Sequence[Mapping[str, Any]]) -> None:
 
 def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
     for role, source in inputs:
-        table.add_row("fine-tuned" if role == "finetuned" else role, Text(printable(source)))
+        table.add_row(ROLES[role], Text(printable(source)))
 
 
 def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:

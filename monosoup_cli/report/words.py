@@ -10,7 +10,21 @@ from collections.abc import Sequence
 
 from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
-__all__ = ["duration", "in_column", "joined_label", "parameters", "plural", "printable", "rough", "size"]
+__all__ = [
+    "ROLES",
+    "duration",
+    "in_column",
+    "joined_label",
+    "parameters",
+    "plural",
+    "printable",
+    "rough",
+    "size",
+]
+
+
+ROLES = {"base": "base", "finetuned": "fine-tuned", "onto": "onto"}
+"""What people call the inputs, by their roles in the report."""
 
 
 def printable(text: object, limit: int = MAX_CROPPED) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from monosoup_cli.formats.dtypes import BITS, as_float64, check_finite
+from monosoup_cli.formats.dtypes import BITS, as_float64, bytes_of, check_finite, torch_dtype
 
 if TYPE_CHECKING:
     import torch
 
     from monosoup_cli.sources.source import Reader, Source
 
-__all__ = ["read_float64", "read_stored", "read_together"]
+__all__ = ["RangesInFloat64", "read_float64", "read_stored", "read_together"]
 
 
 def read_stored(source: Source, name: str, start: int, stop: int) -> bytearray:
@@ -39,6 +39,34 @@ def read_float64(
     if is_checked:
         check_finite(values, source.path, name)
     return values if stop is not None else values.view(info.shape)
+
+
+class RangesInFloat64:
+    """Reads ranges of one tensor in float64. A range is overwritten by the next one, because fresh memory for
+    each would cost more than the arithmetic on it. NaN and Inf are not looked for.
+
+    Args:
+        source: The checkpoint.
+        name: The name of a floating-point tensor.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._reader = source.reader(name)
+        self._item_bytes = BITS[self._reader.dtype] // 8
+        self._stored: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        """The elements start:stop, flat."""
+        import torch
+
+        size = stop - start
+        if self._stored is None or self._values is None or len(self._values) < size:
+            self._stored = torch.empty(size, dtype=torch_dtype(self._reader.dtype))
+            self._values = torch.empty(size, dtype=torch.float64)
+        stored, values = self._stored[:size], self._values[:size]
+        self._reader.read_into(bytes_of(stored), start * self._item_bytes)
+        return values.copy_(stored)
 
 
 def read_together(readers: Sequence[Reader], buffer: memoryview, nbytes: int) -> None:

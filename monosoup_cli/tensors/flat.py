@@ -206,6 +206,30 @@ class FlatLayer(_Extent):
         self._is_different = self._is_different or not torch.equal(base, mean)
         return base, mean
 
+    def mean_alone(self, start: int, stop: int) -> torch.Tensor:
+        """`mean` in float64. A difference to the base is taken for granted, and the base is not read."""
+        self._is_different = True
+        return self.memory.upcast(self.mean(start, stop))
+
+    def one(self, number: int, start: int, stop: int) -> torch.Tensor:
+        """One of the fine-tuned checkpoints: (stop − start,) float64. NaN and Inf are not looked for."""
+        return self._finetuned[number].read(start, stop, "one", "F64")
+
+    def update(self, number: int, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """What one of the fine-tuned checkpoints differs by from `base`, which `from_base` returned.
+
+        Returns:
+            (stop − start,) float64.
+
+        Raises:
+            NonfiniteError: One of the checkpoints has NaN or Inf.
+        """
+        update = self._finetuned[number].read(start, stop, "update", "F64").sub_(base)
+        if not math.isfinite(update.sum()):
+            self.updates.check(start, stop)
+        self._is_different = self._is_different or bool(update.count_nonzero())
+        return update
+
     def check(self) -> None:
         """Look for NaN and Inf, in a pass over all checkpoints.
 
@@ -352,7 +376,11 @@ class _Flat:
         return stored
 
     def read(self, start: int, stop: int, purpose: str, dtype: str) -> torch.Tensor:
-        """The same in another dtype."""
+        """The same in another dtype, in the buffer for `purpose`."""
+        if dtype == self.dtype:
+            same = self._channel.buffer(purpose, dtype, stop - start)
+            self.read_into(same, start)
+            return same
         return self._channel.upcast(self.stored(start, stop), dtype, purpose)
 
     def check(self, start: int, stop: int) -> None:

@@ -26,6 +26,7 @@ class Ingredients:
         first: The fine-tuned checkpoint whose layout the output has.
         weights: The weights of the mean, which sum to 1; None for an even mean.
         carried_from: The base, also for a method without one: what only it has may be carried.
+        keeps_first: Whether kept tensors are the first checkpoint's, and not the mean of all.
     """
 
     base: Source | None
@@ -33,10 +34,15 @@ class Ingredients:
     first: Source
     weights: Sequence[float] | None = None
     carried_from: Source | None = None
+    keeps_first: bool = False
 
     def sources_of(self, tensor: PlannedTensor) -> Sequence[Source]:
         """The fine-tuned checkpoints whose mean a tensor is."""
         return self.finetuned if tensor.reads.mean else [self.copied_from(tensor)]
+
+    def kept_from(self, tensor: PlannedTensor) -> Sequence[Source]:
+        """The fine-tuned checkpoints whose mean a tensor is where it is kept."""
+        return self.finetuned[:1] if self.keeps_first and tensor.reads.mean else self.sources_of(tensor)
 
     def copied_from(self, tensor: PlannedTensor) -> Source:
         """The checkpoint from which a tensor, or the rows that not every input has, are copied: the first one
@@ -60,8 +66,17 @@ class Ingredients:
             return self.flat(tensor, worker)
         sources = self.sources_of(tensor)
         part = tensor.matrices.part(index)
+        weights = self.weights if len(sources) > 1 else None
         return matrix_layer(
-            tensor.name, part.cut, index, self.base, sources, worker, wanted, first=part.first
+            tensor.name,
+            part.cut,
+            index,
+            self.base,
+            sources,
+            worker,
+            wanted,
+            first=part.first,
+            weights=weights,
         )
 
     def flat(self, tensor: PlannedTensor, worker: Worker) -> FlatLayer:

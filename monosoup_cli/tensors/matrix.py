@@ -116,11 +116,19 @@ class InputMatrix:
 
 
 class MeanMatrix:
-    """The mean of several stored matrices, read by blocks. Its buffers do not grow with their number."""
+    """The (weighted) mean of several stored matrices, read by blocks, in buffers that do not grow with them.
 
-    def __init__(self, matrices: Sequence[InputMatrix], channel: Channel) -> None:
+    Args:
+        matrices: The matrices.
+        channel: Where they are read to.
+        weights: Their weights, which sum to 1; None for an even mean.
+    """
+
+    def __init__(
+        self, matrices: Sequence[InputMatrix], channel: Channel, weights: Sequence[float] | None = None
+    ) -> None:
         self.cut = matrices[0].cut
-        self._matrices, self._channel = matrices, channel
+        self._matrices, self._channel, self._weights = matrices, channel, weights
         self._whole: torch.Tensor | None = None
 
     def block(self, start: int, stop: int) -> torch.Tensor:
@@ -140,9 +148,14 @@ class MeanMatrix:
     def _mean(self, part: Callable[[InputMatrix], torch.Tensor]) -> torch.Tensor:
         first = part(self._matrices[0])
         total = self._channel.buffer("mean", "F64", *first.shape).copy_(first)
-        for matrix in self._matrices[1:]:
-            total += part(matrix)
-        return total.div_(len(self._matrices))
+        if self._weights is None:
+            for matrix in self._matrices[1:]:
+                total += part(matrix)
+            return total.div_(len(self._matrices))
+        total *= self._weights[0]
+        for matrix, weight in zip(self._matrices[1:], self._weights[1:], strict=True):
+            total.add_(part(matrix), alpha=weight)
+        return total
 
     @staticmethod
     def held_bytes(cut: Cut) -> int:
@@ -302,6 +315,7 @@ def matrix_layer(
     wanted: Wanted = BLOCKS,
     *,
     first: int | None = None,
+    weights: Sequence[float] | None = None,
 ) -> MatrixLayer:
     """One matrix of a tensor, against the base: of one fine-tuned checkpoint, or the mean of several.
 
@@ -314,6 +328,7 @@ def matrix_layer(
         worker: What the calling thread computes with.
         wanted: What the output takes.
         first: Its first element in the tensor; None where all matrices have one size.
+        weights: The weights of the mean, which sum to 1; None for an even mean.
     """
     first = index * cut.elements if first is None else first
     is_alone = len(finetuned) == 1
@@ -326,10 +341,10 @@ def matrix_layer(
     inputs = matrices if of_base is None else [of_base, *matrices]
     return MatrixLayer(
         of_base,
-        matrices[0] if is_alone else MeanMatrix(matrices, worker.channel),
+        matrices[0] if is_alone else MeanMatrix(matrices, worker.channel, weights),
         worker,
         dtypes=[matrix.dtype for matrix in inputs],
-        factors=_mean_of_products([one for one in factors if one is not None], cut, worker)
+        factors=_mean_of_products([one for one in factors if one is not None], weights, cut, worker)
         if None not in factors
         else None,
         wanted=wanted,
@@ -342,7 +357,9 @@ def _factors(source: Source, name: str, index: int, cut: Cut) -> Factors | None:
     return update.factors(index, cut.rows, cut.columns) if isinstance(update, LowRank) else None
 
 
-def _mean_of_products(products: Sequence[Factors], cut: Cut, worker: Worker) -> Factors:
+def _mean_of_products(
+    products: Sequence[Factors], weights: Sequence[float] | None, cut: Cut, worker: Worker
+) -> Factors:
     """The factors of the mean of several products, side by side, in the orientation of blocks."""
     import torch
 
@@ -352,5 +369,9 @@ def _mean_of_products(products: Sequence[Factors], cut: Cut, worker: Worker) -> 
     if len(products) == 1:
         left, right = lefts[0], rights[0]
     else:
-        left, right = torch.cat(lefts, dim=1).div_(len(products)), torch.cat(rights)
+        if weights is None:
+            left = torch.cat(lefts, dim=1).div_(len(products))
+        else:
+            left = torch.cat([one * weight for one, weight in zip(lefts, weights, strict=True)], dim=1)
+        right = torch.cat(rights)
     return (right.T, left.T) if cut.is_wide else (left, right)

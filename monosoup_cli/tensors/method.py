@@ -254,6 +254,9 @@ class Order:
         split_fused: Whether fused matrices are edited each for itself.
         weights: The weights of a mean, which sum to 1; None for an even mean.
         base_is_option: Whether the shell has an option `--base` in place of an argument.
+        target_is_first: Whether the updates of the others are added to the first of `finetuned`, which is the
+            last argument in the shell. Kept tensors are its own.
+        takes_adapters_only: Whether whole checkpoints are refused.
         arguments: Arguments that the report shows in a different form.
         scores: The commands that score every checkpoint of the output, by name.
     """
@@ -266,5 +269,7 @@ class Order:
     split_fused: bool = False
     weights: Sequence[float] | None = None
     base_is_option: bool = False
+    target_is_first: bool = False
+    takes_adapters_only: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, str] = field(default_factory=dict)

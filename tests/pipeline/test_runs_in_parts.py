@@ -79,6 +79,8 @@ COMMANDS = {
     "stock": ("stock", "base", "one", "two"),
     "sfgs": ("sfgs", "base", "one", "two", "--threshold", "-1"),
     "wise, a sweep": ("wise", "base", "one", "--alpha", "0:1:0.25"),
+    "a transplant": ("transplant", "base", "one", "two", "--scale", "0.5"),
+    "merged adapters": ("merge", "base", "adapter", "--scale", "0.5"),
     "lines": ("lines", "base", "one", "--alpha", "0.3", "--beta", "0.7"),
     "an adapter": ("edit", "base", "adapter", "--as-adapter"),
     "an adapter alone": ("edit", "-", "adapter", "--as-adapter"),
