@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from monosoup_cli.api.cka import cka
     from monosoup_cli.api.commands import (
         edit,
+        extract,
         inspect_spectrum,
         lines,
         merge,
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "cka",
     "edit",
+    "extract",
     "finish",
     "inspect_spectrum",
     "lines",

@@ -90,7 +90,7 @@ UNITS = {
 }
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | int, option: str = "max_shard_size") -> int:
     """Bytes from "5GB" (10^9), "5GiB" (2^30) or a number.
 
     Raises:
@@ -105,7 +105,9 @@ def parse_size(text: str | int) -> int:
         nbytes = 0
     if nbytes < 1:
         raise UsageError(
-            "--max-shard-size is not a size", expected="a number and a unit, such as 5GB", found=repr(text)
+            f"--{option.replace('_', '-')} is not a size",
+            expected="a number and a unit, such as 5GB",
+            found=repr(text),
         )
     return nbytes
 

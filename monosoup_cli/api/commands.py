@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from monosoup_cli.api.command import WritingCommand
 from monosoup_cli.api.edit import edit
+from monosoup_cli.api.extract import extract
 from monosoup_cli.api.inspect_spectrum import inspect_spectrum
 from monosoup_cli.api.method_commands import METHODS
 from monosoup_cli.api.search import search
@@ -15,6 +16,7 @@ from monosoup_cli.api.soup import soup
 __all__ = [
     "COMMANDS",
     "edit",
+    "extract",
     "inspect_spectrum",
     "lines",
     "merge",
@@ -32,6 +34,7 @@ COMMANDS: Mapping[str, WritingCommand[...]] = {
     "soup": soup,
     "sfgs": sfgs,
     **METHODS,
+    "extract": extract,
     "search": search,
 }
 """Every command that writes an output, by its name in Python and in the order of the shell's help."""

@@ -14,7 +14,7 @@ from monosoup_cli.tensors.method import Measure, Order
 
 __all__ = ["COMMANDS", "CONTENTS", "MEASURES"]
 
-CONTENTS = ("monosoup", "model_stock", "wise_ft", "lines", "merge", "task_arithmetic")
+CONTENTS = ("monosoup", "model_stock", "wise_ft", "lines", "merge", "task_arithmetic", "extraction")
 """The methods, in the order in which tables show their measures and the shell lists their commands."""
 
 _FILES = [import_module(f"{__name__}.{name}") for name in CONTENTS]

@@ -124,5 +124,5 @@ class Merge(PlainMethod):
             base = layer.from_base(start, stop)
             merged = layer.memory.buffer("result", stop - start).copy_(base)
             for number, scale in enumerate(self.scales):
-                merged.add_(layer.update(number, base, start, stop), alpha=scale)
+                merged.add_(layer.updates.of(number, base, start, stop), alpha=scale)
             yield start, stop, [merged]

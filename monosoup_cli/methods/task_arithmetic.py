@@ -145,7 +145,7 @@ class Transplant(PlainMethod):
             base = layer.from_base(start, stop)
             update = layer.memory.buffer("sum", stop - start).zero_()
             for number, scale in enumerate(self.scales, start=1):
-                update.add_(layer.update(number, base, start, stop), alpha=scale)
+                update.add_(layer.updates.of(number, base, start, stop), alpha=scale)
             onto = layer.one(0, start, stop)
             distance = torch.sub(onto, base, out=layer.memory.buffer("distance", stop - start))
             for name, part in (("base", base), ("update", update), ("distance", distance)):

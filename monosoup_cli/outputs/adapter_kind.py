@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.outputs.edited_adapter import EditedAdapterDraft
-from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterKind, RankRule
+from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterKind
 from monosoup_cli.outputs.form import Draft, OutputContext
+from monosoup_cli.tensors.ranks import RankRule
 
 __all__ = ["AdapterKind"]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
@@ -22,46 +22,17 @@ from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
-from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
+from monosoup_cli.tensors.matrix import matrix_layer
 from monosoup_cli.tensors.method import Edit, Layer, Wanted, overflow_in
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, output_dtype
+from monosoup_cli.tensors.ranks import FactorBytes, RankRule
 from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["ExtractedAdapterDraft", "ExtractedAdapterForm", "ExtractedAdapterKind", "FactorBytes", "RankRule"]
-
-
-class RankRule(Protocol):
-    """Finds the ranks of factors from what is measured of every update."""
-
-    def measure(self, layer: MatrixLayer) -> Any:
-        """What the ranks depend on of one layer's update; None where the layer did not change."""
-
-    def ranks(self, measured: Mapping[str, Any], nbytes: FactorBytes) -> Mapping[str, int]:
-        """The rank for every layer; 0 for one that gets no factors.
-
-        Args:
-            measured: What `measure` returned for every layer that changed.
-            nbytes: How large the adapter becomes.
-
-        Raises:
-            UsageError: No ranks are as the user asks for.
-        """
-
-
-class FactorBytes(NamedTuple):
-    """How large an adapter becomes.
-
-    Attributes:
-        by_rank: The bytes of each layer's factors for each rank.
-        others: The bytes beside factors, at most.
-    """
-
-    by_rank: Mapping[str, int]
-    others: int
+__all__ = ["ExtractedAdapterDraft", "ExtractedAdapterForm", "ExtractedAdapterKind"]
 
 
 WEIGHTS = "adapter_model.safetensors"
-LONGER = 40
+LONGER = 16
 """How many bytes longer a factor's entry in the header is at a high rank than at rank 1, at most."""
 
 DESCRIPTION = AdapterDescription(

@@ -19,6 +19,7 @@ from monosoup_cli.outputs.scatter import held_bytes as scattered_bytes
 from monosoup_cli.outputs.writers import FlatWriter, MatrixWriter, Slot, Writes
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import stored_chunks
+from monosoup_cli.tensors.ingredients import check_unread
 from monosoup_cli.tensors.method import Edit, Layer, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 from monosoup_cli.tensors.worker import Worker
@@ -105,7 +106,7 @@ class TensorSink:
 
     def copy(self) -> None:
         """Write a kept tensor, after a look for NaN and Inf in what is not written."""
-        self._target.ingredients.check_unread(self._tensor, self._worker)
+        check_unread(self._target.ingredients, self._tensor, self._worker)
         self.keep(0)
         self.finish(is_edited=False)
 

@@ -70,7 +70,7 @@ def recorded_checkpoint(report: Mapping[str, Any], shown: str) -> RecordedCheckp
     }
     if len(tensors) < len(layers):
         raise ReportError("has two layers of the same name", path=shown)
-    is_adapter = report["arguments"].get("as_adapter")
+    is_adapter = report["command"] == "extract" or report["arguments"].get("as_adapter")
     return _checkpoint(report["output"], None if is_adapter else tensors, shown)
 
 

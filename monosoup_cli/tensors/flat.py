@@ -215,21 +215,6 @@ class FlatLayer(_Extent):
         """One of the fine-tuned checkpoints: (stop − start,) float64. NaN and Inf are not looked for."""
         return self._finetuned[number].read(start, stop, "one", "F64")
 
-    def update(self, number: int, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """What one of the fine-tuned checkpoints differs by from `base`, which `from_base` returned.
-
-        Returns:
-            (stop − start,) float64.
-
-        Raises:
-            NonfiniteError: One of the checkpoints has NaN or Inf.
-        """
-        update = self._finetuned[number].read(start, stop, "update", "F64").sub_(base)
-        if not math.isfinite(update.sum()):
-            self.updates.check(start, stop)
-        self._is_different = self._is_different or bool(update.count_nonzero())
-        return update
-
     def check(self) -> None:
         """Look for NaN and Inf, in a pass over all checkpoints.
 
@@ -288,6 +273,21 @@ class Updates:
             rows.updates.sub_(rows.base)
             self.has_moved = self.has_moved or bool(rows.updates.count_nonzero())
             yield first, last, rows.updates
+
+    def of(self, number: int, base: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """What one of the checkpoints differs by from `base`, which `FlatLayer.from_base` returned.
+
+        Returns:
+            (stop − start,) float64.
+
+        Raises:
+            NonfiniteError: One of the checkpoints has NaN or Inf.
+        """
+        update = self._finetuned[number].read(start, stop, "update", "F64").sub_(base)
+        if not math.isfinite(update.sum()):
+            self.check(start, stop)
+        self.has_moved = self.has_moved or bool(update.count_nonzero())
+        return update
 
     def row_ranges(self, row: int) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of so many rows that `ranges` returns them in one range, or of one row.

@@ -13,7 +13,7 @@ from monosoup_cli.tensors.method import Layer, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 from monosoup_cli.tensors.worker import Worker
 
-__all__ = ["Ingredients", "product_rank", "update_facts"]
+__all__ = ["Ingredients", "check_unread", "product_rank", "update_facts"]
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,21 @@ class Ingredients:
         base = self.base if tensor.reads.base else None
         return FlatLayer(tensor.name, tensor.shared_shape, base, sources, weights, worker)
 
-    def check_unread(self, tensor: PlannedTensor, worker: Worker) -> None:
-        """Look for NaN and Inf where a kept tensor that is checked has namesakes that go into nothing.
 
-        Raises:
-            NonfiniteError: One of the namesakes has NaN or Inf.
-        """
-        used = self.read_for(tensor)
-        if any(isinstance(source.update(tensor.name), Unchanged) for source in used):
-            return  # the bytes are the base's own, and are read
-        if not tensor.reads.is_checked:
-            return
-        for source in (self.base, *self.finetuned):
-            if source is not None and source not in used and source.is_at_hand(tensor.name):
-                check_stored(source, tensor.name, worker)
+def check_unread(ingredients: Ingredients, tensor: PlannedTensor, worker: Worker) -> None:
+    """Look for NaN and Inf where a kept tensor that is checked has namesakes that go into nothing.
+
+    Raises:
+        NonfiniteError: One of the namesakes has NaN or Inf.
+    """
+    used = ingredients.read_for(tensor)
+    if any(isinstance(source.update(tensor.name), Unchanged) for source in used):
+        return  # the bytes are the base's own, and are read
+    if not tensor.reads.is_checked:
+        return
+    for source in (ingredients.base, *ingredients.finetuned):
+        if source is not None and source not in used and source.is_at_hand(tensor.name):
+            check_stored(source, tensor.name, worker)
 
 
 def product_rank(finetuned: Sequence[Source], name: str) -> int | None:
