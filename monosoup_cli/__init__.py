@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         transplant,
         wise,
     )
+    from monosoup_cli.api.diff import diff
     from monosoup_cli.api.finish import finish
     from monosoup_cli.api.scores import scores
     from monosoup_cli.api.verify import verify
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "cka",
+    "diff",
     "edit",
     "extract",
     "finish",
@@ -51,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = name if name in ("cka", "finish", "scores", "verify") else "commands"
+        module = name if name in ("cka", "diff", "finish", "scores", "verify") else "commands"
         return getattr(import_module(f"monosoup_cli.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

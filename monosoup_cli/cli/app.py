@@ -16,6 +16,7 @@ import typer
 from monosoup_cli.cli.cka import cka
 from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
+from monosoup_cli.cli.diff import diff
 from monosoup_cli.cli.finish import finish
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
@@ -40,6 +41,7 @@ COMMANDS: Sequence[Callable[..., None]] = (
     *WRITING.values(),
     finish,
     inspect_spectrum,
+    diff,
     scores,
     report,
     compare,

@@ -28,6 +28,7 @@ __all__ = [
     "cast",
     "check_finite",
     "check_overflow",
+    "count_different",
     "count_nonfinite",
     "empty",
     "finfo",
@@ -181,6 +182,18 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     if all(math.isfinite(witness) for witness in witnesses):
         return 0
     return int(mark_nonfinite(tensor).sum())
+
+
+def count_different(data: bytearray, other: bytearray, elements: int) -> int:
+    """In how many of so many elements the bytes of two tensors differ; of codes below a byte, in how many
+    bytes."""
+    import torch
+
+    if data == other:
+        return 0
+    size = max(len(data) // elements, 1)
+    rows = [torch.frombuffer(one, dtype=torch.uint8).view(-1, size) for one in (data, other)]
+    return int((rows[0] != rows[1]).any(1).sum())
 
 
 def mark_nonfinite(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,294 @@
+"""What differs between two checkpoints: first by their headers, then by their values."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from monosoup_cli.formats.dtypes import FLOATING, count_different
+from monosoup_cli.formats.files import Advance, Download
+from monosoup_cli.formats.header import TensorInfo
+from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+from monosoup_cli.sources.hub import sha256_on_hub
+from monosoup_cli.sources.locate import open_checkpoint
+from monosoup_cli.sources.read import RangesInFloat64, read_stored
+from monosoup_cli.sources.source import Source
+
+__all__ = ["Difference", "HeaderDifference", "ValueDifference", "as_json", "opened"]
+
+COMPARED_BYTES = 1 << 20
+"""How many bytes of two tensors are compared at a time: few enough for the caches."""
+MEASURED_ELEMENTS = 1 << 18
+"""How many elements of two tensors that differ are measured at a time."""
+WORDLESS = ("transformers_version", "_name_or_path")
+"""Entries of config.json that say nothing about the model."""
+ABSENT = "(absent)"
+
+
+@dataclass(frozen=True)
+class ValueDifference:
+    """How the values of one tensor differ.
+
+    Attributes:
+        name: The name of the tensor.
+        shape: Its shape.
+        changed: How many elements differ.
+        max_abs: The largest |b − a|; None where it is not a number, or no float is.
+        relative: ‖b − a‖ / ‖a‖; None where that does not exist.
+    """
+
+    name: str
+    shape: Sequence[int]
+    changed: int
+    max_abs: float | None = None
+    relative: float | None = None
+
+
+@dataclass(frozen=True)
+class HeaderDifference:
+    """What differs by headers and configs.
+
+    Attributes:
+        only_in_a: The names that the other checkpoint has not.
+        only_in_b: The names that the first one has not.
+        shapes: The tensors that have other shapes: name, shape in a, shape in b.
+        dtypes: The tensors that have other dtypes.
+        config: The entries of config.json that differ.
+    """
+
+    only_in_a: Sequence[str]
+    only_in_b: Sequence[str]
+    shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+    dtypes: Sequence[tuple[str, str, str]]
+    config: Sequence[tuple[str, Any, Any]]
+
+    def __bool__(self) -> bool:
+        return any((self.only_in_a, self.only_in_b, self.shapes, self.dtypes, self.config))
+
+
+@dataclass
+class Difference:
+    """Two opened checkpoints, and what differs between them.
+
+    Attributes:
+        a: The first one, whose names are used.
+        b: The other one, read under the names of the first.
+        notices: How names and layouts are read.
+        headers: What differs by headers and configs.
+        shared: The tensors whose values can be compared.
+        known: Those of them that are known to be equal without reading them.
+        values: The tensors whose values differ, once `compare` has run.
+        is_compared: Whether it has.
+    """
+
+    a: Source
+    b: Source
+    notices: Sequence[str]
+    headers: HeaderDifference
+    shared: Sequence[TensorInfo]
+    known: frozenset[str]
+    values: Sequence[ValueDifference] = ()
+    is_compared: bool = field(default=False, init=False)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing differs, as far as it was compared."""
+        return not self.headers and not self.values
+
+    @property
+    def waiting(self) -> list[TensorInfo]:
+        """The tensors that have to be read."""
+        return [tensor for tensor in self.shared if tensor.name not in self.known]
+
+    @property
+    def downloads(self) -> list[Download]:
+        """What has to be downloaded first."""
+        names = [tensor.name for tensor in self.waiting]
+        return [download for source in (self.a, self.b) for download in source.select(names)]
+
+    def compare(self, advance: Advance) -> None:
+        """Compare the values of all shared tensors; `advance` gets the bytes of each that is done.
+
+        Raises:
+            CheckpointError: A file cannot be read, or has changed since it was opened.
+        """
+        buffers = threading.local()
+
+        def look(tensor: TensorInfo) -> ValueDifference | None:
+            found = _compared(self.a, self.b, tensor, buffers)
+            advance(tensor.nbytes)
+            return found
+
+        found = _in_threads(look, self.waiting)
+        for source in (self.a, self.b):
+            source.check_unchanged()
+        self.values, self.is_compared = [one for one in found if one is not None], True
+
+
+def as_json(found: Difference) -> dict[str, Any]:
+    """The differences as JSON has them."""
+    headers = found.headers
+    return {
+        "a": found.a.path,
+        "b": found.b.path,
+        "same": found.is_same,
+        "notes": list(found.notices),
+        "only_in_a": list(headers.only_in_a),
+        "only_in_b": list(headers.only_in_b),
+        "shapes": [{"name": name, "a": list(a), "b": list(b)} for name, a, b in headers.shapes],
+        "dtypes": [{"name": name, "a": a, "b": b} for name, a, b in headers.dtypes],
+        "config": [{"key": key, "a": a, "b": b} for key, a, b in headers.config],
+        "compared": len(found.shared) if found.is_compared else None,
+        "values": [{**vars(one), "shape": list(one.shape)} for one in found.values],
+    }
+
+
+@contextmanager
+def opened(
+    a: str, b: str, renames: Sequence[str] = (), state_dict: str | None = None, parts: Sequence[str] = ()
+) -> Iterator[Difference]:
+    """Open two checkpoints, and compare their headers.
+
+    A checkpoint and an adapter are compared as if the adapter were merged into the checkpoint. Two adapters
+    are compared by their own tensors.
+
+    Raises:
+        MonosoupError: One of them cannot be read.
+    """
+    with ExitStack() as held:
+        are_adapters = []
+        for path in (a, b):
+            with open_checkpoint(path, state_dict, parts).files as files:
+                are_adapters.append(files.kind.is_adapter)
+        if all(are_adapters):
+            first, second = (held.enter_context(open_checkpoint(path, state_dict, parts)) for path in (a, b))
+            inputs = Inputs(None, [first, second], [None, None])
+            pair: tuple[Source, Source] = first, second
+        else:  # names are those of the one that is called fine-tuned
+            base, finetuned = (a, b) if are_adapters[1] else (b, a)
+            inputs = held.enter_context(
+                open_inputs(base, [finetuned], renames, state_dict=state_dict, parts=parts)
+            )
+            assert inputs.base is not None
+            pair = inputs.finetuned[0], inputs.base
+            pair = pair[::-1] if are_adapters[1] else pair
+        yield _of_headers(*pair, inputs.notices)
+
+
+def _of_headers(a: Source, b: Source, notices: Sequence[str]) -> Difference:
+    both = [(one, b.tensors[name]) for name, one in a.tensors.items() if name in b.tensors]
+    alike = [(one, other) for one, other in both if one.shape == other.shape]
+    headers = HeaderDifference(
+        [name for name in a.tensors if name not in b.tensors],
+        [name for name in b.tensors if name not in a.tensors],
+        [(one.name, one.shape, other.shape) for one, other in both if one.shape != other.shape],
+        [(one.name, one.dtype, other.dtype) for one, other in both if one.dtype != other.dtype],
+        list(_of_configs(a.model.config or {}, b.model.config or {})),
+    )
+    shared = [
+        one
+        for one, other in alike
+        if one.dtype == other.dtype or (one.dtype in FLOATING and other.dtype in FLOATING)
+    ]
+    return Difference(a, b, notices, headers, shared, _known(a, b))
+
+
+def _of_configs(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The entries that differ, those of nested objects under dotted names."""
+    for key in dict.fromkeys([*a, *b]):
+        one, other = a.get(key, ABSENT), b.get(key, ABSENT)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _of_configs(one, other, f"{prefix}{key}.")
+        elif one != other and key not in WORDLESS:
+            yield f"{prefix}{key}", one, other
+
+
+def _known(a: Source, b: Source) -> frozenset[str]:
+    """The tensors of files that the Hub stores under the same SHA-256."""
+
+    def stored(source: Source) -> dict[str, str]:
+        folder = source.files.place.folder or source.files.place.origin
+        if folder is None:
+            return {}
+        sums = {shard.name: sha256_on_hub(folder, shard.name) for shard in source.files.shards}
+        return {
+            name: f"{sums[shard.name]}"
+            for shard in source.files.shards
+            for name in shard.header.tensors
+            if sums[shard.name] is not None and name in source.tensors
+        }
+
+    ours, theirs = stored(a), stored(b)
+    return frozenset(name for name, sha256 in ours.items() if theirs.get(name) == sha256)
+
+
+def _in_threads(
+    look: Callable[[TensorInfo], ValueDifference | None], tensors: Sequence[TensorInfo]
+) -> list[ValueDifference | None]:
+    """Call a function for every tensor, on all cores. After a failure or a signal, what waits is dropped."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        return list(pool.map(look, tensors))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _compared(a: Source, b: Source, tensor: TensorInfo, buffers: threading.local) -> ValueDifference | None:
+    """How the values of a tensor differ; None for the same bytes, or where dtypes differ the same numbers."""
+    name = tensor.name
+    one, other = a.reader(name), b.reader(name)
+    if one.dtype == other.dtype:
+        if not hasattr(buffers, "pair"):
+            buffers.pair = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
+        ours, theirs = buffers.pair
+        for start in range(0, tensor.nbytes, COMPARED_BYTES):
+            size = min(COMPARED_BYTES, tensor.nbytes - start)
+            one.read_into(memoryview(ours)[:size], start)
+            other.read_into(memoryview(theirs)[:size], start)
+            is_same = ours == theirs if size == COMPARED_BYTES else ours[:size] == theirs[:size]
+            if not is_same:
+                break
+        else:
+            return None
+    if tensor.dtype not in FLOATING or b.tensors[name].dtype not in FLOATING:
+        return ValueDifference(name, tensor.shape, _changed_codes(a, b, tensor))
+    found = _measured(a, b, tensor)
+    return found if found.changed or one.dtype == other.dtype else None
+
+
+def _changed_codes(a: Source, b: Source, tensor: TensorInfo) -> int:
+    """In how many elements two tensors without floating-point numbers differ."""
+    count = 0
+    for start in range(0, tensor.elements, MEASURED_ELEMENTS):
+        stop = min(start + MEASURED_ELEMENTS, tensor.elements)
+        ours, theirs = (read_stored(source, tensor.name, start, stop) for source in (a, b))
+        count += count_different(ours, theirs, stop - start)
+    return count
+
+
+def _measured(a: Source, b: Source, tensor: TensorInfo) -> ValueDifference:
+    """How the numbers of a tensor differ. NaN is like NaN."""
+    import torch
+
+    ours, theirs = RangesInFloat64(a, tensor.name), RangesInFloat64(b, tensor.name)
+    changed, largest, square, total = 0, 0.0, 0.0, 0.0
+    for start in range(0, tensor.elements, MEASURED_ELEMENTS):
+        stop = min(start + MEASURED_ELEMENTS, tensor.elements)
+        one, other = ours(start, stop), theirs(start, stop)
+        is_other = (one != other) & ~(one.isnan() & other.isnan())
+        changed += int(is_other.sum())
+        distance = torch.where(is_other, other - one, 0.0)
+        largest = max(largest, float(distance.abs().max())) if distance.isfinite().all() else math.inf
+        square += float(distance.square().sum())
+        total += float(one.square().sum())
+    is_number = math.isfinite(largest) and math.isfinite(square)
+    relative = math.sqrt(square / total) if is_number and total and math.isfinite(total) else None
+    return ValueDifference(tensor.name, tensor.shape, changed, largest if is_number else None, relative)

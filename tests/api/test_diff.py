@@ -1,0 +1,180 @@
+"""`diff`: what differs between two checkpoints, against NumPy and what was changed."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from tests.models import MODELS, build
+from tests.peft_adapters import make, merge, tensors_in
+
+
+def write(path, tensors):
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.fixture
+def files(pair):
+    return str(pair.base), str(pair.finetuned)
+
+
+def test_the_measures_of_every_tensor(pair, run):
+    result = run("diff", *pair, "--format", "json")
+    assert result.code == 1
+    found = json.loads(result.out)
+    assert found == monosoup_cli.diff(*pair)
+    assert not found["same"]
+    before, after = load_file(pair.base), load_file(pair.finetuned)
+    assert {one["name"] for one in found["values"]} == before.keys()
+    for one in found["values"]:
+        a, b = (tensors[one["name"]].double().numpy() for tensors in (before, after))
+        assert one["changed"] == np.count_nonzero(a != b)
+        assert one["max_abs"] == pytest.approx(np.abs(b - a).max(), rel=1e-15)
+        assert one["relative"] == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-14)
+
+
+def test_the_same_bytes_in_other_files(tmp_path, run):
+    """Shards, names that a rename explains, and the model in memory do not count."""
+    model = build(*MODELS["llama"])
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "two", max_shard_size="20kB")
+    assert len(list((tmp_path / "two").glob("*.safetensors"))) > 2
+    result = run("diff", tmp_path / "one", tmp_path / "two")
+    assert (result.code, "nothing differs" in result.out) == (0, True)
+    model.model.save_pretrained(tmp_path / "headless")
+    result = run("diff", tmp_path / "one", tmp_path / "headless", "--format", "json")
+    found = json.loads(result.out)
+    assert (found["only_in_a"], found["only_in_b"], found["values"]) == (["lm_head.weight"], [], [])
+
+
+def test_headers_and_configs(tmp_path, run):
+    model = build(*MODELS["llama"])
+    model.save_pretrained(tmp_path / "one")
+    model.config.rope_theta, model.config.max_position_embeddings = 5.0, 128
+    model.config.save_pretrained(tmp_path / "two")
+    tensors = tensors_in(tmp_path / "one")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16().float().bfloat16()
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:7].clone()
+    tensors["new.weight"] = torch.ones(2)
+    del tensors["model.embed_tokens.weight"]
+    write(tmp_path / "two" / "model.safetensors", tensors)
+    result = run("diff", tmp_path / "one", tmp_path / "two", "--headers", "--format", "json")
+    found = json.loads(result.out)
+    assert result.code == 1
+    assert (found["only_in_a"], found["only_in_b"]) == (["model.embed_tokens.weight"], ["new.weight"])
+    assert found["shapes"] == [{"name": "lm_head.weight", "a": [99, 32], "b": [7, 32]}]
+    assert found["dtypes"] == [{"name": "model.norm.weight", "a": "F32", "b": "BF16"}]
+    assert {"key": "max_position_embeddings", "a": 64, "b": 128} in found["config"]
+    assert (found["compared"], found["values"]) == (None, [])
+    table = run("diff", tmp_path / "one", tmp_path / "two")
+    for words in (
+        "only in A",
+        "only in B",
+        "lm_head.weight 99 × 32 → 7 × 32",
+        "max_position_embeddings 64 → 128",
+    ):
+        assert words in " ".join(table.out.split())
+
+
+def test_numbers_of_two_dtypes(tmp_path, run):
+    exact = torch.randn(40, 3).bfloat16()
+    write(tmp_path / "a.safetensors", {"w": exact})
+    write(tmp_path / "b.safetensors", {"w": exact.float()})
+    found = monosoup_cli.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert (found["same"], len(found["dtypes"]), found["values"]) == (False, 1, [])
+    write(tmp_path / "b.safetensors", {"w": exact.float() + torch.eye(40)[:, :3]})
+    (one,) = monosoup_cli.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")["values"]
+    assert one["changed"] == 3
+
+
+def test_nan_zeros_and_codes(tmp_path):
+    """NaN is like NaN; a zero of another sign is another byte and no other number; codes are counted."""
+    nan, inf = math.nan, math.inf
+    a = {"same": [nan, 1.0], "moved": [nan, 1.0], "inf": [inf, -inf], "zero": [0.0, 1.0]}
+    b = {"same": [nan, 1.0], "moved": [nan, 2.0], "inf": [inf, 3.0], "zero": [-0.0, 1.0]}
+    for name, tensors in (("a", a), ("b", b)):
+        made = {key: torch.tensor(values) for key, values in tensors.items()}
+        made["codes"] = torch.tensor([1, 2, 3 if name == "a" else 9], dtype=torch.int32)
+        made["bits"] = torch.tensor([True, name == "a"])
+        write(tmp_path / name, made)
+        (tmp_path / name).rename(tmp_path / f"{name}.safetensors")
+    found = monosoup_cli.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    json.dumps(found, allow_nan=False)
+    values = {one["name"]: (one["changed"], one["max_abs"], one["relative"]) for one in found["values"]}
+    assert values == {
+        "moved": (1, 1.0, None),
+        "inf": (1, None, None),
+        "zero": (0, 0.0, 0.0),
+        "codes": (1, None, None),
+        "bits": (1, None, None),
+    }
+
+
+@pytest.mark.parametrize("elements", [(1 << 18) - 1, 1 << 18, (1 << 18) + 1, 3 << 18])
+def test_a_difference_at_every_end_of_a_block(tmp_path, elements):
+    """Of what is compared, and of what is measured, at a time."""
+    weights = torch.zeros(elements)
+    write(tmp_path / "a.safetensors", {"w": weights})
+    for at in {0, (1 << 18) - 1, 1 << 18, elements - 1} - {elements}:
+        changed = weights.clone()
+        changed[min(at, elements - 1)] = 1.0
+        write(tmp_path / "b.safetensors", {"w": changed})
+        (one,) = monosoup_cli.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")["values"]
+        assert (one["changed"], one["max_abs"]) == (1, 1.0)
+
+
+def test_a_model_and_an_adapter(tmp_path, run):
+    """In either order, as if the adapter were merged."""
+    folders = make("linear", tmp_path)
+    base, merged = tensors_in(folders.base), merge(folders, tmp_path / "peft", torch.float64)
+    for words, sign in ((folders, 1), (folders[::-1], -1)):
+        found = monosoup_cli.diff(*words)
+        moved = {name for name in base if not torch.equal(base[name].double(), merged[name])}
+        assert {one["name"] for one in found["values"]} == moved
+        for one in found["values"]:
+            a, b = base[one["name"]].double(), merged[one["name"]]
+            a, b = (a, b) if sign == 1 else (b, a)
+            assert one["relative"] == pytest.approx(float((b - a).norm() / a.norm()), rel=1e-6)
+    assert run("diff", folders.adapter, folders.adapter).code == 0
+
+
+def test_csv_and_exit_codes(files, tmp_path, run):
+    result = run("diff", *files, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert [row["name"] for row in rows] == [one["name"] for one in monosoup_cli.diff(*files)["values"]]
+    assert rows[0]["shape"] == "8"
+    assert float(rows[0]["relative"]) > 0
+    assert run("diff", *files, "--exit-zero").code == 0
+    quiet = run("diff", *files, "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (1, "", "")
+    missing = run("diff", files[0], tmp_path / "none.safetensors")
+    assert (missing.code, "no such file or folder" in missing.err) == (2, True)
+    assert run("diff", files[0]).code == 2
+    few = run("diff", *files, "--top", "1")
+    assert "2 more: --format csv has all of them" in few.out
+
+
+def test_from_the_hub_equal_files_are_not_downloaded(hub, tmp_path, run):
+    """The Hub knows the SHA-256 of large files. Of others, the tensors are read."""
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(2000, 1500) for name in ("a", "b")}
+    for name, change in (("one", 0.0), ("two", 1.0)):
+        (tmp_path / name).mkdir()
+        for number, key in enumerate(tensors):
+            moved = tensors[key] + (change if key == "b" else 0.0)
+            write(tmp_path / name / f"model-{number + 1:05}-of-00002.safetensors", {key: moved})
+        places = {key: f"model-{number + 1:05}-of-00002.safetensors" for number, key in enumerate(tensors)}
+        index = {"metadata": {}, "weight_map": places}
+        (tmp_path / name / "model.safetensors.index.json").write_text(json.dumps(index))
+        hub.add(f"org/{name}", tmp_path / name)
+    result = run("diff", "org/one", "org/two", "--format", "json")
+    assert result.code == 1, result.err
+    assert [one["name"] for one in json.loads(result.out)["values"]] == ["b"]
+    assert hub.bytes_sent("*model-00001*") < 300_000  # headers
+    assert hub.bytes_sent("*model-00002*") > 20_000_000
