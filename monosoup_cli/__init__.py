@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from monosoup_cli.api.diff import diff
     from monosoup_cli.api.finish import finish
+    from monosoup_cli.api.info import info
     from monosoup_cli.api.scores import scores
     from monosoup_cli.api.verify import verify
 
@@ -37,6 +38,7 @@ __all__ = [
     "edit",
     "extract",
     "finish",
+    "info",
     "inspect_spectrum",
     "lines",
     "merge",
@@ -53,7 +55,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = name if name in ("cka", "diff", "finish", "scores", "verify") else "commands"
+        module = name if name in ("cka", "diff", "finish", "info", "scores", "verify") else "commands"
         return getattr(import_module(f"monosoup_cli.api.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

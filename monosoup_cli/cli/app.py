@@ -18,6 +18,7 @@ from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.diff import diff
 from monosoup_cli.cli.finish import finish
+from monosoup_cli.cli.info import info
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
@@ -41,6 +42,7 @@ COMMANDS: Sequence[Callable[..., None]] = (
     *WRITING.values(),
     finish,
     inspect_spectrum,
+    info,
     diff,
     scores,
     report,

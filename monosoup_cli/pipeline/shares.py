@@ -26,7 +26,7 @@ from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 
-__all__ = ["Share", "shares_of"]
+__all__ = ["Share", "core_seconds", "shares_of"]
 
 UNEVEN = 1.1
 """How much larger than the mean the largest share may be before files are cut."""
@@ -87,8 +87,7 @@ def shares_of(
         finetuned: The fine-tuned checkpoints.
         count: The number of shares.
     """
-    known: dict[object, float] = {}  # models have few kinds of tensors
-    costs = {tensor.name: _cost(tensor, finetuned, known) for tensor in plan.tensors}
+    costs = core_seconds(plan, finetuned)
     places = layout.places()
     names_in, joint = defaultdict[str | None, list[str]](list), set[str | None]()
     for name in costs:
@@ -117,6 +116,12 @@ def shares_of(
         _share(Part(number, count), plan, at, some, loads, files, places, stored)
         for number, some in enumerate(spread, start=1)
     ]
+
+
+def core_seconds(plan: Plan, finetuned: Sequence[Source]) -> dict[str, float]:
+    """About how long each tensor of an edit takes on one core, by constants that were measured once."""
+    known: dict[object, float] = {}  # models have few kinds of tensors
+    return {tensor.name: _cost(tensor, finetuned, known) for tensor in plan.tensors}
 
 
 def _cost(tensor: PlannedTensor, finetuned: Sequence[Source], known: dict[object, float]) -> float:

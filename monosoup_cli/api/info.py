@@ -1,0 +1,130 @@
+"""`info`: what a checkpoint is, from headers alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.errors import MonosoupError
+from monosoup_cli.options import StrPath, as_list
+
+if TYPE_CHECKING:
+    from monosoup_cli.adapters.lora import Adapter
+    from monosoup_cli.pipeline.inputs import Inputs
+    from monosoup_cli.sources.source import Source
+
+__all__ = ["info"]
+
+
+def info(
+    source: StrPath, *, state_dict: str | None = None, parts: str | Sequence[str] = ()
+) -> dict[str, Any]:
+    """Say what a checkpoint is. Only headers and configs are read, also on the Hub.
+
+    Args:
+        source: A file of weights, a folder, an id on the Hub, or a LoRA adapter.
+        state_dict: Which state dict to read of files that have several.
+        parts: Which part of a pipeline to read.
+
+    Returns:
+        `kind` ("model" or "adapter"), `library`, `model_type` and `architectures`; `formats`; `tensors`,
+        `parameters` and `bytes`; `dtypes`, each with its number of `tensors` and `parameters`; `encodings`,
+        `ties`, `files`; of an adapter its `base`, `ranks` and `targets`; `edit`: the `layers` and
+        `parameters` that `edit` changes, and about how many `core_seconds` it takes, None for what other
+        commands refuse; and `notes` on what other commands would say about it.
+
+    Raises:
+        monosoup_cli.errors.MonosoupError: It cannot be read.
+    """
+    from monosoup_cli.outputs.model_card import library_of
+    from monosoup_cli.sources.files import encodings_of
+    from monosoup_cli.sources.ties import ties_in
+
+    with _opened(os.fspath(source), state_dict, as_list(parts)) as (inputs, refusal):
+        found = inputs.finetuned[0]
+        adapter, files = inputs.adapters[0], found.files
+        own = files.tensors if files.kind.is_adapter or not files.decoded else found.tensors
+        config, folder = files.config or {}, files.place.folder
+        names = [] if folder is None else folder.names(files.place.inner.rstrip("/"))
+        by_dtype: dict[str, list[int]] = {}
+        for tensor in own.values():
+            by_dtype.setdefault(tensor.dtype, []).append(tensor.elements)
+        return {
+            "source": files.place.source,
+            "revision": files.place.revision,
+            "kind": "adapter" if files.kind.is_adapter else "model",
+            "library": "peft" if files.kind.settings is not None else library_of(files.config, names),
+            "model_type": config.get("model_type"),
+            "architectures": config.get("architectures"),
+            "formats": sorted({PurePosixPath(shard.name).suffix for shard in files.shards}),
+            "tensors": len(own),
+            "parameters": sum(tensor.elements for tensor in own.values()),
+            "bytes": sum(shard.file.nbytes for shard in files.shards),
+            "dtypes": [
+                {"dtype": dtype, "tensors": len(some), "parameters": sum(some)}
+                for dtype, some in sorted(by_dtype.items(), key=lambda one: -sum(one[1]))
+            ],
+            "encodings": encodings_of(files),
+            "ties": {} if files.kind.is_adapter else dict(ties_in(found, None)),
+            "files": [{"name": shard.name, "bytes": shard.file.nbytes} for shard in files.shards],
+            "adapter": None if adapter is None else _of_adapter(found, adapter),
+            "edit": _edit(inputs) if not refusal else None,
+            "notes": [*refusal, *(note.removeprefix(f"{found.path}: ") for note in inputs.notices)],
+        }
+
+
+@contextmanager
+def _opened(path: str, state_dict: str | None, parts: Sequence[str]) -> Iterator[tuple[Inputs, list[str]]]:
+    """The checkpoint as other commands open it; or as it is stored, and why they refuse it."""
+    from monosoup_cli.pipeline.inputs import Inputs, open_inputs
+    from monosoup_cli.sources.locate import open_checkpoint
+
+    try:
+        inputs, refusal = open_inputs(None, [path], (), state_dict=state_dict, parts=parts, alone=True), []
+    except MonosoupError as error:
+        stored = open_checkpoint(path, state_dict, parts)
+        inputs, refusal = Inputs(None, [stored], [None]), [f"other commands refuse it: {error}"]
+    with inputs:
+        yield inputs, refusal
+
+
+def _of_adapter(found: Source, adapter: Adapter) -> dict[str, Any]:
+    """The base that an adapter names, and what it changes."""
+    settings = found.files.kind.settings or {}
+    pairs = adapter.pairs.values()
+    return {
+        "base": settings.get("base_model_name_or_path"),
+        "ranks": {str(rank): count for rank, count in sorted(Counter(pair.rank for pair in pairs).items())},
+        "targets": dict(Counter(_module(pair.name) for pair in pairs).most_common()),
+        "is_dora": any(pair.magnitude is not None for pair in pairs),
+        "replaced": len(adapter.replaced),
+    }
+
+
+def _module(name: str) -> str:
+    """The last word of the name of a layer: q_proj."""
+    words = [word for word in name.split(".") if not word.isdigit()]
+    return words[-2] if len(words) > 1 else words[-1]
+
+
+def _edit(inputs: Inputs) -> dict[str, Any]:
+    """What `edit` would change, were it the fine-tuned checkpoint."""
+    from monosoup_cli.pipeline.shares import core_seconds
+    from monosoup_cli.tensors.plan import Selection, make_plan
+    from monosoup_cli.tensors.stacks import expert_counts
+
+    (source,) = inputs.finetuned
+    selection = Selection(experts=expert_counts(source.model.config))
+    plan = make_plan(source.tensors, [source.tensors], selection)
+    seconds = core_seconds(plan, inputs.finetuned)
+    return {
+        "layers": len(plan.edited),
+        "matrices": sum(tensor.matrices.count for tensor in plan.edited if tensor.matrices is not None),
+        "parameters": sum(tensor.elements for tensor in plan.edited),
+        "core_seconds": round(math.fsum(seconds.values()), 4),
+    }
