@@ -6,15 +6,25 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
-from monosoup_cli.methods.model_soup import Average, Trial, best_first, greedy, normalise
+from monosoup_cli.methods.model_soup import (
+    WSM,
+    Average,
+    Schedule,
+    Trial,
+    best_first,
+    greedy,
+    normalise,
+    scheduled,
+)
 from monosoup_cli.methods.score_option import check_template
-from monosoup_cli.options import Finetuned, Option, Output, Scores, StrPath, as_paths, check_choice
-from monosoup_cli.tensors.method import Order
+from monosoup_cli.options import Finetuned, Option, Output, Scores, StrPath, as_paths, check_choice, path_list
+from monosoup_cli.sources.runs import checkpoints_of, steps_of
+from monosoup_cli.tensors.method import Order, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Accept", "Watch", "soup"]
 
 Accept = Literal["ge", "gt"]
+EMA_DECAY = 0.8
 
 Watch: TypeAlias = Callable[[str, Trial | None, int], None]
 """Called before and after every score of the greedy soup: with a source, the trial (None before the score is
@@ -58,6 +69,24 @@ def soup(
             "A weight for each checkpoint; scaled to sum to 1.", metavar="W1,W2,…", shell=str, is_list=True
         ),
     ] = None,
+    schedule: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "Weigh the checkpoints of one training run by their steps: uniform, ema, or as a learning rate"
+            " that decays over them (linear, minus-sqrt, cosine). A list such as linear,cosine makes one"
+            " checkpoint per schedule: OUT/schedule-linear, …",
+            metavar="NAME",
+            shell=str,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        Option("Average only the last N checkpoints of the run.", metavar="N", shell=int, minimum=2),
+    ] = None,
+    ema_decay: Annotated[
+        float,
+        Option("With --schedule ema: how much a checkpoint counts, relative to the next one.", metavar="B"),
+    ] = EMA_DECAY,
     greedy: Annotated[bool, Option("Add checkpoints, best first, while the score does not fall.")] = False,
     score_command: Annotated[
         str | None,
@@ -82,11 +111,20 @@ def soup(
     """Average checkpoints: model soups.
 
     The mean of two or more checkpoints is uniform, weighted or greedy. The greedy soup scores every trial
-    with a command of yours, and --resume continues without scoring anything twice.
+    with a command of yours, and --resume continues without scoring anything twice. A folder with
+    checkpoint-500, checkpoint-1000, … stands for all of them; --schedule weighs them by their steps.
 
     Example: monosoup soup ft1.safetensors ft2.safetensors ft3.safetensors -o out
     """
-    sources = as_paths(finetuned, at_least=2)
+    sources = path_list(finetuned)
+    if len(sources) == 1:
+        sources = checkpoints_of(sources[0]) or sources
+    run = _Run.of(sources, schedule, window, ema_decay)
+    if run is not None:
+        sources = list(run.sources)
+    sources = as_paths(sources, at_least=2)
+    if run is not None and (weights is not None or greedy):
+        raise UsageError("--schedule and --window, --weights and --greedy exclude each other")
     if weights is not None and len(weights) != len(sources):
         raise UsageError(
             "--weights needs one weight for each checkpoint",
@@ -109,15 +147,91 @@ def soup(
     elif score_command is not None or scores is not None or accept != "ge":
         raise UsageError("--score-command, --scores and --accept need --greedy")
     order = Order(
-        Average(),
+        Average() if run is None else run.method(),
         sources,
         os.fspath(output),
         None if base is None else os.fspath(base),
-        weights=None if weights is None else normalise(weights),
+        weights=run.weights if run is not None else None if weights is None else normalise(weights),
         base_is_option=True,
-        arguments={"weights": None if weights is None else list(weights), "scores": known},
+        arguments={
+            "weights": None if weights is None else list(weights),
+            "scores": known,
+            "schedule": None if run is None else run.argument,
+        },
     )
     return Request(order, chooser=chooser)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The checkpoints of one training run, by their steps, and the schedules that weigh them."""
+
+    sources: Sequence[str]
+    steps: Sequence[int]
+    schedules: Sequence[Schedule]
+    is_sweep: bool
+    ema_decay: float
+
+    @classmethod
+    def of(
+        cls,
+        sources: Sequence[str],
+        schedule: str | Sequence[str] | None,
+        window: int | None,
+        ema_decay: float,
+    ) -> _Run | None:
+        """The run that the options ask for; None where they ask for none.
+
+        Raises:
+            UsageError: A value is out of range, or the steps are unclear.
+        """
+        if schedule is None and window is None:
+            if ema_decay != EMA_DECAY:
+                raise UsageError("--ema-decay needs --schedule ema")
+            return None
+        if not 0.0 < ema_decay <= 1.0:
+            raise UsageError("--ema-decay is out of range", expected="0 < value <= 1", found=ema_decay)
+        if window is not None and window < 2:
+            raise UsageError("--window is out of range", expected="at least 2", found=window)
+        given = "uniform" if schedule is None else schedule
+        names = given.split(",") if isinstance(given, str) else list(given)
+        for name in names:
+            check_choice("schedule", name, Schedule)
+        if len(set(names)) < len(names):
+            raise UsageError("--schedule has the same value twice", found=",".join(names))
+        if ema_decay != EMA_DECAY and "ema" not in names:
+            raise UsageError("--ema-decay needs --schedule ema")
+        steps = dict(zip(sources, steps_of(sources), strict=True))
+        kept = sorted(sources, key=lambda source: steps[source])[-(window or len(sources)) :]
+        is_sweep = len(names) > 1 or not isinstance(given, str)
+        return cls(kept, [steps[one] for one in kept], cast("Sequence[Schedule]", names), is_sweep, ema_decay)
+
+    @property
+    def argument(self) -> str | list[str]:
+        """The argument as the report has it."""
+        return list(self.schedules) if self.is_sweep else self.schedules[0]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weights of a single mean."""
+        return None if self.is_sweep or len(self.steps) < 2 else self._weights(self.schedules[0])
+
+    def _weights(self, schedule: Schedule) -> list[float]:
+        return scheduled(schedule, self.steps, self.ema_decay)
+
+    def method(self) -> Average:
+        """What averages them."""
+        if len(self.steps) < 2:
+            return Average()
+        shares = [self._weights(schedule) for schedule in self.schedules]
+        averaged = [
+            {"source": source, "step": step, "weights": list(of_each)}
+            for source, step, of_each in zip(self.sources, self.steps, zip(*shares, strict=True), strict=True)
+        ]
+        if not self.is_sweep:
+            return Average(WSM, averaged)
+        variants = [Variant(f"schedule-{name}", {"schedule": name}) for name in self.schedules]
+        return Average(WSM, averaged, shares, variants)
 
 
 @dataclass(frozen=True)

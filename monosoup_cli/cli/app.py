@@ -7,11 +7,12 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from monosoup_cli.cli.cka import cka
 from monosoup_cli.cli.compare import compare
@@ -30,25 +31,41 @@ from monosoup_cli.version import __version__
 
 __all__ = ["app", "main"]
 
+EDITING, ADAPTERS = ("edit", "wise", "lines", "search"), ("merge", "extract")
+GROUPS: Mapping[str, Sequence[Callable[..., None]]] = {
+    "Look": (info, inspect_spectrum, diff, cka),
+    "Edit": [WRITING[name] for name in EDITING],
+    "Combine": [one for name, one in WRITING.items() if name not in (*EDITING, *ADAPTERS)],
+    "Adapters": [WRITING[name] for name in ADAPTERS],
+    "Check": (scores, report, compare, verify, finish),
+}
+"""The commands by what people want, in the order of the help."""
+COMMANDS = [one for some in GROUPS.values() for one in some]
+
+
+class _Grouped(typer.core.TyperGroup):
+    """Lists commands in groups."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for group, some in GROUPS.items():
+            names = [_name(one) for one in some]
+            with formatter.section(group):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
+
+
+def _name(command: Callable[..., None]) -> str:
+    """What the shell calls a command."""
+    return command.__name__.replace("_", "-")
+
+
 app = typer.Typer(
     name="monosoup",
+    cls=_Grouped,
     help="Get better checkpoints out of the ones you have: edit the spectra of their updates.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-)
-COMMANDS: Sequence[Callable[..., None]] = (
-    *WRITING.values(),
-    finish,
-    inspect_spectrum,
-    info,
-    diff,
-    scores,
-    report,
-    compare,
-    verify,
-    cka,
 )
 for command in COMMANDS:
     app.command()(command)
@@ -71,7 +88,7 @@ def monosoup(
 
 def _takes(argv: Sequence[str], option: str) -> bool:
     """Whether the command of a command line has an option of this name."""
-    named = (each for each in COMMANDS if each.__name__.replace("_", "-") in argv[:1])
+    named = (each for each in COMMANDS if _name(each) in argv[:1])
     return any(option in inspect.signature(each).parameters for each in named)
 
 

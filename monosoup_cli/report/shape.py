@@ -49,7 +49,7 @@ CHECKPOINT = {
     "other_files?": [{"name": str, "bytes": int, "sha256": str}],
     "side_files?": [str],
     "left_out?": [{"name": str, "why": str}],
-    "arguments?": Values(NUMBER),
+    "arguments?": Values((float, int, str)),
     "scores?": Values(NUMBER),
 }
 OPTIONAL_MEASURES = {

@@ -1,0 +1,144 @@
+"""`soup --schedule`: averages of one training run, against runs whose learning rate decays."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from monosoup_cli.methods.model_soup import scheduled
+
+DECAYS = {
+    "linear": lambda x: 1 - x,
+    "minus-sqrt": lambda x: 1 - math.sqrt(x),
+    "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
+}
+
+
+def write(folder, steps, dtype=torch.float32, names="checkpoint-{}"):
+    """A run at a constant rate, which learns something random between checkpoints. They are float64."""
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(6, 5, generator=generator).double()
+    made, last = {}, None
+    for step in steps:
+        learned = (step - last if last is not None else 0) * torch.randn(6, 5, generator=generator).double()
+        weights, last = weights + 0.01 * learned, step
+        made[step] = weights.to(dtype).double()
+        place = folder / names.format(step)
+        place.mkdir(parents=True)
+        tensors = {"layer.weight": made[step].to(dtype), "layer.bias": made[step][0].to(dtype)}
+        save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    return made
+
+
+@pytest.mark.parametrize("steps", [[100, 200, 300, 400], [10, 40, 50, 200], [7, 9]])
+@pytest.mark.parametrize("schedule", DECAYS)
+def test_the_mean_is_a_run_whose_rate_decays(tmp_path, run, schedule, steps):
+    """Every part of the way counts by the rate at its end; that reaches 0 a mean distance after the run."""
+    made = write(tmp_path / "run", steps)
+    assert run("soup", tmp_path / "run", "-o", tmp_path / "out", "--schedule", schedule).code == 0
+    length = (steps[-1] - steps[0]) * len(steps) / (len(steps) - 1)
+    expected = made[steps[0]].clone()
+    for before, after in pairwise(steps):
+        expected += DECAYS[schedule]((after - steps[0]) / length) * (made[after] - made[before])
+    found = load_file(tmp_path / "out" / "model.safetensors")["layer.weight"]
+    torch.testing.assert_close(found, expected.float(), rtol=2e-7, atol=1e-8)
+
+
+def test_exponential_and_even_averages(tmp_path, run):
+    steps = [100, 200, 400]
+    made = write(tmp_path / "run", steps)
+    base = ("soup", tmp_path / "run")
+    assert run(*base, "-o", tmp_path / "ema", "--schedule", "ema", "--ema-decay", "0.5").code == 0
+    shares = [0.5 ** ((400 - step) / 150) for step in steps]
+    expected = sum(share * made[step] for share, step in zip(shares, steps, strict=True)) / sum(shares)
+    found = load_file(tmp_path / "ema" / "model.safetensors")["layer.weight"]
+    torch.testing.assert_close(found, expected.float(), rtol=2e-7, atol=1e-8)
+    assert run(*base, "-o", tmp_path / "even").code == 0
+    assert run(*base, "-o", tmp_path / "uniform", "--schedule", "uniform").code == 0
+    for name in ("even", "uniform"):
+        found = load_file(tmp_path / name / "model.safetensors")["layer.weight"]
+        torch.testing.assert_close(found, (sum(made.values()) / 3).float(), rtol=2e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_schedules_are_the_bytes_of_each(tmp_path, run, dtype):
+    write(tmp_path / "run", [100, 250, 300, 500], dtype)
+    names = [*DECAYS, "ema", "uniform"]
+    result = run(
+        "soup", tmp_path / "run", "-o", tmp_path / "all", "--schedule", ",".join(names), "--window", 3
+    )
+    assert result.code == 0, result.err
+    for name in names:
+        alone = tmp_path / f"alone-{name}"
+        assert run("soup", tmp_path / "run", "-o", alone, "--schedule", name, "--window", 3).code == 0
+        made = (tmp_path / "all" / f"schedule-{name}" / "model.safetensors").read_bytes()
+        assert made == (alone / "model.safetensors").read_bytes()
+    report = json.loads((tmp_path / "all" / "monosoup_report.json").read_text())
+    assert [one["step"] for one in report["averaged"]] == [250, 300, 500]
+    for at, name in enumerate(names):
+        weights = [one["weights"][at] for one in report["averaged"]]
+        assert weights == scheduled(name, [250, 300, 500], 0.8)
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) > 0
+    assert monosoup_cli.verify(tmp_path / "all", again=True)["differences"] == []
+
+
+@pytest.mark.parametrize("names", ["checkpoint-{}", "global_step{}", "step_{}", "iter_{:07}", "epoch-{}"])
+def test_the_folder_of_a_run(tmp_path, run, names):
+    """By the numbers, not the words; and what else is there does not count."""
+    made = write(tmp_path / "run", [5, 40, 300], names=names)
+    (tmp_path / "run" / "logs").mkdir()
+    assert run("soup", tmp_path / "run", "-o", tmp_path / "out", "--window", "2").code == 0
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    assert [one["step"] for one in report["averaged"]] == [40, 300]
+    found = load_file(tmp_path / "out" / "model.safetensors")["layer.weight"]
+    torch.testing.assert_close(found, ((made[40] + made[300]) / 2).float(), rtol=2e-7, atol=1e-8)
+
+
+def test_checkpoints_in_any_order_and_files(tmp_path, run):
+    made = write(tmp_path / "run", [100, 200, 300])
+    for step in made:
+        (tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors").rename(
+            tmp_path / f"m-{step}.safetensors"
+        )
+    files = [tmp_path / f"m-{step}.safetensors" for step in (300, 100, 200)]
+    assert run("soup", *files, "-o", tmp_path / "out", "--schedule", "cosine").code == 0
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    assert report["arguments"]["finetuned"] == [str(tmp_path / f"m-{step}.safetensors") for step in made]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--schedule", "cosin"), "unknown --schedule: expected uniform, linear, minus-sqrt, cosine, ema"),
+        (("--schedule", "ema,ema"), "--schedule has the same value twice"),
+        (("--schedule", "ema", "--ema-decay", "2"), "--ema-decay is out of range"),
+        (("--schedule", "linear", "--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),
+        (("--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),
+        (("--schedule", "linear", "--weights", "1,1"), "exclude each other"),
+        (("--window", "2", "--greedy", "--score-command", "true"), "exclude each other"),
+    ],
+)
+def test_what_is_refused(tmp_path, run, words, problem):
+    write(tmp_path / "run", [1, 2])
+    refused = run("soup", tmp_path / "run", "-o", tmp_path / "out", *words)
+    assert (refused.code, problem in refused.err) == (2, True), refused.err
+
+
+def test_names_that_do_not_say_the_step(tmp_path, run):
+    write(tmp_path / "run", [1, 2], names="checkpoint-{}")
+    write(tmp_path / "other", [2], names="checkpoint-{}")
+    write(tmp_path, [1], names="final")
+    one, two = (tmp_path / "run" / f"checkpoint-{step}" for step in (1, 2))
+    refused = run("soup", one, tmp_path / "final", "-o", tmp_path / "out", "--schedule", "linear")
+    assert "its name has no step, and those of others have one" in refused.err
+    same = tmp_path / "other" / "checkpoint-2"
+    refused = run("soup", one, two, same, "-o", tmp_path / "out", "--schedule", "linear")
+    assert "two checkpoints have the same step in their names: found 2; --weights takes" in refused.err
+    (tmp_path / "empty").mkdir()
+    refused = run("soup", tmp_path / "empty", "-o", tmp_path / "out")
+    assert "too few fine-tuned checkpoints" in refused.err
