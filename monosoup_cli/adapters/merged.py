@@ -96,10 +96,7 @@ class MergedSource:
         if not len(buffer):
             return
         tensor: MergedTensor = last.tensor
-        target, done = float64_in(buffer), 0
-        for part in tensor.parts(offset // 8, offset // 8 + len(target)):
-            target[done : done + len(part)] = part
-            done += len(part)
+        tensor.fill(float64_in(buffer), offset // 8)
 
     def _merged(self, name: str) -> MergedTensor:
         from monosoup_cli.spectral.lora import MergedTensor

@@ -33,8 +33,8 @@ def diff(
     Returns:
         `same`: whether nothing differs. `only_in_a`, `only_in_b`, `shapes`, `dtypes` and `config` by headers.
         `values`: the tensors whose values differ, each with how many elements are `changed`, `max_abs`, the
-        largest |b - a|, and `relative`, |b - a| / |a| in the Frobenius norm. `compared`: how many tensors
-        were compared; None with `headers`. File layout does not count.
+        largest absolute difference, and `relative`, the norm of the difference over that of a. `compared`:
+        how many tensors were compared; None with `headers`. File layout does not count.
 
     Raises:
         monosoup_cli.errors.MonosoupError: One of them cannot be read.

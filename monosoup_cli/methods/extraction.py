@@ -41,7 +41,7 @@ PAPER = Paper(
     updates="Every update is approximated by its largest singular values and their directions.",
 )
 MEASURES = (
-    Measure("factor_rank", "rank", unit="directions", is_comparable=False),
+    Measure("factor_rank", "kept rank", unit="directions", is_comparable=False),
     Measure("factor_error", "error", summary="mean"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,10 +115,13 @@ class Merge(PlainMethod):
         """Merge one tensor. One adapter at full scale gives its merged weights themselves."""
         assert isinstance(layer, FlatLayer)
         if self.scales == (1.0,):
-            return Edit(
-                [{}], ((start, stop, [layer.mean_alone(start, stop)]) for start, stop in layer.ranges())
-            )
+            return Edit([{}], self._alone(layer))
         return Edit([{}], self._blocks(layer))
+
+    def _alone(self, layer: FlatLayer) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+        row = math.prod(layer.shape[1:])  # whole rows are merged in place
+        for start, stop in layer.ranges(row=row):
+            yield start, stop, [layer.taken_as_moved(start, stop)]
 
     def _blocks(self, layer: FlatLayer) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
         for start, stop in layer.ranges():

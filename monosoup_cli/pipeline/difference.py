@@ -278,11 +278,12 @@ def _measured(a: Source, b: Source, tensor: TensorInfo) -> ValueDifference:
     """How the numbers of a tensor differ. NaN is like NaN."""
     import torch
 
-    ours, theirs = RangesInFloat64(a, tensor.name), RangesInFloat64(b, tensor.name)
+    read = [RangesInFloat64(source, tensor.name) for source in (a, b)]
+    buffers = torch.empty(2, MEASURED_ELEMENTS, dtype=torch.float64)
     changed, largest, square, total = 0, 0.0, 0.0, 0.0
     for start in range(0, tensor.elements, MEASURED_ELEMENTS):
-        stop = min(start + MEASURED_ELEMENTS, tensor.elements)
-        one, other = ours(start, stop), theirs(start, stop)
+        size = min(MEASURED_ELEMENTS, tensor.elements - start)
+        one, other = (fill(buffer[:size], start) for fill, buffer in zip(read, buffers, strict=True))
         is_other = (one != other) & ~(one.isnan() & other.isnan())
         changed += int(is_other.sum())
         distance = torch.where(is_other, other - one, 0.0)

@@ -42,8 +42,8 @@ def read_float64(
 
 
 class RangesInFloat64:
-    """Reads ranges of one tensor in float64. A range is overwritten by the next one, because fresh memory for
-    each would cost more than the arithmetic on it. NaN and Inf are not looked for.
+    """Reads ranges of one tensor in float64, through memory that the next range reuses, because fresh memory
+    for each would cost more than the arithmetic on it. NaN and Inf are not looked for.
 
     Args:
         source: The checkpoint.
@@ -54,17 +54,15 @@ class RangesInFloat64:
         self._reader = source.reader(name)
         self._item_bytes = BITS[self._reader.dtype] // 8
         self._stored: torch.Tensor | None = None
-        self._values: torch.Tensor | None = None
 
-    def __call__(self, start: int, stop: int) -> torch.Tensor:
-        """The elements start:stop, flat."""
+    def __call__(self, values: torch.Tensor, start: int) -> torch.Tensor:
+        """Fill a flat float64 tensor with the elements from `start` on, and return it."""
         import torch
 
-        size = stop - start
-        if self._stored is None or self._values is None or len(self._values) < size:
+        size = len(values)
+        if self._stored is None or len(self._stored) < size:
             self._stored = torch.empty(size, dtype=torch_dtype(self._reader.dtype))
-            self._values = torch.empty(size, dtype=torch.float64)
-        stored, values = self._stored[:size], self._values[:size]
+        stored = self._stored[:size]
         self._reader.read_into(bytes_of(stored), start * self._item_bytes)
         return values.copy_(stored)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,7 +83,7 @@ class MergedTensor:
     NaN and Inf pass through: the reader checks for them.
 
     Attributes:
-        base: Reads the base's elements start:stop, flat in float64.
+        base: Fills a flat float64 tensor with the base's elements from some number on, and returns it.
         rows: The number of rows.
         columns: The number of columns.
         factors: The update of every matrix.
@@ -91,7 +91,7 @@ class MergedTensor:
         added: A bias that is added, (rows, −1); None for none.
     """
 
-    base: Callable[[int, int], torch.Tensor]
+    base: Callable[[torch.Tensor, int], torch.Tensor]
     rows: int
     columns: int
     factors: Sequence[Factors] = ()
@@ -121,9 +121,11 @@ class MergedTensor:
         else:
             self._by_row = scales[:, None]
 
-    def block(self, start: int, stop: int) -> torch.Tensor:
-        """Compute the rows start:stop, (rows, columns) in float64."""
-        block = self.base(start * self.columns, stop * self.columns).view(stop - start, self.columns)
+    def block(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the rows start:stop, (rows, columns) in float64, in `out` where that is given."""
+        size = (stop - start) * self.columns
+        flat = torch.empty(size, dtype=torch.float64) if out is None else out
+        block = self.base(flat, start * self.columns).view(stop - start, self.columns)
         size = self.rows // max(len(self.factors), 1)
         for index, (left, right) in enumerate(self.factors):
             first, last = max(start, index * size), min(stop, (index + 1) * size)
@@ -142,12 +144,19 @@ class MergedTensor:
                 block[number - start] = row
         return block
 
-    def parts(self, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """Yield the elements start:stop of the tensor, flat, in consecutive parts."""
-        step = max(BLOCK_ELEMENTS // max(self.columns, 1), 1)
-        while start < stop:
-            row = start // self.columns
-            block = self.block(row, min(row + step, -(-stop // self.columns))).view(-1)
-            part = block[start - row * self.columns : stop - row * self.columns]
-            yield part
-            start += len(part)
+    def fill(self, target: torch.Tensor, start: int) -> None:
+        """Fill a flat float64 tensor with the elements from `start` on: whole rows in place."""
+        columns, stop = self.columns, start + len(target)
+        step = max(BLOCK_ELEMENTS // max(columns, 1), 1)
+        at = start
+        while at < stop:
+            row = at // columns
+            last = min(row + step, stop // columns)
+            if at == row * columns and last > row:
+                self.block(row, last, target[at - start : last * columns - start])
+                at = last * columns
+            else:  # a row of which only a part is wanted
+                end = min((row + 1) * columns, stop)
+                whole = self.block(row, row + 1).view(-1)
+                target[at - start : end - start] = whole[at - row * columns : end - row * columns]
+                at = end

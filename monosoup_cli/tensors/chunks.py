@@ -19,8 +19,8 @@ __all__ = ["are_equal", "check_stored", "stored_chunks"]
 COMPARED_ELEMENTS = 1 << 20
 """How many elements of two tensors are compared at a time."""
 
-CHUNK_BYTES = 8 << 20
-"""How many bytes of a tensor are read at a time."""
+CHUNK_BYTES = 1 << 20
+"""How many bytes of a tensor are read at a time. With more, writers of one file wait for each other."""
 
 
 def stored_chunks(

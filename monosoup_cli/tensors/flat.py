@@ -206,10 +206,11 @@ class FlatLayer(_Extent):
         self._is_different = self._is_different or not torch.equal(base, mean)
         return base, mean
 
-    def mean_alone(self, start: int, stop: int) -> torch.Tensor:
-        """`mean` in float64. A difference to the base is taken for granted, and the base is not read."""
+    def taken_as_moved(self, start: int, stop: int) -> torch.Tensor:
+        """The only checkpoint: (stop − start,) float64. It is taken to differ from the base, which is unread.
+        NaN and Inf are not looked for: they show when the result is stored."""
         self._is_different = True
-        return self.memory.upcast(self.mean(start, stop))
+        return self.one(0, start, stop)
 
     def one(self, number: int, start: int, stop: int) -> torch.Tensor:
         """One of the fine-tuned checkpoints: (stop − start,) float64. NaN and Inf are not looked for."""

@@ -1,11 +1,11 @@
 """Measure speed and memory, each against a named rival in the same run, and print Markdown tables.
 
 Usage: python -m tests.benchmarks [startup] [kernel] [file] [lean] [merge] [bare] [equal] [estimate] [hub]
-[adapter] [small] [load] [before]
+[adapter] [lora] [extract] [diff] [small] [load] [before]
 
 All of them by default, `before` only where BEFORE is set.
 
-`merge` and `equal` run mergekit, from the environment that MERGEKIT names (`make bench` makes it).
+`merge`, `equal` and `extract` run mergekit, from the environment that MERGEKIT names (`make bench` makes it).
 `before` runs another version of monosoup, from the checkout that BEFORE names.
 
 This process stays small, and starts everything that is measured as a process of its own: peak
@@ -44,7 +44,7 @@ def measured(*command, environment=None, cwd=None, code=0):
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != code:
+    if code is not None and process.returncode != code:
         raise SystemExit(f"{command}: {stderr.decode()}")
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
@@ -390,6 +390,104 @@ def adapter(folder):
     row(f"{1000 * found['core']:.1f} ms", f"{found['whole']:.1f} s", f"{ratio:.3%}")
 
 
+def lora(folder):
+    """A LoRA adapter merged into a base of 2 GB, against copies of the base."""
+    subprocess.run([sys.executable, "-m", "tests.benchmarks.adapter", folder / "adapter", "base"], check=True)
+    base, out = folder / "adapter" / "base.safetensors", folder / "out.safetensors"
+    words = [*MONOSOUP, "merge", base]
+    commands = {
+        "merge": [*words, folder / "adapter", "-o", out, "--quiet"],
+        "copied by monosoup": [*words, folder / "adapter" / "one", "-o", out, "--quiet"],
+        "cat, cp, sync": cat_and_copy([base], folder / "copy"),
+        "import torch": [sys.executable, "-c", "import torch"],
+    }
+    runs = {name: [] for name in commands}
+    for number in range(REPEATS + 1):
+        for name, command in commands.items():
+            for left in (out, folder / "copy", out.with_suffix(".report.json")):
+                left.unlink(missing_ok=True)
+            os.sync()
+            result = measured(*command)
+            if number:
+                runs[name].append(result)
+    header(
+        "An adapter of rank 16 merged into 2.1 GB",
+        "what",
+        "wall, median",
+        "CPU",
+        "peak",
+        "merge, ratio to it",
+    )
+    walls = {name: [wall for wall, _, _ in results] for name, results in runs.items()}
+    for name, results in runs.items():
+        ratios = [a / b for a, b in zip(walls["merge"], walls[name], strict=True)]
+        _, cpus, peaks = zip(*results, strict=True)
+        wall, cpu = statistics.median(walls[name]), statistics.median(cpus)
+        row(
+            name, f"{wall:.1f} s", f"{cpu:.1f} s", size(max(peaks)), "" if name == "merge" else spread(ratios)
+        )
+    alone = [
+        (a - c) / b
+        for a, b, c in zip(walls["merge"], walls["cat, cp, sync"], walls["import torch"], strict=True)
+    ]
+    print(f"\nmerge without the import, to cat, cp, sync: {spread(alone)}")
+
+
+def extract(folder):
+    """An update of a 0.5B model as an adapter of rank 32, against mergekit's extraction."""
+    generate(folder, "half_billion")
+    tool = Path(os.environ["MERGEKIT"]) / "bin/mergekit-extract-lora"
+    base, finetuned = folder / "base", folder / "ft1"
+    theirs = ["--model", finetuned, "--base-model", base, "--out-path", folder / "theirs", "--max-rank", "32"]
+    commands = {
+        "monosoup": [*MONOSOUP, "extract", base, finetuned, "-o", folder / "ours", "--rank", "32", "--quiet"],
+        "mergekit": [tool, *theirs],
+    }
+    runs = {name: [] for name in commands}
+    for _ in range(3):
+        for name, command in commands.items():
+            for left in ("ours", "theirs"):
+                shutil.rmtree(folder / left, ignore_errors=True)
+            # mergekit's model card asks the Hub for the models, which are only here: it then fails at the end
+            code = {"code": None} if name == "mergekit" else {}
+            runs[name].append(measured(*command, environment={"HF_HUB_OFFLINE": "1"}, **code))
+    header("An adapter of rank 32 of a 0.5B model", "tool", "wall, median", "CPU", "peak", "ratio")
+    for name, results in runs.items():
+        walls, cpus, peaks = zip(*results, strict=True)
+        ratios = [a[0] / b[0] for a, b in zip(*runs.values(), strict=True)]
+        row(
+            name,
+            f"{statistics.median(walls):.1f} s",
+            f"{statistics.median(cpus):.1f} s",
+            size(max(peaks)),
+            spread(ratios) if name == "monosoup" else "",
+        )
+
+
+def diff(folder):
+    """Two equal files of 2 GB, against cmp."""
+    generate(folder, "two_gigabytes")
+    shutil.copy(folder / "base.safetensors", folder / "same.safetensors")
+    pair = [folder / "base.safetensors", folder / "same.safetensors"]
+    header("Equal files of 2 GB", "command", "wall, median", "CPU", "peak", "ratio")
+    runs = {"diff": [], "cmp": []}
+    for number in range(REPEATS + 1):
+        for name, command in {"diff": [*MONOSOUP, "diff", *pair, "-q"], "cmp": ["cmp", *pair]}.items():
+            result = measured(*command)
+            if number:
+                runs[name].append(result)
+    for name, results in runs.items():
+        walls, cpus, peaks = zip(*results, strict=True)
+        ratios = [a[0] / b[0] for a, b in zip(*runs.values(), strict=True)]
+        row(
+            f"`{'monosoup ' if name == 'diff' else ''}{name}`",
+            f"{statistics.median(walls):.2f} s",
+            f"{statistics.median(cpus):.2f} s",
+            size(max(peaks)),
+            spread(ratios) if name == "diff" else "",
+        )
+
+
 def spread(ratios):
     """Median, and from where to where."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -483,6 +581,9 @@ def main():
         "estimate": estimate,
         "hub": hub,
         "adapter": adapter,
+        "lora": lora,
+        "extract": extract,
+        "diff": diff,
         "small": small,
         "load": load,
         "before": before,

@@ -1,5 +1,6 @@
-"""An adapter of rank 16 over layers of 4096 × 4096, written to a folder; or the wall time of editing one of
-its updates in its core, against torch's decomposition of the same update: JSON on stdout."""
+"""An adapter of rank 16 over layers of 4096 × 4096, written to a folder, with `base` also its base; or the
+wall time of editing one of its updates in its core, against torch's decomposition of the same update: JSON on
+stdout."""
 
 import json
 import statistics
@@ -19,9 +20,20 @@ def factors(generator):
     return torch.randn(SIDE, RANK, generator=generator), torch.randn(RANK, SIDE, generator=generator)
 
 
-def write(folder):
+def write_base(file):
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        f"model.layers.{number}.self_attn.q_proj.weight": torch.empty(
+            SIDE, SIDE, dtype=torch.bfloat16
+        ).normal_(0.0, 0.02, generator=generator)
+        for number in range(MODULES)
+    }
+    save_file(weights, file, {"format": "pt"})
+
+
+def write(folder, modules=MODULES):
     generator, tensors = torch.Generator().manual_seed(0), {}
-    for number in range(MODULES):
+    for number in range(modules):
         module = f"base_model.model.model.layers.{number}.self_attn.q_proj"
         b, a = factors(generator)
         tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
@@ -46,4 +58,10 @@ def main():
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1])) if len(sys.argv) > 1 else main()
+    if len(sys.argv) > 1:
+        write(Path(sys.argv[1]))
+        if sys.argv[2:] == ["base"]:
+            write(Path(sys.argv[1]) / "one", 1)
+            write_base(Path(sys.argv[1]) / "base.safetensors")
+    else:
+        main()

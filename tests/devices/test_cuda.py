@@ -75,11 +75,20 @@ def test_cards_give_the_cpus_bytes_whenever_they_work(tmp_path):
         cut.BLOCK_ELEMENTS, cut.MIN_BLOCK_LENGTH = 4000, 16
         files = pair("a", **LAYERS, **STACK)
         more = [files[1], pair("b", **LAYERS, **STACK)[1]]
+
+        def moved(base, two, out, **on):
+            return monosoup_cli.transplant(base, two[0], two[1], out, scale=0.5, **on)
+
+        def averaged(base, two, out, **on):
+            return monosoup_cli.soup(two, out, schedule="linear", **on)
+
         runs = {
             "edit": lambda **on: edit(files, **on),
             "soup of edits": lambda **on: edit((files[0], more), **on),
             "stock": lambda **on: edit((files[0], more), method=monosoup_cli.stock, **on),
             "wise": lambda **on: edit(files, method=monosoup_cli.wise, alpha=0.3, **on),
+            "transplant": lambda **on: edit((files[0], more), method=moved, **on),
+            "soups of a run": lambda **on: edit((files[0], more), method=averaged, **on),
         }
         for resident in (1 << 30, 5000):
             cuda.RESIDENT_BYTES = resident

@@ -392,3 +392,10 @@ def more_than_lora(at: Trial) -> None:
     at.refused("edit", at.base, path, "-o", at.out)
     save_file({**base, "block.weight": merged}, at.finetuned)
     at.loads(*at.edit)
+
+
+@follows("pipeline/planned.py", "`monosoup wise` interpolates with it")
+def a_whole_checkpoint_is_merged(at: Trial) -> None:
+    at.refused("merge", at.base, at.finetuned, "-o", at.out)
+    at.loads("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5")
+    at.loads("transplant", at.base, at.finetuned, at.base, "-o", at.out, "--overwrite")

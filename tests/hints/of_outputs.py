@@ -346,7 +346,7 @@ def a_file_where_a_folder_is_needed(at: Trial) -> None:
 
 
 @follows("outputs/extracted_adapter.py", "--as-adapter of a whole checkpoint needs a base")
-@follows("outputs/extracted_adapter.py", "--as-adapter of a whole checkpoint needs --adapter-rank")
+@follows("outputs/adapter_kind.py", "--as-adapter of a whole checkpoint needs --adapter-rank")
 def an_adapter_of_a_whole_checkpoint(at: Trial) -> None:
     given = ["--as-adapter", "--include", "block.weight"]
     if at.site.hint.endswith("a base"):
@@ -389,3 +389,28 @@ def factors_that_leave_something_out(at: Trial) -> None:
     rank, energy = (at.options(number)[0] for number in (0, 1))
     for option in ([rank, "6"], [energy, "1"]):
         assert "leave out" not in at.loads(*at.edit, *adapter, *option, "--overwrite").err
+
+
+@follows("api/extract.py", "--rank 32 is a start")
+def a_rank_to_start_with(at: Trial) -> None:
+    given = ["extract", at.base, at.finetuned, "-o", at.out, "--include", "block.weight"]
+    at.refused(*given)
+    at.loads(*given, *at.options())
+
+
+@follows("api/soup.py", "--ema-decay needs --schedule ema")
+def a_decay_without_its_schedule(at: Trial) -> None:
+    given = ["soup", at.base, at.finetuned, "-o", at.out, "--ema-decay", "0.5"]
+    at.refused(*given)
+    at.loads(*given, "--schedule", "ema")
+
+
+@follows("sources/runs.py", "--weights takes a weight for each instead")
+def two_checkpoints_of_one_step(at: Trial) -> None:
+    folders = [at.tmp / name / "checkpoint-5" for name in ("one", "two")]
+    for folder, file in zip(folders, (at.base, at.finetuned), strict=True):
+        folder.mkdir(parents=True)
+        shutil.copy(file, folder / "model.safetensors")
+    given = ["soup", *folders, "-o", at.out]
+    at.refused(*given, "--schedule", "ema")
+    at.loads(*given, "--weights", "1,2")

@@ -18,6 +18,7 @@ import monosoup_cli
 from monosoup_cli.methods.extraction import spend
 from tests.models import MODELS, build, step
 from tests.peft_adapters import load, make, tensors_in
+from tests.schema import assert_valid
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def truncated(matrix, rank):
 
 def layers_of(adapter):
     report = json.loads((adapter / "monosoup_report.json").read_text())
+    assert_valid(report)
     return {layer["name"]: layer for layer in report["layers"] if layer["action"] == "edited"}
 
 
@@ -208,8 +210,8 @@ def test_several_adapters_as_one(tmp_path, run, way, rank):
     out = tmp_path / "adapter"
     words = ("extract", one.base, one.adapter, two.adapter, "-o", out, "--rank", rank, "--weights", "3,1")
     assert run(*words).code == 0
-    found = products(out)
-    assert len(found) == len(expected) == 4
+    found, layers = products(out), layers_of(out)
+    assert len(found) == len(expected) == len(layers) == 4
     for name, (made, _) in found.items():
         wanted = expected[name.removesuffix(".weight")]
         assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from tests.peft_adapters import CASES, load, make, merge, tensors_in
+from tests.schema import assert_valid
 
 OFTEN = {
     "linear",
@@ -101,6 +102,7 @@ def test_the_card_and_the_report_say_merged(tmp_path, run):
     assert "monosoup merge base adapter-1 --scale 0.5 -o out" in (out / "README.md").read_text()
     assert "monosoup2026" not in (out / "README.md").read_text()
     report = json.loads((out / "monosoup_report.json").read_text())
+    assert_valid(report)
     assert [one["role"] for one in report["inputs"]] == ["base", "finetuned"]
     assert report["summary"]["edited"] == 4, result.out
     again = monosoup_cli.merge(folders.base, folders.adapter, tmp_path / "again", scale=0.5)

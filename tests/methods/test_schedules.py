@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.methods.model_soup import scheduled
+from tests.schema import assert_valid
 
 DECAYS = {
     "linear": lambda x: 1 - x,
@@ -78,6 +79,7 @@ def test_many_schedules_are_the_bytes_of_each(tmp_path, run, dtype):
         made = (tmp_path / "all" / f"schedule-{name}" / "model.safetensors").read_bytes()
         assert made == (alone / "model.safetensors").read_bytes()
     report = json.loads((tmp_path / "all" / "monosoup_report.json").read_text())
+    assert_valid(report)
     assert [one["step"] for one in report["averaged"]] == [250, 300, 500]
     for at, name in enumerate(names):
         weights = [one["weights"][at] for one in report["averaged"]]

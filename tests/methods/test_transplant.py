@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import monosoup_cli
 from tests.models import MODELS, build, step
 from tests.peft_adapters import make, merge, tensors_in
+from tests.schema import assert_valid
 
 
 def weights(seed, base=None, size=0.0):
@@ -75,6 +76,7 @@ def test_what_is_measured(models, run):
         == 0
     )
     report = json.loads(Path("out/monosoup_report.json").read_text())
+    assert_valid(report)
     assert [(one["role"], one["source"]) for one in report["inputs"]] == [
         ("base", "base.safetensors"),
         ("onto", "onto.safetensors"),
@@ -103,6 +105,7 @@ def test_what_did_not_change_or_is_left_out_is_that_of_onto(models, run):
     found = load_file("out/model.safetensors")
     for name in ("block.0.weight", "block.0.bias"):
         assert torch.equal(found[name].view(torch.int32), onto[name].view(torch.int32))
+    assert_valid(json.loads(Path("out/monosoup_report.json").read_text()))
     reasons = {
         layer["name"]: layer["reason"]
         for layer in json.loads(Path("out/monosoup_report.json").read_text())["layers"]

@@ -60,6 +60,15 @@ CASES = {
         ("--alpha", "0:0.3:0.1"),
         ("alpha-0", "alpha-0.1", "alpha-0.2"),
     ),
+    "transplant": Case("transplant", True, 2, ("--scale", "0.5"), ("--scale", "0.4")),
+    "soup of a run": Case(
+        "soup",
+        False,
+        3,
+        ("--schedule", "linear,ema"),
+        ("--schedule", "linear,cosine"),
+        ("schedule-linear", "schedule-ema"),
+    ),
     "lines": Case("lines", True, 1, ("--alpha", "0.3", "--beta", "0.7"), ("--alpha", "0.3", "--beta", "0.6")),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
