@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from monosoup_cli.api.command import Request, command
 from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.extraction import Extraction, RankOfEnergy, RanksOfSize
 from monosoup_cli.methods.model_soup import normalise
-from monosoup_cli.options import Base, Finetuned, Option, StrPath, as_paths, parse_size
+from monosoup_cli.options import Base, Finetuned, Option, StrPath, as_paths, check_choice, parse_size
 from monosoup_cli.tensors.method import Order
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["extract"]
 
+Form = Literal["peft", "diffusers", "kohya"]
+
 
 @command
 def extract(
@@ -30,7 +32,7 @@ def extract(
     output: Annotated[
         StrPath,
         Option(
-            "The folder of the adapter.",
+            "The folder of the adapter, or with --form its file.",
             metavar="ADAPTER",
             shell=str,
             flags=("--output", "-o"),
@@ -68,6 +70,13 @@ def extract(
         ),
     ] = None,
     scale: Annotated[float, Option("What the update is multiplied by.", metavar="S")] = 1.0,
+    form: Annotated[
+        Form,
+        Option(
+            "A folder for peft; or of a part of a diffusion pipeline, a single file with the names of"
+            " diffusers or of kohya's trainers."
+        ),
+    ] = "peft",
     **options: Unpack[RunKeywords],
 ) -> Request:
     """Write the update of a fine-tune as a LoRA adapter.
@@ -110,21 +119,26 @@ def extract(
         weights=None if weights is None else normalise(weights),
         arguments={"weights": None if weights is None else list(weights)},
     )
+    check_choice("form", form, Form)
     max_bytes = None if max_size is None else parse_size(max_size, "max_size")
-    return Request(order, _kind(rank, energy, max_bytes, str(options.get("dtype", "keep"))))
+    return Request(order, _kind(rank, energy, max_bytes, str(options.get("dtype", "keep")), form))
 
 
-def _kind(rank: int | None, energy: float | None, max_bytes: int | None, dtype: str) -> ExtractedAdapterKind:
+def _kind(
+    rank: int | None, energy: float | None, max_bytes: int | None, dtype: str, form: Form
+) -> ExtractedAdapterKind:
     from monosoup_cli.formats.dtypes import BITS
     from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterKind
     from monosoup_cli.outputs.form import AdapterDescription
     from monosoup_cli.tensors.plan import output_dtype
 
-    description = AdapterDescription(opening="A LoRA adapter that approximates the update of a model.")
+    opening = "A LoRA adapter that approximates the update of a model."
+    description = AdapterDescription(opening=opening)
+    names = None if form == "peft" else form
     if rank is not None:
-        return ExtractedAdapterKind(rank, description)
+        return ExtractedAdapterKind(rank, description, names)
     if energy is not None:
-        return ExtractedAdapterKind(RankOfEnergy(energy), description)
+        return ExtractedAdapterKind(RankOfEnergy(energy), description, names)
     assert max_bytes is not None
     item_bytes = BITS[output_dtype("F32", dtype)] // 8
-    return ExtractedAdapterKind(RanksOfSize(max_bytes, item_bytes), description)
+    return ExtractedAdapterKind(RanksOfSize(max_bytes, item_bytes), description, names)

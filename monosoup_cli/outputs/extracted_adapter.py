@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, ClassVar
 
+from monosoup_cli.adapters.file_names import FileForm, as_file
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import CheckpointError, UsageError, masked
@@ -20,6 +21,7 @@ from monosoup_cli.outputs.side_files import SideFiles, side_files
 from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
+from monosoup_cli.sources.locate import parts_of
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import matrix_layer
@@ -47,10 +49,12 @@ class ExtractedAdapterKind:
     Attributes:
         ranks: The rank of all factors, or what finds the rank of each.
         description: What the model card says.
+        form: None for a folder for peft, or whose names a single file has.
     """
 
     ranks: int | RankRule
     description: AdapterDescription = DESCRIPTION
+    form: FileForm | None = None
     takes_no_base: ClassVar[bool] = False
     can_carry_base: ClassVar[bool] = False
     keeps_finetuned: ClassVar[bool] = False
@@ -63,9 +67,16 @@ class ExtractedAdapterKind:
         """
         if opened.base is None:
             raise UsageError("--as-adapter of a whole checkpoint needs a base", path=opened.first.path)
-        if opened.path.suffix == ".safetensors":
+        is_file = opened.path.suffix == ".safetensors"
+        if is_file and self.form is None:
             raise UsageError("an adapter needs a folder as output", path=opened.path)
-        return ExtractedAdapterDraft(opened, opened.base, self.ranks, self.description)
+        if self.form is not None and not is_file:
+            raise UsageError(
+                f"an adapter with the names of {self.form} is a file",
+                expected=f"{opened.path}.safetensors",
+                found=opened.path,
+            )
+        return ExtractedAdapterDraft(opened, opened.base, self.ranks, self.description, self.form)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,9 @@ class ExtractedAdapterForm:
         return self.stored
 
     def own_files(self) -> Mapping[str, bytes]:
-        """The configuration of the adapter."""
+        """The configuration of the adapter; a single file has none."""
+        if self.layout.is_single_file:
+            return {}
         text = json.dumps(masked(self.adapter.config), indent=1, allow_nan=False)
         return {ADAPTER_CONFIG: text.encode() + b"\n"}
 
@@ -157,12 +170,14 @@ class ExtractedAdapterDraft:
         base: The base that the updates are taken from.
         ranks: The rank of all factors, or what finds the rank of each.
         description: What the model card says.
+        file_form: None for a folder for peft, or whose names a single file has.
     """
 
     opened: OutputContext
     base: Source
     ranks: int | RankRule
     description: AdapterDescription
+    file_form: FileForm | None = None
     _measured: dict[str, Any] = field(default_factory=dict)
     _moved: dict[str, bool] = field(default_factory=dict)
 
@@ -238,6 +253,8 @@ class ExtractedAdapterDraft:
         place = self.base.files.place
         name = place.repository or PurePath(place.source).name
         adapter = lay_out_adapter(shapes, ranks, others, self.opened.first.model.config, name)
+        if self.file_form is not None:
+            adapter = as_file(adapter, *self._part(), form=self.file_form)
         if not adapter.pairs:
             path = self.opened.first.path
             raise CheckpointError("peft can give LoRA factors to none of the layers that changed", path=path)
@@ -256,7 +273,9 @@ class ExtractedAdapterDraft:
             else replace(tensor, reason="unchanged" if tensor.name in unmoved else "excluded", matrices=None)
             for tensor in plan.tensors
         )
-        layout = OutputLayout((OutputFile(WEIGHTS, self._header(plan, adapter)),), None, False)
+        is_file = self.file_form is not None
+        name = self.opened.path.name if is_file else WEIGHTS
+        layout = OutputLayout((OutputFile(name, self._header(plan, adapter)),), None, is_file)
         lost = [name for name in adapter.left if name not in unmoved]
         model, wanted = self.opened.first.model, self.opened.side_files
         asked = side_files(
@@ -265,6 +284,22 @@ class ExtractedAdapterDraft:
         return Plan(tensors), ExtractedAdapterForm(
             adapter, stored, layout, model, SideFiles(asked.carried), lost, self.description
         )
+
+    def _part(self) -> tuple[str, bool]:
+        """The part of a pipeline that the adapter changes, and whether that has a second text encoder.
+
+        Raises:
+            UsageError: It is no part of a pipeline.
+        """
+        place = self.base.files.place
+        part = place.inner.rstrip("/")
+        if place.folder is None or not part:
+            raise UsageError(
+                f"a file with the names of {self.file_form} is for a part of a pipeline's folder",
+                path=self.base.path,
+                hint="without --form, it is a folder for peft",
+            )
+        return part, "text_encoder_2" in parts_of(place.folder)
 
     def _found_ranks(self, plan: Plan) -> Mapping[str, int]:
         """The ranks that the updates were found to take; empty where all are given."""

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import no_file_beyond, nobody
 from tests.hints.table import Trial, follows
+from tests.models import step, unet_pipeline
 
 LIMIT = 1 << 20  # bytes
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root makes folders of somebody else")
@@ -414,3 +415,22 @@ def two_checkpoints_of_one_step(at: Trial) -> None:
     given = ["soup", *folders, "-o", at.out]
     at.refused(*given, "--schedule", "ema")
     at.loads(*given, "--weights", "1,2")
+
+
+@follows("adapters/file_names.py", "--form diffusers has one")
+@follows("outputs/extracted_adapter.py", "without --form, it is a folder for peft")
+def a_file_of_a_part_without_a_name(at: Trial) -> None:
+    unet_pipeline().save_pretrained(at.tmp / "pipeline")
+    place = at.tmp / "pipeline"
+    file, rank = at.out.with_suffix(".safetensors"), ("--rank", "2")
+    if at.site.file.startswith("adapters"):
+        tuned = unet_pipeline()
+        step(tuned.vae)
+        tuned.save_pretrained(at.tmp / "tuned")
+        given = ["extract", place, at.tmp / "tuned", "-o", file, *rank, "--parts", "vae"]
+        at.refused(*given, "--form", "kohya")
+        at.loads(*given, "--form", "diffusers", output=file)
+        return
+    given = ["extract", at.base, at.finetuned, *rank, "--include", "block.weight"]
+    at.refused(*given, "-o", file, "--form", "kohya")
+    at.loads(*given, "-o", at.out)

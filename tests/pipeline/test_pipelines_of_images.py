@@ -413,3 +413,62 @@ def test_original_names_over_flux_in_either_naming(run, tmp_path, base, form):
     assert_same(converter()(found) if base == "original" else found, converter()(merged))
     report = json.loads((tmp_path / "out.report.json").read_text())
     assert {layer["adapter_rank"] for layer in report["layers"] if "adapter_rank" in layer} == {3}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_an_extracted_file_is_what_diffusers_fuses(run, tmp_path, kind, form):
+    """Of every part of a pipeline, at full rank: the matrices of the fine-tune."""
+    make, _, parts = PIPELINES[kind]
+    make().save_pretrained(tmp_path / "base")
+    tuned = make()
+    noise = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for part in parts:
+            for tensor in getattr(tuned, part).parameters():
+                if tensor.ndim > 1:
+                    tensor += 0.02 * torch.randn(tensor.shape, generator=noise)
+    tuned.save_pretrained(tmp_path / "tuned")
+    for part in parts:
+        out = tmp_path / f"{part}.safetensors"
+        words = ("extract", tmp_path / "base", tmp_path / "tuned", "-o", out, "--rank", "999", "--form", form)
+        embeddings = () if part == "unet" else ("--exclude", "*embed*")
+        result = run(*words, "--parts", part, *embeddings)
+        assert result.code == 0, result.err
+        stored = load_file(out)
+        ends = (
+            ("lora_down.weight", "lora_up.weight") if form == "kohya" else ("lora_A.weight", "lora_B.weight")
+        )
+        assert all(name.endswith(ends) for name in stored)
+        made = fused(make(), out, [part])[part]
+        expected = dict(getattr(tuned, part).state_dict())
+        changed = {
+            name
+            for name, tensor in expected.items()
+            if tensor.ndim > 1
+            and (part == "unet" or "embed" not in name)
+            and not (form == "kohya" and name.startswith("add_embedding"))
+        }
+        assert len(stored) == 2 * len(changed)
+        for name in changed:
+            torch.testing.assert_close(made[name], expected[name].double(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_has_no_names_of_a_file(run, tmp_path):
+    make, _, _ = PIPELINES["SD"]
+    make().save_pretrained(tmp_path / "base")
+    words = ("extract", tmp_path / "base", tmp_path / "base", "-o")
+    kohya = ("--form", "kohya")
+    for out, options, problem in (
+        (tmp_path / "out", kohya, "an adapter with the names of kohya is a file: expected"),
+        (tmp_path / "out.safetensors", (), "an adapter needs a folder as output"),
+        (tmp_path / "vae.safetensors", (*kohya, "--parts", "vae"), "kohya's files have no name for vae"),
+    ):
+        refused = run(*words, out, "--rank", "2", *options)
+        assert refused.code != 0
+        assert problem in refused.err
+    unet_alone = (tmp_path / "base" / "unet",) * 2
+    refused = run(
+        "extract", *unet_alone, "-o", tmp_path / "x.safetensors", "--rank", "2", "--form", "diffusers"
+    )
+    assert "is for a part of a pipeline's folder; without --form, it is a folder for peft" in refused.err
