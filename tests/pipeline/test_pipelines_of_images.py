@@ -27,7 +27,6 @@ from tests.models import ENDS, TEXT, build, unet, unet_pipeline, vae
 FILE = "pytorch_lora_weights.safetensors"
 IN_UNET = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
 IN_TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-WISE = ("--alpha", "1")  # the merged checkpoint itself
 
 
 def xl_pipeline():
@@ -95,7 +94,7 @@ def case(request, tmp_path):
 
 def test_the_parts_of_a_folder_are_edited_one_after_the_other(run, tmp_path, case):
     base, lora, kind, parts, make = case
-    refused = run("wise", base, lora, "-o", tmp_path / "x", *WISE)
+    refused = run("merge", base, lora, "-o", tmp_path / "x")
     assert refused.code == 1
     assert ", and a run edits one part of a folder; " in refused.err
     steps = refused.err.rstrip().rpartition("; ")[2].split(", then ")
@@ -106,7 +105,7 @@ def test_the_parts_of_a_folder_are_edited_one_after_the_other(run, tmp_path, cas
     for number, step in enumerate(steps):
         flags = step.removeprefix("run it with ").removeprefix("with ").removesuffix(" over that output")
         out = tmp_path / f"out-{number}"
-        result = run("wise", base, lora, "-o", out, *WISE, *flags.split())
+        result = run("merge", base, lora, "-o", out, *flags.split())
         assert result.code == 0
         assert "is left out, as --parts says" in result.err
         base = out
@@ -119,13 +118,13 @@ def test_the_parts_of_a_folder_are_edited_one_after_the_other(run, tmp_path, cas
 def test_a_file_of_one_other_part_says_which(run, tmp_path):
     unet_pipeline().save_pretrained(tmp_path / "base")
     lora = lora_of(unet_pipeline(), ["text_encoder"], tmp_path)
-    refused = run("wise", tmp_path / "base", lora, "-o", tmp_path / "x", *WISE)
+    refused = run("merge", tmp_path / "base", lora, "-o", tmp_path / "x")
     assert refused.code == 1
     assert (
         "changes the pipeline's text_encoder, and a run edits one part of a folder; run it with --parts"
         in (refused.err)
     )
-    done = run("wise", tmp_path / "base", lora, "-o", tmp_path / "out", *WISE, "--parts", "text_encoder")
+    done = run("merge", tmp_path / "base", lora, "-o", tmp_path / "out", "--parts", "text_encoder")
     assert done.code == 0
     found = dict(StableDiffusionPipeline.from_pretrained(tmp_path / "out").text_encoder.state_dict())
     assert_same(found, fused(unet_pipeline(), lora, ["text_encoder"])["text_encoder"])
@@ -135,11 +134,11 @@ def test_over_one_model_of_a_pipeline_its_part_is_taken(run, tmp_path):
     base = unet_pipeline()
     base.unet.save_pretrained(tmp_path / "unet")
     lora = lora_of(unet_pipeline(), ["unet", "text_encoder"], tmp_path)
-    refused = run("wise", tmp_path / "unet", lora, "-o", tmp_path / "x", *WISE)
+    refused = run("merge", tmp_path / "unet", lora, "-o", tmp_path / "x")
     assert refused.code == 1
     assert "but the base has no text encoder; use a base that holds all parts" in refused.err
     assert refused.err.rstrip().endswith("or take the unet alone with --parts unet")
-    assert run("wise", tmp_path / "unet", lora, "-o", tmp_path / "out", *WISE, "--parts", "unet").code == 0
+    assert run("merge", tmp_path / "unet", lora, "-o", tmp_path / "out", "--parts", "unet").code == 0
     found = dict(UNet2DConditionModel.from_pretrained(tmp_path / "out").state_dict())
     assert_same(found, fused(unet_pipeline(), lora, ["unet"])["unet"])
 
@@ -162,7 +161,7 @@ def test_a_part_of_two_whole_pipelines(run, tmp_path):
 
 def test_parts_that_are_not_there_or_too_many(run, tmp_path, case):
     base, lora, _, parts, _ = case
-    words = ["wise", base, lora, "-o", tmp_path / "x", *WISE]
+    words = ["merge", base, lora, "-o", tmp_path / "x"]
     refused = run(*words, "--parts", "decoder")
     assert refused.code == 2
     assert "the pipeline has no such part: expected --parts " in refused.err
@@ -254,7 +253,7 @@ def test_the_second_encoder_of_sdxl_in_a_single_file(run, tmp_path, prefix, form
     if form == "kohya":
         lora = in_kohyas_form(lora, "text_encoder_2.", "lora_te2_text_model_", tmp_path)
     out = tmp_path / "out.safetensors"
-    assert run("wise", tmp_path / "base.safetensors", lora, "-o", out, *WISE).code == 0
+    assert run("merge", tmp_path / "base.safetensors", lora, "-o", out).code == 0
     found = from_open_clip(load_file(out), prefix, model)
     assert_same(found, {name.removeprefix("text_model."): tensor for name, tensor in expected.items()})
 
@@ -276,7 +275,7 @@ def test_the_encoder_of_sd_2_in_a_single_file(run, tmp_path):
     save_file(base, tmp_path / "base.safetensors")
     lora = lora_of(unet_pipeline(), ["text_encoder"], tmp_path)
     out = tmp_path / "out.safetensors"
-    assert run("wise", tmp_path / "base.safetensors", lora, "-o", out, *WISE).code == 0
+    assert run("merge", tmp_path / "base.safetensors", lora, "-o", out).code == 0
     expected = fused(unet_pipeline(), lora, ["text_encoder"])["text_encoder"]
     found = from_open_clip(load_file(out), prefix, model)
     assert_same(found, {name.removeprefix("text_model."): tensor for name, tensor in expected.items()})
@@ -290,7 +289,7 @@ def test_the_projection_of_open_clip_is_the_transpose(run, tmp_path):
     module = "text_encoder_2.text_projection"
     save_file({f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, tmp_path / FILE)
     out = tmp_path / "out.safetensors"
-    assert run("wise", tmp_path / "base.safetensors", tmp_path / FILE, "-o", out, *WISE).code == 0
+    assert run("merge", tmp_path / "base.safetensors", tmp_path / FILE, "-o", out).code == 0
     found = from_open_clip(load_file(out), prefix, model)
     expected = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
     expected["text_projection.weight"] = expected["text_projection.weight"] + b @ a
@@ -383,7 +382,7 @@ def test_diffusers_names_over_the_original_flux(run, tmp_path, root):
     save_file({f"transformer.{name}": tensor for name, tensor in layers.items()}, tmp_path / FILE)
     save_file({root + name: tensor for name, tensor in weights.items()}, tmp_path / "base.safetensors")
     out = tmp_path / "out.safetensors"
-    assert run("wise", tmp_path / "base.safetensors", tmp_path / FILE, "-o", out, *WISE).code == 0
+    assert run("merge", tmp_path / "base.safetensors", tmp_path / FILE, "-o", out).code == 0
     expected = flux()
     expected.load_state_dict(converter()(weights))
     expected.load_lora_adapter(tmp_path, weight_name=FILE)
@@ -408,7 +407,7 @@ def test_original_names_over_flux_in_either_naming(run, tmp_path, base, form):
     stored = weights if base == "original" else converter()(weights)
     save_file(stored, tmp_path / "base.safetensors")
     out = tmp_path / "out.safetensors"
-    assert run("wise", tmp_path / "base.safetensors", tmp_path / FILE, "-o", out, *WISE).code == 0
+    assert run("merge", tmp_path / "base.safetensors", tmp_path / FILE, "-o", out).code == 0
     found = load_file(out)
     assert_same(converter()(found) if base == "original" else found, converter()(merged))
     report = json.loads((tmp_path / "out.report.json").read_text())
