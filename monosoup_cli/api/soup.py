@@ -79,6 +79,15 @@ def soup(
             shell=str,
         ),
     ] = None,
+    steps: Annotated[
+        Sequence[float] | None,
+        Option(
+            "The step of each checkpoint, where names do not say it.",
+            metavar="S1,S2,…",
+            shell=str,
+            is_list=True,
+        ),
+    ] = None,
     window: Annotated[
         int | None,
         Option("Average only the last N checkpoints of the run.", metavar="N", shell=int, minimum=2),
@@ -119,7 +128,7 @@ def soup(
     sources = path_list(finetuned)
     if len(sources) == 1:
         sources = checkpoints_of(sources[0]) or sources
-    run = _Run.of(sources, schedule, window, ema_decay)
+    run = _Run.of(sources, schedule, steps, window, ema_decay)
     if run is not None:
         sources = list(run.sources)
     sources = as_paths(sources, at_least=2)
@@ -157,6 +166,7 @@ def soup(
             "weights": None if weights is None else list(weights),
             "scores": known,
             "schedule": None if run is None else run.argument,
+            "steps": None if run is None else list(run.steps),
         },
     )
     return Request(order, chooser=chooser)
@@ -177,6 +187,7 @@ class _Run:
         cls,
         sources: Sequence[str],
         schedule: str | Sequence[str] | None,
+        steps: Sequence[float] | None,
         window: int | None,
         ema_decay: float,
     ) -> _Run | None:
@@ -188,6 +199,8 @@ class _Run:
         if schedule is None and window is None:
             if ema_decay != EMA_DECAY:
                 raise UsageError("--ema-decay needs --schedule ema")
+            if steps is not None:
+                raise UsageError("--steps needs --schedule or --window")
             return None
         if not 0.0 < ema_decay <= 1.0:
             raise UsageError("--ema-decay is out of range", expected="0 < value <= 1", found=ema_decay)
@@ -201,10 +214,10 @@ class _Run:
             raise UsageError("--schedule has the same value twice", found=",".join(names))
         if ema_decay != EMA_DECAY and "ema" not in names:
             raise UsageError("--ema-decay needs --schedule ema")
-        steps = dict(zip(sources, steps_of(sources), strict=True))
-        kept = sorted(sources, key=lambda source: steps[source])[-(window or len(sources)) :]
+        known = dict(zip(sources, _steps(steps, sources), strict=True))
+        kept = sorted(sources, key=lambda source: known[source])[-(window or len(sources)) :]
         is_sweep = len(names) > 1 or not isinstance(given, str)
-        return cls(kept, [steps[one] for one in kept], cast("Sequence[Schedule]", names), is_sweep, ema_decay)
+        return cls(kept, [known[one] for one in kept], cast("Sequence[Schedule]", names), is_sweep, ema_decay)
 
     @property
     def argument(self) -> str | list[str]:
@@ -230,8 +243,28 @@ class _Run:
         ]
         if not self.is_sweep:
             return Average(WSM, averaged)
-        variants = [Variant(f"schedule-{name}", {"schedule": name}) for name in self.schedules]
+        variants = [
+            Variant(f"schedule-{name}", {"schedule": name}, weights=weights)
+            for name, weights in zip(self.schedules, shares, strict=True)
+        ]
         return Average(WSM, averaged, shares, variants)
+
+
+def _steps(given: Sequence[float] | None, sources: Sequence[str]) -> list[int]:
+    """The steps that the user gives, or else those in the names.
+
+    Raises:
+        UsageError: They are no steps of these checkpoints.
+    """
+    if given is None:
+        return steps_of(sources)
+    if len(given) != len(sources):
+        raise UsageError(
+            "--steps needs one step for each checkpoint", expected=f"{len(sources)} of them", found=len(given)
+        )
+    if any(step < 0 or step != int(step) for step in given) or len(set(given)) < len(given):
+        raise UsageError("--steps must be whole numbers, each once", found=list(given))
+    return [int(step) for step in given]
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,11 @@ class Extraction(PlainMethod):
         if made is None:
             return None
         values, (left, right), rank = made
-        kept = values[:rank].square().sum()
-        total = values.square().sum()
+        squares = values.square()
+        total = squares.sum()
         measures = {
             "factor_rank": rank,
-            "factor_error": math.sqrt(max(float(1.0 - kept / total), 0.0)),
+            "factor_error": math.sqrt(float(squares[rank:].sum() / total)),
             "relative_update": float(total.sqrt()) / layer.base_norm if layer.base_norm else None,
         }
         return Edit([measures], iter(()), [(left * self.scale, right)])

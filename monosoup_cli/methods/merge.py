@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.task_arithmetic import numbers_for
 from monosoup_cli.options import Option, Output, StrPath, as_paths
-from monosoup_cli.tensors.flat import FlatLayer
-from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod, Variant
+from monosoup_cli.tensors.flat import FLAT_ELEMENTS, FlatLayer
+from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +85,7 @@ def merge(
         os.fspath(output),
         os.fspath(base),
         takes_adapters_only=True,
+        kept="base",
         arguments={"weights": None if weights is None else list(weights)},
     )
 
@@ -107,10 +107,6 @@ class Merge(PlainMethod):
     paper = PAPER
     measures = MEASURES
 
-    def variants(self) -> Sequence[Variant]:
-        """One checkpoint, in which tensors that are left out are the base's."""
-        return (Variant(wise=0.0),)
-
     def edit(self, layer: Layer) -> Edit:
         """Merge one tensor. One adapter at full scale gives its merged weights themselves."""
         assert isinstance(layer, FlatLayer)
@@ -119,7 +115,8 @@ class Merge(PlainMethod):
         return Edit([{}], self._blocks(layer))
 
     def _alone(self, layer: FlatLayer) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
-        row = math.prod(layer.shape[1:])  # whole rows are merged in place
+        columns = layer.shape[-1] if layer.shape else 1
+        row = columns if columns <= FLAT_ELEMENTS else 1  # whole rows are merged in place
         for start, stop in layer.ranges(row=row):
             yield start, stop, [layer.taken_as_moved(start, stop)]
 

@@ -84,6 +84,7 @@ def transplant(
         os.fspath(output),
         os.fspath(base),
         target_is_first=True,
+        kept="first",
         arguments={"finetuned": sources, "scale": list(scales)},
     )
 

@@ -90,10 +90,13 @@ class TensorSink:
         with worker.channel.storing():
             for start, stop in flat.ranges(first, first + size):
                 if all(wise is None for wise in wises):
-                    base = mean = flat.mean(start, stop)
+                    base = mean = flat.mean(start, stop, target.variants[0].weights)
                 else:
                     base, mean = flat.pair(start, stop)
-                for writer, wise in zip(writers, wises, strict=True):
+                for number, (writer, wise) in enumerate(zip(writers, wises, strict=True)):
+                    weights = target.variants[number].weights
+                    if number and weights is not None:
+                        base = mean = flat.mean(start, stop, weights)
                     result = base if wise == 0.0 else mean  # to the last bit
                     if wise is not None and wise not in (0.0, 1.0):
                         result = torch.lerp(base, mean, wise, out=flat.memory.buffer("result", stop - start))

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from monosoup_cli.formats.dtypes import FLOATING, count_different
+from monosoup_cli.formats.dtypes import BITS, FLOATING, count_different
 from monosoup_cli.formats.files import Advance, Download
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.pipeline.inputs import Inputs, open_inputs
@@ -216,7 +216,7 @@ def _known(a: Source, b: Source) -> frozenset[str]:
 
     def stored(source: Source) -> dict[str, str]:
         folder = source.files.place.folder or source.files.place.origin
-        if folder is None:
+        if folder is None or source.files.decoded:  # what codes mean depends on the configuration, too
             return {}
         sums = {shard.name: sha256_on_hub(folder, shard.name) for shard in source.files.shards}
         return {
@@ -249,8 +249,9 @@ def _compared(a: Source, b: Source, tensor: TensorInfo, buffers: threading.local
         if not hasattr(buffers, "pair"):
             buffers.pair = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
         ours, theirs = buffers.pair
-        for start in range(0, tensor.nbytes, COMPARED_BYTES):
-            size = min(COMPARED_BYTES, tensor.nbytes - start)
+        nbytes = -(-tensor.elements * BITS[one.dtype] // 8)  # as it is read, which may be decoded
+        for start in range(0, nbytes, COMPARED_BYTES):
+            size = min(COMPARED_BYTES, nbytes - start)
             one.read_into(memoryview(ours)[:size], start)
             other.read_into(memoryview(theirs)[:size], start)
             is_same = ours == theirs if size == COMPARED_BYTES else ours[:size] == theirs[:size]
@@ -258,7 +259,7 @@ def _compared(a: Source, b: Source, tensor: TensorInfo, buffers: threading.local
                 break
         else:
             return None
-    if tensor.dtype not in FLOATING or b.tensors[name].dtype not in FLOATING:
+    if one.dtype not in FLOATING or other.dtype not in FLOATING:
         return ValueDifference(name, tensor.shape, _changed_codes(a, b, tensor))
     found = _measured(a, b, tensor)
     return found if found.changed or one.dtype == other.dtype else None

@@ -87,7 +87,7 @@ def make_tensors(ready: Ready, choice: Choice, partial: PartialOutput, progress:
         inputs.finetuned[0],
         planned.task.order.weights,
         inputs.base,
-        planned.task.order.target_is_first,
+        planned.task.order.kept,
     )
     work = Work(
         ready.plan,

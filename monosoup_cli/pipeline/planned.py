@@ -123,9 +123,10 @@ def prepare(task: Task) -> Planned:
         inputs.has_target = task.order.target_is_first
         planned = plan_on(inputs, task, destination, devices)
         if sharing is not None and not planned.draft.is_foreseeable:
+            rank = "--rank" if task.call.command == "extract" else "--adapter-rank"
             raise UsageError(
                 "parts need ranks that do not depend on all layers",
-                hint="give --adapter-rank in place of --adapter-energy",
+                hint=f"give {rank}, the same for all of them",
             )
         destination.check_path(inputs.sources)
         destination.check_push(inputs.sources)
@@ -201,12 +202,13 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
             of_finetuned,
             selection,
             access=method.access,
-            wise=any(variant.wise is not None for variant in method.variants()),
+            wise=any(variant.wise is not None for variant in method.variants()) or task.order.kept == "base",
             hint=inputs.hint,
             unchanged=inputs.unchanged,
             left_out=[copy.name for copy in inputs.copies],
             uses_base=method.needs_base,
             tied=inputs.tied,
+            has_target=task.order.target_is_first,
         )
         if inputs.parent is not None:
             check_names(plan, inputs.parent.tensors, inputs.hint, partial=selecting.partial)

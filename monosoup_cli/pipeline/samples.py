@@ -65,7 +65,7 @@ def seconds_for(ready: Ready, finetuned: Sequence[Source], sample: PlannedTensor
         _MadeUp(inputs.finetuned[0], sample, samples, after),
         planned.task.order.weights,
         base,
-        planned.task.order.target_is_first,
+        planned.task.order.kept,
     )
     clock = _Clock()
     plan = Plan(tuple(samples))

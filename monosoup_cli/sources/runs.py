@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monosoup_cli.errors import UsageError
+from monosoup_cli.formats.table import WEIGHTS
 
 __all__ = ["checkpoints_of", "steps_of"]
 
-CHECKPOINT = re.compile(r"(checkpoint|global_step|global-step|step|iter|epoch|ckpt)[-_]?(\d+)", re.IGNORECASE)
-"""The folders that training programs make: checkpoint-500, global_step500, step_500, iter_0000500."""
+CHECKPOINT = re.compile(
+    r"(?:checkpoint|global_step|global-step|step|iter|epoch|ckpt)[-_=]?(\d+)", re.IGNORECASE
+)
+"""What training programs call folders: checkpoint-500, global_step500, step_500, iter_0000500."""
 NUMBER = re.compile(r"\d+")
+COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
 def checkpoints_of(run: str) -> list[str]:
@@ -22,30 +26,42 @@ def checkpoints_of(run: str) -> list[str]:
     if not place.is_dir():
         return []
     found = [(one, CHECKPOINT.fullmatch(one.name)) for one in place.iterdir() if one.is_dir()]
-    steps = [(int(match[2]), os.path.join(run, one.name)) for one, match in found if match]  # noqa: PTH118
+    steps = [(int(match[1]), os.path.join(run, one.name)) for one, match in found if match]  # noqa: PTH118
     return [path for _, path in sorted(steps)]
 
 
 def steps_of(checkpoints: Sequence[str]) -> list[int]:
-    """The steps of checkpoints, by the last number in each name; 0, 1, … where no name has one.
+    """The steps of checkpoints, by their names; 0, 1, … where no name has one.
+
+    A step is the number in a name such as checkpoint-500, of the file or of its folder; otherwise the last
+    number in the name.
 
     Raises:
         UsageError: Only some names have a number, or two have the same.
     """
-    names = [Path(path.rstrip("/")).name for path in checkpoints]
-    found = [NUMBER.findall(Path(name).stem if name.endswith(".safetensors") else name) for name in names]
-    if not any(found):
-        return list(range(len(names)))
-    for path, numbers in zip(checkpoints, found, strict=True):
-        if not numbers:
-            raise UsageError("its name has no step, and those of others have one", path=path)
-    steps = [int(numbers[-1]) for numbers in found]
-    for number, step in enumerate(steps):
-        if step in steps[:number]:
+    found = [_step_in(path) for path in checkpoints]
+    if all(step is None for step in found):
+        return list(range(len(found)))
+    steps: list[int] = []
+    for path, step in zip(checkpoints, found, strict=True):
+        if step is None:
+            raise UsageError("its name has no step, and those of others have one", path=path, hint=GIVEN)
+        if step in steps:
             raise UsageError(
-                "two checkpoints have the same step in their names",
-                path=checkpoints[number],
-                found=step,
-                hint="--weights takes a weight for each instead",
+                "two checkpoints have the same step in their names", path=path, found=step, hint=GIVEN
             )
+        steps.append(step)
     return steps
+
+
+GIVEN = "--steps gives the step of each instead"
+
+
+def _step_in(path: str) -> int | None:
+    place = Path(COMMIT.sub("", path.rstrip("/")))
+    name = place.stem if place.suffix in WEIGHTS else place.name
+    for words in (name, place.parent.name):
+        if called := CHECKPOINT.findall(words):
+            return int(called[-1])
+    numbers = NUMBER.findall(name)
+    return int(numbers[-1]) if numbers else None

@@ -72,7 +72,7 @@ def held_bytes(columns: int, factors: Sequence[int], others: Sequence[int]) -> i
     """
     held = 2 * sum(factors) + sum(others)  # the factors once for the blocks, once for their own sake
     copied = max((*(2 * count for count in factors), *others), default=0)  # as stored, and before scaling
-    blocks = 2 * max(BLOCK_ELEMENTS, columns)  # in float64, as stored, and squared
+    blocks = 3 * max(BLOCK_ELEMENTS, columns)  # in float64, as stored, and squared
     return 8 * (held + max(copied, blocks))
 
 

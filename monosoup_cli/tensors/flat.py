@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from monosoup_cli.devices.device import Channel
 
-__all__ = ["FlatLayer", "Memory", "Updates"]
+__all__ = ["FLAT_ELEMENTS", "FlatLayer", "Memory", "Updates"]
 
 FLAT_ELEMENTS = 1 << 17
 """How many elements a range has on a processor: few enough for the caches, many enough to outweigh Python.
@@ -152,8 +152,13 @@ class FlatLayer(_Extent):
         """Whether a difference to the base has been seen; always true without a base."""
         return self._is_different or self.updates.has_moved
 
-    def mean(self, start: int, stop: int) -> torch.Tensor:
+    def mean(self, start: int, stop: int, weights: Sequence[float] | None = None) -> torch.Tensor:
         """The (weighted) mean of the fine-tuned checkpoints.
+
+        Args:
+            start: The first element.
+            stop: The element after the last one.
+            weights: Other weights than the layer's, which sum to 1.
 
         Returns:
             (stop − start,) in the dtype of `memory.sums`, or in float64.
@@ -161,29 +166,32 @@ class FlatLayer(_Extent):
         Raises:
             NonfiniteError: One of them has NaN or Inf.
         """
-        total = self.total(start, stop)
+        total = self.total(start, stop, weights)
         count = self.count
-        if self._weights is not None or count == 1:
+        if self._weights is not None or weights is not None or count == 1:
             return total
         # the same for a power of two, and faster
         return total.div_(count) if count & (count - 1) else total.mul_(1.0 / count)
 
-    def total(self, start: int, stop: int) -> torch.Tensor:
+    def total(self, start: int, stop: int, weights: Sequence[float] | None = None) -> torch.Tensor:
         """The sum of the fine-tuned checkpoints, with weights their mean; as `mean` otherwise."""
-        total = self._total(start, stop, self.memory.sums)
+        total = self._total(start, stop, self.memory.sums if weights is None else "F64", weights)
         if not math.isfinite(total.sum()):  # one of them is not, or the sum overflows
             for flat in self._finetuned:
                 flat.check(start, stop)
-            total = self._total(start, stop, "F64")
+            total = self._total(start, stop, "F64", weights)
         return total
 
-    def _total(self, start: int, stop: int, dtype: str) -> torch.Tensor:
+    def _total(
+        self, start: int, stop: int, dtype: str, weights: Sequence[float] | None = None
+    ) -> torch.Tensor:
+        weights = self._weights if weights is None else weights
         total = self._finetuned[0].read(start, stop, "total", dtype)
-        if self._weights is not None:
-            total *= self._weights[0]
+        if weights is not None:
+            total *= weights[0]
         for number, flat in enumerate(self._finetuned[1:], start=1):
             other = flat.read(start, stop, "other", dtype)
-            total.add_(other, alpha=1.0 if self._weights is None else self._weights[number])
+            total.add_(other, alpha=1.0 if weights is None else weights[number])
         return total
 
     def from_base(self, start: int, stop: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from monosoup_cli.sources.source import LowRank, Source, Unchanged
 from monosoup_cli.tensors.chunks import check_stored
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.matrix import matrix_layer
-from monosoup_cli.tensors.method import Layer, Wanted
+from monosoup_cli.tensors.method import Kept, Layer, Wanted
 from monosoup_cli.tensors.plan import PlannedTensor
 from monosoup_cli.tensors.worker import Worker
 
@@ -26,7 +26,7 @@ class Ingredients:
         first: The fine-tuned checkpoint whose layout the output has.
         weights: The weights of the mean, which sum to 1; None for an even mean.
         carried_from: The base, also for a method without one: what only it has may be carried.
-        keeps_first: Whether kept tensors are the first checkpoint's, and not the mean of all.
+        kept: Whose kept tensors are.
     """
 
     base: Source | None
@@ -34,7 +34,7 @@ class Ingredients:
     first: Source
     weights: Sequence[float] | None = None
     carried_from: Source | None = None
-    keeps_first: bool = False
+    kept: Kept = "finetuned"
 
     def sources_of(self, tensor: PlannedTensor) -> Sequence[Source]:
         """The fine-tuned checkpoints whose mean a tensor is."""
@@ -42,11 +42,15 @@ class Ingredients:
 
     def kept_from(self, tensor: PlannedTensor) -> Sequence[Source]:
         """The fine-tuned checkpoints whose mean a tensor is where it is kept."""
-        return self.finetuned[:1] if self.keeps_first and tensor.reads.mean else self.sources_of(tensor)
+        is_mean = self.kept == "finetuned" and tensor.reads.mean
+        return self.finetuned if is_mean else [self.copied_from(tensor)]
 
     def copied_from(self, tensor: PlannedTensor) -> Source:
         """The checkpoint from which a tensor, or the rows that not every input has, are copied: the first one
-        that is averaged, or else the one whose layout the output has; the base where only that has it."""
+        that is averaged, or else the one whose layout the output has; the base where only that has it, or
+        kept tensors are its own."""
+        if self.kept == "base" and self.base is not None and tensor.reads.base and tensor.shared_rows is None:
+            return self.base
         if tensor.reason == "carried" and self.carried_from is not None:
             return self.carried_from
         stored = self.finetuned[0].tensors.get(tensor.name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Access",
     "Edit",
+    "Kept",
     "Layer",
     "Measure",
     "Method",
@@ -34,6 +35,9 @@ __all__ = [
 
 Layer: TypeAlias = "MatrixLayer | FlatLayer"
 """What a method sees of a tensor."""
+
+Kept = Literal["finetuned", "first", "base"]
+"""Whose kept tensors are."""
 
 Access = Literal["matrix", "flat"]
 """How a method sees a layer: as a `MatrixLayer` or as a `FlatLayer`."""
@@ -136,11 +140,13 @@ class Variant:
         folder: Its folder inside OUT; "" is OUT itself.
         arguments: The arguments that differ from the other variants, for its report and its card.
         wise: How far kept tensors go from the base (0) to the fine-tuned checkpoint (1); None copies them.
+        weights: The weights of the mean that kept tensors are; None for those of the order.
     """
 
     folder: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     wise: float | None = None
+    weights: Sequence[float] | None = None
 
 
 class Method(Protocol):
@@ -255,7 +261,9 @@ class Order:
         weights: The weights of a mean, which sum to 1; None for an even mean.
         base_is_option: Whether the shell has an option `--base` in place of an argument.
         target_is_first: Whether the updates of the others are added to the first of `finetuned`, which is the
-            last argument in the shell. Kept tensors are its own.
+            last argument in the shell.
+        kept: Whose kept tensors are: the mean of the fine-tuned checkpoints, the first one's, or the base's
+            where it has them.
         takes_adapters_only: Whether whole checkpoints are refused.
         arguments: Arguments that the report shows in a different form.
         scores: The commands that score every checkpoint of the output, by name.
@@ -270,6 +278,7 @@ class Order:
     weights: Sequence[float] | None = None
     base_is_option: bool = False
     target_is_first: bool = False
+    kept: Kept = "finetuned"
     takes_adapters_only: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, str] = field(default_factory=dict)

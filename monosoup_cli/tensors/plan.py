@@ -220,6 +220,7 @@ def make_plan(
     left_out: Iterable[str] = (),
     uses_base: bool = True,
     tied: Mapping[str, str] = NOTHING,
+    has_target: bool = False,
 ) -> Plan:
     """Decide about every tensor of the first fine-tuned checkpoint (docs/method.md, section 1).
 
@@ -231,13 +232,14 @@ def make_plan(
         finetuned: The headers of the fine-tuned checkpoints.
         selection: Which tensors the user wants edited.
         access: How the method sees a layer.
-        wise: Whether kept tensors are interpolated with the base.
+        wise: Whether kept tensors are interpolated with the base, or its own.
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
         left_out: Names of copies that are in no header, and that patterns may match too.
         uses_base: Whether the method edits layers against the base, which otherwise only has what is carried.
         tied: Names that the first fine-tuned checkpoint leaves out, and what they are tied to. They are not
             carried.
+        has_target: Whether the first fine-tuned checkpoint is what the updates of the others are added to.
 
     Raises:
         MismatchError: The inputs do not belong together.
@@ -251,7 +253,7 @@ def make_plan(
     carried = [tensor.name for tensor in _carried(only_in_base, selection)]  # --exclude: not checked
     names = dict.fromkeys(name for names in (*finetuned, left_out, carried) for name in names)
     check_patterns(selection.patterns, names, only_in_base, tied)
-    _check_names(first, others, selection, hint)
+    _check_names(first, others, selection, hint, has_target=has_target)
     rest = others if base is None else [base, *others]
     _check_shapes(first, rest, selection)
     stacks = find_stacks(first, selection.stacked, selection.experts) if access == "matrix" else Stacks()
@@ -357,7 +359,7 @@ def _reason(
 
 
 def _check_names(
-    first: Headers, others: Sequence[Headers], selection: Selection, missing: str | None
+    first: Headers, others: Sequence[Headers], selection: Selection, missing: str | None, *, has_target: bool
 ) -> None:
     """Raise MismatchError where the fine-tuned checkpoints do not have the same names."""
     for number, other in enumerate(others, start=2):
@@ -371,9 +373,13 @@ def _check_names(
                 hint = f"give number {number} first to keep it; --exclude drops such tensors"
             if missing:
                 hint = f"try {missing}; {hint}"
-            raise MismatchError(
-                f"of the fine-tuned checkpoints 1 and {number}, only {holder} has it", tensor=name, hint=hint
-            )
+            both = f"the fine-tuned checkpoints 1 and {number}"
+            if has_target:
+                both, holder = f"ONTO and FINETUNED number {number - 1}", "ONTO"
+                hint = "--exclude leaves such tensors as in ONTO"
+                if name not in first:
+                    holder, hint = "FINETUNED", "--exclude drops such tensors"
+            raise MismatchError(f"of {both}, only {holder} has it", tensor=name, hint=hint)
 
 
 def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection) -> None:

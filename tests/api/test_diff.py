@@ -178,3 +178,19 @@ def test_from_the_hub_equal_files_are_not_downloaded(hub, tmp_path, run):
     assert [one["name"] for one in json.loads(result.out)["values"]] == ["b"]
     assert hub.bytes_sent("*model-00001*") < 300_000  # headers
     assert hub.bytes_sent("*model-00002*") > 20_000_000
+
+
+def test_the_last_element_of_what_is_decoded(tmp_path):
+    """Which is wider than its header says."""
+    codes = torch.randn(256, 256).to(torch.float8_e4m3fn)
+    scales = torch.full((2, 2), 0.5)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    for name, last in (("one", 1.0), ("two", 2.0), ("same", 1.0)):
+        codes[-1, -1] = last
+        (tmp_path / name).mkdir()
+        tensors = {"layer.weight": codes, "layer.weight_scale_inv": scales}
+        write(tmp_path / name / "model.safetensors", tensors)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    (found,) = monosoup_cli.diff(tmp_path / "one", tmp_path / "two")["values"]
+    assert (found["changed"], found["max_abs"]) == (1, 0.5)
+    assert monosoup_cli.diff(tmp_path / "one", tmp_path / "same")["same"]

@@ -406,15 +406,17 @@ def a_decay_without_its_schedule(at: Trial) -> None:
     at.loads(*given, "--schedule", "ema")
 
 
-@follows("sources/runs.py", "--weights takes a weight for each instead")
-def two_checkpoints_of_one_step(at: Trial) -> None:
-    folders = [at.tmp / name / "checkpoint-5" for name in ("one", "two")]
+@follows("sources/runs.py", "two checkpoints have the same step in their names")
+@follows("sources/runs.py", "its name has no step")
+def steps_that_names_do_not_say(at: Trial) -> None:
+    other = "checkpoint-5" if "two" in at.site.problem else "final"
+    folders = [at.tmp / "one" / "checkpoint-5", at.tmp / "two" / other]
     for folder, file in zip(folders, (at.base, at.finetuned), strict=True):
         folder.mkdir(parents=True)
         shutil.copy(file, folder / "model.safetensors")
-    given = ["soup", *folders, "-o", at.out]
-    at.refused(*given, "--schedule", "ema")
-    at.loads(*given, "--weights", "1,2")
+    given = ["soup", *folders, "-o", at.out, "--schedule", "ema"]
+    at.refused(*given)
+    at.loads(*given, "--steps", "5,10")
 
 
 @follows("adapters/file_names.py", "--form diffusers has one")

@@ -275,3 +275,25 @@ def test_the_function(llama, tmp_path):
     report = monosoup_cli.extract(llama / "base", llama / "ft", tmp_path / "adapter", max_size=70_000)
     assert report["command"] == "extract"
     assert report["arguments"]["max_size"] == 70_000
+
+
+def test_an_error_far_below_rounding_is_no_zero(tmp_path, run):
+    """It is a sum over what is left out, not a difference from 1."""
+    values = torch.tensor([1.0] * 4 + [1e-9] * 4, dtype=torch.float64)
+    u, v = (torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0] for _ in range(2))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({name: torch.zeros(8, 8, dtype=torch.float64)}, tmp_path / "a.safetensors", {"format": "pt"})
+    save_file({name: (u * values) @ v}, tmp_path / "b.safetensors", {"format": "pt"})
+    pair = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert run("extract", *pair, "-o", tmp_path / "out", "--rank", "4").code == 0
+    assert layers_of(tmp_path / "out")[name]["factor_error"] == pytest.approx(1e-9, rel=1e-3)
+
+
+def test_ranks_that_depend_on_updates_are_not_for_parts(llama, tmp_path, run):
+    words = ("extract", llama / "base", llama / "ft", "-o", tmp_path / "adapter", "--part", "1/2")
+    refused = run(*words, "--energy", "0.5")
+    assert "give --rank, the same for all of them" in refused.err
+    for part in ("1/2", "2/2"):
+        assert run(*words[:-1], part, "--rank", "2").code == 0
+    assert run("finish", tmp_path / "adapter").code == 0
+    assert len(layers_of(tmp_path / "adapter")) > 14

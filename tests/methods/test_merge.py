@@ -1,6 +1,7 @@
 """`merge`: LoRA adapters in their base, as peft merges them."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
+from monosoup_cli.methods import merge as merging
+from monosoup_cli.tensors import flat
+from monosoup_cli.tensors.flat import FlatLayer
 from tests.peft_adapters import CASES, load, make, merge, tensors_in
 from tests.schema import assert_valid
 
@@ -127,3 +131,51 @@ def test_what_merge_refuses(tmp_path, run, pair):
         refused = run("merge", folders.base, folders.adapter, "-o", tmp_path / "out", *words)
         assert problem in refused.err
     assert not (tmp_path / "out").exists()
+
+
+def nan_in(file, name):
+    tensors = load_file(file)
+    key = next(key for key in tensors if name in key)
+    tensors[key][0, 1] = math.nan
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("options", [(), ("--scale", "0.25")])
+@pytest.mark.parametrize("where", ["base", "adapter"])
+def test_what_is_kept_for_nan_is_the_base(tmp_path, run, where, options):
+    """Bit for bit, NaN of its own included; no NaN of an adapter comes in."""
+    folders = make("linear", tmp_path)
+    folder = folders.base if where == "base" else folders.adapter
+    (file,) = folder.glob("*.safetensors")
+    nan_in(file, "0.self_attn.q_proj")
+    base = tensors_in(folders.base)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    for number, kept in enumerate((("--on-nonfinite", "keep"), ("--exclude", name))):
+        out = tmp_path / f"out-{number}"
+        assert run("merge", folders.base, folders.adapter, "-o", out, *kept, *options).code == 0
+        found = tensors_in(out)
+        assert torch.equal(found[name].view(torch.int32), base[name].view(torch.int32))
+        assert not torch.equal(
+            found["model.layers.1.self_attn.q_proj.weight"], base["model.layers.1.self_attn.q_proj.weight"]
+        )
+    refused = run("merge", folders.base, folders.adapter, "-o", tmp_path / "x", *options)
+    assert refused.code == 1
+    assert f"{folder}: tensor '" in refused.err
+    assert "NaN" in refused.err
+
+
+def test_ranges_of_a_stack_are_no_whole_experts(monkeypatch, tmp_path, run):
+    """What a worker holds does not grow with the matrices of a stack."""
+    folders = make("experts", tmp_path)
+    sizes = []
+    read = FlatLayer.taken_as_moved
+
+    def noted(self, start, stop):
+        sizes.append(stop - start)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(flat, "FLAT_ELEMENTS", 100)
+    monkeypatch.setattr(merging, "FLAT_ELEMENTS", 100)
+    monkeypatch.setattr(FlatLayer, "taken_as_moved", noted)
+    assert run("merge", folders.base, folders.adapter, "-o", tmp_path / "out").code == 0
+    assert max(sizes) <= 100

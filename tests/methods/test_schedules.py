@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.methods.model_soup import scheduled
+from monosoup_cli.sources.runs import steps_of
 from tests.schema import assert_valid
 
 DECAYS = {
@@ -121,6 +122,10 @@ def test_checkpoints_in_any_order_and_files(tmp_path, run):
         (("--schedule", "ema", "--ema-decay", "2"), "--ema-decay is out of range"),
         (("--schedule", "linear", "--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),
         (("--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),
+        (("--steps", "1,2"), "--steps needs --schedule or --window"),
+        (("--schedule", "linear", "--steps", "1"), "--steps needs one step for each checkpoint"),
+        (("--schedule", "linear", "--steps", "1,1"), "--steps must be whole numbers, each once"),
+        (("--schedule", "linear", "--steps", "1,2.5"), "--steps must be whole numbers, each once"),
         (("--schedule", "linear", "--weights", "1,1"), "exclude each other"),
         (("--window", "2", "--greedy", "--score-command", "true"), "exclude each other"),
     ],
@@ -140,7 +145,66 @@ def test_names_that_do_not_say_the_step(tmp_path, run):
     assert "its name has no step, and those of others have one" in refused.err
     same = tmp_path / "other" / "checkpoint-2"
     refused = run("soup", one, two, same, "-o", tmp_path / "out", "--schedule", "linear")
-    assert "two checkpoints have the same step in their names: found 2; --weights takes" in refused.err
+    assert "two checkpoints have the same step in their names: found 2; --steps gives" in refused.err
     (tmp_path / "empty").mkdir()
     refused = run("soup", tmp_path / "empty", "-o", tmp_path / "out")
     assert "too few fine-tuned checkpoints" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("paths", "steps"),
+    [
+        (["run/step-100/model.safetensors", "run/step-50/model.safetensors"], [100, 50]),
+        (["ckpt-10-bf16", "ckpt-20-bf16"], [10, 20]),
+        (["org/pythia@step1000", "org/pythia@step3000/"], [1000, 3000]),
+        (["a/model_400.pt", "a/model_20.pt"], [400, 20]),
+        ([f"org/one@{'0a1' * 13}b", f"org/two@{'9' * 40}"], [0, 1]),
+        (["first.safetensors", "second.safetensors"], [0, 1]),
+    ],
+)
+def test_the_step_in_a_name(paths, steps):
+    """The digits of a commit are none."""
+    assert steps_of(paths) == steps
+
+
+def test_given_steps_are_kept_for_every_other_run(tmp_path, run):
+    """They are in the report and the card, so names that say nothing, as commits, do not matter."""
+    made = write(tmp_path / "run", [100, 200, 300])
+    paths = [tmp_path / "run" / f"checkpoint-{step}" for step in made]
+    words = ("soup", *paths, "--schedule", "minus-sqrt")
+    assert run(*words, "-o", tmp_path / "out", "--steps", "30,10,20", "--window", "2").code == 0
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    assert report["arguments"]["steps"] == [20, 30]
+    assert [one["source"] for one in report["averaged"]] == [str(paths[2]), str(paths[0])]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "soup checkpoint-300 checkpoint-100 --schedule minus-sqrt --steps 20,30 --window 2" in card
+    assert monosoup_cli.verify(tmp_path / "out", again=True)["differences"] == []
+    assert run(*words, "-o", tmp_path / "plain").code == 0
+    assert json.loads((tmp_path / "plain" / "monosoup_report.json").read_text())["arguments"]["steps"] == [
+        *made
+    ]
+
+
+def test_kept_tensors_have_the_weights_of_their_schedule(tmp_path, run):
+    """As if each schedule ran alone."""
+    write(tmp_path / "run", [100, 250, 300], torch.bfloat16)
+    kept = ("--exclude", "*weight")
+    assert run("soup", tmp_path / "run", "-o", tmp_path / "all", "--schedule", "linear,ema", *kept).code == 0
+    for name in ("linear", "ema"):
+        alone = tmp_path / name
+        assert run("soup", tmp_path / "run", "-o", alone, "--schedule", name, *kept).code == 0
+        made = (tmp_path / "all" / f"schedule-{name}" / "model.safetensors").read_bytes()
+        assert made == (alone / "model.safetensors").read_bytes()
+
+
+def test_nan_in_one_checkpoint_is_named(tmp_path, run):
+    write(tmp_path / "run", [1, 2, 3])
+    file = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["layer.weight"][2, 3] = math.nan
+    save_file(tensors, file, {"format": "pt"})
+    for schedule in ("linear", "linear,ema"):
+        refused = run("soup", tmp_path / "run", "-o", tmp_path / "out", "--schedule", schedule)
+        assert (refused.code, f"{file.parent}: tensor 'layer.weight'" in refused.err) == (1, True), (
+            refused.err
+        )

@@ -156,3 +156,26 @@ def test_what_transplant_refuses(models, run):
         monosoup_cli.transplant(
             "base.safetensors", "one.safetensors", "onto.safetensors", "out", scale=math.inf
         )
+
+
+def test_a_tensor_that_only_one_of_them_has(models, run):
+    """The message calls them by their arguments, and its hint works."""
+    onto = load_file("onto.safetensors") | {"head.weight": torch.ones(2, 2)}
+    save_file(onto, "more.safetensors", {"format": "pt"})
+    words = (
+        "transplant",
+        "base.safetensors",
+        "one.safetensors",
+        "two.safetensors",
+        "more.safetensors",
+        "-o",
+        "out",
+    )
+    refused = run(*words)
+    problem = "of ONTO and FINETUNED number 1, only ONTO has it; --exclude leaves such tensors as in ONTO"
+    assert problem in refused.err
+    assert run(*words, "--exclude", "head*").code == 0
+    assert torch.equal(load_file("out/model.safetensors")["head.weight"], torch.ones(2, 2))
+    save_file(onto, "one.safetensors", {"format": "pt"})
+    refused = run("transplant", "base.safetensors", "one.safetensors", "onto.safetensors", "-o", "x")
+    assert "only FINETUNED has it; --exclude drops such tensors" in refused.err
