@@ -138,7 +138,8 @@ Output = Annotated[
     StrPath,
     Option(
         "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
-        " (first) fine-tuned checkpoint, with its side files and a model card.",
+        " (first) fine-tuned checkpoint (merge: like BASE; transplant: like ONTO), with its side files and a"
+        " model card.",
         metavar="OUT",
         shell=str,
         flags=("--output", "-o"),
@@ -256,7 +257,8 @@ class StorageOptions:
     max_shard_size: Annotated[
         str | int | None,
         Option(
-            "Write shards of at most SIZE, for example 5GB. Default: the fine-tuned checkpoint's own shards.",
+            "Write shards of at most SIZE, for example 5GB. Default: those of the checkpoint that OUT is laid"
+            " out like.",
             metavar="SIZE",
             shell=str,
         ),

@@ -136,9 +136,9 @@ def _kind(
     description = AdapterDescription(opening=opening)
     names = None if form == "peft" else form
     if rank is not None:
-        return ExtractedAdapterKind(rank, description, names)
+        return ExtractedAdapterKind(rank, description, names, holds_excluded=False)
     if energy is not None:
-        return ExtractedAdapterKind(RankOfEnergy(energy), description, names)
+        return ExtractedAdapterKind(RankOfEnergy(energy), description, names, holds_excluded=False)
     assert max_bytes is not None
     item_bytes = BITS[output_dtype("F32", dtype)] // 8
-    return ExtractedAdapterKind(RanksOfSize(max_bytes, item_bytes), description, names)
+    return ExtractedAdapterKind(RanksOfSize(max_bytes, item_bytes), description, names, holds_excluded=False)

@@ -126,8 +126,8 @@ def soup(
     Example: monosoup soup ft1.safetensors ft2.safetensors ft3.safetensors -o out
     """
     sources = path_list(finetuned)
-    if len(sources) == 1:
-        sources = checkpoints_of(sources[0]) or sources
+    if len(sources) == 1 and Path(sources[0]).is_dir():
+        sources = _of_run(sources[0])
     run = _Run.of(sources, schedule, steps, window, ema_decay)
     if run is not None:
         sources = list(run.sources)
@@ -214,6 +214,9 @@ class _Run:
             raise UsageError("--schedule has the same value twice", found=",".join(names))
         if ema_decay != EMA_DECAY and "ema" not in names:
             raise UsageError("--ema-decay needs --schedule ema")
+        if window is not None and window > len(sources):
+            most = f"at most {len(sources)}"
+            raise UsageError("--window is larger than the run", expected=most, found=window)
         known = dict(zip(sources, _steps(steps, sources), strict=True))
         kept = sorted(sources, key=lambda source: known[source])[-(window or len(sources)) :]
         is_sweep = len(names) > 1 or not isinstance(given, str)
@@ -238,7 +241,7 @@ class _Run:
             return Average()
         shares = [self._weights(schedule) for schedule in self.schedules]
         averaged = [
-            {"source": source, "step": step, "weights": list(of_each)}
+            {"source": source, "step": step, "weights": dict(zip(self.schedules, of_each, strict=True))}
             for source, step, of_each in zip(self.sources, self.steps, zip(*shares, strict=True), strict=True)
         ]
         if not self.is_sweep:
@@ -248,6 +251,24 @@ class _Run:
             for name, weights in zip(self.schedules, shares, strict=True)
         ]
         return Average(WSM, averaged, shares, variants)
+
+
+def _of_run(run: str) -> list[str]:
+    """The checkpoints in the folder of a run.
+
+    Raises:
+        UsageError: There are too few.
+    """
+    found = checkpoints_of(run)
+    if len(found) < 2:
+        names = ", ".join(Path(one).name for one in found) or "none"
+        raise UsageError(
+            "too few fine-tuned checkpoints in this folder",
+            path=run,
+            expected="at least 2, such as checkpoint-500",
+            found=names,
+        )
+    return found
 
 
 def _steps(given: Sequence[float] | None, sources: Sequence[str]) -> list[int]:

@@ -150,7 +150,7 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.searched import made_by, search_table
-    from monosoup_cli.report.tables import selection_table, summary_table
+    from monosoup_cli.report.tables import averaged_table, selection_table, summary_table
 
     if as_json:
         try:
@@ -160,6 +160,9 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
                 error.problem += "; the output is complete, but its report is lost"
                 error.hint = "run it again with --overwrite"
             raise
+    if "averaged" in report:
+        console.table(averaged_table(report["averaged"]))
+        console.note("")
     if "selection" in report:
         console.table(selection_table(report["selection"]))
         console.note("")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.task_arithmetic import numbers_for
 from monosoup_cli.options import Option, Output, StrPath, as_paths
@@ -77,6 +78,12 @@ def merge(
     Example: monosoup merge base.safetensors adapter -o out
     """
     adapters = as_paths(finetuned)
+    if weights is not None and len(weights) != len(adapters):
+        raise UsageError(
+            "--weights needs one weight for each adapter",
+            expected=f"{len(adapters)} of them",
+            found=len(weights),
+        )
     factors = numbers_for("weights", 1.0 if weights is None else weights, len(adapters))
     (step,) = numbers_for("scale", scale, 1)
     return Order(

@@ -83,7 +83,6 @@ def transplant(
         [os.fspath(onto), *sources],
         os.fspath(output),
         os.fspath(base),
-        target_is_first=True,
         kept="first",
         arguments={"finetuned": sources, "scale": list(scales)},
     )

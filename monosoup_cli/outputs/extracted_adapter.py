@@ -26,7 +26,7 @@ from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import matrix_layer
 from monosoup_cli.tensors.method import Edit, Layer, Wanted, overflow_in
-from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, output_dtype
+from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, Reason, output_dtype
 from monosoup_cli.tensors.ranks import FactorBytes, RankRule
 from monosoup_cli.tensors.worker import Worker
 
@@ -50,11 +50,13 @@ class ExtractedAdapterKind:
         ranks: The rank of all factors, or what finds the rank of each.
         description: What the model card says.
         form: None for a folder for peft, or whose names a single file has.
+        holds_excluded: Whether it stores what is left out, as fine-tuned, if that changed.
     """
 
     ranks: int | RankRule
     description: AdapterDescription = DESCRIPTION
     form: FileForm | None = None
+    holds_excluded: bool = True
     takes_no_base: ClassVar[bool] = False
     can_carry_base: ClassVar[bool] = False
     keeps_finetuned: ClassVar[bool] = False
@@ -76,7 +78,7 @@ class ExtractedAdapterKind:
                 expected=f"{opened.path}.safetensors",
                 found=opened.path,
             )
-        return ExtractedAdapterDraft(opened, opened.base, self.ranks, self.description, self.form)
+        return ExtractedAdapterDraft(opened, opened.base, self)
 
 
 @dataclass(frozen=True)
@@ -168,18 +170,19 @@ class ExtractedAdapterDraft:
     Attributes:
         opened: The inputs.
         base: The base that the updates are taken from.
-        ranks: The rank of all factors, or what finds the rank of each.
-        description: What the model card says.
-        file_form: None for a folder for peft, or whose names a single file has.
+        kind: What the user asked for.
     """
 
     opened: OutputContext
     base: Source
-    ranks: int | RankRule
-    description: AdapterDescription
-    file_form: FileForm | None = None
+    kind: ExtractedAdapterKind
     _measured: dict[str, Any] = field(default_factory=dict)
     _moved: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int | RankRule:
+        """The rank of all factors, or what finds the rank of each."""
+        return self.kind.ranks
 
     @property
     def is_foreseeable(self) -> bool:
@@ -247,14 +250,16 @@ class ExtractedAdapterDraft:
         others = [
             tensor.name
             for tensor in plan.tensors
-            if tensor.name not in ranks and (tensor.is_edited or has_moved(tensor.name))
+            if tensor.name not in ranks
+            and (tensor.is_edited or has_moved(tensor.name))
+            and (self.kind.holds_excluded or tensor.reason != "excluded")
         ]
         shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
         place = self.base.files.place
         name = place.repository or PurePath(place.source).name
         adapter = lay_out_adapter(shapes, ranks, others, self.opened.first.model.config, name)
-        if self.file_form is not None:
-            adapter = as_file(adapter, *self._part(), form=self.file_form)
+        if self.kind.form is not None:
+            adapter = as_file(adapter, *self._part(), form=self.kind.form)
         if not adapter.pairs:
             path = self.opened.first.path
             raise CheckpointError("peft can give LoRA factors to none of the layers that changed", path=path)
@@ -270,10 +275,10 @@ class ExtractedAdapterDraft:
         tensors = tuple(
             tensor
             if not tensor.is_edited or stored[tensor.name]
-            else replace(tensor, reason="unchanged" if tensor.name in unmoved else "excluded", matrices=None)
+            else replace(tensor, reason=self._why_left(tensor.name), matrices=None)
             for tensor in plan.tensors
         )
-        is_file = self.file_form is not None
+        is_file = self.kind.form is not None
         name = self.opened.path.name if is_file else WEIGHTS
         layout = OutputLayout((OutputFile(name, self._header(plan, adapter)),), None, is_file)
         lost = [name for name in adapter.left if name not in unmoved]
@@ -282,8 +287,14 @@ class ExtractedAdapterDraft:
             model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, ADAPTER_CONFIG)
         )
         return Plan(tensors), ExtractedAdapterForm(
-            adapter, stored, layout, model, SideFiles(asked.carried), lost, self.description
+            adapter, stored, layout, model, SideFiles(asked.carried), lost, self.kind.description
         )
+
+    def _why_left(self, name: str) -> Reason:
+        """Why a tensor has no part in the adapter."""
+        if not self._moved.get(name, True):
+            return "unchanged"
+        return "no_room" if name in self._measured else "excluded"
 
     def _part(self) -> tuple[str, bool]:
         """The part of a pipeline that the adapter changes, and whether that has a second text encoder.
@@ -295,7 +306,7 @@ class ExtractedAdapterDraft:
         part = place.inner.rstrip("/")
         if place.folder is None or not part:
             raise UsageError(
-                f"a file with the names of {self.file_form} is for a part of a pipeline's folder",
+                f"a file with the names of {self.kind.form} is for a part of a pipeline's folder",
                 path=self.base.path,
                 hint="without --form, it is a folder for peft",
             )

@@ -26,8 +26,14 @@ COMPARED_BYTES = 1 << 20
 """How many bytes of two tensors are compared at a time: few enough for the caches."""
 MEASURED_ELEMENTS = 1 << 18
 """How many elements of two tensors that differ are measured at a time."""
-WORDLESS = ("transformers_version", "_name_or_path")
-"""Entries of config.json that say nothing about the model."""
+WORDLESS = (
+    "transformers_version",
+    "_name_or_path",
+    "peft_version",
+    "base_model_name_or_path",
+    "inference_mode",
+)
+"""Entries of config.json and adapter_config.json that say nothing about the weights."""
 ABSENT = "(absent)"
 
 
@@ -178,10 +184,14 @@ def opened(
             assert inputs.base is not None
             pair = inputs.finetuned[0], inputs.base
             pair = pair[::-1] if are_adapters[1] else pair
-        yield _of_headers(*pair, inputs.notices)
+        kinds = [source.files.kind.settings if all(are_adapters) else source.model.config for source in pair]
+        yield _of_headers(*pair, inputs.notices, [settings or {} for settings in kinds])
 
 
-def _of_headers(a: Source, b: Source, notices: Sequence[str]) -> Difference:
+def _of_headers(
+    a: Source, b: Source, notices: Sequence[str], configs: Sequence[Mapping[str, Any]]
+) -> Difference:
+    """Compare headers, and configurations where both have one: a single file has none."""
     both = [(one, b.tensors[name]) for name, one in a.tensors.items() if name in b.tensors]
     alike = [(one, other) for one, other in both if one.shape == other.shape]
     headers = HeaderDifference(
@@ -189,7 +199,7 @@ def _of_headers(a: Source, b: Source, notices: Sequence[str]) -> Difference:
         [name for name in b.tensors if name not in a.tensors],
         [(one.name, one.shape, other.shape) for one, other in both if one.shape != other.shape],
         [(one.name, one.dtype, other.dtype) for one, other in both if one.dtype != other.dtype],
-        list(_of_configs(a.model.config or {}, b.model.config or {})),
+        list(_of_configs(configs[0], configs[1])) if all(configs) else [],
     )
     shared = [
         one

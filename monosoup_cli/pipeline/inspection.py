@@ -22,11 +22,12 @@ from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.report.records import LayerRecord, slice_record
 from monosoup_cli.sources.ties import check_copies
 from monosoup_cli.sources.transfer import fetch
+from monosoup_cli.tensors.factors import check_merged
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.ingredients import update_facts
 from monosoup_cli.tensors.matrix import MatrixLayer, matrix_layer
 from monosoup_cli.tensors.method import Method, overflow_in
-from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.tensors.stacks import expert_counts
 from monosoup_cli.tensors.worker import Worker
 

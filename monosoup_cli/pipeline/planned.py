@@ -18,8 +18,9 @@ from monosoup_cli.pipeline.kinship import check_names
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.splitting import split_fused
 from monosoup_cli.pipeline.task import Task
+from monosoup_cli.tensors.factors import check_merged
 from monosoup_cli.tensors.method import Method
-from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, check_merged, make_plan
+from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
 from monosoup_cli.tensors.stacks import expert_counts
 
 __all__ = ["Planned", "plan_on", "prepare"]
@@ -120,7 +121,7 @@ def prepare(task: Task) -> Planned:
             )
         )
         _check_kinds(task, inputs)
-        inputs.has_target = task.order.target_is_first
+        inputs.has_target = task.order.kept == "first"
         planned = plan_on(inputs, task, destination, devices)
         if sharing is not None and not planned.draft.is_foreseeable:
             rank = "--rank" if task.call.command == "extract" else "--adapter-rank"
@@ -208,7 +209,7 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
             left_out=[copy.name for copy in inputs.copies],
             uses_base=method.needs_base,
             tied=inputs.tied,
-            has_target=task.order.target_is_first,
+            has_target=inputs.has_target,
         )
         if inputs.parent is not None:
             check_names(plan, inputs.parent.tensors, inputs.hint, partial=selecting.partial)

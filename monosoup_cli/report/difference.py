@@ -55,6 +55,8 @@ def difference_table(found: Mapping[str, Any], top: int | None = None) -> Render
     values, compared = found["values"], found["compared"]
     if compared is None:
         line("values", "not compared")
+    elif not compared:
+        line("values", "none to compare")
     elif not values:
         line("values", f"equal in {plural(compared, 'tensor')}")
     else:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FOLDED_ROWS",
+    "averaged_table",
     "part_table",
     "plan_rows",
     "plan_table",
@@ -285,6 +286,19 @@ def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> Re
     for number, (source, score, joined) in enumerate(trials, start=1):
         table.add_row(str(number), Text(printable(source)), f"{score:.6g}", joined_label(joined))
     return Group(table, Text(printable(now))) if now else table
+
+
+def averaged_table(averaged: Sequence[Mapping[str, Any]]) -> Table:
+    """The step of every checkpoint of a run, and its weight by each schedule.
+
+    Args:
+        averaged: What the report has of them.
+    """
+    table = grid("checkpoint", "step", *map(str, averaged[0]["weights"]), show_header=True)
+    for one in averaged:
+        weights = [f"{weight:.3f}" for weight in one["weights"].values()]
+        table.add_row(Text(printable(one["source"])), f"{one['step']:,}", *weights)
+    return table
 
 
 def selection_table(selection: Mapping[str, Any]) -> RenderableType:

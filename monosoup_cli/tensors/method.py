@@ -260,10 +260,9 @@ class Order:
         split_fused: Whether fused matrices are edited each for itself.
         weights: The weights of a mean, which sum to 1; None for an even mean.
         base_is_option: Whether the shell has an option `--base` in place of an argument.
-        target_is_first: Whether the updates of the others are added to the first of `finetuned`, which is the
-            last argument in the shell.
-        kept: Whose kept tensors are: the mean of the fine-tuned checkpoints, the first one's, or the base's
-            where it has them.
+        kept: Whose kept tensors are: the mean of the fine-tuned checkpoints; those of the first, to which the
+            updates of the others are added, and which is the last argument in the shell; or the base's where
+            it has them.
         takes_adapters_only: Whether whole checkpoints are refused.
         arguments: Arguments that the report shows in a different form.
         scores: The commands that score every checkpoint of the output, by name.
@@ -277,7 +276,6 @@ class Order:
     split_fused: bool = False
     weights: Sequence[float] | None = None
     base_is_option: bool = False
-    target_is_first: bool = False
     kept: Kept = "finetuned"
     takes_adapters_only: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -194,3 +195,20 @@ def test_the_last_element_of_what_is_decoded(tmp_path):
     (found,) = monosoup_cli.diff(tmp_path / "one", tmp_path / "two")["values"]
     assert (found["changed"], found["max_abs"]) == (1, 0.5)
     assert monosoup_cli.diff(tmp_path / "one", tmp_path / "same")["same"]
+
+
+def test_adapters_of_another_scale_differ(tmp_path, run):
+    """Their factors are the same bytes, and their updates are not."""
+    folder = make("linear", tmp_path).adapter
+    shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"lora_alpha": 64, "base_model_name_or_path": "elsewhere"}
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config))
+    result = run("diff", folder, tmp_path / "other", "--format", "json")
+    assert (result.code, json.loads(result.out)["config"]) == (1, [{"key": "lora_alpha", "a": 7, "b": 64}])
+
+
+def test_a_single_file_has_no_configuration_to_differ(tmp_path, run):
+    model = build(*MODELS["llama"])
+    model.save_pretrained(tmp_path / "model")
+    assert run("diff", tmp_path / "model", tmp_path / "model" / "model.safetensors").code == 0

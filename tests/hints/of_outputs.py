@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import no_file_beyond, nobody
 from tests.hints.table import Trial, follows
@@ -417,6 +419,25 @@ def steps_that_names_do_not_say(at: Trial) -> None:
     given = ["soup", *folders, "-o", at.out, "--schedule", "ema"]
     at.refused(*given)
     at.loads(*given, "--steps", "5,10")
+
+
+@follows("api/soup.py", "--steps needs --schedule or --window")
+def steps_without_a_schedule(at: Trial) -> None:
+    given = ["soup", at.base, at.finetuned, "-o", at.out, "--steps", "1,2"]
+    at.refused(*given)
+    at.loads(*given, "--schedule", "linear")
+
+
+@follows("tensors/plan.py", "only … has it; --exclude leaves such tensors as in ONTO")
+@follows("tensors/plan.py", "only … has it; --exclude drops such tensors")
+def a_tensor_that_only_one_has(at: Trial) -> None:
+    more = at.tmp / "more.safetensors"
+    save_file({**load_file(at.base), "new.weight": torch.ones(2, 2)}, more)
+    is_onto = "as in ONTO" in at.site.hint
+    others = (at.finetuned, more) if is_onto else (more, at.finetuned)
+    given = ["transplant", at.base, *others, "-o", at.out]
+    at.refused(*given)
+    at.loads(*given, *at.options(), "new*")
 
 
 @follows("adapters/file_names.py", "--form diffusers has one")

@@ -97,10 +97,14 @@ def an_output_in_the_place_of_one_of_parts(at: Trial) -> None:
     at.loads("finish", at.out, *at.options())
 
 
-@follows("pipeline/planned.py", "give --adapter-rank in place of --adapter-energy")
+@follows("pipeline/planned.py", "give --adapter-rank, the same for all", "give --rank, the same for all")
 def ranks_that_depend_on_all_layers(at: Trial) -> None:
-    command = (*at.edit, "--as-adapter", "--include", "block.weight", "--part", "1/1")
-    at.refused(*command, "--adapter-energy", "0.5")
+    command = (*at.edit, "--as-adapter")
+    energy = "--adapter-energy"
+    if "--rank" in at.site.words:
+        command, energy = ("extract", *at.edit[1:]), "--energy"
+    command = (*command, "--include", "block.weight", "--part", "1/1")
+    at.refused(*command, energy, "0.5")
     assert at.run(*command, *at.options(), "2").code == 0
     at.loads("finish", at.out)
 

@@ -297,3 +297,28 @@ def test_ranks_that_depend_on_updates_are_not_for_parts(llama, tmp_path, run):
         assert run(*words[:-1], part, "--rank", "2").code == 0
     assert run("finish", tmp_path / "adapter").code == 0
     assert len(layers_of(tmp_path / "adapter")) > 14
+
+
+def test_what_is_left_out_is_not_in_the_adapter(llama, tmp_path, run):
+    """Neither as factors nor whole."""
+    out = tmp_path / "adapter"
+    words = ("extract", llama / "base", llama / "ft", "-o", out, "--rank", "2")
+    assert run(*words, "--include", "*_proj*", "--exclude", "*.0.*").code == 0
+    stored = load_file(out / "adapter_model.safetensors")
+    assert len(stored) == 2 * 7
+    assert all("layers.1." in name and "_proj.lora_" in name for name in stored)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["modules_to_save"] is None
+
+
+def test_layers_without_room_are_named_so(llama, tmp_path, run):
+    out = tmp_path / "adapter"
+    words = ("extract", llama / "base", llama / "ft", "-o", out, "--include", "*_proj*")
+    refused = run(*words, "--max-size", "100")
+    least = int(refused.err.partition("expected at least ")[2].split()[0].replace(",", ""))
+    assert run(*words, "--max-size", least).code == 0
+    assert (out / "adapter_model.safetensors").stat().st_size <= least
+    report = json.loads((out / "monosoup_report.json").read_text())
+    assert_valid(report)
+    kept = report["summary"]["kept"]
+    assert kept["no_room"] == 14 - report["summary"]["edited"] > 0

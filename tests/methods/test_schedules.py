@@ -82,8 +82,8 @@ def test_many_schedules_are_the_bytes_of_each(tmp_path, run, dtype):
     report = json.loads((tmp_path / "all" / "monosoup_report.json").read_text())
     assert_valid(report)
     assert [one["step"] for one in report["averaged"]] == [250, 300, 500]
-    for at, name in enumerate(names):
-        weights = [one["weights"][at] for one in report["averaged"]]
+    for name in names:
+        weights = [one["weights"][name] for one in report["averaged"]]
         assert weights == scheduled(name, [250, 300, 500], 0.8)
         assert sum(weights) == pytest.approx(1)
         assert min(weights) > 0
@@ -148,7 +148,9 @@ def test_names_that_do_not_say_the_step(tmp_path, run):
     assert "two checkpoints have the same step in their names: found 2; --steps gives" in refused.err
     (tmp_path / "empty").mkdir()
     refused = run("soup", tmp_path / "empty", "-o", tmp_path / "out")
-    assert "too few fine-tuned checkpoints" in refused.err
+    assert "too few fine-tuned checkpoints in this folder: expected at least 2, such as" in refused.err
+    refused = run("soup", one, two, "-o", tmp_path / "out", "--window", "3")
+    assert "--window is larger than the run: expected at most 2, found 3" in refused.err
 
 
 @pytest.mark.parametrize(
