@@ -69,6 +69,11 @@ RUNS = {
     "lines": RAMP,
     "lines to several": {"alpha": "0,0.5", "beta": [0.5]},
     "lines by pattern": {**RAMP, "head": "ft", "block_pattern": r"(\d)"},
+    "soup of a run": {"schedule": ["linear", "ema"], "window": 2},
+    "merge": {"scale": 0.5},
+    "transplant": {"scale": 0.5},
+    "extract": {"rank": 2},
+    "extract a size": {"max_size": 3000, "exclude": "head.*"},
     "inspect-spectrum": {},
     "inspect-spectrum of three": {"values": True},
     "inspect-spectrum of some": {"layer": "blocks.*", "energy": 0.8},
@@ -81,6 +86,7 @@ PARTS = {
     "wise to a list of one": ["alpha-0.25"],
     "wise to several scored": ["alpha-0", "alpha-0.5", "alpha-1"],
     "lines to several": ["alpha-0-beta-0.5", "alpha-0.5-beta-0.5"],
+    "soup of a run": ["schedule-linear", "schedule-ema"],
 }
 """The folders of runs that make several checkpoints."""
 
@@ -178,6 +184,14 @@ def reports(tmp_path_factory):
         finetuned["temperature"] = torch.tensor(temperature)
         save_file({**base, **finetuned}, folder / name)
     sources = [folder / name for name in FINETUNED]
+    factors = {"lora_A": normal(2, 3), "lora_B": normal(4, 2)}
+    (folder / "adapter").mkdir()
+    save_file(
+        {f"base_model.model.blocks.0.{key}.weight": factor for key, factor in factors.items()},
+        folder / "adapter" / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["blocks.0"]}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
 
     found = {}
     for name, options in RUNS.items():
@@ -186,7 +200,9 @@ def reports(tmp_path_factory):
         options = {**options, "device": "cpu"}
         if "scores" in options:
             options["scores"] = {str(folder / path): score for path, score in options["scores"].items()}
+        given = folder / "adapter" if command == "merge" else given
         inputs = [given] if command == "soup" else [folder / "base.safetensors", given]
+        inputs += [sources[1]] if command == "transplant" else []
         if command == "inspect-spectrum":
             returned = monosoup_cli.inspect_spectrum(*inputs, **options)
             found[name] = json.loads(json.dumps(returned, allow_nan=False))
@@ -303,7 +319,8 @@ def test_what_a_command_says_is_there(reports):
         if "layers" in reports[name]:
             has_base = name.split()[0] not in ("soup", "sfgs") and "layer" not in RUNS.get(name, {})
             assert layers(name)["positions"]["reason"] == "not_floating"
-            assert (layers(name)["new"]["reason"] == "not_in_base") == has_base
+            if name != "merge":  # an adapter has no further tensors
+                assert (layers(name)["new"]["reason"] == "not_in_base") == has_base
 
 
 @pytest.mark.parametrize(
@@ -414,13 +431,15 @@ def test_too_few_inputs_or_wrong_roles_are_an_error(reports, name, least):
         assert errors_of({**reports[name], "inputs": [finetuned, *inputs[1:]]})
 
 
-@pytest.mark.parametrize("name", ["edit", "stock", "soup", "sfgs", "wise", "lines"])
-def test_only_edit_wise_and_lines_make_several(reports, name):
+@pytest.mark.parametrize(
+    "name", ["edit", "stock", "soup", "sfgs", "wise", "lines", "merge", "transplant", "extract"]
+)
+def test_only_some_commands_make_several(reports, name):
     report = dict(reports[name])
     summary = report.pop("summary")
     del report["layers"]
     report["outputs"] = [{**report.pop("output"), "summary": summary}]
-    assert (errors_of(report) == []) == (name in ("edit", "wise", "lines"))
+    assert (errors_of(report) == []) == (name in ("edit", "wise", "lines", "soup"))
 
 
 @pytest.mark.parametrize(
@@ -521,7 +540,7 @@ def test_every_action_and_reason_is_in_the_report(report):
 
 def test_the_schema_names_every_reason_and_dtype():
     tensor = SCHEMA["$defs"]["tensor"]["properties"]
-    reasons = {reason for _, reason in EXPECTED.values()}
+    reasons = {reason for _, reason in EXPECTED.values()} | {"no_room"}  # only of extract --max-size
     assert set(tensor["reason"]["enum"]) == reasons
     assert set(SCHEMA["$defs"]["summary"]["properties"]["kept"]["properties"]) == reasons - {None}
     assert set(tensor["dtype"]["enum"]) == set(BITS)
