@@ -67,7 +67,7 @@ def what_peft_merges(at: Trial) -> None:
 
 
 @follows(
-    "tensors/plan.py",
+    "tensors/factors.py",
     "'*…*' keeps such tensors as fine-tuned; merging",
     "merge it with the program that made it",
 )
