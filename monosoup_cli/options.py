@@ -15,7 +15,10 @@ from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, 
 from monosoup_cli.errors import UsageError
 
 __all__ = [
+    "BASE",
+    "FINETUNED",
     "NO_BASE",
+    "OUTPUT",
     "Base",
     "Call",
     "ComputeOptions",
@@ -114,39 +117,33 @@ def parse_size(text: str | int, option: str = "max_shard_size") -> int:
 
 NO_BASE = "-"
 """What the user types in the place of the base where there is none."""
-Base = Annotated[
-    StrPath,
-    Option(
-        "The checkpoint that was fine-tuned: a file of weights, a folder, or an id on the Hub.",
-        metavar="BASE",
-        shell=str,
-        is_argument=True,
-        in_card=False,
-    ),
-]
-Finetuned = Annotated[
-    StrPath | Sequence[StrPath],
-    Option(
-        "Fine-tuned checkpoints: files, folders, ids on the Hub, or LoRA adapters.",
-        metavar="FINETUNED",
-        shell=list[str],
-        is_argument=True,
-        in_card=False,
-    ),
-]
-Output = Annotated[
-    StrPath,
-    Option(
-        "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
-        " (first) fine-tuned checkpoint (merge: like BASE; transplant: like ONTO), with its side files and a"
-        " model card.",
-        metavar="OUT",
-        shell=str,
-        flags=("--output", "-o"),
-        changes_bytes=False,
-        in_card=False,
-    ),
-]
+BASE = Option(
+    "The checkpoint that was fine-tuned: a file of weights, a folder, or an id on the Hub.",
+    metavar="BASE",
+    shell=str,
+    is_argument=True,
+    in_card=False,
+)
+Base = Annotated[StrPath, BASE]
+FINETUNED = Option(
+    "Fine-tuned checkpoints: files, folders, ids on the Hub, or LoRA adapters.",
+    metavar="FINETUNED",
+    shell=list[str],
+    is_argument=True,
+    in_card=False,
+)
+Finetuned = Annotated[StrPath | Sequence[StrPath], FINETUNED]
+OUTPUT = Option(
+    "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
+    " (first) fine-tuned checkpoint (merge: like BASE; transplant: like ONTO), with its side files and a"
+    " model card.",
+    metavar="OUT",
+    shell=str,
+    flags=("--output", "-o"),
+    changes_bytes=False,
+    in_card=False,
+)
+Output = Annotated[StrPath, OUTPUT]
 Stacked = Annotated[
     str | Sequence[str],
     Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from monosoup_cli.api.command import Request, command
@@ -12,7 +13,7 @@ from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.extraction import Extraction, RankOfEnergy, RanksOfSize
 from monosoup_cli.methods.model_soup import normalise
-from monosoup_cli.options import Base, Finetuned, Option, StrPath, as_paths, check_choice, parse_size
+from monosoup_cli.options import OUTPUT, Base, Finetuned, Option, StrPath, as_paths, check_choice, parse_size
 from monosoup_cli.tensors.method import Order
 
 if TYPE_CHECKING:
@@ -31,14 +32,7 @@ def extract(
     finetuned: Finetuned,
     output: Annotated[
         StrPath,
-        Option(
-            "The folder of the adapter, or with --form its file.",
-            metavar="ADAPTER",
-            shell=str,
-            flags=("--output", "-o"),
-            changes_bytes=False,
-            in_card=False,
-        ),
+        replace(OUTPUT, help="The folder of the adapter, or with --form its file.", metavar="ADAPTER"),
     ],
     *,
     rank: Annotated[int | None, Option("The rank of all factors.", metavar="R", shell=int, minimum=1)] = None,

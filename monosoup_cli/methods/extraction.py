@@ -19,7 +19,7 @@ from monosoup_cli.methods.splits import ROUNDING
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Paper, PlainMethod, Variant, Wanted
-from monosoup_cli.tensors.ranks import FactorBytes
+from monosoup_cli.tensors.ranks import FactorBytes, RanksApart
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ def _singular_values(layer: MatrixLayer) -> torch.Tensor | None:
 
 
 @dataclass(frozen=True)
-class RankOfEnergy:
+class RankOfEnergy(RanksApart):
     """The smallest rank that holds a share of ‖Δ‖_F² (a `RankRule`).
 
     Attributes:
@@ -155,10 +155,6 @@ class RankOfEnergy:
 
         values = _singular_values(layer)
         return None if values is None else rank_holding(values / values[0], self.energy * (1.0 - ROUNDING))
-
-    def ranks(self, measured: Mapping[str, int], nbytes: FactorBytes) -> Mapping[str, int]:
-        """The same ranks: no layer's depends on others."""
-        return measured
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.task_arithmetic import numbers_for
-from monosoup_cli.options import Option, Output, StrPath, as_paths
+from monosoup_cli.options import BASE, FINETUNED, Option, Output, StrPath, as_paths
 from monosoup_cli.tensors.flat import FLAT_ELEMENTS, FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
@@ -38,23 +38,15 @@ MEASURES: Sequence[Measure] = ()
 def merge(
     base: Annotated[
         StrPath,
-        Option(
-            "The model that the adapters were trained on: a file of weights, a folder, or an id on the Hub.",
-            metavar="BASE",
-            shell=str,
-            is_argument=True,
-            in_card=False,
+        replace(
+            BASE,
+            help="The model that the adapters were trained on: a file of weights, a folder, or an id on the"
+            " Hub.",
         ),
     ],
     finetuned: Annotated[
         StrPath | Sequence[StrPath],
-        Option(
-            "LoRA adapters: folders, files, or ids on the Hub.",
-            metavar="ADAPTER",
-            shell=list[str],
-            is_argument=True,
-            in_card=False,
-        ),
+        replace(FINETUNED, help="LoRA adapters: folders, files, or ids on the Hub.", metavar="ADAPTER"),
     ],
     output: Output,
     *,

@@ -22,6 +22,7 @@ from monosoup_cli.methods.splits import ROUNDING
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.matrix import MatrixLayer
 from monosoup_cli.tensors.method import Access, Edit, Layer, PlainMethod, Together, Variant, Wanted
+from monosoup_cli.tensors.ranks import RanksApart
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +185,7 @@ class SpectralEdit(PlainMethod):
 
 
 @dataclass(frozen=True)
-class RanksByEnergy:
+class RanksByEnergy(RanksApart):
     """The ranks of factors that hold a share of every edited update (a `RankRule`).
 
     Attributes:
@@ -206,7 +207,3 @@ class RanksByEnergy:
         ratios = values / values[0]
         edited = [measure(values, layer.cut.length, split).edited(ratios) for split in self.splits]
         return max(rank_holding(weighted, self.energy * (1.0 - ROUNDING)) for weighted in edited)
-
-    def ranks(self, measured: Mapping[str, int], nbytes: object) -> Mapping[str, int]:
-        """The same ranks: no layer's depends on others."""
-        return measured

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.monosoup import RELATIVE_UPDATE
-from monosoup_cli.options import Base, Finetuned, Option, Output, StrPath, as_paths
+from monosoup_cli.options import BASE, Base, Finetuned, Option, Output, StrPath, as_paths
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-__all__ = ["CITATION", "COMMAND", "MEASURES", "Transplant", "numbers_for", "transplant"]
+__all__ = ["COMMAND", "MEASURES", "Transplant", "numbers_for", "transplant"]
 
-CITATION = """
+PAPER = Paper(
+    "A model to which what fine-tuning changed in another one was added: task arithmetic.",
+    """
 @inproceedings{ilharco2023editing,
   title = {Editing models with task arithmetic},
   author = {Ilharco, Gabriel and Ribeiro, Marco Tulio and Wortsman, Mitchell and Gururangan, Suchin
@@ -32,9 +34,7 @@ CITATION = """
   booktitle = {ICLR},
   year = {2023}
 }
-"""
-PAPER = Paper(
-    "A model to which what fine-tuning changed in another one was added: task arithmetic.", CITATION
+""",
 )
 MEASURES = (
     Measure("base_distance", "‖D‖/‖W0‖", unit="‖W0‖", summary="mean"),
@@ -47,12 +47,11 @@ def transplant(
     finetuned: Finetuned,
     onto: Annotated[
         StrPath,
-        Option(
-            "The checkpoint that the updates are added to, and whose layout and side files the output has.",
+        replace(
+            BASE,
+            help="The checkpoint that the updates are added to, and whose layout and side files the output"
+            " has.",
             metavar="ONTO",
-            shell=str,
-            is_argument=True,
-            in_card=False,
         ),
     ],
     output: Output,

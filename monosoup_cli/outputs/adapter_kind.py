@@ -43,12 +43,14 @@ class AdapterKind:
         """
         adapter = opened.adapters[0]
         if adapter is None:
-            if self.ranks is None and opened.base is not None:
+            path = opened.first.path
+            if opened.base is None:
+                raise UsageError("--as-adapter of a whole checkpoint needs a base", path=path)
+            if self.ranks is None:
                 raise UsageError(
-                    "--as-adapter of a whole checkpoint needs --adapter-rank or --adapter-energy",
-                    path=opened.first.path,
+                    "--as-adapter of a whole checkpoint needs --adapter-rank or --adapter-energy", path=path
                 )
-            return ExtractedAdapterKind(self.ranks or 1).draft(opened)
+            return ExtractedAdapterKind(self.ranks).draft(opened)
         count = len(opened.finetuned)
         if count > 1:
             raise UsageError(

@@ -65,10 +65,9 @@ class ExtractedAdapterKind:
         """The draft of the adapter.
 
         Raises:
-            UsageError: There is no base, or the output is a single file.
+            UsageError: The output is a single file, and should be a folder, or the reverse.
         """
-        if opened.base is None:
-            raise UsageError("--as-adapter of a whole checkpoint needs a base", path=opened.first.path)
+        assert opened.base is not None
         is_file = opened.path.suffix == ".safetensors"
         if is_file and self.form is None:
             raise UsageError("an adapter needs a folder as output", path=opened.path)

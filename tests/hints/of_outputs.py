@@ -348,7 +348,7 @@ def a_file_where_a_folder_is_needed(at: Trial) -> None:
     at.loads(*at.edit, *words)
 
 
-@follows("outputs/extracted_adapter.py", "--as-adapter of a whole checkpoint needs a base")
+@follows("outputs/adapter_kind.py", "--as-adapter of a whole checkpoint needs a base")
 @follows("outputs/adapter_kind.py", "--as-adapter of a whole checkpoint needs --adapter-rank")
 def an_adapter_of_a_whole_checkpoint(at: Trial) -> None:
     given = ["--as-adapter", "--include", "block.weight"]
