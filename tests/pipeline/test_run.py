@@ -77,7 +77,7 @@ def start_and_signal(folder, out, number, *, after, options=()):
 def test_killed_five_times_and_resumed(slow_pair, tmp_path):
     out = tmp_path / "out"
     seen = []
-    for after in (1, 6, 11, 16, 21):
+    for after in (1, 4, 7, 10, 13):  # far from the end: a busy machine may let it run on for a while
         code, _ = start_and_signal(slow_pair, out, signal.SIGKILL, after=after, options=["--resume"])
         assert code == -signal.SIGKILL
         assert not out.exists()
