@@ -1,64 +1,43 @@
 """monosoup: better checkpoints from the ones you have, by editing the spectra of their updates.
 
-The functions here are the commands, with the same words. They load torch when called.
+The functions here are the commands, with the same words (api/functions.py). They load torch when called.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.version import __version__
+from monosoup_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from monosoup_cli.api.cka import cka
-    from monosoup_cli.api.commands import (
-        edit,
-        extract,
-        inspect_spectrum,
-        lines,
-        merge,
-        search,
-        sfgs,
-        soup,
-        stock,
-        transplant,
-        wise,
-    )
-    from monosoup_cli.api.diff import diff
-    from monosoup_cli.api.finish import finish
-    from monosoup_cli.api.info import info
-    from monosoup_cli.api.scores import scores
-    from monosoup_cli.api.verify import verify
+    from collections.abc import Callable, Mapping
 
-__all__ = [
-    "__version__",
-    "cka",
-    "diff",
-    "edit",
-    "extract",
-    "finish",
-    "info",
-    "inspect_spectrum",
-    "lines",
-    "merge",
-    "scores",
-    "search",
-    "sfgs",
-    "soup",
-    "stock",
-    "transplant",
-    "verify",
-    "wise",
-]
+    from monosoup_cli.api.cka import cka as cka
+    from monosoup_cli.api.diff import diff as diff
+    from monosoup_cli.api.edit import edit as edit
+    from monosoup_cli.api.finish import finish as finish
+    from monosoup_cli.api.info import info as info
+    from monosoup_cli.api.inspect_spectrum import inspect_spectrum as inspect_spectrum
+    from monosoup_cli.api.scores import scores as scores
+    from monosoup_cli.api.search import search as search
+    from monosoup_cli.api.sfgs import sfgs as sfgs
+    from monosoup_cli.api.soup import soup as soup
+    from monosoup_cli.api.verify import verify as verify
+
+
+def _functions() -> Mapping[str, Callable[..., dict[str, Any]]]:
+    from monosoup_cli.api.functions import FUNCTIONS
+
+    return FUNCTIONS
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = name if name in ("cka", "diff", "finish", "info", "scores", "verify") else "commands"
-        return getattr(import_module(f"monosoup_cli.api.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__all__":
+        return __dir__()
+    if name.startswith("_") or name not in _functions():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _functions()[name]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return ["__version__", *sorted(_functions())]

@@ -7,12 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 from monosoup_cli.errors import MismatchError, UsageError
 
 __all__ = [
     "ALIKE",
     "KINDS",
+    "FileForm",
     "NameParts",
     "Position",
     "are_experts_apart",
@@ -30,6 +32,8 @@ FUSED_EXPERTS = re.compile(r"\.experts\.[^.0-9]+")
 NUMBERED_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.DOTALL)
 
+FileForm = Literal["diffusers", "kohya"]
+"""Whose names a file with a whole LoRA adapter has."""
 Blocks = Mapping[int, Collection[str]]
 """The suffixes of the names in each block of a list, by the block's number."""
 Numbered = dict[str, tuple[str, tuple[int, ...]]]

@@ -16,6 +16,7 @@ from monosoup_cli.errors import UsageError
 
 __all__ = [
     "BASE",
+    "CHECKPOINT",
     "FINETUNED",
     "NO_BASE",
     "OUTPUT",
@@ -27,17 +28,20 @@ __all__ = [
     "Option",
     "Output",
     "OutputOptions",
+    "ReadParts",
     "RunOptions",
     "Scores",
     "SelectionOptions",
     "SplitFused",
     "Stacked",
+    "StateDict",
     "StorageOptions",
     "StrPath",
     "Strictness",
     "as_list",
     "as_paths",
     "check_choice",
+    "check_one_each",
     "declared_in",
     "from_keywords",
     "parse_size",
@@ -83,6 +87,14 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     words = get_args(choices)
     if value not in words:
         raise UsageError(f"unknown --{name.replace('_', '-')}", expected=", ".join(words), found=value)
+
+
+def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:
+    """Raise UsageError if there are more or fewer values than checkpoints."""
+    if len(values) != count:
+        raise UsageError(
+            f"{flag} needs one number for each {of}", expected=f"{count} of them", found=len(values)
+        )
 
 
 UNITS = {
@@ -160,6 +172,22 @@ SplitFused = Annotated[
         " does not depend on how they are stored."
     ),
 ]
+StateDict = Annotated[
+    str | None,
+    Option(
+        "Which state dict to read of files that have several, by its key; dots lead further in. Examples:"
+        " model_ema; generator.ema.",
+        metavar="KEY",
+        shell=str,
+    ),
+]
+ReadParts = Annotated[
+    str | Sequence[str],
+    Option("Which part of a pipeline to read. Repeatable.", metavar="PART", shell=list[str]),
+]
+CHECKPOINT = Option(
+    "A file of weights, a folder, an id on the Hub, or a LoRA adapter.", shell=str, is_argument=True
+)
 Scores = Annotated[
     StrPath | Mapping[str, float] | None,
     Option(
@@ -202,15 +230,7 @@ class SelectionOptions:
             shell=list[str],
         ),
     ] = ()
-    state_dict: Annotated[
-        str | None,
-        Option(
-            "Which state dict to read of files that have several, by its key; dots lead further in. Examples:"
-            " model_ema; generator.ema.",
-            metavar="KEY",
-            shell=str,
-        ),
-    ] = None
+    state_dict: StateDict = None
     parts: Annotated[
         str | Sequence[str],
         Option(

@@ -28,7 +28,7 @@ from monosoup_cli.options import Base, Finetuned, Output
 from monosoup_cli.outputs.patch import PatchKind
 from monosoup_cli.tensors.method import Order
 
-@command
+@command("Edit")
 def patch(base: Base, finetuned: Finetuned, output: Output, **options) -> Request:
     """Write a patch."""
     return Request(Order(SpectralEdit([MonoSoup()]), [finetuned], output, base), PatchKind())
@@ -42,8 +42,8 @@ def house(tmp_path_factory):
     """A copy of the package with what the page adds."""
     folder = tmp_path_factory.mktemp("house")
     shutil.copytree(PACKAGE, folder / "monosoup_cli", ignore=shutil.ignore_patterns("__pycache__"))
-    assert len(FILES) == 3
-    assert len(LINES) == 2
+    assert len(FILES) == 4
+    assert len(LINES) == 3
     for name, text in FILES.items():
         assert not (folder / name).exists()
         (folder / name).write_text(text)
@@ -51,11 +51,11 @@ def house(tmp_path_factory):
         text = (folder / name).read_text()
         assert text.count(f"{old}\n") == 1, name
         (folder / name).write_text(text.replace(f"{old}\n", f"{new}\n"))
-    table = folder / "monosoup_cli" / "formats" / "table.py"
-    imported = "from monosoup_cli.formats.safetensors"
-    table.write_text(
-        table.read_text().replace(imported, f"from monosoup_cli.formats.npz import Npz\n{imported}")
-    )
+    for place, name, what in (("formats/table.py", "npz", "Npz"), ("api/commands.py", "norms", "norms")):
+        table, room = folder / "monosoup_cli" / place, place.partition("/")[0]
+        first = "from monosoup_cli."
+        imported = f"{first}{room}.{name} import {what}\n{first}"
+        table.write_text(table.read_text().replace(first, imported, 1))
     return folder
 
 
@@ -102,9 +102,23 @@ def test_the_method(python, tmp_path):
     assert "--scale 0.5" in (tmp_path / "out" / "README.md").read_text()
     listed = python("-m", "monosoup_cli", "--help").stdout
     assert "consensus" in listed
+    assert python("-c", "import monosoup_cli; print(monosoup_cli.consensus.__name__)").stdout == "consensus\n"
     assert "Multiply the mean" in python("-m", "monosoup_cli", "consensus", "--help").stdout
     made = "from monosoup_cli.api.commands import COMMANDS; print(COMMANDS['consensus'].__doc__)"
     assert "scale: Multiply the mean" in python("-c", made).stdout
+
+
+def test_the_command_that_only_looks(python, tmp_path):
+    tensors = load_file(tmp_path / "base.safetensors")
+    expected = {name: float(np.linalg.norm(t.double().numpy())) for name, t in tensors.items()}
+    words = ["-m", "monosoup_cli", "norms", "base.safetensors"]
+    found = json.loads(python(*words, "--format", "json").stdout)
+    assert {one["name"]: one["norm"] for one in found["tensors"]} == pytest.approx(expected, rel=1e-12)
+    assert python(*words, "--format", "csv").stdout.splitlines()[0] == "name,norm"
+    assert f"{expected['a.weight']:.4g}" in python(*words).stdout
+    made = "import monosoup_cli; print(len(monosoup_cli.norms('base.safetensors')['tensors']))"
+    assert python("-c", made).stdout == f"{len(expected)}\n"
+    assert "norms" in python("-m", "monosoup_cli", "--help").stdout
 
 
 def test_the_input_format(python, tmp_path):

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
 
 from monosoup_cli.adapters.layout import PREFIX, AdapterLayout
 from monosoup_cli.errors import UsageError
+from monosoup_cli.names import FileForm
 
-__all__ = ["FileForm", "as_file"]
-
-FileForm = Literal["diffusers", "kohya"]
+__all__ = ["as_file"]
 
 ENDS = {"kohya": (".lora_down.weight", ".lora_up.weight"), "diffusers": (".lora_A.weight", ".lora_B.weight")}
 KOHYA: Mapping[str, str] = {

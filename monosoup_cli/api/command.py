@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, DeclaredOption, RunOptions, as_list, declared_in
-from monosoup_cli.tensors.method import Order
+from monosoup_cli.tensors.method import AdapterOrder, Group, Order
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.ready import Ready
     from monosoup_cli.pipeline.task import Chooser, OnScore, Task
 
-__all__ = ["Command", "Request", "command", "execute_by_engine", "publish"]
+__all__ = ["Command", "Request", "command", "document", "execute_by_engine", "publish"]
 
 P = ParamSpec("P")
+Asked: TypeAlias = "Order | AdapterOrder | Request"
 Prepared = TypeVar("Prepared", bound=AbstractContextManager[Any])
 
 PROGRESS = inspect.Parameter(
@@ -63,6 +64,17 @@ class Request:
     chooser: Chooser | None = None
 
 
+def _requested(asked: Asked) -> Request:
+    """What a command's declaration asks for, whichever way it says that."""
+    if isinstance(asked, Request):
+        return asked
+    if isinstance(asked, AdapterOrder):
+        from monosoup_cli.outputs.extracted_adapter import ExtractedAdapterKind
+
+        return Request(asked.order, ExtractedAdapterKind.of(asked))
+    return Request(asked)
+
+
 class Command(Protocol[P, Prepared]):
     """A Python function that runs a command and returns its report.
 
@@ -84,17 +96,31 @@ class WritingCommand(Command[P, "Planned"], Protocol[P]):
 
     Attributes:
         task: Takes the same arguments, and returns what they ask for; nothing is opened.
+        group: Where the shell's help lists it.
     """
 
     task: Callable[P, Task]
+    group: Group
 
 
-def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
-    """Make a command that writes an output.
+def command(group: Group) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
+    """Make a command that writes an output, of the function that turns its arguments into an order.
+
+    The docstring of that function is the help of the shell command.
 
     Args:
-        order: Turns the arguments into an order. Its docstring is the help of the shell command.
+        group: Where the shell's help lists it.
     """
+
+    def make(order: Callable[P, Asked]) -> WritingCommand[P]:
+        made = _writing_command(order)
+        made.group = group
+        return made
+
+    return make
+
+
+def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
     own = declared_in(order)
     declared = {**own, **RunOptions.declared()}
     signature = inspect.signature(order)
@@ -105,7 +131,7 @@ def command(order: Callable[P, Order | Request]) -> WritingCommand[P]:
 
         options = RunOptions.of(kwargs)
         made = order(*args, **kwargs)
-        request = made if isinstance(made, Request) else Request(made)
+        request = _requested(made)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
@@ -193,17 +219,22 @@ def publish(
             error.rename_options({one.flag: one.name for one in declared.values()})
             raise
 
-    _document(public, declaration.__module__, name, signature.replace(return_annotation="dict[str, Any]"))
-    public.__doc__ = _docstring(
+    document(
+        public,
         declaration,
         declared,
-        "The report as a dict (docs/report.schema.json). A command that writes an output also writes it as"
-        " JSON.",
+        signature.replace(return_annotation="dict[str, Any]"),
+        returns="The report as a dict (docs/report.schema.json). A command that writes an output also writes"
+        " it as JSON.",
     )
-    _document(
-        prepared, declaration.__module__, f"prepare_{name}", signature.replace(return_annotation=returns)
+    document(
+        prepared,
+        declaration,
+        declared,
+        signature.replace(return_annotation=returns),
+        returns="A context manager that holds the opened inputs.",
     )
-    prepared.__doc__ = _docstring(declaration, declared, "A context manager that holds the opened inputs.")
+    prepared.__name__ = prepared.__qualname__ = f"prepare_{name}"
     made = cast("Command[P, Prepared]", public)
     made.prepare, made.declared = prepared, declared
     return made
@@ -226,20 +257,29 @@ def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredO
     return inspect.Signature([*parameters, *shared, PROGRESS])
 
 
-def _document(function: Callable[..., Any], module: str, name: str, signature: inspect.Signature) -> None:
-    """Give a function the name, the module and the whole signature of a command."""
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = module
+def document(
+    function: Callable[..., Any],
+    declaration: Callable[..., Any],
+    declared: Mapping[str, DeclaredOption],
+    signature: inspect.Signature,
+    *,
+    returns: str,
+) -> None:
+    """Give a function the name, the module, the whole signature and the docstring of a command.
+
+    The docstring is the help of the shell, then every option.
+    """
+    function.__name__ = function.__qualname__ = declaration.__name__
+    function.__module__ = declaration.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     annotations = {one.name: one.annotation for one in signature.parameters.values()}
     function.__annotations__ = {**annotations, "return": signature.return_annotation}
-
-
-def _docstring(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption], returns: str) -> str:
-    """The docstring of a command's function: the help of the shell, then every option."""
-    options = "\n".join(f"    {name}: {one.option.help}" for name, one in declared.items())
-    return (
-        f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}\n    progress: {PROGRESS_HELP}"
+    helps = {name: one.option.help for name, one in declared.items()}
+    if PROGRESS.name in signature.parameters:
+        helps[PROGRESS.name] = PROGRESS_HELP
+    options = "\n".join(f"    {name}: {words}" for name, words in helps.items())
+    function.__doc__ = (
+        f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}"
         f"\n\nReturns:\n    {returns}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["edit"]
 
 
-@command
+@command("Edit")
 def edit(
     base: Base,
     finetuned: Finetuned,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from monosoup_cli.errors import MonosoupError
-from monosoup_cli.options import StrPath, as_list
+from monosoup_cli.api.look import Look, look
+from monosoup_cli.errors import MonosoupError, some
+from monosoup_cli.options import CHECKPOINT, ReadParts, StateDict, StrPath, as_list
+from monosoup_cli.report.sheet import Sheet
+from monosoup_cli.report.words import parameters, plural, printable, rough, size
 
 if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
@@ -21,61 +25,68 @@ if TYPE_CHECKING:
 __all__ = ["info"]
 
 
+NAMED = 6
+"""How many names a line has."""
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    revision = f" at {found['revision']}" if found["revision"] else ""
+    yield found["kind"], f"{found['source']}{revision}"
+    family = [found["library"], found["model_type"], *(found["architectures"] or ())]
+    if any(family):
+        yield "family", ", ".join(str(one) for one in family if one)
+    total = found["parameters"]
+    files = f"{size(found['bytes'])} in {plural(len(found['files']), 'file')} ({', '.join(found['formats'])})"
+    yield "weights", f"{plural(found['tensors'], 'tensor')}, {parameters(total, None)}, {files}"
+    counts = [f"{one['dtype']} {plural(one['tensors'], 'tensor')}" for one in found["dtypes"]]
+    yield "dtypes", some(counts, NAMED)
+    for words, count in found["encodings"].items():
+        yield "stored as", f"{words} ({plural(count, 'tensor')})"
+    if found["ties"]:
+        ties = [f"{printable(one)} = {printable(two)}" for one, two in found["ties"].items()]
+        yield "tied", some(ties, NAMED)
+    adapter = found["adapter"]
+    if adapter is not None:
+        if adapter["base"]:
+            yield "base", adapter["base"]
+        ranks = [f"{rank} ({plural(count, 'layer')})" for rank, count in adapter["ranks"].items()]
+        yield "ranks", some(ranks, NAMED) + (", with DoRA" if adapter["is_dora"] else "")
+        targets = [f"{printable(one)} {count}" for one, count in adapter["targets"].items()]
+        yield "changes", some(targets, NAMED)
+        if adapter["replaced"]:
+            yield "replaces", plural(adapter["replaced"], "tensor")
+    edit = found["edit"]
+    if edit is not None and edit["layers"]:
+        cores = os.cpu_count() or 1
+        share = parameters(edit["parameters"], None if found["kind"] == "adapter" else total)
+        seconds = edit["core_seconds"] / cores
+        time = f"about {rough(seconds)} on {plural(cores, 'core')}" if seconds >= 1 else "less than a second"
+        yield "edit", f"changes {plural(edit['layers'], 'layer')}, {share}, in {time}"
+
+
+@look(
+    Sheet(_lines),
+    returns='`kind` ("model" or "adapter"), `library`, `model_type` and `architectures`; `formats`;'
+    " `tensors`, `parameters` and `bytes`; `dtypes`, each with its number of `tensors` and `parameters`;"
+    " `encodings`, `ties`, `files`; of an adapter its `base`, `ranks` and `targets`; `edit`: the `layers` and"
+    " `parameters` that `edit` changes, and about how many `core_seconds` it takes, None for what other"
+    " commands refuse; and `notes` on what other commands would say about it.",
+)
 def info(
-    source: StrPath, *, state_dict: str | None = None, parts: str | Sequence[str] = ()
-) -> dict[str, Any]:
-    """Say what a checkpoint is. Only headers and configs are read, also on the Hub.
+    source: Annotated[StrPath, replace(CHECKPOINT, metavar="X")],
+    *,
+    state_dict: StateDict = None,
+    parts: ReadParts = (),
+) -> Iterator[Look]:
+    """Show what a checkpoint is, from headers alone.
 
-    Args:
-        source: A file of weights, a folder, an id on the Hub, or a LoRA adapter.
-        state_dict: Which state dict to read of files that have several.
-        parts: Which part of a pipeline to read.
+    Format, family, dtypes, parameters, ties, encoding and files; of an adapter its base and ranks; and what
+    `edit` would change and how long that takes. Nothing else is read, also of a repository on the Hub.
 
-    Returns:
-        `kind` ("model" or "adapter"), `library`, `model_type` and `architectures`; `formats`; `tensors`,
-        `parameters` and `bytes`; `dtypes`, each with its number of `tensors` and `parameters`; `encodings`,
-        `ties`, `files`; of an adapter its `base`, `ranks` and `targets`; `edit`: the `layers` and
-        `parameters` that `edit` changes, and about how many `core_seconds` it takes, None for what other
-        commands refuse; and `notes` on what other commands would say about it.
-
-    Raises:
-        monosoup_cli.errors.MonosoupError: It cannot be read.
+    Example: monosoup info ft.safetensors
     """
-    from monosoup_cli.outputs.model_card import library_of
-    from monosoup_cli.sources.files import encodings_of
-    from monosoup_cli.sources.ties import ties_in
-
     with _opened(os.fspath(source), state_dict, as_list(parts)) as (inputs, refusal):
-        found = inputs.finetuned[0]
-        adapter, files = inputs.adapters[0], found.files
-        own = files.tensors if files.kind.is_adapter or not files.decoded else found.tensors
-        config, folder = files.config or {}, files.place.folder
-        names = [] if folder is None else folder.names(files.place.inner.rstrip("/"))
-        by_dtype: dict[str, list[int]] = {}
-        for tensor in own.values():
-            by_dtype.setdefault(tensor.dtype, []).append(tensor.elements)
-        return {
-            "source": files.place.source,
-            "revision": files.place.revision,
-            "kind": "adapter" if files.kind.is_adapter else "model",
-            "library": "peft" if files.kind.settings is not None else library_of(files.config, names),
-            "model_type": config.get("model_type"),
-            "architectures": config.get("architectures"),
-            "formats": sorted({PurePosixPath(shard.name).suffix for shard in files.shards}),
-            "tensors": len(own),
-            "parameters": sum(tensor.elements for tensor in own.values()),
-            "bytes": sum(shard.file.nbytes for shard in files.shards),
-            "dtypes": [
-                {"dtype": dtype, "tensors": len(some), "parameters": sum(some)}
-                for dtype, some in sorted(by_dtype.items(), key=lambda one: -sum(one[1]))
-            ],
-            "encodings": encodings_of(files),
-            "ties": {} if files.kind.is_adapter else dict(ties_in(found, None)),
-            "files": [{"name": shard.name, "bytes": shard.file.nbytes} for shard in files.shards],
-            "adapter": None if adapter is None else _of_adapter(found, adapter),
-            "edit": _edit(inputs) if not refusal else None,
-            "notes": [*refusal, *(note.removeprefix(f"{found.path}: ") for note in inputs.notices)],
-        }
+        yield Look(lambda advance: _facts(inputs, refusal))
 
 
 @contextmanager
@@ -91,6 +102,44 @@ def _opened(path: str, state_dict: str | None, parts: Sequence[str]) -> Iterator
         inputs, refusal = Inputs(None, [stored], [None]), [f"other commands refuse it: {error}"]
     with inputs:
         yield inputs, refusal
+
+
+def _facts(inputs: Inputs, refusal: Sequence[str]) -> dict[str, Any]:
+    """What is known of a checkpoint."""
+    from monosoup_cli.outputs.model_card import library_of
+    from monosoup_cli.sources.files import encodings_of
+    from monosoup_cli.sources.ties import ties_in
+
+    found = inputs.finetuned[0]
+    adapter, files = inputs.adapters[0], found.files
+    own = files.tensors if files.kind.is_adapter or not files.decoded else found.tensors
+    config, folder = files.config or {}, files.place.folder
+    names = [] if folder is None else folder.names(files.place.inner.rstrip("/"))
+    by_dtype: dict[str, list[int]] = {}
+    for tensor in own.values():
+        by_dtype.setdefault(tensor.dtype, []).append(tensor.elements)
+    return {
+        "source": files.place.source,
+        "revision": files.place.revision,
+        "kind": "adapter" if files.kind.is_adapter else "model",
+        "library": "peft" if files.kind.settings is not None else library_of(files.config, names),
+        "model_type": config.get("model_type"),
+        "architectures": config.get("architectures"),
+        "formats": sorted({PurePosixPath(shard.name).suffix for shard in files.shards}),
+        "tensors": len(own),
+        "parameters": sum(tensor.elements for tensor in own.values()),
+        "bytes": sum(shard.file.nbytes for shard in files.shards),
+        "dtypes": [
+            {"dtype": dtype, "tensors": len(some), "parameters": sum(some)}
+            for dtype, some in sorted(by_dtype.items(), key=lambda one: -sum(one[1]))
+        ],
+        "encodings": encodings_of(files),
+        "ties": {} if files.kind.is_adapter else dict(ties_in(found, None)),
+        "files": [{"name": shard.name, "bytes": shard.file.nbytes} for shard in files.shards],
+        "adapter": None if adapter is None else _of_adapter(found, adapter),
+        "edit": _edit(inputs) if not refusal else None,
+        "notes": [*refusal, *(note.removeprefix(f"{found.path}: ") for note in inputs.notices)],
+    }
 
 
 def _of_adapter(found: Source, adapter: Adapter) -> dict[str, Any]:

@@ -9,4 +9,6 @@ from monosoup_cli.methods import COMMANDS
 
 __all__ = ["METHODS"]
 
-METHODS: Mapping[str, WritingCommand[...]] = {name: command(order) for name, order in COMMANDS.items()}
+METHODS: Mapping[str, WritingCommand[...]] = {
+    name: command(group)(order) for name, (order, group) in COMMANDS.items()
+}

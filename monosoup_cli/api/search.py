@@ -43,7 +43,7 @@ ALL = {"edit": ("stacked", "split_fused"), "lines": ("block_pattern",)}
 MOST_SCORES = 2
 
 
-@command
+@command("Edit")
 def search(
     base: Base,
     finetuned: Finetuned,

@@ -34,7 +34,7 @@ SFGS = Paper(
 )
 
 
-@command
+@command("Combine")
 def sfgs(
     base: Base,
     finetuned: Finetuned,

@@ -22,7 +22,17 @@ from monosoup_cli.methods.model_soup import (
     scheduled,
 )
 from monosoup_cli.methods.score_option import check_template
-from monosoup_cli.options import Finetuned, Option, Output, Scores, StrPath, as_paths, check_choice, path_list
+from monosoup_cli.options import (
+    Finetuned,
+    Option,
+    Output,
+    Scores,
+    StrPath,
+    as_paths,
+    check_choice,
+    check_one_each,
+    path_list,
+)
 from monosoup_cli.sources.runs import checkpoints_of, steps_of
 from monosoup_cli.tensors.method import Order, Variant
 
@@ -49,7 +59,7 @@ def _ignore(source: str, trial: Trial | None, count: int) -> None:
     pass
 
 
-@command
+@command("Combine")
 def soup(
     finetuned: Finetuned,
     output: Output,
@@ -134,12 +144,8 @@ def soup(
     sources = as_paths(sources, at_least=2)
     if run is not None and (weights is not None or greedy):
         raise UsageError("--schedule and --window, --weights and --greedy exclude each other")
-    if weights is not None and len(weights) != len(sources):
-        raise UsageError(
-            "--weights needs one weight for each checkpoint",
-            expected=f"{len(sources)} of them",
-            found=len(weights),
-        )
+    if weights is not None:
+        check_one_each("--weights", weights, len(sources))
     check_choice("accept", accept, Accept)
     known = None
     chooser = None
@@ -279,10 +285,7 @@ def _steps(given: Sequence[float] | None, sources: Sequence[str]) -> list[int]:
     """
     if given is None:
         return steps_of(sources)
-    if len(given) != len(sources):
-        raise UsageError(
-            "--steps needs one step for each checkpoint", expected=f"{len(sources)} of them", found=len(given)
-        )
+    check_one_each("--steps", given, len(sources))
     if any(step < 0 or step != int(step) for step in given) or len(set(given)) < len(given):
         raise UsageError("--steps must be whole numbers, each once", found=list(given))
     return [int(step) for step in given]

@@ -9,34 +9,35 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 import typer.core
 
+from monosoup_cli.api.commands import COMMANDS as WRITTEN
 from monosoup_cli.cli.cka import cka
 from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
-from monosoup_cli.cli.diff import diff
 from monosoup_cli.cli.finish import finish
-from monosoup_cli.cli.info import info
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
+from monosoup_cli.cli.looking import LOOKING
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
 from monosoup_cli.cli.scores import scores
 from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
+from monosoup_cli.tensors.method import Group
 from monosoup_cli.version import __version__
 
 __all__ = ["app", "main"]
 
-EDITING, ADAPTERS = ("edit", "wise", "lines", "search"), ("merge", "extract")
 GROUPS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Look": (info, inspect_spectrum, diff, cka),
-    "Edit": [WRITING[name] for name in EDITING],
-    "Combine": [one for name, one in WRITING.items() if name not in (*EDITING, *ADAPTERS)],
-    "Adapters": [WRITING[name] for name in ADAPTERS],
+    "Look": (*LOOKING.values(), inspect_spectrum, cka),
+    **{
+        group: [WRITING[name] for name, one in WRITTEN.items() if one.group == group]
+        for group in get_args(Group)
+    },
     "Check": (scores, report, compare, verify, finish),
 }
 """The commands by what people want, in the order of the help."""

@@ -1,8 +1,8 @@
 """What is computed, one method a file: the formula, its pass over a layer, its settings, measures and paper.
 
 A file of this room has MEASURES. A method that needs no more than its settings also has a COMMAND, a function
-with an explicit signature, from which `monosoup NAME` and `monosoup_cli.NAME` are made. Importing this room
-loads no torch.
+with an explicit signature, from which `monosoup NAME` and `monosoup_cli.NAME` are made; and a GROUP if the
+shell does not list it among what combines checkpoints. Importing this room loads no torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
-from monosoup_cli.tensors.method import Measure, Order
+from monosoup_cli.tensors.method import AdapterOrder, Group, Measure, Order
 
 __all__ = ["COMMANDS", "CONTENTS", "MEASURES"]
 
@@ -22,7 +22,9 @@ _FILES = [import_module(f"{__name__}.{name}") for name in CONTENTS]
 MEASURES: Sequence[Measure] = tuple(measure for file in _FILES for measure in file.MEASURES)
 """Everything that methods measure."""
 
-COMMANDS: Mapping[str, Callable[..., Order]] = {
-    file.COMMAND.__name__: file.COMMAND for file in _FILES if hasattr(file, "COMMAND")
+COMMANDS: Mapping[str, tuple[Callable[..., Order | AdapterOrder], Group]] = {
+    file.COMMAND.__name__: (file.COMMAND, getattr(file, "GROUP", "Combine"))
+    for file in _FILES
+    if hasattr(file, "COMMAND")
 }
-"""The commands of methods that need no more than their settings."""
+"""The commands of methods that need no more than their settings, and where the shell's help lists them."""

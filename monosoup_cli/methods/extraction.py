@@ -7,29 +7,57 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import UsageError
+from monosoup_cli.formats.dtypes import BITS
+from monosoup_cli.keywords import RunKeywords
+from monosoup_cli.methods.model_soup import normalise
 from monosoup_cli.methods.monosoup import RELATIVE_UPDATE
 from monosoup_cli.methods.splits import ROUNDING
+from monosoup_cli.options import (
+    OUTPUT,
+    Base,
+    Finetuned,
+    Option,
+    StrPath,
+    as_paths,
+    check_choice,
+    check_one_each,
+    parse_size,
+)
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.matrix import MatrixLayer
-from monosoup_cli.tensors.method import Access, Edit, Layer, Measure, Paper, PlainMethod, Variant, Wanted
-from monosoup_cli.tensors.ranks import FactorBytes, RanksApart
+from monosoup_cli.tensors.method import (
+    Access,
+    AdapterOrder,
+    Edit,
+    Layer,
+    Measure,
+    Order,
+    Paper,
+    PlainMethod,
+    Variant,
+    Wanted,
+)
+from monosoup_cli.tensors.plan import output_dtype
+from monosoup_cli.tensors.ranks import FactorBytes, RankRule, RanksApart
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
     from monosoup_cli.sources.source import Factors
 
-__all__ = ["MEASURES", "Extraction", "RankOfEnergy", "RanksOfSize", "spend"]
+__all__ = ["COMMAND", "GROUP", "MEASURES", "Extraction", "RankOfEnergy", "RanksOfSize", "extract", "spend"]
 
 PAPER = Paper(
-    "",
+    "A LoRA adapter that approximates the update of a model.",
     """
 @article{eckart1936approximation,
   title = {The approximation of one matrix by another of lower rank},
@@ -44,6 +72,104 @@ MEASURES = (
     Measure("factor_rank", "kept rank", unit="directions", is_comparable=False),
     Measure("factor_error", "error", summary="mean"),
 )
+Form = Literal["peft", "diffusers", "kohya"]
+
+
+def extract(
+    base: Base,
+    finetuned: Finetuned,
+    output: Annotated[
+        StrPath,
+        replace(OUTPUT, help="The folder of the adapter, or with --form its file.", metavar="ADAPTER"),
+    ],
+    *,
+    rank: Annotated[int | None, Option("The rank of all factors.", metavar="R", shell=int, minimum=1)] = None,
+    energy: Annotated[
+        float | None,
+        Option(
+            "Give each layer the smallest rank that holds the share E of its update's energy, the sum of the"
+            " squared singular values (0 < E <= 1).",
+            metavar="E",
+            shell=float,
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | int | None,
+        Option(
+            "Make an adapter of at most this size, for example 200MB: each layer gets the rank with which the"
+            " error of all is least.",
+            metavar="SIZE",
+            shell=str,
+        ),
+    ] = None,
+    weights: Annotated[
+        Sequence[float] | None,
+        Option(
+            "A weight for each of several FINETUNED; scaled to sum to 1. Default: their mean.",
+            metavar="W1,W2,…",
+            shell=str,
+            is_list=True,
+        ),
+    ] = None,
+    scale: Annotated[float, Option("What the update is multiplied by.", metavar="S")] = 1.0,
+    form: Annotated[
+        Form,
+        Option(
+            "A folder for peft; or of a part of a diffusion pipeline, a single file with the names of"
+            " diffusers or of kohya's trainers."
+        ),
+    ] = "peft",
+    **options: Unpack[RunKeywords],
+) -> AdapterOrder:
+    """Write the update of a fine-tune as a LoRA adapter.
+
+    The update is FINETUNED - BASE, and is not edited. Of every weight matrix, the adapter has the largest
+    singular values of the update. Of several checkpoints or adapters, it has their mean.
+
+    Example: monosoup extract base.safetensors ft.safetensors -o adapter --rank 32
+    """
+    sources = as_paths(finetuned)
+    ways = {"--rank": rank, "--energy": energy, "--max-size": max_size}
+    given = [flag for flag, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "extract needs one of --rank, --energy and --max-size",
+            found=" and ".join(given) or "none of them",
+            hint=None if given else "--rank 32 is a start; the report has the error of every layer",
+        )
+    if options.get("max_shard_size") is not None:
+        raise UsageError("--max-shard-size is for whole checkpoints, not for an adapter")
+    if options.get("on_nonfinite") == "keep":
+        raise UsageError("an adapter cannot leave tensors as fine-tuned: --on-nonfinite keep")
+    if rank is not None and rank < 1:
+        raise UsageError("--rank is out of range", expected="at least 1", found=rank)
+    if energy is not None and not 0.0 < energy <= 1.0:
+        raise UsageError("--energy is out of range", expected="0 < value <= 1", found=energy)
+    if not math.isfinite(scale):
+        raise UsageError("--scale must be finite", found=scale)
+    if weights is not None:
+        check_one_each("--weights", weights, len(sources))
+    check_choice("form", form, Form)
+    ranks: int | RankRule | None = rank
+    if energy is not None:
+        ranks = RankOfEnergy(energy)
+    if max_size is not None:
+        item_bytes = BITS[output_dtype("F32", str(options.get("dtype", "keep")))] // 8
+        ranks = RanksOfSize(parse_size(max_size, "max_size"), item_bytes)
+    assert ranks is not None
+    order = Order(
+        Extraction(scale),
+        sources,
+        os.fspath(output),
+        os.fspath(base),
+        weights=None if weights is None else normalise(weights),
+        arguments={"weights": None if weights is None else list(weights)},
+    )
+    file_form = None if form == "peft" else form
+    return AdapterOrder(order, ranks, PAPER.summary, file_form, holds_excluded=False)
+
+
+COMMAND, GROUP = extract, "Adapters"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, Plai
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["COMMAND", "MEASURES", "BlockPattern", "Head", "Lines", "Scale", "lines", "scales"]
+__all__ = ["COMMAND", "GROUP", "MEASURES", "BlockPattern", "Head", "Lines", "Scale", "lines", "scales"]
 
 Head = Literal["last", "alpha", "ft"]
 BlockPattern: TypeAlias = Annotated[
@@ -115,7 +115,7 @@ def lines(
     )
 
 
-COMMAND = lines
+COMMAND, GROUP = lines, "Edit"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.task_arithmetic import numbers_for
-from monosoup_cli.options import BASE, FINETUNED, Option, Output, StrPath, as_paths
+from monosoup_cli.options import BASE, FINETUNED, Option, Output, StrPath, as_paths, check_one_each
 from monosoup_cli.tensors.flat import FLAT_ELEMENTS, FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-__all__ = ["COMMAND", "MEASURES", "Merge", "merge"]
+__all__ = ["COMMAND", "GROUP", "MEASURES", "Merge", "merge"]
 
 PAPER = Paper(
     "A model with LoRA adapters merged into its weights.",
@@ -70,12 +69,8 @@ def merge(
     Example: monosoup merge base.safetensors adapter -o out
     """
     adapters = as_paths(finetuned)
-    if weights is not None and len(weights) != len(adapters):
-        raise UsageError(
-            "--weights needs one weight for each adapter",
-            expected=f"{len(adapters)} of them",
-            found=len(weights),
-        )
+    if weights is not None:
+        check_one_each("--weights", weights, len(adapters), of="adapter")
     factors = numbers_for("weights", 1.0 if weights is None else weights, len(adapters))
     (step,) = numbers_for("scale", scale, 1)
     return Order(
@@ -89,7 +84,7 @@ def merge(
     )
 
 
-COMMAND = merge
+COMMAND, GROUP = merge, "Adapters"
 
 
 @dataclass(frozen=True)

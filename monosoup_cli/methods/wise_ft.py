@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-__all__ = ["COMMAND", "MEASURES", "WiseFt", "interpolate", "interpolations", "wise"]
+__all__ = ["COMMAND", "GROUP", "MEASURES", "WiseFt", "interpolate", "interpolations", "wise"]
 
 PAPER = Paper(
     "The weights between base and fine-tuned checkpoint, (1 - alpha) base + alpha fine-tuned: WiSE-FT.",
@@ -85,7 +85,7 @@ def wise(
     )
 
 
-COMMAND = wise
+COMMAND, GROUP = wise, "Edit"
 
 
 @dataclass(frozen=True)

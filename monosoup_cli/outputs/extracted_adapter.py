@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, ClassVar
 
-from monosoup_cli.adapters.file_names import FileForm, as_file
+from monosoup_cli.adapters.file_names import as_file
 from monosoup_cli.adapters.layout import AdapterLayout, factor_shapes, lay_out_adapter
 from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import CheckpointError, UsageError, masked
 from monosoup_cli.formats.dtypes import BITS
 from monosoup_cli.formats.header import Header, build_header
+from monosoup_cli.names import FileForm
 from monosoup_cli.outputs.factor_sink import FactorSink
 from monosoup_cli.outputs.form import AdapterDescription, Description, OutputContext, Sink, Target
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout
@@ -25,7 +26,7 @@ from monosoup_cli.sources.locate import parts_of
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import matrix_layer
-from monosoup_cli.tensors.method import Edit, Layer, Wanted, overflow_in
+from monosoup_cli.tensors.method import AdapterOrder, Edit, Layer, Wanted, overflow_in
 from monosoup_cli.tensors.plan import Headers, Plan, PlannedTensor, Reason, output_dtype
 from monosoup_cli.tensors.ranks import FactorBytes, RankRule
 from monosoup_cli.tensors.worker import Worker
@@ -60,6 +61,12 @@ class ExtractedAdapterKind:
     takes_no_base: ClassVar[bool] = False
     can_carry_base: ClassVar[bool] = False
     keeps_finetuned: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, asked: AdapterOrder) -> ExtractedAdapterKind:
+        """The kind that an order of an adapter asks for."""
+        description = AdapterDescription(opening=asked.opening)
+        return cls(asked.ranks, description, asked.form, asked.holds_excluded)
 
     def draft(self, opened: OutputContext) -> ExtractedAdapterDraft:
         """The draft of the adapter.

@@ -16,6 +16,7 @@ from monosoup_cli.options import NO_BASE
 from monosoup_cli.pipeline.disagreements import disagreements
 from monosoup_cli.report.words import plural
 from monosoup_cli.sources.alignment import Rename, align
+from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.derived import renamed
 from monosoup_cli.sources.files import Files, encodings_of
 from monosoup_cli.sources.folders import notes_of
@@ -89,8 +90,8 @@ class Inputs:
 
 
 def open_inputs(
-    base: str | None,
-    finetuned: Sequence[str],
+    base: str | Checkpoint | None,
+    finetuned: Sequence[str | Checkpoint],
     renames: Iterable[str],
     *,
     state_dict: str | None = None,
@@ -101,8 +102,8 @@ def open_inputs(
     """Read the headers of all inputs, and align their names with those of the first fine-tuned checkpoint.
 
     Args:
-        base: The base as the user typed it; None for no base.
-        finetuned: The fine-tuned checkpoints as the user typed them.
+        base: The base as the user typed it, or opened; None for no base.
+        finetuned: The fine-tuned checkpoints as the user typed them, or opened.
         renames: What the user typed after `--rename`.
         state_dict: What the user typed after `--state-dict`.
         parts: The parts of a pipeline that the user typed after `--parts`.
@@ -125,8 +126,8 @@ def open_inputs(
         )
     with ExitStack() as opened:
         checkpoints: list[Source] = []
-        for path in [*([] if base is None else [base]), *finetuned]:
-            checkpoint = open_checkpoint(path, state_dict, parts)
+        for one in [*([] if base is None else [base]), *finetuned]:
+            checkpoint = open_checkpoint(one, state_dict, parts) if isinstance(one, str) else one
             opened.enter_context(checkpoint.files)
             if checkpoint.files.kind.is_adapter:
                 checkpoints.append(checkpoint)

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from monosoup_cli.devices.held import Held
 from monosoup_cli.errors import ResultOverflowError
+from monosoup_cli.names import FileForm
 from monosoup_cli.sources.source import Factors
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.matrix import MatrixLayer, Wanted
+from monosoup_cli.tensors.ranks import RankRule
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "Access",
+    "AdapterOrder",
     "Edit",
+    "Group",
     "Kept",
     "Layer",
     "Measure",
@@ -38,6 +42,8 @@ Layer: TypeAlias = "MatrixLayer | FlatLayer"
 
 Kept = Literal["finetuned", "first", "base"]
 """Whose kept tensors are."""
+Group = Literal["Edit", "Combine", "Adapters"]
+"""What people want of a command that writes an output."""
 
 Access = Literal["matrix", "flat"]
 """How a method sees a layer: as a `MatrixLayer` or as a `FlatLayer`."""
@@ -280,3 +286,22 @@ class Order:
     takes_adapters_only: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterOrder:
+    """Asks for a new LoRA adapter that approximates the updates, in place of a whole checkpoint.
+
+    Attributes:
+        order: What is computed, and of what.
+        ranks: The rank of all factors, or what finds the rank of each.
+        opening: The first sentence of the model card.
+        form: None for a folder for peft, or whose names a single file has: "diffusers" or "kohya".
+        holds_excluded: Whether it stores what is left out, as fine-tuned, if that changed.
+    """
+
+    order: Order
+    ranks: int | RankRule
+    opening: str
+    form: FileForm | None = None
+    holds_excluded: bool = True

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
+from monosoup_cli.errors import UsageError
 from tests.models import MODELS, build
 from tests.peft_adapters import make, merge, tensors_in
 
@@ -212,3 +213,10 @@ def test_a_single_file_has_no_configuration_to_differ(tmp_path, run):
     model = build(*MODELS["llama"])
     model.save_pretrained(tmp_path / "model")
     assert run("diff", tmp_path / "model", tmp_path / "model" / "model.safetensors").code == 0
+
+
+def test_refusals_in_python_name_its_keywords(files):
+    with pytest.raises(UsageError, match=r"^rename xx=yy has no effect"):
+        monosoup_cli.diff(*files, rename="xx=yy")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'renames'"):
+        monosoup_cli.diff(*files, renames="xx=yy")

@@ -394,7 +394,7 @@ def factors_that_leave_something_out(at: Trial) -> None:
         assert "leave out" not in at.loads(*at.edit, *adapter, *option, "--overwrite").err
 
 
-@follows("api/extract.py", "--rank 32 is a start")
+@follows("methods/extraction.py", "--rank 32 is a start")
 def a_rank_to_start_with(at: Trial) -> None:
     given = ["extract", at.base, at.finetuned, "-o", at.out, "--include", "block.weight"]
     at.refused(*given)

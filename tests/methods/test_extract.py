@@ -259,7 +259,7 @@ def test_the_card_claims_no_edit(llama, tmp_path, run):
         (("--rank", "2", "--scale", "inf"), "--scale must be finite"),
         (
             ("--rank", "2", "--weights", "1,2"),
-            "--weights needs one weight for each checkpoint: expected 1 of them",
+            "--weights needs one number for each checkpoint: expected 1 of them",
         ),
         (("--rank", "2", "--max-shard-size", "1GB"), "--max-shard-size is for whole checkpoints"),
     ],

@@ -121,7 +121,7 @@ def test_what_merge_refuses(tmp_path, run, pair):
     assert refused.code == 2
     assert f"{pair.finetuned}: merge takes LoRA adapters, and this is a whole checkpoint; `" in refused.err
     for words, problem in {
-        ("--weights", "1,2"): "--weights needs one weight for each adapter: expected 1 of them, found 2",
+        ("--weights", "1,2"): "--weights needs one number for each adapter: expected 1 of them, found 2",
         ("--weights", "a"): "--weights must be numbers separated by commas: found 'a'",
         ("--scale", "nan"): "--scale must be finite",
     }.items():

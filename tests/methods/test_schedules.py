@@ -123,7 +123,7 @@ def test_checkpoints_in_any_order_and_files(tmp_path, run):
         (("--schedule", "linear", "--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),
         (("--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),
         (("--steps", "1,2"), "--steps needs --schedule or --window"),
-        (("--schedule", "linear", "--steps", "1"), "--steps needs one step for each checkpoint"),
+        (("--schedule", "linear", "--steps", "1"), "--steps needs one number for each checkpoint"),
         (("--schedule", "linear", "--steps", "1,1"), "--steps must be whole numbers, each once"),
         (("--schedule", "linear", "--steps", "1,2.5"), "--steps must be whole numbers, each once"),
         (("--schedule", "linear", "--weights", "1,1"), "exclude each other"),
