@@ -25,6 +25,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
 
+from tests import warm
+
 CHUNK = 1 << 18  # bytes
 LARGE = 1 << 20  # bytes
 PAGE = 1000  # entries of a tree
@@ -152,8 +154,7 @@ class Hub:
 
     def monosoup(self, *argv: object, home: Path, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run the command in a process of its own, for the client reads its environment at import."""
-        command, env = [sys.executable, "-m", "monosoup_cli", *map(str, argv)], self.env(home, **extra)
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        return warm.run([*map(str, argv)], self.env(home, **extra))
 
     def add(self, name: str, files: Path | Mapping[str, bytes | Path], revision: str = "main") -> str:
         """Commit these files alone, as the new head of a branch or tag; returns the commit."""
