@@ -2,8 +2,8 @@
 
     run(["edit", …], env)        as subprocess.run([sys.executable, "-m", "monosoup_cli", "edit", …], env=env)
 
-What reads the environment as it is imported is imported in the fork: the Hub's client, above all. As a program
-this module is the process that forks: it reads one request a line, and answers with one line.
+What reads the environment as it is imported is imported in the fork: the Hub's client, above all. As a
+program this module is the process that forks: it reads one request a line, and answers with one line.
 """
 
 from __future__ import annotations

@@ -294,12 +294,13 @@ def _storage(known: dict[str, Storage], said: Any) -> Storage:
     return storage
 
 
-def read_pickle(pickle: bytes, shown: str) -> tuple[Any, Sequence[str]]:
+def read_pickle(pickle: bytes, shown: str, most: int = MAX_OPERATIONS) -> tuple[Any, Sequence[str]]:
     """Build the value that a pickle describes.
 
     Args:
         pickle: The pickle.
         shown: The file that errors name.
+        most: How many operations it may have.
 
     Returns:
         The value, and what it would call that neither tensors nor torch's `weights_only=True` need.
@@ -315,7 +316,7 @@ def read_pickle(pickle: bytes, shown: str) -> tuple[Any, Sequence[str]]:
     result: list[Any] = []
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
-            if count >= MAX_OPERATIONS:
+            if count >= most:
                 raise refuse("its pickle has too many parts")
             if operation.name == "STOP":
                 result = machine.pop(1)

@@ -29,6 +29,7 @@ class Shard:
         left_out: The names of what the file has besides tensors.
         notes: What the user should know about what was read, in words.
         state_dicts: Where the tensors are in a file that may have several state dicts, and where others are.
+        shard_bytes: How large the files of an output with its tensors are by default; None for one file.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Shard:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     state_dicts: tuple[str, ...] = ()
+    shard_bytes: int | None = None
 
     @property
     def header_sha256(self) -> str:

@@ -24,7 +24,15 @@ from monosoup_cli.formats.shard import Shard
 from monosoup_cli.formats.strided import Bytes, Strided
 from monosoup_cli.formats.torchscript import is_script, script_tensors
 
-__all__ = ["StateDict", "StateDicts", "place_tensors", "read_state_dict"]
+__all__ = [
+    "StateDict",
+    "StateDicts",
+    "Unwrapped",
+    "is_extra_state",
+    "place_tensors",
+    "read_state_dict",
+    "unwrap",
+]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """The keys under which training scripts keep the state dict, next to the optimizer and so on."""
@@ -86,7 +94,7 @@ class StateDict:
 
 
 @dataclass(frozen=True)
-class _Unwrapped:
+class Unwrapped:
     """The dict of tensors in what was saved, and what is beside it; as in `StateDict`."""
 
     tensors: Mapping[str, PickledTensor]
@@ -135,10 +143,10 @@ def read_state_dict(file: Bytes, wanted: str | None = None) -> StateDict:
     content, foreign = read_pickle(pickle, file.shown)
     notes = list[str]()
     if is_script(records):
-        unwrapped = _Unwrapped(script_tensors(file, records, content), (), "", ())
+        unwrapped = Unwrapped(script_tensors(file, records, content), (), "", ())
         notes.append("a TorchScript archive: its parameters and buffers are read, and its code is left out")
     else:
-        unwrapped = _unwrap(content, file.shown, wanted)
+        unwrapped = unwrap(content, file.shown, wanted)
     if foreign and not is_script(records):
         notes.append(f"holds objects that are not read: {_several(foreign)}")
     if unwrapped.others:
@@ -214,7 +222,7 @@ def _check_magic(file: Bytes) -> None:
         raise CheckpointError("not a PyTorch file" if start else "the file is empty", path=file.shown)
 
 
-def _unwrap(content: Any, shown: str, wanted: str | None) -> _Unwrapped:
+def unwrap(content: Any, shown: str, wanted: str | None) -> Unwrapped:
     """Find the dict of tensors in what was saved, and the names of what is saved next to it.
 
     Args:
@@ -250,7 +258,7 @@ def _unwrap(content: Any, shown: str, wanted: str | None) -> _Unwrapped:
                 raise refuse("too many tensors", expected=f"at most {MAX_TENSORS:,}")
             left_out += [within + name for name in content if name not in tensors]
             path = within.removesuffix(".")
-            return _Unwrapped(tensors, left_out, path, [one for one in choices if one != path])
+            return Unwrapped(tensors, left_out, path, [one for one in choices if one != path])
         if steps is not None:
             inner = _next(content, steps)
         else:
@@ -321,7 +329,12 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 def _belongs(name: str, value: object) -> bool:
     """Return whether this is an entry of a state dict: a tensor, or what a module keeps beside them."""
-    return isinstance(value, PickledTensor) or name.endswith(EXTRA_STATE)
+    return isinstance(value, PickledTensor) or is_extra_state(name)
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether a module keeps under this name what is not a tensor."""
+    return name.endswith(EXTRA_STATE)
 
 
 def _several(paths: Sequence[str]) -> str:

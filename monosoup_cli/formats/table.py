@@ -10,12 +10,15 @@ from monosoup_cli.formats.safetensors import Safetensors
 from monosoup_cli.formats.shard import Format, Shard
 from monosoup_cli.formats.state_dict import StateDicts
 
-__all__ = ["FORMATS", "STEMS", "WEIGHTS", "open_shard"]
+__all__ = ["CHUNKS", "FORMATS", "METADATA", "STEMS", "WEIGHTS", "open_shard"]
 
 FORMATS: tuple[Format, ...] = (Safetensors(), StateDicts())
 
 WEIGHTS = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 """The suffixes of files of weights."""
+
+METADATA, CHUNKS = ".metadata", ".distcp"
+"""What describes a distributed checkpoint of torch, and the suffix of what has its tensors."""
 
 STEMS = {suffix: stems for one in FORMATS for suffix, stems in one.stems.items()}
 """The names that libraries give to the weights of a model, without the suffix, by suffix."""

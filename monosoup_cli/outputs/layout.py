@@ -108,6 +108,8 @@ def plan_layout(
     if output_name.endswith(".safetensors"):
         return OutputLayout((_one_file(model, dtypes, output_name),), None, True)
     stem = _stem(model)
+    if max_shard_bytes is None and model.index is None:
+        max_shard_bytes = model.shards[0].shard_bytes
     if max_shard_bytes is not None:
         groups = _groups(model, dtypes, max_shard_bytes)
         names = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]

@@ -270,8 +270,8 @@ def _check_gathered(
             path=path,
             tensor=flat[0],
             found=f"{tensors[flat[0]].elements:,} elements",
-            hint="gather a checkpoint of the run: accelerate merge-weights CHECKPOINT/pytorch_model_fsdp_0"
-            " NEW; or train with fsdp_state_dict_type: FULL_STATE_DICT",
+            hint="give the run's CHECKPOINT/pytorch_model_fsdp_0, if it has one; or train with"
+            " fsdp_state_dict_type: FULL_STATE_DICT",
         )
     empty = [
         name

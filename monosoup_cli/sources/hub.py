@@ -16,7 +16,7 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.files import Advance, CheckpointFile, Download, InputFile, read_into
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES
-from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.formats.table import CHUNKS, WEIGHTS
 from monosoup_cli.sources.folders import Folder, LocalFolder, is_plain_name
 from monosoup_cli.sources.hub_errors import hub_errors
 from monosoup_cli.sources.hub_ids import SCHEME, HubId, to_fill_the_cache
@@ -170,7 +170,7 @@ class HubFolder:
 
     def open(self, name: str) -> CheckpointFile:
         nbytes, cached = self.nbytes(name), self._cached(name)
-        if name.endswith((*WEIGHTS, *OTHER_SUFFIXES)):
+        if name.endswith((*WEIGHTS, CHUNKS, *OTHER_SUFFIXES)):
             return RemoteFile(self, self._remote, name, nbytes, cached)
         # other files are small: download them
         return InputFile(cached or self.path(name), self.shown(name))

@@ -17,8 +17,9 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
+from monosoup_cli.formats.header import AGAIN
 from monosoup_cli.formats.other_adapters import refuse_other_settings
-from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
+from monosoup_cli.formats.table import CHUNKS, METADATA, STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, PeftAdapter, Place
 from monosoup_cli.sources.folders import (
@@ -57,6 +58,8 @@ __all__ = ["open_checkpoint", "parts_of"]
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PIPELINE = "model_index.json"
 MODULES = "modules.json"
+MEGATRON = "common.pt"
+"""What Megatron writes beside one, whose tensors have all layers of a kind in them."""
 DIFFUSERS = "diffusion_pytorch_model"
 """How the names of the weights of diffusers begin."""
 MADE_FROM = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)[\"']?\s*$", re.MULTILINE)
@@ -143,6 +146,11 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     config = read_config(folder, f"{inner}config.json")
     config = config if isinstance(config, dict) else None
     candidates = _without_index(folder, inner, _of_library(_candidates(names), config))
+    chunks = [name for name in names if name.endswith(CHUNKS)]
+    if (METADATA in names and not candidates) or (chunks and not _are_standard(candidates)):
+        if MEGATRON in names:
+            refuse_rank_files(folder, inner, names, [])
+        return _open_distributed(folder, inner, names, config, state_dict)
     refuse_rank_files(folder, inner, names, candidates)
     if not candidates:
         part = "" if inner else _part_with_weights(folder, names)
@@ -171,6 +179,27 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     place = Place(folder.source, folder, inner)
     shard = open_shard(name, folder.open(name), state_dict)
     return _new_checkpoint(Files(place, (shard,), config=config))
+
+
+def _are_standard(candidates: Sequence[str]) -> bool:
+    """Whether these files are weights by their names, and not just some pickles that a run left."""
+    return any(name.endswith(WEIGHTS[0]) or name.startswith(tuple(STEMS[".bin"])) for name in candidates)
+
+
+def _open_distributed(
+    folder: Folder, inner: str, names: Sequence[str], config: dict[str, Any] | None, state_dict: str | None
+) -> Checkpoint:
+    """Open a distributed checkpoint of torch."""
+    if METADATA not in names:
+        raise CheckpointError(
+            f"a distributed checkpoint of torch (DCP) without {METADATA}, which says what is where",
+            path=folder.source,
+            hint=AGAIN,
+        )
+    from monosoup_cli.formats.distributed import open_distributed  # most checkpoints are none
+
+    shard = open_distributed(f"{inner}{METADATA}", folder.open, state_dict)
+    return _new_checkpoint(Files(Place(folder.source, folder, inner), (shard,), config=config))
 
 
 def _without_index(folder: Folder, inner: str, candidates: list[str]) -> list[str]:

@@ -60,20 +60,20 @@ RANK_FILES = (
         "gather them, in this folder: python zero_to_fp32.py . NEW",
     ),
     (
-        re.compile(r".*\.distcp"),
-        "a distributed checkpoint of torch (DCP), with parts of every tensor",
-        "gather it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} NEW.pt",
+        re.compile(r"mp_rank_\d\d(_\d{3})*(_model_states\.pt)?|model(_optim)?_rng\.pt|iter_\d{7}|common\.pt"),
+        "a checkpoint of Megatron, with parts of every matrix",
+        "export it to Hugging Face's format, with Megatron Bridge (AutoBridge.export_ckpt) or the program"
+        " that trained it",
+    ),
+    (
+        re.compile(r".*\.distcp|\.metadata"),
+        "a file of a distributed checkpoint of torch (DCP), with parts of every tensor",
+        "pass its folder: {folder}",
     ),
     (
         re.compile(r"pytorch_model_fsdp_\d+"),
         "a checkpoint of accelerate's FSDP, with parts of every tensor",
-        "gather it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder}/{first} NEW.pt",
-    ),
-    (
-        re.compile(r"mp_rank_\d\d(_\d{3})*(_model_states\.pt)?|model(_optim)?_rng\.pt|iter_\d{7}"),
-        "a checkpoint of Megatron, with parts of every matrix",
-        "export it to Hugging Face's format, with Megatron Bridge (AutoBridge.export_ckpt) or the program"
-        " that trained it",
+        "pass that folder: {folder}/{first}",
     ),
     (
         re.compile(r"model-rank-\d+-part-\d+\.safetensors"),
