@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.formats.table import WEIGHTS
+from monosoup_cli.formats.table import METADATA, WEIGHTS
 
 __all__ = ["checkpoints_of", "steps_of"]
 
@@ -16,6 +16,7 @@ CHECKPOINT = re.compile(
     r"(?:checkpoint|global_step|global-step|step|iter|epoch|ckpt)[-_=]?(\d+)", re.IGNORECASE
 )
 """What training programs call folders: checkpoint-500, global_step500, step_500, iter_0000500."""
+FSDP = "pytorch_model_fsdp_0"
 NUMBER = re.compile(r"\d+")
 COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
@@ -27,7 +28,14 @@ def checkpoints_of(run: str) -> list[str]:
         return []
     found = [(one, CHECKPOINT.fullmatch(one.name)) for one in place.iterdir() if one.is_dir()]
     steps = [(int(match[1]), os.path.join(run, one.name)) for one, match in found if match]  # noqa: PTH118
-    return [path for _, path in sorted(steps)]
+    return [_with_chunks(path) for _, path in sorted(steps)]
+
+
+def _with_chunks(checkpoint: str) -> str:
+    """The folder of the weights inside a checkpoint of accelerate's FSDP; of others the same path."""
+    inner = os.path.join(checkpoint, FSDP)  # noqa: PTH118
+    is_whole = any(one.name.endswith(WEIGHTS[0]) for one in Path(checkpoint).iterdir())
+    return inner if Path(inner, METADATA).is_file() and not is_whole else checkpoint
 
 
 def steps_of(checkpoints: Sequence[str]) -> list[int]:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint
 
 import monosoup_cli
 from monosoup_cli.methods.model_soup import scheduled
@@ -100,6 +102,23 @@ def test_the_folder_of_a_run(tmp_path, run, names):
     assert [one["step"] for one in report["averaged"]] == [40, 300]
     found = load_file(tmp_path / "out" / "model.safetensors")["layer.weight"]
     torch.testing.assert_close(found, ((made[40] + made[300]) / 2).float(), rtol=2e-7, atol=1e-8)
+
+
+def test_the_folder_of_a_run_of_fsdp(tmp_path, run):
+    """As accelerate writes it, with the weights in a folder inside of each."""
+    made = {}
+    for step in (10, 20):
+        made[step] = torch.randn(12, 8, generator=torch.Generator().manual_seed(step))
+        inner = tmp_path / "run" / f"checkpoint-{step}" / "pytorch_model_fsdp_0"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint.save({"model": {"layer.weight": made[step]}}, checkpoint_id=inner, no_dist=True)
+    result = run("soup", tmp_path / "run", "-o", tmp_path / "out", "--schedule", "linear")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    assert [one["step"] for one in report["averaged"]] == [10, 20]
+    found = load_file(tmp_path / "out" / "model.safetensors")["layer.weight"]
+    torch.testing.assert_close(found, (made[10] + made[20]) / 2, rtol=2e-7, atol=1e-8)
 
 
 def test_checkpoints_in_any_order_and_files(tmp_path, run):
