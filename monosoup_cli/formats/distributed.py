@@ -201,7 +201,7 @@ class _Slice:
 def _gather(
     keys: Mapping[str, str], described: _Described, files: Mapping[str, CheckpointFile], shown: str
 ) -> list[Chunked]:
-    """Find the chunks of these tensors; several at once, as files may be remote."""
+    """Find the chunks of these tensors; several at once on the Hub."""
 
     def begin(one: tuple[str, str, Chunk]) -> tuple[CheckpointFile, int]:
         name, key, chunk = one
@@ -221,8 +221,11 @@ def _gather(
         if problem := problem_of(shape, chunks[key]):
             raise CheckpointError(problem, path=shown, tensor=name, found=f"{len(chunks[key])} chunks")
     wanted = [(name, key, chunk) for name, key in keys.items() for chunk in chunks[key]]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        begun = iter(list(pool.map(begin, wanted)))
+    if any(file.is_remote for file in files.values()):
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            begun = iter(list(pool.map(begin, wanted)))
+    else:  # threads would wait for each other
+        begun = iter(list(map(begin, wanted)))
     tensors, end = list[Chunked](), 0
     for name, key in keys.items():
         dtype, shape, _ = described.tensors[key]

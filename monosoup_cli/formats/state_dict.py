@@ -200,7 +200,8 @@ def _starts(file: Bytes, records: Mapping[str, Record], tensors: Iterable[Pickle
     """Find where the records of these tensors start, by key. Several at once: the file may be remote."""
     keys = {tensor.storage.key: None for tensor in tensors if f"{DATA}{tensor.storage.key}" in records}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        starts = pool.map(lambda key: start_of(file, records[f"{DATA}{key}"]), keys)
+        run = pool.map if len(keys) > 1 else map
+        starts = run(lambda key: start_of(file, records[f"{DATA}{key}"]), keys)
         return dict(zip(keys, starts, strict=True))
 
 
