@@ -434,13 +434,17 @@ def lora(folder):
 
 
 def extract(folder):
-    """An update of a 0.5B model as an adapter of rank 32, against mergekit's extraction."""
+    """An update of a 0.5B model as an adapter of rank 32, against mergekit's extraction.
+
+    mergekit stores the embedding whole, unless it is told to decompose it as monosoup does.
+    """
     generate(folder, "half_billion")
     tool = Path(os.environ["MERGEKIT"]) / "bin/mergekit-extract-lora"
     base, finetuned = folder / "base", folder / "ft1"
     theirs = ["--model", finetuned, "--base-model", base, "--out-path", folder / "theirs", "--max-rank", "32"]
     commands = {
         "monosoup": [*MONOSOUP, "extract", base, finetuned, "-o", folder / "ours", "--rank", "32", "--quiet"],
+        "mergekit --embed-lora": [tool, *theirs, "--embed-lora"],
         "mergekit": [tool, *theirs],
     }
     runs = {name: [] for name in commands}
@@ -449,18 +453,25 @@ def extract(folder):
             for left in ("ours", "theirs"):
                 shutil.rmtree(folder / left, ignore_errors=True)
             # mergekit's model card asks the Hub for the models, which are only here: it then fails at the end
-            code = {"code": None} if name == "mergekit" else {}
+            code = {} if name == "monosoup" else {"code": None}
             runs[name].append(measured(*command, environment={"HF_HUB_OFFLINE": "1"}, **code))
-    header("An adapter of rank 32 of a 0.5B model", "tool", "wall, median", "CPU", "peak", "ratio")
+    header(
+        "An adapter of rank 32 of a 0.5B model",
+        "tool",
+        "wall, median",
+        "CPU",
+        "peak",
+        "monosoup, ratio to it",
+    )
     for name, results in runs.items():
         walls, cpus, peaks = zip(*results, strict=True)
-        ratios = [a[0] / b[0] for a, b in zip(*runs.values(), strict=True)]
+        ratios = [a[0] / b[0] for a, b in zip(runs["monosoup"], results, strict=True)]
         row(
             name,
             f"{statistics.median(walls):.1f} s",
             f"{statistics.median(cpus):.1f} s",
             size(max(peaks)),
-            spread(ratios) if name == "monosoup" else "",
+            "" if name == "monosoup" else spread(ratios),
         )
 
 
