@@ -289,7 +289,7 @@ def test_positions_in_a_larger_image_are_no_further_rows(run):
     assert "overlap" not in said
     overlap = ["--on-mismatch", "overlap"]
     said = refused(run("edit", "base", "ft", "-o", "out", *overlap))
-    assert "rows are other places of the image there; --exclude leaves such tensors as fine-tuned" in said
+    assert "rows are other places of the image there; --exclude leaves such tensors as they are" in said
     excluded = ["--exclude", "vision_model.embeddings.position_embedding.weight"]
     for number, way in enumerate((["--on-mismatch", "keep"], [*overlap, *excluded])):
         done(run("edit", "base", "ft", "-o", f"out{number}", *way))

@@ -215,7 +215,8 @@ def notes_on_base(config: Mapping[str, Any], model: Files | None, whole: int) ->
         return ()
     place = model.place
     given = place.repository or place.source
-    known_as = (given, place.source, (model.config or {}).get("_name_or_path"))
+    folder = place.source.rpartition("/")[0] if place.file_name else ""
+    known_as = (given, place.source, folder, (model.config or {}).get("_name_or_path"))
     if not any(_are_same_model(named, one) for one in known_as if isinstance(one, str) and one):
         found = f"{crop(repr(named))}, not {crop(repr(given))}"
     elif (

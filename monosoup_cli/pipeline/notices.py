@@ -66,9 +66,18 @@ def notices_of(ready: Ready) -> list[str]:
         notices.append(f"copied through links out of the folder: {', '.join(some)}{more}")
     lost = ready.form.lost
     new = [one.name for one in ready.plan.tensors if one.reason == "not_in_base" and one.name not in lost]
-    if new:
+    if new and not ready.planned.task.kind.keeps_finetuned:
+        notices.append(f"not in the base, and stored whole: {_some(new)}; models without it ignore it")
+    elif new:
         hint = f"; {inputs.hint} would match more of them" if inputs.hint else ""
         notices.append(f"not in the base, and kept as fine-tuned: {_some(new)}{hint}")
+    resized = [one.name for one in ready.plan.tensors if one.reason == "shape_mismatch"]
+    resized = [name for name in resized if name not in lost]
+    if resized and not ready.planned.task.kind.keeps_finetuned:
+        notices.append(
+            f"stored whole, in other shapes than the base has: {_some(resized)}; it fits a base that is"
+            " resized first, by model.resize_token_embeddings(len(tokenizer))"
+        )
     carried = [name for name in ready.form.side_files.names if name.endswith(WEIGHTS)]
     apart = [name for name in carried if BESIDE_ADAPTER.search(name)]
     if apart:

@@ -381,11 +381,11 @@ def _check_shapes(first: Headers, rest: Sequence[Headers], selection: Selection)
         return
     tensor, namesake = wrong[0]
     more = ", ".join(dict.fromkeys(repr(tensor.name) for tensor, _ in wrong[1:4]))
-    hint = "--on-mismatch keep leaves such tensors as fine-tuned"
+    hint = "--on-mismatch keep leaves such tensors as they are"
     if may_overlap:
-        hint = "only the number of rows may differ; --exclude leaves such tensors as fine-tuned"
+        hint = "only the number of rows may differ; --exclude leaves such tensors as they are"
         if are_grids(tensor, namesake):
-            hint = "rows are other places of the image there; --exclude leaves such tensors as fine-tuned"
+            hint = "rows are other places of the image there; --exclude leaves such tensors as they are"
     elif all(overlap(*pair) for pair in wrong):
         hint += ", overlap edits the rows that all inputs have"
     raise MismatchError(

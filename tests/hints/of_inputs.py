@@ -40,7 +40,7 @@ def named_tensor(err: str) -> str:
     return str(name)
 
 
-@follows("tensors/plan.py", "such tensors as fine-tuned, overlap edits")
+@follows("tensors/plan.py", "such tensors as they are, overlap edits")
 def rows_that_differ(at: Trial) -> None:
     changed(at.finetuned, {"head.weight": (6, 8)})
     at.refused(*at.edit)
@@ -50,7 +50,7 @@ def rows_that_differ(at: Trial) -> None:
     at.loads(*at.edit, option, other, "--overwrite")
 
 
-@follows("tensors/plan.py", "the shapes differ…; --on-mismatch keep leaves such tensors as fine-tuned$")
+@follows("tensors/plan.py", "the shapes differ…; --on-mismatch keep leaves such tensors as they are$")
 def shapes_that_differ(at: Trial) -> None:
     changed(at.finetuned, {"head.weight": (4, 9)})
     at.refused(*at.edit)

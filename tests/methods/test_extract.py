@@ -322,3 +322,29 @@ def test_layers_without_room_are_named_so(llama, tmp_path, run):
     assert_valid(report)
     kept = report["summary"]["kept"]
     assert kept["no_room"] == 14 - report["summary"]["edited"] > 0
+
+
+def test_what_a_base_lacks_or_has_in_another_shape_is_said(tmp_path, run):
+    """The adapter has it whole; peft drops the first without a word, and refuses the second."""
+    model = build(*MODELS["llama"])
+    model.save_pretrained(tmp_path / "base")
+    tensors = {name: one + 0.1 * torch.randn_like(one) for name, one in tensors_in(tmp_path / "base").items()}
+    tensors["extra.weight"] = torch.randn(4, 4)
+    tensors["lm_head.weight"] = torch.cat([tensors["lm_head.weight"], torch.randn(3, 32)])
+    save_file(tensors, tmp_path / "ft.safetensors", {"format": "pt"})
+    words = ("extract", tmp_path / "base", tmp_path / "ft.safetensors", "--rank", 4, "--on-mismatch", "keep")
+    result = run(*words, "-o", tmp_path / "adapter")
+    assert result.code == 0, result.err
+    assert (
+        "not in the base, and stored whole: 1 tensor: extra.weight; models without it ignore it" in result.err
+    )
+    assert "in other shapes than the base has: 1 tensor: lm_head.weight; it fits a base that" in result.err
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            peft.PeftModel.from_pretrained(build(*MODELS["llama"]), tmp_path / "adapter")
+        resized = build(*MODELS["llama"])
+        resized.resize_token_embeddings(102)
+        loaded = peft.PeftModel.from_pretrained(resized, tmp_path / "adapter").base_model.model
+    stored = loaded.lm_head.modules_to_save["default"].weight
+    assert torch.equal(stored, tensors["lm_head.weight"])

@@ -274,6 +274,9 @@ def test_another_base_than_the_named_one_is_said(run, tmp_path, case, saved):
     result = run("edit", base, adapter, "-o", out)
     assert result.code == 0, result.err
     assert ("names as its base" in result.err) == is_other
+    if known_as is None:  # the file of that folder
+        file = run("edit", base / "model.safetensors", adapter, "-o", tmp_path / "of-file")
+        assert ("names as its base" in file.err) == is_other
     assert ("What it stores whole (1 tensor) is no difference from that base" in result.err) == (
         is_other and saved
     )

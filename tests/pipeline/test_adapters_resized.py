@@ -71,7 +71,7 @@ def test_a_resized_vocabulary_merges_as_peft_merges_it(run, tmp_path, kind, rows
     refused = run("edit", base, adapter, "-o", out)
     assert refused.code == 1
     assert "the shapes differ" in refused.err
-    assert "--on-mismatch keep leaves such tensors as fine-tuned, overlap edits" in refused.err
+    assert "--on-mismatch keep leaves such tensors as they are, overlap edits" in refused.err
     result = run("wise", base, adapter, "--alpha", 1, "-o", out, "--on-mismatch", "keep")
     assert result.code == 0, result.err
     expected = merged_by_peft(base, adapter, rows)
