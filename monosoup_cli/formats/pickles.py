@@ -294,13 +294,13 @@ def _storage(known: dict[str, Storage], said: Any) -> Storage:
     return storage
 
 
-def read_pickle(pickle: bytes, shown: str, most: int = MAX_OPERATIONS) -> tuple[Any, Sequence[str]]:
+def read_pickle(pickle: bytes, shown: str, most: int | None = None) -> tuple[Any, Sequence[str]]:
     """Build the value that a pickle describes.
 
     Args:
         pickle: The pickle.
         shown: The file that errors name.
-        most: How many operations it may have.
+        most: How many operations it may have; None for as many as a state dict.
 
     Returns:
         The value, and what it would call that neither tensors nor torch's `weights_only=True` need.
@@ -316,7 +316,7 @@ def read_pickle(pickle: bytes, shown: str, most: int = MAX_OPERATIONS) -> tuple[
     result: list[Any] = []
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
-            if count >= most:
+            if count >= (MAX_OPERATIONS if most is None else most):
                 raise refuse("its pickle has too many parts")
             if operation.name == "STOP":
                 result = machine.pop(1)
