@@ -5,6 +5,7 @@ The functions here are the commands, with the same words (api/functions.py). The
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.version import __version__ as __version__
@@ -12,6 +13,7 @@ from monosoup_cli.version import __version__ as __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from monosoup_cli import errors as errors
     from monosoup_cli.api.cka import cka as cka
     from monosoup_cli.api.diff import diff as diff
     from monosoup_cli.api.edit import edit as edit
@@ -34,10 +36,12 @@ def _functions() -> Mapping[str, Callable[..., dict[str, Any]]]:
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return __dir__()
+    if name == "errors":
+        return import_module("monosoup_cli.errors")
     if name.startswith("_") or name not in _functions():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _functions()[name]
 
 
 def __dir__() -> list[str]:
-    return ["__version__", *sorted(_functions())]
+    return ["__version__", "errors", *sorted(_functions())]

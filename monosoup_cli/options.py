@@ -100,7 +100,7 @@ def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = 
 UNITS = {
     "": 1,
     "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}{b}": 1000**power for power, prefix in enumerate("KMGT", start=1) for b in ("", "B")},
     **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
 }
 

@@ -44,7 +44,7 @@ ROOMS = {
     "api": BOTTOM
     | {"formats", "sources", "evaluation", "spectral", "tensors", "adapters", "methods", "report"}
     | {"outputs", "pipeline"},
-    "__init__": {"version", "api"},
+    "__init__": {"errors", "version", "api"},
     "cli": BOTTOM | {"formats", "sources", "tensors", "methods", "report", "outputs", "pipeline", "api"},
     "__main__": {"cli"},
 }

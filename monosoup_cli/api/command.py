@@ -7,11 +7,14 @@ stops before the first tensor is read. The shell's options come from the same de
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from monosoup_cli.errors import MonosoupError
@@ -25,12 +28,14 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.ready import Ready
     from monosoup_cli.pipeline.task import Chooser, OnScore, Task
 
-__all__ = ["Command", "Request", "command", "document", "execute_by_engine", "publish"]
+__all__ = ["Command", "Request", "check_keywords", "command", "document", "execute_by_engine", "publish"]
 
 P = ParamSpec("P")
 Asked: TypeAlias = "Order | AdapterOrder | Request"
 Prepared = TypeVar("Prepared", bound=AbstractContextManager[Any])
 
+DOC_WIDTH = 100
+"""How long the lines of docstrings are."""
 PROGRESS = inspect.Parameter(
     "progress",
     inspect.Parameter.KEYWORD_ONLY,
@@ -202,9 +207,7 @@ def publish(
     signature = _signature(declaration, declared)
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        for keyword in kwargs:
-            if keyword not in signature.parameters:
-                raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}")
+        check_keywords(name, kwargs, signature)
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
 
@@ -238,6 +241,15 @@ def publish(
     made = cast("Command[P, Prepared]", public)
     made.prepare, made.declared = prepared, declared
     return made
+
+
+def check_keywords(name: str, keywords: Iterable[str], signature: inspect.Signature) -> None:
+    """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
+    for keyword in keywords:
+        if keyword not in signature.parameters:
+            nearest = difflib.get_close_matches(keyword, signature.parameters, 1)
+            meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{meant}")
 
 
 def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption]) -> inspect.Signature:
@@ -277,12 +289,18 @@ def document(
     helps = {name: one.option.help for name, one in declared.items()}
     if PROGRESS.name in signature.parameters:
         helps[PROGRESS.name] = PROGRESS_HELP
-    options = "\n".join(f"    {name}: {words}" for name, words in helps.items())
+    options = "\n".join(_folded(f"{name}: {words}") for name, words in helps.items())
     function.__doc__ = (
         f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}"
-        f"\n\nReturns:\n    {returns}\n\nRaises:\n"
+        f"\n\nReturns:\n{_folded(returns)}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )
+
+
+def _folded(text: str) -> str:
+    """A paragraph of a docstring, whose further lines are indented once more."""
+    fold = partial(textwrap.fill, width=DOC_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return fold(text, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 
 def _reported(value: Any, declared: DeclaredOption) -> Any:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.look import Look, look
-from monosoup_cli.errors import some
+from monosoup_cli.errors import UsageError, some
 from monosoup_cli.formats.dtypes import BITS, FLOATING, count_different
 from monosoup_cli.options import CHECKPOINT, Option, ReadParts, StateDict, StrPath, as_list
 from monosoup_cli.report.sheet import Column, Sheet
@@ -39,11 +40,15 @@ WORDLESS = (
     "inference_mode",
 )
 """Entries of config.json and adapter_config.json that say nothing about the weights."""
-ABSENT = "(absent)"
+APART = "two adapters are compared by their own tensors; to compare updates, merge each into the base first"
+ABSENT = object()
+"""Stands for the value of an entry that a configuration does not have."""
 
 
 NAMED = 4
 """How many names a line has."""
+SMALLEST = 0.001
+"""The smallest share that is shown as a number."""
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -52,12 +57,14 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("a", "b"):
         if names := found[f"only_in_{key}"]:
             yield f"only in {key.upper()}", f"{plural(len(names), 'tensor')}: {_some(names)}"
-    for what in ("shapes", "dtypes"):
-        if rows := found[what]:
-            moves = _some(f"{one['name']} {_shown(one['a'])} → {_shown(one['b'])}" for one in rows)
-            yield what, f"{plural(len(rows), 'tensor')}: {moves}"
+    if rows := found["shapes"]:
+        moves = _some(f"{one['name']} {_shown(one['a'])} → {_shown(one['b'])}" for one in rows)
+        yield "shapes", f"{plural(len(rows), 'tensor')}: {moves}"
+    if rows := found["dtypes"]:
+        counts = Counter((one["a"], one["b"]) for one in rows)
+        yield "dtypes", _some(f"{plural(count, 'tensor')} {a} → {b}" for (a, b), count in counts.items())
     if rows := found["config"]:
-        yield "config", _some(f"{one['key']} {_value(one['a'])} → {_value(one['b'])}" for one in rows)
+        yield "config", _some(f"{one['key']} {_value(one, 'a')} → {_value(one, 'b')}" for one in rows)
     values, compared = found["values"], found["compared"]
     if compared is None:
         yield "values", "not compared"
@@ -69,6 +76,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "values", f"differ in {len(values):,} of {plural(compared, 'tensor')}"
     if found["same"]:
         yield "", "nothing differs"
+    elif found["same"] is None:
+        yield "headers", "nothing differs"
 
 
 def _some(words: Iterable[str]) -> str:
@@ -79,8 +88,22 @@ def _shown(value: object) -> str:
     return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _value(value: object) -> str:
+def _value(one: Mapping[str, Any], side: str) -> str:
+    if side not in one:
+        return "(absent)"
+    value = one[side]
     return printable(value if isinstance(value, str) else json.dumps(value), 60)
+
+
+def _changed(one: Mapping[str, Any]) -> str:
+    """The share of the elements that changed, never rounded to none."""
+    share = one["changed"] / max(math.prod(one["shape"]), 1)
+    return "<0.1%" if 0 < share < SMALLEST else f"{share:.1%}"
+
+
+def _size(one: Mapping[str, Any]) -> float:
+    """What tensors are sorted by, the most changed first."""
+    return math.inf if one["relative"] is None else float(one["relative"])
 
 
 def _number(value: float | None) -> str:
@@ -93,19 +116,22 @@ SHEET = Sheet(
     (
         Column("name", "tensor", lambda one: str(one["name"])),
         Column("shape", "shape", lambda one: _shown(one["shape"])),
-        Column("changed", "changed", lambda one: f"{one['changed'] / max(math.prod(one['shape']), 1):.1%}"),
+        Column("changed", "changed", _changed),
         Column("max_abs", "max |Δ|", lambda one: _number(one["max_abs"])),
         Column("relative", "‖Δ‖/‖A‖", lambda one: _number(one["relative"])),
     ),
+    order=_size,
 )
 
 
 @look(
     SHEET,
-    returns="`same`: whether nothing differs. `only_in_a`, `only_in_b`, `shapes`, `dtypes` and `config` by"
-    " headers. `values`: the tensors whose values differ, each with how many elements are `changed`,"
-    " `max_abs`, the largest absolute difference, and `relative`, the norm of the difference over that of A."
-    " `compared`: how many tensors were compared; None with `headers`. File layout does not count.",
+    returns="`same`: whether nothing differs; None if headers do not differ and values were not compared."
+    " `only_in_a`, `only_in_b`, `shapes`, `dtypes` and `config`: what differs by headers. `values`: the"
+    " tensors whose values differ, each with how many elements are `changed`, `max_abs`, the largest absolute"
+    " difference, and `relative`, the norm of the difference over that of A; both are None where they are no"
+    " number. `compared`: how many tensors were compared; None with `headers`. `a` and `b`: what was"
+    " compared, and `notes` on how it was read. File layout does not count.",
     verdict="same",
 )
 def diff(
@@ -135,22 +161,33 @@ def diff(
     from monosoup_cli.pipeline.inputs import Inputs, open_inputs
     from monosoup_cli.sources.locate import open_checkpoint
 
+    renames, chosen = as_list(rename), as_list(parts)
     with ExitStack() as held:
-        first, second = (open_checkpoint(os.fspath(path), state_dict, as_list(parts)) for path in (a, b))
+        first, second = (open_checkpoint(os.fspath(path), state_dict, chosen) for path in (a, b))
         for one in (first, second):
             held.enter_context(one.files)
         are_adapters = [one.files.kind.is_adapter for one in (first, second)]
         if all(are_adapters):  # they are compared by their own tensors
-            inputs = Inputs(None, [first, second], [None, None])
+            inputs = Inputs(None, [first, second], [None, None], notices=[APART])
             pair: tuple[Source, Source] = first, second
         else:  # names are those of the one that is called fine-tuned
             base, finetuned = (first, second) if are_adapters[1] else (second, first)
-            inputs = held.enter_context(
-                open_inputs(base, [finetuned], as_list(rename), state_dict=state_dict, parts=as_list(parts))
-            )
+            is_swapped = are_adapters[1]
+            try:
+                inputs = open_inputs(base, [finetuned], renames, state_dict=state_dict, parts=chosen)
+            except UsageError:
+                if not renames or any(are_adapters):
+                    raise
+                inputs = open_inputs(finetuned, [base], renames, state_dict=state_dict, parts=chosen)
+                is_swapped = not is_swapped
+            held.enter_context(inputs)
             assert inputs.base is not None
             pair = inputs.finetuned[0], inputs.base
-            pair = pair[::-1] if are_adapters[1] else pair
+            pair = pair[::-1] if is_swapped else pair
+            if any(are_adapters):
+                inputs.notices.append(f"{finetuned.path} is compared as merged into {base.path}")
+            if inputs.hint:
+                inputs.notices.append(f"{inputs.hint} would match more names")
         kinds = [source.files.kind.settings if all(are_adapters) else source.model.config for source in pair]
         found = _of_headers(*pair, inputs.notices, [settings or {} for settings in kinds])
 
@@ -269,13 +306,16 @@ def _as_json(found: _Difference) -> dict[str, Any]:
     return {
         "a": found.a.path,
         "b": found.b.path,
-        "same": found.is_same,
+        "same": found.is_same if found.is_compared or found.headers else None,
         "notes": list(found.notices),
         "only_in_a": list(headers.only_in_a),
         "only_in_b": list(headers.only_in_b),
         "shapes": [{"name": name, "a": list(a), "b": list(b)} for name, a, b in headers.shapes],
         "dtypes": [{"name": name, "a": a, "b": b} for name, a, b in headers.dtypes],
-        "config": [{"key": key, "a": a, "b": b} for key, a, b in headers.config],
+        "config": [
+            {"key": key, **{side: one for side, one in (("a", a), ("b", b)) if one is not ABSENT}}
+            for key, a, b in headers.config
+        ],
         "compared": len(found.shared) if found.is_compared else None,
         "values": [{**vars(one), "shape": list(one.shape)} for one in found.values],
     }

@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.look import Look, look
-from monosoup_cli.errors import MonosoupError, some
+from monosoup_cli.errors import MonosoupError, UsageError, some
+from monosoup_cli.formats.table import CHUNKS
 from monosoup_cli.options import CHECKPOINT, ReadParts, StateDict, StrPath, as_list
 from monosoup_cli.report.sheet import Sheet
 from monosoup_cli.report.words import parameters, plural, printable, rough, size
@@ -40,6 +41,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", f"{plural(found['tensors'], 'tensor')}, {parameters(total, None)}, {files}"
     counts = [f"{one['dtype']} {plural(one['tensors'], 'tensor')}" for one in found["dtypes"]]
     yield "dtypes", some(counts, NAMED)
+    if CHUNKS in found["formats"]:
+        yield "stored as", "a distributed checkpoint of torch (DCP), in chunks"
     for words, count in found["encodings"].items():
         yield "stored as", f"{words} ({plural(count, 'tensor')})"
     if found["ties"]:
@@ -97,6 +100,8 @@ def _opened(path: str, state_dict: str | None, parts: Sequence[str]) -> Iterator
 
     try:
         inputs, refusal = open_inputs(None, [path], (), state_dict=state_dict, parts=parts, alone=True), []
+    except UsageError:
+        raise
     except MonosoupError as error:
         stored = open_checkpoint(path, state_dict, parts)
         inputs, refusal = Inputs(None, [stored], [None]), [f"other commands refuse it: {error}"]
@@ -115,6 +120,7 @@ def _facts(inputs: Inputs, refusal: Sequence[str]) -> dict[str, Any]:
     own = files.tensors if files.kind.is_adapter or not files.decoded else found.tensors
     config, folder = files.config or {}, files.place.folder
     names = [] if folder is None else folder.names(files.place.inner.rstrip("/"))
+    stored = {name: file for shard in files.shards for name, file in shard.files.items()}
     by_dtype: dict[str, list[int]] = {}
     for tensor in own.values():
         by_dtype.setdefault(tensor.dtype, []).append(tensor.elements)
@@ -125,17 +131,17 @@ def _facts(inputs: Inputs, refusal: Sequence[str]) -> dict[str, Any]:
         "library": "peft" if files.kind.settings is not None else library_of(files.config, names),
         "model_type": config.get("model_type"),
         "architectures": config.get("architectures"),
-        "formats": sorted({PurePosixPath(shard.name).suffix for shard in files.shards}),
+        "formats": sorted({PurePosixPath(name).suffix for name in stored} - {""}),
         "tensors": len(own),
         "parameters": sum(tensor.elements for tensor in own.values()),
-        "bytes": sum(shard.file.nbytes for shard in files.shards),
+        "bytes": sum(file.nbytes for file in stored.values()),
         "dtypes": [
             {"dtype": dtype, "tensors": len(some), "parameters": sum(some)}
             for dtype, some in sorted(by_dtype.items(), key=lambda one: -sum(one[1]))
         ],
         "encodings": encodings_of(files),
         "ties": {} if files.kind.is_adapter else dict(ties_in(found, None)),
-        "files": [{"name": shard.name, "bytes": shard.file.nbytes} for shard in files.shards],
+        "files": [{"name": name, "bytes": file.nbytes} for name, file in stored.items()],
         "adapter": None if adapter is None else _of_adapter(found, adapter),
         "edit": _edit(inputs) if not refusal else None,
         "notes": [*refusal, *(note.removeprefix(f"{found.path}: ") for note in inputs.notices)],

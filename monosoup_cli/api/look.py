@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
-from monosoup_cli.api.command import document
+from monosoup_cli.api.command import check_keywords, document
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import DeclaredOption, declared_in
 from monosoup_cli.report.sheet import Sheet
@@ -52,7 +52,7 @@ class LookingCommand(Protocol[P]):
         open: Takes the same arguments, and opens the inputs.
         declared: The options of the command.
         sheet: How people see what was found.
-        verdict: The key of what was found that is false where the shell exits with 1; None for no such key.
+        verdict: The key of what was found that is False where the shell exits with 1; None for no such key.
     """
 
     __name__: str
@@ -73,16 +73,23 @@ def look(
     Args:
         sheet: How people see what was found.
         returns: What was found, key by key, for the docstring.
-        verdict: The key of what was found that is false where the shell exits with 1, and with 2 for errors.
+        verdict: The key of what was found that is False where the shell exits with 1, and with 2 for errors.
     """
 
     def make(declaration: Callable[P, Iterator[Look]]) -> LookingCommand[P]:
         declared = declared_in(declaration)
         opened = contextmanager(declaration)
 
+        parameters = [
+            one.replace(annotation=declared[name].type)
+            for name, one in inspect.signature(declaration).parameters.items()
+        ]
+        signature = inspect.Signature(parameters, return_annotation="dict[str, Any]")
+
         def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
             from monosoup_cli.sources.transfer import fetch
 
+            check_keywords(declaration.__name__, kwargs, signature)
             try:
                 with opened(*args, **kwargs) as found:
                     fetch(found.downloads)
@@ -91,11 +98,6 @@ def look(
                 error.rename_options({one.flag: one.name for one in declared.values()})
                 raise
 
-        parameters = [
-            one.replace(annotation=declared[name].type)
-            for name, one in inspect.signature(declaration).parameters.items()
-        ]
-        signature = inspect.Signature(parameters, return_annotation="dict[str, Any]")
         document(public, declaration, declared, signature, returns=returns)
         made = cast("LookingCommand[P]", public)
         made.open, made.declared, made.sheet, made.verdict = opened, declared, sheet, verdict

@@ -43,13 +43,15 @@ def shell_command(command: LookingCommand[...]) -> Callable[..., None]:
             raise
         for note in found["notes"]:
             console.note(f"note: {note}")
+        if format == "csv" and command.verdict is not None and found[command.verdict] is False:
+            console.note("note: csv has the rows of the table; json has what else differs")
         if format == "json":
             console.data(json.dumps(found, indent=1) + "\n")
         elif format == "csv":
-            console.data(as_csv(command.sheet, found))
+            console.data(as_csv(command.sheet, found, top))
         elif not quiet:
             console.table(sheet_table(command.sheet, found, top), to_stdout=True)
-        if command.verdict is not None and not found[command.verdict] and not exit_zero:
+        if command.verdict is not None and found[command.verdict] is False and not exit_zero:
             raise typer.Exit(1)
 
     own = _options(command)
@@ -86,12 +88,12 @@ def _options(command: LookingCommand[...]) -> Mapping[str, tuple[Any, Any]]:
     else:
         helps = "json prints everything on stdout; csv, the rows of the table."
         options["format"] = Annotated[LayerFormat, typer.Option("--format", help=helps)], "table"
-        top = typer.Option(metavar="N", min=1, help="Show N rows at most.")
+        top = typer.Option(metavar="N", min=1, help="Show N rows at most, in a table or csv.")
         options["top"] = Annotated[int | None, top], None
     if command.verdict is not None:
         zero = typer.Option("--exit-zero", help="Exit with 0 where the exit code would be 1.")
         options["exit_zero"] = Annotated[bool, zero], False
-    quiet = "Print errors only." if command.verdict is None else "Print errors only; the exit code tells."
+    quiet = "Print no table and no notes, only errors, json and csv."
     options["quiet"] = Annotated[bool, typer.Option("--quiet", "-q", help=quiet)], False
     options["no_progress"] = NoProgress, False
     return options

@@ -7,12 +7,12 @@ The folder is then one file, which has all tensors one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.formats.archive import read_records, start_of
 from monosoup_cli.formats.files import CheckpointFile
 from monosoup_cli.formats.gathered import Chunk, Chunked, Gathered, chunked, problem_of
@@ -29,17 +29,21 @@ MAX_OPERATIONS = 100_000_000
 """How long the pickle may be, which describes every chunk of every tensor, those of the optimizer too."""
 SHARD_BYTES = 5_000_000_000
 """How large files are that are written of such a checkpoint."""
+NAMED = 4
 AT_ONCE = 8
 TRAINING = ("optim", "sched", "lr_", "dataloader", "train_state", "rng", "scaler")
 """How the keys begin under which runs keep what is not the model."""
 GATHER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER NEW.pt"
 
 
-def open_distributed(name: str, open_file: Callable[[str], CheckpointFile], state_dict: str | None) -> Shard:
+def open_distributed(
+    name: str, beside: Collection[str], open_file: Callable[[str], CheckpointFile], state_dict: str | None
+) -> Shard:
     """Open a distributed checkpoint, and read where its chunks are.
 
     Args:
         name: The name of `.metadata` in the folder, after the part of the folder that it is in.
+        beside: The names of what is in its folder.
         open_file: Opens a file of the folder.
         state_dict: Which state dict of a run that saved several; None for the usual one.
 
@@ -63,11 +67,20 @@ def open_distributed(name: str, open_file: Callable[[str], CheckpointFile], stat
             error.path = metadata.shown
             raise
         nested, training = described.nested(metadata.shown)
+        if not nested:
+            raise CheckpointError(
+                f"has no model, only what a run keeps beside it: {some(training, NAMED)}", path=metadata.shown
+            )
         chosen = unwrap(nested, metadata.shown, state_dict)
         inside = name.removesuffix(name.rpartition("/")[2])
         names = {name: tensor.storage.key for name, tensor in chosen.tensors.items()}
         needed = {place.file for key in names.values() for place in described.places[key].values()}
         files = {}
+        missing = sorted(needed.difference(beside))
+        if missing:
+            raise CheckpointError(
+                f"files of chunks are missing: {some(missing, NAMED)}", path=metadata.shown, hint=AGAIN
+            )
         for one in sorted(needed):
             files[one] = open_file(f"{inside}{one}")
             opened.append(files[one])
@@ -82,6 +95,7 @@ def open_distributed(name: str, open_file: Callable[[str], CheckpointFile], stat
             is_safetensors=False,
             left_out=(*training, *chosen.left_out),
             state_dicts=(chosen.path, *chosen.others),
+            chunks={name: metadata, **{f"{inside}{one}": file for one, file in files.items()}},
             shard_bytes=SHARD_BYTES,
         )
     except BaseException:

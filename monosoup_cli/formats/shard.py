@@ -29,6 +29,7 @@ class Shard:
         left_out: The names of what the file has besides tensors.
         notes: What the user should know about what was read, in words.
         state_dicts: Where the tensors are in a file that may have several state dicts, and where others are.
+        chunks: The files that have its tensors, by name, where `file` stands for several.
         shard_bytes: How large the files of an output with its tensors are by default; None for one file.
     """
 
@@ -42,7 +43,13 @@ class Shard:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     state_dicts: tuple[str, ...] = ()
+    chunks: Mapping[str, CheckpointFile] = field(default_factory=dict)
     shard_bytes: int | None = None
+
+    @property
+    def files(self) -> Mapping[str, CheckpointFile]:
+        """The files on the disk or on the Hub, by name."""
+        return self.chunks or {self.name: self.file}
 
     @property
     def header_sha256(self) -> str:

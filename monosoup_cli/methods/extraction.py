@@ -305,16 +305,38 @@ class RanksOfSize:
         return kept[kept > 0.0].tolist()
 
     def ranks(self, measured: Mapping[str, Sequence[float]], nbytes: FactorBytes) -> Mapping[str, int]:
-        """Spend the size where it lowers the error most."""
-        ranks = spend(measured, nbytes.by_rank, self.max_bytes - nbytes.others)
-        if not any(ranks.values()):
-            least = nbytes.others + min((nbytes.by_rank[name] for name in measured), default=0)
+        """Spend the size where it lowers the error most.
+
+        A layer without a rank also needs no place in the header. So what is left is spent again, on the
+        others.
+        """
+        costs, chosen = nbytes.by_rank, {name: of_one for name, of_one in measured.items() if of_one}
+        while measured:
+            ranks = spend(chosen, costs, self.max_bytes - nbytes.others(chosen))
+            held = {name: of_one for name, of_one in chosen.items() if ranks[name]}
+            if chosen and len(held) == len(chosen):
+                return dict.fromkeys(measured, 0) | ranks
+            chosen = held or self._fewer(measured, chosen, nbytes)
+        return {}
+
+    def _fewer(
+        self,
+        measured: Mapping[str, Sequence[float]],
+        chosen: Mapping[str, Sequence[float]],
+        nbytes: FactorBytes,
+    ) -> dict[str, Sequence[float]]:
+        """The better half of some layers, where there is no room for the header of all of them."""
+        costs = nbytes.by_rank
+        least = {name: nbytes.others([name]) + costs[name] for name in measured}
+        if min(least.values()) > self.max_bytes:
             raise UsageError(
                 "--max-size is too small for factors of rank 1",
-                expected=f"at least {least:,} bytes",
+                expected=f"at least {min(least.values()):,} bytes",
                 found=f"{self.max_bytes:,}",
             )
-        return ranks
+        fitting = [name for name in chosen if least[name] <= self.max_bytes]
+        best = sorted(fitting, key=lambda name: chosen[name][0] / costs[name], reverse=True)
+        return {name: chosen[name] for name in best[: max(len(chosen) // 2, 1)]}
 
 
 def spend(gains: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, ClassVar
@@ -263,7 +263,8 @@ class ExtractedAdapterDraft:
         shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
         place = self.base.files.place
         name = place.repository or PurePath(place.source).name
-        adapter = lay_out_adapter(shapes, ranks, others, self.opened.first.model.config, name)
+        config = self.opened.first.model.config or self.base.model.config
+        adapter = lay_out_adapter(shapes, ranks, others, config, name)
         if self.kind.form is not None:
             adapter = as_file(adapter, *self._part(), form=self.kind.form)
         if not adapter.pairs:
@@ -323,14 +324,23 @@ class ExtractedAdapterDraft:
         if isinstance(self.ranks, int):
             return {}
         unmoved = {name: 0 for name, has_moved in self._moved.items() if not has_moved}
-        least = self._lay_out(plan, unmoved, lambda name: self._moved.get(name, True))
-        header = self._header(plan, least)
+
+        def least(names: Collection[str]) -> tuple[AdapterLayout, Header]:
+            """The adapter with factors of rank 1 for these layers alone."""
+            ranks = dict.fromkeys(self._measured, 0) | dict.fromkeys(names, 1) | unmoved
+            adapter = self._lay_out(plan, ranks, lambda name: self._moved.get(name, True))
+            return adapter, self._header(plan, adapter)
+
+        def others(names: Collection[str]) -> int:
+            adapter, header = least(names)
+            stored = sum(header.tensors[name].nbytes for name in adapter.carried.values())
+            return len(header.raw) + LONGER * len(header.tensors) + stored
+
+        adapter, header = least(self._measured)
         by_rank = {
             name: sum(header.tensors[one].nbytes for one in (pair.a, pair.b))
-            for name, pair in least.pairs.items()
+            for name, pair in adapter.pairs.items()
         }
-        others = len(header.raw) + LONGER * len(header.tensors)
-        others += sum(header.tensors[stored].nbytes for stored in least.carried.values())
         measured = {name: one for name, one in self._measured.items() if name in by_rank}
         return unmoved | dict(self.ranks.ranks(measured, FactorBytes(by_rank, others)))
 

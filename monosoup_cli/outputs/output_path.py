@@ -82,8 +82,7 @@ def _check_not_cached(path: Path) -> None:
 
 def _check_apart(output: Path, source: Source) -> None:
     folder = None if source.files.place.folder is None else source.files.place.folder.root
-    files = [shard.file.path for shard in source.files.shards if shard.file.path is not None]
-    inputs = {path.resolve(): path for path in (*filter(None, [folder]), *files)}
+    inputs = {path.resolve(): path for path in (*filter(None, [folder]), *source.files.paths)}
     real_output = output.resolve()
     if folder is not None and _is_below(real_output, folder):
         raise OutputError("the output is inside an input", path=output, found=folder)
@@ -209,8 +208,7 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
     for source in inputs:
         folder = None if source.files.place.folder is None else source.files.place.folder.root
         inside = folder is not None and _is_below(report, folder)
-        files = [shard.file.path for shard in source.files.shards]
-        if inside or any(_is_same(report, path) for path in files if path is not None):
+        if inside or any(_is_same(report, path) for path in source.files.paths):
             raise OutputError("the report would replace an input", path=report)
     if not overwrite:
         raise OutputError(

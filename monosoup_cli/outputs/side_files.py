@@ -245,7 +245,7 @@ class _Walk:
         self._globs = [one for one in wanted if one not in self._wanted]
         self.used: set[str] = set()
         self._tensors = files.tensors
-        self._edited = {shard.name for shard in files.shards}
+        self._edited = {name for shard in files.shards for name in shard.files}
         self._edited |= set() if files.index is None else {files.index.name}
         self._stems = {SHARD.sub("", _stem(name)) for name in self._edited}
         self._is_adapter = files.kind.is_adapter

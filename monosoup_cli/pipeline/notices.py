@@ -48,6 +48,12 @@ def notices_of(ready: Ready) -> list[str]:
     if code:
         notices.append(f"custom code is copied, not run: {', '.join(code)}")
     model = ready.form.model
+    lacks = model.config is None and not ready.form.layout.is_single_file and not model.kind.is_adapter
+    if lacks and inputs.parent is not None and inputs.parent.model.config is not None:
+        notices.append(
+            f"OUT has no config.json, because {model.place.source} has none: loaders need BASE's config.json"
+            " beside the weights, and its tokenizer"
+        )
     dtype = written_dtype(model, ready.form.layout)
     if dtype is not None:
         notices.append(f"the output is {dtype}, without quantization_config: its weights were decoded")

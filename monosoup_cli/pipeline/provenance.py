@@ -74,8 +74,9 @@ def report_head(
 
 def _describe(role: str, source: Source) -> dict[str, Any]:
     files = [
-        {"name": shard.name, "bytes": shard.file.nbytes, "header_sha256": shard.header_sha256}
+        {"name": name, "bytes": file.nbytes, "header_sha256": shard.header_sha256}
         for shard in source.files.shards
+        for name, file in shard.files.items()
     ]
     return {
         "role": role,

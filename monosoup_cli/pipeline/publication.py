@@ -63,11 +63,12 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
     configs: dict[str, str] = {}
     for number, (role, source) in enumerate(with_roles(inputs)):
         for shard in source.files.shards:
-            files[f"{role} {number} {shard.name}"] = {
-                "bytes": shard.file.nbytes,
-                **shard.file.version,
-                "header": shard.header_sha256,
-            }
+            for name, file in shard.files.items():
+                files[f"{role} {number} {name}"] = {
+                    "bytes": file.nbytes,
+                    **file.version,
+                    "header": shard.header_sha256,
+                }
         if source.files.config is not None:  # it says how weights are read
             text = json.dumps(source.files.config, sort_keys=True)
             configs[f"{role} {number}"] = hashlib.sha256(text.encode()).hexdigest()

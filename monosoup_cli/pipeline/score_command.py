@@ -111,8 +111,9 @@ class _Input(NamedTuple):
 
 def _inputs(source: Source) -> Iterator[_Input]:
     for shard in source.files.shards:
-        if shard.file.path is not None:
-            yield _Input(shard.file.path, shard.file.shown, shard.file.version)
+        for stored in shard.files.values():
+            if stored.path is not None:
+                yield _Input(stored.path, stored.shown, stored.version)
     for file in side_files(source.files).carried:
         yield _Input(file.path, file.shown, file.version)
 

@@ -63,7 +63,11 @@ def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointErro
         )
         return
     expected = {one["name"]: (one["bytes"], one["header_sha256"]) for one in record.get("files", ())}
-    found = {shard.name: (shard.file.nbytes, shard.header_sha256) for shard in files.shards}
+    found = {
+        name: (file.nbytes, shard.header_sha256)
+        for shard in files.shards
+        for name, file in shard.files.items()
+    }
     if expected.keys() != found.keys():
         yield CheckpointError(
             "other files of weights than in the report",

@@ -43,6 +43,12 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
             f"the factors leave out {min(errors):.1%} to {max(errors):.1%} of an edited update"
             f" (in norm; {mean:.1%} on average): raise --adapter-rank or --adapter-energy to keep more"
         )
+    left_out = sum(layer.get("reason") == "no_room" for layer in layers)
+    if left_out:
+        notes.append(
+            f"--max-size has no room for {plural(left_out, 'layer')}: the adapter has nothing of their"
+            " updates, which the mean error does not count"
+        )
     substituted = sum("computed_on" in layer for layer in layers)
     if substituted:
         notes.append(f"the CPU computed {plural(substituted, 'tensor')} for which a card had no memory")

@@ -42,11 +42,20 @@ class Sheet:
         lines: Pairs of a word and what it says, from what was found.
         rows: The key of a list in what was found, each of which is a row; None for no table.
         columns: The columns of the table.
+        order: What rows of a table are sorted by, the largest first; None for the order that they have.
     """
 
     lines: Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
     rows: str | None = None
     columns: Sequence[Column] = ()
+    order: Callable[[Mapping[str, Any]], float] | None = None
+
+    def chosen(self, found: Mapping[str, Any], top: int | None) -> Sequence[Mapping[str, Any]]:
+        """The rows, at most `top` of them, in their order."""
+        rows = found[self.rows] if self.rows else []
+        if self.order is not None:
+            rows = sorted(rows, key=self.order, reverse=True)
+        return rows[:top]
 
 
 def sheet_table(sheet: Sheet, found: Mapping[str, Any], top: int | None = None) -> RenderableType:
@@ -65,25 +74,25 @@ def sheet_table(sheet: Sheet, found: Mapping[str, Any], top: int | None = None) 
     lines = grid("what", "how")
     for what, words in sheet.lines(found):
         lines.add_row(what, Text(printable(words)))
-    rows = found[sheet.rows] if sheet.rows else []
-    if not rows:
+    count = len(found[sheet.rows]) if sheet.rows else 0
+    if not count:
         return lines
     first, *others = (column.heading for column in sheet.columns)
     table = grid(first, *others, show_header=True)
-    limit = SHOWN if top is None else top
-    for row in rows[:limit]:
+    rows = sheet.chosen(found, SHOWN if top is None else top)
+    for row in rows:
         table.add_row(*(Text(printable(column.show(row))) for column in sheet.columns))
-    hidden = len(rows) - limit
+    hidden = count - len(rows)
     more = [Text(f"{hidden:,} more: --format csv has all of them")] if hidden > 0 else []
     return Group(lines, Text(""), table, *more)
 
 
-def as_csv(sheet: Sheet, found: Mapping[str, Any]) -> str:
+def as_csv(sheet: Sheet, found: Mapping[str, Any], top: int | None = None) -> str:
     """A line for every row, with all digits."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow([column.key for column in sheet.columns])
-    for row in found[sheet.rows] if sheet.rows else []:
+    for row in sheet.chosen(found, top):
         lines.writerow(_plain(row[column.key]) for column in sheet.columns)
     return text.getvalue()
 

@@ -171,6 +171,12 @@ class Files:
         """How many bytes have been read so far, headers included."""
         return sum(shard.file.bytes_read for shard in self.shards)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are on this machine."""
+        found = (file.path for shard in self.shards for file in shard.files.values())
+        return [path for path in found if path is not None]
+
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file has changed since it was opened."""
         for shard in self.shards:

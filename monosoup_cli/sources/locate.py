@@ -42,6 +42,7 @@ from monosoup_cli.sources.library_files import (
     MAX_CARD_BYTES,
     is_training_state,
 )
+from monosoup_cli.sources.runs import CHECKPOINT
 from monosoup_cli.sources.shards import (
     file_of_index,
     index_of_file,
@@ -198,7 +199,7 @@ def _open_distributed(
         )
     from monosoup_cli.formats.distributed import open_distributed  # most checkpoints are none
 
-    shard = open_distributed(f"{inner}{METADATA}", folder.open, state_dict)
+    shard = open_distributed(f"{inner}{METADATA}", names, folder.open, state_dict)
     return _new_checkpoint(Files(Place(folder.source, folder, inner), (shard,), config=config))
 
 
@@ -250,7 +251,9 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
         return not_cached(folder.source)
     whole = [name for name in names if not name.startswith(".") and not is_broken(folder, f"{inner}{name}")]
     parts = [name for name in whole if folder.is_folder(f"{inner}{name}")]
-    parts = [name for name in parts if _candidates(folder.names(f"{inner}{name}"))]
+    parts = [
+        name for name in parts if _candidates(held := folder.names(f"{inner}{name}")) or METADATA in held
+    ]
     parts = parts or ([] if inner else _cached_with_weights(folder, whole))
     hint = None
     if parts:
@@ -259,6 +262,7 @@ def _without_weights(folder: Folder, inner: str, names: Sequence[str]) -> Checkp
         return _of_gguf_alone(folder, names)
     elif (
         folder.repository is None
+        and not CHECKPOINT.fullmatch(PurePosixPath(folder.source).name)
         and HUB_ID.fullmatch(folder.source)
         and not _is_beside_a_model(names, folder)
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 from monosoup_cli.errors import UsageError
 from monosoup_cli.formats.table import METADATA, WEIGHTS
 
-__all__ = ["checkpoints_of", "steps_of"]
+__all__ = ["CHECKPOINT", "checkpoints_of", "steps_of"]
 
 CHECKPOINT = re.compile(
     r"(?:checkpoint|global_step|global-step|step|iter|epoch|ckpt)[-_=]?(\d+)", re.IGNORECASE

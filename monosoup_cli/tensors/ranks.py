@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from monosoup_cli.tensors.matrix import MatrixLayer
@@ -33,11 +33,11 @@ class FactorBytes(NamedTuple):
 
     Attributes:
         by_rank: The bytes of each layer's factors for each rank.
-        others: The bytes beside factors, at most.
+        others: The bytes beside the factors of these layers, at most.
     """
 
     by_rank: Mapping[str, int]
-    others: int
+    others: Callable[[Collection[str]], int]
 
 
 class RanksApart:

@@ -121,7 +121,8 @@ def test_what_ranks_saved_is_edited_as_the_whole_model(run_of_ranks, run, tmp_pa
     assert "left out: optimizer, step" in result.err
     assert run("diff", whole, ranks).code == 0
     report = json.loads((outs[1] / "monosoup_report.json").read_text())
-    assert [file["name"] for file in report["inputs"][0]["files"]] == [".metadata"]
+    listed = {file["name"]: file["bytes"] for file in report["inputs"][0]["files"]}
+    assert listed == {path.name: path.stat().st_size for path in ranks.iterdir()}
     assert run("verify", outs[1], "--inputs").code == 0
 
 

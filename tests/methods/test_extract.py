@@ -253,7 +253,7 @@ def test_the_card_claims_no_edit(llama, tmp_path, run):
             "extract needs one of --rank, --energy and --max-size: found none of them; --rank 32 is a start",
         ),
         (("--rank", "2", "--energy", "1"), "--max-size: found --rank and --energy"),
-        (("--max-size", "2kB"), "--max-size is too small for factors of rank 1: expected at least"),
+        (("--max-size", "500"), "--max-size is too small for factors of rank 1: expected at least"),
         (("--max-size", "much"), "--max-size is not a size: expected a number and a unit"),
         (("--energy", "0"), "--energy is out of range"),
         (("--rank", "2", "--scale", "inf"), "--scale must be finite"),
@@ -348,3 +348,30 @@ def test_what_a_base_lacks_or_has_in_another_shape_is_said(tmp_path, run):
         loaded = peft.PeftModel.from_pretrained(resized, tmp_path / "adapter").base_model.model
     stored = loaded.lm_head.modules_to_save["default"].weight
     assert torch.equal(stored, tensors["lm_head.weight"])
+
+
+def test_the_least_size_is_the_one_that_is_told(llama, tmp_path, run):
+    words = ("extract", llama / "base", llama / "ft", "-o", tmp_path / "adapter", "--max-size")
+    least = int(re.search(r"at least ([\d,]+) bytes", run(*words, "500").err)[1].replace(",", ""))
+    assert run(*words, least - 1).code == 2
+    result = run(*words, least)
+    assert result.code == 0
+    assert re.search(r"no room for \d+ layers", result.err)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size <= least
+
+
+@pytest.mark.parametrize("size", [3_000, 9_000, 12_000, 15_000, 30_000])
+def test_small_adapters_take_most_of_their_size(llama, tmp_path, run, size):
+    """Layers without room take none, in the header either. A larger size never has a larger error."""
+    errors = []
+    for number, each in enumerate((size, size + 4_000)):
+        out = tmp_path / f"adapter{number}"
+        assert run("extract", llama / "base", llama / "ft", "-o", out, "--max-size", each).code == 0
+        written = (out / "adapter_model.safetensors").stat().st_size
+        assert 0.75 * each < written <= each
+        held = {name: product for name, (product, _) in products(out).items()}
+        layers = json.loads((out / "monosoup_report.json").read_text())["layers"]
+        names = [one["name"] for one in layers if one["action"] == "edited" or one["reason"] == "no_room"]
+        left = {name: updates(llama)[name] - held.get(name, 0.0) for name in names}
+        errors.append(sum(float(np.square(one).sum()) for one in left.values()))
+    assert errors[1] <= errors[0] * (1 + 1e-9)
