@@ -312,9 +312,9 @@ class RanksOfSize:
         """
         costs, chosen = nbytes.by_rank, {name: of_one for name, of_one in measured.items() if of_one}
         while measured:
-            ranks = spend(chosen, costs, self.max_bytes - nbytes.others(chosen))
+            ranks = spend(chosen, costs, self.max_bytes - nbytes.others(chosen)) if chosen else {}
             held = {name: of_one for name, of_one in chosen.items() if ranks[name]}
-            if chosen and len(held) == len(chosen):
+            if held and len(held) == len(chosen):
                 return dict.fromkeys(measured, 0) | ranks
             chosen = held or self._fewer(measured, chosen, nbytes)
         return {}
