@@ -325,7 +325,10 @@ def _of_headers(
     a: Source, b: Source, notices: Sequence[str], configs: Sequence[Mapping[str, Any]]
 ) -> _Difference:
     """Compare headers, and configurations where both have one: a single file has none."""
-    both = [(one, b.tensors[name]) for name, one in a.tensors.items() if name in b.tensors]
+    # a tensor that is read under another name has its stored one
+    both = [
+        (replace(one, name=name), b.tensors[name]) for name, one in a.tensors.items() if name in b.tensors
+    ]
     alike = [(one, other) for one, other in both if one.shape == other.shape]
     headers = _HeaderDifference(
         [name for name in a.tensors if name not in b.tensors],

@@ -73,6 +73,7 @@ def test_headers_and_configs(tmp_path, run):
     assert found["shapes"] == [{"name": "lm_head.weight", "a": [99, 32], "b": [7, 32]}]
     assert found["dtypes"] == [{"name": "model.norm.weight", "a": "F32", "b": "BF16"}]
     assert {"key": "max_position_embeddings", "a": 64, "b": 128} in found["config"]
+    assert not found["same"]
     assert (found["compared"], found["values"]) == (None, [])
     table = run("diff", tmp_path / "one", tmp_path / "two")
     for words in (
@@ -149,9 +150,13 @@ def test_a_model_and_an_adapter(tmp_path, run):
 def test_csv_and_exit_codes(files, tmp_path, run):
     result = run("diff", *files, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(result.out)))
-    assert [row["name"] for row in rows] == [one["name"] for one in monosoup_cli.diff(*files)["values"]]
-    assert rows[0]["shape"] == "8"
-    assert float(rows[0]["relative"]) > 0
+    found = sorted(monosoup_cli.diff(*files)["values"], key=lambda one: -one["relative"])
+    assert [row["name"] for row in rows] == [one["name"] for one in found]
+    assert [float(row["relative"]) for row in rows] == [one["relative"] for one in found]
+    assert {row["shape"] for row in rows} >= {"8"}
+    assert "json has what else differs" in result.err
+    first = run("diff", *files, "--format", "csv", "--top", "1")
+    assert [row["name"] for row in csv.DictReader(io.StringIO(first.out))] == [found[0]["name"]]
     assert run("diff", *files, "--exit-zero").code == 0
     quiet = run("diff", *files, "-q")
     assert (quiet.code, quiet.out, quiet.err) == (1, "", "")
@@ -160,6 +165,8 @@ def test_csv_and_exit_codes(files, tmp_path, run):
     assert run("diff", files[0]).code == 2
     few = run("diff", *files, "--top", "1")
     assert "2 more: --format csv has all of them" in few.out
+    assert found[0]["name"] in few.out
+    assert found[-1]["name"] not in few.out
 
 
 def test_from_the_hub_equal_files_are_not_downloaded(hub, tmp_path, run):
@@ -220,3 +227,77 @@ def test_refusals_in_python_name_its_keywords(files):
         monosoup_cli.diff(*files, rename="xx=yy")
     with pytest.raises(TypeError, match="unexpected keyword argument 'renames'"):
         monosoup_cli.diff(*files, renames="xx=yy")
+
+
+def test_headers_alone_do_not_say_that_two_are_the_same(files, run):
+    result = run("diff", *files, "--headers", "--format", "json")
+    found = json.loads(result.out)
+    assert (result.code, found["same"], found["compared"]) == (0, None, None)
+    table = run("diff", *files, "--headers").out.split("\n")
+    assert [line.split() for line in table[-3:-1]] == [
+        ["values", "not", "compared"],
+        ["headers", "nothing", "differs"],
+    ]
+
+
+def test_names_of_either_may_be_replaced(tmp_path, run):
+    weights = {f"old.{number}.weight": torch.randn(4, 4) for number in range(3)}
+    write(tmp_path / "a.safetensors", weights)
+    write(tmp_path / "b.safetensors", {name.replace("old", "new"): one for name, one in weights.items()})
+    for words in ("ab", "ba"):
+        pair = [tmp_path / f"{one}.safetensors" for one in words]
+        assert run("diff", *pair).code == 1
+        result = run("diff", *pair, "--rename", "old=new", "--format", "json")
+        found = json.loads(result.out)
+        assert (result.code, found["a"], found["b"]) == (0, *map(str, pair))
+        refused = run("diff", *pair, "--rename", "older=new")
+        assert (refused.code, "has no effect" in refused.err) == (2, True)
+
+
+def test_an_adapter_over_a_base_with_other_names(tmp_path, run):
+    """In either order, where names are those of the model."""
+    folders = make("linear", tmp_path)
+    inner = {f"wrapped.{name}": one for name, one in tensors_in(folders.base).items()}
+    write(tmp_path / "inner.safetensors", inner)
+    for words in (
+        (tmp_path / "inner.safetensors", folders.adapter),
+        (folders.adapter, tmp_path / "inner.safetensors"),
+    ):
+        result = run("diff", *words, "--rename", "wrapped.=", "--format", "json")
+        assert result.code == 1, result.err
+        assert len(json.loads(result.out)["values"]) == len(tensors_in(folders.adapter)) // 2
+
+
+def test_what_an_adapter_is_merged_into_is_said(tmp_path, run):
+    folders = make("linear", tmp_path)
+    result = run("diff", *folders)
+    assert f"note: {folders.adapter} is compared as merged into {folders.base}\n" in result.err
+    assert "compared by their own tensors" in run("diff", folders.adapter, folders.adapter).err
+
+
+def test_small_shares_and_absent_entries(tmp_path, run):
+    """Of 4,000 elements one differs; one configuration has what the other has not."""
+    for number, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        one = torch.ones(4000)
+        one[0] += number
+        dtype = torch.float32 if number else torch.bfloat16
+        tensors = {"w": one, **{f"n.{n}": torch.ones(2, dtype=dtype) for n in range(9)}}
+        write(tmp_path / name / "model.safetensors", tensors)
+        entries = {"model_type": "x", **({"extra": None} if number else {})}
+        (tmp_path / name / "config.json").write_text(json.dumps(entries))
+    result = run("diff", tmp_path / "a", tmp_path / "b")
+    words = " ".join(result.out.split())
+    assert "w 4000 <0.1% 1 " in words
+    assert "dtypes 9 tensors BF16 → F32" in words
+    assert "config extra (absent) → null" in words
+    assert monosoup_cli.diff(tmp_path / "a", tmp_path / "b")["config"] == [{"key": "extra", "b": None}]
+
+
+def test_a_keyword_that_is_nearly_right(files):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'header'; did you mean 'headers'\?"):
+        monosoup_cli.diff(*files, header=True)
+    with pytest.raises(TypeError, match=r"'exclud'; did you mean 'exclude'\?"):
+        monosoup_cli.edit(*files, "out", exclud="x")
+    assert "errors" in dir(monosoup_cli)
+    assert monosoup_cli.errors.UsageError is UsageError

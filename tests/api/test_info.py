@@ -76,6 +76,10 @@ def test_what_other_commands_would_say(tmp_path, run):
     found = monosoup_cli.info(tmp_path / "model.pt")
     assert found["formats"] == [".pt"]
     assert any("epoch" in note for note in found["notes"])
+    assert (
+        "no input has a state dict 'nope'" in run("info", tmp_path / "model.pt", "--state-dict", "nope").err
+    )
+    assert run("info", tmp_path / "model.pt", "--state-dict", "nope").code == 2
     missing = run("info", tmp_path / "none")
     assert (missing.code, "no such file or folder" in missing.err) == (1, True)
 

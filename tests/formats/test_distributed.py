@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from transformers import AutoModelForCausalLM
 
 import monosoup_cli
 from monosoup_cli.errors import CheckpointError
@@ -26,6 +28,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.gathered import Chunk, Gathered, chunked, problem_of
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.locate import open_checkpoint
+from tests.models import MODELS, build
 
 RANKS = 4
 RUN = """
@@ -281,7 +284,7 @@ def test_a_file_that_is_missing_or_changes(tmp_path, refuse):
         with pytest.raises(CheckpointError, match="changed while it was read"):
             source.check_unchanged()
     (folder / "__0_0.distcp").rename(tmp_path / "x")
-    assert "__0_0.distcp" in refuse(tmp_path / "base.safetensors", folder)
+    assert "files of chunks are missing: __0_0.distcp" in refuse(tmp_path / "base.safetensors", folder)
     (tmp_path / "x").rename(folder / "__0_0.distcp")
     (folder / ".metadata").unlink()
     assert "without .metadata, which says what is where" in refuse(tmp_path / "base.safetensors", folder)
@@ -305,6 +308,40 @@ def test_its_configuration_goes_along_and_its_chunks_do_not(tmp_path, run):
     assert names == {"model.safetensors", "config.json", "README.md", "monosoup_report.json"}
     found = monosoup_cli.info(folder)
     assert (found["model_type"], found["tensors"]) == ("llama", len(weights(1)))
+    assert found["formats"] == [".distcp"]
+    assert {one["name"]: one["bytes"] for one in found["files"]} == {
+        name: (folder / name).stat().st_size for name in (".metadata", "__0_0.distcp")
+    }
+    assert "a distributed checkpoint of torch (DCP), in chunks" in run("info", folder).out
+    words = ("edit", tmp_path / "base.safetensors", folder, "--side-files", "all", "-o", tmp_path / "all")
+    assert run(*words).code == 0
+    assert not list((tmp_path / "all").glob("*.distcp"))
+
+
+def test_a_model_of_transformers_loads_with_the_configuration_of_its_base(tmp_path, run):
+    """Which does not go along, and is named."""
+    model = build(*MODELS["llama"])
+    model.save_pretrained(tmp_path / "base")
+    tuned = {name: one + 0.01 * torch.randn_like(one) for name, one in model.state_dict().items()}
+    folder = saved(tmp_path / "run", {"model": tuned, "optimizer": {"x": torch.ones(2)}})
+    result = run("edit", tmp_path / "base", folder, "-o", tmp_path / "out")
+    assert result.code == 0
+    assert "OUT has no config.json, because" in result.err
+    assert "left out    __" not in result.err
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "out")
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert not torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert run("extract", tmp_path / "base", folder, "-o", tmp_path / "lora", "--rank", "2").code == 0
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+
+
+def test_what_has_no_model(tmp_path, refuse):
+    save_file(weights(0), tmp_path / "base.safetensors")
+    folder = saved(tmp_path / "run", {"optimizer": {"x": torch.ones(2)}})
+    line = refuse(tmp_path / "base.safetensors", folder)
+    assert "has no model, only what a run keeps beside it: optimizer" in line
 
 
 def test_large_ones_are_written_in_shards(tmp_path, run, monkeypatch):

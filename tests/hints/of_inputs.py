@@ -17,6 +17,7 @@ from torch.distributed import checkpoint
 
 from tests.hints.table import Trial, follows
 from tests.hub import cloned
+from tests.peft_adapters import make
 
 
 def with_nan(path: Path, name: str) -> None:
@@ -434,3 +435,23 @@ def a_link_out_of_what_is_from_the_hub(at: Trial) -> None:
     link.unlink()
     shutil.copy(at.finetuned, link)
     at.loads("edit", at.base, folder, "-o", at.out)
+
+
+@follows("api/diff.py", "would match more names")
+def names_of_another_library(at: Trial) -> None:
+    weights = load_file(at.base)
+    save_file({f"other.{name}": one for name, one in weights.items()}, at.tmp / "other.safetensors")
+    at.refused("diff", at.base, at.tmp / "other.safetensors")
+    (option,) = re.findall(r"--rename (\S+)", at.hint)
+    at.works("diff", at.base, at.tmp / "other.safetensors", "--rename", option)
+
+
+@follows("api/diff.py", "to compare updates, merge each into the base first")
+def two_adapters(at: Trial) -> None:
+    folders = [make("linear", at.tmp / name) for name in ("one", "two")]
+    at.noted("diff", *(each.adapter for each in folders), "--exit-zero")
+    for each in folders:
+        words = ("merge", each.base, each.adapter, "-o", at.tmp / f"{each.adapter.parent.name}-merged")
+        assert at.run(*words).code == 0
+    merged = [at.tmp / f"{each.adapter.parent.name}-merged" for each in folders]
+    assert "equal in" in at.works("diff", *merged).out  # they are made alike

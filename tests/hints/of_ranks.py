@@ -81,6 +81,7 @@ def saved(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     "reaches beyond the end of its file",
     "does not describe a distributed checkpoint",
     "its chunks are compressed",
+    "files of chunks are missing",
 )
 def what_is_saved_or_copied_again(at: Trial) -> None:
     folder = at.tmp / "run"
@@ -91,6 +92,8 @@ def what_is_saved_or_copied_again(at: Trial) -> None:
             file.truncate(1000)
     elif "describe" in at.site.problem:
         described.write_bytes(pickle.dumps({"state_dict_metadata": {}}))
+    elif "missing" in at.site.problem:
+        (folder / "__0_0.distcp").unlink()
     elif "without" in at.site.problem:
         described.unlink()
     else:
