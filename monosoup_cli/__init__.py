@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from monosoup_cli import errors as errors
     from monosoup_cli.api.cka import cka as cka
+    from monosoup_cli.api.command import WritingCommand
     from monosoup_cli.api.diff import diff as diff
     from monosoup_cli.api.edit import edit as edit
     from monosoup_cli.api.finish import finish as finish
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from monosoup_cli.api.sfgs import sfgs as sfgs
     from monosoup_cli.api.soup import soup as soup
     from monosoup_cli.api.verify import verify as verify
+
+    stock: WritingCommand[...]
+    wise: WritingCommand[...]
+    lines: WritingCommand[...]
+    merge: WritingCommand[...]
+    transplant: WritingCommand[...]
+    extract: WritingCommand[...]
 
 
 def _functions() -> Mapping[str, Callable[..., dict[str, Any]]]:

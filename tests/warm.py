@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,8 @@ def _run(argv: list[str], env: dict[str, str], folder: str, out: int, err: int) 
         run()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

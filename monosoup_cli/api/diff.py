@@ -163,9 +163,9 @@ def diff(
 
     renames, chosen = as_list(rename), as_list(parts)
     with ExitStack() as held:
-        first, second = (open_checkpoint(os.fspath(path), state_dict, chosen) for path in (a, b))
-        for one in (first, second):
-            held.enter_context(one.files)
+        first, second = (
+            held.enter_context(open_checkpoint(os.fspath(path), state_dict, chosen)) for path in (a, b)
+        )
         are_adapters = [one.files.kind.is_adapter for one in (first, second)]
         if all(are_adapters):  # they are compared by their own tensors
             inputs = Inputs(None, [first, second], [None, None], notices=[APART])
@@ -365,10 +365,11 @@ def _known(a: Source, b: Source) -> frozenset[str]:
         folder = source.files.place.folder or source.files.place.origin
         if folder is None or source.files.decoded:  # what codes mean depends on the configuration, too
             return {}
-        sums = {shard.name: sha256_on_hub(folder, shard.name) for shard in source.files.shards}
+        whole = [shard for shard in source.files.shards if not shard.chunks]
+        sums = {shard.name: sha256_on_hub(folder, shard.name) for shard in whole}
         return {
             name: f"{sums[shard.name]}"
-            for shard in source.files.shards
+            for shard in whole
             for name in shard.header.tensors
             if sums[shard.name] is not None and name in source.tensors
         }

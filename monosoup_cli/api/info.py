@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.look import Look, look
 from monosoup_cli.errors import MonosoupError, UsageError, some
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.formats.table import CHUNKS
 from monosoup_cli.options import CHECKPOINT, ReadParts, StateDict, StrPath, as_list
 from monosoup_cli.report.sheet import Sheet
@@ -120,7 +121,7 @@ def _facts(inputs: Inputs, refusal: Sequence[str]) -> dict[str, Any]:
     own = files.tensors if files.kind.is_adapter or not files.decoded else found.tensors
     config, folder = files.config or {}, files.place.folder
     names = [] if folder is None else folder.names(files.place.inner.rstrip("/"))
-    stored = {name: file for shard in files.shards for name, file in shard.files.items()}
+    stored = {name: file for shard in files.shards for name, file in stored_files(shard).items()}
     by_dtype: dict[str, list[int]] = {}
     for tensor in own.values():
         by_dtype.setdefault(tensor.dtype, []).append(tensor.elements)

@@ -7,6 +7,7 @@ The folder is then one file, which has all tensors one after the other.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,23 +17,26 @@ from monosoup_cli.errors import CheckpointError, crop, some
 from monosoup_cli.formats.archive import read_records, start_of
 from monosoup_cli.formats.files import CheckpointFile
 from monosoup_cli.formats.gathered import Chunk, Chunked, Gathered, chunked, problem_of
-from monosoup_cli.formats.header import AGAIN, BITS, Header, TensorInfo
+from monosoup_cli.formats.header import AGAIN, BITS, MAX_DIMENSIONS, MAX_ELEMENTS, Header, TensorInfo
 from monosoup_cli.formats.pickles import DTYPES, PickledTensor, Storage, read_pickle
 from monosoup_cli.formats.shard import Shard
-from monosoup_cli.formats.state_dict import is_extra_state, place_tensors, unwrap
+from monosoup_cli.formats.state_dict import is_extra_state, notes_of_choice, place_tensors, unwrap
 
 __all__ = ["open_distributed"]
 
 SUFFIX = ".distcp"
-MAX_METADATA_BYTES = 1_000_000_000
-MAX_OPERATIONS = 100_000_000
+MAX_METADATA_BYTES = 100_000_000
+MAX_OPERATIONS = 50_000_000
 """How long the pickle may be, which describes every chunk of every tensor, those of the optimizer too."""
-SHARD_BYTES = 5_000_000_000
-"""How large files are that are written of such a checkpoint."""
 NAMED = 4
+END_BYTES = 4096
+"""How much of each end of a chunk is read: more than what `torch.save` writes there of one tensor."""
 AT_ONCE = 8
-TRAINING = ("optim", "sched", "lr_", "dataloader", "train_state", "rng", "scaler")
-"""How the keys begin under which runs keep what is not the model."""
+TRAINING = re.compile(
+    r"optim(izer)?s?(_states?)?|(lr_)?schedulers?|dataloader|train_state|rng(_states?)?|(grad_)?scaler"
+)
+"""The keys under which runs keep dicts that are not the model."""
+DEFAULTS = "save it with the defaults: FileSystemWriter(PATH)"
 GATHER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER NEW.pt"
 
 
@@ -94,9 +98,9 @@ def open_distributed(
             0,
             is_safetensors=False,
             left_out=(*training, *chosen.left_out),
+            notes=notes_of_choice(chosen),
             state_dicts=(chosen.path, *chosen.others),
             chunks={name: metadata, **{f"{inside}{one}": file for one, file in files.items()}},
-            shard_bytes=SHARD_BYTES,
         )
     except BaseException:
         for file in opened:
@@ -124,7 +128,7 @@ class _Described:
 
     tensors: Mapping[str, tuple[str, tuple[int, ...], Sequence[Chunk]]]
     places: Mapping[str, Mapping[tuple[int, ...], _Place]]
-    paths: Mapping[str, Sequence[Any]]
+    paths: Mapping[str, Sequence[str]]
 
     @classmethod
     def of(cls, content: Any) -> _Described:
@@ -134,13 +138,13 @@ class _Described:
             AttributeError, KeyError, TypeError, ValueError: It is none, or of another version.
         """
         state = content.state
-        tensors, places = {}, dict[str, dict[tuple[int, ...], _Place]]()
-        paths: dict[str, Sequence[Any]] = {}
+        tensors: dict[str, tuple[str, tuple[int, ...], Sequence[Chunk]]] = {}
+        places: dict[str, dict[tuple[int, ...], _Place]] = {}
+        paths: dict[str, Sequence[str]] = {}
         planned = state.get("planner_data") or {}
         for key, entry in state["state_dict_metadata"].items():
-            said = planned.get(key)
-            paths[key] = said if isinstance(said, tuple) and said else (key,)
-            if entry.name.endswith(" TensorStorageMetadata"):
+            paths[_text(key)] = path = _path(planned.get(key) or (key,))
+            if entry.name.endswith(" TensorStorageMetadata") and not _is_of_training(path):
                 properties = entry.state["properties"].state
                 dtype = properties["dtype"] if isinstance(properties, dict) else properties[0]
                 chunks = [
@@ -148,16 +152,17 @@ class _Described:
                     for one in entry.state["chunks"]
                 ]
                 tensors[key] = dtype.name.removeprefix("torch "), _sizes(entry.state["size"]), chunks
+                places[key] = {}
         for index, info in state["storage_data"].items():
-            where = index.value.state
-            place = _Place(info.state["relative_path"], *_sizes((info.state["offset"], info.state["length"])))
-            if not place.file.endswith(SUFFIX) or "/" in place.file:
+            where, stored = index.value.state, info.state
+            if _text(where["fqn"]) not in places:
+                continue
+            place = _Place(_text(stored["relative_path"]), *_sizes((stored["offset"], stored["length"])))
+            if not place.file.endswith(SUFFIX) or not place.file.isprintable() or "/" in place.file:
                 raise ValueError
-            if info.state.get("transform_descriptors"):
-                raise CheckpointError(
-                    "its chunks are compressed", hint="save it without extensions: FileSystemWriter(PATH)"
-                )
-            places.setdefault(where["fqn"], {})[_sizes(where.get("offset") or ())] = place
+            if stored.get("transform_descriptors"):
+                raise CheckpointError("its chunks are compressed", hint=DEFAULTS)
+            places[where["fqn"]][_sizes(where.get("offset") or ())] = place
         return cls(tensors, places, paths)
 
     def nested(self, shown: str) -> tuple[dict[str, Any], Sequence[str]]:
@@ -165,28 +170,48 @@ class _Described:
         content: dict[str, Any] = {}
         left_out: dict[str, None] = {}
         for key, path in self.paths.items():
-            steps = [str(step) for step in path]
-            is_tensor = key in self.tensors
-            if steps[0].startswith(TRAINING) or not (is_tensor or is_extra_state(key)):
-                left_out[steps[0]] = None
+            if key not in self.tensors and (_is_of_training(path) or not is_extra_state(key)):
+                left_out[path[0]] = None
                 continue
             inner = content
-            for step in steps[:-1]:
+            for step in path[:-1]:
                 inner = inner.setdefault(step, {})
                 if not isinstance(inner, dict):
                     raise CheckpointError("a key within a tensor", path=shown, found=crop(key))
-            if is_tensor:
-                dtype, shape, _ = self.tensors[key]
-                strides = tuple(math.prod(shape[number + 1 :]) for number in range(len(shape)))
-                inner[steps[-1]] = PickledTensor(dtype, Storage(dtype, key, 0), 0, shape, strides, True)
-            else:
-                inner[steps[-1]] = None
+            if path[-1] in inner:
+                raise CheckpointError("two keys for one tensor", path=shown, found=crop(key))
+            inner[path[-1]] = self._tensor(key) if key in self.tensors else None
         return content, [one for one in left_out if one not in content]
+
+    def _tensor(self, key: str) -> PickledTensor:
+        dtype, shape, _ = self.tensors[key]
+        strides = tuple(math.prod(shape[number + 1 :]) for number in range(len(shape)))
+        return PickledTensor(dtype, Storage(dtype, key, 0), 0, shape, strides, True)
+
+
+def _is_of_training(path: Sequence[str]) -> bool:
+    """Whether this is what a run keeps beside the model."""
+    return len(path) > 1 and TRAINING.fullmatch(path[0]) is not None
+
+
+def _text(text: Any) -> str:
+    """This value, if it is text. Of others, not even a hash is computed: that can take any time."""
+    if type(text) is not str:
+        raise ValueError
+    return text
+
+
+def _path(steps: Any) -> tuple[str, ...]:
+    """The keys on the way to a value, as text."""
+    if type(steps) is not tuple or not all(type(step) in (str, int) for step in steps):
+        raise ValueError
+    return tuple(step if isinstance(step, str) else crop(f"{step}") for step in steps)
 
 
 def _sizes(numbers: Any) -> tuple[int, ...]:
     """These numbers, if they are such as sizes and offsets are."""
-    if not isinstance(numbers, tuple | list) or not all(type(one) is int and one >= 0 for one in numbers):
+    is_list = isinstance(numbers, tuple | list) and len(numbers) <= MAX_DIMENSIONS
+    if not is_list or not all(type(one) is int and 0 <= one <= MAX_ELEMENTS for one in numbers):
         raise ValueError
     return tuple(numbers)
 
@@ -204,8 +229,16 @@ class _Slice:
                 hint=AGAIN,
             )
         self.shown, self.nbytes, self._file, self._start = file.shown, place.nbytes, file, place.start
+        self._ends: dict[int, bytes] = {}
 
     def read(self, nbytes: int, offset: int = 0) -> bytes:
+        """What describes the elements is at both ends, which are read once: the file may be remote."""
+        for start in (0, max(self.nbytes - END_BYTES, 0)):
+            if start <= offset and offset + nbytes <= min(start + END_BYTES, self.nbytes):
+                if start not in self._ends:
+                    size = min(END_BYTES, self.nbytes - start)
+                    self._ends[start] = self._file.read(size, self._start + start)
+                return self._ends[start][offset - start : offset - start + nbytes]
         return self._file.read(nbytes, self._start + offset)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -256,6 +289,10 @@ def _start_in(archive: _Slice, name: str, dtype: str, chunk: Chunk) -> int:
     Raises:
         CheckpointError: It is damaged, or of another dtype or shape than it should be.
     """
+    if not archive.read(min(4, archive.nbytes)).startswith(b"PK"):
+        raise CheckpointError(
+            "its chunks are not in torch's own format", path=archive.shown, tensor=name, hint=DEFAULTS
+        )
     records = read_records(archive)
     pickle = archive.read(records["data.pkl"].nbytes, start_of(archive, records["data.pkl"]))
     tensor, _ = read_pickle(pickle, archive.shown)

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,11 @@ DIRECT = 1 << 16
 WHOLE = 0.5
 """From which share of a file on the Hub on it is downloaded whole, and stays in the cache."""
 BLOCK = 1 << 20
-"""How many bytes of narrower pieces are put together at a time."""
+"""How many bytes of narrower pieces are put together at a time, in whole rows: not of wider rows."""
+MAX_COMPARED = 2_000_000
+"""How many pairs of chunks are compared at most: many more than a grid of chunks has to be."""
+MAX_PIECES = 1_000_000
+"""Into how many stretches of rows a tensor may be cut."""
 
 
 class Chunk(NamedTuple):
@@ -74,7 +78,7 @@ class Chunked:
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the bytes of the tensor from `start` on."""
-        if all(run.rows == 1 or run.width >= DIRECT for run in self.runs):
+        if self.row_bytes > BLOCK or all(run.rows == 1 or run.width >= DIRECT for run in self.runs):
             self._read_pieces(buffer, start)
             return
         rows = max(BLOCK // self.row_bytes, 1)
@@ -208,14 +212,13 @@ def chunked(
         chunks: Its chunks, none of them empty.
         places: For each, the file and the byte at which its elements start, in order.
     """
-    item_bytes = BITS[info.dtype] // 8
-    cut = _cut(info.shape, chunks)
+    item_bytes, cuts = BITS[info.dtype] // 8, _cuts(info.shape, chunks)
     runs = [
         run
         for chunk, place in zip(chunks, places, strict=True)
-        for run in _runs(info.shape, chunk, cut, item_bytes, *place)
+        for run in _runs(info.shape, chunk, cuts, item_bytes, *place)
     ]
-    row_bytes = math.prod(info.shape[cut:]) * item_bytes
+    row_bytes = math.prod(info.shape[cuts[-1] if cuts else 0 :]) * item_bytes
     return Chunked(info, row_bytes, sorted(runs, key=lambda run: (run.row, run.column)))
 
 
@@ -229,43 +232,64 @@ def problem_of(shape: tuple[int, ...], chunks: Sequence[Chunk]) -> str:
         return "a chunk reaches beyond its tensor"
     if sum(math.prod(one.sizes) for one in chunks) != math.prod(shape) or _overlap(chunks):
         return "its chunks are not the whole tensor"
+    cuts = _cuts(shape, chunks)
+    if len(cuts) > 1 and len(chunks) * math.prod(shape[: cuts[-2]]) > MAX_PIECES:
+        return "it is cut into too many pieces"
     return ""
 
 
 def _overlap(chunks: Sequence[Chunk]) -> bool:
-    """Whether two chunks have an element in common."""
-    ordered = sorted(chunks)
+    """Whether two chunks have an element in common; True also where it takes too long to see that."""
+    dimensions = range(len(chunks[0].offsets)) if chunks else ()
+    if not dimensions:
+        return len(chunks) > 1
+    along = max(dimensions, key=lambda d: len({one.offsets[d] for one in chunks}))
+    ordered = sorted(chunks, key=lambda one: one.offsets[along])
+    left = MAX_COMPARED
     for number, one in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if one.offsets and other.offsets[0] >= one.offsets[0] + one.sizes[0]:
+        end = one.offsets[along] + one.sizes[along]
+        for other in islice(ordered, number + 1, None):
+            if other.offsets[along] >= end:
                 break
-            if all(a < b + d and b < a + c for a, c, b, d in zip(*one, *other, strict=True)):
+            left -= 1
+            if not left or all(a < b + d and b < a + c for a, c, b, d in zip(*one, *other, strict=True)):
                 return True
     return False
 
 
-def _cut(shape: tuple[int, ...], chunks: Sequence[Chunk]) -> int:
-    """The last dimension along which a tensor is cut; 0 for none. A row is what has one index before it."""
-    return max((d for d, size in enumerate(shape) if any(one.sizes[d] != size for one in chunks)), default=0)
+def _cuts(shape: tuple[int, ...], chunks: Sequence[Chunk]) -> list[int]:
+    """The dimensions along which a tensor is cut."""
+    return [d for d, size in enumerate(shape) if any(one.sizes[d] != size for one in chunks)]
 
 
 def _runs(
-    shape: tuple[int, ...], chunk: Chunk, cut: int, item_bytes: int, file: CheckpointFile, start: int
+    shape: tuple[int, ...],
+    chunk: Chunk,
+    cuts: Sequence[int],
+    item_bytes: int,
+    file: CheckpointFile,
+    start: int,
 ) -> list[_Run]:
-    """The runs of a chunk: one for all of it, where its rows follow each other in the tensor."""
+    """The runs of a chunk: one for all of it, where its rows follow each other in the tensor.
+
+    A row of the tensor is what has one index in all dimensions before the last cut. Between that and the cut
+    before it, chunks have all indices.
+    """
+    if not cuts:
+        return [_Run(0, 1, 0, math.prod(shape) * item_bytes, file, start)]
+    *before, cut = cuts
     below = math.prod(shape[cut + 1 :]) * item_bytes
-    column, width = (chunk.offsets[cut] * below, chunk.sizes[cut] * below) if shape else (0, item_bytes)
-    runs: list[_Run] = []
-    outer = [range(at, at + size) for at, size in zip(chunk.offsets[:cut], chunk.sizes[:cut], strict=True)]
-    for index in product(*outer[:-1]):
+    column, width = chunk.offsets[cut] * below, chunk.sizes[cut] * below
+    if not before:
+        return [_Run(0, math.prod(shape[:cut]), column, width, file, start)]
+    whole = math.prod(shape[before[-1] + 1 : cut])
+    rows = chunk.sizes[before[-1]] * whole
+    runs = []
+    ranges = [range(at, at + size) for at, size in zip(*(part[: before[-1]] for part in chunk), strict=True)]
+    for index in product(*ranges):
         row = 0
-        for at, size in zip((*index, *(one.start for one in outer[-1:])), shape[:cut], strict=True):
+        for at, size in zip((*index, chunk.offsets[before[-1]]), shape, strict=False):
             row = row * size + at
-        rows = len(outer[-1]) if outer else 1
-        last = runs[-1] if runs else None
-        if last is not None and last.row + last.rows == row:
-            runs[-1] = last._replace(rows=last.rows + rows)
-        else:
-            runs.append(_Run(row, rows, column, width, file, start))
+        runs.append(_Run(row * whole, rows, column, width, file, start))
         start += rows * width
     return runs

@@ -11,7 +11,7 @@ from monosoup_cli.formats.files import CheckpointFile
 from monosoup_cli.formats.header import Header
 from monosoup_cli.formats.strided import Strided
 
-__all__ = ["Format", "Shard"]
+__all__ = ["Format", "Shard", "stored_files"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Shard:
         notes: What the user should know about what was read, in words.
         state_dicts: Where the tensors are in a file that may have several state dicts, and where others are.
         chunks: The files that have its tensors, by name, where `file` stands for several.
-        shard_bytes: How large the files of an output with its tensors are by default; None for one file.
     """
 
     name: str
@@ -44,17 +43,16 @@ class Shard:
     notes: tuple[str, ...] = ()
     state_dicts: tuple[str, ...] = ()
     chunks: Mapping[str, CheckpointFile] = field(default_factory=dict)
-    shard_bytes: int | None = None
-
-    @property
-    def files(self) -> Mapping[str, CheckpointFile]:
-        """The files on the disk or on the Hub, by name."""
-        return self.chunks or {self.name: self.file}
 
     @property
     def header_sha256(self) -> str:
         """The SHA-256 of the header, in hexadecimal."""
         return hashlib.sha256(self.header.raw).hexdigest()
+
+
+def stored_files(shard: Shard) -> Mapping[str, CheckpointFile]:
+    """The files on the disk or on the Hub that have a shard's bytes, by name."""
+    return shard.chunks or {shard.name: shard.file}
 
 
 class Format(Protocol):

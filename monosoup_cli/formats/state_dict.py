@@ -29,6 +29,7 @@ __all__ = [
     "StateDicts",
     "Unwrapped",
     "is_extra_state",
+    "notes_of_choice",
     "place_tensors",
     "read_state_dict",
     "unwrap",
@@ -149,13 +150,19 @@ def read_state_dict(file: Bytes, wanted: str | None = None) -> StateDict:
         unwrapped = unwrap(content, file.shown, wanted)
     if foreign and not is_script(records):
         notes.append(f"holds objects that are not read: {_several(foreign)}")
-    if unwrapped.others:
-        read, others = quote(unwrapped.path), _several(unwrapped.others)
-        notes.append(f"the tensors of {read} are read; --state-dict chooses others: {others}")
+    notes += notes_of_choice(unwrapped)
     placed = place_tensors(file, records, unwrapped.tensors)
     return StateDict(
         *placed, pickle, tuple(unwrapped.left_out), tuple(notes), unwrapped.path, tuple(unwrapped.others)
     )
+
+
+def notes_of_choice(unwrapped: Unwrapped) -> tuple[str, ...]:
+    """What to say where there are other state dicts than the one that is read."""
+    if not unwrapped.others:
+        return ()
+    read, others = quote(unwrapped.path), _several(unwrapped.others)
+    return (f"the tensors of {read} are read; --state-dict chooses others: {others}",)
 
 
 def place_tensors(

@@ -10,7 +10,7 @@ from monosoup_cli.formats.safetensors import Safetensors
 from monosoup_cli.formats.shard import Format, Shard
 from monosoup_cli.formats.state_dict import StateDicts
 
-__all__ = ["CHUNKS", "FORMATS", "METADATA", "STEMS", "WEIGHTS", "open_shard"]
+__all__ = ["CHUNKS", "FORMATS", "METADATA", "STEMS", "WEIGHTS", "is_standard", "open_shard"]
 
 FORMATS: tuple[Format, ...] = (Safetensors(), StateDicts())
 
@@ -22,6 +22,11 @@ METADATA, CHUNKS = ".metadata", ".distcp"
 
 STEMS = {suffix: stems for one in FORMATS for suffix, stems in one.stems.items()}
 """The names that libraries give to the weights of a model, without the suffix, by suffix."""
+
+
+def is_standard(name: str) -> bool:
+    """Whether a file is weights of a model by its name, and not some pickle that a run left."""
+    return name.endswith(WEIGHTS[0]) or name.startswith(tuple(STEMS[".bin"]))
 
 
 def open_shard(name: str, file: CheckpointFile, state_dict: str | None = None) -> Shard:

@@ -16,6 +16,8 @@ from monosoup_cli.sources.shards import file_of_index, index_of_file, variant_of
 
 __all__ = ["OutputFile", "OutputLayout", "Sealed", "plan_layout", "written_dtype"]
 
+OF_CHUNKS = 5_000_000_000
+"""How large shards are of a checkpoint that was in chunks, and so has no shards of its own."""
 STEM = re.compile(r"^(open_clip_)?pytorch_model(?=[.-]|$)")
 """The stem of state dicts in transformers and open_clip; diffusers uses the same stem for both formats."""
 OF_CODES = "_quantization_metadata"
@@ -109,7 +111,7 @@ def plan_layout(
         return OutputLayout((_one_file(model, dtypes, output_name),), None, True)
     stem = _stem(model)
     if max_shard_bytes is None and model.index is None:
-        max_shard_bytes = model.shards[0].shard_bytes
+        max_shard_bytes = OF_CHUNKS if model.shards[0].chunks else None
     if max_shard_bytes is not None:
         groups = _groups(model, dtypes, max_shard_bytes)
         names = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]

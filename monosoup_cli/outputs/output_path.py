@@ -12,6 +12,7 @@ from pathlib import Path
 
 from monosoup_cli.errors import OutputError, OutputExistsError, ResourceError, crop
 from monosoup_cli.outputs.workplace import in_the_way, partial_path, parts_path, unfinished_run
+from monosoup_cli.sources.files import paths_of
 from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 
@@ -82,7 +83,7 @@ def _check_not_cached(path: Path) -> None:
 
 def _check_apart(output: Path, source: Source) -> None:
     folder = None if source.files.place.folder is None else source.files.place.folder.root
-    inputs = {path.resolve(): path for path in (*filter(None, [folder]), *source.files.paths)}
+    inputs = {path.resolve(): path for path in (*filter(None, [folder]), *paths_of(source.files))}
     real_output = output.resolve()
     if folder is not None and _is_below(real_output, folder):
         raise OutputError("the output is inside an input", path=output, found=folder)
@@ -208,7 +209,7 @@ def check_report_path(report: Path, output: Path, inputs: Iterable[Source], *, o
     for source in inputs:
         folder = None if source.files.place.folder is None else source.files.place.folder.root
         inside = folder is not None and _is_below(report, folder)
-        if inside or any(_is_same(report, path) for path in source.files.paths):
+        if inside or any(_is_same(report, path) for path in paths_of(source.files)):
             raise OutputError("the report would replace an input", path=report)
     if not overwrite:
         raise OutputError(

@@ -16,6 +16,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, UsageError
 from monosoup_cli.formats.files import read_header
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.formats.table import WEIGHTS
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.folders import Folder, is_broken, targets_outside
@@ -245,7 +246,7 @@ class _Walk:
         self._globs = [one for one in wanted if one not in self._wanted]
         self.used: set[str] = set()
         self._tensors = files.tensors
-        self._edited = {name for shard in files.shards for name in shard.files}
+        self._edited = {name for shard in files.shards for name in stored_files(shard)}
         self._edited |= set() if files.index is None else {files.index.name}
         self._stems = {SHARD.sub("", _stem(name)) for name in self._edited}
         self._is_adapter = files.kind.is_adapter

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from monosoup_cli.encodings.table import decoded
 from monosoup_cli.errors import CheckpointError, UsageError
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.layouts.layout import Reading
 from monosoup_cli.layouts.match import in_layout_of
 from monosoup_cli.options import NO_BASE
@@ -297,7 +298,8 @@ def _is_flattened(tensor: TensorInfo, other: TensorInfo) -> bool:
 
 
 def _notes_of_place(files: Files) -> list[str]:
-    names = [shard.name for shard in files.shards] + ([] if files.index is None else [files.index.name])
+    names = [name for shard in files.shards for name in stored_files(shard)]
+    names += [] if files.index is None else [files.index.name]
     places = [] if files.place.folder is None else notes_of(files.place.folder, names)
     return [*note_of_others(files), *places]
 

@@ -81,8 +81,8 @@ def notices_of(ready: Ready) -> list[str]:
     resized = [name for name in resized if name not in lost]
     if resized and not ready.planned.task.kind.keeps_finetuned:
         notices.append(
-            f"stored whole, in other shapes than the base has: {_some(resized)}; it fits a base that is"
-            " resized first, by model.resize_token_embeddings(len(tokenizer))"
+            f"stored whole, in other shapes than the base has: {_some(resized)}; peft loads it into a base of"
+            " the same shapes (a vocabulary is resized by model.resize_token_embeddings)"
         )
     carried = [name for name in ready.form.side_files.names if name.endswith(WEIGHTS)]
     apart = [name for name in carried if BESIDE_ADAPTER.search(name)]

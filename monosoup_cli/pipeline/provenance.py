@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from monosoup_cli.devices.device import Device
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.sources.files import encodings_of
@@ -76,7 +77,7 @@ def _describe(role: str, source: Source) -> dict[str, Any]:
     files = [
         {"name": name, "bytes": file.nbytes, "header_sha256": shard.header_sha256}
         for shard in source.files.shards
-        for name, file in shard.files.items()
+        for name, file in stored_files(shard).items()
     ]
     return {
         "role": role,

@@ -12,6 +12,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, masked
 from monosoup_cli.formats.files import InputFile, blocks_of
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.outputs.layout import Sealed
 from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.outputs.writer import PartialOutput
@@ -63,7 +64,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
     configs: dict[str, str] = {}
     for number, (role, source) in enumerate(with_roles(inputs)):
         for shard in source.files.shards:
-            for name, file in shard.files.items():
+            for name, file in stored_files(shard).items():
                 files[f"{role} {number} {name}"] = {
                     "bytes": file.nbytes,
                     **file.version,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.options import StrPath
 from monosoup_cli.outputs.open_files import facts, to_set_time
 from monosoup_cli.outputs.side_files import side_files
@@ -111,7 +112,7 @@ class _Input(NamedTuple):
 
 def _inputs(source: Source) -> Iterator[_Input]:
     for shard in source.files.shards:
-        for stored in shard.files.values():
+        for stored in stored_files(shard).values():
             if stored.path is not None:
                 yield _Input(stored.path, stored.shown, stored.version)
     for file in side_files(source.files).carried:

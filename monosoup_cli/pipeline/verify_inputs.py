@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, some
+from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.locate import open_checkpoint
 
@@ -66,7 +67,7 @@ def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointErro
     found = {
         name: (file.nbytes, shard.header_sha256)
         for shard in files.shards
-        for name, file in shard.files.items()
+        for name, file in stored_files(shard).items()
     }
     if expected.keys() != found.keys():
         yield CheckpointError(

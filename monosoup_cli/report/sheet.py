@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "Sheet", "as_csv", "sheet_table"]
 
+MAX_LINE = 10_000
+"""How long a line is at most: those who make it crop the names in it."""
 SHOWN = 40
 """How many rows are shown where nobody says how many."""
 
@@ -73,7 +75,7 @@ def sheet_table(sheet: Sheet, found: Mapping[str, Any], top: int | None = None) 
 
     lines = grid("what", "how")
     for what, words in sheet.lines(found):
-        lines.add_row(what, Text(printable(words)))
+        lines.add_row(what, Text(printable(words, MAX_LINE)))
     count = len(found[sheet.rows]) if sheet.rows else 0
     if not count:
         return lines

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.header import TensorInfo
-from monosoup_cli.formats.shard import Shard
+from monosoup_cli.formats.shard import Shard, stored_files
 from monosoup_cli.sources.folders import Folder
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Place",
     "encodings_of",
     "metadata_of",
+    "paths_of",
 ]
 
 
@@ -171,12 +172,6 @@ class Files:
         """How many bytes have been read so far, headers included."""
         return sum(shard.file.bytes_read for shard in self.shards)
 
-    @property
-    def paths(self) -> list[Path]:
-        """The files that are on this machine."""
-        found = (file.path for shard in self.shards for file in shard.files.values())
-        return [path for path in found if path is not None]
-
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file has changed since it was opened."""
         for shard in self.shards:
@@ -192,6 +187,12 @@ class Files:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def paths_of(files: Files) -> list[Path]:
+    """The files of a checkpoint that are on this machine."""
+    found = (file.path for shard in files.shards for file in stored_files(shard).values())
+    return [path for path in found if path is not None]
 
 
 def encodings_of(files: Files) -> dict[str, int]:

@@ -19,7 +19,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.foreign import OTHER_SUFFIXES, recognise
 from monosoup_cli.formats.header import AGAIN
 from monosoup_cli.formats.other_adapters import refuse_other_settings
-from monosoup_cli.formats.table import CHUNKS, METADATA, STEMS, WEIGHTS, open_shard
+from monosoup_cli.formats.table import CHUNKS, METADATA, STEMS, WEIGHTS, is_standard, open_shard
 from monosoup_cli.sources.checkpoint import Checkpoint
 from monosoup_cli.sources.files import Files, PeftAdapter, Place
 from monosoup_cli.sources.folders import (
@@ -148,7 +148,7 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     config = config if isinstance(config, dict) else None
     candidates = _without_index(folder, inner, _of_library(_candidates(names), config))
     chunks = [name for name in names if name.endswith(CHUNKS)]
-    if (METADATA in names and not candidates) or (chunks and not _are_standard(candidates)):
+    if chunks and not any(map(is_standard, candidates)):
         if MEGATRON in names:
             refuse_rank_files(folder, inner, names, [])
         return _open_distributed(folder, inner, names, config, state_dict)
@@ -180,11 +180,6 @@ def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoi
     place = Place(folder.source, folder, inner)
     shard = open_shard(name, folder.open(name), state_dict)
     return _new_checkpoint(Files(place, (shard,), config=config))
-
-
-def _are_standard(candidates: Sequence[str]) -> bool:
-    """Whether these files are weights by their names, and not just some pickles that a run left."""
-    return any(name.endswith(WEIGHTS[0]) or name.startswith(tuple(STEMS[".bin"])) for name in candidates)
 
 
 def _open_distributed(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.formats.table import METADATA, WEIGHTS
+from monosoup_cli.formats.table import METADATA, WEIGHTS, is_standard
 
 __all__ = ["CHECKPOINT", "checkpoints_of", "steps_of"]
 
@@ -34,7 +34,7 @@ def checkpoints_of(run: str) -> list[str]:
 def _with_chunks(checkpoint: str) -> str:
     """The folder of the weights inside a checkpoint of accelerate's FSDP; of others the same path."""
     inner = os.path.join(checkpoint, FSDP)  # noqa: PTH118
-    is_whole = any(one.name.endswith(WEIGHTS[0]) for one in Path(checkpoint).iterdir())
+    is_whole = any(is_standard(one.name) for one in Path(checkpoint).iterdir())
     return inner if Path(inner, METADATA).is_file() and not is_whole else checkpoint
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from monosoup_cli.errors import CheckpointError, crop
 from monosoup_cli.formats.header import AGAIN
 from monosoup_cli.formats.shard import Shard
-from monosoup_cli.formats.table import STEMS, WEIGHTS, open_shard
+from monosoup_cli.formats.table import METADATA, STEMS, WEIGHTS, open_shard
 from monosoup_cli.sources.files import Files, Index, Place
 from monosoup_cli.sources.folders import Folder, is_offline, is_plain_name, not_cached, read_config
 from monosoup_cli.sources.library_files import SHARD
@@ -120,7 +120,7 @@ def refuse_rank_files(folder: Folder, inner: str, names: Sequence[str], weights:
         weights: The files that a model may be loaded from.
     """
     for pattern, what, hint in RANK_FILES:
-        found = [name for name in names if pattern.fullmatch(name)]
+        found = [name for name in names if pattern.fullmatch(name) and name != METADATA]
         if found and (not weights or (len(weights) > 1 and set(weights) <= set(found))):
             place = shlex.quote(folder.shown(inner.rstrip("/")) if inner else folder.source)
             raise CheckpointError(

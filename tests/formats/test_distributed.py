@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import warnings
@@ -237,6 +238,81 @@ DAMAGE = {
 }
 
 
+def nested(depth: int) -> bytes:
+    """Opcodes that push a tuple in a tuple, and so on."""
+    return b")" + b"\x85" * depth
+
+
+def doubling(depth: int) -> bytes:
+    """Opcodes that push a tuple of two, of the same two, and so on."""
+    steps = (struct.pack("<cIcIc", b"r", 10**6 + n, b"j", 10**6 + n, b"\x86") for n in range(depth))
+    return b")" + b"".join(steps)
+
+
+def rename_first(content):
+    object.__setattr__(next(iter(content.storage_data)), "fqn", PLACEHOLDER)
+
+
+def rename_path(content):
+    content.planner_data["model.norm.weight"] = ("model", PLACEHOLDER)
+
+
+def resize(size):
+    def edit(content):
+        first(content).size, first(content).chunks = size, []
+
+    return edit
+
+
+def cross(content):
+    """Chunks that are rows, and others that are columns."""
+    size, count = torch.Size, 20_000
+    rows = [ChunkStorageMetadata(size((n, 0)), size((1, count))) for n in range(count // 2)]
+    columns = [ChunkStorageMetadata(size((0, n)), size((count, 1))) for n in range(count // 2)]
+    first(content).size, first(content).chunks = size((count, count)), rows + columns
+
+
+PLACEHOLDER = "PLACEHOLDER"
+HOSTILE = {  # what takes any time, or the stack, if it is hashed, shown or multiplied
+    "a name that is nested": (rename_first, nested(1_000_000)),
+    "a name that doubles": (rename_first, doubling(60)),
+    "a path that is nested": (rename_path, nested(1_000_000)),
+    "a path that doubles": (rename_path, doubling(60)),
+    "a key that is no text": (lambda content: content.state_dict_metadata.update({5: first(content)}), b""),
+    "a tensor without a place": (lambda content: content.storage_data.clear(), b""),
+    "many dimensions": (resize((0,) * 500), b""),
+    "very many dimensions": (resize((2,) * 20_000), b""),
+    "a huge dimension": (resize((1 << 70,)), b""),
+    "two keys with one path": (
+        lambda content: content.planner_data.update({"model.norm.weight": ("model", "layers.0.weight")}),
+        b"",
+    ),
+    "a tensor in the place of a dict": (
+        lambda content: content.planner_data.update({"model.few.weight": ("model",)}),
+        b"",
+    ),
+    "a file of another name": (
+        lambda content: next(iter(content.storage_data.values())).__dict__.update(relative_path="\0.distcp"),
+        b"",
+    ),
+    "many chunks that cross": (cross, b""),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_descriptions_are_refused_at_once(tmp_path, refuse, kind):
+    folder = saved(tmp_path / "run", {"model": weights(1)})
+    content = pickle.loads((folder / ".metadata").read_bytes())
+    edit, opcodes = HOSTILE[kind]
+    edit(content)
+    place = b"X" + struct.pack("<I", len(PLACEHOLDER)) + PLACEHOLDER.encode()
+    text = pickle.dumps(content, protocol=2)
+    assert (place in text) is bool(opcodes)
+    (folder / ".metadata").write_bytes(text.replace(place, opcodes))
+    save_file(weights(0), tmp_path / "base.safetensors")
+    refuse(tmp_path / "base.safetensors", folder)
+
+
 @pytest.mark.parametrize("words", DAMAGE)
 def test_what_lies_is_refused_in_a_line(tmp_path, run, refuse, words):
     folder = saved(tmp_path / "run", {"model": weights(1)})
@@ -256,7 +332,7 @@ def test_bytes_that_were_changed_anywhere_are_an_error_or_the_same_tensors(tmp_p
         try:
             with open_checkpoint(folder) as source:
                 for name in source.tensors:
-                    assert len(bytes_of(source, name)) == 24
+                    assert bytes_of(source, name) == torch.arange(6.0).numpy().tobytes()
         except CheckpointError:
             refused += 1
     assert refused > 20
@@ -284,6 +360,7 @@ def test_a_file_that_is_missing_or_changes(tmp_path, refuse):
         with pytest.raises(CheckpointError, match="changed while it was read"):
             source.check_unchanged()
     (folder / "__0_0.distcp").rename(tmp_path / "x")
+    (folder / "__1_0.distcp").write_bytes(b"")
     assert "files of chunks are missing: __0_0.distcp" in refuse(tmp_path / "base.safetensors", folder)
     (tmp_path / "x").rename(folder / "__0_0.distcp")
     (folder / ".metadata").unlink()
@@ -346,7 +423,7 @@ def test_what_has_no_model(tmp_path, refuse):
 
 def test_large_ones_are_written_in_shards(tmp_path, run, monkeypatch):
     """Of 5 GB; here of 4 kB, as no test should write that much."""
-    monkeypatch.setattr("monosoup_cli.formats.distributed.SHARD_BYTES", 4000)
+    monkeypatch.setattr("monosoup_cli.outputs.layout.OF_CHUNKS", 4000)
     folder = saved(tmp_path / "run", {"model": weights(1)})
     save_file(weights(0), tmp_path / "base.safetensors")
     assert run("edit", tmp_path / "base.safetensors", folder, "-o", tmp_path / "out").code == 0
@@ -379,3 +456,162 @@ def test_megatrons_own_is_called_what_it_is(tmp_path, refuse):
     (folder / "common.pt").write_bytes(b"")
     save_file(weights(0), tmp_path / "base.safetensors")
     assert "Megatron" in refuse(tmp_path / "base.safetensors", folder)
+
+
+def test_a_models_own_tensors_are_never_called_training(tmp_path, run):
+    """Whatever their names begin with; of dicts, those that are called as a run calls them."""
+    own = ("scaler.mean", "rng_proj.weight", "lr_head.weight", "optimal.weight", "sched.weight", "optimizer")
+    tensors = {name: torch.randn(3, 2) for name in own}
+    save_file(tensors, tmp_path / "whole.safetensors")
+    for form in ({**tensors, "optim": {"x": torch.ones(2)}}, {"model": tensors, "lr_scheduler": {"x": 1}}):
+        folder = saved(tmp_path / f"run{len(form)}", form)
+        assert run("diff", tmp_path / "whole.safetensors", folder).code == 0
+
+
+def test_other_state_dicts_are_named(tmp_path, run):
+    folder = saved(tmp_path / "run", {"model": weights(1), "model_ema": weights(2)})
+    save_file(weights(1), tmp_path / "one.safetensors")
+    result = run("diff", tmp_path / "one.safetensors", folder)
+    assert result.code == 0
+    assert "the tensors of 'model' are read; --state-dict chooses others: 'model_ema'" in result.err
+
+
+def test_a_resumed_run_knows_its_chunks(tmp_path, run):
+    folder = saved(tmp_path / "run", {"model": weights(1)})
+    save_file(weights(0), tmp_path / "base.safetensors")
+    words = ("edit", tmp_path / "base.safetensors", folder, "-o", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monosoup_cli.outputs.writer.PartialOutput.publish", failing)
+        with pytest.raises(KeyError):
+            run(*words)
+    content = (folder / "__0_0.distcp").read_bytes()
+    (folder / "__0_0.distcp").write_bytes(content.replace(content[2000:2040], bytes(40)))
+    refused = run(*words, "--resume")
+    assert (refused.code, "__0_0.distcp" in refused.err) == (1, True)
+
+
+def failing(*_):
+    raise KeyError
+
+
+def test_a_report_does_not_replace_a_chunk(tmp_path, run):
+    folder = saved(tmp_path / "run", {"model": weights(1)})
+    (folder / "__0_0.distcp").rename(tmp_path / "chunks")
+    (folder / "__0_0.distcp").symlink_to(tmp_path / "chunks")
+    save_file(weights(0), tmp_path / "base.safetensors")
+    words = ("edit", tmp_path / "base.safetensors", folder, "-o", tmp_path / "out", "--overwrite")
+    refused = run(*words, "--report", tmp_path / "chunks")
+    assert "the report would replace an input" in refused.err
+    assert "links out of the folder" in run(*words).err + run("info", folder).err
+
+
+def test_chunks_in_the_format_of_safetensors_are_called_so(tmp_path, refuse):
+    writer = checkpoint.FileSystemWriter(
+        tmp_path / "run", serialization_format=checkpoint.filesystem.SerializationFormat.SAFETENSORS
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save({"model": weights(1)}, storage_writer=writer, no_dist=True)
+    save_file(weights(0), tmp_path / "base.safetensors")
+    assert "not in torch's own format" in refuse(tmp_path / "base.safetensors", tmp_path / "run")
+
+
+def test_a_folder_with_metadata_of_something_else(tmp_path, run):
+    """Eclipse keeps its workspace under that name."""
+    for name in ("base", "ft"):
+        (tmp_path / name / ".metadata").mkdir(parents=True)
+        save_file(weights(len(name)), tmp_path / name / "model.safetensors")
+    assert run("edit", tmp_path / "base", tmp_path / "ft", "-o", tmp_path / "out").code == 0
+    (tmp_path / "ft" / "model.safetensors").unlink()
+    assert "no weights in this folder" in run("info", tmp_path / "ft").err
+
+
+def test_chunks_on_the_hub_are_no_proof_of_equal_tensors(hub, tmp_path, run):
+    """Where the description alone is stored under one SHA-256."""
+    for name, seed in (("one", 1), ("two", 2)):
+        folder = saved(
+            tmp_path / name, {"model": {f"{n}.weight": weights(seed)["norm.weight"] for n in range(9)}}
+        )
+        change(folder, lambda content: setattr(content, "storage_meta", "x" * 1_100_000))
+        hub.add(f"org/{name}", folder)
+    assert run("diff", "org/one", "org/two").code == 1
+
+
+class Recorded(InputFile):
+    """A file that is said to be remote, and writes down what is to be downloaded or read ahead."""
+
+    is_remote = True
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.asked = []
+
+    def select(self, parts):
+        self.asked = [(0, self.nbytes)] if parts is None else list(parts)
+        return []
+
+    def prefetch(self, offset, nbytes):
+        self.asked.append((offset, offset + nbytes))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_fetched_is_what_is_read(tmp_path, seed):
+    """Of any range of a tensor that is cut anyhow: byte by byte, by where each element is stored."""
+    chance = random.Random(seed)
+    shape = tuple(chance.randrange(1, 6) for _ in range(chance.randrange(1, 4)))
+    chunks = [Chunk((), ())]
+    for size in shape:
+        chunks = [
+            Chunk((*one.offsets, at), (*one.sizes, length))
+            for one in chunks
+            for at, length in cuts(chance, size)
+        ]
+    where, places, end = torch.zeros(shape, dtype=torch.int64), [], 10
+    for one in chunks:
+        places.append(end)
+        part = tuple(slice(at, at + n) for at, n in zip(*one, strict=True))
+        where[part] = end + torch.arange(math.prod(one.sizes)).view(one.sizes)
+        end += math.prod(one.sizes) + 7
+    (tmp_path / "x").write_bytes(bytes(4 * end))
+    stored = Recorded(tmp_path / "x")
+    info = TensorInfo("x", "U8", shape, 0, math.prod(shape))
+    file = Gathered(stored, [stored], [chunked(info, chunks, [(stored, place) for place in places])])
+    for start in range(file.nbytes):
+        stop = chance.randrange(start, file.nbytes) + 1
+        needed = set(where.view(-1)[start:stop].tolist())
+        for select in (True, False):
+            stored.asked = []
+            file.select([(start, stop)]) if select else file.prefetch(start, stop - start)
+            got = {at for begin, ended in stored.asked for at in range(begin, ended)}
+            assert needed <= got
+            assert not got.intersection(range(10))
+    file.close()
+
+
+def test_a_wide_tensor_with_a_narrow_chunk_is_read_once(tmp_path):
+    """Rows that are wider than a block are not put together in memory."""
+    shape = (2, 300_001, 3)
+    tensor = torch.arange(math.prod(shape), dtype=torch.int32).view(shape)
+    chunks = [Chunk((0, 0, 0), (2, 300_000, 3)), Chunk((0, 300_000, 0), (2, 1, 3))]
+    parts = [tensor[:, :300_000].contiguous(), tensor[:, 300_000:].contiguous()]
+    (tmp_path / "x").write_bytes(b"".join(one.numpy().tobytes() for one in parts))
+    stored = InputFile(tmp_path / "x")
+    info = TensorInfo("x", "I32", shape, 0, 4 * tensor.numel())
+    places = [(stored, 0), (stored, 4 * parts[0].numel())]
+    file = Gathered(stored, [stored], [chunked(info, chunks, places)])
+    found = b"".join(file.read(min(10_000, file.nbytes - at), at) for at in range(0, file.nbytes, 10_000))
+    assert found == tensor.numpy().tobytes()
+    assert stored.bytes_read == file.nbytes
+    file.close()
+
+
+def test_a_grid_of_many_chunks_is_checked_fast():
+    for shape in ((4096, 64), (64, 4096), (64, 64)):
+        sizes = (1, 64) if shape[0] > 64 else (64, 1) if shape[1] > 64 else (1, 1)
+        chunks = [
+            Chunk((row, column), sizes)
+            for row in range(0, shape[0], sizes[0])
+            for column in range(0, shape[1], sizes[1])
+        ]
+        assert problem_of(shape, chunks) == ""
+        assert problem_of(shape, [*chunks[:-1], chunks[0]]) == "its chunks are not the whole tensor"

@@ -12,6 +12,7 @@ import pickle
 import re
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -25,6 +26,7 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save_file
+from torch.distributed import checkpoint
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, NonfiniteError, ResumeError
 from monosoup_cli.formats.header import BITS, parse_header
@@ -125,13 +127,13 @@ def check_index(text: bytes) -> None:
     folder, _ = folder_of_shards()
     (folder / "model.safetensors.index.json").write_bytes(text)
     try:
-        checkpoint = open_checkpoint(folder)
+        opened = open_checkpoint(folder)
     except MonosoupError:
         return
-    with checkpoint.files:
+    with opened.files:
         shards = set(json.loads(text)["weight_map"].values())
         assert shards <= SHARDS.keys()
-        assert set(checkpoint.tensors) == {tensor for shard in shards for tensor in SHARDS[shard]}
+        assert set(opened.tensors) == {tensor for shard in shards for tensor in SHARDS[shard]}
 
 
 def index_seeds() -> list[bytes]:
@@ -433,11 +435,81 @@ class Target:
     words: Sequence[str]
 
 
+# -- distributed checkpoints ----------------------------------------------------------------------
+
+CHUNKED = {
+    "a": torch.arange(12.0).view(3, 4),
+    "b.weight": torch.arange(6).to(torch.int16),
+    "c": torch.ones(()),
+}
+
+
+@cache
+def folder_of_chunks() -> tuple[Path, bytes, Any]:
+    """A folder with a distributed checkpoint, its description, and what removes it at the end."""
+    held = tempfile.TemporaryDirectory(prefix="monosoup-fuzz-")
+    folder = Path(held.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save(
+            {"model": CHUNKED, "optimizer": {"lr": 0.1}, "step": 3}, checkpoint_id=folder, no_dist=True
+        )
+    return folder, (folder / ".metadata").read_bytes(), held
+
+
+def check_chunks(description: bytes) -> None:
+    """Whatever a description says, each tensor that is read has the bytes of one that was saved."""
+    folder, _, _ = folder_of_chunks()
+    (folder / ".metadata").write_bytes(description)
+    stored = {tensor.numpy().tobytes() for tensor in CHUNKED.values()}
+    try:
+        with open_checkpoint(folder) as source:
+            for name, tensor in source.tensors.items():
+                found = bytearray(tensor.nbytes)
+                source.reader(name).read_into(memoryview(found), 0)
+                assert bytes(found) in stored or not found
+    except MonosoupError:
+        return
+
+
+def chunk_seeds() -> list[bytes]:
+    description = folder_of_chunks()[1]
+    return [description, pickle.dumps(pickle.loads(description), protocol=2)]
+
+
+CHUNK_WORDS = (
+    *(
+        "model.a",
+        "X\x07\0\0\0model.a",
+        "\x8c\x07model.a",
+        "offsets",
+        "sizes",
+        "size",
+        "chunks",
+        "fqn",
+        "index",
+    ),
+    *("relative_path", "__0_0.distcp", "../__0_0.distcp", "offset", "length", "planner_data", "storage_data"),
+    *(
+        "ctorch\nSize\n",
+        "ctorch\nfloat64\n",
+        "K\0",
+        "K\x01",
+        "M\xff\xff",
+        ")",
+        "\x85",
+        "\x86",
+        "N",
+        "\x8a\x09",
+    ),
+)
+
 TARGETS = {
     "header": Target(check_header, header_seeds, HEADER_WORDS),
     "index": Target(check_index, index_seeds, INDEX_WORDS),
     "pickle": Target(check_pickle, pickle_seeds, PICKLE_WORDS),
     "archive": Target(check_archive, archive_seeds, ARCHIVE_WORDS),
     "array": Target(check_array, array_seeds, ARRAY_WORDS),
+    "chunks": Target(check_chunks, chunk_seeds, CHUNK_WORDS),
     "journal": Target(check_journal, journal_seeds, JOURNAL_WORDS),
 }

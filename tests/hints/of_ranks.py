@@ -81,6 +81,7 @@ def saved(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     "reaches beyond the end of its file",
     "does not describe a distributed checkpoint",
     "its chunks are compressed",
+    "its chunks are not in torch's own format",
     "files of chunks are missing",
 )
 def what_is_saved_or_copied_again(at: Trial) -> None:
@@ -93,7 +94,10 @@ def what_is_saved_or_copied_again(at: Trial) -> None:
     elif "describe" in at.site.problem:
         described.write_bytes(pickle.dumps({"state_dict_metadata": {}}))
     elif "missing" in at.site.problem:
-        (folder / "__0_0.distcp").unlink()
+        (folder / "__0_0.distcp").rename(folder / "__1_0.distcp")
+    elif "own format" in at.site.problem:
+        with (folder / "__0_0.distcp").open("r+b") as file:
+            file.write(b"safetensors")
     elif "without" in at.site.problem:
         described.unlink()
     else:
