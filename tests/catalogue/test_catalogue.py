@@ -26,6 +26,7 @@ from monosoup_cli.cli.app import main
 from tests.catalogue import (
     adapters,
     archives,
+    chunks,
     configs,
     features,
     files,
@@ -45,6 +46,7 @@ FAMILIES = (
     files,
     archives,
     pickles,
+    chunks,
     adapters,
     configs,
     names,

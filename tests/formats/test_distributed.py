@@ -9,7 +9,6 @@ import pickle
 import random
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import warnings
@@ -236,81 +235,6 @@ DAMAGE = {
         {"model.norm.weight": ("model", "layers.0.weight", "x")}
     ),
 }
-
-
-def nested(depth: int) -> bytes:
-    """Opcodes that push a tuple in a tuple, and so on."""
-    return b")" + b"\x85" * depth
-
-
-def doubling(depth: int) -> bytes:
-    """Opcodes that push a tuple of two, of the same two, and so on."""
-    steps = (struct.pack("<cIcIc", b"r", 10**6 + n, b"j", 10**6 + n, b"\x86") for n in range(depth))
-    return b")" + b"".join(steps)
-
-
-def rename_first(content):
-    object.__setattr__(next(iter(content.storage_data)), "fqn", PLACEHOLDER)
-
-
-def rename_path(content):
-    content.planner_data["model.norm.weight"] = ("model", PLACEHOLDER)
-
-
-def resize(size):
-    def edit(content):
-        first(content).size, first(content).chunks = size, []
-
-    return edit
-
-
-def cross(content):
-    """Chunks that are rows, and others that are columns."""
-    size, count = torch.Size, 20_000
-    rows = [ChunkStorageMetadata(size((n, 0)), size((1, count))) for n in range(count // 2)]
-    columns = [ChunkStorageMetadata(size((0, n)), size((count, 1))) for n in range(count // 2)]
-    first(content).size, first(content).chunks = size((count, count)), rows + columns
-
-
-PLACEHOLDER = "PLACEHOLDER"
-HOSTILE = {  # what takes any time, or the stack, if it is hashed, shown or multiplied
-    "a name that is nested": (rename_first, nested(1_000_000)),
-    "a name that doubles": (rename_first, doubling(60)),
-    "a path that is nested": (rename_path, nested(1_000_000)),
-    "a path that doubles": (rename_path, doubling(60)),
-    "a key that is no text": (lambda content: content.state_dict_metadata.update({5: first(content)}), b""),
-    "a tensor without a place": (lambda content: content.storage_data.clear(), b""),
-    "many dimensions": (resize((0,) * 500), b""),
-    "very many dimensions": (resize((2,) * 20_000), b""),
-    "a huge dimension": (resize((1 << 70,)), b""),
-    "two keys with one path": (
-        lambda content: content.planner_data.update({"model.norm.weight": ("model", "layers.0.weight")}),
-        b"",
-    ),
-    "a tensor in the place of a dict": (
-        lambda content: content.planner_data.update({"model.few.weight": ("model",)}),
-        b"",
-    ),
-    "a file of another name": (
-        lambda content: next(iter(content.storage_data.values())).__dict__.update(relative_path="\0.distcp"),
-        b"",
-    ),
-    "many chunks that cross": (cross, b""),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_descriptions_are_refused_at_once(tmp_path, refuse, kind):
-    folder = saved(tmp_path / "run", {"model": weights(1)})
-    content = pickle.loads((folder / ".metadata").read_bytes())
-    edit, opcodes = HOSTILE[kind]
-    edit(content)
-    place = b"X" + struct.pack("<I", len(PLACEHOLDER)) + PLACEHOLDER.encode()
-    text = pickle.dumps(content, protocol=2)
-    assert (place in text) is bool(opcodes)
-    (folder / ".metadata").write_bytes(text.replace(place, opcodes))
-    save_file(weights(0), tmp_path / "base.safetensors")
-    refuse(tmp_path / "base.safetensors", folder)
 
 
 @pytest.mark.parametrize("words", DAMAGE)
