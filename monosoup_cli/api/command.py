@@ -292,15 +292,15 @@ def document(
     options = "\n".join(_folded(f"{name}: {words}") for name, words in helps.items())
     function.__doc__ = (
         f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}"
-        f"\n\nReturns:\n{_folded(returns)}\n\nRaises:\n"
+        f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )
 
 
-def _folded(text: str) -> str:
-    """A paragraph of a docstring, whose further lines are indented once more."""
+def _folded(text: str, further: int = 8) -> str:
+    """A paragraph of a docstring, whose further lines have another indent."""
     fold = partial(textwrap.fill, width=DOC_WIDTH, break_long_words=False, break_on_hyphens=False)
-    return fold(text, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    return fold(text, initial_indent=" " * 4, subsequent_indent=" " * further)
 
 
 def _reported(value: Any, declared: DeclaredOption) -> Any:

@@ -1,4 +1,4 @@
-"""Descriptions of distributed checkpoints that lie, or take any time if they are hashed, shown or multiplied."""
+"""Descriptions of distributed checkpoints that lie, or take any time if they are hashed or shown."""
 
 from __future__ import annotations
 
