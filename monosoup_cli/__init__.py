@@ -5,9 +5,11 @@ The functions here are the commands, with the same words (api/functions.py). The
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.errors import ON_WINDOWS
 from monosoup_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 
 def _functions() -> Mapping[str, Callable[..., dict[str, Any]]]:
+    if os.name == "nt":
+        raise ImportError(ON_WINDOWS)
     from monosoup_cli.api.functions import FUNCTIONS
 
     return FUNCTIONS

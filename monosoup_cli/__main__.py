@@ -1,7 +1,13 @@
 """The console script. `python -m monosoup_cli` is `monosoup`."""
 
 import gc
+import os
 import sys
+
+from monosoup_cli.errors import ON_WINDOWS
+
+if os.name == "nt":
+    sys.exit(f"error: {ON_WINDOWS}")
 
 from monosoup_cli.cli.process import end_at_signals, guard_streams
 

@@ -57,6 +57,11 @@ def crop(text: str, limit: int = MAX_CROPPED) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
 
 
+ON_WINDOWS = (
+    "monosoup runs on Linux and macOS; on Windows, use it in the Windows Subsystem for Linux (wsl --install)"
+)
+
+
 def some(words: Sequence[str], limit: int, joint: str = " and ") -> str:
     """The first of some words, and how many more there are."""
     more = f"{joint}{len(words) - limit:,} more" if len(words) > limit else ""

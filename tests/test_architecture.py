@@ -18,12 +18,13 @@ import monosoup_cli
 
 PACKAGE = Path(monosoup_cli.__file__).parent
 
-BOTTOM = {"version", "errors", "names", "declaration", "options", "keywords", "signals"}
+BOTTOM = {"version", "errors", "names", "declaration", "options", "keywords", "signals", "system"}
 ROOMS = {
     "version": set(),
     "errors": set(),
     "names": {"errors"},
     "signals": set(),
+    "system": set(),
     "declaration": {"errors"},
     "options": {"errors", "declaration"},
     "keywords": {"options"},
@@ -46,7 +47,7 @@ ROOMS = {
     | {"outputs", "pipeline"},
     "__init__": {"errors", "version", "api"},
     "cli": BOTTOM | {"formats", "sources", "tensors", "methods", "report", "outputs", "pipeline", "api"},
-    "__main__": {"cli"},
+    "__main__": {"errors", "cli"},
 }
 """From the lowest to the highest, each with the rooms that it may import."""
 

@@ -156,6 +156,8 @@ def find_devices(name: str) -> list[Device]:
     """
     if name == "cpu":
         return [Cpu()]
+    if name == "mps":
+        raise UsageError("--device mps: it has no float64, which spectra need", hint="use --device cpu")
     if name not in ("auto", "cuda") and not CARD.fullmatch(name):
         raise UsageError("unknown device", expected="auto, cpu, cuda or cuda:N", found=name)
     cards = count_cards()

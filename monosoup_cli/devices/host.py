@@ -1,13 +1,16 @@
 """What the operating system says about this machine: its processor, its cores, its free memory.
 
 Linux lists it in /proc and in the control groups (cgroups) that containers, Slurm and systemd use to
-limit a process. Every function takes the root of the file system as a parameter, for the tests.
+limit a process; macOS has programs that say it. Every function takes the root of the file system as a
+parameter, for the tests.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +19,11 @@ from pathlib import Path
 __all__ = ["count_cores", "free_bytes", "processor_model"]
 
 ROOT = Path("/")
+
+PAGE_SIZE = re.compile(r"page size of (\d+) bytes")
+PAGES = re.compile(r"^Pages ([a-z ]+): +(\d+)\.$", re.MULTILINE)
+GIVES_WAY = ("free", "inactive", "speculative")
+"""What `vm_stat` calls the pages that are free, or that the system takes back before it swaps."""
 
 ARM_FIELDS = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
 """The lines of /proc/cpuinfo that identify an ARM core, which often has no model name."""
@@ -41,7 +49,10 @@ def processor_model(root: Path = ROOT) -> str:
     kinds = sorted({_describe_arm(core) for core in cores})
     if kinds:
         return " + ".join([*names[:1], *kinds]) if names else f"{platform.machine()} {' + '.join(kinds)}"
-    return names[0] if names else platform.processor() or platform.machine()
+    if names:
+        return names[0]
+    said = _said(root, "usr/sbin/sysctl", "-n", "machdep.cpu.brand_string").strip()
+    return said or platform.processor() or platform.machine()
 
 
 def _describe_arm(core: dict[str, str]) -> str:
@@ -78,7 +89,26 @@ def free_bytes(root: Path = ROOT) -> int | None:
     for group in _groups("memory", root):
         with suppress(OSError, ValueError):
             limits.append(max(group.free_memory(), 0))
-    return min(limits, default=None)
+    return min(limits, default=_free_on_macos(root))
+
+
+def _free_on_macos(root: Path) -> int | None:
+    """The memory that is free, or has what can be read again; None where macOS's `vm_stat` does not say."""
+    said = _said(root, "usr/bin/vm_stat")
+    size = PAGE_SIZE.search(said)
+    pages = [int(found[2]) for found in PAGES.finditer(said) if found[1] in GIVES_WAY]
+    return int(size[1]) * sum(pages) if size and pages else None
+
+
+def _said(root: Path, program: str, *words: str) -> str:
+    """What a program of the system prints; "" where it is not there or fails."""
+    path = root / program
+    if not path.is_file():
+        return ""
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run([path, *words], capture_output=True, text=True, check=True, timeout=10)
+        return found.stdout
+    return ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.formats.foreign import recognise
 from monosoup_cli.formats.header import AGAIN, MAX_HEADER_BYTES, Header, parse_header, parse_json
+from monosoup_cli.system import read_ahead, read_some
 
 __all__ = [
     "Advance",
@@ -115,20 +116,13 @@ class CheckpointFile(Protocol):
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from `offset` on, and return the bytes read: fewer only at the end of the file."""
-    done = os.preadv(descriptor, [buffer], offset)
+    done = read_some(descriptor, buffer, offset)
     while 0 < done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        count = read_some(descriptor, buffer[done:], offset + done)
         if count == 0:
             break
         done += count
     return done
-
-
-def _request(descriptor: int, offset: int, nbytes: int) -> None:
-    """Ask the system to read ahead, if it supports that."""
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def _open_regular(path: Path, shown: str) -> int:
@@ -203,7 +197,7 @@ class InputFile:
         held = _held_open.take(self)
         try:
             if window < end and len(buffer) <= READ_AHEAD:
-                _request(held.number, (end + 1) * READ_AHEAD, READ_AHEAD)
+                read_ahead(held.number, (end + 1) * READ_AHEAD, READ_AHEAD)
             count = read_into(held.number, buffer, offset)
         except OSError as error:
             raise CheckpointError(f"cannot read: {error.strerror}", path=self.shown) from error
@@ -224,7 +218,7 @@ class InputFile:
         end = offset + nbytes
         with _held_open.descriptor(self) as descriptor:
             for start in range(offset, end, READ_AHEAD):
-                _request(descriptor, start, min(READ_AHEAD, end - start))
+                read_ahead(descriptor, start, min(READ_AHEAD, end - start))
 
     def select(self, parts: Sequence[tuple[int, int]] | None) -> list[Download]:
         return []

@@ -8,10 +8,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["move_file", "sync_data", "sync_folder", "write_all", "write_file"]
+from monosoup_cli.system import sync
 
-sync_data = getattr(os, "fdatasync", os.fsync)
-"""Flush a descriptor's data to the disk; its time stamps may follow later."""
+__all__ = ["move_file", "sync_folder", "write_all", "write_file"]
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
@@ -34,7 +33,7 @@ def write_file(target: Path, blocks: Iterable[bytes | memoryview]) -> tuple[os.s
             file.write(block)
             digest.update(block)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
         return os.fstat(file.fileno()), digest.hexdigest()
 
 
@@ -55,6 +54,6 @@ def sync_folder(folder: Path) -> None:
     """Make the folder's entries (new files, renames) survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import ResumeError, crop
-from monosoup_cli.outputs.durable import sync_data, write_all
+from monosoup_cli.outputs.durable import write_all
 from monosoup_cli.outputs.open_files import to_set_time
+from monosoup_cli.system import sync, sync_data
 
 __all__ = [
     "Journal",
@@ -71,7 +72,7 @@ class Journal:
         if not kept:
             write_all(self._descriptor, memoryview(sealed_line({"identity": identity})), 0)
         os.lseek(self._descriptor, 0, os.SEEK_END)
-        os.fsync(self._descriptor)
+        sync(self._descriptor)
 
     def append(self, lines: bytes) -> None:
         """Write whole lines, and wait until they are on the disk."""

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.durable import sync_folder, write_file
+from monosoup_cli.system import reserve
 
 __all__ = ["OpenFiles", "facts", "to_set_time"]
 
@@ -49,9 +50,7 @@ class OpenFiles:
         self._make_folders_of(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = self._descriptors[name] = os.open(self._root / name, flags, 0o666)
-        os.ftruncate(descriptor, nbytes)
-        if hasattr(os, "posix_fallocate") and nbytes:
-            os.posix_fallocate(descriptor, 0, nbytes)  # ENOSPC now rather than midway
+        reserve(descriptor, nbytes)
         self._sizes[name] = nbytes
         return descriptor
 

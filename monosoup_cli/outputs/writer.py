@@ -24,10 +24,11 @@ from monosoup_cli.errors import CheckpointError, MismatchError, MonosoupError, N
 from monosoup_cli.formats.files import read_into
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.outputs.digests import Digests
-from monosoup_cli.outputs.durable import move_file, sync_data, sync_folder, write_all
+from monosoup_cli.outputs.durable import move_file, sync_folder, write_all
 from monosoup_cli.outputs.journal import Journal, finished_line, note_line, read_journal
 from monosoup_cli.outputs.layout import OutputFile, OutputLayout, Sealed
 from monosoup_cli.outputs.workplace import Workplace, refuse_unfinished, unfinished_run
+from monosoup_cli.system import sync, sync_data
 
 __all__ = ["Adopted", "PartialOutput", "place_of"]
 
@@ -310,7 +311,7 @@ class PartialOutput:
             raise self._failure
         with self._system_errors():
             for inner, file in product(self._folders, self._layout.files):
-                os.fsync(self._files[place_of(inner, file.name)])
+                sync(self._files[place_of(inner, file.name)])
             self._files.prove()
         digests = self._digests.results()
         weights = {
@@ -335,7 +336,7 @@ class PartialOutput:
         descriptor = self._files[place_of(folder, file.name)]
         with self._system_errors():
             write_all(descriptor, memoryview(raw), 0)
-            os.fsync(descriptor)
+            sync(descriptor)
 
     def publish(self, inside: Mapping[str, bytes], outside: Mapping[Path, bytes]) -> None:
         """Add the reports, then rename everything into place.
