@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from monosoup_cli.errors import OutputError
+from monosoup_cli.formats import files
 from monosoup_cli.outputs.writer import PartialOutput
 from tests.catalogue.table import entry, raw
 from tests.sampling import first
@@ -122,8 +123,8 @@ def test_a_huge_vocabulary_is_planned_without_being_read(run, tmp_path, monkeypa
     inputs = [sparse(tmp_path / f"{name}.safetensors", header, 256_000 * 8192 * 2) for name in "ab"]
     monkeypatch.setattr("monosoup_cli.devices.cpu.Cpu.free_bytes", lambda cpu: 64 << 30)
     monkeypatch.setattr("monosoup_cli.pipeline.ready.check_space", lambda output, nbytes: None)
-    preadv, sizes = os.preadv, []
-    monkeypatch.setattr(os, "preadv", lambda *words: sizes.append(preadv(*words)) or sizes[-1])
+    plain, sizes = files.read_some, []
+    monkeypatch.setattr(files, "read_some", lambda *words: sizes.append(plain(*words)) or sizes[-1])
     result = run("edit", *inputs, "-o", tmp_path / "out", "--dry-run", "--format", "json")
     assert result.code == 0
     assert 8 * 8192**2 < json.loads(result.out)["memory_bytes"] < 6e9

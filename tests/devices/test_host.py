@@ -215,3 +215,38 @@ def test_an_arm_processor_with_a_name_that_many_have(system):
         for core in (NEOVERSE_N1, NEOVERSE_V2)
     ]
     assert names[0] != names[1]
+
+
+VM_STAT = """Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                               60000.
+Pages active:                            400000.
+Pages inactive:                          300000.
+Pages speculative:                         5000.
+Pages throttled:                              0.
+Pages wired down:                        150000.
+Pages purgeable:                           2000.
+"Translation faults":                 900000000.
+Pages copy-on-write:                   30000000.
+"""
+
+
+def program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_mac_says_its_chip_and_its_memory(tmp_path):
+    """As its programs print it."""
+    asked = '[ "$*" = "-n machdep.cpu.brand_string" ] && echo "Apple M4 Pro"'
+    program(tmp_path / "usr/sbin/sysctl", asked)
+    program(tmp_path / "usr/bin/vm_stat", f"cat <<'END'\n{VM_STAT}END")
+    assert host.processor_model(tmp_path) == "Apple M4 Pro"
+    assert host.free_bytes(tmp_path) == 16384 * 365_000
+
+
+def test_a_mac_whose_programs_fail(tmp_path):
+    for name in ("usr/sbin/sysctl", "usr/bin/vm_stat"):
+        program(tmp_path / name, "echo no; exit 1")
+    assert host.processor_model(tmp_path) == host.processor_model(tmp_path / "none")
+    assert host.free_bytes(tmp_path) is None

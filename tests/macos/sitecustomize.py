@@ -21,13 +21,13 @@ STORE = struct.Struct("Iiqqq")
 MACHINE = ("/proc/cpuinfo", "/proc/meminfo", "/proc/self/mountinfo", "/proc/self/cgroup", "/sys/fs/cgroup")
 FEW = 256
 
-plain, allocate, sync = fcntl.fcntl, os.posix_fallocate, os.fsync
+plain, allocate = fcntl.fcntl, os.posix_fallocate
 
 
 def commanded(descriptor, command, argument=0):
     """`fcntl`, with two commands more."""
     if command == F_FULLFSYNC:
-        sync(descriptor)
+        os.fsync(descriptor)  # looked up now: tests may watch it
         return 0
     if command == F_PREALLOCATE:
         flags, mode, offset, nbytes, _ = STORE.unpack(argument)

@@ -89,7 +89,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.make: Make | None = None
-        self.plain = {name: getattr(os, name) for name in CALLS}
+        self.plain = {name: getattr(os, name) for name in CALLS if hasattr(os, name)}
         for name, call in self.plain.items():
             setattr(os, name, self._watched(name, call))
 

@@ -12,21 +12,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from monosoup_cli.formats import files
 from tests.conftest import Run
 
 
 @contextmanager
 def midway(path: Path, then: Callable[[], object]) -> Iterator[None]:
     """Something happens as the second half of a file is read."""
-    inode, plain = path.stat().st_ino, os.preadv
+    inode, plain = path.stat().st_ino, files.read_some
 
-    def read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def read(descriptor: int, buffer: memoryview, offset: int) -> int:
         if offset > 1_000_000 and os.fstat(descriptor).st_ino == inode:
             then()
-        return plain(descriptor, buffers, offset)
+        return plain(descriptor, buffer, offset)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "preadv", read)
+        patch.setattr(files, "read_some", read)
         yield
 
 
