@@ -1,6 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 SECONDS ?= 60
+MACOS_CORE = $(addprefix tests/,api formats sources outputs methods adapters encodings layouts faults spectral \
+	test_system.py devices/test_host.py cli/test_app.py cli/test_process.py cli/test_refusals.py pipeline/test_run.py \
+	pipeline/test_promises.py pipeline/test_runs_in_parts.py pipeline/test_overlap.py pipeline/test_libraries.py)
 BIN := $(VENV)/bin
 # more threads of NumPy and torch would compete with the workers
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
@@ -8,7 +11,7 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda test-cards test-slow test-mutants fuzz lint types docs docs-check check bench evidence fmt build audit release-check clean
+.PHONY: help install demo test test-cuda test-cards test-macos test-slow test-mutants fuzz lint types docs docs-check check bench evidence fmt build audit release-check clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +38,10 @@ test-cuda: install  ## Run the tests for CUDA, on an emulated card where there i
 
 test-cards: install  ## Run all tests on two emulated cards
 	$(ONE_THREAD) $(BIN)/python -m pytest --cards 2 -q -n auto --dist loadscope
+
+test-macos: install  ## Run the core of the tests without the calls that Python on macOS lacks
+	$(ONE_THREAD) MONOSOUP_SYSTEM=macos PYTHONPATH="$(CURDIR)/tests/macos:$(CURDIR)" $(BIN)/python -m pytest -q \
+		-n auto --dist loadscope $(MACOS_CORE)
 
 test-slow: install  ## Run the tests that take minutes: many faults, many seeds
 	$(ONE_THREAD) $(BIN)/python -m pytest -m thorough -n auto

@@ -21,6 +21,8 @@ F_PREALLOCATE = 42
 """The command's number in macOS's sys/fcntl.h, and its argument: struct fstore."""
 STORE = struct.Struct("Iiqqq")
 ALL_OF_IT, FROM_THE_END = 4, 3
+PIECE = 1 << 20
+"""How many bytes are read at once where they are read into memory of their own."""
 NOT_HERE = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY, errno.ENOSYS, errno.EOPNOTSUPP}
 """How a file system says that it does not have a command, as those of networks and of memory cards say."""
 
@@ -39,7 +41,7 @@ def read_some(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Fill a buffer, or a part of it, with the bytes of a file from `offset` on; returns how many it read."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [buffer], offset)
-    found = os.pread(descriptor, len(buffer), offset)
+    found = os.pread(descriptor, min(len(buffer), PIECE), offset)  # which takes as much memory once more
     buffer[: len(found)] = found
     return len(found)
 

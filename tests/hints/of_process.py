@@ -78,3 +78,9 @@ def few_descriptors(at: Trial) -> None:
     command = re.search("`(.+)`", at.hint)
     assert command is not None
     done(at, limited(at, command[1], *shards))
+
+
+@follows("devices/device.py", "use --device cpu")
+def a_gpu_without_float64(at: Trial) -> None:
+    at.refused(*at.edit, "--device", "mps")
+    at.loads(*at.edit, *at.options())
