@@ -58,7 +58,7 @@ def crop(text: str, limit: int = MAX_CROPPED) -> str:
 
 
 ON_WINDOWS = (
-    "monosoup runs on Linux and macOS; on Windows, use it in the Windows Subsystem for Linux (wsl --install)"
+    "monosoup runs on Linux and macOS, and on Windows in the Windows Subsystem for Linux (wsl --install)"
 )
 
 

@@ -10,7 +10,7 @@ import os, sys
 os.name = "nt"
 sys.modules["fcntl"] = sys.modules["resource"] = None  # an import of them fails
 """
-SENTENCE = "use it in the Windows Subsystem for Linux (wsl --install)"
+SENTENCE = "on Windows in the Windows Subsystem for Linux (wsl --install)"
 
 
 def test_the_command_says_where_it_runs():
