@@ -50,6 +50,7 @@ class OutputKeywords(TypedDict, total=False):
     part: str | None
     engine: str
     insecure_cluster: bool
+    strict: bool
 
 
 class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):

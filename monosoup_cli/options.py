@@ -6,13 +6,21 @@ A command is a Python function with an explicit signature. Each parameter is ann
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal
 
 from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, from_keywords
 from monosoup_cli.errors import UsageError
+from monosoup_cli.values import (
+    StrPath,
+    as_list,
+    as_paths,
+    check_choice,
+    check_one_each,
+    parse_size,
+    path_list,
+)
 
 __all__ = [
     "BASE",
@@ -48,83 +56,9 @@ __all__ = [
     "path_list",
 ]
 
-StrPath: TypeAlias = str | os.PathLike[str]
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
 Strictness = Literal["error", "keep"]
 Mismatch = Literal["error", "keep", "overlap"]
-
-
-def as_list(patterns: str | Sequence[str] | None) -> list[Any]:
-    """One pattern, or several, as a list."""
-    return [patterns] if isinstance(patterns, str) else list(patterns or ())
-
-
-def path_list(sources: StrPath | Sequence[StrPath]) -> list[str]:
-    """One path, or several, as a list of strings."""
-    return [os.fspath(one) for one in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
-
-
-def as_paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list[str]:
-    """The fine-tuned checkpoints as strings.
-
-    Raises:
-        UsageError: There are too few, or one is given twice, under whatever spelling of its path.
-    """
-    names = path_list(sources)
-    if len(names) < at_least:
-        raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
-    seen: set[str] = set()
-    for name in names:
-        place = os.path.realpath(name) if os.path.lexists(name) else name.removeprefix("hf://")
-        if place in seen:
-            raise UsageError("a fine-tuned checkpoint is given twice", path=name)
-        seen.add(place)
-    return names
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise UsageError for a value that is none of a Literal's."""
-    words = get_args(choices)
-    if value not in words:
-        raise UsageError(f"unknown --{name.replace('_', '-')}", expected=", ".join(words), found=value)
-
-
-def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:
-    """Raise UsageError if there are more or fewer values than checkpoints."""
-    if len(values) != count:
-        raise UsageError(
-            f"{flag} needs one number for each {of}", expected=f"{count} of them", found=len(values)
-        )
-
-
-UNITS = {
-    "": 1,
-    "B": 1,
-    **{f"{prefix}{b}": 1000**power for power, prefix in enumerate("KMGT", start=1) for b in ("", "B")},
-    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
-}
-
-
-def parse_size(text: str | int, option: str = "max_shard_size") -> int:
-    """Bytes from "5GB" (10^9), "5GiB" (2^30) or a number.
-
-    Raises:
-        UsageError: The text is not a size.
-    """
-    digits = str(text).strip()
-    number = digits.rstrip("KMGTIBkmgtib ")
-    unit = digits[len(number) :].strip().upper()
-    try:
-        nbytes = int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        nbytes = 0
-    if nbytes < 1:
-        raise UsageError(
-            f"--{option.replace('_', '-')} is not a size",
-            expected="a number and a unit, such as 5GB",
-            found=repr(text),
-        )
-    return nbytes
 
 
 NO_BASE = "-"
@@ -403,6 +337,15 @@ class OutputOptions:
     ] = "threads"
     insecure_cluster: Annotated[
         bool, Option("Use a Ray cluster that asks for no token.", changes_bytes=False, in_card=False)
+    ] = False
+    strict: Annotated[
+        bool,
+        Option(
+            "Stop, before anything is written, if it looks as if BASE and FINETUNED do not belong together."
+            " Otherwise a note says so, and the report has it as a doubt.",
+            changes_bytes=False,
+            in_card=False,
+        ),
     ] = False
 
     def __post_init__(self) -> None:

@@ -18,15 +18,16 @@ import monosoup_cli
 
 PACKAGE = Path(monosoup_cli.__file__).parent
 
-BOTTOM = {"version", "errors", "names", "declaration", "options", "keywords", "signals", "system"}
+BOTTOM = {"version", "errors", "names", "declaration", "options", "keywords", "signals", "system", "values"}
 ROOMS = {
     "version": set(),
     "errors": set(),
     "names": {"errors"},
     "signals": set(),
     "system": set(),
+    "values": {"errors"},
     "declaration": {"errors"},
-    "options": {"errors", "declaration"},
+    "options": {"errors", "declaration", "values"},
     "keywords": {"options"},
     "formats": BOTTOM,
     "sources": BOTTOM | {"formats"},

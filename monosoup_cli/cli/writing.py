@@ -68,7 +68,6 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
 def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
     from monosoup_cli.outputs.workplace import partial_path, parts_path
-    from monosoup_cli.pipeline.kinship import doubts_of_inputs
     from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.ready import foresee, make_ready
     from monosoup_cli.sources.transfer import fetch
@@ -83,7 +82,8 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
             ready = make_ready(planned, progress)
     else:
         ready = make_ready(planned)
-    for notice in notices_of(ready):
+    noted = notices_of(ready)
+    for notice in noted:
         console.note(f"note: {notice}")
     report_path, chooser = planned.destination.report_path, planned.task.chooser
     chooses_dry = chooser is not None and not chooser.drafts
@@ -98,8 +98,9 @@ def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool,
     if ready.share.part is not None:
         _make_part(ready, console, as_json=as_json)
         return
-    for doubt in () if console.quiet else doubts_of_inputs(planned.inputs, ready.plan):
-        console.note(f"note: {doubt}")
+    for doubt in ready.doubts:
+        if doubt not in noted:
+            console.note(f"note: {doubt}")
     tensors = [*ready.plan.tensors] * (2 if chooses_dry else 1)
     with _noting_what_is_left(planned, console), console.progress(tensors) as progress:
         report = execute_by_engine(ready, progress, on_score)

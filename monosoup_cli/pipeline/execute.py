@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from monosoup_cli.errors import MismatchError
 from monosoup_cli.outputs.form import Target
 from monosoup_cli.outputs.layout import plan_layout
 from monosoup_cli.outputs.whole import whole_form
@@ -47,11 +48,17 @@ def execute(ready: Ready, progress: Progress = ignore, on_score: OnScore = ignor
     ready.check()
     fetch(ready.downloads)
     check_copies(planned.inputs.copies, planned.selection.leaves_out)
-    return _make(ready, progress, on_score)
+    if ready.doubts and planned.destination.options.strict:
+        raise MismatchError(ready.doubts[0], hint="without --strict, this is a note, and the run goes on")
+    return _make(ready, progress, on_score, doubts=ready.doubts)
 
 
 def _make(
-    ready: Ready, progress: Progress, on_score: OnScore = ignore_scores, members: Sequence[int] | None = None
+    ready: Ready,
+    progress: Progress,
+    on_score: OnScore = ignore_scores,
+    members: Sequence[int] | None = None,
+    doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
     planned, writing = ready.planned, ready.planned.destination.options
@@ -74,7 +81,7 @@ def _make(
         make_tensors(ready, choice, partial, progress)
         sealed = seal(ready, choice, partial, identity)
         scores = [choice.scores] if choice.scores else score_variants(ready, partial, on_score)
-        whole, reports = make_reports(ready, choice, machine, partial, sealed, started, scores)
+        whole, reports = make_reports(ready, choice, machine, partial, sealed, started, scores, doubts)
         return publish(ready, partial, whole, reports)
 
 

@@ -17,7 +17,7 @@ from monosoup_cli.pipeline.inputs import Inputs, open_inputs
 from monosoup_cli.pipeline.kinship import check_names
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.splitting import split_fused
-from monosoup_cli.pipeline.task import Task
+from monosoup_cli.pipeline.task import Task, drafts_of
 from monosoup_cli.tensors.factors import check_merged
 from monosoup_cli.tensors.method import Method
 from monosoup_cli.tensors.plan import Plan, PlannedTensor, Selection, make_plan
@@ -157,7 +157,7 @@ def _check_kinds(task: Task, inputs: Inputs) -> None:
 
 def scores_whole(task: Task) -> bool:
     """Whether a score command gets whole checkpoints."""
-    return bool(task.order.scores) or (task.chooser is not None and task.chooser.drafts > 0)
+    return bool(task.order.scores) or drafts_of(task) > 0
 
 
 def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Sequence[Device]) -> Planned:

@@ -10,6 +10,7 @@ from monosoup_cli.pipeline.parts import state_of_part
 from monosoup_cli.pipeline.provenance import names_only_in_base, with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.scoring import trials_of
+from monosoup_cli.pipeline.task import drafts_of
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
 from monosoup_cli.tensors.ingredients import product_rank
 from monosoup_cli.tensors.plan import PlannedTensor
@@ -42,7 +43,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             device_memory_bytes=resources.device_bytes,
             trials=trials_of(ready),
             candidates=0 if planned.task.chooser is None else planned.task.chooser.candidates,
-            draft_bytes=ready.drafts * layout.nbytes,
+            draft_bytes=drafts_of(ready.planned.task) * layout.nbytes,
             shared_bytes=_shared_bytes(ready),
             seconds=None if estimate is None else estimate.seconds,
             calibration_seconds=None if estimate is None else estimate.calibration_seconds,

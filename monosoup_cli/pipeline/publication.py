@@ -127,6 +127,7 @@ def make_reports(
     sealed: Sealed,
     started: float,
     scores: Sequence[Mapping[str, float]],
+    doubts: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report of the whole run, and the report of every variant.
 
@@ -138,6 +139,7 @@ def make_reports(
         sealed: The files of each variant's folder.
         started: When the run started, by `time.monotonic`.
         scores: The scores of every variant, by name.
+        doubts: What speaks against the inputs belonging together.
     """
     inputs, method = ready.planned.inputs, ready.planned.method
     sources = with_roles(inputs)
@@ -155,6 +157,7 @@ def make_reports(
         **({"search": choice.search} if choice.search else {}),
         "only_in_base": names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         "notes": notices_of(ready),
+        **({"doubts": list(doubts)} if doubts else {}),
     }
     reports: list[dict[str, Any]] = []
     for number, variant in enumerate(ready.variants):

@@ -20,7 +20,7 @@ NOT_IN_PATHS = r"/:;,'\"`()\n"
 FOLDER = rf"/[^\s{NOT_IN_PATHS}](?:[^{NOT_IN_PATHS}]*[^\s{NOT_IN_PATHS}])?(?=/)"
 OUTSIDE = re.compile(rf"(?<![^\s'\"`(,])(?:~|\.\.(?:/\.\.)*)?(?:{FOLDER})*/[^\s/:;,'\"`)]+/?")
 """A path that is absolute or leads out of a folder, alone or in a sentence. Its folders may have spaces."""
-WITH_PATHS = {"arguments", "inputs", "output", "outputs", "selection", "search", "notes"}
+WITH_PATHS = {"arguments", "inputs", "output", "outputs", "selection", "search", "notes", "doubts"}
 """The parts of a report that name places outside of the output."""
 WITH_NAMES = {"files", "other_files", "side_files", "left_out", "summary"}
 """The parts of those that do not."""

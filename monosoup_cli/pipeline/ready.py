@@ -17,10 +17,11 @@ from monosoup_cli.outputs.push import CardMetadata, screen_metadata
 from monosoup_cli.outputs.side_files import SideFile, side_files
 from monosoup_cli.pipeline.destination import part_of, work_path
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
+from monosoup_cli.pipeline.kinship import doubts_of_inputs, doubts_of_names
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
 from monosoup_cli.pipeline.shares import Share, shares_of
-from monosoup_cli.pipeline.task import true_hints
+from monosoup_cli.pipeline.task import drafts_of, true_hints
 from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 from monosoup_cli.sources.transfer import fetch
@@ -57,12 +58,6 @@ class Ready:
         return self.planned.method.variants()
 
     @property
-    def drafts(self) -> int:
-        """How many checkpoints are written beside the output at a time, to be scored."""
-        chooser = self.planned.task.chooser
-        return 0 if chooser is None else chooser.drafts
-
-    @property
     def nbytes(self) -> int:
         """The size of the output's checkpoint files."""
         return self.share.layout.nbytes * len(self.variants)
@@ -73,6 +68,13 @@ class Ready:
         own = own_metadata(self.form.model)
         is_pushed = self.planned.destination.options.push is not None
         return screen_metadata(own) if own and is_pushed else CardMetadata(own, {})
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """What speaks against base and fine-tuned checkpoints belonging together. Reads a sample of both."""
+        inputs = self.planned.inputs
+        of_names = [] if inputs.parent is None else doubts_of_names(self.plan, inputs.parent.tensors)
+        return [*of_names, *doubts_of_inputs(inputs, self.plan)]
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -91,7 +93,7 @@ class Ready:
             own = [one.name for one in read if one.name in source.tensors]
             downloads += source.select(own if is_part else None)
         files = read_beside(self.form)
-        if self.drafts:  # the program that scores wants whole folders
+        if drafts_of(self.planned.task):  # the program that scores wants whole folders
             files += [file for source in inputs.finetuned for file in side_files(source.files).carried]
             files += side_files(model).carried
         for folder in {id(file.folder): file.folder for file in files}.values():
@@ -117,7 +119,7 @@ class Ready:
         allow_open_files((len(layout.files) + len(folders_of_each)) * len(self.variants))
         is_whole = self.share.part is None
         copied = sum(file.nbytes for file in self.form.side_files.carried) if is_whole else 0
-        nbytes = self.nbytes + self.drafts * layout.nbytes
+        nbytes = self.nbytes + drafts_of(self.planned.task) * layout.nbytes
         check_space(work_path(destination), nbytes + len(self.variants) * copied)
 
 

@@ -112,6 +112,11 @@ class Task:
     chooser: Chooser | None = None
 
 
+def drafts_of(task: Task) -> int:
+    """How many checkpoints are written beside the output at a time, to be scored."""
+    return 0 if task.chooser is None else task.chooser.drafts
+
+
 @contextmanager
 def true_hints(task: Task) -> Iterator[None]:
     """Correct the hint of a NonfiniteError where the output cannot keep a tensor as fine-tuned."""

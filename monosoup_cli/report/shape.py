@@ -131,6 +131,7 @@ REPORT = {
         }
     ],
     "timing": {"seconds": NUMBER, "bytes_read": int, "bytes_written": int},
+    "doubts?": [str],
     "output?": CHECKPOINT,
     "outputs?": [{**CHECKPOINT, "summary": SUMMARY}],
     "summary?": SUMMARY,

@@ -17,6 +17,7 @@ from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
 __all__ = [
+    "AS_LARGE",
     "NOISE",
     "Finding",
     "findings",

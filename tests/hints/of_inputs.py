@@ -455,3 +455,10 @@ def two_adapters(at: Trial) -> None:
         assert at.run(*words).code == 0
     merged = [at.tmp / f"{each.adapter.parent.name}-merged" for each in folders]
     assert "equal in" in at.works("diff", *merged).out  # they are made alike
+
+
+@follows("pipeline/execute.py", "without --strict, this is a note")
+def another_base(at: Trial) -> None:
+    save_file({name: torch.randn(one.shape) for name, one in load_file(at.base).items()}, at.base)
+    at.refused(*at.edit, "--strict")
+    at.loads(*at.edit)

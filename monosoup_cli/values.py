@@ -1,0 +1,86 @@
+"""The values of arguments: lists where Python takes one or several, paths, choices, and sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeAlias, get_args
+
+from monosoup_cli.errors import UsageError
+
+__all__ = ["StrPath", "as_list", "as_paths", "check_choice", "check_one_each", "parse_size", "path_list"]
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+
+def as_list(patterns: str | Sequence[str] | None) -> list[Any]:
+    """One pattern, or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns or ())
+
+
+def path_list(sources: StrPath | Sequence[StrPath]) -> list[str]:
+    """One path, or several, as a list of strings."""
+    return [os.fspath(one) for one in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+
+
+def as_paths(sources: StrPath | Sequence[StrPath], *, at_least: int = 1) -> list[str]:
+    """The fine-tuned checkpoints as strings.
+
+    Raises:
+        UsageError: There are too few, or one is given twice, under whatever spelling of its path.
+    """
+    names = path_list(sources)
+    if len(names) < at_least:
+        raise UsageError("too few fine-tuned checkpoints", expected=f"at least {at_least}", found=len(names))
+    seen: set[str] = set()
+    for name in names:
+        place = os.path.realpath(name) if os.path.lexists(name) else name.removeprefix("hf://")
+        if place in seen:
+            raise UsageError("a fine-tuned checkpoint is given twice", path=name)
+        seen.add(place)
+    return names
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise UsageError for a value that is none of a Literal's."""
+    words = get_args(choices)
+    if value not in words:
+        raise UsageError(f"unknown --{name.replace('_', '-')}", expected=", ".join(words), found=value)
+
+
+def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:
+    """Raise UsageError if there are more or fewer values than checkpoints."""
+    if len(values) != count:
+        raise UsageError(
+            f"{flag} needs one number for each {of}", expected=f"{count} of them", found=len(values)
+        )
+
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}{b}": 1000**power for power, prefix in enumerate("KMGT", start=1) for b in ("", "B")},
+    **{f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+}
+
+
+def parse_size(text: str | int, option: str = "max_shard_size") -> int:
+    """Bytes from "5GB" (10^9), "5GiB" (2^30) or a number.
+
+    Raises:
+        UsageError: The text is not a size.
+    """
+    digits = str(text).strip()
+    number = digits.rstrip("KMGTIBkmgtib ")
+    unit = digits[len(number) :].strip().upper()
+    try:
+        nbytes = int(float(number) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        nbytes = 0
+    if nbytes < 1:
+        raise UsageError(
+            f"--{option.replace('_', '-')} is not a size",
+            expected="a number and a unit, such as 5GB",
+            found=repr(text),
+        )
+    return nbytes
