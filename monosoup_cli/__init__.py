@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from monosoup_cli.api.finish import finish as finish
     from monosoup_cli.api.info import info as info
     from monosoup_cli.api.inspect_spectrum import inspect_spectrum as inspect_spectrum
+    from monosoup_cli.api.reports import compare as compare
+    from monosoup_cli.api.reports import read_report as read_report
     from monosoup_cli.api.scores import scores as scores
     from monosoup_cli.api.search import search as search
     from monosoup_cli.api.sfgs import sfgs as sfgs

@@ -11,8 +11,8 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.ready import Ready
     from monosoup_cli.pipeline.task import Chooser, OnScore, Task
 
-__all__ = ["Command", "Request", "check_keywords", "command", "document", "execute_by_engine", "publish"]
+__all__ = [
+    "Command",
+    "Request",
+    "check_keywords",
+    "command",
+    "document",
+    "execute_by_engine",
+    "publish",
+    "renamed_options",
+]
 
 P = ParamSpec("P")
 Asked: TypeAlias = "Order | AdapterOrder | Request"
@@ -101,10 +110,12 @@ class WritingCommand(Command[P, "Planned"], Protocol[P]):
 
     Attributes:
         task: Takes the same arguments, and returns what they ask for; nothing is opened.
+        plan: Takes the same arguments, and returns what a dry run prints as JSON; nothing is written.
         group: Where the shell's help lists it.
     """
 
     task: Callable[P, Task]
+    plan: Callable[P, dict[str, Any]]
     group: Group
 
 
@@ -168,8 +179,35 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
         return report
 
     made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned"))
-    made.task = task
+    made.task, made.plan = task, _plan(order, made)
     return made
+
+
+def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[P, dict[str, Any]]:
+    """The function that returns the plan of a command."""
+
+    def plan(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        from monosoup_cli.api.plan import plan_of
+        from monosoup_cli.pipeline.engine import ignore
+
+        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        with renamed_options(made.declared), made.prepare(*args, **kwargs) as planned:
+            return plan_of(planned, progress)
+
+    signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
+    document(plan, declaration, made.declared, signature, returns="What `--dry-run --format json` prints.")
+    plan.__name__ = plan.__qualname__ = f"plan_{declaration.__name__}"
+    return plan
+
+
+@contextmanager
+def renamed_options(declared: Mapping[str, DeclaredOption]) -> Iterator[None]:
+    """Have errors name keywords in the place of the shell's options."""
+    try:
+        yield
+    except MonosoupError as error:
+        error.rename_options({one.flag: one.name for one in declared.values()})
+        raise
 
 
 def execute_by_engine(ready: Ready, progress: Progress, on_score: OnScore) -> dict[str, Any]:
@@ -215,12 +253,8 @@ def publish(
         from monosoup_cli.pipeline.engine import ignore
 
         progress: Any = kwargs.get(PROGRESS.name) or ignore
-        try:
-            with prepared(*args, **kwargs) as opened:
-                return run(opened, progress)
-        except MonosoupError as error:
-            error.rename_options({one.flag: one.name for one in declared.values()})
-            raise
+        with renamed_options(declared), prepared(*args, **kwargs) as opened:
+            return run(opened, progress)
 
     document(
         public,

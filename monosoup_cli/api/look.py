@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
-from monosoup_cli.api.command import check_keywords, document
-from monosoup_cli.errors import MonosoupError
+from monosoup_cli.api.command import check_keywords, document, renamed_options
 from monosoup_cli.options import DeclaredOption, declared_in
 from monosoup_cli.report.sheet import Sheet
 
@@ -90,13 +89,9 @@ def look(
             from monosoup_cli.sources.transfer import fetch
 
             check_keywords(declaration.__name__, kwargs, signature)
-            try:
-                with opened(*args, **kwargs) as found:
-                    fetch(found.downloads)
-                    return found.run(lambda nbytes: None)
-            except MonosoupError as error:
-                error.rename_options({one.flag: one.name for one in declared.values()})
-                raise
+            with renamed_options(declared), opened(*args, **kwargs) as found:
+                fetch(found.downloads)
+                return found.run(lambda nbytes: None)
 
         document(public, declaration, declared, signature, returns=returns)
         made = cast("LookingCommand[P]", public)
