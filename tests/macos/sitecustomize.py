@@ -49,4 +49,7 @@ if os.environ.get("MONOSOUP_SYSTEM") == "macos":
             delattr(os, name)
     fcntl.F_FULLFSYNC, fcntl.fcntl = F_FULLFSYNC, commanded
     sys.addaudithook(refuse)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (FEW if soft in (-1, resource.RLIM_INFINITY) else min(soft, FEW), hard)
+    )
