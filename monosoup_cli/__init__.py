@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from monosoup_cli.api.finish import finish as finish
     from monosoup_cli.api.info import info as info
     from monosoup_cli.api.inspect_spectrum import inspect_spectrum as inspect_spectrum
+    from monosoup_cli.api.recipe import run as run
     from monosoup_cli.api.reports import compare as compare
     from monosoup_cli.api.reports import read_report as read_report
     from monosoup_cli.api.scores import scores as scores
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     extract: WritingCommand[...]
 
 
-def _functions() -> Mapping[str, Callable[..., dict[str, Any]]]:
+def _functions() -> Mapping[str, Callable[..., Any]]:
     if os.name == "nt":
         raise ImportError(ON_WINDOWS)
     from monosoup_cli.api.functions import FUNCTIONS

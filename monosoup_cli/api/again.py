@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Watch = Callable[[Sequence[PlannedTensor]], AbstractContextManager[Progress]]
     """Gets the tensors of a run, and watches its progress."""
 
-__all__ = ["made_again", "other_bytes", "other_environment", "recorded_call"]
+__all__ = ["made_again", "other_bytes", "other_environment", "recorded_call", "recorded_step"]
 
 SCRATCH = ".monosoup-verify-"
 """How the names of the folders begin in which outputs are made again."""
@@ -45,6 +45,7 @@ ELSEWHERE: Mapping[str, Any] = {
     "part": None,
     "engine": "threads",
     "insecure_cluster": False,
+    "strict": False,
 }
 """The options of the run that the bytes do not depend on."""
 
@@ -92,6 +93,31 @@ def made_again(opened: Output, output: str, watch: Watch | None = None) -> dict[
 
 
 def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[str, Any]:
+    beside = Path(output).resolve().parent
+    is_writable = os.path.lexists(output) and os.access(beside, os.W_OK)
+    with _scratch(beside if is_writable else Path(tempfile.gettempdir())) as folder:
+        name = Path(str(report["arguments"].get("output"))).name
+        place = folder / (name if is_plain_name(name) else "out")
+        _, arguments, opened = recorded_step(report, str(place))
+        with opened(arguments) as planned:
+            is_recorded = isinstance(planned.task.chooser, _AsRecorded)
+            return _run(planned, watch, passes=2 if planned.task.chooser and not is_recorded else 1)
+
+
+Opened = Callable[[Mapping[str, Any]], AbstractContextManager["Planned"]]
+"""Opens the inputs of a recorded call, whose arguments it gets."""
+
+
+def recorded_step(
+    report: Mapping[str, Any], output: str
+) -> tuple[WritingCommand[...], dict[str, Any], Opened]:
+    """The call of a report with another output: the command, the arguments, and what opens the inputs.
+
+    A greedy soup takes the members that the report names. No program of the report is run.
+
+    Raises:
+        ReportError: The command cannot be run again.
+    """
     arguments = {**report["arguments"], **ELSEWHERE}
     is_greedy = bool(arguments.get("greedy"))
     if is_greedy:
@@ -102,16 +128,15 @@ def _make(report: Mapping[str, Any], output: str, watch: Watch | None) -> dict[s
     command, arguments = recorded_call(report["command"], arguments, commits)
     if "," in str(arguments.get("device")):
         arguments["device"] = "auto"
-    beside = Path(output).resolve().parent
-    is_writable = os.path.lexists(output) and os.access(beside, os.W_OK)
-    with _scratch(beside if is_writable else Path(tempfile.gettempdir())) as folder:
-        name = Path(str(arguments.get("output"))).name
-        arguments["output"] = str(folder / (name if is_plain_name(name) else "out"))
+    chooser = _AsRecorded(_members(report)) if is_greedy else None
+
+    @contextmanager
+    def opened(arguments: Mapping[str, Any]) -> Iterator[Planned]:
         with command.prepare(**arguments) as planned:
-            if is_greedy:
-                chooser = _AsRecorded(_members(report))
-                planned = replace(planned, task=replace(planned.task, chooser=chooser))
-            return _run(planned, watch, passes=2 if planned.task.chooser and not is_greedy else 1)
+            is_kept = chooser is None
+            yield planned if is_kept else replace(planned, task=replace(planned.task, chooser=chooser))
+
+    return command, {**arguments, "output": output}, opened
 
 
 def recorded_call(

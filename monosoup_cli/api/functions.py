@@ -9,18 +9,19 @@ from monosoup_cli.api.cka import cka
 from monosoup_cli.api.commands import COMMANDS, LOOKS
 from monosoup_cli.api.finish import finish
 from monosoup_cli.api.inspect_spectrum import inspect_spectrum
+from monosoup_cli.api.recipe import run
 from monosoup_cli.api.reports import compare, read_report
 from monosoup_cli.api.scores import scores
 from monosoup_cli.api.verify import verify
 
 __all__ = ["FUNCTIONS"]
 
-FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **LOOKS,
     **COMMANDS,
     **{
         function.__name__: function
-        for function in (cka, compare, finish, inspect_spectrum, read_report, scores, verify)
+        for function in (cka, compare, finish, inspect_spectrum, read_report, run, scores, verify)
     },
 }
 """By name."""

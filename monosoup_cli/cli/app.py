@@ -23,6 +23,7 @@ from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.looking import LOOKING
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
+from monosoup_cli.cli.run import run
 from monosoup_cli.cli.scores import scores
 from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
@@ -38,7 +39,8 @@ GROUPS: Mapping[str, Sequence[Callable[..., None]]] = {
         group: [WRITING[name] for name, one in WRITTEN.items() if one.group == group]
         for group in get_args(Group)
     },
-    "Check": (scores, report, compare, verify, finish),
+    "Repeat": (run, finish),
+    "Check": (scores, report, compare, verify),
 }
 """The commands by what people want, in the order of the help."""
 COMMANDS = [one for some in GROUPS.values() for one in some]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.task import OnScore
     from monosoup_cli.report.preview import Preview
 
-__all__ = ["WRITING", "import_torch", "push", "shell_command", "show_report"]
+__all__ = ["WRITING", "import_torch", "push", "run_planned", "shell_command", "show_report"]
 
 M_MMAP_THRESHOLD = -3
 """The number of the option in glibc's malloc.h."""
@@ -60,12 +60,14 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             if "watch" in inspect.signature(command).parameters:
                 arguments["watch"] = of_soup(show)
             with command.prepare(**arguments) as planned:
-                _run(planned, console, of_scores(show), is_dry=dry_run, as_json=format == "json")
+                run_planned(planned, console, of_scores(show), is_dry=dry_run, as_json=format == "json")
 
     return add_options(run, command.__name__, shell_help(command), command.declared)
 
 
-def _run(planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool) -> None:
+def run_planned(
+    planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool
+) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
     from monosoup_cli.outputs.workplace import partial_path, parts_path
     from monosoup_cli.pipeline.notices import notices_of

@@ -1,0 +1,228 @@
+"""`run`: the steps of a recipe, the command of a report, or a configuration of mergekit."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
+from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, some
+from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
+
+if TYPE_CHECKING:
+    from monosoup_cli.api.command import WritingCommand
+    from monosoup_cli.pipeline.planned import Planned
+
+__all__ = ["OF_THE_RUN", "Step", "read_steps", "run"]
+
+MAX_BYTES = 100_000_000
+OF_THE_RUN = {**declared_in(ComputeOptions), **declared_in(OutputOptions)}
+"""The options that say how steps run, and not what they compute. A recipe has none of them."""
+COMMANDS_OF_SHELLS = ("score", "score_command")
+PLACES = ("base", "finetuned", "onto", "output")
+"""The inputs and the output, which a step has where its command has them."""
+OF_LAST = ("report", "push", "public")
+"""The options that are for the last step alone."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call of a command.
+
+    Attributes:
+        command: The command.
+        arguments: Its arguments, without those of the run.
+        prepare: Takes options of the run, and opens the inputs.
+    """
+
+    command: WritingCommand[...]
+    arguments: Mapping[str, Any]
+    prepare: Callable[..., Planned]
+
+    @property
+    def output(self) -> str:
+        """Where its output goes."""
+        return str(self.arguments["output"])
+
+    def is_done(self) -> bool:
+        """Whether its output is there, made by the same call."""
+        from monosoup_cli.report.files import read_report
+
+        try:
+            report = read_report(Path(self.output))
+        except (MonosoupError, OSError):
+            return False
+        made = report["arguments"]
+        wanted = json.loads(json.dumps(dict(self.arguments), default=os.fspath))
+        own = {name: value for name, value in wanted.items() if name in made}
+        is_same = all(made[name] == value or made[name] == [value] for name, value in own.items())
+        return report["command"] == self.command.__name__ and is_same
+
+
+def run(recipe: StrPath, *, output: StrPath | None = None, **options: Any) -> list[dict[str, Any]]:
+    """Run the steps of a recipe, one after the other; or the command of a report again.
+
+    Args:
+        recipe: A recipe, a configuration of mergekit (both YAML), a report, or the output that has one.
+        output: Where the output of the last step goes; None for where the recipe says.
+        **options: How it runs: `device`, `workers`, `overwrite`, `resume`, `strict`, and for the last step
+            `report`, `push` and `public`. With `resume`, steps whose outputs are complete are not run again.
+
+    Returns:
+        The report of every step that ran.
+
+    Raises:
+        monosoup_cli.errors.MonosoupError: The recipe cannot be read, or a step fails.
+    """
+    from monosoup_cli.api.command import execute_by_engine
+    from monosoup_cli.pipeline.engine import ignore
+    from monosoup_cli.pipeline.ready import make_ready
+    from monosoup_cli.pipeline.scoring import ignore_scores
+
+    reports = []
+    for step, own in waiting(read_steps(recipe, output), options):
+        with step.prepare(**own) as planned:
+            reports.append(execute_by_engine(make_ready(planned), ignore, ignore_scores))
+            if planned.destination.options.push is not None:
+                planned.destination.push(planned.task.call)
+    return reports
+
+
+def waiting(
+    steps: Sequence[Step], options: Mapping[str, Any], note: Callable[[str], object] = lambda text: None
+) -> Iterator[tuple[Step, dict[str, Any]]]:
+    """The steps that have to run, each with its options of the run.
+
+    Args:
+        steps: All of them.
+        options: What the user said of the run.
+        note: Is told of the steps that are done.
+    """
+    for name in options:
+        if name not in OF_THE_RUN:
+            raise TypeError(f"run() got an unexpected keyword argument {name!r}")
+    for number, step in enumerate(steps, start=1):
+        own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}
+        if own.get("resume") and step.is_done():
+            note(f"{step.output} is complete, so {step.command.__name__} is not run again")
+            continue
+        if own.get("resume") and not os.path.lexists(f"{step.output}.partial"):
+            own["resume"] = False  # nothing of it is there yet
+        yield step, own
+
+
+def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
+    """The steps of a recipe, a configuration of mergekit, or a report.
+
+    Raises:
+        MonosoupError: It is none of them, or asks for what a recipe may not.
+    """
+    path = Path(recipe)
+    if path.is_dir() or path.suffix in (".json", ".safetensors"):
+        return [_of_report(path, output)]
+    content = _yaml(path)
+    try:
+        if is_mergekit(content):
+            if output is None:
+                raise UsageError(
+                    "mergekit's configurations do not say where the output goes", hint="add -o OUT"
+                )
+            return [_step({**step_of_mergekit(content), "output": output})]
+        found = content.get("steps", [content])
+        if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
+            raise UsageError("steps must be a list, each with command, its inputs, output and options")
+        if "steps" in content:
+            _refuse(content, {"steps"})
+        if output is not None:
+            found = [*found[:-1], {**found[-1], "output": output}]
+        return [_step(one) for one in found]
+    except UsageError as error:
+        error.path = error.path or str(path)
+        raise
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError("too large for a recipe", path=path)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+        raise UsageError("is no YAML", path=path) from None
+    if not isinstance(content, dict):
+        raise UsageError("is no recipe", path=path, expected="command or steps; or merge_method, of mergekit")
+    return content
+
+
+def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
+    others = [crop(str(key)) for key in given if key not in known]
+    if others:
+        raise UsageError(f"a recipe has no {some(others, 4)}", expected=", ".join(sorted(known)))
+
+
+def _step(content: Mapping[str, Any]) -> Step:
+    """A step of a recipe, whose keys are a command's keywords."""
+    from monosoup_cli.api.commands import COMMANDS
+
+    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
+    name = arguments.pop("command", None)
+    if not isinstance(name, str) or name not in COMMANDS:
+        raise UsageError("unknown command", expected=", ".join(COMMANDS), found=crop(repr(name)))
+    command = COMMANDS[name]
+    named = [one for one in COMMANDS_OF_SHELLS if arguments.get(one)]
+    if named:
+        raise UsageError(
+            f"a recipe runs no programs: {some(named, 4)}", hint=f"choose with `monosoup {name}` in a shell"
+        )
+    _refuse(arguments, set(command.declared) - OF_THE_RUN.keys())
+    for key, value in arguments.items():
+        if not _accepts(command.declared[key], value):
+            raise UsageError(f"{key} cannot be {crop(repr(value))}")
+    missing = [
+        one.name
+        for one in command.declared.values()
+        if one.default is inspect.Parameter.empty and one.name not in arguments
+    ]
+    if missing:
+        raise UsageError(f"{name} needs {some(missing, 4)}")
+    return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
+
+
+def _accepts(declared: DeclaredOption, value: Any) -> bool:
+    """Whether an option takes a value of YAML: a path or several, or what it takes in a report."""
+    if declared.name not in PLACES:
+        return declared.accepts(value)
+    several = value if declared.option.shell == list[str] and isinstance(value, list) else [value]
+    return all(isinstance(one, (str, os.PathLike)) for one in several)
+
+
+def _of_report(path: Path, output: StrPath | None) -> Step:
+    """The command of a report, with the inputs as they were: ids at their commits, the members of a soup."""
+    from monosoup_cli.api.again import recorded_step
+    from monosoup_cli.report.files import read_report
+
+    report = read_report(path)
+    if output is None:
+        raise UsageError("a report's own output is there", path=path, hint="add -o NEW")
+    try:
+        command, arguments, opened = recorded_step(report, os.fspath(output))
+    except (ReportError, UsageError) as error:
+        error.path = error.path or str(path)
+        raise
+    kept = {name: value for name, value in arguments.items() if name not in OF_THE_RUN}
+
+    @contextmanager
+    def prepare(**own: Any) -> Iterator[Planned]:
+        with opened({**kept, **own}) as planned:
+            yield planned
+
+    return Step(command, kept, prepare)  # type: ignore[arg-type]

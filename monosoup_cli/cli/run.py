@@ -1,0 +1,59 @@
+"""`monosoup run`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from monosoup_cli.api.recipe import OF_THE_RUN, read_steps, waiting
+from monosoup_cli.cli.console import Console
+from monosoup_cli.cli.options import NoProgress, Quiet, add_options
+from monosoup_cli.cli.trials import of_scores
+from monosoup_cli.cli.writing import run_planned
+
+__all__ = ["run"]
+
+TEXT = """Run a recipe, or the command of a report again.
+
+A recipe is a YAML file with a command, or with steps whose outputs are inputs of later ones. mergekit's
+configurations are read, too (linear, task_arithmetic, model_stock). A report gives the same bytes again,
+from the same inputs. Scores and other programs are not run.
+
+Example: monosoup run recipe.yaml
+"""
+
+
+def _run(
+    arguments: dict[str, Any],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe, a configuration of mergekit, a report, or the output that has one.",
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Where the output of the last step goes."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan of the first step that is not done.")
+    ] = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    console = Console(quiet=quiet, live=not no_progress)
+    steps = read_steps(recipe, output)
+    given = {name: value for name, value in arguments.items() if value != OF_THE_RUN[name].default}
+    for step, own in waiting(steps, given, lambda text: console.note(f"note: {text}")):
+        if len(steps) > 1:
+            console.note(f"{step.command.__name__} → {step.output}")
+        with console.growing_table() as show, step.prepare(**own) as planned:
+            run_planned(planned, console, of_scores(show), is_dry=dry_run, as_json=False)
+        if dry_run:
+            return
+
+
+run = add_options(_run, "run", TEXT, {name: one for name, one in OF_THE_RUN.items() if name != "part"})
+"""The shell command."""

@@ -1,0 +1,227 @@
+"""`run`: recipes, reports and mergekit's configurations: the bytes of the commands that they stand for."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import monosoup_cli
+from monosoup_cli.errors import UsageError
+from tests.peft_adapters import make
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a base and three fine-tunes, in which relative paths lead to them."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"attn.weight": (24, 16), "mlp.weight": (16, 40), "norm.weight": (16,)}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(base, "base.safetensors")
+    for number in (1, 2, 3):
+        tuned = {name: one + 0.1 * torch.randn(one.shape, generator=generator) for name, one in base.items()}
+        save_file(tuned, f"ft{number}.safetensors")
+    return tmp_path
+
+
+def recipe(content, path="recipe.yaml"):
+    with open(path, "w") as file:
+        yaml.safe_dump(content, file, sort_keys=False)
+    return path
+
+
+def weights(path):
+    return load_file(f"{path}/model.safetensors")
+
+
+def same(one, two):
+    one, two = weights(one), weights(two)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+STEPS = {
+    "steps": [
+        {"command": "soup", "finetuned": ["ft1.safetensors", "ft2.safetensors"], "output": "soup"},
+        {"command": "edit", "base": "base.safetensors", "finetuned": "soup", "output": "out", "energy": 0.8},
+    ]
+}
+
+
+def test_steps_are_the_commands_one_after_the_other(here, run):
+    assert run("run", recipe(STEPS)).code == 0
+    assert run("soup", "ft1.safetensors", "ft2.safetensors", "-o", "soup2").code == 0
+    assert run("edit", "base.safetensors", "soup2", "-o", "out2", "--energy", "0.8").code == 0
+    assert same("soup", "soup2")
+    assert same("out", "out2")
+    reports = monosoup_cli.run(recipe(STEPS), output="elsewhere", overwrite=True)
+    assert [report["command"] for report in reports] == ["soup", "edit"]
+    assert same("elsewhere", "out")
+
+
+def test_what_is_done_is_not_done_again(here, run):
+    assert run("run", recipe(STEPS)).code == 0
+    refused = run("run", recipe(STEPS))
+    assert (refused.code, "already exists" in refused.err) == (1, True)
+    again = run("run", recipe(STEPS), "--resume")
+    assert (again.code, again.err.count("is complete")) == (0, 2)
+    assert monosoup_cli.run(recipe(STEPS), resume=True) == []
+    other = {"steps": [STEPS["steps"][0], {**STEPS["steps"][1], "output": "other", "energy": 0.5}]}
+    again = run("run", recipe(other), "--resume")
+    assert (again.code, again.err.count("is complete")) == (0, 1)
+    assert not same("other", "out")
+    changed = {"steps": [{**STEPS["steps"][0], "weights": [3, 1]}, STEPS["steps"][1]]}
+    assert run("run", recipe(changed), "--resume").code == 1  # the soup is another one
+
+
+def test_one_command_and_its_options(here, run):
+    content = {"command": "wise", "base": "base.safetensors", "finetuned": "ft1.safetensors", "output": "out"}
+    assert run("run", recipe({**content, "alpha": [0.3, 0.5], "dtype": "bfloat16"}), "-q").code == 0
+    assert sorted(path.name for path in (here / "out").glob("alpha*")) == ["alpha-0.3", "alpha-0.5"]
+    dry = run("run", recipe({**content, "alpha": 0.3, "output": "dry"}), "--dry-run")
+    assert (dry.code, (here / "dry").exists()) == (0, False)
+
+
+AGAIN = {
+    "edit": ("edit", "base.safetensors", "ft1.safetensors", "--energy", "0.7"),
+    "edit, swept": ("edit", "base.safetensors", "ft1.safetensors", "--wise", "0.5,1"),
+    "stock": ("stock", "base.safetensors", "ft1.safetensors", "ft2.safetensors"),
+    "soup": ("soup", "ft1.safetensors", "ft2.safetensors", "--weights", "2,1"),
+    "greedy": (
+        "soup",
+        "ft1.safetensors",
+        "ft2.safetensors",
+        "--greedy",
+        "--score-command",
+        "sh -c 'echo 1' {}",
+    ),
+    "sfgs": ("sfgs", "base.safetensors", "ft1.safetensors", "ft2.safetensors", "--threshold", "0.1"),
+    "wise": ("wise", "base.safetensors", "ft1.safetensors", "--alpha", "0.5"),
+    "transplant": ("transplant", "base.safetensors", "ft1.safetensors", "ft2.safetensors"),
+    "extract": ("extract", "base.safetensors", "ft1.safetensors", "--rank", "2"),
+    "a file": ("wise", "base.safetensors", "ft1.safetensors", "--alpha", "0.5"),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_report_runs_again_to_the_same_bytes(here, run, name):
+    out, again = ("out.safetensors", "again.safetensors") if name == "a file" else ("out", "again")
+    assert run(*AGAIN[name], "-o", out).code == 0
+    source = "out.report.json" if name == "a file" else out
+    result = run("run", source, "-o", again)
+    assert result.code == 0, result.err
+    files = [here / out] if name == "a file" else sorted((here / out).rglob("*.safetensors"))
+    assert files
+    for file in files:
+        other = here / again / file.relative_to(here / out) if name != "a file" else here / again
+        assert file.read_bytes() == other.read_bytes()
+
+
+def test_a_merge_runs_again(tmp_path, run):
+    folders = make("linear", tmp_path)
+    assert run("merge", *folders, "-o", tmp_path / "out").code == 0
+    assert run("run", tmp_path / "out", "-o", tmp_path / "again").code == 0
+    assert same(tmp_path / "out", tmp_path / "again")
+
+
+# -- mergekit --------------------------------------------------------------------------------------
+
+
+def config(method, count=2, weight=(0.6, 0.3), **more):
+    models = [
+        {"model": f"ft{n + 1}.safetensors", **({"parameters": {"weight": weight[n]}} if weight else {})}
+        for n in range(count)
+    ]
+    return {"merge_method": method, "models": models, "dtype": "float32", **more}
+
+
+def test_linear_is_a_weighted_mean(here, run):
+    assert run("run", recipe(config("linear")), "-o", "out").code == 0
+    one, two = (load_file(f"ft{n}.safetensors") for n in (1, 2))
+    for name, found in weights("out").items():
+        expected = (0.6 * one[name].double() + 0.3 * two[name].double()) / 0.9
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+    exact = config("linear", weight=(0.7, 0.3), parameters={"normalize": False})
+    assert run("run", recipe(exact), "-o", "exact").code == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "factor"), [({}, 1), ({"lambda": 0.5}, 0.5), ({"normalize": True}, 1 / 0.9)]
+)
+def test_task_arithmetic_adds_updates(here, run, parameters, factor):
+    content = config("task_arithmetic", base_model="base.safetensors", parameters=parameters)
+    assert run("run", recipe(content), "-o", "out").code == 0
+    base, one, two = (load_file(f"{name}.safetensors") for name in ("base", "ft1", "ft2"))
+    for name, found in weights("out").items():
+        start = base[name].double()
+        update = 0.6 * (one[name].double() - start) + 0.3 * (two[name].double() - start)
+        torch.testing.assert_close(found.double(), start + factor * update, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_model_stock_is_that_of_the_command(here, run, filter_wise):
+    parameters = {"filter_wise": filter_wise}
+    content = config("model_stock", 3, None, base_model="base.safetensors", parameters=parameters)
+    content["models"].append({"model": "base.safetensors"})  # mergekit lets the base be among them
+    assert run("run", recipe(content), "-o", "out").code == 0
+    sources = [f"ft{n}.safetensors" for n in (1, 2, 3)]
+    granularity = "filter" if filter_wise else "tensor"
+    assert run("stock", "base.safetensors", *sources, "-o", "two", "--granularity", granularity).code == 0
+    assert same("out", "two")
+
+
+REFUSED = {
+    "ties": (config("ties"), "merge_method 'ties' is mergekit's alone"),
+    "slices": ({"merge_method": "linear", "slices": []}, "does not do: slices"),
+    "a gradient": (config("linear", 1, ([0.1, 0.9],)), "weight must be a number"),
+    "density": (config("linear", parameters={"density": 0.5}), "does not do: density"),
+    "no sum": (config("linear", parameters={"normalize": False}), "needs weights that sum to 1"),
+    "no base": (config("model_stock"), "needs base_model"),
+    "no models": ({"merge_method": "linear"}, "needs models"),
+    "int8": ({**config("linear"), "dtype": "int8"}, "unknown dtype"),
+    "tokenizer": ({**config("linear"), "tokenizer_source": "union"}, "does not do: tokenizer_source"),
+    "a command of another name": ({"command": "bake"}, "unknown command: expected edit"),
+    "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "a recipe has no alpha"),
+    "an option of the run": ({**STEPS["steps"][0], "workers": 3}, "a recipe has no workers"),
+    "a program": (
+        {**STEPS["steps"][0], "greedy": True, "score_command": "rm x"},
+        "a recipe runs no programs",
+    ),
+    "a wrong value": ({**STEPS["steps"][1], "energy": {"a": 1}}, "energy cannot be"),
+    "a path that is none": ({**STEPS["steps"][1], "base": 3}, "base cannot be 3"),
+    "no output": ({"command": "soup", "finetuned": ["ft1.safetensors"]}, "soup needs output"),
+    "keys beside steps": ({**STEPS, "base": "x"}, "a recipe has no base"),
+    "no steps": ({"steps": []}, "steps must be a list"),
+    "a list": ([1], "is no recipe"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_recipe_may_not(here, run, name):
+    content, words = REFUSED[name]
+    before = sorted(here.rglob("*"))
+    options = ("-o", "out") if isinstance(content, dict) and "merge_method" in content else ()
+    result = run("run", recipe(content), *options)
+    assert (result.code, result.err.count("\n"), words in result.err) == (2, 1, True), result.err
+    assert sorted(here.rglob("*")) == sorted([*before, here / "recipe.yaml"])
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.mkdir [evil]", "a: [", "\x00", "a: &a [*a]", "- " * 100_000], ids=repr
+)
+def test_hostile_yaml_is_refused_in_a_line(here, run, text):
+    (here / "recipe.yaml").write_text(text)
+    result = run("run", "recipe.yaml")
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    assert not (here / "evil").exists()
+
+
+def test_from_python(here):
+    with pytest.raises(UsageError, match="do not say where the output goes"):
+        monosoup_cli.run(recipe(config("linear")))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'energy'"):
+        monosoup_cli.run(recipe(STEPS), energy=1)
+    report = monosoup_cli.run(recipe(config("linear")), output="out", device="cpu")[0]
+    assert report["command"] == "soup"
+    assert json.loads((here / "out" / "monosoup_report.json").read_text())["command"] == "soup"

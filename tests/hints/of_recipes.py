@@ -1,0 +1,68 @@
+"""What hints on recipes lead to."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import yaml
+
+from tests.hints.table import Trial, follows
+
+
+def written(at: Trial, content: dict[str, Any]) -> str:
+    path = at.tmp / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@follows("api/recipe.py", "do not say where the output goes; add -o OUT")
+def mergekit_without_output(at: Trial) -> None:
+    path = written(
+        at, {"merge_method": "linear", "models": [{"model": str(one)} for one in (at.base, at.finetuned)]}
+    )
+    at.refused("run", path)
+    assert "-o OUT" in at.hint
+    at.loads("run", path, "-o", at.out)
+
+
+@follows("api/recipe.py", "a report's own output is there; add -o NEW")
+def a_report_without_output(at: Trial) -> None:
+    assert at.run(*at.edit).code == 0
+    at.refused("run", at.out)
+    assert "-o NEW" in at.hint
+    at.loads("run", at.out, "-o", at.tmp / "new", output=at.tmp / "new")
+
+
+@follows("api/recipe.py", "a recipe runs no programs")
+def a_program(at: Trial) -> None:
+    content = {"command": "soup", "finetuned": [str(at.finetuned), str(at.base)], "output": str(at.out)}
+    score = "sh -c 'echo 1' {}"
+    at.refused("run", written(at, {**content, "greedy": True, "score_command": score}))
+    command = shlex.split(at.hint.split("`")[1])
+    assert command == ["monosoup", "soup"]
+    at.loads("soup", at.finetuned, at.base, "--greedy", "--score-command", score, "-o", at.out)
+
+
+@follows(
+    "api/mergekit.py",
+    "merge_method … is mergekit's alone",
+    "has what monosoup does not do",
+    "must be a number, the same for all tensors",
+    "needs weights that sum to 1",
+)
+def what_mergekit_alone_does(at: Trial) -> None:
+    """Its result is an input; or the configuration without what is not here."""
+    models = [{"model": str(one), "parameters": {"weight": 0.4}} for one in (at.base, at.finetuned)]
+    plain: dict[str, Any] = {"merge_method": "linear", "models": models}
+    problem = at.site.problem
+    if "alone" in problem:
+        content = {**plain, "merge_method": "slerp"}
+    elif "does not do" in problem:
+        content = {**plain, "tokenizer_source": "union"}
+    elif "number" in problem:
+        content = {**plain, "models": [{**models[0], "parameters": {"weight": [0.1, 0.9]}}, models[1]]}
+    else:
+        content = {**plain, "parameters": {"normalize": False}}
+    at.refused("run", written(at, content), "-o", at.out)
+    at.loads("run", written(at, plain), "-o", at.out)
