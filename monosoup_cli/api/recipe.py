@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OF_THE_RUN", "Step", "read_steps", "run"]
 
-MAX_BYTES = 100_000_000
+MAX_BYTES = 1_000_000
 OF_THE_RUN = {**declared_in(ComputeOptions), **declared_in(OutputOptions)}
 """The options that say how steps run, and not what they compute. A recipe has none of them."""
 COMMANDS_OF_SHELLS = ("score", "score_command")
@@ -148,12 +148,19 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
+    """The content of a file, in which nothing is an alias: a few of them can stand for any amount."""
     import yaml  # type: ignore[import-untyped]
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise UsageError("has an alias (*name), which recipes do not have", path=path)
+            return super().compose_node(parent, index)
 
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError("too large for a recipe", path=path)
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):

@@ -207,9 +207,19 @@ def test_what_a_recipe_may_not(here, run, name):
     assert sorted(here.rglob("*")) == sorted([*before, here / "recipe.yaml"])
 
 
-@pytest.mark.parametrize(
-    "text", ["!!python/object/apply:os.mkdir [evil]", "a: [", "\x00", "a: &a [*a]", "- " * 100_000], ids=repr
-)
+HOSTILE = {
+    "code": "!!python/object/apply:os.mkdir [evil]",
+    "no end": "a: [",
+    "a control character": "\x00",
+    "itself": "a: &a [*a]",
+    "doubled and doubled": "a0: &a0 [x]\n"
+    + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
+    "nested": "- " * 100_000,
+    "long": "x" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_yaml_is_refused_in_a_line(here, run, text):
     (here / "recipe.yaml").write_text(text)
     result = run("run", "recipe.yaml")
