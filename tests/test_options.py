@@ -8,12 +8,13 @@ import typer
 
 from monosoup_cli import keywords as keywords_of
 from monosoup_cli import options
-from monosoup_cli.api.commands import COMMANDS, inspect_spectrum
+from monosoup_cli.api.commands import COMMANDS, LOOKS
+from monosoup_cli.api.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.app import app
 from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in
 
 GROUPS = [options.SelectionOptions, options.StorageOptions, options.ComputeOptions, options.OutputOptions]
-TALK = {"dry_run", "format", "quiet", "no_progress", "help"}
+TALK = {"dry_run", "format", "quiet", "no_progress", "help", "exit_zero"}
 VIEW = {"group", "sort", "reverse", "top", "html", "plot"}
 
 
@@ -30,7 +31,10 @@ def test_the_keywords_of_a_command_are_those_of_the_groups_and_the_progress():
     assert options.RunOptions.declared().keys() <= keywords.keys()
 
 
-@pytest.mark.parametrize("function", [*COMMANDS.values(), inspect_spectrum], ids=lambda one: one.__name__)
+FUNCTIONS = [*COMMANDS.values(), *LOOKS.values(), inspect_spectrum]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda one: one.__name__)
 def test_the_shell_and_python_have_the_same_options(function):
     """With the same defaults; the shell adds only how it talks and what it shows."""
     group = typer.main.get_command(app)

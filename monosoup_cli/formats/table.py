@@ -26,7 +26,8 @@ STEMS = {suffix: stems for one in FORMATS for suffix, stems in one.stems.items()
 
 def is_standard(name: str) -> bool:
     """Whether a file is weights of a model by its name, and not some pickle that a run left."""
-    return name.endswith(WEIGHTS[0]) or name.startswith(tuple(STEMS[".bin"]))
+    is_named = name.startswith(tuple(STEMS[".bin"])) and name.endswith((*WEIGHTS, ".index.json"))
+    return is_named or name.endswith(WEIGHTS[0])
 
 
 def open_shard(name: str, file: CheckpointFile, state_dict: str | None = None) -> Shard:
