@@ -342,7 +342,7 @@ class OutputOptions:
         bool,
         Option(
             "Stop, before anything is written, if it looks as if BASE and FINETUNED do not belong together."
-            " Otherwise a note says so, and the report has it as a doubt.",
+            " Otherwise a note says so, and the report has a doubt. Dry runs, parts and Ray do not look.",
             changes_bytes=False,
             in_card=False,
         ),
@@ -353,6 +353,8 @@ class OutputOptions:
             raise UsageError(
                 "unknown --engine", expected="threads, ray or ray://HOST:PORT", found=self.engine
             )
+        if self.strict and (self.part is not None or self.engine != "threads"):
+            raise UsageError("--strict looks at whole checkpoints: not with --part or --engine")
         if self.public and self.push is None:
             raise UsageError("--public needs --push")
 

@@ -59,9 +59,10 @@ def reserve(descriptor: int, nbytes: int) -> None:
     Raises:
         OSError: There is no space.
     """
-    if FULL_SYNC is not None and nbytes:
+    more = nbytes - os.fstat(descriptor).st_size
+    if FULL_SYNC is not None and more > 0:
         with _unless_not_here():
-            fcntl.fcntl(descriptor, F_PREALLOCATE, STORE.pack(ALL_OF_IT, FROM_THE_END, 0, nbytes, 0))
+            fcntl.fcntl(descriptor, F_PREALLOCATE, STORE.pack(ALL_OF_IT, FROM_THE_END, 0, more, 0))
     os.ftruncate(descriptor, nbytes)
     if hasattr(os, "posix_fallocate") and nbytes:
         os.posix_fallocate(descriptor, 0, nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import inspect
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop
+from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, mapped
 from monosoup_cli.sources.folders import is_plain_name
 from monosoup_cli.sources.hub_ids import pinned_id
 from monosoup_cli.sources.library_files import CARD_NAME, EVAL_RESULTS
@@ -55,6 +56,7 @@ class _AsRecorded:
     """Chooses the members that a report names, so that no command of the report is run."""
 
     members: Sequence[int]
+    selection: Mapping[str, Any]
     drafts: int = 0
     trials: int = 0
     candidates: int = 0
@@ -66,7 +68,7 @@ class _AsRecorded:
         """The recorded members."""
         from monosoup_cli.pipeline.task import Choice
 
-        return Choice(self.members, {})
+        return Choice(self.members, dict(self.selection))
 
 
 def made_again(opened: Output, output: str, watch: Watch | None = None) -> dict[str, Any]:
@@ -121,14 +123,19 @@ def recorded_step(
     arguments = {**report["arguments"], **ELSEWHERE}
     is_greedy = bool(arguments.get("greedy"))
     if is_greedy:
-        arguments["score_command"] = "{}"  # it has to be there, and is not run
+        recorded = str(arguments.get("score_command"))  # it has to be there, and is not run
+        arguments["score_command"] = recorded if "{}" in recorded else "{}"
     if "score" in arguments:
         arguments["score"] = []
     commits = {record["source"]: record.get("revision") for record in report["inputs"]}
     command, arguments = recorded_call(report["command"], arguments, commits)
     if "," in str(arguments.get("device")):
         arguments["device"] = "auto"
-    chooser = _AsRecorded(_members(report)) if is_greedy else None
+    chooser = None
+    if is_greedy:
+        names = dict(zip(report["arguments"]["finetuned"], arguments["finetuned"], strict=True))
+        selection = mapped(report["selection"], lambda text: names.get(text, text))
+        chooser = _AsRecorded(_members(report), selection)
 
     @contextmanager
     def opened(arguments: Mapping[str, Any]) -> Iterator[Planned]:
@@ -156,6 +163,9 @@ def recorded_call(
         declared = command.declared.get(argument)
         if declared is None or not declared.accepts(value):
             raise ReportError(f"has an argument that {name} does not take", found=crop(repr(argument)))
+    for one in command.declared.values():
+        if one.default is inspect.Parameter.empty and one.name not in arguments:
+            raise ReportError(f"has no {one.name}, which {name} needs")
     pinned = dict(arguments)
     for role in ("base", "finetuned", "onto"):
         value = pinned.get(role)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from monosoup_cli.errors import UsageError, crop, some
 
 __all__ = ["METHODS", "is_mergekit", "step_of_mergekit"]
 
-IGNORED = ("chat_template", "parameters")
-"""The keys that say nothing about the weights, or that are looked into."""
 DTYPES = ("float32", "bfloat16", "float16")
+NO_WEIGHT = 1e-8
+"""A sum of weights by which mergekit does not divide."""
 LINEAR, ARITHMETIC, STOCK = "linear", "task_arithmetic", "model_stock"
 
 
@@ -33,18 +35,18 @@ def step_of_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: It asks for what is not here.
     """
     method = content["merge_method"]
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UsageError(
             f"merge_method {crop(repr(method))} is mergekit's alone",
             expected=", ".join(METHODS),
             hint="merge with mergekit, and use the result as an input here",
         )
-    known = {"merge_method", "models", "base_model", "dtype", "out_dtype", *IGNORED}
+    known = {"merge_method", "models", "base_model", "dtype", "out_dtype", "parameters"}
     _refuse_others(content, known, "the configuration")
     models = content.get("models")
     if not isinstance(models, list) or not models or not all(isinstance(one, dict) for one in models):
         raise UsageError("needs models: a list, each with model: PATH")
-    parameters = content.get("parameters") or {}
+    parameters = _mapping(content.get("parameters"))
     step: dict[str, Any] = METHODS[method](content, models, parameters)
     dtype = content.get("out_dtype") or content.get("dtype")
     if dtype is not None and dtype not in DTYPES:
@@ -67,7 +69,12 @@ def _linear(
     """Σ w_i W_i / Σ w_i, which is a soup with weights."""
     _refuse_others(parameters, {"normalize", "weight"}, "parameters")
     sources, weights = _weighed(models, parameters)
-    if not parameters.get("normalize", True) and abs(sum(weights) - 1.0) > 1e-6:
+    if content.get("base_model") not in (None, *sources):
+        raise UsageError(
+            "linear with a base_model that is not among the models averages it, too",
+            hint="take it out, or name it among the models",
+        )
+    if not _is_set(parameters, "normalize", default=True) and abs(sum(weights) - 1.0) > 1e-6:
         raise UsageError(
             "normalize: false needs weights that sum to 1",
             found=sum(weights),
@@ -84,8 +91,9 @@ def _arithmetic(
     base = _base(content)
     sources, weights = _weighed([one for one in models if one.get("model") != base], parameters)
     scale = _number(parameters.get("lambda", 1.0), "lambda")
-    if parameters.get("normalize", False):
-        scale /= sum(weights)
+    if _is_set(parameters, "normalize", default=False):
+        total = sum(weights)
+        scale /= total if abs(total) >= NO_WEIGHT else 1.0
     scales = [scale * weight for weight in weights]
     return {"command": "transplant", "base": base, "finetuned": sources, "onto": base, "scale": scales}
 
@@ -95,8 +103,8 @@ def _stock(
 ) -> dict[str, Any]:
     _refuse_others(parameters, {"filter_wise"}, "parameters")
     base = _base(content)
-    sources, _ = _weighed([one for one in models if one.get("model") != base], {})
-    granularity = "filter" if parameters.get("filter_wise", False) else "tensor"
+    sources, _ = _weighed([one for one in models if one.get("model") != base], {}, 1.0)
+    granularity = "filter" if _is_set(parameters, "filter_wise", default=False) else "tensor"
     return {"command": "stock", "base": base, "finetuned": sources, "granularity": granularity}
 
 
@@ -116,26 +124,45 @@ def _base(content: Mapping[str, Any]) -> str:
 
 
 def _weighed(
-    models: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+    models: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any], default: float | None = None
 ) -> tuple[list[str], list[float]]:
-    """The models, and the weight of each."""
+    """The models, and the weight of each, which has to be there if there is no default."""
     sources, weights = [], []
     for one in models:
         _refuse_others(one, {"model", "parameters"}, "a model")
         if not isinstance(one.get("model"), str):
             raise UsageError("a model is a path or an id", found=crop(repr(one.get("model"))))
-        own = one.get("parameters") or {}
+        own = _mapping(one.get("parameters"))
         _refuse_others(own, {"weight"}, "a model's parameters")
         sources.append(one["model"])
-        weights.append(_number(own.get("weight", parameters.get("weight", 1.0)), "weight"))
+        weights.append(_number(own.get("weight", parameters.get("weight", default)), "weight"))
     return sources, weights
 
 
+def _mapping(parameters: Any) -> Mapping[str, Any]:
+    if parameters is not None and not isinstance(parameters, dict):
+        raise UsageError("parameters must have names and values", found=crop(repr(parameters)))
+    return parameters or {}
+
+
+def _is_set(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, for all tensors", found=crop(repr(value)))
+    return value
+
+
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UsageError(
-            f"{what} must be a number, the same for all tensors",
-            found=crop(repr(value)),
-            hint="merge with mergekit, and use the result as an input here",
+    with suppress(ValueError, OverflowError):
+        number = (
+            float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
         )
-    return float(value)
+        if math.isfinite(number):
+            return number
+    if value is None:
+        raise UsageError(f"a model has no {what}", expected=f"parameters: {{{what}: NUMBER}}")
+    raise UsageError(
+        f"{what} must be a number, the same for all tensors",
+        found=crop(repr(value)),
+        hint="merge with mergekit, and use the result as an input here",
+    )

@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
-from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, some
+from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, masked, some
 from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
 
 if TYPE_CHECKING:
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["OF_THE_RUN", "Step", "read_steps", "run"]
 
-MAX_BYTES = 1_000_000
+MAX_BYTES, MAX_DIGITS = 1_000_000, 18
 OF_THE_RUN = {**declared_in(ComputeOptions), **declared_in(OutputOptions)}
 """The options that say how steps run, and not what they compute. A recipe has none of them."""
-COMMANDS_OF_SHELLS = ("score", "score_command")
+TAKEN = [name for name in OF_THE_RUN if name != "part"]
+"""Those that `run` takes."""
+PROGRAMS = ("score", "score_command", "final_score")
+"""The options that run programs."""
 PLACES = ("base", "finetuned", "onto", "output")
 """The inputs and the output, which a step has where its command has them."""
 OF_LAST = ("report", "push", "public")
@@ -51,18 +54,29 @@ class Step:
         return str(self.arguments["output"])
 
     def is_done(self) -> bool:
-        """Whether its output is there, made by the same call."""
+        """Whether its output is there, whole, and of the same call; and the inputs have the same headers."""
+        from monosoup_cli.pipeline.verify_inputs import changed_inputs
         from monosoup_cli.report.files import read_report
 
         try:
-            report = read_report(Path(self.output))
+            report, call = read_report(Path(self.output)), self.command.task(**self.arguments).call
+            outputs = report.get("outputs", [report.get("output")])
+            is_whole = all(
+                Path(output["path"], file["name"]).stat().st_size == file["bytes"]
+                for output in outputs
+                for file in output["files"]
+            )
+            is_same = _plain(call.identity(call.arguments)) == call.identity(report["arguments"])
+            return (
+                is_whole and is_same and report["command"] == call.command and not [*changed_inputs(report)]
+            )
         except (MonosoupError, OSError):
             return False
-        made = report["arguments"]
-        wanted = json.loads(json.dumps(dict(self.arguments), default=os.fspath))
-        own = {name: value for name, value in wanted.items() if name in made}
-        is_same = all(made[name] == value or made[name] == [value] for name, value in own.items())
-        return report["command"] == self.command.__name__ and is_same
+
+
+def _plain(arguments: Mapping[str, Any]) -> Any:
+    """Arguments as a report has them."""
+    return json.loads(json.dumps(masked(dict(arguments)), default=os.fspath))
 
 
 def run(recipe: StrPath, *, output: StrPath | None = None, **options: Any) -> list[dict[str, Any]]:
@@ -104,17 +118,22 @@ def waiting(
         options: What the user said of the run.
         note: Is told of the steps that are done.
     """
+    from monosoup_cli.outputs.workplace import partial_path
+
     for name in options:
-        if name not in OF_THE_RUN:
+        if name not in TAKEN:
             raise TypeError(f"run() got an unexpected keyword argument {name!r}")
+    has_run = False
     for number, step in enumerate(steps, start=1):
         own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}
-        if own.get("resume") and step.is_done():
+        asks_more = any(own.get(name) for name in OF_LAST)
+        if own.get("resume") and not (has_run or asks_more) and step.is_done():
             note(f"{step.output} is complete, so {step.command.__name__} is not run again")
             continue
-        if own.get("resume") and not os.path.lexists(f"{step.output}.partial"):
-            own["resume"] = False  # nothing of it is there yet
+        if own.get("resume") and not os.path.lexists(partial_path(Path(step.output))):
+            own["resume"] = asks_more and os.path.lexists(step.output)  # or nothing of it is there yet
         yield step, own
+        has_run = True  # what follows may read its output
 
 
 def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
@@ -139,6 +158,8 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
             raise UsageError("steps must be a list, each with command, its inputs, output and options")
         if "steps" in content:
             _refuse(content, {"steps"})
+        for one in found if output is None else found[:-1]:
+            _check_output(one.get("output"))
         if output is not None:
             found = [*found[:-1], {**found[-1], "output": output}]
         return [_step(one) for one in found]
@@ -163,11 +184,43 @@ def _yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
+    except MonosoupError:
+        raise
+    except Exception:  # the parser raises all kinds of errors for wrong tags and values
         raise UsageError("is no YAML", path=path) from None
+    _check_text(content, path)
     if not isinstance(content, dict):
         raise UsageError("is no recipe", path=path, expected="command or steps; or merge_method, of mergekit")
     return content
+
+
+def _check_output(output: Any) -> None:
+    """Raise UsageError if a step's output may be outside of the folder in which the recipe runs."""
+    place = PurePath(output) if isinstance(output, str) else PurePath()
+    if place.is_absolute() or any(part.startswith((".", "~")) for part in place.parts):
+        raise UsageError(
+            "a recipe's outputs are in the folder in which it runs",
+            found=crop(repr(output)),
+            hint="only -o may be elsewhere",
+        )
+
+
+def _check_text(value: Any, path: Path) -> None:
+    """Raise UsageError for text that no file name and no stream can have, and for numbers without an end."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            _check_text(one, path)
+    elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+        raise UsageError("has a number that is too large", path=path)
+    elif isinstance(value, str):
+        try:
+            is_text = "\0" not in value and bool(value.encode() or True)
+        except UnicodeEncodeError:
+            is_text = False
+        if not is_text:
+            raise UsageError("has text that is no Unicode, or has a null character", path=path)
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
@@ -181,11 +234,13 @@ def _step(content: Mapping[str, Any]) -> Step:
     from monosoup_cli.api.commands import COMMANDS
 
     arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(arguments) < len(content):
+        raise UsageError("an argument is there twice, with a dash and with an underscore")
     name = arguments.pop("command", None)
     if not isinstance(name, str) or name not in COMMANDS:
         raise UsageError("unknown command", expected=", ".join(COMMANDS), found=crop(repr(name)))
     command = COMMANDS[name]
-    named = [one for one in COMMANDS_OF_SHELLS if arguments.get(one)]
+    named = [one for one in PROGRAMS if arguments.get(one)]
     if named:
         raise UsageError(
             f"a recipe runs no programs: {some(named, 4)}", hint=f"choose with `monosoup {name}` in a shell"
@@ -215,11 +270,15 @@ def _accepts(declared: DeclaredOption, value: Any) -> bool:
 def _of_report(path: Path, output: StrPath | None) -> Step:
     """The command of a report, with the inputs as they were: ids at their commits, the members of a soup."""
     from monosoup_cli.api.again import recorded_step
+    from monosoup_cli.pipeline.verify_inputs import changed_inputs
     from monosoup_cli.report.files import read_report
 
     report = read_report(path)
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")
+    _check_text(report["arguments"], path)
+    for error in changed_inputs(report):
+        raise error
     try:
         command, arguments, opened = recorded_step(report, os.fspath(output))
     except (ReportError, UsageError) as error:
@@ -229,7 +288,7 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
 
     @contextmanager
     def prepare(**own: Any) -> Iterator[Planned]:
-        with opened({**kept, **own}) as planned:
+        with opened({**kept, "device": arguments["device"], **own}) as planned:
             yield planned
 
     return Step(command, kept, prepare)  # type: ignore[arg-type]

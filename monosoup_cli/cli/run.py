@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from monosoup_cli.api.recipe import OF_THE_RUN, read_steps, waiting
+from monosoup_cli.api.recipe import OF_THE_RUN, TAKEN, read_steps, waiting
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, add_options
 from monosoup_cli.cli.trials import of_scores
@@ -18,7 +18,7 @@ TEXT = """Run a recipe, or the command of a report again.
 
 A recipe is a YAML file with a command, or with steps whose outputs are inputs of later ones. mergekit's
 configurations are read, too (linear, task_arithmetic, model_stock). A report gives the same bytes again,
-from the same inputs. Scores and other programs are not run.
+from the same inputs. Scores and other programs are not run. With --resume, complete steps are not run again.
 
 Example: monosoup run recipe.yaml
 """
@@ -38,7 +38,8 @@ def _run(
         typer.Option("--output", "-o", metavar="OUT", help="Where the output of the last step goes."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan of the first step that is not done.")
+        bool,
+        typer.Option("--dry-run", help="Print the plan of the first step that would run; write nothing."),
     ] = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -55,5 +56,5 @@ def _run(
             return
 
 
-run = add_options(_run, "run", TEXT, {name: one for name, one in OF_THE_RUN.items() if name != "part"})
+run = add_options(_run, "run", TEXT, {name: OF_THE_RUN[name] for name in TAKEN})
 """The shell command."""

@@ -100,7 +100,7 @@ def run_planned(
     if ready.share.part is not None:
         _make_part(ready, console, as_json=as_json)
         return
-    for doubt in ready.doubts:
+    for doubt in () if console.quiet else ready.doubts:
         if doubt not in noted:
             console.note(f"note: {doubt}")
     tensors = [*ready.plan.tensors] * (2 if chooses_dry else 1)

@@ -20,7 +20,7 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.pipeline.planned import Planned, plan_on
 from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
-from monosoup_cli.pipeline.ready import Ready, lay_out
+from monosoup_cli.pipeline.ready import Ready, known_doubts, lay_out
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.scoring import ignore_scores, score_variants
 from monosoup_cli.pipeline.shares import Share
@@ -48,9 +48,12 @@ def execute(ready: Ready, progress: Progress = ignore, on_score: OnScore = ignor
     ready.check()
     fetch(ready.downloads)
     check_copies(planned.inputs.copies, planned.selection.leaves_out)
-    if ready.doubts and planned.destination.options.strict:
-        raise MismatchError(ready.doubts[0], hint="without --strict, this is a note, and the run goes on")
-    return _make(ready, progress, on_score, doubts=ready.doubts)
+    destination = planned.destination
+    looks = destination.options.strict or destination.report_path is None
+    doubts = ready.doubts if looks else known_doubts(ready)
+    if doubts and destination.options.strict:
+        raise MismatchError(doubts[0], hint="without --strict, this is a note, and the run goes on")
+    return _make(ready, progress, on_score, doubts=doubts)
 
 
 def _make(

@@ -17,7 +17,6 @@ from monosoup_cli.errors import MismatchError, some
 from monosoup_cli.layouts.layout import starred
 from monosoup_cli.names import ALIKE, are_experts_apart, counterparts
 from monosoup_cli.pipeline.inputs import Inputs
-from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import plural
 from monosoup_cli.sources.read import read_float64
 from monosoup_cli.sources.source import Source
@@ -31,7 +30,7 @@ NEARLY_ALL = 9 / 10
 """The share of the matrices that a base must have for what else it has to belong to the same model."""
 NOT_COUNTED = ("excluded", "not_floating", "carried")
 """The reasons of tensors that are kept whatever the base has."""
-MEASURE, LARGE = "‖W1 − W0‖ / min(‖W0‖, ‖W1‖)", AS_LARGE
+MEASURE, LARGE = "‖W1 − W0‖ / min(‖W0‖, ‖W1‖)", 1.0
 """How an update is measured, and one as large as the weights; it is about √2 for unrelated weights."""
 WEIGHT_NORM = re.compile(r"(^|\.)(weight_g|weight\.original0)$")
 """The ends of names that weight norm gives to the lengths of rows."""

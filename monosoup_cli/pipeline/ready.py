@@ -29,7 +29,7 @@ from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 from monosoup_cli.tensors.together import is_small
 
-__all__ = ["Ready", "foresee", "lay_out", "make_ready", "read_beside"]
+__all__ = ["Ready", "foresee", "known_doubts", "lay_out", "make_ready", "read_beside"]
 
 
 @dataclass
@@ -141,6 +141,12 @@ def foresee(planned: Planned) -> Ready:
     ready = lay_out(planned)
     ready.check()
     return replace(ready, is_foreseen=planned.examining is not None)
+
+
+def known_doubts(ready: Ready) -> list[str]:
+    """The doubts, if somebody has asked for them: to find them, a sample is read."""
+    found: list[str] = vars(ready).get("doubts", [])
+    return found
 
 
 def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:

@@ -73,6 +73,31 @@ def test_what_is_done_is_not_done_again(here, run):
     assert not same("other", "out")
     changed = {"steps": [{**STEPS["steps"][0], "weights": [3, 1]}, STEPS["steps"][1]]}
     assert run("run", recipe(changed), "--resume").code == 1  # the soup is another one
+    before = weights("out")
+    reports = monosoup_cli.run(recipe(changed), resume=True, overwrite=True)
+    assert [report["command"] for report in reports] == ["soup", "edit"]  # so is what is made of it
+    assert any(not torch.equal(before[name], one) for name, one in weights("out").items())
+    less = {"steps": [changed["steps"][0], {**STEPS["steps"][1]}]}
+    del less["steps"][1]["energy"]
+    assert len(monosoup_cli.run(recipe(less), resume=True, overwrite=True)) == 1
+    (here / "out" / "model.safetensors").write_bytes(b"cut")
+    assert len(monosoup_cli.run(recipe(less), resume=True, overwrite=True)) == 1
+
+
+def test_an_interrupted_step_goes_on(here, run):
+    """Also if its output is written with a slash at the end."""
+    content = {**STEPS["steps"][0], "output": "soup/"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monosoup_cli.outputs.writer.PartialOutput.publish", failing)
+        with pytest.raises(KeyError):
+            run("run", recipe(content))
+    assert (here / "soup.partial").exists()
+    assert run("run", recipe(content), "--resume").code == 0
+    assert not (here / "soup.partial").exists()
+
+
+def failing(*_):
+    raise KeyError
 
 
 def test_one_command_and_its_options(here, run):
@@ -118,6 +143,40 @@ def test_a_report_runs_again_to_the_same_bytes(here, run, name):
         assert file.read_bytes() == other.read_bytes()
 
 
+def test_a_greedy_soup_that_ran_again_runs_again(here, run):
+    """Its report says what was averaged, and names no other program."""
+    assert run(*AGAIN["greedy"], "-o", "one").code == 0
+    for old, new in (("one", "two"), ("two", "three")):
+        assert run("run", old, "-o", new).code == 0
+    reports = [
+        json.loads((here / name / "monosoup_report.json").read_text()) for name in ("one", "two", "three")
+    ]
+    assert reports[0]["selection"] == reports[1]["selection"] == reports[2]["selection"]
+    commands = [report["arguments"]["score_command"] for report in reports]
+    assert len(set(commands)) == 1
+    assert monosoup_cli.verify("three", again=True)["differences"] == []
+
+
+def test_inputs_that_are_gone_or_others_are_refused(here, run):
+    assert run(*AGAIN["edit"], "-o", "out").code == 0
+    (here / "ft1.safetensors").rename("ft1")
+    gone = run("run", "out", "-o", "again")
+    assert (gone.code, "ft1.safetensors: no such file" in gone.err, "Hub" in gone.err) == (1, True, False)
+    save_file({"attn.weight": torch.ones(3, 3)}, "ft1.safetensors")
+    assert run("run", "out", "-o", "again").code == 1
+    assert not (here / "again").exists()
+
+
+@pytest.mark.parametrize("missing", ["base", "finetuned"])
+def test_a_report_without_inputs_is_refused(here, run, missing):
+    assert run(*AGAIN["edit"], "-o", "out").code == 0
+    report = json.loads((here / "out" / "monosoup_report.json").read_text())
+    del report["arguments"][missing]
+    (here / "report.json").write_text(json.dumps(report))
+    refused = run("run", "report.json", "-o", "again")
+    assert (refused.code, f"has no {missing}, which edit needs" in refused.err) == (1, True)
+
+
 def test_a_merge_runs_again(tmp_path, run):
     folders = make("linear", tmp_path)
     assert run("merge", *folders, "-o", tmp_path / "out").code == 0
@@ -159,6 +218,15 @@ def test_task_arithmetic_adds_updates(here, run, parameters, factor):
         torch.testing.assert_close(found.double(), start + factor * update, rtol=1e-6, atol=1e-6)
 
 
+def test_weights_that_cancel_are_not_divided_by(here, run):
+    """As mergekit has it."""
+    more = {"base_model": "base.safetensors", "parameters": {"normalize": True}}
+    assert run("run", recipe(config("task_arithmetic", weight=(1, "-1e0"), **more)), "-o", "out").code == 0
+    base, one, two = (load_file(f"{name}.safetensors") for name in ("base", "ft1", "ft2"))
+    for name, found in weights("out").items():
+        torch.testing.assert_close(found, base[name] + one[name] - two[name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("filter_wise", [False, True])
 def test_model_stock_is_that_of_the_command(here, run, filter_wise):
     parameters = {"filter_wise": filter_wise}
@@ -173,6 +241,19 @@ def test_model_stock_is_that_of_the_command(here, run, filter_wise):
 
 REFUSED = {
     "ties": (config("ties"), "merge_method 'ties' is mergekit's alone"),
+    "a method in a list": ({**config("linear"), "merge_method": ["linear"]}, "is mergekit's alone"),
+    "parameters that are none": (config("linear", parameters=5), "parameters must have names and values"),
+    "a model without weight": (config("linear", weight=None), "a model has no weight"),
+    "a huge weight": (config("linear", weight=(10**17, float("inf"))), "weight must be a number"),
+    "normalize as text": (config("linear", parameters={"normalize": "false"}), "must be true or false"),
+    "a base to average": (config("linear", base_model="base.safetensors"), "averages it, too"),
+    "a template": ({**config("linear"), "chat_template": "x"}, "does not do: chat_template"),
+    "twice": ({**STEPS["steps"][1], "min_update": 0, "min-update": 0}, "is there twice"),
+    "an output elsewhere": ({**STEPS["steps"][0], "output": "/tmp/x"}, "outputs are in the folder"),
+    "an output above": ({**STEPS["steps"][0], "output": "../x"}, "outputs are in the folder"),
+    "an output that is hidden": ({**STEPS["steps"][0], "output": ".ssh"}, "outputs are in the folder"),
+    "a null character": ({**STEPS["steps"][0], "output": "o\0x"}, "null character"),
+    "a number without end": ({**STEPS["steps"][1], "energy": 10**500}, "number that is too large"),
     "slices": ({"merge_method": "linear", "slices": []}, "does not do: slices"),
     "a gradient": (config("linear", 1, ([0.1, 0.9],)), "weight must be a number"),
     "density": (config("linear", parameters={"density": 0.5}), "does not do: density"),
@@ -211,6 +292,9 @@ HOSTILE = {
     "code": "!!python/object/apply:os.mkdir [evil]",
     "no end": "a: [",
     "a control character": "\x00",
+    "a wrong bool": "a: !!bool foo",
+    "a wrong int": "a: !!int ''",
+    "a wrong time": "a: !!timestamp foo",
     "itself": "a: &a [*a]",
     "doubled and doubled": "a0: &a0 [x]\n"
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
@@ -230,8 +314,9 @@ def test_hostile_yaml_is_refused_in_a_line(here, run, text):
 def test_from_python(here):
     with pytest.raises(UsageError, match="do not say where the output goes"):
         monosoup_cli.run(recipe(config("linear")))
-    with pytest.raises(TypeError, match="unexpected keyword argument 'energy'"):
-        monosoup_cli.run(recipe(STEPS), energy=1)
+    for name in ("energy", "part"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            monosoup_cli.run(recipe(STEPS), **{name: "1/2"})
     report = monosoup_cli.run(recipe(config("linear")), output="out", device="cpu")[0]
     assert report["command"] == "soup"
     assert json.loads((here / "out" / "monosoup_report.json").read_text())["command"] == "soup"

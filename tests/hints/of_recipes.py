@@ -18,9 +18,8 @@ def written(at: Trial, content: dict[str, Any]) -> str:
 
 @follows("api/recipe.py", "do not say where the output goes; add -o OUT")
 def mergekit_without_output(at: Trial) -> None:
-    path = written(
-        at, {"merge_method": "linear", "models": [{"model": str(one)} for one in (at.base, at.finetuned)]}
-    )
+    models = [{"model": str(one), "parameters": {"weight": 1}} for one in (at.base, at.finetuned)]
+    path = written(at, {"merge_method": "linear", "models": models})
     at.refused("run", path)
     assert "-o OUT" in at.hint
     at.loads("run", path, "-o", at.out)
@@ -36,7 +35,7 @@ def a_report_without_output(at: Trial) -> None:
 
 @follows("api/recipe.py", "a recipe runs no programs")
 def a_program(at: Trial) -> None:
-    content = {"command": "soup", "finetuned": [str(at.finetuned), str(at.base)], "output": str(at.out)}
+    content = {"command": "soup", "finetuned": [str(at.finetuned), str(at.base)], "output": "out"}
     score = "sh -c 'echo 1' {}"
     at.refused("run", written(at, {**content, "greedy": True, "score_command": score}))
     command = shlex.split(at.hint.split("`")[1])
@@ -50,6 +49,7 @@ def a_program(at: Trial) -> None:
     "has what monosoup does not do",
     "must be a number, the same for all tensors",
     "needs weights that sum to 1",
+    "linear with a base_model",
 )
 def what_mergekit_alone_does(at: Trial) -> None:
     """Its result is an input; or the configuration without what is not here."""
@@ -60,9 +60,18 @@ def what_mergekit_alone_does(at: Trial) -> None:
         content = {**plain, "merge_method": "slerp"}
     elif "does not do" in problem:
         content = {**plain, "tokenizer_source": "union"}
+    elif "base_model" in problem:
+        content = {**plain, "base_model": "elsewhere"}
     elif "number" in problem:
         content = {**plain, "models": [{**models[0], "parameters": {"weight": [0.1, 0.9]}}, models[1]]}
     else:
         content = {**plain, "parameters": {"normalize": False}}
     at.refused("run", written(at, content), "-o", at.out)
     at.loads("run", written(at, plain), "-o", at.out)
+
+
+@follows("api/recipe.py", "only -o may be elsewhere")
+def an_output_elsewhere(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": str(at.out)}
+    at.refused("run", written(at, content))
+    at.loads("run", written(at, content), "-o", at.out)
