@@ -226,6 +226,7 @@ def test_the_local_report_keeps_what_was_typed(ran, home):
     assert report["arguments"]["score_command"] == SCORE.replace(TYPED, "hf_…")
 
 
+@pytest.mark.thorough
 def test_a_proxy_that_does_not_answer(home):
     codes, text = home.run(
         [("edit", "org/base", "org/ft", "-o", "far")], NO_PROXY="", HTTP_PROXY=PLANTED["HTTPS_PROXY"]

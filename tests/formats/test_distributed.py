@@ -28,6 +28,7 @@ from monosoup_cli.formats.files import InputFile
 from monosoup_cli.formats.gathered import Chunk, Gathered, chunked, problem_of
 from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.sources.locate import open_checkpoint
+from tests import sampling
 from tests.models import MODELS, build
 
 RANKS = 4
@@ -146,7 +147,7 @@ def cuts(chance: random.Random, size: int) -> list[tuple[int, int]]:
     return [(start, stop - start) for start, stop in pairwise(places)]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", sampling.first(20, range(60)))
 def test_a_tensor_that_is_cut_anyhow(tmp_path, seed):
     """As grids, and cut again within: against slices. Rows are narrow, or wide enough to be read alone."""
     chance = random.Random(seed)
@@ -478,7 +479,7 @@ class Recorded(InputFile):
         self.asked.append((offset, offset + nbytes))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", sampling.first(8, range(20)))
 def test_what_is_fetched_is_what_is_read(tmp_path, seed):
     """Of any range of a tensor that is cut anyhow: byte by byte, by where each element is stored."""
     chance = random.Random(seed)
