@@ -214,13 +214,8 @@ def _check_text(value: Any, path: Path) -> None:
             _check_text(one, path)
     elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
         raise UsageError("has a number that is too large", path=path)
-    elif isinstance(value, str):
-        try:
-            is_text = "\0" not in value and bool(value.encode() or True)
-        except UnicodeEncodeError:
-            is_text = False
-        if not is_text:
-            raise UsageError("has text that is no Unicode, or has a null character", path=path)
+    elif isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+        raise UsageError("has text that is no Unicode, or has a null character", path=path)
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
