@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -136,6 +137,28 @@ def _sign(
     return (signature, "dict[str, Any]") if name.removeprefix("monosoup_cli.") in COMMANDS else None
 
 
+def _finish_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let long names wrap after what joins their words; let the search page quote other pages offline."""
+    if page == "search":
+        app.add_js_file("offline_search.js")
+    if "body" in context:
+        context["body"] = re.sub(
+            r'(?<=<span class="pre">)[^<]{17,}(?=</span>)',
+            lambda name: re.sub(r"(?<=[\w\]][_./=-])(?=\w)", '</span><wbr><span class="pre">', name[0]),
+            context["body"],
+        )
+
+
+def _write_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Write what `offline_search.js` reads: the articles of all pages."""
+    articles = {}
+    for name in sorted(app.env.found_docs if exception is None else ()):
+        page = Path(app.builder.get_outfilename(name))
+        article = re.search(r"<article.*</article>", page.read_text("utf-8"), re.DOTALL)
+        articles[page.name] = article[0] if article else ""
+    (app.outdir / "_static" / "pages.js").write_text(f"const PAGES = {json.dumps(articles)};\n", "utf-8")
+
+
 COMMANDS = {name for name in monosoup_cli.__all__ if not name.startswith("_")}
 
 
@@ -146,3 +169,5 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", _complete)
     app.connect("autodoc-process-docstring", _mark_up)
     app.connect("autodoc-process-signature", _sign)
+    app.connect("html-page-context", _finish_page)
+    app.connect("build-finished", _write_pages)

@@ -1,0 +1,60 @@
+"""The site of docs/conf.py, opened as files: long names wrap in tables, and the search quotes pages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+NAME = "test_" + "a_name_of_many_words_" * 4 + "end"
+PAGES = {
+    "index.md": f"# Start\n\n| name | of |\n|---|---|\n| `{NAME}` | it |\n\n```{{toctree}}\nother\n```\n",
+    "other.md": "# Other\n\nSomething else.\n\n## Part\n\nWithin this part a heron stands & waits.\n",
+}
+OF_SPHINX = {"genindex", "py-modindex", "search"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Two pages with the configuration of the real ones."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name, text in PAGES.items():
+        (source / name).write_text(text)
+    subprocess.run([sys.executable, "-m", "sphinx", "-qWc", DOCS, source, built], check=True)
+    return built
+
+
+@pytest.fixture
+def view(browser):
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.wrong = []
+    page.on("console", lambda message: page.wrong.append(message.text))
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("requestfailed", lambda request: page.wrong.append(request.url))
+    yield page
+    page.close()
+    assert page.wrong == []
+
+
+@pytest.mark.parametrize(("query", "excerpt"), [("heron", "a heron stands & waits"), ("part", "Part")])
+def test_the_search_quotes_pages_that_are_opened_as_files(site, view, query, excerpt):
+    view.goto(f"{(site / 'search.html').as_uri()}?q={query}")
+    found = view.locator("#search-results li", has_text="Other").first
+    found.locator(".context").wait_for()
+    assert excerpt in found.locator(".context").inner_text()
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_long_names_in_tables_wrap_and_stay_what_they_are(site, view, width):
+    view.set_viewport_size({"width": width, "height": 900})
+    view.goto((site / "index.html").as_uri())
+    table = view.locator(".table-wrapper")
+    assert table.evaluate("box => box.scrollWidth - box.clientWidth") == 0
+    code = table.locator("code")
+    assert code.text_content() == NAME
+    assert code.evaluate("code => code.getClientRects().length") > 1  # else it was short enough to begin with
+
+
+def test_no_page_has_the_name_of_one_that_sphinx_writes():
+    assert {path.stem for path in DOCS.glob("*.md")} & OF_SPHINX == set()
