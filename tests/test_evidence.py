@@ -165,7 +165,9 @@ def test_the_page_says_what_helped_and_links_to_pictures_that_exist(tmp_path):
     for path in drawn:
         ElementTree.parse(path)
     text = page.page({"text": seeds}, {"text": drawn})
-    helped = [line for line in text.splitlines() if line.startswith("- Out of distribution, helped: `edit`")]
+    helped = [
+        line for line in text.splitlines() if line.startswith("- Out of distribution, these helped: `edit`")
+    ]
     assert len(helped) == 2  # healthy and over-trained
     assert "10 of the 25 fine-tunes of a full run, from seed 0, 1" in text
     assert all(path.name in text for path in drawn)
@@ -206,6 +208,16 @@ def test_the_committed_page_is_that_of_the_committed_results():
     }
     text = page.page({name: each for name, each in found.items() if each}, drawn)
     assert (page.ROOT / "docs" / "evidence.md").read_text() == text
+
+
+def test_the_page_is_wrapped_between_words_and_not_in_code():
+    text = page.folded(f"- {'`edit --wise 0.5`, ' * 20}end.\n\n| {'cell ' * 40} |\n")
+    first, *others, blank, table, last = text.split("\n")
+    assert {len(line.split("`")) % 2 for line in (first, *others)} == {1}
+    assert all(line.startswith("  `") for line in others)
+    assert len(others) > 1
+    assert max(map(len, (first, *others))) <= page.WIDTH
+    assert (blank, table, last) == ("", f"| {'cell ' * 40} |", "")
 
 
 def test_the_measures_are_read_from_a_real_report(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,21 +26,22 @@ INTRODUCTION = """\
 <!-- written by make evidence; edit docs/evidence/page.py instead -->
 
 `make evidence` trains small models, runs every method on them through the command line, and writes this
-page. It needs no GPU and no model hub. The scores of every example are in `docs/evidence/results/`, and the
-page comes from them alone. On the same kind of processor a second run gives the same answers; another kind
-trains other weights. The LoRA study was made on two: of 96 differences of the second, 93 lay in the
-intervals of the first.
+page. It needs no GPU and no model hub. The page is made from the scores of every example, which are in
+`docs/evidence/results/`. A second run on the same kind of processor gives the same answers; another kind
+trains other weights. We made the LoRA study on two kinds: 93 of the 96 differences that the second one found
+lay in the intervals of the first.
 
-How to read the tables: "in" is accuracy in distribution, "out" is the mean accuracy over the shifted tasks.
-A method's figures are differences from the fine-tuned checkpoint, in points. The brackets are 95 %
-intervals, paired over the examples. They add what other examples might have given and what other seeds
-might have; a seed draws the training data, and in vision all data. Each figure after a bracket is one seed.
-The intervals are not corrected for their number: of a hundred methods without any effect, about five would
-still seem to have one. **Bold** marks an interval without 0.
+How to read the tables: "in" is accuracy in distribution, and "out" is the mean accuracy over the shifted
+tasks. A method's figures are differences from the fine-tuned checkpoint, in points. The brackets are 95 %
+intervals, paired over the examples. An interval has room for what other examples might have given, and for
+what other seeds might have given. A seed draws the training data, and in vision all data. The figures after
+a bracket are those of single seeds. The intervals are not corrected for their number: if a hundred methods
+had no effect at all, about five would still seem to have one. **Bold** marks an interval without 0.
 
 "wise at the equivalent α" is the interpolation between base and fine-tuned checkpoint that comes nearest to
-`edit`; `inspect-spectrum` shows this α. The row below it has `edit` against that interpolation: what the edit
-does beyond one. "wise at the mean λ_high" takes the mean of the layers' λ_high as its α.
+`edit`; `inspect-spectrum` shows this α. The row below it compares `edit` with that interpolation, so it shows
+what the edit does beyond interpolating. "wise at the mean λ_high" takes the mean of the layers' λ_high as its
+α.
 """
 
 SETTINGS = {
@@ -103,6 +106,12 @@ MEASURES = {
 }
 
 
+WIDTH = 112
+"""Characters of a line of the page."""
+
+UNBROKEN = "\0"
+"""Stands for a space in code while lines are wrapped."""
+
 COLLAPSED = 10
 """Points below the base in distribution from which training has failed."""
 
@@ -126,7 +135,23 @@ def page(found: dict[str, Results], drawn: dict[str, list[Path]]) -> str:
     parts = [INTRODUCTION, *overview(found)]
     for name, seeds in found.items():
         parts += section(STUDIES[name], seeds, drawn.get(name, []))
-    return "\n".join([*parts, *decides(found)])
+    return folded("\n".join([*parts, *decides(found)]))
+
+
+def folded(text: str) -> str:
+    """The text with its long lines wrapped, but for tables and pictures; code stays on its line."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if line.startswith(("|", "![")) or len(line) <= WIDTH:
+            lines.append(line)
+            continue
+        whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", UNBROKEN), line)
+        indent = "  " if line.startswith("- ") else ""
+        parts = textwrap.wrap(
+            whole, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [part.replace(UNBROKEN, " ") for part in parts]
+    return "\n".join(lines)
 
 
 def section(study: Study, seeds: Results, drawn: list[Path]) -> Iterable[str]:
@@ -150,13 +175,14 @@ def section(study: Study, seeds: Results, drawn: list[Path]) -> Iterable[str]:
         yield summary(rows)
     for path in drawn:
         kind = path.stem.split("-")[0]
-        yield f"![{PICTURES[kind]}](evidence/pictures/{path.name})\n\n*{PICTURES[kind]}.*\n"
+        alt = PICTURES[kind].split(" (")[0]
+        yield f"![{alt}](evidence/pictures/{path.name})\n\n*{PICTURES[kind]}.*\n"
 
 
 def overview(found: dict[str, Results]) -> Iterable[str]:
     """The methods of every fine-tune side by side, in all studies."""
     yield "## At a glance\n"
-    yield "Points gained against the fine-tuned checkpoint; the intervals are in the tables below.\n"
+    yield "These are points gained against the fine-tuned checkpoint. The tables below have the intervals.\n"
     for group, title in GROUPS.items():
         of_study = {
             name: {row[0]: row for row in methods(STUDIES[name], seeds, getattr(STUDIES[name], group))}
@@ -196,9 +222,8 @@ def rests_on(study: Study, seeds: Results) -> str:
     planned = len(study.recipes) * len(study.seeds)
     numbers = ", ".join(str(each["seed"]) for each in seeds)
     return (
-        f"The results rest on {count} of the {planned} fine-tunes of a full run,"
-        f" from seed {numbers}. Examples scored: {sizes}."
-        f" Made with {versions}.\n"
+        f"The results rest on {count} of the {planned} fine-tunes of a full run, from seed {numbers}."
+        f" Each model was scored on {sizes}. The versions were {versions}.\n"
     )
 
 
@@ -234,8 +259,8 @@ def collapsed(study: Study, seeds: Results) -> str:
         if inside(own["scores"]["fine-tuned"]) < inside(each["base"]) - COLLAPSED
     ]
     return (
-        f"More than {COLLAPSED} points below their base in distribution: {', '.join(found) or 'none'}."
-        " They count in all tables.\n"
+        f"Fine-tunes that are more than {COLLAPSED} points below their base in distribution:"
+        f" {', '.join(found) or 'none'}. The tables count such fine-tunes, too.\n"
     )
 
 
@@ -333,20 +358,20 @@ def summary(rows: list[Row]) -> str:
 
     sides = {"In distribution": lambda row: row[2], "Out of distribution": lambda row: row[3]}
     lines = [
-        f"- {title}, helped: {those(side, 'helped')}. Hurt: {those(side, 'hurt')}."
+        f"- {title}, these helped: {those(side, 'helped')}. These hurt: {those(side, 'hurt')}."
         for title, side in sides.items()
     ]
-    return "\n".join([*lines, "- For all others the interval has 0 in it: neither is shown.\n"])
+    return "\n".join([*lines, "- The intervals of all others contain 0, so they show neither.\n"])
 
 
 def decides(found: dict[str, Results]) -> Iterable[str]:
     """What the spectra tell of the gain, over all checkpoints."""
     yield "## What decides it\n"
     yield (
-        "Does what `inspect-spectrum` knows without data predict the gain of `edit` out of distribution? The"
-        " table has Spearman's correlation over checkpoints. Its 95 % interval draws whole seeds anew, as the"
-        " checkpoints of a seed share their base and data. In the last column, checkpoints are ranked within"
-        " their study.\n"
+        "`inspect-spectrum` measures the update without data. Do its measures predict what `edit` gains out"
+        " of distribution? The table has Spearman's rank correlation over checkpoints. The 95 % interval is"
+        " from a bootstrap over whole seeds, as the checkpoints of a seed share their base and data. In the"
+        " last column, checkpoints are ranked within their study.\n"
     )
     studies = {name: gains_of(STUDIES[name], seeds) for name, seeds in found.items()}
     studies |= {"all": [each for gains in studies.values() for each in ranked(gains)]}
@@ -367,7 +392,7 @@ def decides(found: dict[str, Results]) -> Iterable[str]:
             telling += [f"{title} ({name})"] if correlation.is_shown else []
         rows.append([title, *cells])
     yield table(header, rows)
-    yield f"The interval is without 0 for: {', '.join(telling) or 'none'}.\n"
+    yield f"The interval does not contain 0 for these: {', '.join(telling) or 'none'}.\n"
     yield from by_size(found)
 
 
@@ -382,8 +407,9 @@ SIZES = {
 def by_size(found: dict[str, Results]) -> Iterable[str]:
     """The gain of `edit` out of distribution, for small and large updates."""
     yield (
-        "What `edit` gained out of distribution, by the mean ‖Δ‖/‖W0‖ of a checkpoint's layers, with the"
-        " number of checkpoints. `inspect-spectrum` has a sentence on small and large updates for this.\n"
+        "The next table has what `edit` gained out of distribution, by the mean ‖Δ‖/‖W0‖ of a checkpoint's"
+        " layers, with the number of checkpoints in brackets. It is why `inspect-spectrum` says whether an"
+        " update is small or large.\n"
     )
     rows = []
     for title, (low, high) in SIZES.items():
