@@ -106,12 +106,6 @@ MEASURES = {
 }
 
 
-WIDTH = 112
-"""Characters of a line of the page."""
-
-UNBROKEN = "\0"
-"""Stands for a space in code while lines are wrapped."""
-
 COLLAPSED = 10
 """Points below the base in distribution from which training has failed."""
 
@@ -136,6 +130,13 @@ def page(found: dict[str, Results], drawn: dict[str, list[Path]]) -> str:
     for name, seeds in found.items():
         parts += section(STUDIES[name], seeds, drawn.get(name, []))
     return folded("\n".join([*parts, *decides(found)]))
+
+
+WIDTH = 112
+"""Characters of a line of the page."""
+
+UNBROKEN = "\0"
+"""Stands for a space in code while lines are wrapped."""
 
 
 def folded(text: str) -> str:
