@@ -183,7 +183,7 @@ def section(study: Study, seeds: Results, drawn: list[Path]) -> Iterable[str]:
 def overview(found: dict[str, Results]) -> Iterable[str]:
     """The methods of every fine-tune side by side, in all studies."""
     yield "## At a glance\n"
-    yield "These are points gained against the fine-tuned checkpoint. The tables below have the intervals.\n"
+    yield "Points gained against the fine-tuned checkpoint; the intervals are in the tables below.\n"
     for group, title in GROUPS.items():
         of_study = {
             name: {row[0]: row for row in methods(STUDIES[name], seeds, getattr(STUDIES[name], group))}
