@@ -1,10 +1,13 @@
 """The site of docs/conf.py, opened as files: long names wrap in tables, and the search quotes pages."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from monosoup_cli.api.mergekit import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAME = "test_" + "a_name_of_many_words_" * 4 + "end"
@@ -58,3 +61,8 @@ def test_long_names_in_tables_wrap_and_stay_what_they_are(site, view, width):
 
 def test_no_page_has_the_name_of_one_that_sphinx_writes():
     assert {path.stem for path in DOCS.glob("*.md")} & OF_SPHINX == set()
+
+
+def test_the_page_for_users_of_mergekit_names_every_method_that_run_reads():
+    words = (DOCS / "mergekit.md").read_text().split("## Words")[0]
+    assert set(re.findall(r"`([a-z_]+)`", words)) == {*METHODS, "run"}
