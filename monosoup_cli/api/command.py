@@ -11,7 +11,7 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -245,7 +245,7 @@ def publish(
     signature = _signature(declaration, declared)
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        check_keywords(name, kwargs, signature)
+        check_keywords(name, kwargs, signature.parameters)
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
 
@@ -277,11 +277,11 @@ def publish(
     return made
 
 
-def check_keywords(name: str, keywords: Iterable[str], signature: inspect.Signature) -> None:
+def check_keywords(name: str, keywords: Iterable[str], known: Collection[str]) -> None:
     """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
     for keyword in keywords:
-        if keyword not in signature.parameters:
-            nearest = difflib.get_close_matches(keyword, signature.parameters, 1)
+        if keyword not in known:
+            nearest = difflib.get_close_matches(keyword, known, 1)
             meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{meant}")
 

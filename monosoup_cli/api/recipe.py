@@ -118,11 +118,10 @@ def waiting(
         options: What the user said of the run.
         note: Is told of the steps that are done.
     """
+    from monosoup_cli.api.command import check_keywords
     from monosoup_cli.outputs.workplace import partial_path
 
-    for name in options:
-        if name not in TAKEN:
-            raise TypeError(f"run() got an unexpected keyword argument {name!r}")
+    check_keywords("run", options, TAKEN)
     has_run = False
     for number, step in enumerate(steps, start=1):
         own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}
