@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, masked, some
 from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
+from monosoup_cli.values import check_keys
 
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
@@ -218,9 +219,7 @@ def _check_text(value: Any, path: Path) -> None:
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
-    others = [crop(str(key)) for key in given if key not in known]
-    if others:
-        raise UsageError(f"a recipe has no {some(others, 4)}", expected=", ".join(sorted(known)))
+    check_keys(given, known, "a recipe has no", expected=", ".join(sorted(known)))
 
 
 def _step(content: Mapping[str, Any]) -> Step:
