@@ -195,8 +195,14 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
             return plan_of(planned, progress)
 
     signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
-    document(plan, declaration, made.declared, signature, returns="What `--dry-run --format json` prints.")
-    plan.__name__ = plan.__qualname__ = f"plan_{declaration.__name__}"
+    document(
+        plan,
+        declaration,
+        made.declared,
+        signature,
+        name=f"plan_{declaration.__name__}",
+        returns="What `--dry-run --format json` prints.",
+    )
     return plan
 
 
@@ -269,9 +275,9 @@ def publish(
         declaration,
         declared,
         signature.replace(return_annotation=returns),
+        name=f"prepare_{name}",
         returns="A context manager that holds the opened inputs.",
     )
-    prepared.__name__ = prepared.__qualname__ = f"prepare_{name}"
     made = cast("Command[P, Prepared]", public)
     made.prepare, made.declared = prepared, declared
     return made
@@ -310,12 +316,14 @@ def document(
     signature: inspect.Signature,
     *,
     returns: str,
+    name: str | None = None,
 ) -> None:
-    """Give a function the name, the module, the whole signature and the docstring of a command.
+    """Give a function the name (or another `name`), the module, the whole signature and the docstring of a
+    command.
 
     The docstring is the help of the shell, then every option.
     """
-    function.__name__ = function.__qualname__ = declaration.__name__
+    function.__name__ = function.__qualname__ = name or declaration.__name__
     function.__module__ = declaration.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     annotations = {one.name: one.annotation for one in signature.parameters.values()}
