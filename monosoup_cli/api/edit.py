@@ -147,7 +147,7 @@ def edit(
         scores=commands_by_name(score),
     )
     if as_adapter:
-        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy, steps))
+        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))
     return Request(order)
 
 
@@ -177,10 +177,7 @@ def _check_adapter(
         raise UsageError("--adapter-energy is out of range", expected="0 < value <= 1", found=energy)
 
 
-def _adapter_kind(
-    splits: Sequence[MonoSoup], rank: int | None, energy: float | None, steps: Sequence[float]
-) -> AdapterKind:
+def _adapter_kind(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AdapterKind:
     from monosoup_cli.outputs.adapter_kind import AdapterKind
 
-    ranks = rank if energy is None else RanksByEnergy(splits, energy)
-    return AdapterKind(ranks, interpolates=steps != (1.0,))
+    return AdapterKind(rank if energy is None else RanksByEnergy(splits, energy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
@@ -220,7 +220,7 @@ def make_plan(
     selection: Selection,
     *,
     access: Access = "matrix",
-    wise: bool = False,
+    interpolates: Callable[[str], bool] = lambda name: False,
     hint: str | None = None,
     unchanged: Container[str] = (),
     left_out: Iterable[str] = (),
@@ -238,7 +238,7 @@ def make_plan(
         finetuned: The headers of the fine-tuned checkpoints.
         selection: Which tensors the user wants edited.
         access: How the method sees a layer.
-        wise: Whether kept tensors are interpolated with the base, or its own.
+        interpolates: Whether a tensor, where it is kept, is interpolated with the base, or its own.
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
         left_out: Names of copies that are in no header, and that patterns may match too.
@@ -285,7 +285,7 @@ def make_plan(
                 reason,
                 _matrices(tensor, is_stack=tensor.name in stacks.matrices) if is_matrix else None,
                 reads(
-                    base=has_twin and not is_unchanged and (reason is None or wise),
+                    base=has_twin and not is_unchanged and (reason is None or interpolates(tensor.name)),
                     mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
                     is_checked=not selection.excludes(tensor.name),
                 ),
