@@ -58,9 +58,9 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def check_keys(
+    problem: str,
     given: Iterable[object],
     known: Collection[str],
-    problem: str,
     *,
     expected: str | None = None,
     hint: str | None = None,

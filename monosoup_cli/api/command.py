@@ -13,13 +13,15 @@ import os
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
+from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.errors import MonosoupError
-from monosoup_cli.options import Call, DeclaredOption, RunOptions, as_list, declared_in
-from monosoup_cli.tensors.method import AdapterOrder, Group, Order
+from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
+from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
+from monosoup_cli.tensors.patterns import LAYERS
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
@@ -138,7 +140,8 @@ def command(group: Group) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
 
 def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
     own = declared_in(order)
-    declared = {**own, **RunOptions.declared()}
+    has_layers = any(one.option.of_layer for one in own.values())
+    declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
     signature = inspect.signature(order)
     name = order.__name__
 
@@ -146,8 +149,15 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
         from monosoup_cli.pipeline.task import Task
 
         options = RunOptions.of(kwargs)
-        made = order(*args, **kwargs)
-        request = _requested(made)
+        request = _requested(order(*args, **kwargs))
+        layers = checked_layers(kwargs.get(LAYERS))
+
+        def method(keywords: Mapping[str, Any]) -> Method:
+            return _requested(order(*args, **keywords)).order.method
+
+        if layers:
+            by_name = by_layer(layers, request.order.method, own, kwargs, method)
+            request = replace(request, order=replace(request.order, method=by_name))
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
@@ -155,10 +165,11 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
             **{key: _reported(bound.arguments[key], own[key]) for key in dict.fromkeys([*inputs, *own])},
             "finetuned": list(request.order.finetuned),
             **request.order.arguments,
+            **({LAYERS: layers or None} if LAYERS in declared else {}),
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return Task(call, options, request.order, request.kind, request.chooser)
+        return Task(call, options, request.order, request.kind, request.chooser, layers)
 
     def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
         from monosoup_cli.pipeline.planned import prepare

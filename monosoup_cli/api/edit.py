@@ -50,6 +50,7 @@ def edit(
             " entropy. A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
             metavar="R",
             shell=str,
+            of_layer="split",
         ),
     ] = None,
     rank: RankSplit = None,
@@ -62,6 +63,7 @@ def edit(
             " makes one checkpoint per value: OUT/wise-0.3, …",
             metavar="ALPHA",
             shell=str,
+            of_layer="wise",
         ),
     ] = None,
     min_update: Annotated[
@@ -70,6 +72,7 @@ def edit(
             "Keep layers as fine-tuned if their update is smaller than X, relative to the base.",
             metavar="X",
             minimum=0.0,
+            of_layer="min_update",
         ),
     ] = 0.0,
     stacked: Stacked = (),
@@ -126,6 +129,11 @@ def edit(
         )
     if as_adapter:
         _check_adapter(adapter_rank, adapter_energy, wises, min_update, options)
+        if options.get("layers") and adapter_energy is not None:
+            raise UsageError(
+                "--adapter-energy finds the ranks of all layers by one split",
+                hint="give one rank for all layers, or leave out their settings",
+            )
     elif adapter_rank is not None or adapter_energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy need --as-adapter")
     elif not has_base:

@@ -57,9 +57,9 @@ def step_of_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_others(given: Mapping[str, Any], known: set[str], what: str) -> None:
     check_keys(
+        f"{what} has what monosoup does not do:",
         given,
         known,
-        f"{what} has what monosoup does not do:",
         hint="take it out, or merge with mergekit and use the result as an input here",
     )
 

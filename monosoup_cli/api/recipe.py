@@ -219,16 +219,16 @@ def _check_text(value: Any, path: Path) -> None:
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
-    check_keys(given, known, "a recipe has no", expected=", ".join(sorted(known)))
+    check_keys("a recipe has no", given, known, expected=", ".join(sorted(known)))
 
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
     from monosoup_cli.api.commands import COMMANDS
 
-    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(arguments) < len(content):
-        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    arguments = _named(content)
+    if isinstance(layers := arguments.get("layers"), dict):
+        arguments["layers"] = {str(glob): _named(settings) for glob, settings in layers.items()}
     name = arguments.pop("command", None)
     if not isinstance(name, str) or name not in COMMANDS:
         raise UsageError("unknown command", expected=", ".join(COMMANDS), found=crop(repr(name)))
@@ -250,6 +250,20 @@ def _step(content: Mapping[str, Any]) -> Step:
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
     return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
+
+
+def _named(content: Any) -> Any:
+    """Arguments under the names that Python has for them; what has no names stays as it is.
+
+    Raises:
+        UsageError: One is there twice.
+    """
+    if not isinstance(content, dict):
+        return content
+    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(arguments) < len(content):
+        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    return arguments
 
 
 def _accepts(declared: DeclaredOption, value: Any) -> bool:

@@ -196,6 +196,7 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
         selecting.on_mismatch,
         storing.dtype,
         tuple(storing.carry_base),
+        layers=tuple(task.layers),
     )
     with mismatch_in(first.path):
         of_base, of_finetuned = draft.headers()

@@ -15,7 +15,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
-from monosoup_cli.tensors.patterns import CARRY_BASE, check_patterns
+from monosoup_cli.tensors.patterns import CARRY_BASE, LAYERS, check_patterns
 from monosoup_cli.tensors.rows import are_grids, crop, overlap
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
@@ -62,6 +62,7 @@ class Selection:
         dtype: The dtype of the written floating-point tensors in torch's words, or "keep".
         carry_base: Globs over the names of tensors that only the base has, and that are written too.
         include_option: The name of the option that `include` comes from, for messages.
+        layers: Globs over the names of tensors that have settings of their own.
     """
 
     include: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class Selection:
     dtype: str = "keep"
     carry_base: tuple[str, ...] = ()
     include_option: str = "include"
+    layers: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> dict[str, tuple[str, ...]]:
@@ -81,6 +83,7 @@ class Selection:
             "exclude": self.exclude,
             "stacked": self.stacked,
             CARRY_BASE: self.carry_base,
+            LAYERS: self.layers,
         }
 
     def leaves_out(self, name: str) -> bool:
