@@ -11,15 +11,17 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
+from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.errors import MonosoupError
-from monosoup_cli.options import Call, DeclaredOption, RunOptions, as_list, declared_in
-from monosoup_cli.tensors.method import AdapterOrder, Group, Order
+from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
+from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
+from monosoup_cli.tensors.patterns import LAYERS
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
@@ -138,7 +140,8 @@ def command(group: Group) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
 
 def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
     own = declared_in(order)
-    declared = {**own, **RunOptions.declared()}
+    has_layers = any(one.option.of_layer for one in own.values())
+    declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
     signature = inspect.signature(order)
     name = order.__name__
 
@@ -146,8 +149,15 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
         from monosoup_cli.pipeline.task import Task
 
         options = RunOptions.of(kwargs)
-        made = order(*args, **kwargs)
-        request = _requested(made)
+        request = _requested(order(*args, **kwargs))
+        layers = checked_layers(kwargs.get(LAYERS))
+
+        def method(keywords: Mapping[str, Any]) -> Method:
+            return _requested(order(*args, **keywords)).order.method
+
+        if layers:
+            by_name = by_layer(layers, request.order.method, own, kwargs, method)
+            request = replace(request, order=replace(request.order, method=by_name))
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
@@ -155,10 +165,11 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
             **{key: _reported(bound.arguments[key], own[key]) for key in dict.fromkeys([*inputs, *own])},
             "finetuned": list(request.order.finetuned),
             **request.order.arguments,
+            **({LAYERS: layers or None} if LAYERS in declared else {}),
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return Task(call, options, request.order, request.kind, request.chooser)
+        return Task(call, options, request.order, request.kind, request.chooser, layers)
 
     def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
         from monosoup_cli.pipeline.planned import prepare
@@ -195,8 +206,14 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
             return plan_of(planned, progress)
 
     signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
-    document(plan, declaration, made.declared, signature, returns="What `--dry-run --format json` prints.")
-    plan.__name__ = plan.__qualname__ = f"plan_{declaration.__name__}"
+    document(
+        plan,
+        declaration,
+        made.declared,
+        signature,
+        name=f"plan_{declaration.__name__}",
+        returns="What `--dry-run --format json` prints.",
+    )
     return plan
 
 
@@ -245,7 +262,7 @@ def publish(
     signature = _signature(declaration, declared)
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        check_keywords(name, kwargs, signature)
+        check_keywords(name, kwargs, signature.parameters)
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
 
@@ -269,19 +286,19 @@ def publish(
         declaration,
         declared,
         signature.replace(return_annotation=returns),
+        name=f"prepare_{name}",
         returns="A context manager that holds the opened inputs.",
     )
-    prepared.__name__ = prepared.__qualname__ = f"prepare_{name}"
     made = cast("Command[P, Prepared]", public)
     made.prepare, made.declared = prepared, declared
     return made
 
 
-def check_keywords(name: str, keywords: Iterable[str], signature: inspect.Signature) -> None:
+def check_keywords(name: str, keywords: Iterable[str], known: Collection[str]) -> None:
     """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
     for keyword in keywords:
-        if keyword not in signature.parameters:
-            nearest = difflib.get_close_matches(keyword, signature.parameters, 1)
+        if keyword not in known:
+            nearest = difflib.get_close_matches(keyword, known, 1)
             meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{meant}")
 
@@ -310,12 +327,14 @@ def document(
     signature: inspect.Signature,
     *,
     returns: str,
+    name: str | None = None,
 ) -> None:
-    """Give a function the name, the module, the whole signature and the docstring of a command.
+    """Give a function the name (or another `name`), the module, the whole signature and the docstring of a
+    command.
 
     The docstring is the help of the shell, then every option.
     """
-    function.__name__ = function.__qualname__ = declaration.__name__
+    function.__name__ = function.__qualname__ = name or declaration.__name__
     function.__module__ = declaration.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     annotations = {one.name: one.annotation for one in signature.parameters.values()}

@@ -50,6 +50,7 @@ def edit(
             " entropy. A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
             metavar="R",
             shell=str,
+            of_layer="split",
         ),
     ] = None,
     rank: RankSplit = None,
@@ -62,6 +63,7 @@ def edit(
             " makes one checkpoint per value: OUT/wise-0.3, …",
             metavar="ALPHA",
             shell=str,
+            of_layer="wise",
         ),
     ] = None,
     min_update: Annotated[
@@ -70,6 +72,7 @@ def edit(
             "Keep layers as fine-tuned if their update is smaller than X, relative to the base.",
             metavar="X",
             minimum=0.0,
+            of_layer="min_update",
         ),
     ] = 0.0,
     stacked: Stacked = (),
@@ -126,6 +129,11 @@ def edit(
         )
     if as_adapter:
         _check_adapter(adapter_rank, adapter_energy, wises, min_update, options)
+        if options.get("layers") and adapter_energy is not None:
+            raise UsageError(
+                "--adapter-energy finds the ranks of all layers by one split",
+                hint="give one rank for all layers, or leave out their settings",
+            )
     elif adapter_rank is not None or adapter_energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy need --as-adapter")
     elif not has_base:
@@ -147,7 +155,7 @@ def edit(
         scores=commands_by_name(score),
     )
     if as_adapter:
-        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy, steps))
+        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))
     return Request(order)
 
 
@@ -177,10 +185,7 @@ def _check_adapter(
         raise UsageError("--adapter-energy is out of range", expected="0 < value <= 1", found=energy)
 
 
-def _adapter_kind(
-    splits: Sequence[MonoSoup], rank: int | None, energy: float | None, steps: Sequence[float]
-) -> AdapterKind:
+def _adapter_kind(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AdapterKind:
     from monosoup_cli.outputs.adapter_kind import AdapterKind
 
-    ranks = rank if energy is None else RanksByEnergy(splits, energy)
-    return AdapterKind(ranks, interpolates=steps != (1.0,))
+    return AdapterKind(rank if energy is None else RanksByEnergy(splits, energy))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, masked, some
 from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
+from monosoup_cli.values import check_keys
 
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
@@ -118,11 +119,10 @@ def waiting(
         options: What the user said of the run.
         note: Is told of the steps that are done.
     """
+    from monosoup_cli.api.command import check_keywords
     from monosoup_cli.outputs.workplace import partial_path
 
-    for name in options:
-        if name not in TAKEN:
-            raise TypeError(f"run() got an unexpected keyword argument {name!r}")
+    check_keywords("run", options, TAKEN)
     has_run = False
     for number, step in enumerate(steps, start=1):
         own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}
@@ -219,18 +219,16 @@ def _check_text(value: Any, path: Path) -> None:
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
-    others = [crop(str(key)) for key in given if key not in known]
-    if others:
-        raise UsageError(f"a recipe has no {some(others, 4)}", expected=", ".join(sorted(known)))
+    check_keys("a recipe has no", given, known, expected=", ".join(sorted(known)))
 
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
     from monosoup_cli.api.commands import COMMANDS
 
-    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(arguments) < len(content):
-        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    arguments = _named(content)
+    if isinstance(layers := arguments.get("layers"), dict):
+        arguments["layers"] = {str(glob): _named(settings) for glob, settings in layers.items()}
     name = arguments.pop("command", None)
     if not isinstance(name, str) or name not in COMMANDS:
         raise UsageError("unknown command", expected=", ".join(COMMANDS), found=crop(repr(name)))
@@ -252,6 +250,20 @@ def _step(content: Mapping[str, Any]) -> Step:
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
     return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
+
+
+def _named(content: Any) -> Any:
+    """Arguments under the names that Python has for them; what has no names stays as it is.
+
+    Raises:
+        UsageError: One is there twice.
+    """
+    if not isinstance(content, dict):
+        return content
+    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(arguments) < len(content):
+        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    return arguments
 
 
 def _accepts(declared: DeclaredOption, value: Any) -> bool:

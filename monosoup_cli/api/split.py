@@ -14,7 +14,8 @@ SplitOption = Annotated[
     SplitRule,
     Option(
         "Where to split: at the effective rank, by the entropy of σ (the paper's rule) or of σ²; or after the"
-        " singular values that exceed noise."
+        " singular values that exceed noise.",
+        of_layer="split",
     ),
 ]
 
@@ -27,11 +28,22 @@ EnergySplit = Annotated[
         shell=float,
     ),
 ]
-RankSplit = Annotated[int | None, Option("Split after N singular values.", metavar="N", shell=int, minimum=1)]
+RankSplit = Annotated[
+    int | None, Option("Split after N singular values.", metavar="N", shell=int, minimum=1, of_layer="split")
+]
 RankFractionSplit = Annotated[
     float | None,
-    Option("Split after this share of the singular values (0 < F <= 1).", metavar="F", shell=float),
+    Option(
+        "Split after this share of the singular values (0 < F <= 1).",
+        metavar="F",
+        shell=float,
+        of_layer="split",
+    ),
 ]
 WeightingOption = Annotated[
-    Weighting, Option("How to weight the two parts. All choices but monosoup are ablations from the paper.")
+    Weighting,
+    Option(
+        "How to weight the two parts. All choices but monosoup are ablations from the paper.",
+        of_layer="weighting",
+    ),
 ]

@@ -103,6 +103,7 @@ class Task:
         order: The method and the inputs.
         kind: What is written.
         chooser: Chooses the checkpoints that are averaged; None to average all.
+        layers: The settings of layers, by globs over names, which the order's method has.
     """
 
     call: Call
@@ -110,6 +111,7 @@ class Task:
     order: Order
     kind: OutputKind = WHOLE
     chooser: Chooser | None = None
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def drafts_of(task: Task) -> int:

@@ -49,7 +49,7 @@ WITH_UNIT = {measure.name for measure in _ALL if measure.unit is not None}
 
 
 FACTS = {
-    *("name", "layers", "shape", "shared_rows", "dtype", "action", "reason", "index"),
+    *("name", "layers", "shape", "shared_rows", "dtype", "action", "reason", "index", "settings"),
     *("kind", "stack", "block", "part", "adapter_rank", "adapter_scale", "adapter_error", "computed_on"),
     *("rounding_sigma", "rounding_share", "gap_above_rounding"),
 }

@@ -166,7 +166,9 @@ def spread(values: Iterable[float | None]) -> dict[str, float] | None:
     present = [value for value in values if value is not None]
     if not present:
         return None
-    return {"mean": sum(value / len(present) for value in present), "min": min(present), "max": max(present)}
+    low, high = min(present), max(present)
+    mean = sum(value / len(present) for value in present)  # may be rounded out of their range
+    return {"mean": min(max(mean, low), high), "min": low, "max": high}
 
 
 BINS = 40

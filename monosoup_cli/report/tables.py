@@ -27,6 +27,7 @@ from monosoup_cli.report.words import (
     plural,
     printable,
     rough,
+    settings_words,
     size,
 )
 
@@ -106,6 +107,7 @@ def plan_to_json(
                 "reason": tensor.reason,
                 "matrices": (tensor.stack or 1) if tensor.is_edited else 0,
                 **(tensor.measures if tensor.is_edited else {}),
+                **({"settings": dict(tensor.settings)} if tensor.settings else {}),
             }
             for tensor in plan.tensors
         ],
@@ -188,6 +190,8 @@ def plan_rows(plan: Preview) -> Iterator[tuple[str, str, str]]:
         action = f"{plan.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.measures:
             action += _planned_measures(tensor.measures, plan.details.get("stacks", []))
+        if tensor.settings:
+            action += f", {printable(settings_words(tensor.settings))}"
         yield printable(tensor.name), tensor.dtype, action
 
 
@@ -227,6 +231,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
+    for glob, settings in (report["arguments"].get("layers") or {}).items():
+        counts.add_row("layers", Text(printable(f"{glob}: {settings_words(settings)}")))
     seconds = max(timing["seconds"], 1e-9)
     moved = timing["bytes_read"] + timing["bytes_written"]
     done = "read and written" if wrote else "read"

@@ -98,6 +98,7 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     arguments = report["arguments"]
     is_by_noise = arguments.get("split") == "noise"
     is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
+    is_default = is_default and not arguments.get("layers")
     step = step_of(report)
     has_base = any(source["role"] == "base" for source in report["inputs"])
     is_mean = sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
@@ -114,6 +115,12 @@ def step_of(report: Mapping[str, Any]) -> float:
     """Return how far from the base to the edited weights a report's checkpoint is: 1, or its `--wise`."""
     wise = report["arguments"].get("wise")
     return float(wise) if isinstance(wise, (int, float)) else 1.0
+
+
+def _step(row: Row, step: float) -> float:
+    """How far from the base to the edited weights a layer is: by its settings, or as the checkpoint."""
+    own = row.get("settings", {}).get("wise", step)
+    return float(own) if isinstance(own, (int, float)) else 1.0
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
@@ -140,7 +147,7 @@ def findings(
         step: How far from the base to the edited weights the checkpoint is.
     """
     moved = [
-        {**row, "factor": step * row["equivalent_alpha"]}
+        {**row, "factor": _step(row, step) * row["equivalent_alpha"]}
         for row in rows
         if row["reason"] is None and row.get("k") is not None
     ]
@@ -328,12 +335,15 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     if not edited:
         return None
     largest = max(row["update_norm"] for row in edited)
-    weighted = [(row, (row["update_norm"] / largest) ** 2) for row in edited]
-    total = math.fsum(share for _, share in weighted)
-    mean = math.fsum(row["equivalent_alpha"] * share for row, share in weighted) / total
-    away = ((math.hypot(row["anisotropy"], row["equivalent_alpha"] - mean), share) for row, share in weighted)
+    weighted = [(row, _step(row, wise), (row["update_norm"] / largest) ** 2) for row in edited]
+    total = math.fsum(share for *_, share in weighted)
+    alpha = math.fsum(step * row["equivalent_alpha"] * share for row, step, share in weighted) / total
+    away = (
+        (math.hypot(step * row["anisotropy"], step * row["equivalent_alpha"] - alpha), share)
+        for row, step, share in weighted
+    )
     squares = math.fsum(share * far * far for far, share in away)  # ** raises where * is infinite
-    alpha, distance = wise * mean, wise * math.sqrt(squares / total)
+    distance = math.sqrt(squares / total)
     moved = math.hypot(1.0 - alpha, distance)
     nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
     nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (α = {alpha:.3g})"

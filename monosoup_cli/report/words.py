@@ -6,7 +6,8 @@ Names and paths come from untrusted files; `printable` makes them safe to print.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
@@ -19,6 +20,7 @@ __all__ = [
     "plural",
     "printable",
     "rough",
+    "settings_words",
     "size",
 ]
 
@@ -111,3 +113,8 @@ def _count(number: float) -> str:
 def joined_label(joined: bool) -> str:
     """Say whether a candidate joined the soup."""
     return "joined" if joined else "left out"
+
+
+def settings_words(settings: Mapping[str, Any]) -> str:
+    """Name settings with their values: "energy 0.8, weighting high"."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
