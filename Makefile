@@ -122,7 +122,7 @@ release-check: $(VENV)-release/installed  ## Build what is released, run the whe
 	$(VENV)-release/bin/twine check --strict dist/*
 	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT \
 		&& $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m pip install --quiet --disable-pip-version-check" \
-		&& $$pip --no-index --no-deps --find-links dist monosoup-cli && $$pip -c .ci/constraints.txt monosoup-cli \
+		&& $$pip --no-index --no-deps --find-links dist monosoup && $$pip -c .ci/constraints.txt monosoup \
 		&& (cd "$$empty" && bin/monosoup --version && bin/monosoup --help >/dev/null && bin/python -m pip check) \
 		&& "$$empty/bin/python" -m pip uninstall --quiet --yes pip setuptools \
 		&& $(VENV)-release/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
