@@ -93,7 +93,7 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("pictures need matplotlib", hint="pip install 'monosoup-cli[plot]'") from None
+        raise UsageError("pictures need matplotlib", hint="pip install 'monosoup[plot]'") from None
 
 
 def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = None) -> None:

@@ -75,7 +75,7 @@ def no_matplotlib(at: Trial) -> None:
         [sys.executable, "-c", blocked, *words], capture_output=True, text=True, check=False
     )
     at.look(Result(done.returncode, done.stdout, done.stderr))
-    project = metadata("monosoup-cli")
+    project = metadata("monosoup")
     assert f"pip install '{project['name']}[plot]'" in at.hint
     assert [each for each in project.get_all("requires-dist") or () if each.startswith("matplotlib")]
     at.works(*words)

@@ -480,7 +480,7 @@ def test_a_missing_matplotlib_is_said(report, tmp_path, monkeypatch):
     for refused in (lambda path: plot(report, path), check_plot):
         with pytest.raises(MonosoupError) as caught:
             refused(tmp_path / "picture.png")
-        assert caught.value.hint == "pip install 'monosoup-cli[plot]'"
+        assert caught.value.hint == "pip install 'monosoup[plot]'"
     assert list(tmp_path.iterdir()) == []
 
 
