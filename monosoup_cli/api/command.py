@@ -11,7 +11,7 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,11 +71,13 @@ class Request:
         order: The method and the inputs.
         kind: What is written; a whole checkpoint by default.
         chooser: Chooses the checkpoints that are averaged; None to average all.
+        notes: What the settings do that their names do not say; said before the run.
     """
 
     order: Order
     kind: OutputKind = field(default_factory=_whole)
     chooser: Chooser | None = None
+    notes: Sequence[str] = ()
 
 
 def _requested(asked: Asked) -> Request:
@@ -158,7 +160,7 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return Task(call, options, request.order, request.kind, request.chooser)
+        return Task(call, options, request.order, request.kind, request.chooser, request.notes)
 
     def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
         from monosoup_cli.pipeline.planned import prepare

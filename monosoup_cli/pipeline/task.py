@@ -103,6 +103,7 @@ class Task:
         order: The method and the inputs.
         kind: What is written.
         chooser: Chooses the checkpoints that are averaged; None to average all.
+        notes: What the settings do that their names do not say.
     """
 
     call: Call
@@ -110,6 +111,7 @@ class Task:
     order: Order
     kind: OutputKind = WHOLE
     chooser: Chooser | None = None
+    notes: Sequence[str] = ()
 
 
 def drafts_of(task: Task) -> int:

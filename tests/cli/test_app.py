@@ -56,6 +56,48 @@ def test_people_read_stderr(edit, tmp_path):
     assert not any(line.endswith(" ") for line in stderr.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--energy", "0.8"], "at most about 0.53 at 0.8 (the equivalent α)"),
+        (["--energy", "0.2,0.5,0.9,0.95"], "at most about 0.5 at 0.5, 0.65 at 0.9 (the equivalent α)"),
+        (["--energy", "0.5", "--weighting", "high"], "at most about 0.5 at 0.5 (the equivalent α)"),
+        (["--energy", "0.8", "--weighting", "high"], None),
+        (["--energy", "0.95"], None),
+        ([], None),
+    ],
+)
+def test_what_energy_does_is_said_before_the_run(edit, tmp_path, options, said):
+    notes = json.loads(edit("--dry-run", "--format", "json", *options)[1])["notes"]
+    assert [one for one in notes if "--energy" in one] == notes
+    assert [said in one for one in notes] == ([] if said is None else [True])
+    shown = [f"note: {one}" for one in notes]
+    assert edit("--dry-run", *options)[2].splitlines() == shown
+    _, report, err = edit("--format", "json", *options)
+    assert json.loads(report)["notes"] == notes
+    assert err.splitlines()[: len(shown)] == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "is_far"),
+    [
+        (["--energy", "0.7"], True),
+        (["--weighting", "uniform"], True),
+        ([], False),
+        (["--energy", "0.7", "--wise", "0.9"], False),
+    ],
+)
+def test_an_edit_that_went_far_says_so(edit, options, is_far):
+    _, report, err = edit("--format", "json", *options)
+    (alpha,) = [one["equivalent_alpha"] for one in json.loads(report)["layers"] if one["action"] == "edited"]
+    assert (alpha < 0.7) == bool(options)
+    said = (
+        f"note: the edit goes {1 - alpha:.0%} of the way back to the base (its equivalent α is {alpha:.2g})"
+    )
+    assert (said in err) == is_far
+    assert is_far or "the way back" not in err
+
+
 def test_quiet_says_nothing(edit):
     assert edit("--quiet") == (0, "", "")
 
