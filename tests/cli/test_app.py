@@ -1,6 +1,7 @@
 """How the command talks: streams, exit codes, formats, and what it loads."""
 
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -8,8 +9,10 @@ import re
 import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -340,6 +343,7 @@ def test_freed_buffers_are_given_back():
     """A buffer that is smaller than one that was freed before is mapped on its own, too."""
     code = """
 import ctypes
+import fcntl
 from monosoup_cli.cli.writing import import_torch
 
 class Info(ctypes.Structure):
@@ -356,3 +360,30 @@ print(info().mapped - before)
 """
     mapped = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
     assert mapped >= 2 << 20
+
+
+@pytest.mark.parametrize("columns", [None, "60"])
+def test_messages_fold_at_words_in_a_terminal_alone(files, tmp_path, monkeypatch, capsys, columns):
+    missing = tmp_path / ("a-long-name-" * 8)
+    command = ["edit", files[0], str(missing), "-o", "out", "--energy", "0.5"]
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) > 80
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    with open(follower, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(command) == 1
+        assert main(["edit", *files, "-o", str(tmp_path / "out"), "--energy", "0.5", "--dry-run"]) == 0
+        seen = os.read(leader, 1 << 16).decode()
+        monkeypatch.undo()
+    os.close(leader)
+    folded = seen.split("\r\n")
+    start = next(number for number, one in enumerate(folded) if one.startswith("note: "))
+    assert " ".join(folded[:start]) == line
+    assert start > 1
+    assert len(folded) - start > 2
+    assert all(len(one) <= int(columns or 80) for one in folded if str(missing) not in one)
