@@ -56,8 +56,8 @@ class OutputKeywords(TypedDict, total=False):
 class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
     """The keyword arguments that all writing commands share.
 
-    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
-    when they finish it.
+    `progress` is a class of progress bars, such as tqdm; or a function that worker threads call with a tensor
+    and a flag: False when they start it, True when they finish it.
     """
 
-    progress: Callable[[Any, bool], None] | None
+    progress: Callable[[Any, bool], None] | type[Any] | None

@@ -11,12 +11,13 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, DeclaredOption, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Order
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.ready import Ready
     from monosoup_cli.pipeline.task import Chooser, OnScore, Task
+    from monosoup_cli.tensors.plan import PlannedTensor
 
 __all__ = [
     "Command",
@@ -35,6 +37,7 @@ __all__ = [
     "command",
     "document",
     "execute_by_engine",
+    "passes_over",
     "publish",
     "renamed_options",
 ]
@@ -49,11 +52,13 @@ PROGRESS = inspect.Parameter(
     "progress",
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
-    annotation="Callable[[PlannedTensor, bool], None] | None",
+    annotation="Callable[[PlannedTensor, bool], None] | type[tqdm] | None",
 )
 PROGRESS_HELP = (
-    "A function that worker threads call with a tensor and a flag: False when they start it, True when they"
-    " finish it. A tensor that must be examined before the output is laid out is started and finished twice."
+    "A class of progress bars, such as tqdm: a bar counts the bytes of the tensors. Or a function that"
+    " worker threads call with a tensor and a flag: False when they start it, True when they finish it. Where"
+    " tensors must be examined before the output is laid out, they have a bar of their own for that, and are"
+    " started and finished twice."
 )
 
 
@@ -167,15 +172,18 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
 
         return prepare(task(*args, **kwargs))
 
-    def run(planned: Planned, progress: Progress) -> dict[str, Any]:
+    def run(planned: Planned, watch: Watch) -> dict[str, Any]:
         from monosoup_cli.pipeline.parts import make_part
         from monosoup_cli.pipeline.ready import make_ready
         from monosoup_cli.pipeline.scoring import ignore_scores
 
-        ready = make_ready(planned, progress)
+        with watched(watch, planned.examined) as progress:
+            ready = make_ready(planned, progress)
         if ready.share.part is not None:
-            return dict(make_part(ready, progress).facts)
-        report = execute_by_engine(ready, progress, ignore_scores)
+            with watched(watch, ready.share.tensors) as progress:
+                return dict(make_part(ready, progress).facts)
+        with watched(watch, passes_over(ready)) as progress:
+            report = execute_by_engine(ready, progress, ignore_scores)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)
         return report
@@ -190,11 +198,10 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
 
     def plan(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         from monosoup_cli.api.plan import plan_of
-        from monosoup_cli.pipeline.engine import ignore
 
-        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(made.declared), made.prepare(*args, **kwargs) as planned:
-            return plan_of(planned, progress)
+            return plan_of(planned, watch)
 
     signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
     document(plan, declaration, made.declared, signature, returns="What `--dry-run --format json` prints.")
@@ -212,6 +219,13 @@ def renamed_options(declared: Mapping[str, DeclaredOption]) -> Iterator[None]:
         raise
 
 
+def passes_over(ready: Ready) -> list[PlannedTensor]:
+    """The tensors that a run works on: twice, where it first reads all of them to choose among the inputs."""
+    chooser = ready.planned.task.chooser
+    chooses = chooser is not None and not chooser.drafts
+    return [*ready.plan.tensors] * (2 if chooses else 1)
+
+
 def execute_by_engine(ready: Ready, progress: Progress, on_score: OnScore) -> dict[str, Any]:
     """Make an output on the engine that the user asked for, and return its report."""
     if ready.planned.task.options.writing.engine == "threads":
@@ -227,7 +241,7 @@ def publish(
     declaration: Callable[P, Any],
     declared: Mapping[str, DeclaredOption],
     prepare: Callable[P, Prepared],
-    run: Callable[[Prepared, Progress], dict[str, Any]],
+    run: Callable[[Prepared, Watch], dict[str, Any]],
     *,
     returns: str,
 ) -> Command[P, Prepared]:
@@ -240,23 +254,21 @@ def publish(
         declaration: Has the signature and the docstring.
         declared: The options, its own before the shared ones.
         prepare: Opens the inputs.
-        run: Takes what `prepare` returns, and returns the report.
+        run: Takes what `prepare` returns, and the argument `progress`; returns the report.
         returns: The type of what `prepare` returns.
     """
     name = declaration.__name__
     signature = _signature(declaration, declared)
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        check_keywords(name, kwargs, signature)
+        check_keywords(name, kwargs, signature.parameters)
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
 
     def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        from monosoup_cli.pipeline.engine import ignore
-
-        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(declared), prepared(*args, **kwargs) as opened:
-            return run(opened, progress)
+            return run(opened, watch)
 
     document(
         public,
@@ -279,11 +291,11 @@ def publish(
     return made
 
 
-def check_keywords(name: str, keywords: Iterable[str], signature: inspect.Signature) -> None:
+def check_keywords(name: str, keywords: Iterable[str], known: Collection[str]) -> None:
     """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
     for keyword in keywords:
-        if keyword not in signature.parameters:
-            nearest = difflib.get_close_matches(keyword, signature.parameters, 1)
+        if keyword not in known:
+            nearest = difflib.get_close_matches(keyword, known, 1)
             meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{meant}")
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.api.progress import Watch, watched
+
 if TYPE_CHECKING:
-    from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.planned import Planned
 
 __all__ = ["plan_of"]
 
 
-def plan_of(planned: Planned, progress: Progress) -> dict[str, Any]:
+def plan_of(planned: Planned, watch: Watch) -> dict[str, Any]:
     """What a run would do to each tensor, and what it needs, as `--dry-run --format json` prints it.
 
     Args:
         planned: The task on its opened inputs.
-        progress: Is told of the tensors that have to be read for the plan.
+        watch: Is told of the tensors that have to be read for the plan.
     """
     from monosoup_cli.pipeline.cost import estimate
     from monosoup_cli.pipeline.execute import choose
@@ -27,11 +28,13 @@ def plan_of(planned: Planned, progress: Progress) -> dict[str, Any]:
     from monosoup_cli.sources.transfer import fetch
 
     is_foreseen = planned.draft.is_foreseeable
-    ready = foresee(planned) if is_foreseen else make_ready(planned, progress)
+    with watched(watch, planned.examined) as progress:
+        ready = foresee(planned) if is_foreseen else make_ready(planned, progress)
     selection = members = None
     chooser = planned.task.chooser
     if chooser is not None and not chooser.drafts:
         fetch(ready.downloads)
-        choice = choose(ready, None, progress)
+        with watched(watch, ready.plan.tensors) as progress:
+            choice = choose(ready, None, progress)
         selection, members = choice.selection, choice.members
     return plan_to_json(preview(ready, estimate(ready, members)), notices_of(ready), selection)
