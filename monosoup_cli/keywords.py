@@ -71,8 +71,8 @@ class RunKeywords(
 ):
     """The keyword arguments that all writing commands share; `layers` is for those that have such settings.
 
-    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
-    when they finish it.
+    `progress` is a class of progress bars, such as tqdm; or a function that worker threads call with a tensor
+    and a flag: False when they start it, True when they finish it.
     """
 
-    progress: Callable[[Any, bool], None] | None
+    progress: Callable[[Any, bool], None] | type[Any] | None

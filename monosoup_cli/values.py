@@ -54,7 +54,9 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise UsageError for a value that is none of a Literal's."""
     words = get_args(choices)
     if value not in words:
-        raise UsageError(f"unknown --{name.replace('_', '-')}", expected=", ".join(words), found=value)
+        flag = f"--{name.replace('_', '-')}"
+        expected = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise UsageError(f"{flag} has no such value", expected=expected, found=repr(value))
 
 
 def check_keys(

@@ -11,13 +11,15 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from monosoup_cli.api.layers import by_layer, checked_layers
+from monosoup_cli.api.plan import chooses_dry, plan_of
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.ready import Ready
     from monosoup_cli.pipeline.task import Chooser, OnScore, Task
+    from monosoup_cli.tensors.plan import PlannedTensor
 
 __all__ = [
     "Command",
@@ -37,6 +40,7 @@ __all__ = [
     "command",
     "document",
     "execute_by_engine",
+    "passes_over",
     "publish",
     "renamed_options",
 ]
@@ -51,11 +55,13 @@ PROGRESS = inspect.Parameter(
     "progress",
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
-    annotation="Callable[[PlannedTensor, bool], None] | None",
+    annotation="Callable[[PlannedTensor, bool], None] | type[tqdm] | None",
 )
 PROGRESS_HELP = (
-    "A function that worker threads call with a tensor and a flag: False when they start it, True when they"
-    " finish it. A tensor that must be examined before the output is laid out is started and finished twice."
+    "A class of progress bars, such as tqdm: a bar counts the bytes of the tensors. Or a function that"
+    " worker threads call with a tensor and a flag: False when they start it, True when they finish it. Where"
+    " tensors must be examined before the output is laid out, they have a bar of their own for that, and are"
+    " started and finished twice."
 )
 
 
@@ -73,11 +79,13 @@ class Request:
         order: The method and the inputs.
         kind: What is written; a whole checkpoint by default.
         chooser: Chooses the checkpoints that are averaged; None to average all.
+        notes: What the settings do that their names do not say; said before the run.
     """
 
     order: Order
     kind: OutputKind = field(default_factory=_whole)
     chooser: Chooser | None = None
+    notes: Sequence[str] = ()
 
 
 def _requested(asked: Asked) -> Request:
@@ -169,22 +177,25 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return Task(call, options, request.order, request.kind, request.chooser, layers)
+        return Task(call, options, request.order, request.kind, request.chooser, layers, request.notes)
 
     def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
         from monosoup_cli.pipeline.planned import prepare
 
         return prepare(task(*args, **kwargs))
 
-    def run(planned: Planned, progress: Progress) -> dict[str, Any]:
+    def run(planned: Planned, watch: Watch) -> dict[str, Any]:
         from monosoup_cli.pipeline.parts import make_part
         from monosoup_cli.pipeline.ready import make_ready
         from monosoup_cli.pipeline.scoring import ignore_scores
 
-        ready = make_ready(planned, progress)
+        with watched(watch, planned.examined) as progress:
+            ready = make_ready(planned, progress)
         if ready.share.part is not None:
-            return dict(make_part(ready, progress).facts)
-        report = execute_by_engine(ready, progress, ignore_scores)
+            with watched(watch, ready.share.tensors) as progress:
+                return dict(make_part(ready, progress).facts)
+        with watched(watch, passes_over(ready)) as progress:
+            report = execute_by_engine(ready, progress, ignore_scores)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)
         return report
@@ -198,12 +209,10 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
     """The function that returns the plan of a command."""
 
     def plan(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        from monosoup_cli.api.plan import plan_of
-        from monosoup_cli.pipeline.engine import ignore
 
-        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(made.declared), made.prepare(*args, **kwargs) as planned:
-            return plan_of(planned, progress)
+            return plan_of(planned, watch)
 
     signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
     document(
@@ -227,6 +236,11 @@ def renamed_options(declared: Mapping[str, DeclaredOption]) -> Iterator[None]:
         raise
 
 
+def passes_over(ready: Ready) -> list[PlannedTensor]:
+    """The tensors that a run works on: twice, where it first reads all of them to choose among the inputs."""
+    return [*ready.plan.tensors] * (2 if chooses_dry(ready.planned) else 1)
+
+
 def execute_by_engine(ready: Ready, progress: Progress, on_score: OnScore) -> dict[str, Any]:
     """Make an output on the engine that the user asked for, and return its report."""
     if ready.planned.task.options.writing.engine == "threads":
@@ -242,7 +256,7 @@ def publish(
     declaration: Callable[P, Any],
     declared: Mapping[str, DeclaredOption],
     prepare: Callable[P, Prepared],
-    run: Callable[[Prepared, Progress], dict[str, Any]],
+    run: Callable[[Prepared, Watch], dict[str, Any]],
     *,
     returns: str,
 ) -> Command[P, Prepared]:
@@ -255,7 +269,7 @@ def publish(
         declaration: Has the signature and the docstring.
         declared: The options, its own before the shared ones.
         prepare: Opens the inputs.
-        run: Takes what `prepare` returns, and returns the report.
+        run: Takes what `prepare` returns, and the argument `progress`; returns the report.
         returns: The type of what `prepare` returns.
     """
     name = declaration.__name__
@@ -267,11 +281,9 @@ def publish(
         return prepare(*args, **kwargs)
 
     def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        from monosoup_cli.pipeline.engine import ignore
-
-        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(declared), prepared(*args, **kwargs) as opened:
-            return run(opened, progress)
+            return run(opened, watch)
 
     document(
         public,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from monosoup_cli.api.command import Request, command
-from monosoup_cli.api.split import RankFractionSplit, RankSplit, SplitOption, WeightingOption
-from monosoup_cli.errors import UsageError
+from monosoup_cli.api.split import ENERGY_HELP, RankFractionSplit, RankSplit, SplitOption, WeightingOption
+from monosoup_cli.errors import UsageError, some
 from monosoup_cli.keywords import RunKeywords
-from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.monosoup import FAR, MonoSoup, largest_alpha
 from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.spectral_edit import RanksByEnergy, SpectralEdit
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
@@ -46,8 +46,7 @@ def edit(
     energy: Annotated[
         Numbers | None,
         Option(
-            "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by"
-            " entropy. A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
+            f"{ENERGY_HELP} A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
             metavar="R",
             shell=str,
             of_layer="split",
@@ -154,9 +153,24 @@ def edit(
         arguments={"energy": energies.argument, "wise": wises.argument, "stacked": stacks},
         scores=commands_by_name(score),
     )
+    notes = _notes_on_energy(splits, has_base=has_base)
     if as_adapter:
-        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy))
-    return Request(order)
+        kind = _adapter_kind(splits or [rule], adapter_rank, adapter_energy)
+        return Request(order, kind, notes=notes)
+    return Request(order, notes=notes)
+
+
+def _notes_on_energy(splits: Sequence[MonoSoup], *, has_base: bool) -> list[str]:
+    """Say what --energy keeps of the update, where that is far less than its value seems to say."""
+    kept = {one.energy: largest_alpha(one.energy, one.weighting) for one in splits if one.energy is not None}
+    far = [f"{alpha:.2g} at {energy:g}" for energy, alpha in kept.items() if alpha < FAR]
+    if not far:
+        return []
+    gentle = ", and wise --alpha sets it" if has_base else ""
+    return [
+        "--energy says where the spectrum is split, not how much of the update is kept: that is at most about"
+        f" {some(far, 3)} (the equivalent α); inspect-spectrum shows it{gentle}"
+    ]
 
 
 def _check_adapter(

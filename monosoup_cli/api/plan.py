@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.api.progress import Watch, watched
+
 if TYPE_CHECKING:
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.planned import Planned
@@ -14,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["chooses_dry", "plan_of", "preview_of"]
 
 
-def plan_of(planned: Planned, progress: Progress) -> dict[str, Any]:
+def plan_of(planned: Planned, watch: Watch) -> dict[str, Any]:
     """What a run would do to each tensor, and what it needs, as `--dry-run --format json` prints it.
 
     Args:
         planned: The task on its opened inputs.
-        progress: Is told of the tensors that have to be read for the plan.
+        watch: Is told of the tensors that have to be read for the plan.
     """
     from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.ready import foresee, make_ready
@@ -27,10 +29,12 @@ def plan_of(planned: Planned, progress: Progress) -> dict[str, Any]:
     from monosoup_cli.sources.transfer import fetch
 
     is_foreseen = planned.draft.is_foreseeable
-    ready = foresee(planned) if is_foreseen else make_ready(planned, progress)
+    with watched(watch, planned.examined) as progress:
+        ready = foresee(planned) if is_foreseen else make_ready(planned, progress)
     if chooses_dry(planned):
         fetch(ready.downloads)
-    plan, selection = preview_of(ready, progress)
+    with watched(watch, ready.plan.tensors if chooses_dry(planned) else ()) as progress:
+        plan, selection = preview_of(ready, progress)
     return plan_to_json(plan, notices_of(ready), selection)
 
 

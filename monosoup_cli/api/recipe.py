@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, masked, some
 from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
 from monosoup_cli.values import check_keys
@@ -80,12 +81,15 @@ def _plain(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(masked(dict(arguments)), default=os.fspath))
 
 
-def run(recipe: StrPath, *, output: StrPath | None = None, **options: Any) -> list[dict[str, Any]]:
+def run(
+    recipe: StrPath, *, output: StrPath | None = None, progress: Watch = None, **options: Any
+) -> list[dict[str, Any]]:
     """Run the steps of a recipe, one after the other; or the command of a report again.
 
     Args:
         recipe: A recipe, a configuration of mergekit (both YAML), a report, or the output that has one.
         output: Where the output of the last step goes; None for where the recipe says.
+        progress: A class of progress bars, such as tqdm; or a function as other commands take it.
         **options: How it runs: `device`, `workers`, `overwrite`, `resume`, `strict`, and for the last step
             `report`, `push` and `public`. With `resume`, steps whose outputs are complete are not run again.
 
@@ -95,15 +99,17 @@ def run(recipe: StrPath, *, output: StrPath | None = None, **options: Any) -> li
     Raises:
         monosoup_cli.errors.MonosoupError: The recipe cannot be read, or a step fails.
     """
-    from monosoup_cli.api.command import execute_by_engine
-    from monosoup_cli.pipeline.engine import ignore
+    from monosoup_cli.api.command import check_keywords, execute_by_engine, passes_over
     from monosoup_cli.pipeline.ready import make_ready
     from monosoup_cli.pipeline.scoring import ignore_scores
 
+    check_keywords("run", options, ["recipe", "output", "progress", *TAKEN])
     reports = []
     for step, own in waiting(read_steps(recipe, output), options):
         with step.prepare(**own) as planned:
-            reports.append(execute_by_engine(make_ready(planned), ignore, ignore_scores))
+            ready = make_ready(planned)
+            with watched(progress, passes_over(ready)) as moved:
+                reports.append(execute_by_engine(ready, moved, ignore_scores))
             if planned.destination.options.push is not None:
                 planned.destination.push(planned.task.call)
     return reports
@@ -119,10 +125,8 @@ def waiting(
         options: What the user said of the run.
         note: Is told of the steps that are done.
     """
-    from monosoup_cli.api.command import check_keywords
     from monosoup_cli.outputs.workplace import partial_path
 
-    check_keywords("run", options, TAKEN)
     has_run = False
     for number, step in enumerate(steps, start=1):
         own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}

@@ -8,7 +8,7 @@ from monosoup_cli.methods.monosoup import Weighting
 from monosoup_cli.methods.splits import SplitRule
 from monosoup_cli.options import Option
 
-__all__ = ["EnergySplit", "RankFractionSplit", "RankSplit", "SplitOption", "WeightingOption"]
+__all__ = ["ENERGY_HELP", "EnergySplit", "RankFractionSplit", "RankSplit", "SplitOption", "WeightingOption"]
 
 SplitOption = Annotated[
     SplitRule,
@@ -19,15 +19,11 @@ SplitOption = Annotated[
     ),
 ]
 
-EnergySplit = Annotated[
-    float | None,
-    Option(
-        "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by"
-        " entropy.",
-        metavar="R",
-        shell=float,
-    ),
-]
+ENERGY_HELP = (
+    "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by entropy."
+    " R is not how much of the update is kept: at 0.8, that is at most about 0.53 (the equivalent α)."
+)
+EnergySplit = Annotated[float | None, Option(ENERGY_HELP, metavar="R", shell=float)]
 RankSplit = Annotated[
     int | None, Option("Split after N singular values.", metavar="N", shell=int, minimum=1, of_layer="split")
 ]

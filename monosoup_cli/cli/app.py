@@ -12,7 +12,6 @@ from functools import partial
 from typing import Annotated, Any, get_args
 
 import typer
-import typer.core
 
 from monosoup_cli.api.commands import COMMANDS as WRITTEN
 from monosoup_cli.cli.cka import cka
@@ -25,6 +24,7 @@ from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
 from monosoup_cli.cli.run import run
 from monosoup_cli.cli.scores import scores
+from monosoup_cli.cli.usage import Command, CommandGroup, with_own_words
 from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
 from monosoup_cli.errors import MonosoupError, ScoreError
@@ -46,7 +46,7 @@ GROUPS: Mapping[str, Sequence[Callable[..., None]]] = {
 COMMANDS = [one for some in GROUPS.values() for one in some]
 
 
-class _Grouped(typer.core.TyperGroup):
+class _Grouped(CommandGroup):
     """Lists commands in groups."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -71,7 +71,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Command)(with_own_words(command))
 
 
 def _print_version(is_asked: bool) -> None:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible(), refuse_shortage(partial(_takes, sys.argv[1:] if argv is None else argv)):
-            app(None if argv is None else list(argv))
+            app(None if argv is None else list(argv), prog_name="monosoup")
     except MonosoupError as error:
         if os.environ.get("MONOSOUP_DEBUG") == "1":
             raise

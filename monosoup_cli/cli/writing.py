@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from monosoup_cli.api.command import execute_by_engine
+from monosoup_cli.api.command import execute_by_engine, passes_over
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
@@ -103,8 +103,7 @@ def run_planned(
     for doubt in () if console.quiet else ready.doubts:
         if doubt not in noted:
             console.note(f"note: {doubt}")
-    tensors = [*ready.plan.tensors] * (2 if chooses else 1)
-    with _noting_what_is_left(planned, console), console.progress(tensors) as progress:
+    with _noting_what_is_left(planned, console), console.progress(passes_over(ready)) as progress:
         report = execute_by_engine(ready, progress, on_score)
     show_report(report, report_path, console, as_json=as_json)
     left_over = partial_path(planned.destination.path)

@@ -104,6 +104,7 @@ class Task:
         kind: What is written.
         chooser: Chooses the checkpoints that are averaged; None to average all.
         layers: The settings of layers, by globs over names, which the order's method has.
+        notes: What the settings do that their names do not say.
     """
 
     call: Call
@@ -112,6 +113,7 @@ class Task:
     kind: OutputKind = WHOLE
     chooser: Chooser | None = None
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def drafts_of(task: Task) -> int:

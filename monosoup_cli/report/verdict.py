@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.monosoup import FAR, MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
@@ -357,6 +357,8 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     else:
         impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
         sentence = f"{nearest}: {impossible} these weights."
+    if alpha < FAR:
+        sentence += f" It goes {_percent(1.0 - alpha)} of the way back to the base."
     return {"alpha": alpha, "distance": distance, "from_finetuned": moved, "sentence": sentence}
 
 
