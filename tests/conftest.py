@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.card import install as card
 from tests.card.state import STATE
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.hub import Hub
 
 for name in list(os.environ):  # the user's own settings and token; the Hub's client reads them at import
@@ -206,3 +209,27 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Callable[[str],
         client(hub.url)
         monkeypatch.setenv("HF_TOKEN", hub.token)
         yield hub
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for pages that are opened as a person opens them."""
+    from playwright.sync_api import sync_playwright
+
+    executable = shutil.which("chromium")
+    if executable is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium on the PATH to open pages in")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--no-first-run",
+            ],
+        )
+        yield browser
+        browser.close()

@@ -2,14 +2,11 @@
 
 import fnmatch
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 from safetensors.torch import save_file
 
 import monosoup_cli
@@ -116,27 +113,6 @@ def inspected(reports):
         name: selection[name] for name in ("layers", "candidates", "similarity", "thresholds")
     }
     return report
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium")
-    if executable is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium on the PATH to open pages in")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                "--no-first-run",
-            ],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
