@@ -146,3 +146,7 @@ def test_by_keyboard_alone(view):
     view.get_by_role("status").get_by_text("Copied.").wait_for()
     expected = "monosoup wise base ft -o out --alpha 0.5 --resume"
     assert view.evaluate("navigator.clipboard.readText()") == expected == built(view)
+    view.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')) }")
+    view.keyboard.press("Enter")
+    view.get_by_role("status").get_by_text("Selected").wait_for()
+    assert view.evaluate("getSelection().toString()").split() == expected.split()

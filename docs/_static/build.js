@@ -57,7 +57,8 @@
   });
 
   function show() {
-    part("line").textContent = ["monosoup", chosen.command, ...words()].join(" ");
+    const line = words().flatMap(word => [" ", make("span", {textContent: word})]);
+    part("line").replaceChildren(`monosoup ${chosen.command}`, ...line);
     part("said").textContent = "";
   }
 
