@@ -65,8 +65,9 @@ lint: install  ## Check style and common mistakes
 types: install  ## Check static types
 	$(BIN)/mypy
 
-docs: install  ## Regenerate docs/cli.md, and build the site in docs/_build/html
+docs: install  ## Regenerate docs/cli.md, run the tutorial, and build the site in docs/_build/html
 	$(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output docs/cli.md
+	$(BIN)/python docs/notebook_page.py
 	$(SPHINX) -d docs/_build/doctrees docs docs/_build/html
 	@echo 'the site: docs/_build/html/index.html'
 

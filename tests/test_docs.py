@@ -59,6 +59,10 @@ def test_the_readme_links_to_files_that_exist():
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
+def test_the_readme_is_read_in_ten_minutes():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 250
+
+
 def described(part: Any) -> Iterator[str]:
     """Every name in a JSON Schema that has a description, by a plain walk through it."""
     if isinstance(part, dict):

@@ -19,6 +19,7 @@ from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.finish import finish
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
+from monosoup_cli.cli.jobs import lines_of_jobs
 from monosoup_cli.cli.looking import LOOKING
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
@@ -27,7 +28,7 @@ from monosoup_cli.cli.scores import scores
 from monosoup_cli.cli.usage import Command, CommandGroup, with_own_words
 from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
-from monosoup_cli.errors import MonosoupError, ScoreError
+from monosoup_cli.errors import MonosoupError, ScoreError, UsageError
 from monosoup_cli.tensors.method import Group
 from monosoup_cli.version import __version__
 
@@ -68,7 +69,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 for command in COMMANDS:
     app.command(cls=Command)(with_own_words(command))
@@ -82,11 +83,16 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def monosoup(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Get better checkpoints out of the ones you have: edit the spectra of their updates."""
+    if context.invoked_subcommand is None:
+        for line in lines_of_jobs():
+            Console().note(line)
+        raise typer.Exit(UsageError.exit_code)
 
 
 def _takes(argv: Sequence[str], option: str) -> bool:

@@ -248,11 +248,11 @@ def test_every_option_has_a_help_text_and_the_command_an_example(capsys):
         assert option in text
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["edit", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(arguments):
     code = (
         "import sys; from monosoup_cli.cli.app import main\n"
-        f"assert main({arguments!r}) == 0\n"
+        f"assert main({arguments!r}) == {0 if arguments else 2}\n"
         "heavy = {'torch', 'numpy', 'safetensors', 'huggingface_hub', 'rich.progress'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -298,7 +298,7 @@ def test_the_command_line_reference_is_current():
     assert found.strip() == (DOCS / "cli.md").read_text().strip(), "run `make docs`"
 
 
-def in_a_terminal(command, environment=None):
+def in_a_terminal(command, environment=None, code=0):
     """What a person sees: the bytes that the command writes to a terminal of 80 columns."""
     process, terminal = pty.fork()
     if process == 0:
@@ -313,7 +313,7 @@ def in_a_terminal(command, environment=None):
         if not part:
             break
         seen += part
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
     return seen.decode()
 
 
