@@ -153,7 +153,8 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.searched import made_by, search_table
-    from monosoup_cli.report.tables import averaged_table, selection_table, summary_table
+    from monosoup_cli.report.selections import selection_table
+    from monosoup_cli.report.tables import averaged_table, summary_table
 
     if as_json:
         try:
@@ -226,7 +227,8 @@ def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) 
     from monosoup_cli.pipeline.execute import choose
     from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.preview import preview
-    from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
+    from monosoup_cli.report.selections import selection_table
+    from monosoup_cli.report.tables import plan_table, plan_to_json
 
     selection = members = None
     if chooses:
