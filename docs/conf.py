@@ -109,8 +109,8 @@ class SchemaAtItsAddress(SphinxTransform):
 
 
 def _complete(app: Sphinx, page: str, source: list[str]) -> None:
-    """What the pages' own text lacks: the fields of the report; the keywords that commands share; the form that
-    builds a command line; the notebook; code in help texts, which are plain text."""
+    """What the pages' own text lacks: the fields of the report; the keywords that commands share; the form
+    that builds a command line; the notebook; code in help texts, which are plain text."""
     if page == "api":
         source[0] = source[0].replace("<!-- keywords -->", shared_keywords())
     if page == "build":

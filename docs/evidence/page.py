@@ -97,7 +97,7 @@ PICTURES = {
 MEASURES = {
     "relative_update": "‖Δ‖/‖W0‖",
     "k_ratio": "k/r",
-    "cos_alpha": "cos α",
+    "cos_alpha": "cos low",
     "lambda_high": "λ_high",
     "anisotropy": "anisotropy",
     "equivalent_alpha": "equivalent α",

@@ -152,7 +152,8 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.searched import made_by, search_table
-    from monosoup_cli.report.tables import averaged_table, selection_table, summary_table
+    from monosoup_cli.report.selections import selection_table
+    from monosoup_cli.report.tables import averaged_table, summary_table
 
     if as_json:
         try:
@@ -224,7 +225,8 @@ def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) 
     from monosoup_cli.api.plan import preview_of
     from monosoup_cli.pipeline.engine import ignore
     from monosoup_cli.pipeline.notices import notices_of
-    from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
+    from monosoup_cli.report.selections import selection_table
+    from monosoup_cli.report.tables import plan_table, plan_to_json
 
     with console.progress(ready.plan.tensors) if chooses else nullcontext(ignore) as progress:
         plan, selection = preview_of(ready, progress)

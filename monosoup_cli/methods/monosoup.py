@@ -76,7 +76,7 @@ MEASURES = (
     Measure("k_ratio", "k/r", summary="mean", is_stored=False),
     Measure("energy_high", "energy kept"),
     Measure("rho", "ρ", summary="mean"),
-    Measure("cos_alpha", "cos α", summary="mean"),
+    Measure("cos_alpha", "cos low", summary="mean"),
     Measure("lambda_high", "λ_high", summary="mean"),
     Measure("lambda_low", "λ_low", summary="mean"),
     Measure("equivalent_alpha", "equivalent α", summary="mean"),

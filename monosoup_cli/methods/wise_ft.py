@@ -38,7 +38,7 @@ PAPER = Paper(
 """,
 )
 
-MEASURES = (Measure("alpha", "α"),)
+MEASURES = (Measure("alpha", "WiSE α"),)
 
 
 def wise(

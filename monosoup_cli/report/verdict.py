@@ -26,6 +26,7 @@ __all__ = [
     "sentences",
     "size",
     "step_of",
+    "told_by",
     "verdict_of",
 ]
 
@@ -129,6 +130,13 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     return [each["sentence"] for each in (*verdict["findings"], *whole) if each]
 
 
+def told_by(verdict: Mapping[str, Any]) -> set[str]:
+    """Return the measures that the sentences of a verdict are about."""
+    told = {measure for each in verdict["findings"] for measure in TOLD.get(each["kind"], ())}
+    told |= {"relative_update"} if verdict.get("size") else set()
+    return told | ({"equivalent_alpha"} if verdict["interpolation"] else set())
+
+
 def findings(
     rows: Sequence[Row],
     *,
@@ -200,6 +208,13 @@ def _is_low(row: Row) -> bool:
         return False
     return gap is None or gap >= LORA_GAP  # None: there is none below
 
+
+TOLD = {
+    "wrong_base": ("relative_update",),
+    "lora": ("rank_above_rounding", "effective_rank"),
+    "rounding": ("rank_above_rounding", "effective_rank"),
+}
+"""The measures that findings are about, beside those that tables always have."""
 
 NOISE = ("all_noise", "no_noise")
 """The kinds of findings on a split at the edge of the noise."""
@@ -328,8 +343,9 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
         is_mean: Whether the fine-tuned weights are a mean of several checkpoints.
 
     Returns:
-        The nearest `alpha`, its `distance` from the edit, the edit's distance `from_finetuned`, both as
-        shares of the norm of the whole update, and the `sentence`; None where nothing is edited.
+        The nearest `alpha`, also as `equivalent_alpha`, its `distance` from the edit, the edit's distance
+        `from_finetuned`, both as shares of the norm of the whole update, and the `sentence`; None where
+        nothing is edited.
     """
     edited = [row for row in rows if row["reason"] is None and row.get("equivalent_alpha") is not None]
     if not edited:
@@ -346,7 +362,7 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     distance = math.sqrt(squares / total)
     moved = math.hypot(1.0 - alpha, distance)
     nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
-    nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (α = {alpha:.3g})"
+    nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (equivalent α = {alpha:.3g})"
     if moved <= NEAR:
         unmoved = "mean of the checkpoints" if is_mean else "fine-tuned weights"
         them = "the weights" if is_mean else "them"
@@ -359,7 +375,13 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
         sentence = f"{nearest}: {impossible} these weights."
     if alpha < FAR:
         sentence += f" It goes {_percent(1.0 - alpha)} of the way back to the base."
-    return {"alpha": alpha, "distance": distance, "from_finetuned": moved, "sentence": sentence}
+    return {
+        "alpha": alpha,
+        "equivalent_alpha": alpha,
+        "distance": distance,
+        "from_finetuned": moved,
+        "sentence": sentence,
+    }
 
 
 def outcome(factors: Sequence[float]) -> str:

@@ -96,3 +96,14 @@ def a_nearly_flat_spectrum(at: Trial) -> None:
     at.noted("inspect-spectrum", at.base, at.finetuned)
     result = at.loads(*at.edit, *at.options(), "layers.0.weight")
     assert at.site.find(result.out + result.err) is None
+
+
+@follows("report/files.py", "`monosoup info` shows a")
+def a_checkpoint_in_place_of_its_report(at: Trial) -> None:
+    """Commands for checkpoints take it, and what monosoup writes has a report."""
+    at.refused("compare", at.base, at.finetuned)
+    at.works("info", at.base)
+    at.works("diff", at.base, at.finetuned, "--exit-zero")
+    at.works(*at.edit)
+    at.works("compare", at.out, at.out)
+    at.works("report", at.out)

@@ -174,7 +174,7 @@ def test_a_plan_shows_what_a_method_knows_beforehand():
 
     assert [*plan_rows(plan(density=0.2))] == [("a.weight", "F32", "trim 4 × 3, density 0.2")]
     ((*_, action),) = plan_rows(plan(stack="h", block=3, scale=0.25, alpha=0.5))
-    assert action == "trim 4 × 3 by 0.25, block 3, α 0.5"
+    assert action == "trim 4 × 3 by 0.25, block 3, WiSE α 0.5"
 
 
 @pytest.mark.parametrize("count", [9, 11, 18])
