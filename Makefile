@@ -59,12 +59,15 @@ fuzz: $(VENV)/fuzz-installed  ## Fuzz what reads files, SECONDS=60 for each read
 lint: install  ## Check style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions action.yml
 
 types: install  ## Check static types
 	$(BIN)/mypy
 
-docs: install  ## Regenerate docs/cli.md, and build the site in docs/_build/html
+docs: install  ## Regenerate docs/cli.md, run the tutorial, and build the site in docs/_build/html
 	$(BIN)/typer monosoup_cli.cli.app utils docs --name monosoup --output docs/cli.md
+	$(BIN)/python docs/notebook_page.py
 	$(SPHINX) -d docs/_build/doctrees docs docs/_build/html
 	@echo 'the site: docs/_build/html/index.html'
 
@@ -106,7 +109,7 @@ build: install  ## Build the source distribution and the wheel in dist/
 $(VENV)-release/installed: .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)-release
 	$(VENV)-release/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt \
-		build twine pip-audit cyclonedx-bom
+		build twine pip-audit cyclonedx-bom mypy
 	@touch $@
 
 audit: $(VENV)-release/installed  ## Look up known vulnerabilities of the pinned versions
@@ -116,14 +119,17 @@ audit: $(VENV)-release/installed  ## Look up known vulnerabilities of the pinned
 		|| { cat "$$found"; test -s "$$found" \
 			|| echo 'no audit: the service was not reached, or does not know a package'; exit 1; }
 
-release-check: $(VENV)-release/installed  ## Build what is released, run the wheel in an empty environment, list what is in it
+release-check: $(VENV)-release/installed  ## Build what is released, try the wheel in an empty environment, list what is in it
 	rm -rf dist
 	$(VENV)-release/bin/python -m build
 	$(VENV)-release/bin/twine check --strict dist/*
-	@empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT \
+	@unset PYTHONPATH; empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT \
 		&& $(PYTHON) -m venv "$$empty" && pip="$$empty/bin/python -m pip install --quiet --disable-pip-version-check" \
-		&& $$pip --no-index --no-deps --find-links dist monosoup-cli && $$pip -c .ci/constraints.txt monosoup-cli \
-		&& (cd "$$empty" && bin/monosoup --version && bin/monosoup --help >/dev/null && bin/python -m pip check) \
+		&& $$pip --no-index --no-deps --find-links dist monosoup && $$pip -c .ci/constraints.txt monosoup \
+		&& (cd "$$empty" && bin/monosoup --version && bin/monosoup --help >/dev/null && bin/python -m pip check \
+			&& PATH="$$empty/bin:$$PATH" bin/python -I '$(CURDIR)/tests/first_commands.py' \
+			&& '$(CURDIR)/$(VENV)-release/bin/mypy' --strict --config-file '' --cache-dir "$$empty/mypy" \
+				--python-executable bin/python '$(CURDIR)/tests/typed_program.py') \
 		&& "$$empty/bin/python" -m pip uninstall --quiet --yes pip setuptools \
 		&& $(VENV)-release/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
 			--output-reproducible --validate --output-file dist/monosoup.cdx.json "$$empty/bin/python"

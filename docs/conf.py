@@ -18,6 +18,9 @@ from sphinx.util.logging import getLogger
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
+from builder_page import form  # noqa: E402
+from keywords_page import shared_keywords  # noqa: E402
+from notebook_page import NOTEBOOK, as_markdown  # noqa: E402
 from schema_page import fields_of_report  # noqa: E402
 
 import monosoup_cli  # noqa: E402
@@ -43,7 +46,7 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [  # annotations: types from elsewhere, and aliases without an entry of their own
     ("py:class", r"(torch|collections\.abc|os|typing|typing_extensions)\..*"),
-    ("py:class", r"[A-Z]\w*"),
+    ("py:class", r"[A-Z]\w*|tqdm"),
 ]
 
 html_theme = "furo"
@@ -106,7 +109,16 @@ class SchemaAtItsAddress(SphinxTransform):
 
 
 def _complete(app: Sphinx, page: str, source: list[str]) -> None:
-    """What the pages' own text lacks: the fields of the report; code in help texts, which are plain text."""
+    """What the pages' own text lacks: the fields of the report; the keywords that commands share; the form
+    that builds a command line; the notebook; code in help texts, which are plain text."""
+    if page == "api":
+        source[0] = source[0].replace("<!-- keywords -->", shared_keywords())
+    if page == "build":
+        app.env.note_reread()  # its data are the program's
+        source[0] = source[0].replace("<!-- form -->", form())
+    if page == "tutorial":
+        app.env.note_dependency(str(NOTEBOOK))
+        source[0] = source[0].replace("<!-- notebook -->", as_markdown())
     if page == "cli":
         source[0] = re.sub(r"^(Example: )(.*)", r"\1`\2`", source[0], flags=re.MULTILINE)
         source[0] = re.sub(r" (\*\w+\*) ", r" `\1` ", source[0])

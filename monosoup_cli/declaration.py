@@ -31,6 +31,9 @@ class Option:
         in_card: Whether the command in the model card needs it.
         is_private: Whether its value may contain paths or secrets, which must not be published.
         is_list: Whether the shell takes several values with commas in between.
+        in_shell: Whether the shell has it.
+        of_layer: What it sets of a layer, if that may differ from layer to layer. Options that set the same
+            stand for each other.
     """
 
     help: str
@@ -43,6 +46,8 @@ class Option:
     in_card: bool = True
     is_private: bool = False
     is_list: bool = False
+    in_shell: bool = True
+    of_layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,9 @@ class Call:
     declared: Mapping[str, DeclaredOption]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that the bytes of the output depend on."""
+        """The arguments that the bytes of the output depend on. They may also depend on a mapping's order."""
         return {
-            name: value
+            name: [[*pair] for pair in value.items()] if isinstance(value, Mapping) else value
             for name, value in arguments.items()
             if name not in self.declared or self.declared[name].option.changes_bytes
         }
@@ -145,7 +150,8 @@ class Call:
         words: list[str] = []
         for name, value in arguments.items():
             option = self.declared.get(name)
-            if option is not None and option.option.in_card and value != _plain(option.default):
+            is_shown = option is not None and option.option.in_card and option.option.in_shell
+            if option is not None and is_shown and value != _plain(option.default):
                 words += _words(option, value)
         return words
 

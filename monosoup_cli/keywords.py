@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from monosoup_cli.options import Dtype, Mismatch, Strictness, StrPath
+from monosoup_cli.options import Dtype, Mismatch, Setting, Strictness, StrPath
 
-__all__ = ["ComputeKeywords", "OutputKeywords", "RunKeywords", "SelectionKeywords", "StorageKeywords"]
+__all__ = [
+    "ComputeKeywords",
+    "LayerKeywords",
+    "OutputKeywords",
+    "RunKeywords",
+    "SelectionKeywords",
+    "StorageKeywords",
+]
 
 
 class SelectionKeywords(TypedDict, total=False):
@@ -53,11 +60,19 @@ class OutputKeywords(TypedDict, total=False):
     strict: bool
 
 
-class RunKeywords(SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, total=False):
-    """The keyword arguments that all writing commands share.
+class LayerKeywords(TypedDict, total=False):
+    """`LayerOptions` as keyword arguments."""
 
-    `progress` is a function that worker threads call with a tensor and a flag: False when they start it, True
-    when they finish it.
+    layers: Mapping[str, Mapping[str, Setting]] | None
+
+
+class RunKeywords(
+    SelectionKeywords, StorageKeywords, ComputeKeywords, OutputKeywords, LayerKeywords, total=False
+):
+    """The keyword arguments that all writing commands share; `layers` is for those that have such settings.
+
+    `progress` is a class of progress bars, such as tqdm; or a function that worker threads call with a tensor
+    and a flag: False when they start it, True when they finish it.
     """
 
-    progress: Callable[[Any, bool], None] | None
+    progress: Callable[[Any, bool], None] | type[Any] | None

@@ -20,12 +20,15 @@ __all__ = [
     "are_experts_apart",
     "counterparts",
     "find_blocks",
+    "in_order",
     "is_head",
     "places",
 ]
 
 HEADS = {"lm_head", "score", "classifier", "fc", "head", "heads", "classification_head"}
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
+MAX_DIGITS = 18
+"""How many digits of a number in a name are read."""
 MAX_COMPONENTS = 64
 """How many components of a name are read: more say nothing, and the time is quadratic."""
 FUSED_EXPERTS = re.compile(r"\.experts\.[^.0-9]+")
@@ -49,6 +52,10 @@ KIND_WORDS = {
     "convolution": r"conv|downsample",
 }
 """Patterns of lower-case names for the kinds of layers. The first match counts."""
+BEFORE_BLOCKS = re.compile(
+    r"emb|patch|stem|cls_token|conv_?(1|in)\b|(?<![a-z])(ln_)?pre_?(norm|ln)?(?![a-z])"
+)
+"""Lower-case names outside blocks of what comes before the blocks, beside embeddings."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,43 @@ def places(shapes: Mapping[str, Sequence[int]]) -> dict[str, NameParts]:
     except MismatchError:  # no tensor is in a block
         positions = {}
     return {name: _place(name, shape, positions.get(name)) for name, shape in shapes.items()}
+
+
+def in_order(where: Mapping[str, NameParts]) -> list[str]:
+    """Sort the names of tensors by depth: embeddings first, then block by block, then norms, and heads last.
+
+    Encoders come before decoders. Numbers count as numbers; what else is in a block stays as it was.
+
+    Args:
+        where: The place of every tensor, from `places`.
+
+    >>> shapes = {"head.w": (9, 4), "h.10.w": (4, 4), "h.2.w": (4, 4), "norm.w": (4,), "wte.w": (9, 4)}
+    >>> in_order(places(shapes | {f"h.{block}.w": (4, 4) for block in range(10)}))[3:]
+    ['h.2.w', 'h.3.w', 'h.4.w', 'h.5.w', 'h.6.w', 'h.7.w', 'h.8.w', 'h.9.w', 'h.10.w', 'norm.w', 'head.w']
+    """
+    found = dict.fromkeys(place.position.stack for place in where.values() if place.position is not None)
+    stacks = {stack: at for at, stack in enumerate(sorted(found, key=lambda stack: "decoder" in stack))}
+    words: dict[tuple[tuple[int, ...], str], int] = {}
+
+    def depth(name: str) -> tuple[int, ...]:
+        place = where[name]
+        if place.position is not None:
+            return 1, stacks[place.position.stack], place.position.block
+        if place.kind == "head":
+            return (3,)
+        return (0 if place.kind == "embedding" or BEFORE_BLOCKS.search(name.lower()) else 2,)
+
+    def key(name: str) -> tuple[tuple[int, ...], list[int]]:
+        """The depth; and in it, the numbers in the name, and when each part between them was first seen."""
+        at = depth(name)
+        parts = re.split(r"([0-9]+)", name)
+        return at, [
+            int(part[:MAX_DIGITS]) if number % 2 else words.setdefault((at, part), len(words))
+            for number, part in enumerate(parts)
+        ]
+
+    keys = {name: key(name) for name in where}
+    return sorted(where, key=keys.__getitem__)
 
 
 def _place(name: str, shape: Sequence[int], position: Position | None) -> NameParts:

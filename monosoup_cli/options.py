@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in, from_keywords
 from monosoup_cli.errors import UsageError
@@ -33,6 +33,7 @@ __all__ = [
     "ComputeOptions",
     "DeclaredOption",
     "Finetuned",
+    "LayerOptions",
     "Option",
     "Output",
     "OutputOptions",
@@ -56,6 +57,8 @@ __all__ = [
     "path_list",
 ]
 
+Setting: TypeAlias = bool | float | str | Sequence[float] | None
+"""What a setting of a layer may be."""
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
 Strictness = Literal["error", "keep"]
 Mismatch = Literal["error", "keep", "overlap"]
@@ -198,6 +201,20 @@ class SelectionOptions:
             object.__setattr__(self, name, as_list(getattr(self, name)))
         check_choice("on_mismatch", self.on_mismatch, Mismatch)
         check_choice("on_nonfinite", self.on_nonfinite, Strictness)
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What commands have besides that have settings of layers."""
+
+    layers: Annotated[
+        Mapping[str, Mapping[str, Setting]] | None,
+        Option(
+            "Settings of the tensors whose names match a glob, in place of those of the whole call:"
+            " {'*mlp*': {'energy': 0.8}}. The first glob that matches a name counts.",
+            in_shell=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

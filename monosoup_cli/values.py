@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeAlias, get_args
 
-from monosoup_cli.errors import UsageError
+from monosoup_cli.errors import UsageError, crop, some
 
-__all__ = ["StrPath", "as_list", "as_paths", "check_choice", "check_one_each", "parse_size", "path_list"]
+__all__ = [
+    "StrPath",
+    "as_list",
+    "as_paths",
+    "check_choice",
+    "check_keys",
+    "check_one_each",
+    "parse_size",
+    "path_list",
+]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -45,7 +54,23 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise UsageError for a value that is none of a Literal's."""
     words = get_args(choices)
     if value not in words:
-        raise UsageError(f"unknown --{name.replace('_', '-')}", expected=", ".join(words), found=value)
+        flag = f"--{name.replace('_', '-')}"
+        expected = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise UsageError(f"{flag} has no such value", expected=expected, found=repr(value))
+
+
+def check_keys(
+    problem: str,
+    given: Iterable[object],
+    known: Collection[str],
+    *,
+    expected: str | None = None,
+    hint: str | None = None,
+) -> None:
+    """Raise UsageError for keys that are not known; `problem` is what comes before their names."""
+    others = [crop(str(key)) for key in given if key not in known]
+    if others:
+        raise UsageError(f"{problem} {some(others, 4)}", expected=expected, hint=hint)
 
 
 def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:

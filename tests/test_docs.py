@@ -1,6 +1,7 @@
 """What the build of the site does not see: that the examples are commands, code and links that exist."""
 
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +59,10 @@ def test_the_readme_links_to_files_that_exist():
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
+def test_the_readme_is_read_in_ten_minutes():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 250
+
+
 def described(part: Any) -> Iterator[str]:
     """Every name in a JSON Schema that has a description, by a plain walk through it."""
     if isinstance(part, dict):
@@ -67,11 +73,28 @@ def described(part: Any) -> Iterator[str]:
         yield from described(each)
 
 
+def module_of(name: str) -> Any:
+    """A module in docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_functions_has_every_keyword_that_commands_share():
+    shared = [
+        {name for name, one in inspect.signature(command).parameters.items() if one.kind is one.KEYWORD_ONLY}
+        for command in COMMANDS.values()
+    ]
+    listed = re.findall(r"^- `(\w+)`$", module_of("keywords_page").shared_keywords(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == set.intersection(*shared)
+    assert "<!-- keywords -->" in (ROOT / "docs" / "api.md").read_text()
+
+
 def test_the_page_of_the_report_has_every_field_of_the_schema():
     schema = ROOT / "docs" / "report.schema.json"
-    spec = importlib.util.spec_from_file_location("schema_page", ROOT / "docs" / "schema_page.py")
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
+    page = module_of("schema_page")
     fields = re.findall(r"^\| `(.*?)` \|", page.fields_of_report(schema), re.MULTILINE)
     assert set(described(json.loads(schema.read_text()))) <= {field.split(".")[-1] for field in fields}
     assert {"layers[].k", "layers[].slices[].k", "selection.trials[].score"} <= set(fields)

@@ -2,10 +2,12 @@
 
 import json
 import random
+import re
 import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -306,3 +308,31 @@ def test_the_claims_of_the_readme_and_of_choosing_are_those_of_the_page():
     (large,) = [line for line in text.splitlines() if line.startswith("| from 0.05 on |")]
     in_text, in_vision = (cell.strip(" *").split()[0] for cell in large.split("|")[2:4])
     assert f"from 0.05 on, {in_text} points in text and {in_vision} in vision" in words
+
+
+def test_the_picture_at_a_glance_has_the_accuracies_of_the_committed_results(tmp_path):
+    """The committed picture and one that is drawn now; the figures by another route, with numpy."""
+    pytest.importorskip("matplotlib")
+    found = {name: list(study.results(each)) for name, each in study.STUDIES.items()}
+    expected = []
+    for name, seeds in found.items():
+        own = study.STUDIES[name]
+        for recipes in (own.healthy, own.overtrained):
+            runs = [(seed, seed["checkpoints"].get(recipe)) for seed in seeds for recipe in recipes]
+            steps = [
+                (seed["base"], run["scores"]["fine-tuned"], run["scores"]["edit"])
+                for seed, run in runs
+                if run
+            ]
+            for side in (own.inside, own.outside):
+                means = np.mean(
+                    [[[np.mean([*map(int, one[task])]) for task in side] for one in step] for step in steps],
+                    axis=(0, 2),
+                )
+                expected += [f"{100 * mean:.1f}" for mean in means]
+    assert len(expected) == 36
+    pictures.glance(found, tmp_path)
+    for path in (tmp_path / "glance.svg", study.RESULTS.parent / "pictures" / "glance.svg"):
+        labels = re.findall(r">([^<>]+)</text>", path.read_text())
+        assert sorted(label for label in labels if re.fullmatch(r"[\d.]+", label)) == sorted(expected)
+        assert labels.count("edited") == 6

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monosoup_cli.errors import MismatchError, UsageError
-from monosoup_cli.names import KINDS, Position, counterparts, find_blocks, is_head, places
+from monosoup_cli.names import KINDS, Position, counterparts, find_blocks, in_order, is_head, places
 
 TRANSFORMERS = {
     "LlamaForCausalLM": {"model.layers": 32},
@@ -465,3 +465,43 @@ K_PROJ = "model.layers.0.self_attn.k_proj.weight"
 )
 def test_counterparts_share_the_end_of_their_name_and_their_shape(shapes, others, pair):
     assert counterparts(shapes, others) == pair
+
+
+LLAMA = [
+    "model.embed_tokens.weight",
+    *(f"model.layers.{block}.{part}" for block in range(12) for part in ("mlp.up.weight", "attn.q.weight")),
+    "model.norm.weight",
+    "lm_head.weight",
+]
+IN_ORDER = {
+    "a decoder": LLAMA,
+    "an encoder before its decoder": [
+        "shared.weight",
+        *(f"encoder.block.{block}.layer.0.q.weight" for block in range(3)),
+        *(f"decoder.block.{block}.layer.0.q.weight" for block in range(3)),
+        "decoder.final_layer_norm.weight",
+        "lm_head.weight",
+    ],
+    "experts": [
+        *(f"layers.0.experts.{expert}.{part}.weight" for expert in range(12) for part in ("w1", "w2")),
+        *(f"layers.1.experts.{expert}.{part}.weight" for expert in range(12) for part in ("w1", "w2")),
+    ],
+    "a vision tower": [
+        "conv1.weight",
+        "ln_pre.weight",
+        "positional_embedding",
+        *(f"resblocks.{block}.attn.in_proj_weight" for block in range(11)),
+        "ln_post.weight",
+        "head.weight",
+    ],
+    "no blocks": ["1.weight", "3.weight", "10.weight", "fc.weight"],
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_layers_stand_in_depth(name):
+    """Names that a file sorts by their characters, with block 10 before block 2, and the head first."""
+    expected = IN_ORDER[name]
+    in_file = sorted(expected, key=lambda name: name.replace("mlp.up", "a"))
+    assert in_file != expected
+    assert in_order(places(dict.fromkeys(in_file, (4, 4)))) == expected

@@ -13,7 +13,13 @@ from monosoup_cli.api.inspect_spectrum import inspect_spectrum
 from monosoup_cli.cli.app import app
 from monosoup_cli.declaration import Call, DeclaredOption, Option, declared_in
 
-GROUPS = [options.SelectionOptions, options.StorageOptions, options.ComputeOptions, options.OutputOptions]
+GROUPS = [
+    options.SelectionOptions,
+    options.StorageOptions,
+    options.ComputeOptions,
+    options.OutputOptions,
+    options.LayerOptions,
+]
 TALK = {"dry_run", "format", "quiet", "no_progress", "help", "exit_zero"}
 VIEW = {"group", "sort", "reverse", "top", "html", "plot"}
 
@@ -27,7 +33,7 @@ def test_every_group_has_its_keywords(group):
 
 def test_the_keywords_of_a_command_are_those_of_the_groups_and_the_progress():
     keywords = typing.get_type_hints(keywords_of.RunKeywords)
-    assert keywords.keys() - options.RunOptions.declared().keys() == {"progress"}
+    assert keywords.keys() - options.RunOptions.declared().keys() == {"progress", "layers"}
     assert options.RunOptions.declared().keys() <= keywords.keys()
 
 
@@ -36,14 +42,16 @@ FUNCTIONS = [*COMMANDS.values(), *LOOKS.values(), inspect_spectrum]
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda one: one.__name__)
 def test_the_shell_and_python_have_the_same_options(function):
-    """With the same defaults; the shell adds only how it talks and what it shows."""
+    """With the same defaults; the shell adds only how it talks and what it shows, and cannot say `layers`."""
     group = typer.main.get_command(app)
     command = group.commands[function.__name__.replace("_", "-")]
     shell = {one.name: one for one in command.params}
     python = inspect.signature(function).parameters
-    assert shell.keys() - TALK - VIEW == python.keys() - {"progress", "watch"}
+    assert shell.keys() - TALK - VIEW == python.keys() - {"progress", "watch", "layers"}
     assert python.keys() >= function.declared.keys()
     for name, declared in function.declared.items():
+        if not declared.option.in_shell:
+            continue
         assert shell[name].help or command.get_short_help_str(), name
         assert python[name].default == declared.default
         default = shell[name].default or None

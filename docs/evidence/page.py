@@ -97,7 +97,7 @@ PICTURES = {
 MEASURES = {
     "relative_update": "‖Δ‖/‖W0‖",
     "k_ratio": "k/r",
-    "cos_alpha": "cos α",
+    "cos_alpha": "cos low",
     "lambda_high": "λ_high",
     "anisotropy": "anisotropy",
     "equivalent_alpha": "equivalent α",
@@ -105,6 +105,8 @@ MEASURES = {
     "half_way": "median σ / σ₁",
 }
 
+
+GLANCE = "Mean accuracy of the bases, their fine-tunes and the edits"
 
 COLLAPSED = 10
 """Points below the base in distribution from which training has failed."""
@@ -115,12 +117,13 @@ FEWEST = 4
 
 def write_page() -> None:
     """The page and its pictures."""
-    from docs.evidence.pictures import draw
+    from docs.evidence.pictures import draw, glance
 
     found = {name: list(results(study)) for name, study in STUDIES.items()}
     found = {name: each for name, each in found.items() if each}
     folder = ROOT / "docs" / "evidence" / "pictures"
     drawn = {name: draw(STUDIES[name], each, folder) for name, each in found.items()}
+    glance(found, folder)
     (ROOT / "docs" / "evidence.md").write_text(page(found, drawn))
 
 
@@ -183,6 +186,7 @@ def section(study: Study, seeds: Results, drawn: list[Path]) -> Iterable[str]:
 def overview(found: dict[str, Results]) -> Iterable[str]:
     """The methods of every fine-tune side by side, in all studies."""
     yield "## At a glance\n"
+    yield f"![{GLANCE}](evidence/pictures/glance.svg)\n\n*{GLANCE}.*\n"
     yield "Points gained against the fine-tuned checkpoint; the intervals are in the tables below.\n"
     for group, title in GROUPS.items():
         of_study = {

@@ -15,11 +15,16 @@ from matplotlib import pyplot  # noqa: E402
 
 from docs.evidence.commands import ENERGIES, FRACTIONS, WEIGHTINGS  # noqa: E402
 from docs.evidence.intervals import accuracy  # noqa: E402
-from docs.evidence.study import Study  # noqa: E402
+from docs.evidence.study import STUDIES, Study  # noqa: E402
 
 Results = list[dict[str, Any]]
 
 IN, OUT = "#1f5fa8", "#b5422c"
+SIDES = {"accuracy in distribution (%)": "#2f7fd6", "out of distribution (%)": "#d9583d"}
+GREY = "#7a828c"
+"""Colours with enough contrast to a white page and to a black one."""
+
+STEPS = ("base", "fine-tuned", "edited")
 
 
 def draw(study: Study, seeds: Results, folder: Path) -> list[Path]:
@@ -34,11 +39,16 @@ def draw(study: Study, seeds: Results, folder: Path) -> list[Path]:
         if figure is not None:
             path = folder / f"{kind}-{study.name}.svg"
             figure.tight_layout()
-            figure.savefig(path, metadata={"Date": None})
-            path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+            save(figure, path)
             drawn.append(path)
-            pyplot.close(figure)
     return drawn
+
+
+def save(figure: Any, path: Path, **options: bool) -> None:
+    """Write a figure as SVG without a date and without spaces at the ends of lines."""
+    figure.savefig(path, metadata={"Date": None}, **options)
+    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+    pyplot.close(figure)
 
 
 def both(study: Study, scores: dict[str, str]) -> tuple[float, float]:
@@ -62,6 +72,45 @@ def mean_of(study: Study, seeds: Results, recipe: str, label: str) -> tuple[floa
 def shown(study: Study, seeds: Results) -> list[str]:
     """The fine-tunes on which all methods were run."""
     return [each for each in study.swept if mean_of(study, seeds, each, "edit --weighting low")]
+
+
+def way(study: Study, seeds: Results, recipes: tuple[str, ...]) -> list[tuple[float, ...]]:
+    """Mean accuracy in distribution, then out of it, of the bases, their fine-tunes and the edits."""
+    points = [
+        (
+            both(study, each["base"]),
+            *(both(study, each["checkpoints"][recipe]["scores"][label]) for label in ("fine-tuned", "edit")),
+        )
+        for each in seeds
+        for recipe in recipes
+        if recipe in each["checkpoints"]
+    ]
+    steps = [tuple(map(statistics.fmean, zip(*step, strict=True))) for step in zip(*points, strict=True)]
+    return list(zip(*steps, strict=True))
+
+
+def glance(found: dict[str, Results], folder: Path) -> None:
+    """What fine-tuning and the edit did to accuracy: a column for each study, its own scale in each panel."""
+    figure, panels = pyplot.subplots(2, len(found), figsize=(2.6 * len(found), 4.2), squeeze=False)
+    for column, (name, seeds) in enumerate(found.items()):
+        study = STUDIES[name]
+        groups = {"healthy": study.healthy, "over-trained": study.overtrained}
+        for axes, (group, recipes) in zip(panels[:, column], groups.items(), strict=True):
+            sides = zip(way(study, seeds, recipes), SIDES.items(), (6, -6), strict=True)
+            for values, (side, colour), offset in sides:
+                axes.plot(STEPS, values, "o-", ms=4, color=colour, label=side)
+                for point in enumerate(values):
+                    text = {"ha": "center", "va": "bottom" if offset > 0 else "top", "color": colour}
+                    axes.annotate(f"{point[1]:.1f}", point, (0, offset), textcoords="offset points", **text)
+            axes.set_title(f"{name.replace('lora', 'LoRA')}, {group}", color=GREY)
+            axes.margins(x=0.2, y=0.3)
+            axes.tick_params(colors=GREY, left=False, labelleft=False, bottom=False)
+            axes.spines[:].set_visible(False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, labelcolor=GREY
+    )
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    save(figure, folder / "glance.svg", transparent=True)
 
 
 def axes_for(study: Study, seeds: Results) -> tuple[Any, dict[str, Any]]:

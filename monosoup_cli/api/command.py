@@ -11,15 +11,19 @@ import difflib
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
+from monosoup_cli.api.layers import by_layer, checked_layers
+from monosoup_cli.api.plan import chooses_dry, plan_of
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import MonosoupError
-from monosoup_cli.options import Call, DeclaredOption, RunOptions, as_list, declared_in
-from monosoup_cli.tensors.method import AdapterOrder, Group, Order
+from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
+from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
+from monosoup_cli.tensors.patterns import LAYERS
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.ready import Ready
     from monosoup_cli.pipeline.task import Chooser, OnScore, Task
+    from monosoup_cli.tensors.plan import PlannedTensor
 
 __all__ = [
     "Command",
@@ -35,6 +40,7 @@ __all__ = [
     "command",
     "document",
     "execute_by_engine",
+    "passes_over",
     "publish",
     "renamed_options",
 ]
@@ -49,11 +55,13 @@ PROGRESS = inspect.Parameter(
     "progress",
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
-    annotation="Callable[[PlannedTensor, bool], None] | None",
+    annotation="Callable[[PlannedTensor, bool], None] | type[tqdm] | None",
 )
 PROGRESS_HELP = (
-    "A function that worker threads call with a tensor and a flag: False when they start it, True when they"
-    " finish it. A tensor that must be examined before the output is laid out is started and finished twice."
+    "A class of progress bars, such as tqdm: a bar counts the bytes of the tensors. Or a function that"
+    " worker threads call with a tensor and a flag: False when they start it, True when they finish it. Where"
+    " tensors must be examined before the output is laid out, they have a bar of their own for that, and are"
+    " started and finished twice."
 )
 
 
@@ -71,11 +79,13 @@ class Request:
         order: The method and the inputs.
         kind: What is written; a whole checkpoint by default.
         chooser: Chooses the checkpoints that are averaged; None to average all.
+        notes: What the settings do that their names do not say; said before the run.
     """
 
     order: Order
     kind: OutputKind = field(default_factory=_whole)
     chooser: Chooser | None = None
+    notes: Sequence[str] = ()
 
 
 def _requested(asked: Asked) -> Request:
@@ -138,7 +148,8 @@ def command(group: Group) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
 
 def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
     own = declared_in(order)
-    declared = {**own, **RunOptions.declared()}
+    has_layers = any(one.option.of_layer for one in own.values())
+    declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
     signature = inspect.signature(order)
     name = order.__name__
 
@@ -146,8 +157,15 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
         from monosoup_cli.pipeline.task import Task
 
         options = RunOptions.of(kwargs)
-        made = order(*args, **kwargs)
-        request = _requested(made)
+        request = _requested(order(*args, **kwargs))
+        layers = checked_layers(kwargs.get(LAYERS))
+
+        def method(keywords: Mapping[str, Any]) -> Method:
+            return _requested(order(*args, **keywords)).order.method
+
+        if layers:
+            by_name = by_layer(layers, request.order.method, own, kwargs, method)
+            request = replace(request, order=replace(request.order, method=by_name))
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         inputs = [key for key in ("base", "finetuned", "output") if key in own]  # first in every report
@@ -155,25 +173,29 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
             **{key: _reported(bound.arguments[key], own[key]) for key in dict.fromkeys([*inputs, *own])},
             "finetuned": list(request.order.finetuned),
             **request.order.arguments,
+            **({LAYERS: layers or None} if LAYERS in declared else {}),
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return Task(call, options, request.order, request.kind, request.chooser)
+        return Task(call, options, request.order, request.kind, request.chooser, layers, request.notes)
 
     def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
         from monosoup_cli.pipeline.planned import prepare
 
         return prepare(task(*args, **kwargs))
 
-    def run(planned: Planned, progress: Progress) -> dict[str, Any]:
+    def run(planned: Planned, watch: Watch) -> dict[str, Any]:
         from monosoup_cli.pipeline.parts import make_part
         from monosoup_cli.pipeline.ready import make_ready
         from monosoup_cli.pipeline.scoring import ignore_scores
 
-        ready = make_ready(planned, progress)
+        with watched(watch, planned.examined) as progress:
+            ready = make_ready(planned, progress)
         if ready.share.part is not None:
-            return dict(make_part(ready, progress).facts)
-        report = execute_by_engine(ready, progress, ignore_scores)
+            with watched(watch, ready.share.tensors) as progress:
+                return dict(make_part(ready, progress).facts)
+        with watched(watch, passes_over(ready)) as progress:
+            report = execute_by_engine(ready, progress, ignore_scores)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)
         return report
@@ -187,16 +209,20 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
     """The function that returns the plan of a command."""
 
     def plan(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        from monosoup_cli.api.plan import plan_of
-        from monosoup_cli.pipeline.engine import ignore
 
-        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(made.declared), made.prepare(*args, **kwargs) as planned:
-            return plan_of(planned, progress)
+            return plan_of(planned, watch)
 
     signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
-    document(plan, declaration, made.declared, signature, returns="What `--dry-run --format json` prints.")
-    plan.__name__ = plan.__qualname__ = f"plan_{declaration.__name__}"
+    document(
+        plan,
+        declaration,
+        made.declared,
+        signature,
+        name=f"plan_{declaration.__name__}",
+        returns="What `--dry-run --format json` prints.",
+    )
     return plan
 
 
@@ -208,6 +234,11 @@ def renamed_options(declared: Mapping[str, DeclaredOption]) -> Iterator[None]:
     except MonosoupError as error:
         error.rename_options({one.flag: one.name for one in declared.values()})
         raise
+
+
+def passes_over(ready: Ready) -> list[PlannedTensor]:
+    """The tensors that a run works on: twice, where it first reads all of them to choose among the inputs."""
+    return [*ready.plan.tensors] * (2 if chooses_dry(ready.planned) else 1)
 
 
 def execute_by_engine(ready: Ready, progress: Progress, on_score: OnScore) -> dict[str, Any]:
@@ -225,7 +256,7 @@ def publish(
     declaration: Callable[P, Any],
     declared: Mapping[str, DeclaredOption],
     prepare: Callable[P, Prepared],
-    run: Callable[[Prepared, Progress], dict[str, Any]],
+    run: Callable[[Prepared, Watch], dict[str, Any]],
     *,
     returns: str,
 ) -> Command[P, Prepared]:
@@ -238,23 +269,21 @@ def publish(
         declaration: Has the signature and the docstring.
         declared: The options, its own before the shared ones.
         prepare: Opens the inputs.
-        run: Takes what `prepare` returns, and returns the report.
+        run: Takes what `prepare` returns, and the argument `progress`; returns the report.
         returns: The type of what `prepare` returns.
     """
     name = declaration.__name__
     signature = _signature(declaration, declared)
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        check_keywords(name, kwargs, signature)
+        check_keywords(name, kwargs, signature.parameters)
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
 
     def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        from monosoup_cli.pipeline.engine import ignore
-
-        progress: Any = kwargs.get(PROGRESS.name) or ignore
+        watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(declared), prepared(*args, **kwargs) as opened:
-            return run(opened, progress)
+            return run(opened, watch)
 
     document(
         public,
@@ -269,19 +298,19 @@ def publish(
         declaration,
         declared,
         signature.replace(return_annotation=returns),
+        name=f"prepare_{name}",
         returns="A context manager that holds the opened inputs.",
     )
-    prepared.__name__ = prepared.__qualname__ = f"prepare_{name}"
     made = cast("Command[P, Prepared]", public)
     made.prepare, made.declared = prepared, declared
     return made
 
 
-def check_keywords(name: str, keywords: Iterable[str], signature: inspect.Signature) -> None:
+def check_keywords(name: str, keywords: Iterable[str], known: Collection[str]) -> None:
     """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
     for keyword in keywords:
-        if keyword not in signature.parameters:
-            nearest = difflib.get_close_matches(keyword, signature.parameters, 1)
+        if keyword not in known:
+            nearest = difflib.get_close_matches(keyword, known, 1)
             meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{meant}")
 
@@ -310,12 +339,14 @@ def document(
     signature: inspect.Signature,
     *,
     returns: str,
+    name: str | None = None,
 ) -> None:
-    """Give a function the name, the module, the whole signature and the docstring of a command.
+    """Give a function the name (or another `name`), the module, the whole signature and the docstring of a
+    command.
 
     The docstring is the help of the shell, then every option.
     """
-    function.__name__ = function.__qualname__ = declaration.__name__
+    function.__name__ = function.__qualname__ = name or declaration.__name__
     function.__module__ = declaration.__module__
     function.__signature__ = signature  # type: ignore[attr-defined]
     annotations = {one.name: one.annotation for one in signature.parameters.values()}

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from monosoup_cli.api.command import Request, command
-from monosoup_cli.api.split import RankFractionSplit, RankSplit, SplitOption, WeightingOption
-from monosoup_cli.errors import UsageError
+from monosoup_cli.api.split import ENERGY_HELP, RankFractionSplit, RankSplit, SplitOption, WeightingOption
+from monosoup_cli.errors import UsageError, some
 from monosoup_cli.keywords import RunKeywords
-from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.monosoup import FAR, MonoSoup, largest_alpha
 from monosoup_cli.methods.score_option import Score, commands_by_name
 from monosoup_cli.methods.spectral_edit import RanksByEnergy, SpectralEdit
 from monosoup_cli.methods.sweep import Numbers, Sweep, combine
@@ -46,10 +46,10 @@ def edit(
     energy: Annotated[
         Numbers | None,
         Option(
-            "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by"
-            " entropy. A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
+            f"{ENERGY_HELP} A list such as 0.5,0.8 makes one checkpoint per value: OUT/energy-0.5, …",
             metavar="R",
             shell=str,
+            of_layer="split",
         ),
     ] = None,
     rank: RankSplit = None,
@@ -62,6 +62,7 @@ def edit(
             " makes one checkpoint per value: OUT/wise-0.3, …",
             metavar="ALPHA",
             shell=str,
+            of_layer="wise",
         ),
     ] = None,
     min_update: Annotated[
@@ -70,6 +71,7 @@ def edit(
             "Keep layers as fine-tuned if their update is smaller than X, relative to the base.",
             metavar="X",
             minimum=0.0,
+            of_layer="min_update",
         ),
     ] = 0.0,
     stacked: Stacked = (),
@@ -126,6 +128,11 @@ def edit(
         )
     if as_adapter:
         _check_adapter(adapter_rank, adapter_energy, wises, min_update, options)
+        if options.get("layers") and adapter_energy is not None:
+            raise UsageError(
+                "--adapter-energy finds the ranks of all layers by one split",
+                hint="give one rank for all layers, or leave out their settings",
+            )
     elif adapter_rank is not None or adapter_energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy need --as-adapter")
     elif not has_base:
@@ -146,9 +153,24 @@ def edit(
         arguments={"energy": energies.argument, "wise": wises.argument, "stacked": stacks},
         scores=commands_by_name(score),
     )
+    notes = _notes_on_energy(splits, has_base=has_base)
     if as_adapter:
-        return Request(order, _adapter_kind(splits or [rule], adapter_rank, adapter_energy, steps))
-    return Request(order)
+        kind = _adapter_kind(splits or [rule], adapter_rank, adapter_energy)
+        return Request(order, kind, notes=notes)
+    return Request(order, notes=notes)
+
+
+def _notes_on_energy(splits: Sequence[MonoSoup], *, has_base: bool) -> list[str]:
+    """Say what --energy keeps of the update, where that is far less than its value seems to say."""
+    kept = {one.energy: largest_alpha(one.energy, one.weighting) for one in splits if one.energy is not None}
+    far = [f"{alpha:.2g} at {energy:g}" for energy, alpha in kept.items() if alpha < FAR]
+    if not far:
+        return []
+    gentle = ", and wise --alpha sets it" if has_base else ""
+    return [
+        "--energy says where the spectrum is split, not how much of the update is kept: that is at most about"
+        f" {some(far, 3)} (the equivalent α); inspect-spectrum shows it{gentle}"
+    ]
 
 
 def _check_adapter(
@@ -177,10 +199,7 @@ def _check_adapter(
         raise UsageError("--adapter-energy is out of range", expected="0 < value <= 1", found=energy)
 
 
-def _adapter_kind(
-    splits: Sequence[MonoSoup], rank: int | None, energy: float | None, steps: Sequence[float]
-) -> AdapterKind:
+def _adapter_kind(splits: Sequence[MonoSoup], rank: int | None, energy: float | None) -> AdapterKind:
     from monosoup_cli.outputs.adapter_kind import AdapterKind
 
-    ranks = rank if energy is None else RanksByEnergy(splits, energy)
-    return AdapterKind(ranks, interpolates=steps != (1.0,))
+    return AdapterKind(rank if energy is None else RanksByEnergy(splits, energy))

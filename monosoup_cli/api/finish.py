@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import CheckpointError, OutputExistsError
 from monosoup_cli.options import StrPath
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from monosoup_cli.pipeline.engine import Progress
     from monosoup_cli.pipeline.part import FinishedPart
@@ -22,15 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["Parts", "finish", "opened"]
 
 
-def finish(
-    output: StrPath, *, overwrite: bool = False, progress: Callable[[Any, bool], None] | None = None
-) -> dict[str, Any]:
+def finish(output: StrPath, *, overwrite: bool = False, progress: Watch = None) -> dict[str, Any]:
     """Make an output of the parts that a command with `part` has made, and remove them.
 
     Args:
         output: The output of that command.
         overwrite: Replace an existing output, once the new one is complete.
-        progress: A function that is called with each tensor and True when it is in its place.
+        progress: A class of progress bars, such as tqdm; or a function that is called with each tensor and
+            True when it is in its place.
 
     Returns:
         The report, as the command without `part` would have written it, but for times and machines.
@@ -38,10 +38,9 @@ def finish(
     Raises:
         monosoup_cli.errors.MonosoupError: A part is missing or damaged, or they are not of one run.
     """
-    from monosoup_cli.pipeline.engine import ignore
-
     with opened(output, overwrite=overwrite) as parts:
-        report = parts.finish(progress or ignore)
+        with watched(progress, parts.planned.plan.tensors) as moved:
+            report = parts.finish(moved)
         if parts.planned.destination.options.push is not None:
             parts.planned.destination.push(parts.planned.task.call)
         return report

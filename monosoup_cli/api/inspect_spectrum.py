@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from monosoup_cli.api.command import publish
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.api.split import EnergySplit, RankFractionSplit, RankSplit, SplitOption, WeightingOption
 from monosoup_cli.keywords import ComputeKeywords, SelectionKeywords
 from monosoup_cli.methods.monosoup import MonoSoup
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from monosoup_cli.api.spectra import Inspected
-    from monosoup_cli.pipeline.engine import Progress
 
 __all__ = ["inspect_spectrum"]
 
@@ -101,8 +101,9 @@ def _inspect_spectrum(
     return Inspected(inspection, rule, arguments)
 
 
-def _run(inspected: Inspected, progress: Progress) -> dict[str, Any]:
-    return inspected.run(progress)
+def _run(inspected: Inspected, watch: Watch) -> dict[str, Any]:
+    with watched(watch, inspected.inspection.plan.edited) as progress:
+        return inspected.run(progress)
 
 
 def _declared() -> Mapping[str, DeclaredOption]:

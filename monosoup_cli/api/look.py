@@ -88,7 +88,7 @@ def look(
         def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
             from monosoup_cli.sources.transfer import fetch
 
-            check_keywords(declaration.__name__, kwargs, signature)
+            check_keywords(declaration.__name__, kwargs, signature.parameters)
             with renamed_options(declared), opened(*args, **kwargs) as found:
                 fetch(found.downloads)
                 return found.run(lambda nbytes: None)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from monosoup_cli.errors import UsageError, crop, some
+from monosoup_cli.errors import UsageError, crop
+from monosoup_cli.values import check_keys
 
 __all__ = ["METHODS", "is_mergekit", "step_of_mergekit"]
 
@@ -55,12 +56,12 @@ def step_of_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_others(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    others = [crop(str(key)) for key in given if key not in known]
-    if others:
-        raise UsageError(
-            f"{what} has what monosoup does not do: {some(others, 4)}",
-            hint="take it out, or merge with mergekit and use the result as an input here",
-        )
+    check_keys(
+        f"{what} has what monosoup does not do:",
+        given,
+        known,
+        hint="take it out, or merge with mergekit and use the result as an input here",
+    )
 
 
 def _linear(

@@ -12,8 +12,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
+from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, masked, some
 from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
+from monosoup_cli.values import check_keys
 
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
@@ -79,12 +81,15 @@ def _plain(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(masked(dict(arguments)), default=os.fspath))
 
 
-def run(recipe: StrPath, *, output: StrPath | None = None, **options: Any) -> list[dict[str, Any]]:
+def run(
+    recipe: StrPath, *, output: StrPath | None = None, progress: Watch = None, **options: Any
+) -> list[dict[str, Any]]:
     """Run the steps of a recipe, one after the other; or the command of a report again.
 
     Args:
         recipe: A recipe, a configuration of mergekit (both YAML), a report, or the output that has one.
         output: Where the output of the last step goes; None for where the recipe says.
+        progress: A class of progress bars, such as tqdm; or a function as other commands take it.
         **options: How it runs: `device`, `workers`, `overwrite`, `resume`, `strict`, and for the last step
             `report`, `push` and `public`. With `resume`, steps whose outputs are complete are not run again.
 
@@ -94,15 +99,17 @@ def run(recipe: StrPath, *, output: StrPath | None = None, **options: Any) -> li
     Raises:
         monosoup_cli.errors.MonosoupError: The recipe cannot be read, or a step fails.
     """
-    from monosoup_cli.api.command import execute_by_engine
-    from monosoup_cli.pipeline.engine import ignore
+    from monosoup_cli.api.command import check_keywords, execute_by_engine, passes_over
     from monosoup_cli.pipeline.ready import make_ready
     from monosoup_cli.pipeline.scoring import ignore_scores
 
+    check_keywords("run", options, ["recipe", "output", "progress", *TAKEN])
     reports = []
     for step, own in waiting(read_steps(recipe, output), options):
         with step.prepare(**own) as planned:
-            reports.append(execute_by_engine(make_ready(planned), ignore, ignore_scores))
+            ready = make_ready(planned)
+            with watched(progress, passes_over(ready)) as moved:
+                reports.append(execute_by_engine(ready, moved, ignore_scores))
             if planned.destination.options.push is not None:
                 planned.destination.push(planned.task.call)
     return reports
@@ -120,9 +127,6 @@ def waiting(
     """
     from monosoup_cli.outputs.workplace import partial_path
 
-    for name in options:
-        if name not in TAKEN:
-            raise TypeError(f"run() got an unexpected keyword argument {name!r}")
     has_run = False
     for number, step in enumerate(steps, start=1):
         own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}
@@ -219,18 +223,16 @@ def _check_text(value: Any, path: Path) -> None:
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
-    others = [crop(str(key)) for key in given if key not in known]
-    if others:
-        raise UsageError(f"a recipe has no {some(others, 4)}", expected=", ".join(sorted(known)))
+    check_keys("a recipe has no", given, known, expected=", ".join(sorted(known)))
 
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
     from monosoup_cli.api.commands import COMMANDS
 
-    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(arguments) < len(content):
-        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    arguments = _named(content)
+    if isinstance(layers := arguments.get("layers"), dict):
+        arguments["layers"] = {str(glob): _named(settings) for glob, settings in layers.items()}
     name = arguments.pop("command", None)
     if not isinstance(name, str) or name not in COMMANDS:
         raise UsageError("unknown command", expected=", ".join(COMMANDS), found=crop(repr(name)))
@@ -252,6 +254,20 @@ def _step(content: Mapping[str, Any]) -> Step:
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
     return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
+
+
+def _named(content: Any) -> Any:
+    """Arguments under the names that Python has for them; what has no names stays as it is.
+
+    Raises:
+        UsageError: One is there twice.
+    """
+    if not isinstance(content, dict):
+        return content
+    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(arguments) < len(content):
+        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    return arguments
 
 
 def _accepts(declared: DeclaredOption, value: Any) -> bool:

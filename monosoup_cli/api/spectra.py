@@ -50,7 +50,7 @@ class Inspected:
         sources, grams = self._arguments["finetuned"], dict[str, "torch.Tensor"]()
         is_several = len(sources) > 1
         layers = self.inspection.run(
-            _measure(self._rule, len(sources), with_values=self._arguments["values"]),
+            _measure(self._rule, with_values=self._arguments["values"]),
             measured,
             _compare(grams) if is_several else None,
             progress,
@@ -70,11 +70,11 @@ class Inspected:
         self.inspection.__exit__()
 
 
-def _measure(rule: MonoSoup, count: int, *, with_values: bool) -> MeasureLayer:
+def _measure(rule: MonoSoup, *, with_values: bool) -> MeasureLayer:
     from monosoup_cli.spectral.rounding import Rounding, above_rounding
 
-    def measure(layer: MatrixLayer) -> dict[str, Any] | None:
-        finetuned = [finfo(dtype) for dtype in layer.dtypes[-count:]]
+    def measure(layer: MatrixLayer, dtypes: Sequence[str]) -> dict[str, Any] | None:
+        finetuned = [finfo(dtype) for dtype in dtypes]
         rounding = Rounding(max(finetuned, key=lambda info: info.eps), len(finetuned))
         if layer.factors is None:
             measured = inspect_update(

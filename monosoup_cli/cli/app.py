@@ -12,7 +12,6 @@ from functools import partial
 from typing import Annotated, Any, get_args
 
 import typer
-import typer.core
 
 from monosoup_cli.api.commands import COMMANDS as WRITTEN
 from monosoup_cli.cli.cka import cka
@@ -20,14 +19,16 @@ from monosoup_cli.cli.compare import compare
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.finish import finish
 from monosoup_cli.cli.inspect_spectrum import inspect_spectrum
+from monosoup_cli.cli.jobs import lines_of_jobs
 from monosoup_cli.cli.looking import LOOKING
 from monosoup_cli.cli.process import Interrupted, interruptible, refuse_shortage
 from monosoup_cli.cli.report import report
 from monosoup_cli.cli.run import run
 from monosoup_cli.cli.scores import scores
+from monosoup_cli.cli.usage import Command, CommandGroup, with_own_words
 from monosoup_cli.cli.verify import verify
 from monosoup_cli.cli.writing import WRITING
-from monosoup_cli.errors import MonosoupError, ScoreError
+from monosoup_cli.errors import MonosoupError, ScoreError, UsageError
 from monosoup_cli.tensors.method import Group
 from monosoup_cli.version import __version__
 
@@ -46,7 +47,7 @@ GROUPS: Mapping[str, Sequence[Callable[..., None]]] = {
 COMMANDS = [one for some in GROUPS.values() for one in some]
 
 
-class _Grouped(typer.core.TyperGroup):
+class _Grouped(CommandGroup):
     """Lists commands in groups."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -68,10 +69,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Command)(with_own_words(command))
 
 
 def _print_version(is_asked: bool) -> None:
@@ -82,11 +83,16 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def monosoup(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Get better checkpoints out of the ones you have: edit the spectra of their updates."""
+    if context.invoked_subcommand is None:
+        for line in lines_of_jobs():
+            Console().note(line)
+        raise typer.Exit(UsageError.exit_code)
 
 
 def _takes(argv: Sequence[str], option: str) -> bool:
@@ -112,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible(), refuse_shortage(partial(_takes, sys.argv[1:] if argv is None else argv)):
-            app(None if argv is None else list(argv))
+            app(None if argv is None else list(argv), prog_name="monosoup")
     except MonosoupError as error:
         if os.environ.get("MONOSOUP_DEBUG") == "1":
             raise

@@ -15,7 +15,7 @@ def cka(
     features: Annotated[
         list[str],
         typer.Argument(
-            metavar="FEATURES...",
+            metavar="FEATURES",
             help="Two or more .npy files of shape (samples, features). Or models: folders with an .npy file"
             " for each block, or .safetensors files with a tensor for each block.",
         ),

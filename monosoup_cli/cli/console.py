@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ __all__ = ["Console", "restore_terminal"]
 
 SECONDS_BETWEEN_LINES = 10.0
 PIPE_WIDTH = 10_000
+TERMINAL_WIDTH = 80
+"""Of a terminal that does not tell its own."""
 MAX_DETAIL_LINES = 20
 
 
@@ -49,11 +52,11 @@ class Console:
         self._has_bar = False
 
     def error(self, message: object) -> None:
-        self._say(f"error: {printable(message, 2000)}\n")
+        self._say(f"{_folded(f'error: {printable(message, 2000)}')}\n")
 
     def note(self, message: object) -> None:
         if not self.quiet:
-            self._say(f"{printable(message, 1000)}\n")
+            self._say(f"{_folded(printable(message, 1000))}\n")
 
     def detail(self, text: str) -> None:
         """Print the last lines of another program's output, below an error."""
@@ -238,6 +241,15 @@ class Console:
 
 def _has_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _folded(text: str) -> str:
+    """Fold a message at its words in a terminal; in a pipe it stays one line."""
+    if not _has_terminal():
+        return text
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else os.get_terminal_size(sys.stderr.fileno()).columns
+    return textwrap.fill(text, width or TERMINAL_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def restore_terminal() -> None:

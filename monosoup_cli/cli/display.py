@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -100,7 +100,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
     from monosoup_cli.report.searched import charts_of
-    from monosoup_cli.report.verdict import sentences, verdict_of
+    from monosoup_cli.report.verdict import sentences, told_by, verdict_of
 
     if display.html is not None:
         check_target(display.html, ".html")
@@ -116,13 +116,14 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
         raise ReportError("has no layers: it covers several checkpoints", hint=OF_SEVERAL)
     rows = rows_of(report)
     chosen = display.view.rows(rows)
-    words = sentences(report.get("verdict") or verdict_of(report, rows))
+    verdict = report.get("verdict") or verdict_of(report, rows)
+    words = sentences(verdict)
     if display.format == "json":
         display.console.data(as_text(report))
     elif display.format == "csv":
         display.console.data(as_csv(chosen))
     else:
-        _show_table(report, rows, chosen, words, display)
+        _show_table(report, rows, chosen, words, {*told_by(verdict), display.view.key}, display)
     if display.format != "json" and display.view.lacks(chosen):
         display.console.note(f"note: no layer here has {display.view.sort}, so the rows are not sorted")
     if display.html is not None:
@@ -139,19 +140,27 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
 
 
 def _show_table(
-    report: dict[str, Any], rows: Sequence[Row], chosen: Sequence[Row], words: Sequence[str], display: Display
+    report: dict[str, Any],
+    rows: Sequence[Row],
+    chosen: Sequence[Row],
+    words: Sequence[str],
+    told: Collection[str],
+    display: Display,
 ) -> None:
     from monosoup_cli.report.files import OF_SEVERAL
-    from monosoup_cli.report.layers import hidden_note, layers_table
+    from monosoup_cli.report.layers import hidden_note, layers_table, notes_on_table
     from monosoup_cli.report.measures import measures_in
     from monosoup_cli.report.searched import made_by, notes_on_search, search_table
-    from monosoup_cli.report.tables import selection_table, similarity_table, summary_table
+    from monosoup_cli.report.selections import selection_table, similarity_table
+    from monosoup_cli.report.tables import summary_table
 
     console = display.console
     if measures_in(chosen):
-        console.data(layers_table(chosen, console.width))
+        console.data(layers_table(chosen, console.width, told))
     if measures_in(rows):
         console.text(*filter(None, [hidden_note(len(chosen), rows, display.view)]), "")
+    if measures_in(chosen):
+        console.text(*notes_on_table(chosen, console.width, told), "")
     console.table(summary_table(report), to_stdout=True)
     if "layers" not in report:
         console.text(OF_SEVERAL)

@@ -53,6 +53,7 @@ def add_options(
         declared: The options that come before the command's own.
     """
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    declared = {key: one for key, one in declared.items() if one.option.in_shell}
     parameters = [*(parameter_of(one) for one in declared.values()), *own]
 
     def shell(**words: Any) -> None:

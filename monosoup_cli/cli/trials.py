@@ -29,7 +29,7 @@ def of_soup(show: Show) -> Callable[[str, Trial | None, int], None]:
             done.append((source, trial.score, trial.joined))
 
         def table() -> RenderableType:
-            from monosoup_cli.report.tables import trials_table
+            from monosoup_cli.report.selections import trials_table
 
             return trials_table(done, now)
 

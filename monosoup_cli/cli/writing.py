@@ -8,13 +8,13 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from monosoup_cli.api.command import execute_by_engine
+from monosoup_cli.api.command import execute_by_engine, passes_over
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.console import Console
 from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options, shell_help
@@ -69,6 +69,7 @@ def run_planned(
     planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool
 ) -> None:
     """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
+    from monosoup_cli.api.plan import chooses_dry
     from monosoup_cli.outputs.workplace import partial_path, parts_path
     from monosoup_cli.pipeline.notices import notices_of
     from monosoup_cli.pipeline.ready import foresee, make_ready
@@ -87,15 +88,14 @@ def run_planned(
     noted = notices_of(ready)
     for notice in noted:
         console.note(f"note: {notice}")
-    report_path, chooser = planned.destination.report_path, planned.task.chooser
-    chooses_dry = chooser is not None and not chooser.drafts
+    report_path, chooses = planned.destination.report_path, chooses_dry(planned)
     as_json = as_json or report_path is None
-    if not is_dry or chooses_dry:
+    if not is_dry or chooses:
         with console.download_progress(ready.downloads) as advance:
             fetch(ready.downloads, advance)
     import_torch()
     if is_dry:
-        _show_plan(ready, console, chooses=chooses_dry, as_json=as_json)
+        _show_plan(ready, console, chooses=chooses, as_json=as_json)
         return
     if ready.share.part is not None:
         _make_part(ready, console, as_json=as_json)
@@ -103,8 +103,7 @@ def run_planned(
     for doubt in () if console.quiet else ready.doubts:
         if doubt not in noted:
             console.note(f"note: {doubt}")
-    tensors = [*ready.plan.tensors] * (2 if chooses_dry else 1)
-    with _noting_what_is_left(planned, console), console.progress(tensors) as progress:
+    with _noting_what_is_left(planned, console), console.progress(passes_over(ready)) as progress:
         report = execute_by_engine(ready, progress, on_score)
     show_report(report, report_path, console, as_json=as_json)
     left_over = partial_path(planned.destination.path)
@@ -153,7 +152,8 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.searched import made_by, search_table
-    from monosoup_cli.report.tables import averaged_table, selection_table, summary_table
+    from monosoup_cli.report.selections import selection_table
+    from monosoup_cli.report.tables import averaged_table, summary_table
 
     if as_json:
         try:
@@ -222,18 +222,14 @@ def _give_freed_buffers_back() -> None:
 
 
 def _show_plan(ready: Ready, console: Console, *, chooses: bool, as_json: bool) -> None:
-    from monosoup_cli.pipeline.cost import estimate
-    from monosoup_cli.pipeline.execute import choose
+    from monosoup_cli.api.plan import preview_of
+    from monosoup_cli.pipeline.engine import ignore
     from monosoup_cli.pipeline.notices import notices_of
-    from monosoup_cli.pipeline.preview import preview
-    from monosoup_cli.report.tables import plan_table, plan_to_json, selection_table
+    from monosoup_cli.report.selections import selection_table
+    from monosoup_cli.report.tables import plan_table, plan_to_json
 
-    selection = members = None
-    if chooses:
-        with console.progress(ready.plan.tensors) as progress:
-            choice = choose(ready, None, progress)
-        selection, members = choice.selection, choice.members
-    plan = preview(ready, estimate(ready, members))
+    with console.progress(ready.plan.tensors) if chooses else nullcontext(ignore) as progress:
+        plan, selection = preview_of(ready, progress)
     if as_json:
         console.data(json.dumps(plan_to_json(plan, notices_of(ready), selection), indent=1) + "\n")
         return

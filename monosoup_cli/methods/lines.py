@@ -67,6 +67,7 @@ def lines(
             " checkpoint per value: OUT/alpha-0.3, …",
             metavar="A",
             shell=str,
+            of_layer="alpha",
         ),
     ],
     beta: Annotated[
@@ -75,6 +76,7 @@ def lines(
             "What the last block adds to A: its scale is A + B. A list makes one checkpoint per value.",
             metavar="B",
             shell=str,
+            of_layer="beta",
         ),
     ],
     head: Annotated[

@@ -56,9 +56,12 @@ def merge(
             metavar="W1,W2,…",
             shell=str,
             is_list=True,
+            of_layer="weights",
         ),
     ] = None,
-    scale: Annotated[float, Option("What all updates are multiplied by.", metavar="S")] = 1.0,
+    scale: Annotated[
+        float, Option("What all updates are multiplied by.", metavar="S", of_layer="scale")
+    ] = 1.0,
     **options: Unpack[RunKeywords],
 ) -> Order:
     """Merge LoRA adapters into their base.

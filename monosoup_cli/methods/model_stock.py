@@ -57,10 +57,18 @@ def stock(
     output: Output,
     *,
     granularity: Annotated[
-        Granularity, Option("Compute one ratio for each tensor, or one for each output row (filter).")
+        Granularity,
+        Option(
+            "Compute one ratio for each tensor, or one for each output row (filter).", of_layer="granularity"
+        ),
     ] = "tensor",
     clamp: Annotated[
-        bool, Option("Set negative ratios to 0; the official code does not.", flags=("--clamp", "--no-clamp"))
+        bool,
+        Option(
+            "Set negative ratios to 0; the official code does not.",
+            flags=("--clamp", "--no-clamp"),
+            of_layer="clamp",
+        ),
     ] = True,
     **options: Unpack[RunKeywords],
 ) -> Order:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from monosoup_cli.spectral.spectrum import Blocks, Spectrum
 
 __all__ = [
+    "FAR",
     "MEASURES",
     "PAPER",
     "RELATIVE_UPDATE",
@@ -37,6 +38,7 @@ __all__ = [
     "edit_update",
     "inspect_product",
     "inspect_update",
+    "largest_alpha",
     "measure",
     "measure_all",
     "relative_update",
@@ -46,6 +48,8 @@ __all__ = [
 Weighting = Literal["monosoup", "spectral", "alignment", "uniform", "high", "low"]
 
 MAX_QUANTILES = 64
+FAR = 0.7
+"""Equivalent α below which an edit goes far towards the base."""
 
 PAPER = Paper(
     "The fine-tuned weights, edited by MonoSoup: the update of every weight matrix is split by its"
@@ -72,7 +76,7 @@ MEASURES = (
     Measure("k_ratio", "k/r", summary="mean", is_stored=False),
     Measure("energy_high", "energy kept"),
     Measure("rho", "ρ", summary="mean"),
-    Measure("cos_alpha", "cos α", summary="mean"),
+    Measure("cos_alpha", "cos low", summary="mean"),
     Measure("lambda_high", "λ_high", summary="mean"),
     Measure("lambda_low", "λ_low", summary="mean"),
     Measure("equivalent_alpha", "equivalent α", summary="mean"),
@@ -190,6 +194,16 @@ def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[fl
         "low": 1.0,
     }[weighting]
     return 1.0 - lambda_low, lambda_low
+
+
+def largest_alpha(energy: float, weighting: Weighting) -> float:
+    """The largest equivalent α of a spectrum whose strong part has exactly this share of the energy.
+
+    Given that share, only ρ depends on the spectrum. The equivalent α is linear in it, so that it is largest
+    at ρ = 0 (a spectrum that falls steeply) or at ρ = 1 (a flat one).
+    """
+    pairs = (coefficients(rho, math.sqrt(1.0 - energy), weighting) for rho in (0.0, 1.0))
+    return max(high * energy + low * (1.0 - energy) for high, low in pairs)
 
 
 def measure(singular_values: torch.Tensor, long: int, method: MonoSoup) -> LayerSpectrum:

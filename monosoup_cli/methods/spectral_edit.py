@@ -104,7 +104,9 @@ class SpectralEdit(PlainMethod):
     def _edits(self, layer: MatrixLayer) -> Edits | None:
         return edit_update(layer.updates, layer.cut.length, layer.cut.side, self.splits)
 
-    def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
+    def edit_together(
+        self, base: torch.Tensor, update: torch.Tensor, names: Sequence[str]
+    ) -> Together | None:
         """Edit small matrices of one shape in one go, as far as their updates have full rank."""
         from monosoup_cli.methods.together import edit_together
 

@@ -64,6 +64,7 @@ def transplant(
             metavar="S",
             shell=str,
             is_list=True,
+            of_layer="scale",
         ),
     ] = 1.0,
     **options: Unpack[RunKeywords],

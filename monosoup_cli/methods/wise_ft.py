@@ -38,7 +38,7 @@ PAPER = Paper(
 """,
 )
 
-MEASURES = (Measure("alpha", "α"),)
+MEASURES = (Measure("alpha", "WiSE α"),)
 
 
 def wise(
@@ -53,6 +53,7 @@ def wise(
             " 0:1:0.1 makes one checkpoint per value: OUT/alpha-0.3, …",
             metavar="A",
             shell=str,
+            of_layer="alpha",
         ),
     ],
     extrapolate: Annotated[bool, Option("Allow values of --alpha outside 0 to 1.")] = False,

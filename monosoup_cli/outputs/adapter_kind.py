@@ -21,11 +21,9 @@ class AdapterKind:
     Attributes:
         ranks: The rank of the factors that approximate a whole checkpoint's updates, or what finds the rank
             of each. An adapter keeps its own ranks and takes none.
-        interpolates: Whether the edited weights are interpolated with the base.
     """
 
     ranks: int | RankRule | None = None
-    interpolates: bool = False
     takes_no_base: ClassVar[bool] = True
     can_carry_base: ClassVar[bool] = False
 
@@ -61,4 +59,4 @@ class AdapterKind:
             raise UsageError(
                 "--adapter-rank and --adapter-energy are for whole checkpoints: an adapter keeps its ranks"
             )
-        return EditedAdapterDraft.of(opened, adapter, interpolates=self.interpolates)
+        return EditedAdapterDraft.of(opened, adapter)

@@ -161,11 +161,10 @@ class EditedAdapterDraft:
     opened: OutputContext
     adapter: Adapter
     stored: Mapping[str, tuple[str, ...]]
-    interpolates: bool = False
     is_foreseeable: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, opened: OutputContext, adapter: Adapter, *, interpolates: bool) -> EditedAdapterDraft:
+    def of(cls, opened: OutputContext, adapter: Adapter) -> EditedAdapterDraft:
         """The draft for one adapter.
 
         Raises:
@@ -195,7 +194,7 @@ class EditedAdapterDraft:
             )
         if opened.base is not None:
             _check_alone(adapter, opened.first.path)
-        return cls(opened, adapter, _stored(adapter), interpolates)
+        return cls(opened, adapter, _stored(adapter))
 
     def headers(self) -> tuple[Headers | None, list[Headers]]:
         """The headers of what the adapter changes, under the base's names."""
@@ -218,8 +217,7 @@ class EditedAdapterDraft:
                     tensor=tensor.name,
                     hint="--exclude leaves it as it is",
                 )
-        if self.interpolates:
-            self._check_interpolated(plan)
+        self._check_interpolated(plan)
         return ()
 
     def _check_interpolated(self, plan: Plan) -> None:
@@ -228,7 +226,8 @@ class EditedAdapterDraft:
         given = "" if self.opened.base is not None else ", and with BASE in place of -"
         changed = {*adapter.pairs, *adapter.replaced, *adapter.rows, *adapter.biases}
         for tensor in plan.tensors:
-            if tensor.name in changed and tensor.reason not in (None, "unchanged"):
+            is_kept = tensor.reason not in (None, "unchanged")
+            if is_kept and tensor.name in changed and self.opened.interpolates(tensor.name):
                 raise UsageError(
                     "--wise interpolates with the base, and the adapter keeps this tensor as it is",
                     path=self.opened.first.path,

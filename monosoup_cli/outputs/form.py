@@ -7,7 +7,7 @@ is made from and which tensors must be examined before the layout is known. The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -49,6 +49,7 @@ class OutputContext:
         max_shard_bytes: The largest shard to write; None for the fine-tuned checkpoint's own shards.
         side_files: What the user said about side files: "all", "none", and globs.
         weights: The weights of the mean of the checkpoints, which sum to 1; None for an even mean.
+        interpolates: Whether a tensor, where it is kept, is interpolated with the base.
     """
 
     base: Source | None
@@ -59,6 +60,7 @@ class OutputContext:
     max_shard_bytes: int | None = None
     side_files: Sequence[str] = ()
     weights: Sequence[float] | None = None
+    interpolates: Callable[[str], bool] = lambda name: False
 
     @property
     def first(self) -> Source:

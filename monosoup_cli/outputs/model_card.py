@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ INHERITED = ("license", "license_name", "license_link", "language", "pipeline_ta
 
 MAX_METADATA = 1 << 13  # of the inherited fields; hundreds of languages need a third of it
 MAX_TEXT = 500
+NO_LAYERS: Mapping[str, Mapping[str, Any]] = {}
 MARKDOWN = re.compile(r"([\\`*_\[\]<>&#|~$])")
 
 
@@ -65,6 +67,7 @@ def model_card(
     *,
     inherited: Mapping[str, Any],
     library: str | None,
+    layers: Mapping[str, Mapping[str, Any]] = NO_LAYERS,
 ) -> bytes:
     """Write a model card in Markdown. It names local paths by their last component only.
 
@@ -76,6 +79,7 @@ def model_card(
         citation: The paper, in BibTeX.
         inherited: The metadata of the fine-tuned checkpoint's own card.
         library: The library that reads the output, by its name on the Hub.
+        layers: The settings of layers, by globs, which only a recipe can say.
 
     Returns:
         The card, in UTF-8.
@@ -107,13 +111,23 @@ def model_card(
 Made with `monosoup` {__version__}:
 
     {plain(command)}
-
+{_recipe(layers)}
 ## Citation
 
 ```bibtex
 {citation.strip()}
 ```
 """.encode()
+
+
+def _recipe(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the command lacks, as a recipe has it: JSON is YAML, too."""
+    if not layers:
+        return ""
+    lines = [f"      {json.dumps(glob)}: {json.dumps(settings)}" for glob, settings in layers.items()]
+    return "\n".join(
+        ["\nin a recipe (`monosoup run`), with\n", "    layers:", *map(without_tokens, lines), ""]
+    )
 
 
 def read_card_metadata(text: str) -> dict[str, Any]:

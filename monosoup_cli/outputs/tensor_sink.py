@@ -74,7 +74,7 @@ class TensorSink:
         mean, interpolated where the variant says so. Bytes are copied where nothing is computed."""
         tensor, target, worker = self._tensor, self._target, self._worker
         sources = target.ingredients.kept_from(tensor)
-        wises = [variant.wise if tensor.reads.base else None for variant in target.variants]
+        wises = [variant.wise_for(tensor.name) if tensor.reads.base else None for variant in target.variants]
         is_several = tensor.matrices is not None and tensor.matrices.is_several
         if not is_several and len(sources) == 1 and all(wise is None for wise in wises):
             self._copy(sources[0], 0, None if tensor.shared_rows is None else tensor.elements)

@@ -41,6 +41,7 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
         task.order.method.paper.citation,
         inherited=ready.metadata.accepted,
         library=ready.form.description.library or library_of(model.config, names),
+        layers=task.layers,
     )
 
 

@@ -33,8 +33,8 @@ from monosoup_cli.tensors.worker import Worker
 
 __all__ = ["Compare", "Inspection", "MeasureLayer"]
 
-MeasureLayer: TypeAlias = "Callable[[MatrixLayer], Mapping[str, Any] | None]"
-"""Measures one matrix; returns None where it did not move."""
+MeasureLayer: TypeAlias = "Callable[[MatrixLayer, Sequence[str]], Mapping[str, Any] | None]"
+"""Measures one matrix, whose fine-tuned checkpoints have these dtypes; returns None where it did not move."""
 
 Compare: TypeAlias = "Callable[[FlatLayer], Mapping[str, Any]]"
 """Compares one tensor in several fine-tuned checkpoints."""
@@ -196,12 +196,13 @@ class Inspection:
         together = None
         if compare is not None:
             together = compare(FlatLayer(tensor.name, tensor.shared_shape, base, finetuned, None, worker))
+        dtypes = [source.reader(tensor.name).dtype for source in finetuned]
         parts = []
         for index in range(tensor.matrices.count):
             part = tensor.matrices.part(index)
             layer = matrix_layer(tensor.name, part.cut, index, base, finetuned, worker, first=part.first)
             with overflow_in(layer, tensor.name):
-                parts.append(slice_record(tensor.matrices, index, measure(layer)))
+                parts.append(slice_record(tensor.matrices, index, measure(layer, dtypes)))
         record = replace(unchanged, together=together, shared_rows=tensor.shared_rows)
         if all(part.measures is None for part in parts):
             return record

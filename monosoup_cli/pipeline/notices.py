@@ -35,7 +35,7 @@ STATISTICS = ("running_mean", "running_var")
 def notices_of(ready: Ready) -> list[str]:
     """Sentences about the inputs, and about what is copied, kept and left out."""
     inputs = ready.planned.inputs
-    notices = [*inputs.notices, *ready.resources.notes]
+    notices = [*ready.planned.task.notes, *inputs.notices, *ready.resources.notes]
     output = ready.planned.destination.path
     if is_replacing(output):
         notices.append(

@@ -167,6 +167,14 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
         MonosoupError: The inputs do not belong together, or the output cannot be written.
     """
     selecting, storing = task.options.selecting, task.options.storing
+    first = inputs.finetuned[0]
+    with mismatch_in(first.path):
+        method = task.order.method.for_names(list(first.tensors))
+    variants = method.variants()
+
+    def interpolates(name: str) -> bool:
+        return any(variant.wise_for(name) is not None for variant in variants)
+
     draft = task.kind.draft(
         OutputContext(
             inputs.base,
@@ -177,6 +185,7 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
             storing.shard_bytes,
             storing.side_files,
             task.order.weights,
+            interpolates,
         )
     )
     selection = Selection(
@@ -187,10 +196,9 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
         selecting.on_mismatch,
         storing.dtype,
         tuple(storing.carry_base),
+        layers=tuple(task.layers),
     )
-    first = inputs.finetuned[0]
     with mismatch_in(first.path):
-        method = task.order.method.for_names(list(first.tensors))
         of_base, of_finetuned = draft.headers()
         names = set(of_base or ()).union(*of_finetuned)
         base, *whole = (  # without an adapter's own factors, and what it leaves as it is
@@ -203,7 +211,7 @@ def plan_on(inputs: Inputs, task: Task, destination: Destination, devices: Seque
             of_finetuned,
             selection,
             access=method.access,
-            wise=any(variant.wise is not None for variant in method.variants()) or task.order.kept == "base",
+            interpolates=lambda name: task.order.kept == "base" or interpolates(name),
             hint=inputs.hint,
             unchanged=inputs.unchanged,
             left_out=[copy.name for copy in inputs.copies],

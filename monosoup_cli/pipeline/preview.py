@@ -13,6 +13,7 @@ from monosoup_cli.pipeline.scoring import trials_of
 from monosoup_cli.pipeline.task import drafts_of
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
 from monosoup_cli.tensors.ingredients import product_rank
+from monosoup_cli.tensors.patterns import settings_of
 from monosoup_cli.tensors.plan import PlannedTensor
 
 __all__ = ["preview"]
@@ -92,4 +93,5 @@ def _tensor(ready: Ready, tensor: PlannedTensor) -> PreviewedTensor:
         matrix=None if matrices is None else (matrices.cut.rows, matrices.cut.columns),
         stack=None if matrices is None or not matrices.is_several else matrices.count,
         measures=method.planned_measures(tensor.name) if tensor.is_edited else {},
+        settings=settings_of(ready.planned.task.layers, tensor.name),
     )

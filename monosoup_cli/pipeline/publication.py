@@ -21,12 +21,13 @@ from monosoup_cli.pipeline.destination import STDOUT
 from monosoup_cli.pipeline.notices import notices_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.ready import Ready, read_beside
-from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.pipeline.task import Choice, Task
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
 from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.method import Variant
+from monosoup_cli.tensors.patterns import settings_of
 from monosoup_cli.version import __version__
 
 __all__ = ["make_identity", "make_reports", "publish", "resolved_arguments", "seal"]
@@ -162,6 +163,8 @@ def make_reports(
     reports: list[dict[str, Any]] = []
     for number, variant in enumerate(ready.variants):
         layers = [partial.finished[tensor.name][number] for tensor in ready.plan.tensors]
+        if ready.planned.task.layers:
+            layers = [_with_settings(layer, ready.planned.task) for layer in layers]
         reports.append(
             {
                 **head,
@@ -184,6 +187,12 @@ def make_reports(
         for variant, report in zip(ready.variants, reports, strict=True)
     ]
     return {**head, "outputs": outputs}, reports
+
+
+def _with_settings(layer: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The entry of a layer with the settings that it has of its own."""
+    settings = settings_of(task.layers, layer["name"])
+    return {**layer, "settings": dict(settings)} if settings else dict(layer)
 
 
 def publish(

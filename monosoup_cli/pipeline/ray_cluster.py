@@ -84,7 +84,7 @@ def _connected(task: Task) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'monosoup-cli[ray]'") from None
+        raise UsageError("--engine ray needs Ray: pip install 'monosoup[ray]'") from None
     if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST:
         wanted = f"at least {'.'.join(map(str, OLDEST))}"
         raise UsageError("this version of Ray is too old", expected=wanted, found=ray.__version__)

@@ -103,7 +103,7 @@ def _edit_together(
     worker.interrupt()
     output, dtype = work.target.output, tensors[0].stored_dtype
     read = read_group(tensors, work.target.ingredients, worker)
-    edit = None if read is None else work.method.edit_together(*read)
+    edit = None if read is None else work.method.edit_together(*read, [tensor.name for tensor in tensors])
     if edit is None:
         return {}
     members = [tensors[number] for number in edit.numbers]

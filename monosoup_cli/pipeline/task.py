@@ -103,6 +103,8 @@ class Task:
         order: The method and the inputs.
         kind: What is written.
         chooser: Chooses the checkpoints that are averaged; None to average all.
+        layers: The settings of layers, by globs over names, which the order's method has.
+        notes: What the settings do that their names do not say.
     """
 
     call: Call
@@ -110,6 +112,8 @@ class Task:
     order: Order
     kind: OutputKind = WHOLE
     chooser: Chooser | None = None
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def drafts_of(task: Task) -> int:

@@ -11,14 +11,27 @@ from monosoup_cli.options import RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.layers import short
-from monosoup_cli.report.measures import WITH_UNIT, label_of, measures_in
+from monosoup_cli.report.measures import ALIASES, WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["compare_reports", "comparison_table"]
+__all__ = [
+    "CHANGE",
+    "ORDER",
+    "arrow",
+    "compare_reports",
+    "compared_measures",
+    "comparison_table",
+    "is_same",
+    "value_text",
+]
+
+CHANGE = "change"
+ORDER = "most changed first: by the largest difference of a measure (of r, k, σ and ‖·‖: as a share)"
+"""How tables of changed layers are sorted."""
 
 ROUNDING = 1e-6
 """Relative difference up to which measures are equal, because machines differ in the last digits."""
@@ -39,7 +52,7 @@ SHOWN = (
     "anisotropy",
     "relative_update",
 )
-"""The measures that the table shows first, in this order, as far as they fit."""
+"""The measures that tables show first, in this order, as far as they fit."""
 NOT_SHOWN = (
     "rank",
     "effective_rank",
@@ -53,7 +66,8 @@ NOT_SHOWN = (
     "k_noise",
     "rank_above_rounding",
 )
-"""The measures that the table leaves out. It shows all others, such as those of a new method, last."""
+"""The measures that tables leave out where no layer is sorted by them. All others, such as those of a new
+method, come last."""
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,9 +75,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 
     Returns:
         The `commands`; the `arguments` that differ; the `changed` layers, most changed first; how many layers
-        are the `same`; and the names `only_in_first` and `only_in_second`. A changed layer has its `measures`
-        that differ, as pairs, and its `change`, the largest difference among them. Differences of measures
-        with a unit are relative to the larger of the two values.
+        are the `same`; the names `only_in_first` and `only_in_second`; and the `means` over the layers of
+        each report, as pairs. A changed layer has its `measures` that differ, as pairs; its `change`, the
+        largest difference among them; and `by`, the measure that has it. Differences of measures with a unit
+        are relative to the larger of the two values.
 
     Raises:
         ReportError: A report has no layers.
@@ -88,7 +103,14 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
         "changed": changed,
         "only_in_first": [name for name in rows if name not in others],
         "only_in_second": [name for name in others if name not in rows],
+        "means": _means(first["summary"]["means"], second["summary"]["means"]),
     }
+
+
+def _means(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The means that both reports have."""
+    both = {name: [first[name], second.get(name)] for name in first if name not in ALIASES.values()}
+    return {name: pair for name, pair in both.items() if None not in pair}
 
 
 def changes_layers(name: str) -> bool:
@@ -101,15 +123,18 @@ def changes_layers(name: str) -> bool:
 def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:
     """Compare one layer. `reason` is among its measures if only one report kept the layer."""
     pairs = {name: [first.get(name), second.get(name)] for name in measures}
-    pairs = {name: pair for name, pair in pairs.items() if not _is_same(name, *pair)}
+    pairs = {name: pair for name, pair in pairs.items() if not is_same(name, *pair)}
+    by = max(pairs, key=lambda name: _difference(name, *pairs[name]), default=None)
     return {
         "name": first["name"],
-        "change": max((_difference(name, *pair) for name, pair in pairs.items()), default=0.0),
+        "change": 0.0 if by is None else _difference(by, *pairs[by]),
+        "by": by,
         "measures": pairs,
     }
 
 
-def _is_same(name: str, first: Any, second: Any) -> bool:
+def is_same(name: str, first: Any, second: Any) -> bool:
+    """Whether two values of a measure are equal, up to rounding."""
     numbers = [value for value in (first, second) if isinstance(value, (int, float))]
     if len(numbers) == 2 and any(isinstance(value, float) for value in numbers):
         return math.isclose(first, second, rel_tol=ROUNDING, abs_tol=0.0 if name in WITH_UNIT else NOTHING)
@@ -135,32 +160,38 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     from rich.text import Text
 
     changed = comparison["changed"][:top]
-    names = dict.fromkeys(("reason", *SHOWN, *(name for change in changed for name in change["measures"])))
+    names = compared_measures(changed)
+    columns = {label_of(name): [arrow(change["measures"].get(name)) for change in changed] for name in names}
     columns = {
-        name: [_arrow(change["measures"].get(name)) for change in changed]
-        for name in names
-        if name not in NOT_SHOWN
+        CHANGE: [f"{short(change['change'])} in {label_of(change['by'])}" for change in changed],
+        **columns,
     }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold", min_width=20)
     taken = 20
     kept: list[Sequence[str]] = []
-    for name, cells in columns.items():
-        label = label_of(name)
+    left_out = []
+    for label, cells in columns.items():
         needed = 2 + max(map(len, [label, *cells]))
-        if any(cells) and (width is None or taken + needed <= width):
+        if width is None or taken + needed <= width:
             taken += needed
             table.add_column(label, justify="right", no_wrap=True)
             kept.append(cells)
+        else:
+            left_out.append(label)
     for number, change in enumerate(changed):
         name = change["name"].removesuffix(".weight") if width else change["name"]
         table.add_row(Text(printable(name)), *(Text(cells[number]) for cells in kept))
     facts = grid("", "")
+    if changed:
+        facts.add_row("order", ORDER)
+    if left_out:
+        facts.add_row("no room for", f"{', '.join(left_out)}; a wider terminal and json have all")
     commands = comparison["commands"]
     if commands[0] != commands[1]:
         facts.add_row("commands", f"{' → '.join(commands)}: only the measures of both are compared")
     for name, pair in comparison["arguments"].items():
-        facts.add_row(name, Text(" → ".join(map(_value_text, pair)), overflow="fold"))
+        facts.add_row(name, Text(" → ".join(map(value_text, pair)), overflow="fold"))
     some = f" ({len(changed):,} shown)" if len(changed) < len(comparison["changed"]) else ""
     facts.add_row("changed", plural(len(comparison["changed"]), "layer") + some)
     facts.add_row("no difference", plural(comparison["same"], "tensor"))
@@ -171,13 +202,23 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     return Group(table, Text(""), facts) if changed else facts
 
 
-def _value_text(value: Any) -> str:
+def compared_measures(changed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the measures that tables of changed layers show: those by which they are sorted come first."""
+    differing = {name for change in changed for name in change["measures"]}
+    sorted_by = dict.fromkeys(change["by"] for change in changed)
+    others = sorted(differing - {*NOT_SHOWN, *SHOWN, "reason"})
+    return [name for name in dict.fromkeys((*sorted_by, "reason", *SHOWN, *others)) if name in differing]
+
+
+def value_text(value: Any) -> str:
+    """Format the value of an option."""
     if isinstance(value, list):
         return ", ".join(printable(item, 60) for item in value) or "none"
     return "–" if value is None else printable(value, 60)
 
 
-def _arrow(pair: Sequence[Any] | None) -> str:
+def arrow(pair: Sequence[Any] | None) -> str:
+    """Format the values of a measure in both reports; "" where they do not differ."""
     if pair is None:
         return ""
     first, second = (short(value) or "–" for value in pair)

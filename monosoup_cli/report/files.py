@@ -17,6 +17,7 @@ from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import fault_of
 
 __all__ = [
+    "NO_REPORT",
     "OF_SEVERAL",
     "REPORT_NAME",
     "REPORT_SUFFIX",
@@ -34,6 +35,10 @@ REPORT_NAME = "monosoup_report.json"
 REPORT_SUFFIX = ".report.json"
 MAX_REPORT_BYTES = 1_000_000_000
 """More than the report of a million tensors has."""
+NO_REPORT = (
+    "`report` and `compare` read the reports that come with what monosoup writes; `monosoup info` shows a"
+    " checkpoint, and `monosoup diff` compares two"
+)
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
 MAX_DIGITS = 18
@@ -73,11 +78,14 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         ReportError: The file cannot be read, or is not a report.
     """
+    given = path
     try:
         if path.is_dir():
             path = path / REPORT_NAME
         elif path.suffix == ".safetensors" and path.exists():
             path = report_beside(path)
+        if path != given and not path.exists():
+            raise ReportError(f"is no report, and has none ({path.name})", path=given, hint=NO_REPORT)
         if not path.is_file():
             raise ReportError("is not a file" if path.exists() else "no such file", path=path)
         if (nbytes := path.stat().st_size) > MAX_REPORT_BYTES:

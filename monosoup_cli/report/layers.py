@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
 from monosoup_cli.report.measures import LABELS, label_of, measures_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.view import View
-from monosoup_cli.report.words import plural, printable
+from monosoup_cli.report.words import plural, printable, shortened
 
-__all__ = ["as_csv", "hidden_note", "layers_table", "short", "sparkline"]
+__all__ = ["as_csv", "floor_of", "hidden_note", "layers_table", "notes_on_table", "short", "sparkline"]
 
 BARS = "▁▂▃▄▅▆▇█"
-MIN_NAME, MIN_SPARKLINE = 32, 8
+MIN_NAME, LEAST_NAME, MIN_SPARKLINE = 32, 16, 8
+"""Cells for names: columns go to leave the first; those that count most, only to leave the second."""
 GAP = 2
 
 DISPENSABLE = (
@@ -38,18 +40,23 @@ DISPENSABLE = (
     "ratio",
     "cosine",
     "rho",
-    "cos_alpha",
-    "k",
 )
 """The columns that a narrow table leaves out, in this order."""
-LAST_DISPENSABLE = ("cos_alpha", "k")
-"""The columns that it leaves out only to make room for half of `MIN_NAME`."""
+FLOORS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 1e-3, 1e-4)
+"""Where the scale of sparklines may end."""
 
 
-def sparkline(spectrum: Sequence[float], width: int = MIN_SPARKLINE) -> str:
-    """Draw σ_i/σ_1 as bars, one for each of `width` evenly spaced values."""
-    heights = (min(max(value, 0.0), 1.0) * len(BARS) for value in sample(spectrum, width))
-    return "".join(BARS[min(int(height), len(BARS) - 1)] for height in heights)
+def floor_of(spectra: Iterable[Sequence[float]]) -> float:
+    """Return where a scale for spectra σ_i/σ_1 ends: half of them fall that far in 9/10 of their length."""
+    ends = sorted(spectrum[(len(spectrum) - 1) * 9 // 10] for spectrum in spectra)
+    median = ends[len(ends) // 2] if ends else 0.0
+    return next((floor for floor in FLOORS if floor <= median), FLOORS[-1])
+
+
+def sparkline(spectrum: Sequence[float], width: int = MIN_SPARKLINE, floor: float = FLOORS[-1]) -> str:
+    """Draw σ_i/σ_1 as bars for `width` evenly spaced values, on a log scale from `floor` to 1."""
+    shares = (1.0 - math.log(max(value, floor)) / math.log(floor) for value in sample(spectrum, width))
+    return "".join(BARS[min(round(share * (len(BARS) - 1)), len(BARS) - 1)] for share in shares)
 
 
 def short(value: Any) -> str:
@@ -59,13 +66,30 @@ def short(value: Any) -> str:
     return str(value) if isinstance(value, (int, str)) else f"{value:.3g}"
 
 
-def layers_table(rows: Sequence[Row], width: int | None) -> str:
+def layers_table(rows: Sequence[Row], width: int | None, told: Collection[str] = ()) -> str:
     """Draw a table with a line per layer.
 
     Args:
         rows: The layers.
         width: Cells in a line of the terminal; None for a pipe, which gets all columns and full names.
+        told: The measures that a sentence is about, whose columns stay as long as they can.
     """
+    return "".join(f"{line}\n" for line in _fitted(rows, width, told)[0])
+
+
+def notes_on_table(rows: Sequence[Row], width: int | None, told: Collection[str] = ()) -> list[str]:
+    """Return what to know of the table with these rows: the scale of the spectra, and what it leaves out."""
+    spectra = [row["spectrum"] for row in rows if row.get("spectrum")]
+    scale = f"spectrum: σ_i/σ_1 on a log scale, from 1 (█) down to {floor_of(spectra):g} (▁)"
+    _, left_out = _fitted(rows, width, told)
+    return [
+        *([scale] if spectra else []),
+        *([f"no room for: {', '.join(left_out)}; a wider terminal and csv have all"] if left_out else []),
+    ]
+
+
+def _fitted(rows: Sequence[Row], width: int | None, told: Collection[str]) -> tuple[list[str], list[str]]:
+    """The lines of a table, and the labels of the columns that it leaves out."""
     from rich.cells import cell_len
 
     names = [printable(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
@@ -76,8 +100,10 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     widths = {
         name: max(map(cell_len, [_label(name), *cells])) for name, cells in columns.items() if any(cells)
     }
+    all_columns = list(widths)
     spectra = [row.get("spectrum") or () for row in rows]
     has_spectra = any(spectra)
+    floor = floor_of(filter(None, spectra))
     widest = max(map(cell_len, ["layer", *names]))
 
     def room() -> int:
@@ -88,12 +114,14 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     bars = MAX_SPARKLINE
     if width is not None:
         unknown = [name for name in measures_in(rows) if name not in LABELS]
-        for name in (*unknown, *DISPENSABLE):
-            if room() < min(widest, MIN_NAME if name not in LAST_DISPENSABLE else MIN_NAME // 2):
+        first = [name for name in (*unknown, *DISPENSABLE) if name not in told]
+        last = ["cos_alpha", *(name for name in DISPENSABLE if name in told), "k"]
+        for name, least in [*((name, MIN_NAME) for name in first), *((name, LEAST_NAME) for name in last)]:
+            if room() < min(widest, least):
                 widths.pop(name, None)
         widest = max(min(widest, room()), len("layer"))
         bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
-        names = [_end_of(name, widest) for name in names]
+        names = [shortened(name, widest) for name in names]
 
     def line(name: str, cells: Mapping[str, str], spectrum: str) -> str:
         parts = [f"{name}{' ' * (widest - cell_len(name))}"]
@@ -103,19 +131,8 @@ def layers_table(rows: Sequence[Row], width: int | None) -> str:
     lines = [line("layer", {name: _label(name) for name in widths}, "spectrum" if has_spectra else "")]
     for number, name in enumerate(names):
         cells = {column: columns[column][number] for column in widths}
-        lines.append(line(name, cells, sparkline(spectra[number], bars)))
-    return "".join(f"{text}\n" for text in lines)
-
-
-def _end_of(name: str, width: int) -> str:
-    """Return the last `width` cells of a name, because names of layers begin alike."""
-    from rich.cells import cell_len
-
-    if cell_len(name) <= width:
-        return name
-    while cell_len(name) >= width:
-        name = name[1:]
-    return f"…{name}"
+        lines.append(line(name, cells, sparkline(spectra[number], bars, floor)))
+    return lines, [_label(name) for name in all_columns if name not in widths]
 
 
 ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}

@@ -12,6 +12,7 @@ from monosoup_cli.tensors.method import Measure
 
 __all__ = [
     "ABOVE_ROUNDING",
+    "ALIASES",
     "COMPARABLE",
     "FACTS",
     "LABELS",
@@ -21,6 +22,7 @@ __all__ = [
     "is_number",
     "label_of",
     "measures_in",
+    "with_aliases",
 ]
 
 ABOVE_ROUNDING = ("rounding_sigma", "rank_above_rounding", "rounding_share", "gap_above_rounding")
@@ -47,9 +49,12 @@ COMPARABLE = {measure.name for measure in _ALL if measure.label and measure.is_c
 WITH_UNIT = {measure.name for measure in _ALL if measure.unit is not None}
 """Measures whose differences are relative to the larger of two values."""
 
+ALIASES = {"cos_alpha": "cos_low", "alpha": "wise_alpha"}
+"""Second names in the report of measures whose names do not tell which α they are."""
 
 FACTS = {
-    *("name", "layers", "shape", "shared_rows", "dtype", "action", "reason", "index"),
+    *ALIASES.values(),
+    *("name", "layers", "shape", "shared_rows", "dtype", "action", "reason", "index", "settings"),
     *("kind", "stack", "block", "part", "adapter_rank", "adapter_scale", "adapter_error", "computed_on"),
     *("rounding_sigma", "rounding_share", "gap_above_rounding"),
 }
@@ -66,6 +71,11 @@ def measures_in(rows: Collection[Mapping[str, Any]]) -> list[str]:
     known = [name for name in LABELS if any(row.get(name) is not None for row in rows)]
     others = dict.fromkeys(name for row in rows for name in row if name not in FACTS and name not in LABELS)
     return [*known, *(name for name in others if _are_numbers([row.get(name) for row in rows]))]
+
+
+def with_aliases(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of a report with the aliases of its measures."""
+    return {**entry, **{alias: entry[name] for name, alias in ALIASES.items() if name in entry}}
 
 
 def derived_measures(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from monosoup_cli.methods.monosoup import FAR
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.verdict import NOISE, outcome, step_of, verdict_of
+from monosoup_cli.report.verdict import NOISE, interpolation, outcome, step_of, verdict_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
@@ -22,7 +23,7 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
 
     They count the updates without a weak part within their adapter's rank, those that are all noise or have
     none, and the tensors for which a card had no memory. They give the share of an update that the factors of
-    an extracted adapter leave out.
+    an extracted adapter leave out, and the way back to the base of an edit that goes far.
     """
     notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
@@ -36,6 +37,12 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
         notes += [f"{sentence[0].lower()}{sentence[1:].rstrip('.')}" for sentence in sentences]
     else:
         notes += _notes_on_ranks(edited, step_of(report))
+    nearest = interpolation(rows_of(report)) if edited and step_of(report) == 1.0 else None
+    if nearest is not None and nearest["alpha"] < FAR:
+        notes.append(
+            f"the edit goes {1.0 - nearest['alpha']:.0%} of the way back to the base (its equivalent α is"
+            f" {nearest['alpha']:.2g})"
+        )
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
     if max(errors, default=0.0) >= SHOWN:
         mean = sum(errors) / len(errors)

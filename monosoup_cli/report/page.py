@@ -8,15 +8,20 @@ from string import Template
 from typing import Any
 
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.glossary import MEANINGS, WORDS
+from monosoup_cli.report.layers import floor_of
+from monosoup_cli.report.measures import ALIASES, LABELS
+from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.searched import charts_of
-from monosoup_cli.report.words import printable
+from monosoup_cli.report.words import name_parts, printable
 
 __all__ = ["page"]
 
 ASSETS = {
     "css": "page.css",
+    "words_js": "words.js",
+    "outputs_js": "outputs.js",
     "layers_js": "layers.js",
     "pictures_js": "pictures.js",
     "js": "page.js",
@@ -40,6 +45,10 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     data = {
         "report": {name: value for name, value in report.items() if name != "layers"},
         "labels": LABELS,
+        "meanings": MEANINGS,
+        "words": WORDS,
+        "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
+        "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
         "charts": [
@@ -49,6 +58,7 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     }
     harmless = {
         **_make_printable(data),
+        "opening": [printable(sentence, MAX_SENTENCE) for sentence in opening(report)],
         "sentences": [printable(sentence, MAX_SENTENCE) for sentence in sentences],
     }
     texts = {name: asset(file) for name, file in ASSETS.items()}
@@ -57,13 +67,15 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
 
 def _thin_row(row: Row) -> Row:
     """Reduce a row's spectrum to the precision and the points that a screen shows."""
-    thin = {name: value for name, value in row.items() if name != "singular_values"}
+    left_out = {"singular_values", *ALIASES.values()}
+    thin = {name: value for name, value in row.items() if name not in left_out}
     ratios = row.get("spectrum") or []
     if values := row.get("singular_values"):
         last, count = len(values) - 1, min(len(values), MAX_POINTS)
         # evenly spaced with both ends, as the report's own quantiles are
         places = [round(point * last / max(count - 1, 1)) for point in range(count)]
         ratios = [values[place] / (values[0] or 1) for place in places]
+    thin["parts"] = name_parts(printable(row["name"]))
     return {**thin, "spectrum": [float(f"{ratio:.4g}") for ratio in ratios] or None}
 
 

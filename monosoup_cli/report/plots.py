@@ -93,7 +93,7 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("pictures need matplotlib", hint="pip install 'monosoup-cli[plot]'") from None
+        raise UsageError("pictures need matplotlib", hint="pip install 'monosoup[plot]'") from None
 
 
 def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = None) -> None:
@@ -136,7 +136,7 @@ def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figu
         raise ReportError("no layers to draw: the report covers several checkpoints", hint=OF_SEVERAL)
     panels = [_Panel(2.8, partial(draw_chart, chart=chart)) for chart in charts]
     if "layers" in report:
-        panels += _panels(_by_depth(rows_of(report) if rows is None else rows))
+        panels += _panels(rows_of(report) if rows is None else rows)
     if not panels:
         raise ReportError(f"this report of {report['command']} has nothing to draw")
     from matplotlib.figure import Figure
@@ -185,18 +185,6 @@ def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
 
 def _with(rows: Sequence[Row], measure: str) -> list[Row]:
     return [row for row in rows if row.get(measure) is not None]
-
-
-def _by_depth(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows by block, heads last; files often have block 10 before block 2."""
-    stacks = {stack: number for number, stack in enumerate(dict.fromkeys(row["stack"] for row in rows))}
-
-    def depth(row: Row) -> tuple[int, int, int]:
-        if row["block"] is None:
-            return 2 if row["kind"] == "head" else 0, 0, 0
-        return 1, stacks[row["stack"]], row["block"]
-
-    return sorted(rows, key=depth)
 
 
 def drawable(text: str, limit: int) -> str:
@@ -339,7 +327,7 @@ def _mark_blocks(axes: Axes, rows: Sequence[Row]) -> None:
             starts.setdefault((row["stack"], row["block"]), x)
             spans[row["stack"]].append(x)
     if not starts:
-        axes.set_xlabel("layer, in the checkpoint's order")
+        axes.set_xlabel("layer, by depth")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return
     step = 2 ** math.ceil(math.log2(max(len(starts) / MAX_TICKS, 1)))

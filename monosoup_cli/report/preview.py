@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Cost", "Preview", "PreviewedTensor"]
@@ -55,6 +55,7 @@ class PreviewedTensor:
         matrix: The rows and columns of the edited matrix, or of each matrix of a stack.
         stack: The number of matrices in a stack; None for a tensor that is not a stack.
         measures: The measures that are known before the run.
+        settings: The settings that it has of its own.
     """
 
     name: str
@@ -65,6 +66,7 @@ class PreviewedTensor:
     matrix: tuple[int, int] | None
     stack: int | None
     measures: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_edited(self) -> bool:

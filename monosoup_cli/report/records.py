@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monosoup_cli.report.measures import derived_measures
+from monosoup_cli.report.measures import derived_measures, with_aliases
 from monosoup_cli.tensors.method import Measure
 from monosoup_cli.tensors.plan import Matrices
 
@@ -97,15 +97,17 @@ class LayerRecord:
             **(self.together or {}),
         }
         if self.slices is None:
-            return {**entry, **nothing, **_plain(self.measures)}
+            return with_aliases({**entry, **nothing, **_plain(self.measures)})
         slices = [
-            {
-                "index": part.index,
-                **({"name": part.name, "shape": list(part.shape)} if part.name else {}),
-                "reason": "unchanged" if part.measures is None else None,
-                **nothing,
-                **_plain(part.measures),
-            }
+            with_aliases(
+                {
+                    "index": part.index,
+                    **({"name": part.name, "shape": list(part.shape)} if part.name else {}),
+                    "reason": "unchanged" if part.measures is None else None,
+                    **nothing,
+                    **_plain(part.measures),
+                }
+            )
             for part in self.slices
         ]
         return {**entry, "slices": slices}
@@ -158,7 +160,7 @@ def summarise(layers: Sequence[Mapping[str, Any]], measures: Sequence[Measure] =
             summary["ranges"][name] = values and [values["min"], values["max"]]
         elif measure.summary == "sum":
             summary[name] = sum(part[name] for part in parts)
-    return summary
+    return {**summary, **{name: with_aliases(summary[name]) for name in ("means", "ranges")}}
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:
@@ -166,7 +168,9 @@ def spread(values: Iterable[float | None]) -> dict[str, float] | None:
     present = [value for value in values if value is not None]
     if not present:
         return None
-    return {"mean": sum(value / len(present) for value in present), "min": min(present), "max": max(present)}
+    low, high = min(present), max(present)
+    mean = sum(value / len(present) for value in present)  # may be rounded out of their range
+    return {"mean": min(max(mean, low), high), "min": low, "max": high}
 
 
 BINS = 40

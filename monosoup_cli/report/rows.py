@@ -18,17 +18,18 @@ part of a fused tensor has the name and the shape that it has where it is stored
 
 
 def rows_of(report: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of a report in its order, kept tensors included.
+    """Return the rows of a report by depth, from embeddings to heads, kept tensors included.
 
     A report on several checkpoints has no rows: each checkpoint has its own report.
     """
     if "layers" not in report:
         return []
-    from monosoup_cli.names import places
+    from monosoup_cli.names import in_order, places
 
     where = places({layer["name"]: layer["shape"] for layer in report["layers"]})
+    depth = {name: number for number, name in enumerate(in_order(where))}
     rows = []
-    for layer in report["layers"]:
+    for layer in sorted(report["layers"], key=lambda layer: depth[layer["name"]]):
         place = where[layer["name"]]
         position = place.position
         stack, block = (None, None) if position is None else (position.stack, position.block)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Chart", "Curve", "Scored", "cells_of", "scored_in", "scores_table", "sweep_charts"]
 
-AXES = {"alpha": "α", "energy": "R", "wise": "α", "beta": "β"}
-"""What the paper calls the options that take lists."""
+AXES = {"alpha": "WiSE α", "energy": "R", "wise": "WiSE α"}
+OF_LINES = {"alpha": "LiNeS α", "beta": "LiNeS β"}
+"""What papers call the options that take lists."""
 
 
 class Scored(NamedTuple):
@@ -82,13 +83,13 @@ def sweep_charts(report: Mapping[str, Any]) -> list[Chart]:
     rows = scored_in(report)
     if len(rows) < 2:
         return []
-    names = list(rows[0].scores)
+    names, axes = list(rows[0].scores), OF_LINES if report["command"] == "lines" else AXES
     *others, along = rows[0].arguments
     curves: dict[str, list[Scored]] = {}
     for row in rows:
-        label = ", ".join(f"{AXES.get(one, one)} = {row.arguments[one]:g}" for one in others)
+        label = ", ".join(f"{axes.get(one, one)} = {row.arguments[one]:g}" for one in others)
         curves.setdefault(label, []).append(row)
-    x = AXES.get(along, along)
+    x = axes.get(along, along)
     charts = [
         Chart(
             f"{name} over {x}",

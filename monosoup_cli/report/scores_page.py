@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from string import Template
 from typing import Any
 
 from monosoup_cli.report.files import asset
+from monosoup_cli.report.markup import items, table, text
 from monosoup_cli.report.scores import (
     CHANGES,
     LOWER,
@@ -45,8 +45,8 @@ def scores_page(comparison: Mapping[str, Any]) -> str:
     """Return the page. Names are untrusted: they are escaped, and the page runs no script."""
     texts = {
         "css": asset("page.css"),
-        "version": escape(__version__),
-        "sentences": _list(comparison["notes"]),
+        "version": text(__version__),
+        "sentences": items(comparison["notes"]),
         "picture": _picture(comparison),
         "tables": "\n".join(_tables(comparison)),
         "lower": f'<p class="note">{LOWER}</p>' if has_lower(comparison) else "",
@@ -54,19 +54,10 @@ def scores_page(comparison: Mapping[str, Any]) -> str:
     return Template(asset("scores.html")).substitute(texts)
 
 
-def _text(value: object, limit: int = 2000) -> str:
-    return escape(printable(value, limit))
-
-
-def _list(sentences: Sequence[str]) -> str:
-    items = "".join(f"<li>{_text(one)}</li>" for one in sentences)
-    return f'<ul class="sentences">{items}</ul>' if items else ""
-
-
 def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
     names = comparison["models"]
     for at, name in enumerate(names["edited"]):
-        yield f"<section><h2>{_text(name)} against {_text(names['finetuned'])}</h2>"
+        yield f"<section><h2>{text(name)} against {text(names['finetuned'])}</h2>"
         body, counted = [], []
         for shown, record in shown_rows(comparison):
             one = record["edited"][at]
@@ -75,22 +66,11 @@ def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
             body.append([shown, metric_of(record), *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
             if "like_base" in one:
                 counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
-        yield _table(["task", "metric", *HEADINGS], body)
+        yield table(["task", "metric", *HEADINGS], body)
         if counted:
             yield "<h3>What became of the samples</h3>"
-            yield _table(["task", *CHANGES.values()], counted)
+            yield table(["task", *CHANGES.values()], counted)
         yield "</section>"
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f'<th scope="col">{_text(one)}</th>' for one in head)
-    rows = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>'
-        + "".join(f'<td class="number">{_text(cell)}</td>' for cell in row[1:])
-        + "</tr>\n"
-        for row in body
-    )
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>'
 
 
 def _picture(comparison: Mapping[str, Any]) -> str:
@@ -188,6 +168,6 @@ def _labels(points: Sequence[tuple[float, float, tuple[float, float], str]]) -> 
         taken = sorted([*taken, (left, right, top)], key=lambda one: one[2])
         if top > y + LINE:
             yield f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{left:.1f}" y2="{top - 4:.1f}"/>'
-        where = f"{_text(name)}: {number(point[0])} in, {number(point[1])} out"
-        text = f"{_text(name, MAX_LABEL)}<title>{where}</title>"
-        yield f'<text x="{left:.1f}" y="{top:.1f}">{text}</text>'
+        where = f"{text(name)}: {number(point[0])} in, {number(point[1])} out"
+        label = f"{text(name, MAX_LABEL)}<title>{where}</title>"
+        yield f'<text x="{left:.1f}" y="{top:.1f}">{label}</text>'

@@ -81,6 +81,7 @@ LAYER = {
     "shape": [int],
     "dtype": str,
     "action": str,
+    "settings?": dict,
     "stack?": (str, type(None)),
     "block?": (int, type(None)),
     "cosines?": ([NUMBER_OR_NONE], type(None)),
@@ -120,7 +121,7 @@ SCORES = {
 REPORT = {
     "command": str,
     "tool": {"name": str, "version": str},
-    "arguments": dict,
+    "arguments": {"layers?": (Values(dict), type(None))},
     "environment": dict,
     "inputs": [
         {

@@ -14,19 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from monosoup_cli.errors import some
+from monosoup_cli.names import in_order, places
 from monosoup_cli.report.grid import grid
-from monosoup_cli.report.measures import SPLITS, is_number, label_of
+from monosoup_cli.report.measures import FACTS, SPLITS, is_number, label_of
 from monosoup_cli.report.records import measures_of, outputs_in
 from monosoup_cli.report.scored import scored_in, scores_table
-from monosoup_cli.report.verdict import AS_LARGE
 from monosoup_cli.report.words import (
     ROLES,
     duration,
-    joined_label,
     parameters,
     plural,
     printable,
     rough,
+    settings_words,
     size,
 )
 
@@ -43,14 +43,9 @@ __all__ = [
     "plan_rows",
     "plan_table",
     "plan_to_json",
-    "selection_table",
-    "similarity_table",
     "summary_table",
-    "trials_table",
 ]
 
-SHADES = " ░▒▓█"
-BAR_WIDTH = 40
 PARTS_OF_SUMMARY = {
     *("tensors", "edited", "kept", "parameters", "parameters_edited", "means", "ranges", "clamped")
 }
@@ -61,8 +56,6 @@ MAX_NAMED = 6
 """How many files a line names."""
 MAX_FOLDED_ROWS = 2000
 """How many rows are folded to the width of a terminal, which takes rich half a millisecond a cell."""
-MAX_NUMBERED = 10
-"""How many checkpoints' similarities fit into a terminal as numbers."""
 
 
 def plan_to_json(
@@ -106,6 +99,7 @@ def plan_to_json(
                 "reason": tensor.reason,
                 "matrices": (tensor.stack or 1) if tensor.is_edited else 0,
                 **(tensor.measures if tensor.is_edited else {}),
+                **({"settings": dict(tensor.settings)} if tensor.settings else {}),
             }
             for tensor in plan.tensors
         ],
@@ -174,8 +168,10 @@ def _time(cost: Cost) -> str:
 
 
 def plan_rows(plan: Preview) -> Iterator[tuple[str, str, str]]:
-    """Yield the name and the dtype of every tensor, and what is planned for it."""
-    for tensor in plan.tensors:
+    """Yield the name and the dtype of every tensor, by depth, and what is planned for it."""
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    where = places({name: tensor.shape for name, tensor in tensors.items()})
+    for tensor in map(tensors.__getitem__, in_order(where)):
         sizes = [str(size) for size in tensor.shape]
         if tensor.shared_rows not in (None, *tensor.shape[:1]):
             sizes[0] = f"{tensor.shared_rows} of {tensor.shape[0]} rows"
@@ -188,6 +184,8 @@ def plan_rows(plan: Preview) -> Iterator[tuple[str, str, str]]:
         action = f"{plan.verb} {view}".rstrip() if tensor.is_edited else f"keep: {tensor.reason}"
         if tensor.measures:
             action += _planned_measures(tensor.measures, plan.details.get("stacks", []))
+        if tensor.settings:
+            action += f", {printable(settings_words(tensor.settings))}"
         yield printable(tensor.name), tensor.dtype, action
 
 
@@ -227,6 +225,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
+    for glob, settings in (report["arguments"].get("layers") or {}).items():
+        counts.add_row("layers", Text(printable(f"{glob}: {settings_words(settings)}")))
     seconds = max(timing["seconds"], 1e-9)
     moved = timing["bytes_read"] + timing["bytes_written"]
     done = "read and written" if wrote else "read"
@@ -250,7 +250,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         return counts
     means = grid("", "mean", "min", "max", show_header=True)
     for name, bounds in summary["ranges"].items():
-        if bounds is not None:
+        if bounds is not None and name not in FACTS:
             means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
 
@@ -274,20 +274,6 @@ def _add_splits(table: Table, layers: Sequence[Mapping[str, Any]]) -> None:
         table.add_row("k by split", f"{words} (medians)")
 
 
-def trials_table(trials: Sequence[tuple[str, float, bool]], now: str = "") -> RenderableType:
-    """Show the trials of a greedy soup.
-
-    Args:
-        trials: Candidate, score, and whether it joined the soup.
-        now: What is being scored now.
-    """
-    table = grid("", "candidate", "score", "", show_header=True)
-    table.columns[1].justify = table.columns[3].justify = "left"
-    for number, (source, score, joined) in enumerate(trials, start=1):
-        table.add_row(str(number), Text(printable(source)), f"{score:.6g}", joined_label(joined))
-    return Group(table, Text(printable(now))) if now else table
-
-
 def averaged_table(averaged: Sequence[Mapping[str, Any]]) -> Table:
     """The step of every checkpoint of a run, and its weight by each schedule.
 
@@ -298,114 +284,6 @@ def averaged_table(averaged: Sequence[Mapping[str, Any]]) -> Table:
     for one in averaged:
         weights = [f"{weight:.3f}" for weight in one["weights"].values()]
         table.add_row(Text(printable(one["source"])), f"{one['step']:,}", *weights)
-    return table
-
-
-def selection_table(selection: Mapping[str, Any]) -> RenderableType:
-    """Show how `soup --greedy` or `sfgs` chose: trials, or similarities and decisions; and members."""
-    members = grid("", "")
-    count = f"{len(selection['members'])} of {len(selection['order'])}"
-    members.add_row(
-        "members", Text(f"{count}: {', '.join(printable(source) for source in selection['members'])}")
-    )
-    if "trials" in selection:
-        trials = [(trial["candidate"], trial["score"], trial["joined"]) for trial in selection["trials"]]
-        return Group(trials_table(trials), Text(""), members)
-    number_of = {source: number for number, source in enumerate(selection["candidates"], start=1)}
-    decisions = grid("", "", "similarity", "", show_header=True)
-    decisions.columns[1].justify = decisions.columns[3].justify = "left"
-    first = selection["order"][0]
-    decisions.add_row(str(number_of[first]), Text(printable(first)), "", "first")
-    for decision in selection["decisions"]:
-        source, mean = decision["candidate"], f"{decision['similarity']:.4f}"
-        decisions.add_row(
-            str(number_of[source]), Text(printable(source)), mean, joined_label(decision["joined"])
-        )
-    choices = _thresholds(selection["thresholds"], number_of)
-    return Group(decisions, Text(""), *_similarities(selection), Text(""), choices, Text(""), members)
-
-
-def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
-    """Show how similar the updates of checkpoints are, and what `sfgs` and `stock` would make of them."""
-    number_of = {source: number for number, source in enumerate(similarity["candidates"], start=1)}
-    stock = similarity["stock"]
-    if not similarity["layers"]:
-        return Text("no layer to compare")
-    words = "{mean:.4g} ({min:.4g} to {max:.4g})"
-    made = grid("", "")
-    clamped = f"{stock['clamped']:,} of them clamped from below 0" if stock["clamped"] else "none below 0"
-    made.add_row("stock", f"ratio {words.format(**stock['ratio'])}, {clamped}")
-    made.add_row("sfgs", "by threshold:")
-    checkpoints = grid("", "", "‖Δ‖/‖W0‖", "", show_header=True)
-    checkpoints.columns[1].justify = checkpoints.columns[3].justify = "left"
-    for source, relative in zip(similarity["candidates"], similarity["relative_updates"], strict=True):
-        size = "" if relative is None else f"{relative:.4g}"
-        checkpoints.add_row(str(number_of[source]), Text(printable(source)), size, _doubt_about(relative))
-    histogram = [Text(line, no_wrap=True) for line in _histogram(similarity["histogram"])]
-    heading = Text(f"cosine of two updates in a layer; mean of a layer {words.format(**stock['cosine'])}")
-    return Group(
-        checkpoints,
-        Text(""),
-        heading,
-        *histogram,
-        Text(""),
-        *_similarities(similarity),
-        Text(""),
-        made,
-        _thresholds(similarity["thresholds"], number_of),
-    )
-
-
-def _doubt_about(relative: float | None) -> str:
-    """Return what is unusual about one of several checkpoints; "" for most."""
-    if relative == 0.0:
-        return "a copy of the base"
-    return "as large as the weights: wrong base?" if relative is not None and relative >= AS_LARGE else ""
-
-
-def _histogram(histogram: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each bin from the first to the last that is not empty."""
-    counts, edges = histogram["counts"], histogram["edges"]
-    filled = [number for number, count in enumerate(counts) if count]
-    for number in range(filled[0], filled[-1] + 1) if filled else ():
-        bar = "█" * math.ceil(BAR_WIDTH * counts[number] / max(counts))
-        yield f"{edges[number]:5.2f} to {edges[number + 1]:5.2f}  {counts[number]:6,}  {bar}".rstrip()
-
-
-def _similarities(selection: Mapping[str, Any]) -> list[RenderableType]:
-    """Draw the similarities in five shades from 0 to 1, with numbers where they fit."""
-    matrix = selection["similarity"]
-
-    def shade(value: float) -> str:
-        return SHADES[min(max(int(value * len(SHADES)), 0), len(SHADES) - 1)]
-
-    is_numbered = len(matrix) <= MAX_NUMBERED
-    lines = []
-    for number, row in enumerate(matrix, start=1):
-        cells = [f"{value:6.3f}{shade(value)}" if is_numbered else 2 * shade(value) for value in row]
-        lines.append(Text(f"{number:>3} {''.join(cells)}", no_wrap=True))
-    return [Text(f"cosine of updates, mean of {plural(selection['layers'], 'layer')}"), *lines]
-
-
-def _rounded_down(threshold: float) -> str:
-    """Round to four digits that choose the same members when the user types them."""
-    return f"{math.floor(threshold * 1e4) / 1e4:.4f}"
-
-
-def _thresholds(choices: Sequence[Mapping[str, Any]], number_of: Mapping[str, int]) -> Table:
-    """List which members each range of thresholds would choose."""
-    table = grid("threshold", "", "members", show_header=True)
-    table.columns[2].justify = "left"
-    for number, choice in enumerate(choices):
-        after = choices[number + 1 : number + 2]
-        above = "" if not after else f"above {_rounded_down(after[0]['highest'])}"
-        up_to = "" if choice["highest"] is None else f"up to {_rounded_down(choice['highest'])}"
-        words = ", ".join(word for word in (above, up_to) if word) or "any"
-        table.add_row(
-            words,
-            str(len(choice["members"])),
-            ", ".join(str(number_of[source]) for source in choice["members"]),
-        )
     return table
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from monosoup_cli.methods.monosoup import MonoSoup
+from monosoup_cli.methods.monosoup import FAR, MonoSoup
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
@@ -26,6 +26,7 @@ __all__ = [
     "sentences",
     "size",
     "step_of",
+    "told_by",
     "verdict_of",
 ]
 
@@ -98,6 +99,7 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     arguments = report["arguments"]
     is_by_noise = arguments.get("split") == "noise"
     is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
+    is_default = is_default and not arguments.get("layers")
     step = step_of(report)
     has_base = any(source["role"] == "base" for source in report["inputs"])
     is_mean = sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
@@ -116,10 +118,23 @@ def step_of(report: Mapping[str, Any]) -> float:
     return float(wise) if isinstance(wise, (int, float)) else 1.0
 
 
+def _step(row: Row, step: float) -> float:
+    """How far from the base to the edited weights a layer is: by its settings, or as the checkpoint."""
+    own = row.get("settings", {}).get("wise", step)
+    return float(own) if isinstance(own, (int, float)) else 1.0
+
+
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
     """Return the sentences of a verdict, in the order in which they are shown."""
     whole = [verdict.get("size"), verdict["interpolation"]]  # reports of older versions have no size
     return [each["sentence"] for each in (*verdict["findings"], *whole) if each]
+
+
+def told_by(verdict: Mapping[str, Any]) -> set[str]:
+    """Return the measures that the sentences of a verdict are about."""
+    told = {measure for each in verdict["findings"] for measure in TOLD.get(each["kind"], ())}
+    told |= {"relative_update"} if verdict.get("size") else set()
+    return told | ({"equivalent_alpha"} if verdict["interpolation"] else set())
 
 
 def findings(
@@ -140,7 +155,7 @@ def findings(
         step: How far from the base to the edited weights the checkpoint is.
     """
     moved = [
-        {**row, "factor": step * row["equivalent_alpha"]}
+        {**row, "factor": _step(row, step) * row["equivalent_alpha"]}
         for row in rows
         if row["reason"] is None and row.get("k") is not None
     ]
@@ -193,6 +208,13 @@ def _is_low(row: Row) -> bool:
         return False
     return gap is None or gap >= LORA_GAP  # None: there is none below
 
+
+TOLD = {
+    "wrong_base": ("relative_update",),
+    "lora": ("rank_above_rounding", "effective_rank"),
+    "rounding": ("rank_above_rounding", "effective_rank"),
+}
+"""The measures that findings are about, beside those that tables always have."""
 
 NOISE = ("all_noise", "no_noise")
 """The kinds of findings on a split at the edge of the noise."""
@@ -321,22 +343,26 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
         is_mean: Whether the fine-tuned weights are a mean of several checkpoints.
 
     Returns:
-        The nearest `alpha`, its `distance` from the edit, the edit's distance `from_finetuned`, both as
-        shares of the norm of the whole update, and the `sentence`; None where nothing is edited.
+        The nearest `alpha`, also as `equivalent_alpha`, its `distance` from the edit, the edit's distance
+        `from_finetuned`, both as shares of the norm of the whole update, and the `sentence`; None where
+        nothing is edited.
     """
     edited = [row for row in rows if row["reason"] is None and row.get("equivalent_alpha") is not None]
     if not edited:
         return None
     largest = max(row["update_norm"] for row in edited)
-    weighted = [(row, (row["update_norm"] / largest) ** 2) for row in edited]
-    total = math.fsum(share for _, share in weighted)
-    mean = math.fsum(row["equivalent_alpha"] * share for row, share in weighted) / total
-    away = ((math.hypot(row["anisotropy"], row["equivalent_alpha"] - mean), share) for row, share in weighted)
+    weighted = [(row, _step(row, wise), (row["update_norm"] / largest) ** 2) for row in edited]
+    total = math.fsum(share for *_, share in weighted)
+    alpha = math.fsum(step * row["equivalent_alpha"] * share for row, step, share in weighted) / total
+    away = (
+        (math.hypot(step * row["anisotropy"], step * row["equivalent_alpha"] - alpha), share)
+        for row, step, share in weighted
+    )
     squares = math.fsum(share * far * far for far, share in away)  # ** raises where * is infinite
-    alpha, distance = wise * mean, wise * math.sqrt(squares / total)
+    distance = math.sqrt(squares / total)
     moved = math.hypot(1.0 - alpha, distance)
     nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
-    nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (α = {alpha:.3g})"
+    nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (equivalent α = {alpha:.3g})"
     if moved <= NEAR:
         unmoved = "mean of the checkpoints" if is_mean else "fine-tuned weights"
         them = "the weights" if is_mean else "them"
@@ -347,7 +373,15 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     else:
         impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
         sentence = f"{nearest}: {impossible} these weights."
-    return {"alpha": alpha, "distance": distance, "from_finetuned": moved, "sentence": sentence}
+    if alpha < FAR:
+        sentence += f" It goes {_percent(1.0 - alpha)} of the way back to the base."
+    return {
+        "alpha": alpha,
+        "equivalent_alpha": alpha,
+        "distance": distance,
+        "from_finetuned": moved,
+        "sentence": sentence,
+    }
 
 
 def outcome(factors: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.report.grouping import Grouping, group_rows
-from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.measures import ALIASES, LABELS
 from monosoup_cli.report.rows import Row
 
 __all__ = ["View"]
@@ -40,13 +40,14 @@ class View:
     def __post_init__(self) -> None:
         known = ["name", *LABELS]
         for name, label in LABELS.items():
-            if self.sort == label:
+            if self.sort is not None and self.sort in (label, ALIASES.get(name)):
                 object.__setattr__(self, "sort", name)
-        if self.sort is not None and self._key not in known:
+        if self.sort is not None and self.key not in known:
             raise UsageError("--sort names an unknown measure", expected=", ".join(known), found=self.sort)
 
     @property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """The measure to sort by, as the report names it; "" for the order of depth."""
         return (self.sort or "").replace("-", "_")
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
@@ -61,22 +62,22 @@ class View:
         if self.group is not None:
             chosen = group_rows(chosen, self.group)
         if self.sort is not None:
-            there = [row for row in chosen if row.get(self._key) is not None]
-            is_rising = self.reverse != (self._key == "name")
+            there = [row for row in chosen if row.get(self.key) is not None]
+            is_rising = self.reverse != (self.key == "name")
             there.sort(key=self._rank, reverse=not is_rising)
-            chosen = [*there, *(row for row in chosen if row.get(self._key) is None)]
+            chosen = [*there, *(row for row in chosen if row.get(self.key) is None)]
         elif self.reverse:
             chosen.reverse()
         return chosen[: self.top]
 
     def lacks(self, chosen: Sequence[Row]) -> bool:
         """Whether none of the rows from `rows` has the measure to sort by."""
-        return self.sort is not None and bool(chosen) and all(row.get(self._key) is None for row in chosen)
+        return self.sort is not None and bool(chosen) and all(row.get(self.key) is None for row in chosen)
 
     def _rank(self, row: Row) -> Any:
         """Return the sort key of a row. Numbers in names count as numbers: block 2 comes before block 10."""
-        if self._key != "name":
-            return row[self._key]
+        if self.key != "name":
+            return row[self.key]
         return [
             (len(part), part) if part.isdigit() else (0, part) for part in re.split(r"(\d+)", row["name"])
         ]

@@ -5,8 +5,10 @@ Names and paths come from untrusted files; `printable` makes them safe to print.
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from monosoup_cli.errors import MAX_CROPPED, crop, without_tokens
 
@@ -15,10 +17,13 @@ __all__ = [
     "duration",
     "in_column",
     "joined_label",
+    "name_parts",
     "parameters",
     "plural",
     "printable",
     "rough",
+    "settings_words",
+    "shortened",
     "size",
 ]
 
@@ -46,6 +51,44 @@ def _is_unsafe(char: str) -> bool:
 def _escape(char: str) -> str:
     code = ord(char)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def name_parts(name: str) -> tuple[str, str, str, str, str]:
+    """Split a layer's name: before the first number, the number, before the last word, that word, `.weight`.
+
+    Together they are the name. Where there is little room, the first, the third and the last part give way.
+
+    >>> name_parts("model.layers.10.self_attn.q_proj.weight")
+    ('model.layers.', '10.', 'self_attn.', 'q_proj', '.weight')
+    """
+    start = re.search(r"(?<![^.])[0-9]+\.", name)
+    before, block = (name[: start.start()], start[0]) if start else ("", "")
+    rest = name[len(before) + len(block) :]
+    own = rest.removesuffix(".weight") or rest
+    at = own.rfind(".") + 1 or (0 if block else len(own) // 2)
+    return before, block, own[:at], own[at:], rest[len(own) :]
+
+
+def shortened(name: str, width: int) -> str:
+    """Shorten a layer's name to `width` cells: its block and its end stay, as far as they fit."""
+    from rich.cells import cell_len
+
+    def end_of(text: str, width: int) -> str:
+        while text and cell_len(text) > width:
+            text = text[1:]
+        return text
+
+    if cell_len(name) <= width:
+        return name
+    before, block, *_ = name_parts(name)
+    own = name[len(before) + len(block) :]
+    start = f"…{block}" if before else block
+    room = width - cell_len(start)
+    if block and cell_len(own) <= room:
+        return start + own
+    if block and room > width // 2:
+        return f"{start}…{end_of(own, room - 1)}"
+    return f"…{end_of(name, width - 1)}"
 
 
 def size(nbytes: float) -> str:
@@ -111,3 +154,8 @@ def _count(number: float) -> str:
 def joined_label(joined: bool) -> str:
     """Say whether a candidate joined the soup."""
     return "joined" if joined else "left out"
+
+
+def settings_words(settings: Mapping[str, Any]) -> str:
+    """Name settings with their values: "energy 0.8, weighting high"."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

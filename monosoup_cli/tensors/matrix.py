@@ -170,8 +170,8 @@ class MatrixLayer:
     next one is asked for, so a method may write to it.
 
     Attributes:
+        name: The name of its tensor.
         cut: How the matrix is cut into blocks.
-        dtypes: The stored dtypes that the update is made from, the base's first.
         factors: The factors of an update that is known to be of low rank, (length, rank) and (rank, side)
             in float64 on the device, in the orientation of blocks. None where it is not.
         wanted: What the output takes.
@@ -182,15 +182,15 @@ class MatrixLayer:
 
     def __init__(
         self,
+        name: str,
         base: InputMatrix | None,
         finetuned: InputMatrix | MeanMatrix,
         worker: Worker,
         *,
-        dtypes: Sequence[str],
         factors: Factors | None = None,
         wanted: Wanted = BLOCKS,
     ) -> None:
-        self.cut, self.dtypes = finetuned.cut, dtypes
+        self.name, self.cut = name, finetuned.cut
         self.factors, self.wanted = factors, wanted
         self._base, self._finetuned, self._worker = base, finetuned, worker
         self._base_square: torch.Tensor | None = None
@@ -338,12 +338,11 @@ def matrix_layer(
         for source in finetuned
     ]
     of_base = None if base is None else InputMatrix(base, name, cut, worker.channel, "base", first)
-    inputs = matrices if of_base is None else [of_base, *matrices]
     return MatrixLayer(
+        name,
         of_base,
         matrices[0] if is_alone else MeanMatrix(matrices, worker.channel, weights),
         worker,
-        dtypes=[matrix.dtype for matrix in inputs],
         factors=_mean_of_products([one for one in factors if one is not None], weights, cut, worker)
         if None not in factors
         else None,

@@ -146,6 +146,7 @@ class Variant:
         folder: Its folder inside OUT; "" is OUT itself.
         arguments: The arguments that differ from the other variants, for its report and its card.
         wise: How far kept tensors go from the base (0) to the fine-tuned checkpoint (1); None copies them.
+        wise_of: The same for single tensors, by name, where it is another.
         weights: The weights of the mean that kept tensors are; None for those of the order.
     """
 
@@ -153,6 +154,11 @@ class Variant:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     wise: float | None = None
     weights: Sequence[float] | None = None
+    wise_of: Mapping[str, float | None] = field(default_factory=dict)
+
+    def wise_for(self, name: str) -> float | None:
+        """How far a tensor goes where it is kept."""
+        return self.wise_of.get(name, self.wise)
 
 
 class Method(Protocol):
@@ -200,12 +206,15 @@ class Method(Protocol):
             FloatingPointError: A norm overflows float64.
         """
 
-    def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
+    def edit_together(
+        self, base: torch.Tensor, update: torch.Tensor, names: Sequence[str]
+    ) -> Together | None:
         """Edit small matrices of one shape as `edit` does each; None where it cannot.
 
         Args:
             base: W0 of every matrix, (matrices, rows, columns) float64.
             update: Δ of every matrix, of the same shape. NaN and Inf have not been looked for.
+            names: The names of their tensors.
         """
 
     def held(self, cut: Cut | None, wanted: Wanted, rank: int | None) -> Held:
@@ -236,7 +245,9 @@ class PlainMethod:
         """Nothing."""
         return {}
 
-    def edit_together(self, base: torch.Tensor, update: torch.Tensor) -> Together | None:
+    def edit_together(
+        self, base: torch.Tensor, update: torch.Tensor, names: Sequence[str]
+    ) -> Together | None:
         """Nothing: every matrix needs an `edit` of its own."""
         return None
 

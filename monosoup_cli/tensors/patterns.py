@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from monosoup_cli.errors import UsageError
 
-__all__ = ["CARRY_BASE", "check_patterns"]
+__all__ = ["CARRY_BASE", "LAYERS", "check_patterns", "first_match", "settings_of"]
 
-CARRY_BASE = "carry-base"
+CARRY_BASE, LAYERS = "carry-base", "layers"
 WORD = re.compile(r"\w+")
+
+
+def first_match(globs: Iterable[str], name: str) -> str | None:
+    """The first of some globs that matches a name."""
+    return next((glob for glob in globs if fnmatchcase(name, glob)), None)
+
+
+def settings_of(layers: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """The settings that a tensor has of its own, where `layers` has some by glob."""
+    glob = first_match(layers, name)
+    return {} if glob is None else layers[glob]
 
 
 def check_patterns(
@@ -29,7 +41,7 @@ def check_patterns(
         tied: Names that the first fine-tuned checkpoint leaves out, and what they are tied to.
 
     Raises:
-        UsageError: A pattern matches no tensor.
+        UsageError: A pattern matches no tensor; or one of layers none that an earlier one leaves.
     """
     for option, pattern in ((option, one) for option, globs in patterns.items() for one in globs):
         candidates, kind = names, "tensor"
@@ -40,11 +52,19 @@ def check_patterns(
             continue
         found = _not_only_in_base(pattern, names, tied) if option == CARRY_BASE else None
         raise UsageError(
-            f"--{option} {pattern!r} matches no {kind}",
+            f"{'' if option == LAYERS else '--'}{option} {pattern!r} matches no {kind}",
             expected=f"a name{of} such as {_like(pattern, candidates)!r}" if candidates else None,
             found=found,
             hint=None if found else "a pattern must match the whole name, as '*layers.3.*' does",
         )
+
+    used = {first_match(patterns.get(LAYERS, ()), name) for name in names}
+    for pattern in patterns.get(LAYERS, ()):
+        if pattern not in used:
+            raise UsageError(
+                f"{LAYERS} {pattern!r} has no effect: earlier ones match all of its tensors",
+                hint="the first that matches counts, so put it before them",
+            )
 
 
 def _not_only_in_base(pattern: str, names: Collection[str], tied: Mapping[str, str]) -> str | None:

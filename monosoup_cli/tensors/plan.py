@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
@@ -15,7 +15,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
-from monosoup_cli.tensors.patterns import CARRY_BASE, check_patterns
+from monosoup_cli.tensors.patterns import CARRY_BASE, LAYERS, check_patterns
 from monosoup_cli.tensors.rows import are_grids, crop, overlap
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
@@ -62,6 +62,7 @@ class Selection:
         dtype: The dtype of the written floating-point tensors in torch's words, or "keep".
         carry_base: Globs over the names of tensors that only the base has, and that are written too.
         include_option: The name of the option that `include` comes from, for messages.
+        layers: Globs over the names of tensors that have settings of their own.
     """
 
     include: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class Selection:
     dtype: str = "keep"
     carry_base: tuple[str, ...] = ()
     include_option: str = "include"
+    layers: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> dict[str, tuple[str, ...]]:
@@ -81,6 +83,7 @@ class Selection:
             "exclude": self.exclude,
             "stacked": self.stacked,
             CARRY_BASE: self.carry_base,
+            LAYERS: self.layers,
         }
 
     def leaves_out(self, name: str) -> bool:
@@ -220,7 +223,7 @@ def make_plan(
     selection: Selection,
     *,
     access: Access = "matrix",
-    wise: bool = False,
+    interpolates: Callable[[str], bool] = lambda name: False,
     hint: str | None = None,
     unchanged: Container[str] = (),
     left_out: Iterable[str] = (),
@@ -238,7 +241,7 @@ def make_plan(
         finetuned: The headers of the fine-tuned checkpoints.
         selection: Which tensors the user wants edited.
         access: How the method sees a layer.
-        wise: Whether kept tensors are interpolated with the base, or its own.
+        interpolates: Whether a tensor, where it is kept, is interpolated with the base, or its own.
         hint: What to try when no name matches.
         unchanged: The names of tensors that are known to be the base's.
         left_out: Names of copies that are in no header, and that patterns may match too.
@@ -285,7 +288,7 @@ def make_plan(
                 reason,
                 _matrices(tensor, is_stack=tensor.name in stacks.matrices) if is_matrix else None,
                 reads(
-                    base=has_twin and not is_unchanged and (reason is None or wise),
+                    base=has_twin and not is_unchanged and (reason is None or interpolates(tensor.name)),
                     mean=is_floating and not is_unchanged and all(_has_twin(tensor, one) for one in others),
                     is_checked=not selection.excludes(tensor.name),
                 ),

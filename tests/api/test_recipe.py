@@ -317,6 +317,8 @@ def test_from_python(here):
     for name in ("energy", "part"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             monosoup_cli.run(recipe(STEPS), **{name: "1/2"})
+    with pytest.raises(TypeError, match="did you mean 'workers'"):
+        monosoup_cli.run(recipe(STEPS), worker=1)
     report = monosoup_cli.run(recipe(config("linear")), output="out", device="cpu")[0]
     assert report["command"] == "soup"
     assert json.loads((here / "out" / "monosoup_report.json").read_text())["command"] == "soup"

@@ -1,6 +1,7 @@
 """How the command talks: streams, exit codes, formats, and what it loads."""
 
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -8,8 +9,10 @@ import re
 import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -54,6 +57,48 @@ def test_people_read_stderr(edit, tmp_path):
     assert "\x1b" not in stderr
     assert all(len(line) <= 80 for line in stderr.splitlines() if str(tmp_path) not in line)
     assert not any(line.endswith(" ") for line in stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--energy", "0.8"], "at most about 0.53 at 0.8 (the equivalent α)"),
+        (["--energy", "0.2,0.5,0.9,0.95"], "at most about 0.5 at 0.5, 0.65 at 0.9 (the equivalent α)"),
+        (["--energy", "0.5", "--weighting", "high"], "at most about 0.5 at 0.5 (the equivalent α)"),
+        (["--energy", "0.8", "--weighting", "high"], None),
+        (["--energy", "0.95"], None),
+        ([], None),
+    ],
+)
+def test_what_energy_does_is_said_before_the_run(edit, tmp_path, options, said):
+    notes = json.loads(edit("--dry-run", "--format", "json", *options)[1])["notes"]
+    assert [one for one in notes if "--energy" in one] == notes
+    assert [said in one for one in notes] == ([] if said is None else [True])
+    shown = [f"note: {one}" for one in notes]
+    assert edit("--dry-run", *options)[2].splitlines() == shown
+    _, report, err = edit("--format", "json", *options)
+    assert json.loads(report)["notes"] == notes
+    assert err.splitlines()[: len(shown)] == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "is_far"),
+    [
+        (["--energy", "0.7"], True),
+        (["--weighting", "uniform"], True),
+        ([], False),
+        (["--energy", "0.7", "--wise", "0.9"], False),
+    ],
+)
+def test_an_edit_that_went_far_says_so(edit, options, is_far):
+    _, report, err = edit("--format", "json", *options)
+    (alpha,) = [one["equivalent_alpha"] for one in json.loads(report)["layers"] if one["action"] == "edited"]
+    assert (alpha < 0.7) == bool(options)
+    said = (
+        f"note: the edit goes {1 - alpha:.0%} of the way back to the base (its equivalent α is {alpha:.2g})"
+    )
+    assert (said in err) == is_far
+    assert is_far or "the way back" not in err
 
 
 def test_quiet_says_nothing(edit):
@@ -203,11 +248,11 @@ def test_every_option_has_a_help_text_and_the_command_an_example(capsys):
         assert option in text
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["edit", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(arguments):
     code = (
         "import sys; from monosoup_cli.cli.app import main\n"
-        f"assert main({arguments!r}) == 0\n"
+        f"assert main({arguments!r}) == {0 if arguments else 2}\n"
         "heavy = {'torch', 'numpy', 'safetensors', 'huggingface_hub', 'rich.progress'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -253,7 +298,7 @@ def test_the_command_line_reference_is_current():
     assert found.strip() == (DOCS / "cli.md").read_text().strip(), "run `make docs`"
 
 
-def in_a_terminal(command, environment=None):
+def in_a_terminal(command, environment=None, code=0):
     """What a person sees: the bytes that the command writes to a terminal of 80 columns."""
     process, terminal = pty.fork()
     if process == 0:
@@ -268,7 +313,7 @@ def in_a_terminal(command, environment=None):
         if not part:
             break
         seen += part
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
     return seen.decode()
 
 
@@ -298,6 +343,7 @@ def test_freed_buffers_are_given_back():
     """A buffer that is smaller than one that was freed before is mapped on its own, too."""
     code = """
 import ctypes
+import fcntl
 from monosoup_cli.cli.writing import import_torch
 
 class Info(ctypes.Structure):
@@ -314,3 +360,30 @@ print(info().mapped - before)
 """
     mapped = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
     assert mapped >= 2 << 20
+
+
+@pytest.mark.parametrize("columns", [None, "60"])
+def test_messages_fold_at_words_in_a_terminal_alone(files, tmp_path, monkeypatch, capsys, columns):
+    missing = tmp_path / ("a-long-name-" * 8)
+    command = ["edit", files[0], str(missing), "-o", "out", "--energy", "0.5"]
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) > 80
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    with open(follower, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(command) == 1
+        assert main(["edit", *files, "-o", str(tmp_path / "out"), "--energy", "0.5", "--dry-run"]) == 0
+        seen = os.read(leader, 1 << 16).decode()
+        monkeypatch.undo()
+    os.close(leader)
+    folded = seen.split("\r\n")
+    start = next(number for number, one in enumerate(folded) if one.startswith("note: "))
+    assert " ".join(folded[:start]) == line
+    assert start > 1
+    assert len(folded) - start > 2
+    assert all(len(one) <= int(columns or 80) for one in folded if str(missing) not in one)

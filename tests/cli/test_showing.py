@@ -33,8 +33,10 @@ from tests.cli.test_app import SCHEMA
 from tests.cli.test_names import NAMES, printed
 
 MONOSOUP = [sys.executable, "-m", "monosoup_cli"]
-ALWAYS = ["k", "k/r", "cos α", "λ_high", "λ_low"]
-WIDE = ["shape", "r", "eff. rank", "ρ", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"]
+ALWAYS = ["k", "k/r", "λ_high", "λ_low"]
+TOLD = ["equiv. α", "‖Δ‖/‖W0‖"]
+"""What the sentences below the table are about."""
+WIDE = ["cos low", "shape", "r", "eff. rank", "ρ", "energy", "equiv. α", "anisotropy", "‖Δ‖/‖W0‖"]
 PIPED = ["kind", "σ_1", "‖Δ‖", "k entropy", "k energy-entropy", "k noise", "above rounding"]
 PIPE_BUFFER = 1 << 16
 
@@ -137,6 +139,7 @@ def test_a_terminal_shows_what_fits(files, width):
     found = columns(heading)
     assert found[0] == "layer"
     assert [column for column in found if column in ALWAYS] == ALWAYS
+    assert set(TOLD) <= set(found)
     assert found[-1] == "spectrum"
     assert set(WIDE) <= set(found) or width == 80
     assert len(table) == 2 + 4 * 6
@@ -161,7 +164,7 @@ def test_no_color_is_no_code(reports):
         assert "\x1b" not in seen
 
 
-@pytest.mark.parametrize(("width", "expected"), [(40, ["k/r", "λ_high", "λ_low"]), (76, ALWAYS)])
+@pytest.mark.parametrize(("width", "expected"), [(40, ["k/r", "λ_high", "λ_low"]), (76, [*ALWAYS, *TOLD])])
 def test_a_narrow_terminal_shows_numbers_in_full(reports, width, expected):
     _, seen, _ = in_a_terminal(["report", reports["inspect"]], width)
     heading, *table = seen[: seen.index("\n\n")].splitlines()
@@ -364,7 +367,7 @@ def test_ratios_that_were_clamped_are_counted(run, tmp_path):
     [
         (
             ["--layer", "lm_*", "--layer", "*.1.*q_proj*"],
-            ["lm_head.weight", "model.layers.1.self_attn.q_proj.weight"],
+            ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight"],
         ),
         (
             ["--layer", "model.layers.3.mlp.experts.down_proj"],
@@ -483,7 +486,7 @@ def test_a_report_is_shown_as_the_inspection_was(run, files, tmp_path):
         ("stock", ["cosine", "ratio", "clamped"], 23),
         ("soup", [], 0),
         ("sfgs", [], 0),
-        ("wise", ["α"], 23),
+        ("wise", ["WiSE α"], 23),
         ("lines", ["scale"], 23),
         ("inspect several", [*ALWAYS, "cosine", "spectrum"], 26),
     ],

@@ -12,7 +12,7 @@ from tests.hints.table import Trial, follows
 
 def written(at: Trial, content: dict[str, Any]) -> str:
     path = at.tmp / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return str(path)
 
 
@@ -75,3 +75,30 @@ def an_output_elsewhere(at: Trial) -> None:
     content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": str(at.out)}
     at.refused("run", written(at, content))
     at.loads("run", written(at, content), "-o", at.out)
+
+
+@follows("tensors/patterns.py", "the first that matches counts, so put it before them")
+def layers_in_the_wrong_order(at: Trial) -> None:
+    one, two = ("*weight", {"energy": 0.5}), ("block*", {"energy": 0.9})
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    path = written(at, {**content, "layers": dict([two, one, ("block.w*", {"rank": 1})])})
+    at.refused("run", path, "-o", at.out)
+    path = written(at, {**content, "layers": dict([("block.w*", {"rank": 1}), two, one])})
+    at.loads("run", path, "-o", at.out)
+
+
+@follows("api/layers.py", "give one value, or sweep over options that no layer sets")
+def layers_with_several_values(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    path = written(at, {**content, "layers": {"block*": {"energy": [0.5, 0.9]}}})
+    at.refused("run", path, "-o", at.out)
+    path = written(at, {**content, "layers": {"block*": {"energy": 0.5}}})
+    at.loads("run", path, "-o", at.out)
+
+
+@follows("api/edit.py", "give one rank for all layers, or leave out their settings")
+def layers_with_ranks_by_energy(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    content |= {"as_adapter": True, "layers": {"block*": {"rank": 2}}}
+    at.refused("run", written(at, {**content, "adapter_energy": 0.9}), "-o", at.out)
+    at.works("run", written(at, {**content, "adapter_rank": 2}), "-o", at.out)

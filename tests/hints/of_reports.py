@@ -75,7 +75,7 @@ def no_matplotlib(at: Trial) -> None:
         [sys.executable, "-c", blocked, *words], capture_output=True, text=True, check=False
     )
     at.look(Result(done.returncode, done.stdout, done.stderr))
-    project = metadata("monosoup-cli")
+    project = metadata("monosoup")
     assert f"pip install '{project['name']}[plot]'" in at.hint
     assert [each for each in project.get_all("requires-dist") or () if each.startswith("matplotlib")]
     at.works(*words)
@@ -96,3 +96,14 @@ def a_nearly_flat_spectrum(at: Trial) -> None:
     at.noted("inspect-spectrum", at.base, at.finetuned)
     result = at.loads(*at.edit, *at.options(), "layers.0.weight")
     assert at.site.find(result.out + result.err) is None
+
+
+@follows("report/files.py", "`monosoup info` shows a")
+def a_checkpoint_in_place_of_its_report(at: Trial) -> None:
+    """Commands for checkpoints take it, and what monosoup writes has a report."""
+    at.refused("compare", at.base, at.finetuned)
+    at.works("info", at.base)
+    at.works("diff", at.base, at.finetuned, "--exit-zero")
+    at.works(*at.edit)
+    at.works("compare", at.out, at.out)
+    at.works("report", at.out)

@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.methods import monosoup
-from monosoup_cli.methods.monosoup import MonoSoup, edit_matrix, measure
+from monosoup_cli.methods.monosoup import MonoSoup, Weighting, edit_matrix, largest_alpha, measure
 from tests import oracle
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -128,6 +129,22 @@ def test_theorem_1(update, share):
     sigma = np.linalg.svd(update, compute_uv=False)
     lower = 1 - share - sigma[layer.k - 1] ** 2 / (sigma**2).sum()
     assert lower - 1e-9 < layer.cos_alpha**2 <= 1 - share + 1e-9
+
+
+@pytest.mark.parametrize("weighting", get_args(Weighting))
+@pytest.mark.parametrize("energy", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
+def test_no_spectrum_keeps_more_than_the_largest_alpha(weighting, energy):
+    """Of spectra with many directions, from flat to steep; and some come close to it."""
+    bound, method = largest_alpha(energy, weighting), MonoSoup(energy=energy, weighting=weighting)
+    directions = torch.arange(4000, dtype=torch.float64)
+    one_strong = torch.full((4000,), math.sqrt((1 - energy) / 3999), dtype=torch.float64)
+    one_strong[0] = math.sqrt(energy)
+    spectra = [one_strong, *((-slope * directions / 4000).exp() for slope in (0, 1, 3, 10, 30))]
+    kept = []
+    for sigma in spectra:
+        edited = measure(sigma / sigma[0], 4000, method).edited(sigma)
+        kept.append(float((edited * sigma).sum() / sigma.square().sum()))
+    assert bound - 0.01 < max(kept) < bound + 0.01
 
 
 def test_a_nearly_flat_spectrum_may_lose_its_high_part():

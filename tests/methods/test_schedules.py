@@ -136,7 +136,7 @@ def test_checkpoints_in_any_order_and_files(tmp_path, run):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--schedule", "cosin"), "unknown --schedule: expected uniform, linear, minus-sqrt, cosine, ema"),
+        (("--schedule", "cosin"), "expected uniform, linear, minus-sqrt, cosine or ema, found 'cosin'"),
         (("--schedule", "ema,ema"), "--schedule has the same value twice"),
         (("--schedule", "ema", "--ema-decay", "2"), "--ema-decay is out of range"),
         (("--schedule", "linear", "--ema-decay", "0.5"), "--ema-decay needs --schedule ema"),

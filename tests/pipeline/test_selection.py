@@ -344,6 +344,16 @@ def test_greedy_accepts_only_what_is_better_if_told_so(run, family, scorer, tmp_
     for line, trial in zip(said, expected["trials"], strict=True):
         assert trial["candidate"] in line
         assert line.endswith(f"{trial['score']:g}, {'joined' if trial['joined'] else 'left out'}")
+    alone = {one["source"]: one["score"] for one in expected["scores"]}
+    lines = result.err.splitlines()
+    (start,) = (
+        at for at, line in enumerate(lines) if line.split() == ["candidate", "alone", "with", "members"]
+    )
+    for line, trial in zip(lines[start + 1 :], expected["trials"], strict=False):
+        _, source, *scores, decision = re.split(r"\s{2,}", line.strip())
+        assert source == trial["candidate"]
+        assert scores == [f"{alone[source]:.6g}", f"{trial['score']:.6g}"]
+        assert decision == ("joined" if trial["joined"] else "left out")
 
 
 def test_given_scores_are_only_the_order(run, family, scorer, tmp_path):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.report.comparison import compare_reports, comparison_table
+from monosoup_cli.report.measures import LABELS, label_of
 from monosoup_cli.report.rows import rows_of
 
 QUERY = "model.layers.{}.self_attn.q_proj.weight"
@@ -174,15 +175,28 @@ def test_the_table_fits_and_has_the_figures(reports, width):
     found = compare_reports(reports["default"], reports["energy"])
     lines = drawn(found, width)
     assert width is None or max(map(cell_len, lines)) <= width
-    assert re.split(r"\s{2,}", lines[0])[:4] == ["layer", "k/r", "λ_high", "λ_low"]
+    heading = re.split(r"\s{2,}", lines[0])
+    by = [label_of(each["by"]) for each in found["changed"]]
+    assert heading[:2] == ["layer", "change"]
+    assert set(by) <= set(heading)  # the columns by which it is sorted are there
+    assert width == 80 or {"k/r", "λ_high", "λ_low"} <= set(heading)
     names = re.sub(r"  .*", "", "\n".join(lines), flags=re.M).replace("\n", "")
     for each in found["changed"]:
         assert each["name"].removesuffix(".weight" if width else "") in names  # folded, not cut
     assert (".weight" in names) == (width is None)
-    arrows = [re.findall(r"(\S+) → (\S+)", line) for line in lines[1:] if "→" in line]
-    for each, pairs in zip(found["changed"], arrows, strict=False):
-        for pair, measure in zip(pairs, ("k_ratio", "lambda_high", "lambda_low"), strict=False):
-            assert list(map(float, pair)) == pytest.approx(each["measures"][measure], rel=6e-3)
+    named = {LABELS[name]: name for name in LABELS}
+    cells = [re.split(r"\s{2,}", line) for line in lines[1:] if " in " in line][: len(found["changed"])]
+    for each, line, label in zip(found["changed"], cells, by, strict=True):
+        assert line[1] == f"{each['change']:.3g} in {label}"
+        for title, pair in zip(heading[2:], line[2:], strict=True):
+            shown = [float(value) for value in pair.split(" → ")]
+            assert shown == pytest.approx(each["measures"][named[title]], rel=6e-3)
+    said = " ".join(lines)
+    assert "most changed first" in said
+    if width is not None:
+        left_out = re.search(r"no room for +(.*?); a wider", re.sub(r"\s{2,}", " ", said))
+        left_out = left_out[1].split(", ") if left_out else []
+        assert {*heading[2:], *left_out} == set(re.split(r"\s{2,}", drawn(found)[0])[2:])
     facts = [re.split(r"\s{2,}", line) for line in lines[-3:]]
     assert facts == [["energy", "– → 0.8"], ["changed", "14 layers"], ["no difference", "1 tensor"]]
 
@@ -193,10 +207,11 @@ def test_a_measure_of_a_newer_version_is_compared_by_its_name(reports):
         next(layer for layer in report["layers"] if layer["name"] == QUERY.format(3))["novelty"] = value
     comparison = compare_reports(first, second)
     (changed,) = comparison["changed"]
-    assert changed == {"name": QUERY.format(3), "change": 0.5, "measures": {"novelty": [0.25, 0.75]}}
+    measures = {"novelty": [0.25, 0.75]}
+    assert changed == {"name": QUERY.format(3), "change": 0.5, "by": "novelty", "measures": measures}
     lines = drawn(comparison)
-    assert lines[0].split() == ["layer", "novelty"]
-    assert lines[1].split() == [QUERY.format(3), "0.25", "→", "0.75"]
+    assert lines[0].split() == ["layer", "change", "novelty"]
+    assert lines[1].split() == [QUERY.format(3), *["0.5", "in", "novelty", "0.25", "→", "0.75"]]
 
 
 def test_no_more_layers_than_asked_for(reports):
@@ -239,3 +254,41 @@ def test_the_command_refuses_what_is_no_report(run, files, tmp_path):
         assert run("compare", *order) == (1, "", f"error: {tmp_path / 'absent'}: no such file\n")
     assert run("compare", files[0]).code == 2
     assert run("compare", *files, "--top", "0").code == 2
+
+
+def test_means_stand_side_by_side(reports):
+    found = compare_reports(reports["default"], reports["energy"])["means"]
+    means = [reports[name]["summary"]["means"] for name in ("default", "energy")]
+    assert found["k_ratio"] == [each["k_ratio"] for each in means]
+    assert found.keys() == {
+        "k_ratio",
+        "rho",
+        "cos_alpha",
+        "lambda_high",
+        "lambda_low",
+        "equivalent_alpha",
+    } | {"anisotropy", "relative_update"}
+
+
+def test_the_command_writes_a_page(run, files, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = run("compare", *files, "--html", page)
+    assert (code, err) == (0, f"wrote {page}\n")
+    assert out == run("compare", *files).out
+    assert f"{files[0]} and {files[1]} differ in 14 of the 15 tensors" in page.read_text("utf-8")
+    assert run("compare", *files, "--html", tmp_path / "page.txt").code == 2
+    assert not (tmp_path / "page.txt").exists()
+
+
+def test_checkpoints_are_for_diff(run, files, tmp_path):
+    save_file({"a": torch.eye(2)}, tmp_path / "model.safetensors")
+    for given, absent in (
+        (tmp_path, "monosoup_report.json"),
+        (tmp_path / "model.safetensors", "model.report.json"),
+    ):
+        code, out, err = run("compare", given, files[1])
+        assert (code, out) == (1, "")
+        assert err.startswith(
+            f"error: {given}: is no report, and has none ({absent}); `report` and `compare` read"
+        )
+        assert "`monosoup diff` compares" in err

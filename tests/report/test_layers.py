@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import UsageError
-from monosoup_cli.report.layers import as_csv, hidden_note, layers_table, sparkline
-from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.layers import as_csv, floor_of, hidden_note, layers_table, notes_on_table, sparkline
+from monosoup_cli.report.measures import ALIASES, LABELS
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.view import View
 from tests.cli.test_names import NAMES
 
 EXPERTS = "model.layers.1.mlp.experts.down_proj"
-BY_DEFAULT = ["layer", "k", "k/r", "cos α", "λ_high", "λ_low", "spectrum"]
+BY_DEFAULT = ["layer", "k", "k/r", "cos low", "λ_high", "λ_low", "spectrum"]
 
 
 def write(path, seed, names=(), blocks=3):
@@ -72,7 +72,7 @@ def test_every_measure_sorts_largest_first(rows, edited, measure):
     there = [row[measure] for row in edited if row.get(measure) is not None]
     lacking = names(row for row in edited if row.get(measure) is None)
     assert bool(there) == (measure not in OF_OTHERS)
-    for word in {measure, measure.replace("_", "-"), LABELS[measure]}:
+    for word in {measure, measure.replace("_", "-"), LABELS[measure], ALIASES.get(measure, measure)}:
         for is_rising in (False, True):
             view = View(sort=word, reverse=is_rising)
             found = view.rows(rows)
@@ -108,7 +108,7 @@ def test_names_sort_from_a_to_z_and_their_numbers_as_numbers(inspect):
     assert names(View(sort="name", reverse=True).rows(rows)) == expected[::-1]
 
 
-def test_unasked_rows_stand_as_in_the_file(rows, edited):
+def test_unasked_rows_stand_in_depth(rows, edited):
     assert View().rows(rows) == edited
     assert View(reverse=True).rows(rows) == edited[::-1]
     assert View(top=3).rows(rows) == edited[:3]
@@ -202,12 +202,69 @@ def test_groups_are_chosen_and_sorted_like_layers(rows):
 
 
 def test_a_sparkline_has_a_bar_for_every_height():
-    assert sparkline([(2 * step + 1) / 16 for step in range(8)], 8) == "▁▂▃▄▅▆▇█"
-    assert sparkline([1.0, 0.5, 0.0], 3) == "█▅▁"
-    assert sparkline([1.0, 0.0], 4) == "██▁▁"
-    assert sparkline([1.0], 5) == "█████"
+    steps = [0.01 ** (step / 7) for step in range(8)]
+    assert sparkline(steps, 8, 0.01) == "█▇▆▅▄▃▂▁"  # on a log scale
+    assert sparkline([1.0, 0.1, 0.0], 3, 0.01) == "█▅▁"
+    assert sparkline([1.0, 0.0], 4, 0.1) == "██▁▁"
+    assert sparkline([1.0], 5, 0.5) == "█████"
     assert sparkline([], 5) == ""
     assert sparkline([1.0, 0.9, 0.2], 1) == "█"
+
+
+@pytest.mark.parametrize(
+    ("ends", "floor"),
+    [
+        ([0.6], 0.5),
+        ([0.5], 0.5),
+        ([0.49], 0.2),
+        ([0.03], 0.02),
+        ([0.0], 1e-4),
+        ([], 1e-4),
+        ([0.6, 0.15, 0.0], 0.1),
+    ],
+)
+def test_the_scale_of_sparklines_follows_the_spectra(ends, floor):
+    """Half of them fall to its end, or nearly; what rounding leaves in the last tenth does not count."""
+    spectra = [[*np.linspace(1.0, end, 85), *[end] * 5, *[1e-9] * 9] for end in ends]
+    assert floor_of(spectra) == floor
+    if ends and min(ends) > 0.0:
+        assert len(set(sparkline(spectra[0], 24, floor))) > 3  # not flat
+
+
+def test_the_scale_is_said(rows):
+    shown = View().rows(rows)
+    scale = notes_on_table(shown, None)[0]
+    floor = float(
+        re.fullmatch(r"spectrum: σ_i/σ_1 on a log scale, from 1 \(█\) down to (\S+) \(▁\)", scale)[1]
+    )
+    for line, row in zip(drawn(shown, None)[1:], shown, strict=True):
+        assert line.endswith(sparkline(row["spectrum"], 24, floor))
+
+
+def test_what_has_no_room_is_said(rows):
+    """The columns of the table and those that it says it leaves out are all columns."""
+    shown = View().rows(rows)
+    every = set(columns(drawn(shown, None)[0]))
+    for width in (80, 120, 500):
+        there = set(columns(drawn(shown, width)[0]))
+        (note,) = notes_on_table(shown, width)[1:] or [""]
+        missing = set(filter(None, note.removeprefix("no room for: ").partition(";")[0].split(", ")))
+        assert there | missing == every
+        assert not there & missing
+    assert missing == set()
+    assert len(notes_on_table(shown, None)) == 1
+
+
+def test_what_a_sentence_is_about_stays(inspect):
+    """Names give way to the columns that a sentence is about, but not below half of what they have."""
+    shown = View().rows(inspect(1, blocks=10))
+    label = "‖Δ‖/‖W0‖"
+    assert label not in columns(drawn(shown, 80)[0])
+    assert label in columns(layers_table(shown, 80, {"relative_update"}).splitlines()[0])
+    assert label not in " ".join(notes_on_table(shown, 80, {"relative_update"}))
+    names = [columns(line)[0] for line in layers_table(shown, 80, {"relative_update"}).splitlines()]
+    assert len(set(names)) == len(names)
+    assert "…7.…experts.down_proj[1]" in names
 
 
 def test_what_is_not_shown_is_said(rows, edited):

@@ -19,7 +19,7 @@ from monosoup_cli.report.layers import as_csv, layers_table
 from monosoup_cli.report.measures import FACTS, LABELS, label_of, measures_in
 from monosoup_cli.report.page import page
 from monosoup_cli.report.preview import Cost, Preview, PreviewedTensor
-from monosoup_cli.report.records import summarise
+from monosoup_cli.report.records import spread, summarise
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.tables import plan_rows, summary_table
 from monosoup_cli.report.view import View
@@ -174,4 +174,11 @@ def test_a_plan_shows_what_a_method_knows_beforehand():
 
     assert [*plan_rows(plan(density=0.2))] == [("a.weight", "F32", "trim 4 × 3, density 0.2")]
     ((*_, action),) = plan_rows(plan(stack="h", block=3, scale=0.25, alpha=0.5))
-    assert action == "trim 4 × 3 by 0.25, block 3, α 0.5"
+    assert action == "trim 4 × 3 by 0.25, block 3, WiSE α 0.5"
+
+
+@pytest.mark.parametrize("count", [9, 11, 18])
+def test_a_mean_is_between_the_least_and_the_largest(count):
+    """The sum of so many ninths, elevenths or eighteenths is more than 1 in float64."""
+    assert sum(1.0 / count for _ in range(count)) > 1.0
+    assert spread([1.0] * count) == {"mean": 1.0, "min": 1.0, "max": 1.0}

@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.report.comparison import compare_reports
+from monosoup_cli.report.comparison_page import comparison_page
+from monosoup_cli.report.glossary import MEANINGS
 from monosoup_cli.report.measures import LABELS
+from monosoup_cli.report.opening import opening
 from monosoup_cli.report.page import page
 from monosoup_cli.report.rows import rows_of
 
@@ -89,6 +93,13 @@ def reports(tmp_path_factory):
         ),
         "stock": monosoup_cli.stock(base, finetuned, folder / "stock", **options),
         "soup": monosoup_cli.soup(finetuned, folder / "soup", **options),
+        "greedy": monosoup_cli.soup(
+            finetuned,
+            folder / "greedy",
+            greedy=True,
+            score_command="cksum {}/*.safetensors {} 2> /dev/null | head -n 1 | cut -c 1-2",
+            **options,
+        ),
         "sfgs": monosoup_cli.sfgs(base, finetuned, folder / "sfgs", threshold=0.1, **options),
         "wise": monosoup_cli.wise(base, finetuned[0], folder / "wise", alpha=0.5, **options),
         "lines": monosoup_cli.lines(base, finetuned[0], folder / "lines", alpha=0.3, beta=0.7, **options),
@@ -117,13 +128,13 @@ def inspected(reports):
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """A function that opens the page of a report. What went wrong on any page fails the test at its end."""
+    """A function that opens a report's page, or this text. What goes wrong fails the test at its end."""
     contexts, wrong = [], []
 
-    def opened(report, sentences=(), **options):
+    def opened(report, sentences=(), text=None, width=1280, **options):
         path = tmp_path / f"page-{len(contexts)}.html"
-        path.write_text(page(report, sentences), "utf-8")
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        path.write_text(text or page(report, sentences), "utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         view = context.new_page()
 
@@ -176,10 +187,11 @@ def figures(view):
     [
         ("edit", ["λ_high and λ_low over depth", "k/r in model.layers"]),
         ("several", []),
-        ("scored", ["in over α", "out over α", "out against in"]),
+        ("scored", ["in over WiSE α", "out over WiSE α", "out against in"]),
         ("search", ["out against in"]),
         ("stock", ["Ratio over depth", "Cosines of the updates of two checkpoints"]),
         ("soup", []),
+        ("greedy", []),
         ("sfgs", ["How alike the updates of the checkpoints are"]),
         ("wise", []),
         ("lines", ["Scale over depth"]),
@@ -196,7 +208,10 @@ def test_every_report_has_its_page(opened, reports, name, pictures):
         assert names(view) == [entry["name"] for entry in rows_of(report)]
         assert f"{report['summary']['edited']} tensors of" in view.locator("#head").inner_text()
     else:
-        assert all(output["path"] in view.locator("#head").inner_text() for output in report["outputs"])
+        lines = view.locator(".outputs tbody th")
+        paths = [output["path"] for output in report["outputs"]]
+        assert lines.all_inner_texts() == [Path(path).name for path in paths]
+        assert [line.get_attribute("title") for line in lines.all()] == paths
     assert figures(view) == pictures
     assert view.locator("#pictures").is_visible() == bool(pictures)
     assert view.locator("#pictures canvas").count() == sum(
@@ -210,13 +225,137 @@ def test_the_scores_of_a_sweep(opened, reports):
     outputs = reports["scored"]["outputs"]
     view = opened(reports["scored"])
     headings = view.locator("#head thead th").all_inner_texts()
-    assert headings[:3] == ["output", "in", "out"]
+    assert [headings[0], *headings[2:4]] == ["output", "in", "out"]
     cells = [
         line.all_inner_texts() for line in (row.locator("td") for row in view.locator("#head tbody tr").all())
     ]
-    assert [line[1] for line in cells if len(line) > 2] == [f"{outputs[0]['scores']['out']:g}"] * 4
+    out, best = f"{outputs[0]['scores']['out']:g}", max(output["scores"]["in"] for output in outputs)
+    assert [line[2].removesuffix(" best") for line in cells] == [out] * 4
+    assert ["best" in line[1] for line in cells] == [output["scores"]["in"] == best for output in outputs]
     legend = view.locator("#pictures .u-legend").first.locator("th").all_inner_texts()
-    assert [text.strip() for text in legend] == ["α", "R = 0.5", "R = 0.8"]
+    assert [text.strip() for text in legend] == ["WiSE α", "R = 0.5", "R = 0.8"]
+
+
+def test_a_sweep_is_a_picture_of_its_outputs(opened, reports):
+    """A bar is as long as its number says: the mean equivalent α, times --wise."""
+    outputs = reports["scored"]["outputs"]
+    expected = [
+        output["summary"]["means"]["equivalent_alpha"] * output["arguments"]["wise"] for output in outputs
+    ]
+    view = opened(reports["scored"])
+    assert len({f"{reach:.3f}" for reach in expected}) == 4
+    bars = view.locator(".bar").all()
+    shares = [bar.evaluate("bar => bar.firstChild.offsetWidth / bar.clientWidth") for bar in bars]
+    assert shares == pytest.approx(expected, abs=0.01)
+    shown = view.locator(".outputs .value").all_inner_texts()
+    assert list(map(float, shown)) == pytest.approx(expected, rel=5e-3)
+    sizes = [sum(file["bytes"] for file in output["files"]) for output in outputs]
+    written = view.locator(".outputs tbody tr > :last-child").all_inner_texts()
+    assert written == [f"{size / 1000:.3g} kB" for size in sizes]
+
+
+def test_the_trials_of_a_greedy_soup(opened, reports):
+    selection = reports["greedy"]["selection"]
+    alone = {one["source"]: one["score"] for one in selection["scores"]}
+    view = opened(reports["greedy"])
+    lines = [line.locator("th, td").all_inner_texts() for line in view.locator("#head tbody tr").all()]
+    assert lines == [
+        [
+            Path(trial["candidate"]).name,
+            f"{alone[trial['candidate']]:g}",
+            f"{trial['score']:g}",
+            "joined" if trial["joined"] else "left out",
+        ]
+        for trial in selection["trials"]
+    ]
+
+
+OPENINGS = {
+    "edit": r"^MonoSoup edited what fine-tuning changed from base\.safetensors to finetuned-1\.safetensors\."
+    r" It changed 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
+    "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* The results lie \d+% to \d+% of the way",
+    "stock": r"^Model Stock moved from base\.safetensors towards the mean of 3 checkpoints\. .* to the mean"
+    r" of the fine-tuned checkpoints \(mean ratio 0\.\d\d\)\.$",
+    "soup": r"^A model soup: the mean of 3 checkpoints\. It changed",
+    "greedy": r"^A greedy soup: (the mean of \d|\S+ alone,) of 3 checkpoints, chosen by their scores\.",
+    "sfgs": r"^A soup: the mean of \d of 3 checkpoints, chosen by how alike their updates are\.",
+    "wise": r"^WiSE-FT interpolated between base\.safetensors and .* 50% of the way .* \(WiSE α 0\.50\)\.$",
+    "lines": r"^LiNeS scaled what .* by the depth of each layer\. .* \(mean scale 0\.\d\d\)\.$",
+    "search": r"^A search tried \d+ candidates between base\.\S+ and finetuned-1\.safetensors, and chose ",
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_a_page_begins_with_what_was_done(reports, name):
+    assert re.search(OPENINGS[name], " ".join(opening(reports[name])))
+
+
+def test_the_opening_has_the_means_of_the_report(opened, reports):
+    means = reports["edit"]["summary"]["means"]
+    words = opened(reports["edit"]).locator("h1 + .opening").inner_text()
+    for name, after in (("lambda_high", " of the strong"), ("lambda_low", " of its weak")):
+        assert f"{100 * means[name]:.0f}%{after}" in words
+    assert f"lies {100 * means['equivalent_alpha']:.0f}% of the way" in words
+
+
+@pytest.mark.parametrize(
+    ("width", "in_sight"),
+    [(1200, ["λ_high", "λ_low", "k/r", "equivalent α", "‖Δ‖/‖W0‖"]), (500, ["λ_high", "λ_low", "k/r"])],
+)
+def test_columns_that_matter_are_in_sight_and_names_give_way(opened, reports, width, in_sight):
+    report = many(reports["edit"], 120)
+    for layer in report["layers"]:
+        layer["name"] = f"base_model.model.language_model.{layer['name']}"
+    view = opened(report, width=width)
+    box = view.locator("#box").bounding_box()
+    for title in in_sight:
+        head = view.locator("#box thead th", has_text=title).bounding_box()
+        assert head["x"] + head["width"] <= box["x"] + box["width"], title
+    name = view.locator("#box tbody tr > th").nth(93)
+    full = report["layers"][93]["name"]
+    assert name.text_content() == name.get_attribute("title") == full
+    short = name.get_attribute("data-short")
+    assert short.startswith("…11.")
+    assert short.endswith("5")
+    assert len(short) < len(full)
+    cut = "cell => [cell.scrollWidth > cell.clientWidth + 1, getComputedStyle(cell, '::before').content]"
+    assert name.evaluate(cut) == [False, f'"{short}" / ""']
+    for other, expected in ((1900, None), (width, short)):
+        view.set_viewport_size({"width": other, "height": 900})
+        settle(view)
+        assert name.get_attribute("data-short") == expected
+
+
+def test_words_are_explained(opened, reports):
+    view = opened(reports["edit"])
+    tip, meaning = view.locator("#tip"), MEANINGS["k_ratio"]
+    assert not tip.is_visible()
+    button = view.locator("th[data-column=k_ratio] button")
+    button.hover()
+    assert (tip.is_visible(), tip.inner_text()) == (True, meaning)
+    view.locator("h1").hover()
+    assert not tip.is_visible()
+    button.focus()
+    assert (tip.is_visible(), tip.inner_text()) == (True, meaning)
+    view.keyboard.press("Escape")
+    assert not tip.is_visible()
+    view.locator("#glossary summary").click()
+    entries = dict(
+        zip(
+            view.locator("#glossary dt").all_inner_texts(),
+            view.locator("#glossary dd").all_inner_texts(),
+            strict=True,
+        )
+    )
+    assert entries["k/r"] == meaning
+    assert {"update", "λ_high", "cos low", "equivalent α"} <= entries.keys()
+    assert "WiSE α" not in entries  # it is no measure of this report
+    described = button.get_attribute("aria-describedby")
+    assert view.locator(f"#{described}").inner_text() == meaning
+
+
+def test_every_measure_with_a_label_is_explained():
+    assert MEANINGS.keys() == LABELS.keys()
 
 
 def test_numbers_are_those_of_the_report(opened, reports):
@@ -566,7 +705,7 @@ def test_details_hold_the_rest_of_the_report(opened, reports):
     for details in view.locator("details").all():
         details.locator("summary").first.click()
     text = view.locator("#details").inner_text()
-    assert view.locator("details > summary").all_inner_texts() == [
+    assert view.locator("#details details > summary").all_inner_texts() == [
         "Options",
         "Environment",
         "Inputs",
@@ -649,3 +788,45 @@ def test_two_thousand_layers(opened, reports):
     view.keyboard.press("End")
     assert in_hand(view)[0] == last
     assert figures(view) == ["λ_high and λ_low over depth", "k/r in model.layers"]
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_two_reports_side_by_side(opened, reports, width):
+    first, second = reports["edit"], changed(reports["edit"], {"lambda_low": 0.9})
+    del second["layers"][0]
+    second["arguments"]["energy"] = 0.8
+    hostile = "<img src=x onerror=alert(1)>"
+    found = compare_reports(first, second)
+    view = opened(None, text=comparison_page(found, (first, second), ("a", hostile)), width=width)
+    assert view.locator("img, script").count() == 0
+    assert view.evaluate("document.documentElement.scrollWidth") == width
+    rows = sum(row["k"] is not None for row in rows_of(second))
+    opening_words = view.locator(".opening").inner_text()
+    assert opening_words.startswith(f"a and {hostile} differ in {len(found['changed'])} of the ")
+    assert len(found["changed"]) == rows
+    tables = {
+        section.locator("h2").inner_text(): [
+            line.locator("th, td").all_inner_texts() for line in section.locator("tbody tr").all()
+        ]
+        for section in view.locator("section").all()
+    }
+    assert tables["Settings that differ"] == [["energy", "–", "0.8"]]
+    assert ["k/r", *[f"{first['summary']['means']['k_ratio']:.4g}"] * 2, "none"] in tables[
+        "Means over the layers"
+    ]
+    expected = sorted(
+        (
+            each
+            for each in rows_of(first)
+            if each["k"] is not None and each["name"] != first["layers"][0]["name"]
+        ),
+        key=lambda each: -abs(0.9 - each["lambda_low"]),
+    )
+    shown = tables["Layers that differ"]
+    assert [line[0] for line in shown] == [each["name"].removesuffix(".weight") for each in expected]
+    assert [line[1] for line in shown] == [f"{0.9 - each['lambda_low']:.3g} in λ_low" for each in expected]
+    bars = view.locator("section").last.locator(".bar").all()[:2]
+    lengths = [bar.evaluate("bar => bar.firstChild.getBoundingClientRect().width") for bar in bars]
+    shares = [0.9 - each["lambda_low"] for each in expected[:2]]
+    assert lengths[1] / lengths[0] == pytest.approx(shares[1] / shares[0], rel=0.02)
+    assert view.locator("li", has_text=first["layers"][0]["name"]).count() == 1

@@ -396,8 +396,8 @@ def test_stacks_are_shown_apart(tmp_path):
     for stack, blocks in (("encoder.block", 3), ("decoder.block", 4)):
         assert found[f"k / r by block, {stack}"].collections[0].get_array().shape == (blocks, 1)
     over_depth = panel(report, "λ_high")
-    assert [text.get_text() for text in over_depth.texts] == ["decoder.block", "encoder.block"]
-    assert [label.get_text() for label in over_depth.get_xticklabels()] == list("0123012")
+    assert [text.get_text() for text in over_depth.texts] == ["encoder.block", "decoder.block"]
+    assert [label.get_text() for label in over_depth.get_xticklabels()] == list("0120123")
 
 
 def test_the_histogram_counts_the_cosines(reports):
@@ -480,7 +480,7 @@ def test_a_missing_matplotlib_is_said(report, tmp_path, monkeypatch):
     for refused in (lambda path: plot(report, path), check_plot):
         with pytest.raises(MonosoupError) as caught:
             refused(tmp_path / "picture.png")
-        assert caught.value.hint == "pip install 'monosoup-cli[plot]'"
+        assert caught.value.hint == "pip install 'monosoup[plot]'"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import OutputError, ReportError
-from monosoup_cli.report.files import as_text, check_target, read_report, replace_file
+from monosoup_cli.report.files import NO_REPORT, as_text, check_target, read_report, replace_file
 from tests.conftest import everything_in, small_tensors
 from tests.sampling import first
 
@@ -257,7 +257,11 @@ def test_paths_that_are_too_long_are_refused(run, written):
 def test_what_is_no_file_is_refused(run, tmp_path, command):
     refused(run, tmp_path / "absent.json", "no such file", command=command)
     code, out, err = run(command, *[tmp_path] * (1 + (command == "compare")))
-    assert (code, out, err) == (1, "", f"error: {tmp_path / 'monosoup_report.json'}: no such file\n")
+    assert (code, out, err) == (
+        1,
+        "",
+        f"error: {tmp_path}: is no report, and has none (monosoup_report.json); {NO_REPORT}\n",
+    )
     (tmp_path / "loop.json").symlink_to("loop.json")
     refused(run, tmp_path / "loop.json", command=command)
 

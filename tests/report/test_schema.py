@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.formats.header import BITS
+from monosoup_cli.report.measures import ALIASES
 from monosoup_cli.report.records import measures_of
 from tests.schema import SCHEMA, VALIDATOR, errors_of
 
@@ -571,7 +572,8 @@ def test_measured_and_unmeasured_are_the_same_fields():
     measured = definitions["edit_measures"]
     unmeasured = definitions["edit_unmeasured"]
     assert list(measured["properties"]) == list(unmeasured["properties"])
-    assert measured["required"] == unmeasured["required"] == list(measured["properties"])
+    names = [name for name in measured["properties"] if name not in ALIASES.values()]
+    assert measured["required"] == unmeasured["required"] == names
 
 
 def test_a_missing_key_is_an_error(small_report):
@@ -585,6 +587,8 @@ def test_a_missing_key_is_an_error(small_report):
             # reports of older versions are without
             is_of_older = (path[-1:], name) == (("verdict",), "size") or name in ("other_files", "doubts")
             is_of_older |= bool(path) and name == "arguments"
+            is_of_older |= name in ALIASES.values()
+            is_of_older |= (path[-1:], name) == (("interpolation",), "equivalent_alpha")
             assert VALIDATOR.is_valid(broken) == is_of_older, (*path, name)
             count += 1
     assert count > 60
@@ -799,3 +803,19 @@ def test_reports_of_other_options_are_valid(tmp_path, options):
     finetuned = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
     monosoup_cli.edit(tmp_path / "base.safetensors", finetuned, tmp_path / "out", **options)
     assert errors_of(read_report(tmp_path / "out" / "monosoup_report.json")) == []
+
+
+def test_aliases_are_what_they_stand_for(reports):
+    seen = set()
+    for report in reports.values():
+        layers = [part for layer in report.get("layers", ()) for part in (layer, *layer.get("slices", ()))]
+        summary = report.get("summary", {"means": {}, "ranges": {}})
+        for entry in (*layers, summary["means"], summary["ranges"]):
+            for name, alias in ALIASES.items():
+                assert entry.get(alias) == entry.get(name)
+                assert (alias in entry) == (name in entry)
+                seen |= {alias} & entry.keys()
+        interpolation = report.get("verdict", {}).get("interpolation")
+        assert interpolation is None or interpolation["equivalent_alpha"] == interpolation["alpha"]
+        seen |= {"interpolation"} if interpolation else set()
+    assert seen == {"cos_low", "wise_alpha", "interpolation"}

@@ -480,20 +480,28 @@ def row(**measures):
             [row(equivalent_alpha=0.99, anisotropy=0.02)],
             "The edit barely changes the fine-tuned weights: it moves them by 2.2 %",
         ),
-        ([row()], "(α = 0.9): WiSE-FT gives these layers nearly the same weights."),
+        ([row()], "(equivalent α = 0.9): WiSE-FT gives these layers nearly the same weights."),
         (
             [row(anisotropy=0.1)],
-            "10 % of ‖Δ‖ away from the nearest plain interpolation (α = 0.9): WiSE-FT cannot",
+            "10 % of ‖Δ‖ away from the nearest plain interpolation (equivalent α = 0.9): WiSE-FT cannot",
         ),
         (
             [row(equivalent_alpha=0.8), row()],
-            "5.1 % of ‖Δ‖ away from the nearest plain interpolation (α = 0.85",
+            "5.1 % of ‖Δ‖ away from the nearest plain interpolation (equivalent α = 0.85",
         ),
-        ([row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)], "(α = 0.9): WiSE-FT gives"),
+        (
+            [row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)],
+            "(equivalent α = 0.9): WiSE-FT gives",
+        ),
+        ([row(equivalent_alpha=0.69)], "nearly the same weights. It goes 31 % of the way back to the base."),
     ],
 )
 def test_what_is_said_of_interpolation(rows, words):
     assert words in verdict.interpolation(rows)["sentence"]
+
+
+def test_the_way_back_is_not_said_of_a_small_step():
+    assert "the way back" not in verdict.interpolation([row(equivalent_alpha=0.71)])["sentence"]
 
 
 def test_nothing_edited_is_no_interpolation():

@@ -1,21 +1,29 @@
 "use strict";
 
-const { report, sentences, labels, columns, rows: entries, charts: scores } = JSON.parse(byId("data").textContent);
+const {
+  report, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, columns, rows: entries,
+  charts: scores,
+} = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
   order, ...Object.fromEntries(columns.map((name, at) => [name, values[at]])),
 }));
 /* Fields of a row that are not measures. */
 const FACTS = [
-  "order", "name", "shape", "dtype", "action", "reason", "index", "kind", "stack", "block", "part",
+  "order", "name", "parts", "shape", "dtype", "action", "reason", "index", "kind", "stack", "block", "part",
 ];
-/* Measures that the table shows first. */
-const FIRST = ["k_ratio", "rho", "cos_alpha", "lambda_high", "lambda_low"];
+/* Measures that the table shows first. The first columns are in sight on any screen: names give way. */
+const FIRST = [
+  "lambda_high", "lambda_low", "alpha", "scale", "ratio", "cosine", "factor_rank", "factor_error", "k_ratio",
+  "equivalent_alpha", "relative_update", "rho", "cos_alpha",
+];
 const measures = [...new Set([...FIRST, ...Object.keys(labels), ...columns])].filter(
   (name) => !FACTS.includes(name) && rows.some((row) => ["number", "boolean"].includes(typeof row[name])));
 const ROLES = { base: "base", finetuned: "fine-tuned" };
 const TITLES = { arguments: "Options", output: "Output", only_in_base: "Only in the base" };
 const MAX_PARTS = 24;
-const SPARK = { width: 72, height: 18, points: 36, decades: 4 };
+const SPARK = { width: 72, height: 18, points: 36 };
+/* How many columns beside the name are in sight where the screen has room for the shortest names. */
+const IN_SIGHT = 6;
 /* Smaller ratios of a spectrum count as 0, which a logarithmic scale cannot show. */
 const LEAST = 1e-18;
 const collator = new Intl.Collator("en", { numeric: true });
@@ -86,77 +94,14 @@ function number(value) {
   return element("td", { className: "number" }, short(value));
 }
 
-/* Head: the command, its inputs, and the summary */
-
-function drawHead() {
-  const head = byId("head");
-  document.title = `${report.tool.name} ${report.command}`;
-  head.append(element("h1", {}, document.title, element("small", {}, `version ${report.tool.version}`)));
-  if (sentences.length) {
-    const items = sentences.map((text) => element("li", {}, text));
-    head.append(element("ul", { className: "sentences" }, ...items));
-  }
-  const facts = report.inputs.map((input) => [ROLES[input.role] ?? input.role, input.source]);
-  const written = report.outputs ?? (report.output ? [report.output] : []);
-  if (!report.outputs) facts.push(...written.map((output) => ["output", output.path]));
-  if (report.summary) facts.push(...counted(report.summary));
-  const boxes = element("div", { className: "facts" }, pairs(facts));
-  if (report.summary) boxes.append(...averages(report.summary));
-  if (report.outputs) boxes.append(outputs(report.outputs));
-  head.append(boxes);
-}
-
-function counted(summary) {
-  const kept = Object.entries(summary.kept).map(([reason, times]) => `${reason} ${grouped(times)}`);
-  const edited = `${count(summary.edited, "tensor")} of ${grouped(summary.tensors)}`;
-  return [
-    [report.command === "inspect-spectrum" ? "layers" : "edited", `${edited}, ${parameters(summary)}`],
-    [report.command === "inspect-spectrum" ? "others" : "kept", kept.join(", ") || "none"],
-    ...(summary.clamped === undefined ? [] : [["clamped", `${count(summary.clamped, "ratio")} below 0`]]),
-  ];
-}
-
-function parameters({ parameters: total, parameters_edited: edited }) {
-  if (total === undefined) return count(edited, "parameter");
-  const share = 100 * edited / Math.max(total, 1);
-  const shown = edited > 0 && edited < total ? Math.min(Math.max(share, 0.1), 99.9) : share;
-  return `${grouped(edited)} of ${count(total, "parameter")} (${Number(shown.toPrecision(3))}%)`;
-}
-
-function averages(summary) {
-  const known = Object.entries(summary.ranges).filter(([, range]) => range);
-  if (!known.length) return [];
-  return [table(
-    [heading(""), ...["mean", "min", "max"].map((text) => heading(text, "number"))],
-    known.map(([name, range]) => [
-      element("th", { scope: "row" }, label(name)), number(summary.means[name]), ...range.map(number),
-    ]),
-  )];
-}
-
-function outputs(written) {
-  const names = Object.keys(written[0].summary.means), scored = Object.keys(written[0].scores ?? {});
-  return element("div", { className: "scroll" }, table(
-    [
-      heading("output"), ...scored.map((name) => heading(name, "number")), heading("edited", "number"),
-      ...names.map((name) => heading(`mean ${label(name)}`, "number")),
-    ],
-    written.map(({ path, scores, summary }) => [
-      element("th", { scope: "row" }, path), ...scored.map((name) => number(scores?.[name])),
-      number(summary.edited),
-      ...names.map((name) => number(summary.means[name])),
-    ]),
-  ));
-}
-
 /* The table of layers */
 
 /* Columns: the text of a cell, the key to sort by, and the width in characters. */
 
 function numeric(name, title = label(name)) {
   return {
-    name, title, isNumber: true, width: Math.max(title.length, 7), text: (row) => short(row[name], 3),
-    key: (row) => row[name],
+    name, title, isNumber: true, width: Math.max(...title.split(" ").map((word) => word.length), 7),
+    text: (row) => short(row[name], 3), key: (row) => row[name],
   };
 }
 
@@ -169,7 +114,7 @@ function columnsOf() {
   const where = rows.some((row) => row.block !== null) ? [{ ...numeric("block"), width: 5 }] : [];
   const shape = worded("shape", "shape", (row) => dimensions(row.shape));
   const size = (row) => row.shape.reduce((product, length) => product * length, 1);
-  const spectrum = { name: "spectrum", title: "spectrum", width: 9, draw: spark };
+  const spectrum = { name: "spectrum", title: "spectrum", width: 8.2, draw: spark };
   return [
     worded("name"),
     ...(rows.some((row) => row.spectrum) ? [spectrum] : []),
@@ -195,19 +140,23 @@ function drawLayers() {
   grid = element("tbody");
   for (const row of rows) {
     row.line = element("tr", { tabIndex: -1, className: row.action },
-      element("th", { scope: "row", title: row.name }, row.name));
+      element("th", { scope: "row", title: row.name }, element("span", {}, row.name)));
     row.line.row = row;
     row.line.setAttribute("aria-selected", "false");
   }
   grid.append(...rows.map((row) => row.line));
   const made = element("table", {}, element("thead", {}, head), grid);
   // room for the padding and the sort arrow
-  const widths = shownColumns.map(({ width }) => width + 2.5);
+  const [name, ...widths] = shownColumns.map(({ width }) => width + 2.5);
+  const sum = (some) => some.reduce((total, width) => total + width, 0);
+  made.style.setProperty("--longest", `${name}ch`);
+  made.style.setProperty("--beside", `${sum(widths.slice(0, IN_SIGHT))}ch`);
+  made.style.setProperty("--rest", `${sum(widths)}ch`);
   made.style.setProperty("--columns", widths.map((width) => `minmax(${width}ch, ${width}fr)`).join(" "));
-  made.style.setProperty("--width", `${widths.reduce((sum, width) => sum + width, 0)}ch`);
   made.setAttribute("role", "grid");
   made.setAttribute("aria-label", "Layers");
   byId("box").append(made);
+  fitNames();
   const kinds = [...new Set(rows.map((row) => row.kind))].sort();
   byId("kind").append(...kinds.map((kind) => element("option", {}, kind)));
   rows[0].line.tabIndex = 0;
@@ -228,12 +177,12 @@ function drawLayers() {
 
 function headOf(column) {
   const made = element("th", { scope: "col", className: column.isNumber ? "number" : "" });
-  if (column.draw) {
-    const title = `σ_i/σ_1 over i, from 1 down to 1e-${SPARK.decades}`;
-    made.append(element("span", { title }, column.title));
+  if (column.name === "spectrum") {
+    made.append(explained(element("span", { tabIndex: 0 }, column.title), "spectrum"));
+    byId("scale").textContent = `Spectra: σ_i/σ_1 over i on a log scale, from 1 at the top down to ${floor}.`;
     return made;
   }
-  const button = element("button", { type: "button" }, column.title);
+  const button = explained(element("button", { type: "button" }, column.title), column.name);
   button.addEventListener("click", () => sort(made, column));
   made.dataset.column = column.name;
   made.append(button);
@@ -248,14 +197,38 @@ function fill(row) {
   }
 }
 
+/* Shorten the names that are wider than their column: with the block and the end, as far as they fit. What is
+   shown is drawn by the style sheet, so that searching, copying and reading aloud have the full name. */
+function fitNames() {
+  const first = rows[0].line.firstChild, ruler = element("span", {}, "0".repeat(50));
+  delete first.dataset.short;
+  first.append(ruler);
+  const { paddingLeft, paddingRight } = getComputedStyle(first);
+  const wide = first.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+  const room = Math.floor((wide * 50) / ruler.offsetWidth);
+  ruler.remove();
+  for (const { name, parts, line } of rows) {
+    if (name.length <= room) delete line.firstChild.dataset.short;
+    else line.firstChild.dataset.short = shortened(parts, room);
+  }
+}
+
+function shortened([before, block, middle, last], room) {
+  const start = before && block ? `…${block}` : block, own = middle + last;
+  const whole = [before + block + own, start + own].find((text) => text.length <= room);
+  if (whole) return whole;
+  const left = room - start.length - 1;
+  return block && left > room / 3 ? `${start}…${own.slice(-left)}` : `…${(before + own).slice(1 - room)}`;
+}
+
 function spark(row) {
   if (!row.spectrum) return [];
-  const { width, height, points, decades } = SPARK;
+  const { width, height, points } = SPARK;
   const last = row.spectrum.length - 1;
   const steps = Math.max(Math.min(points - 1, last), 1);
   const line = Array.from({ length: steps + 1 }, (_, step) => {
     const ratio = row.spectrum[Math.round((step * last) / steps)];
-    const depth = Math.min(-Math.log10(ratio) / decades, 1);
+    const depth = Math.min(Math.log(ratio) / Math.log(floor), 1);
     return `${((step * width) / steps).toFixed(1)},${(1 + depth * (height - 2)).toFixed(1)}`;
   });
   return [svg("svg", { class: "spark", width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
@@ -344,7 +317,7 @@ function drawPanel() {
     drawSpectrum(host, current);
   }
   const known = measures.filter((name) => current[name] !== null && current[name] !== undefined);
-  panel.append(pairs(known.map((name) => [label(name), short(current[name])])));
+  panel.append(pairs(known.map((name) => [explained(element("span", {}, label(name)), name), short(current[name])])));
 }
 
 function drawSpectrum(host, row) {

@@ -46,11 +46,13 @@ function drawDetails() {
 }
 
 function redraw() {
+  if (rows.length) fitNames();
   drawPanel();
   for (const each of drawings) each();
 }
 
 drawHead();
+drawGlossary();
 drawLayers();
 drawDetails();
 if (rows.some((row) => row.spectrum)) choose(rows.find((row) => row.spectrum));

@@ -44,17 +44,9 @@ function figure(title, draw, note = "") {
   return element("figure", {}, caption, host);
 }
 
-/* Sort by depth: embeddings before the blocks, other layers outside blocks after them. */
-function inDepth(measured) {
-  const stacks = [...new Set(measured.map((row) => row.stack))].filter((stack) => stack !== null);
-  const outside = (row) => (row.kind === "embedding" ? -1 : stacks.length);
-  const group = (row) => (row.stack === null ? outside(row) : stacks.indexOf(row.stack));
-  return [...measured].sort((a, b) => group(a) - group(b) || a.block - b.block || a.order - b.order);
-}
-
 /* Plot measures over depth, with the space between two of them filled. */
 function overDepth(title, names, y, range) {
-  const measured = inDepth(rows.filter((row) => typeof row[names[0]] === "number"));
+  const measured = rows.filter((row) => typeof row[names[0]] === "number");
   if (measured.length < 2) return [];
   const isStart = measured.map((row, x) => x === 0 || row.block === null
     || row.block !== measured[x - 1].block || row.stack !== measured[x - 1].stack);
@@ -82,7 +74,7 @@ function overDepth(title, names, y, range) {
         splits: (_, __, min, max) => ticks.filter((x) => x >= min && x <= max),
         values: (_, splits) => splits.map((x) => named(x).block),
       })
-      : across("layers, in the order of the report", { incrs: integers });
+      : across("layers, by depth", { incrs: integers });
     new uPlot({
       width: host.clientWidth,
       height: 260,

@@ -1,0 +1,77 @@
+"""Settings that differ from layer to layer: the argument `layers` of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from monosoup_cli.declaration import DeclaredOption
+from monosoup_cli.errors import UsageError, crop
+from monosoup_cli.tensors.method import Method
+from monosoup_cli.tensors.patterns import LAYERS
+from monosoup_cli.values import check_keys
+
+__all__ = ["by_layer", "checked_layers"]
+
+
+def checked_layers(layers: Any) -> dict[str, dict[str, Any]]:
+    """The argument `layers`, as reports have it.
+
+    Raises:
+        UsageError: It does not map globs to settings.
+    """
+    is_mapping = isinstance(layers or {}, Mapping)
+    if not is_mapping or not all(isinstance(one, Mapping) for one in (layers or {}).values()):
+        raise UsageError(
+            "layers must map globs to settings",
+            expected="such as {'*mlp*': {'energy': 0.8}}",
+            found=crop(repr(layers)),
+        )
+    return {glob: dict(settings) for glob, settings in (layers or {}).items()}
+
+
+def by_layer(
+    layers: Mapping[str, Mapping[str, Any]],
+    method: Method,
+    declared: Mapping[str, DeclaredOption],
+    keywords: Mapping[str, Any],
+    method_for: Callable[[Mapping[str, Any]], Method],
+) -> Method:
+    """The method of a call whose layers have settings: for the tensors of each glob, that of the same call
+    with these settings.
+
+    Args:
+        layers: The settings, by glob.
+        method: That of all other tensors.
+        declared: The command's own options.
+        keywords: The keyword arguments of the call.
+        method_for: Takes other keyword arguments, and returns the method of the call.
+
+    Raises:
+        UsageError: Layers cannot have such settings.
+    """
+    from monosoup_cli.methods.by_name import ByName
+
+    sets = {name: one.option.of_layer for name, one in declared.items() if one.option.of_layer}
+    folders = [variant.folder for variant in method.variants()]
+    methods = {}
+    for glob, settings in layers.items():
+        try:
+            check_keys("a layer has no", settings, sets, expected=", ".join(sets))
+            for name, value in settings.items():
+                if not declared[name].accepts(value):
+                    raise UsageError(f"{name} cannot be {crop(repr(value))}")
+            replaced = {sets[name] for name in settings}
+            rest = {name: value for name, value in keywords.items() if sets.get(name) not in replaced}
+            methods[glob] = method_for({**rest, **settings, LAYERS: None})
+            own = [variant.folder for variant in methods[glob].variants()]
+            if own != folders:
+                raise UsageError(
+                    "several values of a setting" if own[0] else "sets what the whole call sweeps over",
+                    found=", ".join(own if own[0] else folders),
+                    hint="give one value, or sweep over options that no layer sets",
+                )
+        except UsageError as error:
+            error.problem = f"{LAYERS} {crop(repr(glob))}: {error.problem}"
+            raise
+    return ByName(method, methods)

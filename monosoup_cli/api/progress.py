@@ -1,0 +1,45 @@
+"""The argument `progress` of the functions: a callback, or a class of progress bars such as tqdm's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from monosoup_cli.pipeline.engine import Progress
+    from monosoup_cli.tensors.plan import PlannedTensor
+
+__all__ = ["Watch", "watched"]
+
+Watch: TypeAlias = "Callable[[Any, bool], None] | type[Any] | None"
+"""A `Progress`; a class that is called with `total`, `unit` and `unit_scale`, and whose bars are updated and
+closed, as tqdm; or nothing."""
+
+
+@contextmanager
+def watched(watch: Watch, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
+    """Yield the callback for some tensors: the user's own, or one that moves a new bar of the user's class.
+
+    A bar counts the bytes of the tensors, so that its percentage and its time left are those of the work.
+    """
+    from monosoup_cli.pipeline.engine import ignore
+
+    if watch is None or not tensors:
+        yield ignore
+    elif not isinstance(watch, type):
+        yield watch
+    else:
+        lock = Lock()
+        bar = watch(total=sum(tensor.nbytes for tensor in tensors), unit="B", unit_scale=True)
+
+        def move(tensor: PlannedTensor, is_done: bool) -> None:
+            if is_done:
+                with lock:
+                    bar.update(tensor.nbytes)
+
+        try:
+            yield move
+        finally:
+            bar.close()

@@ -1,0 +1,150 @@
+"""Two reports side by side as one self-contained HTML page, without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from string import Template
+from typing import Any
+
+from monosoup_cli.report.comparison import CHANGE, ORDER, arrow, compared_measures, is_same, value_text
+from monosoup_cli.report.files import asset
+from monosoup_cli.report.glossary import MEANINGS
+from monosoup_cli.report.layers import short
+from monosoup_cli.report.markup import Markup, bar, items, table, text
+from monosoup_cli.report.measures import label_of
+from monosoup_cli.report.opening import REACH, opening, reach_of
+from monosoup_cli.report.words import plural
+from monosoup_cli.version import __version__
+
+__all__ = ["comparison_page"]
+
+SHOWN_ROWS = 20
+"""How many layers are in sight at once; the others open."""
+MAX_ROWS = 2000
+"""The most layers that a page has."""
+SIDES = ("first", "second")
+
+
+def comparison_page(
+    comparison: Mapping[str, Any],
+    reports: tuple[Mapping[str, Any], Mapping[str, Any]],
+    names: tuple[str, str],
+) -> str:
+    """Return the page of a comparison. Names are untrusted: they are escaped, and the page runs no script.
+
+    Args:
+        comparison: What `compare_reports` returns for the reports.
+        reports: The reports.
+        names: What the page calls them.
+    """
+    sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, names)]
+    texts = {
+        "css": asset("page.css"),
+        "version": text(__version__),
+        "opening": text(_opening(comparison, names)),
+        "sections": "\n".join([*sections, *_layers(comparison), *_glossary(comparison)]),
+    }
+    return Template(asset("compare.html")).substitute(texts)
+
+
+def _opening(comparison: Mapping[str, Any], names: tuple[str, str]) -> str:
+    changed, same = comparison["changed"], comparison["same"]
+    of = plural(len(changed) + same, "tensor")
+    if not changed:
+        return f"{names[0]} and {names[1]} agree in all {of} that both reports have."
+    most = changed[0]
+    measure = label_of(most["by"])
+    pair = " and ".join(short(value) or "–" for value in most["measures"][most["by"]])
+    return (
+        f"{names[0]} and {names[1]} differ in {len(changed):,} of the {of} that both reports have. They"
+        f" differ most in {most['name']}: {measure} is {pair}."
+    )
+
+
+def _inputs(reports: tuple[Mapping[str, Any], Mapping[str, Any]], names: tuple[str, str]) -> Iterator[Markup]:
+    """What each report is about, and how far its result is from the base."""
+    yield Markup("<section><h2>What was done</h2>")
+    rows = []
+    for report, name in zip(reports, names, strict=True):
+        reach = reach_of(report, report)
+        words = REACH.get(report["command"], "")
+        far = "–" if reach is None else bar(reach, f"{words} {reach:.2f}")
+        rows.append([name, Markup(f'<span class="told">{text(" ".join(opening(report)))}</span>'), far])
+    yield table(["report", "what was done", "from base (0) to fine-tuned (1)"], rows)
+    yield Markup("</section>")
+
+
+def _settings(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Markup]:
+    commands, arguments = comparison["commands"], comparison["arguments"]
+    rows = [["command", *commands]] if commands[0] != commands[1] else []
+    rows += [[name, *map(value_text, pair)] for name, pair in arguments.items()]
+    if rows:
+        yield Markup("<section><h2>Settings that differ</h2>")
+        yield table(["option", *names], rows)
+        yield Markup("</section>")
+
+
+def _means(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Markup]:
+    means = comparison["means"]
+    if means:
+        yield Markup("<section><h2>Means over the layers</h2>")
+        rows = [
+            [
+                _word(name),
+                *(f"{value:.4g}" for value in pair),
+                "none" if is_same(name, *pair) else f"{pair[1] - pair[0]:+.4g}",
+            ]
+            for name, pair in means.items()
+        ]
+        yield table(["measure", *names, "difference"], rows)
+        yield Markup("</section>")
+
+
+def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
+    yield Markup("<section><h2>Layers that differ</h2>")
+    changed = comparison["changed"][:MAX_ROWS]
+    if changed:
+        measures = compared_measures(changed)
+        largest = max(one["change"] for one in changed) or 1.0
+        rows = []
+        for one in changed:
+            words = f"{short(one['change'])} in {label_of(one['by'])}"
+            cells = [arrow(one["measures"].get(name)) for name in measures]
+            rows.append([_name(one["name"]), bar(one["change"] / largest, words), *cells])
+        yield Markup(f'<p class="note">{text(ORDER[0].upper() + ORDER[1:])}.</p>')
+        head = ["layer", CHANGE, *map(_word, measures)]
+        yield table(head, rows[:SHOWN_ROWS])
+        if others := rows[SHOWN_ROWS:]:
+            summary = f"{plural(len(others), 'layer')} that differ less"
+            yield Markup(f"<details><summary>{summary}</summary>{table(head, others)}</details>")
+    facts = [f"{plural(comparison['same'], 'tensor')} without a difference."]
+    if len(changed) < len(comparison["changed"]):
+        facts.append(f"{len(comparison['changed']) - len(changed):,} more layers differ, less than these.")
+    for side in SIDES:
+        if only := comparison[f"only_in_{side}"]:
+            some = ", ".join([*only[:3], *(["…"] if len(only) > 3 else [])])
+            facts.append(f"Only in the {side}: {plural(len(only), 'tensor')}, {some}.")
+    yield items(facts)
+    yield Markup("</section>")
+
+
+def _glossary(comparison: Mapping[str, Any]) -> Iterator[Markup]:
+    used = dict.fromkeys((*comparison["means"], *compared_measures(comparison["changed"])))
+    entries = [
+        f"<dt>{text(label_of(name))}</dt><dd>{text(MEANINGS[name])}</dd>" for name in used if name in MEANINGS
+    ]
+    if entries:
+        inside = "".join(entries)
+        yield Markup(f"<details><summary>What the words mean</summary><dl>{inside}</dl></details>")
+
+
+def _word(name: str) -> Markup:
+    """A measure's label, with what it means where one points at it."""
+    label = text(label_of(name))
+    return Markup(f'<abbr title="{text(MEANINGS[name])}">{label}</abbr>') if name in MEANINGS else label
+
+
+def _name(name: str) -> Markup:
+    """A layer's name, which may be broken after each of its dots."""
+    broken = text(name.removesuffix(".weight")).replace(".", ".<wbr>")
+    return Markup(f'<span class="layer" title="{text(name)}">{broken}</span>')

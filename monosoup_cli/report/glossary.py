@@ -1,0 +1,52 @@
+"""What the words of tables and pages mean, for somebody who has not read the paper."""
+
+from __future__ import annotations
+
+__all__ = ["MEANINGS", "WORDS"]
+
+MEANINGS = {
+    "rank": "How many directions the update of the layer can have: the shorter side of its matrix.",
+    "effective_rank": "How many directions the update really uses, from the entropy of its singular values.",
+    "k": "How many of the strongest directions make up the strong part of the update.",
+    "k_ratio": "The share of the directions that count as strong.",
+    "energy_high": "The share of the update's energy, its squared size, that the strong part holds.",
+    "rho": "The strongest direction of the weak part against the strongest of all: the square of the ratio of"
+    " their singular values.",
+    "cos_alpha": "The size of the weak part as a share of the size of the update, which is the cosine of the"
+    " angle between them. The paper calls it cos α.",
+    "lambda_high": "What the edit multiplies the strong part of the update by: 1 keeps it, 0 removes it.",
+    "lambda_low": "What the edit multiplies the weak part of the update by: 1 keeps it, 0 removes it.",
+    "equivalent_alpha": "How far the edit goes from the base (0) to the fine-tuned checkpoint (1): the α of"
+    " the plain interpolation that comes nearest to it.",
+    "anisotropy": "How far the edit is from that plain interpolation, as a share of the update. At 0, the"
+    " edit is one.",
+    "sigma_max": "The largest singular value of the update, in the units of the weights.",
+    "update_norm": "The size of the update: the norm of the difference between fine-tuned and base weights.",
+    "relative_update": "The size of the update as a share of the size of the base's weights. From about 1 on,"
+    " the base may be the wrong one.",
+    "cosine": "How alike the updates of the checkpoints are: 1 is the same direction, 0 is unrelated.",
+    "ratio": "How far Model Stock goes from the base (0) to the mean of the checkpoints (1).",
+    "clamped": "Whether the ratio was below 0, so that 0 was used.",
+    "alpha": "How far WiSE-FT goes from the base (0) to the fine-tuned checkpoint (1).",
+    "scale": "What LiNeS multiplies the update of the layer by: 1 keeps it, 0 leaves the base.",
+    "base_distance": "The size of the difference between the two bases, as a share of the size of the first.",
+    "overlap": "How alike the update and the difference between the two bases are: 1 is the same direction, 0"
+    " is unrelated.",
+    "factor_rank": "The rank of the adapter's two factors of the layer.",
+    "factor_error": "The share of the update, in size, that the adapter's factors leave out.",
+    "k_entropy": "The k of the rule --split entropy, which is the default.",
+    "k_energy_entropy": "The k of the rule --split energy-entropy.",
+    "k_noise": "The k of the rule --split noise: how many directions are stronger than noise would be.",
+    "rank_above_rounding": "How many directions are stronger than the error of rounding to the stored dtype.",
+}
+"""A sentence or two for every measure that has a label."""
+
+WORDS = {
+    "update": "What fine-tuning changed: the fine-tuned weights minus the base's.",
+    "strong and weak part": "The update of a layer is a sum of directions. The strongest of them are the"
+    " strong part, the others the weak part.",
+    "spectrum": "The singular values of the update, σ_i, largest first: how strong each of its directions is,"
+    " as a share of the strongest.",
+    "kept": "A tensor that the command left as fine-tuned, for the reason that is given.",
+}
+"""Words that are no measures."""

@@ -1,0 +1,49 @@
+"""HTML of pages without scripts: text that is escaped, lists, tables and bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from monosoup_cli.report.words import printable
+
+__all__ = ["Markup", "bar", "items", "table", "text"]
+
+
+class Markup(str):
+    """HTML that is put into a page as it is."""
+
+    __slots__ = ()
+
+
+def text(value: object, limit: int = 2000) -> Markup:
+    """Return a value as HTML; markup stays as it is."""
+    return value if isinstance(value, Markup) else Markup(escape(printable(value, limit)))
+
+
+def items(sentences: Sequence[str]) -> Markup:
+    """Return sentences as a list; nothing where there are none."""
+    inside = "".join(f"<li>{text(one)}</li>" for one in sentences)
+    return Markup(f'<ul class="sentences">{inside}</ul>' if inside else "")
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[object]]) -> Markup:
+    """Return a table that scrolls by itself where it is too wide. The first cell of a row is its heading."""
+    heads = "".join(f'<th scope="col">{text(one)}</th>' for one in head)
+    rows = "".join(
+        f'<tr><th scope="row">{text(row[0])}</th>'
+        + "".join(f'<td class="number">{text(cell)}</td>' for cell in row[1:])
+        + "</tr>\n"
+        for row in body
+    )
+    return Markup(
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+    )
+
+
+def bar(share: float, words: str) -> Markup:
+    """Return a bar that is filled to a share of its length, with words beside it."""
+    width = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+    return Markup(
+        f'<span class="bar"><i style="width: {width}"></i></span><span class="value">{text(words)}</span>'
+    )

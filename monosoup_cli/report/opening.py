@@ -1,0 +1,136 @@
+"""The first sentences of a page: what was done, to what, how much of the model it is, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from monosoup_cli.report.records import outputs_in
+from monosoup_cli.report.verdict import step_of
+from monosoup_cli.report.words import parameters, plural
+
+__all__ = ["REACH", "opening", "reach_of"]
+
+REACH = {"edit": "equivalent α", "wise": "WiSE α", "lines": "mean scale", "stock": "mean ratio"}
+"""What commands call how far an output is from the base."""
+OF_REACH = {"edit": "equivalent_alpha", "lines": "scale", "stock": "ratio"}
+
+
+def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | None:
+    """Return how far an output is from the base (0) to the fine-tuned weights (1), on average over layers.
+
+    Args:
+        report: The report.
+        output: One of its outputs, with the `summary`; or the report itself.
+
+    Returns:
+        The reach; None where nothing is edited, or where the command has none.
+    """
+    arguments = {**report["arguments"], **output.get("arguments", {})}
+    if report["command"] == "wise":
+        alpha = arguments.get("alpha")
+        return float(alpha) if isinstance(alpha, (int, float)) else None
+    mean = output["summary"]["means"].get(OF_REACH.get(report["command"], ""))
+    return None if mean is None else float(step_of({"arguments": arguments}) * mean)
+
+
+def opening(report: Mapping[str, Any]) -> list[str]:
+    """Return the first sentences of a report's page."""
+    command, wrote = report["command"], outputs_in(report)
+    summary = (wrote[0] if "outputs" in report else report)["summary"]
+    if "search" in report:
+        what = _search(report)
+    else:
+        what = DONE[command](report) if command in DONE else f"{command} made this from {_finetuned(report)}"
+    several = f", as {plural(len(wrote), 'checkpoint')}" if len(wrote) > 1 else ""
+    of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
+    counted = f"{summary['edited']:,} of {plural(summary['tensors'], 'tensor')}, {of_all}"
+    did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "changed")
+    return [f"{what}{several}.", f"It {did} {counted}.", *_meaning(report, wrote, summary)]
+
+
+def _meaning(
+    report: Mapping[str, Any], wrote: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> list[str]:
+    command, means = report["command"], summary["means"]
+    reaches = [reach_of(report, one) for one in (wrote if "outputs" in report else [report])]
+    known = [reach for reach in reaches if reach is not None]
+    meant = []
+    if command in ("edit", "inspect-spectrum") and len(wrote) < 2 and means.get("lambda_high") is not None:
+        would = "would keep" if command == "inspect-spectrum" else "keeps"
+        meant.append(
+            f"On average over the layers, the edit {would} {means['lambda_high']:.0%} of the strong part of"
+            f" an update and {means['lambda_low']:.0%} of its weak part."
+        )
+    if known and command in REACH:
+        low, high = min(known), max(known)
+        far = f"{low:.0%} to {high:.0%}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.0%}"
+        reach = f"{low:.2f} to {high:.2f}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f}"
+        them = "The results lie" if len(known) > 1 else "The result lies"
+        target = "mean of the fine-tuned checkpoints" if _is_mean(report) else "fine-tuned weights"
+        meant.append(f"{them} {far} of the way from the base to the {target} ({REACH[command]} {reach}).")
+    if means.get("factor_error") is not None:
+        meant.append(f"The adapter leaves out {means['factor_error']:.1%} of an update, on average.")
+    return meant
+
+
+def _update(report: Mapping[str, Any]) -> str:
+    return f"what fine-tuning changed from {_base(report)} to {_finetuned(report)}"
+
+
+def _sources(report: Mapping[str, Any], role: str) -> list[str]:
+    return [PurePath(one["source"]).name or one["source"] for one in report["inputs"] if one["role"] == role]
+
+
+def _is_mean(report: Mapping[str, Any]) -> bool:
+    return len(_sources(report, "finetuned")) > 1
+
+
+def _finetuned(report: Mapping[str, Any]) -> str:
+    names = _sources(report, "finetuned")
+    return names[0] if len(names) == 1 else f"the mean of {plural(len(names), 'checkpoint')}"
+
+
+def _base(report: Mapping[str, Any]) -> str:
+    return next(iter(_sources(report, "base")), "its base")
+
+
+def _chosen(report: Mapping[str, Any], how: str) -> str:
+    members, of = report["selection"]["members"], plural(len(report["selection"]["order"]), "checkpoint")
+    if len(members) == 1:
+        return f"{PurePath(members[0]).name} alone, of {of}, {how}"
+    return f"the mean of {len(members)} of {of}, {how}"
+
+
+def _soup(report: Mapping[str, Any]) -> str:
+    if "selection" in report:
+        return f"A greedy soup: {_chosen(report, 'chosen by their scores')}"
+    return f"A model soup: {_finetuned(report)}"
+
+
+def _search(report: Mapping[str, Any]) -> str:
+    search = report["search"]
+    tried, chosen = plural(len(search["candidates"]), "candidate"), search["chosen"]
+    return f"A search tried {tried} between {_base(report)} and {_finetuned(report)}, and chose {chosen}"
+
+
+DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "edit": lambda report: f"MonoSoup edited {_update(report)}",
+    "inspect-spectrum": lambda report: (
+        f"This is what MonoSoup's edit would do to {_update(report)}; nothing was written"
+    ),
+    "stock": lambda report: f"Model Stock moved from {_base(report)} towards {_finetuned(report)}",
+    "soup": _soup,
+    "sfgs": lambda report: f"A soup: {_chosen(report, 'chosen by how alike their updates are')}",
+    "wise": lambda report: f"WiSE-FT interpolated between {_base(report)} and {_finetuned(report)}",
+    "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
+    "merge": lambda report: (
+        f"{plural(len(_sources(report, 'finetuned')), 'LoRA adapter')} merged into {_base(report)}"
+    ),
+    "extract": lambda report: f"A LoRA adapter that approximates {_update(report)}",
+    "transplant": lambda report: (
+        f"Task arithmetic added {_update(report)} to {next(iter(_sources(report, 'onto')), 'another base')}"
+    ),
+}
+"""What each command did, without the full stop."""

@@ -1,0 +1,40 @@
+"""What hints on wrong command lines lead to."""
+
+from __future__ import annotations
+
+from tests.hints.table import Trial, follows
+
+
+@follows("cli/usage.py", "too many arguments")
+def an_argument_too_many(at: Trial) -> None:
+    at.refused("info", at.base, at.finetuned)
+    assert "`monosoup info X [OPTIONS]`" in at.hint
+    at.works("info", at.base)
+
+
+@follows("cli/usage.py", "^…; the usage is")
+def a_missing_option(at: Trial) -> None:
+    at.refused("wise", at.base, at.finetuned, "-o", at.out)
+    assert "`monosoup wise BASE FINETUNED... -o OUT --alpha A [OPTIONS]`" in at.hint
+    assert at.run("wise", "--help").code == 0
+    at.loads("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5")
+
+
+@follows("cli/usage.py", "^…; did you mean")
+def an_option_that_is_nearly_one(at: Trial) -> None:
+    at.refused(*at.edit, "--dtyp", "float16")
+    (option,) = at.options()
+    at.loads(*at.edit, option, "float16")
+
+
+@follows("cli/usage.py", "there is no command …; did you mean")
+def a_command_that_is_nearly_one(at: Trial) -> None:
+    at.look(at.run("edti", *at.edit[1:]))
+    assert "did you mean edit?" in at.hint
+    at.loads(*at.edit)
+
+
+@follows("cli/usage.py", "lists them")
+def a_command_that_is_none(at: Trial) -> None:
+    at.look(at.run("xyz"))
+    assert "  edit " in at.works("--help").out

@@ -1,0 +1,119 @@
+"""The steps of action.yml, run by bash with the environment that the runner gives them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+STEPS = {step.get("id", "install"): step for step in ACTION["runs"]["steps"]}
+NAME = "a b; $(touch hacked) `touch hacked`.safetensors"
+
+
+class Done(NamedTuple):
+    code: int
+    log: str
+    outputs: str
+    summary: str
+
+
+@pytest.fixture
+def act(tmp_path):
+    """Runs the step that runs monosoup, as the runner does."""
+    command = tmp_path / "temp" / "monosoup" / "bin" / "monosoup"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m monosoup_cli "$@"\n')
+    command.chmod(0o755)
+
+    def act(**given: str) -> Done:
+        inputs = {name: str(one.get("default", "")) for name, one in ACTION["inputs"].items()} | given
+        step, files = STEPS["run"], [tmp_path / "outputs", tmp_path / "summary"]
+        for file in files:
+            file.write_text("")
+        env = os.environ | {"PYTHONPATH": str(ROOT), "RUNNER_TEMP": str(tmp_path / "temp")}
+        env |= {"GITHUB_OUTPUT": str(files[0]), "GITHUB_STEP_SUMMARY": str(files[1])}
+        env |= {name: replaced(text, inputs) for name, text in step["env"].items()}
+        words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        folder = tmp_path / replaced(step["working-directory"], inputs)
+        done = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True)
+        assert done.stderr == ""
+        return Done(done.returncode, done.stdout, *(file.read_text() for file in files))
+
+    return act
+
+
+def replaced(text: str, inputs: dict[str, str]) -> str:
+    """What the runner makes of `${{ inputs.… }}`."""
+    return re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: inputs[found[1]], text)
+
+
+def pair(folder, base, finetuned, size):
+    """A base whose layer is named as the runner's commands are, and its update of this size."""
+    generator = torch.Generator().manual_seed(0)
+    weights, update = (torch.randn(24, 16, generator=generator) for _ in range(2))
+    folder.mkdir(exist_ok=True)
+    save_file({"::error::<b>": weights}, folder / base)
+    save_file({"::error::<b>": weights + size * update}, folder / finetuned)
+
+
+def test_a_run_with_doubts(act, tmp_path):
+    """A path that a shell would run, a base of another model, and a name that the runner would obey."""
+    pair(tmp_path / "models", NAME, "ft.safetensors", 3.0)
+    done = act(command=f"edit '{NAME}' ft.safetensors", output="my out", **{"working-directory": "models"})
+    assert done.code == 0, done.log
+    assert (tmp_path / "models" / "my out" / "model.safetensors").is_file()
+    assert not list(tmp_path.rglob("hacked"))
+    assert done.outputs.splitlines()[1:2] == ["my out/monosoup_report.json"]
+    assert "is BASE the model that was fine-tuned?" in done.summary
+    assert done.summary.startswith("<pre>\nin doubt: the updates are as large as the weights")
+    assert "::error::&lt;b>" in done.summary
+    first, *shown, last = done.log.splitlines()
+    assert first.startswith("::stop-commands::")
+    assert last == f"::{first.removeprefix('::stop-commands::')}::"
+    assert any(line.startswith("wrote") for line in shown)
+
+
+def test_a_run_into_a_file(act, tmp_path):
+    pair(tmp_path, "base.safetensors", "ft.safetensors", 0.1)
+    done = act(command="edit base.safetensors ft.safetensors", output="out.safetensors")
+    assert (done.code, done.outputs.splitlines()[1:2]) == (0, ["out.report.json"]), done.log
+    assert "in doubt" not in done.summary
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("edit missing.safetensors ft.safetensors", 1, "error: missing.safetensors: no such file or folder"),
+        ("edit --frobnicate", 2, "No such option"),
+        ("info 'missing", 1, "error: the input command: No closing quotation"),
+    ],
+)
+def test_a_run_that_fails(act, command, code, says):
+    done = act(command=command, output="out")
+    assert (done.code, done.outputs) == (code, "")
+    assert says in done.log
+    assert says in done.summary
+
+
+def test_inputs_reach_a_script_as_variables_only():
+    """What `${{ … }}` puts into a script would be run."""
+    assert [name for name, step in STEPS.items() if "${{" in step["run"]] == []
+    used = " ".join(
+        text for step in STEPS.values() for text in (*step["env"].values(), step.get("working-directory", ""))
+    )
+    assert set(re.findall(r"inputs\.([\w-]+)", used)) == set(ACTION["inputs"])
+
+
+def test_the_action_and_the_image_install_with_the_same_uv():
+    found = {
+        re.search(r"uv==([\d.]+)", (ROOT / name).read_text())[1] for name in ("action.yml", "Dockerfile")
+    }
+    assert len(found) == 1
