@@ -23,7 +23,8 @@ $(VENV)/installed: pyproject.toml .ci/constraints.txt
 	$(INSTALL) -e '.[dev,docs]'
 	@touch $@
 
-$(VENV)/demo-installed: $(VENV)/installed
+$(VENV)/demo-installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[demo]'
 	@touch $@
 

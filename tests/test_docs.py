@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def test_examples_are_found():
 def test_examples_in_python_compile(page):
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         compile(code, page.name, "exec")
+
+
+def test_the_demo_installs_what_it_needs_and_no_more(tmp_path):
+    made = subprocess.run(
+        ["make", "-n", "demo", f"VENV={tmp_path}/venv"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.findall(r"-e '(.*)'", made.stdout) == [".[demo]"]
 
 
 def test_the_readme_links_to_files_that_exist():

@@ -122,8 +122,10 @@ def _noting_what_is_left(planned: Planned, console: Console) -> Iterator[None]:
     try:
         yield
     except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
-        if planned.destination.is_unfinished:
-            console.note("note: rerun the command with --resume to continue from here")
+        destination = planned.destination
+        if destination.is_unfinished:
+            both = " (beside its --overwrite)" if destination.options.overwrite else ""
+            console.note(f"note: rerun the command with --resume{both} to continue from here")
         raise
 
 

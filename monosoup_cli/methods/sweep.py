@@ -36,10 +36,10 @@ class Sweep:
 
     @classmethod
     def parse(cls, option: str, numbers: Numbers | None) -> Sweep:
-        """Parse what the user wrote; the stop of start:stop:step is included where a step meets it.
+        """Parse what the user wrote; the stop of start:stop:step is included.
 
         Raises:
-            UsageError: Something is not a finite number, or a value appears twice.
+            UsageError: Something is not a finite number, a value appears twice, or no step meets the stop.
         """
         try:
             if numbers is None:
@@ -47,7 +47,7 @@ class Sweep:
             if isinstance(numbers, (int, float)):
                 return cls(option, (_decimal(numbers),), False)
             if isinstance(numbers, str) and ":" in numbers:
-                return cls(option, _steps(numbers), True)
+                return cls(option, _steps(option, numbers), True)
             parts = numbers.split(",") if isinstance(numbers, str) else numbers
             values = [_decimal(part) for part in parts]
         except (DecimalException, ValueError):
@@ -85,13 +85,20 @@ def _decimal(text: str | float) -> Decimal:
     return value
 
 
-def _steps(text: str) -> list[Decimal]:
+def _steps(option: str, text: str) -> list[Decimal]:
     start, stop, step = (_decimal(part) for part in text.split(":"))
     if step <= 0 or stop < start:
-        raise UsageError("step must be positive and stop ≥ start", found=repr(text))
-    if (stop - start) / step >= MAX_VALUES:
-        raise UsageError("too many values", expected=f"at most {MAX_VALUES:,}", found=repr(text))
-    return [start + number * step for number in range(int((stop - start) / step) + 1)]
+        raise UsageError(f"--{option} needs a positive step, and a stop ≥ start", found=repr(text))
+    count = int((stop - start) / step) + 1
+    if count > MAX_VALUES:
+        expected = f"at most {MAX_VALUES:,}"
+        raise UsageError(f"--{option} has too many values", expected=expected, found=repr(text))
+    values = [start + number * step for number in range(count)]
+    if values[-1] != stop:
+        met = ":".join(f"{value.normalize():f}" for value in (start, values[-1], step))
+        hint = f"{met} ends with the last step"
+        raise UsageError(f"--{option} has no step that meets {stop}", found=repr(text), hint=hint)
+    return values
 
 
 def combine(*options: Sweep) -> Iterator[tuple[str, dict[str, float], list[float | None]]]:

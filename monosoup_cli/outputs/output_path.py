@@ -110,9 +110,11 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _check_replaceable(output: Path, *, overwrite: bool, resume: bool) -> None:
-    if resume and not overwrite and unfinished_run(output):
+    if not overwrite and unfinished_run(output):
         raise OutputExistsError(
-            "what is resumed would replace this output", path=output, hint="pass --overwrite as well"
+            "an interrupted run left work that would replace this output",
+            path=output,
+            hint="pass --overwrite --resume to go on with it, or --overwrite to start over",
         )
     if resume and not overwrite:
         raise OutputExistsError("the output is complete: there is nothing to resume", path=output)

@@ -13,6 +13,7 @@ import typer
 from safetensors.torch import load_file, save_file
 
 from monosoup_cli.cli.app import app, main
+from tests import warm
 
 MODULE = [sys.executable, "-m", "monosoup_cli"]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -271,3 +272,18 @@ def test_a_locale_without_utf8_and_names_that_are_none(pair, tmp_path):
         found = shell('"$@"', *MODULE, *words, **locale)
         assert found.returncode == (2 if words[0] == "edit" else 0), found
         assert b"Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_an_interrupted_run_says_how_to_go_on(pair, tmp_path, options):
+    out = tmp_path / "out"
+    if options:
+        out.mkdir()
+    interrupt = "kill -INT $PPID; sleep 60; : {}"
+    command = ["edit", *map(str, pair), "-o", str(out), *options]
+    ended = warm.run([*command, "--score", interrupt], dict(os.environ))
+    beside = " (beside its --overwrite)" if options else ""
+    assert ended.returncode == 130
+    assert f"note: rerun the command with --resume{beside} to continue from here\n" in ended.stderr
+    again = warm.run([*command, "--score", "echo 1; : {}", "--resume"], dict(os.environ))
+    assert again.returncode == 0, again.stderr

@@ -228,14 +228,16 @@ def a_report_that_exists(at: Trial) -> None:
     at.loads(*at.edit, "--report", at.tmp / "another.json")
 
 
-@follows("outputs/output_path.py", "pass --overwrite as well")
+@follows("outputs/output_path.py", "pass --overwrite --resume")
 def work_that_was_to_replace_the_output(at: Trial) -> None:
     at.works(*at.edit)
     command = folders(at, 2 * LIMIT)
     with full_disk():
         assert at.run(*command, "--overwrite").code == 1
-    at.refused(*command, "--resume")
-    at.loads(*command, "--resume", *at.options())
+    for options in ([], ["--resume"]):
+        at.refused(*command, *options)
+        assert "or --overwrite to start over" in at.hint
+    at.loads(*command, *at.options(0), *at.options(1))
 
 
 @follows("outputs/open_files.py", "what is still there is kept")

@@ -38,3 +38,12 @@ def a_command_that_is_nearly_one(at: Trial) -> None:
 def a_command_that_is_none(at: Trial) -> None:
     at.look(at.run("xyz"))
     assert "  edit " in at.works("--help").out
+
+
+@follows("methods/sweep.py", "ends with the last step")
+def a_sweep_that_misses_its_end(at: Trial) -> None:
+    command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha")
+    at.refused(*command, "0:1:0.4")
+    at.loads(*command, at.blanks[0].split()[-1])
+    made = {one.name for one in at.out.iterdir() if one.is_dir()}
+    assert made == {"alpha-0", "alpha-0.4", "alpha-0.8"}
