@@ -127,7 +127,7 @@ def told_by(verdict: Mapping[str, Any]) -> list[str]:
     """Return the measures that the sentences of a verdict are about, those of its findings last."""
     told = ["equivalent_alpha"] if verdict["interpolation"] else []
     told += ["relative_update"] if verdict.get("size") else []
-    told += [measure for each in verdict["findings"] for measure in TOLD.get(each["kind"], ())]
+    told += [measure for each in verdict["findings"] for measure in TOLD.get(str(each.get("kind")), ())]
     return list(dict.fromkeys(told))
 
 
