@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -123,7 +123,7 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     elif display.format == "csv":
         display.console.data(as_csv(chosen))
     else:
-        _show_table(report, rows, chosen, words, {*told_by(verdict), display.view.key}, display)
+        _show_table(report, rows, chosen, words, [*told_by(verdict), display.view.key], display)
     if display.format != "json" and display.view.lacks(chosen):
         display.console.note(f"note: no layer here has {display.view.sort}, so the rows are not sorted")
     if display.html is not None:
@@ -144,7 +144,7 @@ def _show_table(
     rows: Sequence[Row],
     chosen: Sequence[Row],
     words: Sequence[str],
-    told: Collection[str],
+    told: Sequence[str],
     display: Display,
 ) -> None:
     from monosoup_cli.report.files import OF_SEVERAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
@@ -66,18 +66,19 @@ def short(value: Any) -> str:
     return str(value) if isinstance(value, (int, str)) else f"{value:.3g}"
 
 
-def layers_table(rows: Sequence[Row], width: int | None, told: Collection[str] = ()) -> str:
+def layers_table(rows: Sequence[Row], width: int | None, told: Sequence[str] = ()) -> str:
     """Draw a table with a line per layer.
 
     Args:
         rows: The layers.
         width: Cells in a line of the terminal; None for a pipe, which gets all columns and full names.
-        told: The measures that a sentence is about, whose columns stay as long as they can.
+        told: The measures that sentences are about, the most important last. Their columns stay as long as
+            they can.
     """
     return "".join(f"{line}\n" for line in _fitted(rows, width, told)[0])
 
 
-def notes_on_table(rows: Sequence[Row], width: int | None, told: Collection[str] = ()) -> list[str]:
+def notes_on_table(rows: Sequence[Row], width: int | None, told: Sequence[str] = ()) -> list[str]:
     """Return what to know of the table with these rows: the scale of the spectra, and what it leaves out."""
     spectra = [row["spectrum"] for row in rows if row.get("spectrum")]
     scale = f"spectrum: σ_i/σ_1 on a log scale, from 1 (█) down to {floor_of(spectra):g} (▁)"
@@ -88,7 +89,7 @@ def notes_on_table(rows: Sequence[Row], width: int | None, told: Collection[str]
     ]
 
 
-def _fitted(rows: Sequence[Row], width: int | None, told: Collection[str]) -> tuple[list[str], list[str]]:
+def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tuple[list[str], list[str]]:
     """The lines of a table, and the labels of the columns that it leaves out."""
     from rich.cells import cell_len
 
@@ -115,7 +116,7 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Collection[str]) -> tu
     if width is not None:
         unknown = [name for name in measures_in(rows) if name not in LABELS]
         first = [name for name in (*unknown, *DISPENSABLE) if name not in told]
-        last = ["cos_alpha", *(name for name in DISPENSABLE if name in told), "k"]
+        last = [*({"cos_alpha"} - {*told}), *told, "k"]
         for name, least in [*((name, MIN_NAME) for name in first), *((name, LEAST_NAME) for name in last)]:
             if room() < min(widest, least):
                 widths.pop(name, None)

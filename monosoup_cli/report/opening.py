@@ -56,8 +56,13 @@ def _meaning(
     command, means = report["command"], summary["means"]
     reaches = [reach_of(report, one) for one in (wrote if "outputs" in report else [report])]
     known = [reach for reach in reaches if reach is not None]
+    known_means = {name for name, mean in means.items() if mean is not None}
     meant = []
-    if command in ("edit", "inspect-spectrum") and len(wrote) < 2 and means.get("lambda_high") is not None:
+    if (
+        command in ("edit", "inspect-spectrum")
+        and len(wrote) < 2
+        and {"lambda_high", "lambda_low"} <= known_means
+    ):
         would = "would keep" if command == "inspect-spectrum" else "keeps"
         meant.append(
             f"On average over the layers, the edit {would} {means['lambda_high']:.0%} of the strong part of"

@@ -54,8 +54,9 @@ def selection_table(selection: Mapping[str, Any]) -> RenderableType:
     )
     if "trials" in selection:
         trials = [(trial["candidate"], trial["score"], trial["joined"]) for trial in selection["trials"]]
-        alone = {one["source"]: one["score"] for one in selection["scores"]}
-        return Group(trials_table(trials, alone=alone), Text(""), members)
+        alone = {one["source"]: one["score"] for one in selection.get("scores", ())}
+        has_all = all(source in alone for source, *_ in trials)
+        return Group(trials_table(trials, alone=alone if has_all else None), Text(""), members)
     number_of = {source: number for number, source in enumerate(selection["candidates"], start=1)}
     decisions = grid("", "", "similarity", "", show_header=True)
     decisions.columns[1].justify = decisions.columns[3].justify = "left"

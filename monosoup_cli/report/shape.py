@@ -141,6 +141,7 @@ REPORT = {
     "selection?": {
         "order": [str],
         "members": [str],
+        "scores?": [{"source": str, "score": NUMBER}],
         "candidates?": [str],
         "layers?": int,
         "similarity?": [[NUMBER]],

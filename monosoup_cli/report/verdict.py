@@ -130,11 +130,12 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     return [each["sentence"] for each in (*verdict["findings"], *whole) if each]
 
 
-def told_by(verdict: Mapping[str, Any]) -> set[str]:
-    """Return the measures that the sentences of a verdict are about."""
-    told = {measure for each in verdict["findings"] for measure in TOLD.get(each["kind"], ())}
-    told |= {"relative_update"} if verdict.get("size") else set()
-    return told | ({"equivalent_alpha"} if verdict["interpolation"] else set())
+def told_by(verdict: Mapping[str, Any]) -> list[str]:
+    """Return the measures that the sentences of a verdict are about, those of its findings last."""
+    told = ["equivalent_alpha"] if verdict["interpolation"] else []
+    told += ["relative_update"] if verdict.get("size") else []
+    told += [measure for each in verdict["findings"] for measure in TOLD.get(str(each.get("kind")), ())]
+    return list(dict.fromkeys(told))
 
 
 def findings(

@@ -388,6 +388,31 @@ def test_rows_are_chosen(run, files, reports, command, options, expected):
     assert [columns(row)[0] for row in table_of(out)[1] if not row.endswith("shown")] == expected
 
 
+def test_a_dry_run_and_a_table_stand_in_depth(run, files, reports, tmp_path):
+    """Embedding, blocks, norm, head. The JSON has the order of the file: the head first."""
+    words = ["edit", *files[:2], "-o", tmp_path / "out", "--dry-run"]
+    shown = [line.split()[0] for line in run(*words).out.partition("\n\n")[0].splitlines()]
+    in_file = [layer["name"] for layer in json.loads(run(*words, "--format", "json").out)["layers"]]
+    assert in_file == sorted(shown)
+    assert shown != in_file
+    assert [shown[0], *shown[-2:]] == ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    blocks = [int(re.search(r"layers\.(\d+)", name)[1]) for name in shown[1:-2]]
+    assert blocks == sorted(blocks)
+    table = [columns(row)[0].partition("[")[0] for row in table_of(run("report", reports["inspect"]).out)[1]]
+    assert list(dict.fromkeys(table)) == [name for name in shown if name != "model.norm.weight"]
+
+
+def test_the_column_that_sorts_is_there(reports):
+    """Even where a narrow terminal would leave it out."""
+    for measure, label in (("sigma_max", "σ_1"), ("cos_low", "cos low"), ("anisotropy", "anisotropy")):
+        _, seen, _ = in_a_terminal(["report", reports["inspect"], "--sort", measure], 80)
+        heading, *table = without_codes(seen[: seen.index("\n\n")]).splitlines()
+        at = columns(heading).index(label)
+        values = [float(columns(line)[at]) for line in table]
+        assert values == sorted(values, reverse=True)
+        assert len(values) > 5
+
+
 def test_the_largest_stand_first(run, reports):
     report = json.loads(reports["inspect"].read_text())
     rows = sorted(filter(lambda row: row["k"], rows_of(report)), key=lambda row: row["relative_update"])

@@ -18,6 +18,7 @@ from monosoup_cli.report.layers import as_csv, floor_of, hidden_note, layers_tab
 from monosoup_cli.report.measures import ALIASES, LABELS
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.view import View
+from monosoup_cli.report.words import name_parts, shortened
 from tests.cli.test_names import NAMES
 
 EXPERTS = "model.layers.1.mlp.experts.down_proj"
@@ -201,6 +202,37 @@ def test_groups_are_chosen_and_sorted_like_layers(rows):
     assert hidden_note(2, rows, view) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("model.layers.10.self_attn.q_proj", 32, "model.layers.10.self_attn.q_proj"),
+        ("model.layers.10.self_attn.q_proj", 31, "…10.self_attn.q_proj"),
+        ("model.layers.10.self_attn.q_proj", 20, "…10.self_attn.q_proj"),
+        ("model.layers.10.self_attn.q_proj", 16, "…10.…attn.q_proj"),
+        ("model.layers.10.self_attn.q_proj", 8, "….q_proj"),
+        ("10.self_attn.q_proj", 12, "10.…n.q_proj"),
+        ("model.embed_tokens", 10, "…ed_tokens"),
+        ("層.10.重み重み", 9, "…10.…重み"),
+    ],
+)
+def test_a_name_that_is_too_wide_keeps_its_block_and_its_end(name, width, expected):
+    assert shortened(name, width) == expected
+    assert cell_len(expected) <= width
+
+
+def test_the_parts_of_a_name_are_the_name():
+    for name in [
+        *(name for name, _ in NAMES.values()),
+        EXPERTS,
+        f"{EXPERTS}[1]",
+        "a.0.b.1.weight",
+        ".weight",
+        "1.",
+    ]:
+        assert "".join(name_parts(name)) == name
+    assert name_parts(f"{EXPERTS}[1]") == ("model.layers.", "1.", "mlp.experts.", "down_proj[1]", "")
+
+
 def test_a_sparkline_has_a_bar_for_every_height():
     steps = [0.01 ** (step / 7) for step in range(8)]
     assert sparkline(steps, 8, 0.01) == "█▇▆▅▄▃▂▁"  # on a log scale
@@ -260,9 +292,9 @@ def test_what_a_sentence_is_about_stays(inspect):
     shown = View().rows(inspect(1, blocks=10))
     label = "‖Δ‖/‖W0‖"
     assert label not in columns(drawn(shown, 80)[0])
-    assert label in columns(layers_table(shown, 80, {"relative_update"}).splitlines()[0])
-    assert label not in " ".join(notes_on_table(shown, 80, {"relative_update"}))
-    names = [columns(line)[0] for line in layers_table(shown, 80, {"relative_update"}).splitlines()]
+    assert label in columns(layers_table(shown, 80, ["relative_update"]).splitlines()[0])
+    assert label not in " ".join(notes_on_table(shown, 80, ["relative_update"]))
+    names = [columns(line)[0] for line in layers_table(shown, 80, ["relative_update"]).splitlines()]
     assert len(set(names)) == len(names)
     assert "…7.…experts.down_proj[1]" in names
 

@@ -59,7 +59,7 @@ function outputs(made) {
     made.map(({ summary }) => short(summary.means[name])))
     && made.some(({ summary }, at) => summary.means[name] !== reaches[at]));
   const scored = Object.keys(made[0].scores ?? {});
-  const best = new Map(scored.map((name) => [name, Math.max(...made.map(({ scores }) => scores[name]))]));
+  const best = new Map(scored.map((name) => [name, Math.max(...made.map(({ scores }) => scores?.[name]))]));
   const isUneven = differs(made.map(({ summary }) => summary.edited));
   const top = Math.max(1, ...reaches.map((reach) => reach ?? 0));
   const isPlaced = reaches.some((reach) => reach !== null);
@@ -74,8 +74,8 @@ function outputs(made) {
       element("th", { scope: "row", title: path }, path.split("/").pop()),
       ...(isPlaced ? [element("td", {}, ...bar(reaches[at], top))] : []),
       ...scored.map((name) => {
-        const cell = number(scores[name]);
-        if (made.length > 1 && scores[name] === best.get(name)) cell.append(element("span", { className: "best" }, " best"));
+        const cell = number(scores?.[name]);
+        if (made.length > 1 && scores?.[name] === best.get(name)) cell.append(element("span", { className: "best" }, " best"));
         return cell;
       }),
       ...names.map((name) => number(summary.means[name])),
@@ -87,7 +87,7 @@ function outputs(made) {
 }
 
 /* The trials of a greedy soup: every candidate's score alone, and with those that had joined. */
-function trials({ scores: singly, trials: tried }) {
+function trials({ scores: singly = [], trials: tried }) {
   const alone = new Map(singly.map(({ source, score }) => [source, score]));
   const head = [heading("candidate"), heading("alone", "number"), heading("with members", "number"), heading("")];
   return element("div", { className: "scroll" }, table(head, tried.map(({ candidate, score, joined }) => [
