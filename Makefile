@@ -11,7 +11,7 @@ SPHINX = PYTHONDONTWRITEBYTECODE=1 $(BIN)/sphinx-build -b html -n -W --keep-goin
 OUTSIDE := '(<(script|link|img|iframe)[^>]+(src|href)=.?|url\(.?|@import .?)(https?:)?//[^ >]*'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: help install demo test test-cuda test-cards test-macos test-slow test-mutants fuzz lint types docs docs-check check bench evidence fmt build audit release-check clean
+.PHONY: help install demo test test-cuda test-cards test-macos test-slow test-again test-mutants fuzz lint types docs docs-check check bench evidence fmt build audit release-check clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -44,8 +44,11 @@ test-macos: install  ## Run the core of the tests without the calls that Python 
 	$(ONE_THREAD) MONOSOUP_SYSTEM=macos PYTHONPATH="$(CURDIR)/tests/macos:$(CURDIR)" $(BIN)/python -m pytest -q \
 		-n auto --dist loadscope $(MACOS_CORE)
 
-test-slow: install  ## Run the tests that take minutes: many faults, many seeds
-	$(ONE_THREAD) $(BIN)/python -m pytest -m thorough -n auto
+test-slow: install $(VENV)-mergekit/installed  ## Run the tests that take minutes: many faults, many seeds, mergekit
+	$(ONE_THREAD) MERGEKIT="$(CURDIR)/$(VENV)-mergekit" $(BIN)/python -m pytest -m thorough -n auto
+
+test-again: install  ## Run all tests, and make every output that they make again from its report
+	$(ONE_THREAD) $(BIN)/python -m pytest --again -n auto --dist loadscope
 
 test-mutants: install  ## Break the code for cards in many ways, and see that the tests notice each
 	$(ONE_THREAD) $(BIN)/python -m tests.card.mutants

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import monosoup_cli
 from monosoup_cli.cli.app import main
 from monosoup_cli.cli.writing import WRITING
+from tests import again
 from tests.card import install as card
 from tests.card.state import STATE
 
@@ -38,16 +39,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("emulated cards", "CUDA cards in software, where torch has no CUDA (tests/card)")
     group.addoption("--cards", type=int, default=0, metavar="N", help="run on N emulated cards")
     group.addoption("--card-when", choices=("late", "early", "random"), default="late", help="when they work")
+    parser.addoption(
+        "--again", action="store_true", help="make every output again from its report (tests/again.py)"
+    )
     group.addoption("--card-seed", type=int, default=0, metavar="N", help="for --card-when random")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Install the cards before tests are collected. A real card takes the place of an emulated one."""
+    if config.getoption("--again"):
+        again.install()
     count = config.getoption("--cards")
     if count and torch.version.cuda is None:
         import bitsandbytes  # noqa: F401 (later, it would look for the kernels of a real card)
 
         card.install(count, when=config.getoption("--card-when"), seed=config.getoption("--card-seed"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for what, count in sorted(again.COUNTS.items()):
+        terminalreporter.write_line(f"made again: {count} of {what}")
 
 
 def pytest_runtest_teardown() -> None:

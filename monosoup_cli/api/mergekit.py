@@ -67,7 +67,10 @@ def _refuse_others(given: Mapping[str, Any], known: set[str], what: str) -> None
 def _linear(
     content: Mapping[str, Any], models: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Σ w_i W_i / Σ w_i, which is a soup with weights."""
+    """Σ w_i W_i / Σ w_i, which is a soup with weights.
+
+    With negative ones it is no mean, but W_1 + Σ w_i (W_i − W_1) / Σ w_i: a transplant onto the first model.
+    """
     _refuse_others(parameters, {"normalize", "weight"}, "parameters")
     sources, weights = _weighed(models, parameters)
     if content.get("base_model") not in (None, *sources):
@@ -81,14 +84,20 @@ def _linear(
             found=sum(weights),
             hint="scale them, or merge with mergekit and use the result as an input here",
         )
-    return {"command": "soup", "finetuned": sources, "weights": weights}
+    if min(weights) >= 0.0:
+        return {"command": "soup", "finetuned": sources, "weights": weights}
+    total, (first, *others) = sum(weights), sources
+    if abs(total) < NO_WEIGHT:
+        raise UsageError("the weights of linear sum to 0, by which they are divided", found=weights)
+    scales = [weight / total for weight in weights[1:]]
+    return {"command": "transplant", "base": first, "finetuned": others, "onto": first, "scale": scales}
 
 
 def _arithmetic(
     content: Mapping[str, Any], models: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
     """W_0 + λ Σ w_i (W_i − W_0), over Σ w_i if normalised: a transplant onto the base itself."""
-    _refuse_others(parameters, {"normalize", "weight", "lambda"}, "parameters")
+    _refuse_others(parameters, {"normalize", "weight", "lambda", "int8_mask"}, "parameters")  # it has no mask
     base = _base(content)
     sources, weights = _weighed([one for one in models if one.get("model") != base], parameters)
     scale = _number(parameters.get("lambda", 1.0), "lambda")

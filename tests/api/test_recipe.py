@@ -205,6 +205,14 @@ def test_linear_is_a_weighted_mean(here, run):
     assert run("run", recipe(exact), "-o", "exact").code == 0
 
 
+def test_linear_with_negative_weights_is_no_mean_and_still_their_sum(here, run):
+    assert run("run", recipe(config("linear", weight=(0.6, -0.9))), "-o", "out").code == 0
+    one, two = (load_file(f"ft{n}.safetensors") for n in (1, 2))
+    for name, found in weights("out").items():
+        expected = (0.6 * one[name].double() - 0.9 * two[name].double()) / -0.3
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("parameters", "factor"), [({}, 1), ({"lambda": 0.5}, 0.5), ({"normalize": True}, 1 / 0.9)]
 )
@@ -247,6 +255,7 @@ REFUSED = {
     "a huge weight": (config("linear", weight=(10**17, float("inf"))), "weight must be a number"),
     "normalize as text": (config("linear", parameters={"normalize": "false"}), "must be true or false"),
     "a base to average": (config("linear", base_model="base.safetensors"), "averages it, too"),
+    "a sum of 0": (config("linear", weight=(1, -1)), "the weights of linear sum to 0"),
     "a template": ({**config("linear"), "chat_template": "x"}, "does not do: chat_template"),
     "twice": ({**STEPS["steps"][1], "min_update": 0, "min-update": 0}, "is there twice"),
     "an output elsewhere": ({**STEPS["steps"][0], "output": "/tmp/x"}, "outputs are in the folder"),
