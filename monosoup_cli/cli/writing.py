@@ -124,8 +124,8 @@ def _noting_what_is_left(planned: Planned, console: Console) -> Iterator[None]:
     except (SystemExit, MemoryError, OSError, RuntimeError):  # a signal, or the system gives no more
         destination = planned.destination
         if destination.is_unfinished:
-            both = " (beside its --overwrite)" if destination.options.overwrite else ""
-            console.note(f"note: rerun the command with --resume{both} to continue from here")
+            options = "--overwrite --resume" if destination.options.overwrite else "--resume"
+            console.note(f"note: rerun the command with {options} to continue from here")
         raise
 
 

@@ -282,8 +282,8 @@ def test_an_interrupted_run_says_how_to_go_on(pair, tmp_path, options):
     interrupt = "kill -INT $PPID; sleep 60; : {}"
     command = ["edit", *map(str, pair), "-o", str(out), *options]
     ended = warm.run([*command, "--score", interrupt], dict(os.environ))
-    beside = " (beside its --overwrite)" if options else ""
     assert ended.returncode == 130
-    assert f"note: rerun the command with --resume{beside} to continue from here\n" in ended.stderr
+    both = " ".join([*options, "--resume"])
+    assert f"note: rerun the command with {both} to continue from here\n" in ended.stderr
     again = warm.run([*command, "--score", "echo 1; : {}", "--resume"], dict(os.environ))
     assert again.returncode == 0, again.stderr

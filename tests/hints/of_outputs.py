@@ -131,7 +131,7 @@ def a_report_that_nobody_could_take(at: Trial) -> None:
     at.loads(*command, *at.options())
 
 
-@follows("cli/writing.py", "note: rerun the command")
+@follows("cli/writing.py", "rerun the command with --resume", "rerun the command with --overwrite")
 def a_signal(at: Trial) -> None:
     """The score command of the first run interrupts it."""
     stop = at.tmp / "stop"
@@ -140,9 +140,10 @@ def a_signal(at: Trial) -> None:
     script = f"import os, signal, time; os.path.exists({str(stop)!r}) and {kill}; print(1)"
     scored = shlex.join([sys.executable, "-c", script, "{}"])
     command = ("soup", at.base, at.finetuned, "-o", at.out, "--greedy", "--score-command", scored)
-    at.refused(*command)
+    replaces = ["--overwrite"] if "--overwrite" in at.site.words else []
+    at.refused(*command, *replaces)
     stop.unlink()
-    at.loads(*command, *at.options())
+    at.loads(*command, *at.options(0), *(at.options(1) if replaces else []))
 
 
 @follows("errors.py", "fix what it runs, then rerun with --resume")
