@@ -64,9 +64,9 @@ class Step:
             report, call = read_report(Path(self.output)), self.command.task(**self.arguments).call
             outputs = report.get("outputs", [report.get("output")])
             is_whole = all(
-                Path(output["path"], file["name"]).stat().st_size == file["bytes"]
-                for output in outputs
-                for file in output["files"]
+                (place if place.is_file() else place / file["name"]).stat().st_size == file["bytes"]
+                for place, files in ((Path(output["path"]), output["files"]) for output in outputs)
+                for file in files
             )
             is_same = _plain(call.identity(call.arguments)) == call.identity(report["arguments"])
             return (
@@ -157,10 +157,11 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
                     "mergekit's configurations do not say where the output goes", hint="add -o OUT"
                 )
             return [_step({**step_of_mergekit(content), "output": output})]
-        found = content.get("steps", [content])
+        is_several = "steps" in content and "command" not in content  # soup has an option of that name
+        found = content["steps"] if is_several else [content]
         if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
             raise UsageError("steps must be a list, each with command, its inputs, output and options")
-        if "steps" in content:
+        if is_several:
             _refuse(content, {"steps"})
         for one in found if output is None else found[:-1]:
             _check_output(one.get("output"))

@@ -1,6 +1,7 @@
 """`run`: recipes, reports and mergekit's configurations: the bytes of the commands that they stand for."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
+from monosoup_cli.api.commands import COMMANDS
+from monosoup_cli.api.recipe import OF_THE_RUN
 from monosoup_cli.errors import UsageError
+from monosoup_cli.report.files import read_report
 from tests.peft_adapters import make
 
 
@@ -17,7 +21,7 @@ def here(tmp_path, monkeypatch):
     """A folder with a base and three fine-tunes, in which relative paths lead to them."""
     monkeypatch.chdir(tmp_path)
     generator = torch.Generator().manual_seed(0)
-    shapes = {"attn.weight": (24, 16), "mlp.weight": (16, 40), "norm.weight": (16,)}
+    shapes = {"h.0.attn.weight": (24, 16), "h.1.mlp.weight": (16, 40), "norm.weight": (16,)}
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     save_file(base, "base.safetensors")
     for number in (1, 2, 3):
@@ -123,24 +127,95 @@ AGAIN = {
     ),
     "sfgs": ("sfgs", "base.safetensors", "ft1.safetensors", "ft2.safetensors", "--threshold", "0.1"),
     "wise": ("wise", "base.safetensors", "ft1.safetensors", "--alpha", "0.5"),
+    "lines": (
+        *("lines", "base.safetensors", "ft1.safetensors", "--alpha", "0.3", "--beta", "0.5"),
+        *("--block-pattern", r"h\.(\d+)\."),
+    ),
+    "merge": ("merge", "base.safetensors", "adapter", "--scale", "0.5"),
+    "edit, of an adapter": ("edit", "base.safetensors", "adapter", "--as-adapter"),
+    "edit, as an adapter": (
+        *("edit", "base.safetensors", "ft1.safetensors"),
+        *("--as-adapter", "--adapter-energy", "0.9"),
+    ),
+    "a state dict": ("edit", "base.safetensors", "ft1.pt", "--dtype", "float16"),
+    "schedules": (
+        *("soup", "run/checkpoint-1", "run/checkpoint-2", "run/checkpoint-3"),
+        *("--schedule", "linear,cosine"),
+    ),
+    "search": (
+        *("search", "base.safetensors", "ft1.safetensors", "--budget", "2"),
+        *("--score", "sh -c 'echo 1' {}"),
+    ),
     "transplant": ("transplant", "base.safetensors", "ft1.safetensors", "ft2.safetensors"),
     "extract": ("extract", "base.safetensors", "ft1.safetensors", "--rank", "2"),
     "a file": ("wise", "base.safetensors", "ft1.safetensors", "--alpha", "0.5"),
 }
 
 
-@pytest.mark.parametrize("name", AGAIN)
-def test_a_report_runs_again_to_the_same_bytes(here, run, name):
-    out, again = ("out.safetensors", "again.safetensors") if name == "a file" else ("out", "again")
-    assert run(*AGAIN[name], "-o", out).code == 0
-    source = "out.report.json" if name == "a file" else out
-    result = run("run", source, "-o", again)
-    assert result.code == 0, result.err
-    files = [here / out] if name == "a file" else sorted((here / out).rglob("*.safetensors"))
+PROGRAMS = {"greedy", "search"}
+"""A recipe runs no programs, so only their reports run again."""
+
+
+@pytest.fixture
+def prepared(here, run):
+    """`here`, with an adapter, the checkpoints of a run, and a state dict."""
+
+    def prepare(words):
+        if "adapter" in words:
+            assert (
+                run("extract", "base.safetensors", "ft1.safetensors", "-o", "adapter", "--rank", "2").code
+                == 0
+            )
+        for word in words:
+            if word.startswith("run/"):
+                (here / word).mkdir(parents=True)
+                shutil.copy(f"ft{word[-1]}.safetensors", here / word / "model.safetensors")
+        if "ft1.pt" in words:
+            torch.save(load_file("ft1.safetensors"), "ft1.pt")
+
+    return prepare
+
+
+def same_files(one, two):
+    """Every file of weights of an output, which may be a file, has the bytes of the other's."""
+    files = [one] if one.is_file() else sorted(one.rglob("*.safetensors"))
     assert files
     for file in files:
-        other = here / again / file.relative_to(here / out) if name != "a file" else here / again
-        assert file.read_bytes() == other.read_bytes()
+        assert file.read_bytes() == (two if one.is_file() else two / file.relative_to(one)).read_bytes()
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_report_runs_again_to_the_same_bytes(here, run, prepared, name):
+    """And so does a step of a recipe that has its arguments."""
+    prepared(AGAIN[name])
+    ending = ".safetensors" if name == "a file" else ""
+    assert run(*AGAIN[name], "-o", f"out{ending}").code == 0
+    source = "out.report.json" if ending else "out"
+    result = run("run", source, "-o", f"again{ending}")
+    assert result.code == 0, result.err
+    same_files(here / f"out{ending}", here / f"again{ending}")
+    if name in PROGRAMS:
+        return
+    report = read_report(here / source)
+    declared = COMMANDS[report["command"]].declared
+    options = {key: value for key, value in report["arguments"].items() if key not in OF_THE_RUN}
+    given = {key: value for key, value in options.items() if value not in (declared[key].default, [])}
+    step = {**given, "command": report["command"], "output": f"step{ending}"}
+    assert run("run", recipe(step)).code == 0
+    same_files(here / f"out{ending}", here / f"step{ending}")
+    assert monosoup_cli.run(recipe(step), resume=True) == []
+
+
+def test_there_is_a_report_of_every_command():
+    assert {words[0] for words in AGAIN.values()} == set(COMMANDS)
+
+
+def test_what_was_made_in_parts_runs_again(here, run):
+    for part in ("1/2", "2/2"):
+        assert run(*AGAIN["edit"], "-o", "out", "--part", part).code == 0
+    assert run("finish", "out").code == 0
+    assert run("run", "out", "-o", "again").code == 0
+    same_files(here / "out", here / "again")
 
 
 def test_a_greedy_soup_that_ran_again_runs_again(here, run):
