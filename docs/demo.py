@@ -70,6 +70,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     seed = arguments.seed
+    torch.set_default_dtype(torch.float64)  # in float32, every processor would train other networks
     if arguments.score is not None:
         torch.manual_seed(seed)
         file = arguments.score / "model.safetensors" if arguments.score.is_dir() else arguments.score
@@ -88,10 +89,10 @@ def main() -> int:
     network = make_network()
     print(f"base: {len(pretraining.labels)} digits, moved, turned and noisy", flush=True)
     train(network, pretraining, epochs=80, learning_rate=1e-3, weight_decay=0.01, augment=shift)
-    save_file(network.state_dict(), ROOT / folder / "base.safetensors")
+    save(network, ROOT / folder / "base.safetensors")
     print(f"fine-tuned: {len(finetuning.labels)} other digits, clean and centred", flush=True)
     train(network, finetuning, epochs=30, learning_rate=3e-3, weight_decay=0.3)
-    save_file(network.state_dict(), ROOT / folder / "finetuned.safetensors")
+    save(network, ROOT / folder / "finetuned.safetensors")
 
     command = COMMAND.format(folder)
     print(f"\n$ {command}", flush=True)
@@ -108,7 +109,7 @@ def main() -> int:
         half = torch.randperm(len(finetuning.labels))[: len(finetuning.labels) // 2]
         part = Digits(finetuning.images[half], finetuning.labels[half])
         train(network, part, epochs=20, learning_rate=learning_rate, weight_decay=0.1)
-        save_file(network.state_dict(), ROOT / folder / f"finetuned-{number}.safetensors")
+        save(network, ROOT / folder / f"finetuned-{number}.safetensors")
     print(f"\n{len(MORE_FINETUNES)} more fine-tunes are in {folder}/, for soup, stock and sfgs.")
     return 0
 
@@ -116,7 +117,7 @@ def main() -> int:
 def split_digits() -> tuple[Digits, Digits, Digits]:
     """scikit-learn's 1797 digits in three disjoint parts: pre-training, fine-tuning, held out."""
     images, labels = load_digits(return_X_y=True)
-    digits = Digits(torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels))
+    digits = Digits(torch.tensor(images / 16, dtype=torch.float64).reshape(-1, 1, 8, 8), torch.tensor(labels))
     order = torch.randperm(len(labels))
     first, second, third = (Digits(*(part[chosen] for part in digits)) for chosen in order.split(599))
     return first, second, third
@@ -159,6 +160,11 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+def save(network: nn.Sequential, path: Path) -> None:
+    """Write its weights in float32."""
+    save_file({name: weights.float() for name, weights in network.state_dict().items()}, path)
 
 
 @torch.no_grad()
