@@ -55,11 +55,14 @@ PARTS_OF_PROGRAMS = {"get_peft_model(", "from_pretrained(base_model", "update_bn
 """Of Python that is not run: it begins with a model that the reader has."""
 SHIM = """#!/bin/bash
 exec 3<>/dev/tcp/127.0.0.1/{}
-echo $$ >&3
+(echo $$ >&3)
 read -r code <&3
 exit $code
 """
-"""Has a process that is warm already do what this one was started for."""
+"""Has a process that is warm already do what this one was started for.
+
+The number is sent by a child: while `echo` writes to 3, that is where 1 leads as well.
+"""
 MARK = "\x1e"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")  # of jq
 COLUMNS = 80
