@@ -58,6 +58,11 @@ class Console:
         if not self.quiet:
             self._say(f"{_folded(printable(message, 1000))}\n")
 
+    def to_copy(self, text: str) -> None:
+        """Print a line with a command on stderr: in one piece, so that it can be copied."""
+        if not self.quiet:
+            self._say(f"{printable(text, 1000)}\n")
+
     def detail(self, text: str) -> None:
         """Print the last lines of another program's output, below an error."""
         for line in text.strip().splitlines()[-MAX_DETAIL_LINES:]:

@@ -24,6 +24,8 @@ from monosoup_cli.pipeline.ready import Ready, read_beside
 from monosoup_cli.pipeline.task import Choice, Task
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
+from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.verdict import verdict_of
 from monosoup_cli.sources.library_files import CARD_NAME
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.method import Variant
@@ -165,21 +167,22 @@ def make_reports(
         layers = [partial.finished[tensor.name][number] for tensor in ready.plan.tensors]
         if ready.planned.task.layers:
             layers = [_with_settings(layer, ready.planned.task) for layer in layers]
-        reports.append(
-            {
-                **head,
-                "arguments": {**head["arguments"], **variant.arguments},
-                "output": {
-                    "path": str(ready.planned.destination.path / variant.folder),
-                    "files": sealed.weights[variant.folder],
-                    "other_files": sealed.others[variant.folder],
-                    **ready.form.side_files.record(),
-                    **({"scores": scores[number]} if scores[number] else {}),
-                },
-                "summary": summarise(layers, method.measures),
-                "layers": layers,
-            }
-        )
+        report = {
+            **head,
+            "arguments": {**head["arguments"], **variant.arguments},
+            "output": {
+                "path": str(ready.planned.destination.path / variant.folder),
+                "files": sealed.weights[variant.folder],
+                "other_files": sealed.others[variant.folder],
+                **ready.form.side_files.record(),
+                **({"scores": scores[number]} if scores[number] else {}),
+            },
+            "summary": summarise(layers, method.measures),
+            "layers": layers,
+        }
+        if any(measure.name == "equivalent_alpha" for measure in method.measures):
+            report["verdict"] = verdict_of(report, rows_of(report))
+        reports.append(report)
     if not ready.variants[0].folder:
         return reports[0], reports
     outputs = [

@@ -598,3 +598,14 @@ def test_the_thresholds_are_documented(threshold):
     value = MARGIN if threshold == "MARGIN" else getattr(verdict, threshold)
     line = next(line for line in text.splitlines() if f"`{threshold}`" in line)
     assert f"| {value:g} |" in line
+
+
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_an_edit_reports_the_verdict_that_an_inspection_has(pair, tmp_path, step):
+    """Of a base and a model that are unrelated, and of an edit that goes on towards the base."""
+    seen = monosoup_cli.inspect_spectrum(*pair)["verdict"]
+    made = monosoup_cli.edit(*pair, tmp_path / "out", **({} if step is None else {"wise": step}))["verdict"]
+    assert made["findings"][0]["kind"] == "wrong_base"
+    assert made["findings"] == seen["findings"]
+    alpha = seen["interpolation"]["equivalent_alpha"]
+    assert made["interpolation"]["equivalent_alpha"] == pytest.approx(alpha * (step or 1.0), rel=1e-12)
