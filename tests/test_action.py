@@ -92,7 +92,7 @@ def test_a_run_into_a_file(act, tmp_path):
     ("command", "code", "says"),
     [
         ("edit missing.safetensors ft.safetensors", 1, "error: missing.safetensors: no such file or folder"),
-        ("edit --frobnicate", 2, "No such option"),
+        ("edit --frobnicate", 2, "there is no option"),
         ("info 'missing", 1, "error: the input command: No closing quotation"),
     ],
 )

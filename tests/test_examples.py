@@ -110,7 +110,7 @@ def test_a_stale_page_is_found_and_recorded(place, tmp_path, environment):
     assert examples.record(page, place, tmp_path / "room", environment) == 3
     recorded = page.read_text()
     assert recorded.startswith(PAGE[: PAGE.index("27 of 39")] + "28 of 39 tensors\n…\n$ monosoup edit ")
-    assert "\nerror: big-vocab: tensor 'lm_head.weight': the shapes differ (also of " in recorded
+    assert "\nerror: big-vocab: tensor 'lm_head.weight': the shapes differ (also of\n" in recorded
     assert recorded.endswith("\nB        ft\nvalues   not compared\nheaders  nothing differs\n```\n")
 
 

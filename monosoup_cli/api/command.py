@@ -160,8 +160,12 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
         request = _requested(order(*args, **kwargs))
         layers = checked_layers(kwargs.get(LAYERS))
 
+        notes = [*request.notes]
+
         def method(keywords: Mapping[str, Any]) -> Method:
-            return _requested(order(*args, **keywords)).order.method
+            of_layer = _requested(order(*args, **keywords))
+            notes.extend(of_layer.notes)
+            return of_layer.order.method
 
         if layers:
             by_name = by_layer(layers, request.order.method, own, kwargs, method)
@@ -177,7 +181,9 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
             **dict(options.items()),
         }
         call = Call(name, arguments, declared)
-        return Task(call, options, request.order, request.kind, request.chooser, layers, request.notes)
+        return Task(
+            call, options, request.order, request.kind, request.chooser, layers, [*dict.fromkeys(notes)]
+        )
 
     def prepare(*args: P.args, **kwargs: P.kwargs) -> Planned:
         from monosoup_cli.pipeline.planned import prepare

@@ -168,8 +168,9 @@ def _notes_on_energy(splits: Sequence[MonoSoup], *, has_base: bool) -> list[str]
         return []
     gentle = ", and wise --alpha sets it" if has_base else ""
     return [
-        "--energy says where the spectrum is split, not how much of the update is kept: that is at most about"
-        f" {some(far, 3)} (the equivalent α); inspect-spectrum shows it{gentle}"
+        "--energy says where the spectrum is split, not how much of the update is kept: of an update with"
+        f" many directions, that is at most about {some(far, 3)} (the equivalent α); inspect-spectrum shows"
+        f" it{gentle}"
     ]
 
 

@@ -21,7 +21,9 @@ def checked_layers(layers: Any) -> dict[str, dict[str, Any]]:
         UsageError: It does not map globs to settings.
     """
     is_mapping = isinstance(layers or {}, Mapping)
-    if not is_mapping or not all(isinstance(one, Mapping) for one in (layers or {}).values()):
+    if not is_mapping or not all(
+        isinstance(glob, str) and isinstance(settings, Mapping) for glob, settings in (layers or {}).items()
+    ):
         raise UsageError(
             "layers must map globs to settings",
             expected="such as {'*mlp*': {'energy': 0.8}}",
@@ -61,6 +63,8 @@ def by_layer(
             for name, value in settings.items():
                 if not declared[name].accepts(value):
                     raise UsageError(f"{name} cannot be {crop(repr(value))}")
+                if isinstance(value, str) and declared[name].accepts(0.5) and _is_number(value):
+                    raise UsageError(f"{name} is text: give the number itself", found=crop(repr(value)))
             replaced = {sets[name] for name in settings}
             rest = {name: value for name, value in keywords.items() if sets.get(name) not in replaced}
             methods[glob] = method_for({**rest, **settings, LAYERS: None})
@@ -75,3 +79,12 @@ def by_layer(
             error.problem = f"{LAYERS} {crop(repr(glob))}: {error.problem}"
             raise
     return ByName(method, methods)
+
+
+def _is_number(text: str) -> bool:
+    """Whether text is one number, as the shell has it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -21,7 +21,8 @@ SplitOption = Annotated[
 
 ENERGY_HELP = (
     "Split where the singular values reach the share R of the energy (0 < R <= 1), instead of by entropy."
-    " R is not how much of the update is kept: at 0.8, that is at most about 0.53 (the equivalent α)."
+    " R is not how much of the update is kept: at 0.8, that is at most about 0.53 (the equivalent α) of an"
+    " update with many directions."
 )
 EnergySplit = Annotated[float | None, Option(ENERGY_HELP, metavar="R", shell=float)]
 RankSplit = Annotated[

@@ -197,10 +197,11 @@ def coefficients(rho: float, cos_alpha: float, weighting: Weighting) -> tuple[fl
 
 
 def largest_alpha(energy: float, weighting: Weighting) -> float:
-    """The largest equivalent α of a spectrum whose strong part has exactly this share of the energy.
+    """The largest equivalent α of a spectrum of so many directions that its strong part has just this share.
 
     Given that share, only ρ depends on the spectrum. The equivalent α is linear in it, so that it is largest
-    at ρ = 0 (a spectrum that falls steeply) or at ρ = 1 (a flat one).
+    at ρ = 0 (a spectrum that falls steeply) or at ρ = 1 (a flat one). Where a few directions hold most of an
+    update, the strong part has more than the share, and the equivalent α may be up to 1.
     """
     pairs = (coefficients(rho, math.sqrt(1.0 - energy), weighting) for rho in (0.0, 1.0))
     return max(high * energy + low * (1.0 - energy) for high, low in pairs)

@@ -96,7 +96,9 @@ def _steps(option: str, text: str) -> list[Decimal]:
     values = [start + number * step for number in range(count)]
     if values[-1] != stop:
         met = ":".join(f"{value.normalize():f}" for value in (start, values[-1], step))
-        hint = f"{met} ends with the last step"
+        hint = (
+            f"{met} ends with the last step" if count > 1 else "no step fits: list the values, as in 0.2,0.5"
+        )
         raise UsageError(f"--{option} has no step that meets {stop}", found=repr(text), hint=hint)
     return values
 

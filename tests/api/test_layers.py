@@ -237,6 +237,8 @@ REFUSED = {
         "several values of a setting: found energy-0.5, energy-0.8",
     ),
     "a sweep in words": ({"*mlp*": {"energy": "0.5,0.8"}}, "several values of a setting"),
+    "a number as text": ({"*mlp*": {"wise": "0.3"}}, "wise is text: give the number itself"),
+    "a glob that is none": ({1: {"energy": 0.8}}, "must map globs to settings|layers '1' matches no"),
     "no settings by glob": ({"*mlp*": 3}, "must map globs to settings"),
     "a list": (["*mlp*"], "cannot be|must map globs to settings"),
 }
@@ -304,3 +306,9 @@ layers:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(OutputExistsError):
         monosoup_cli.run("recipe.yaml", resume=True)
+
+
+def test_layers_are_told_what_energy_keeps(sources, tmp_path):
+    base, tuned, *_ = sources
+    [note] = monosoup_cli.edit.plan(base, tuned, tmp_path / "out", layers={"*mlp*": {"energy": 0.5}})["notes"]
+    assert "at most about 0.5 at 0.5 (the equivalent α)" in note

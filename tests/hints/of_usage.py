@@ -40,6 +40,14 @@ def a_command_that_is_none(at: Trial) -> None:
     assert "  edit " in at.works("--help").out
 
 
+@follows("methods/sweep.py", "no step fits")
+def a_sweep_whose_step_is_too_long(at: Trial) -> None:
+    command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha")
+    at.refused(*command, "0:1:1e300")
+    at.loads(*command, "0.2,0.5")
+    assert {one.name for one in at.out.iterdir() if one.is_dir()} == {"alpha-0.2", "alpha-0.5"}
+
+
 @follows("methods/sweep.py", "ends with the last step")
 def a_sweep_that_misses_its_end(at: Trial) -> None:
     command = ("wise", at.base, at.finetuned, "-o", at.out, "--alpha")

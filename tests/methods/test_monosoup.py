@@ -133,7 +133,7 @@ def test_theorem_1(update, share):
 
 @pytest.mark.parametrize("weighting", get_args(Weighting))
 @pytest.mark.parametrize("energy", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
-def test_no_spectrum_keeps_more_than_the_largest_alpha(weighting, energy):
+def test_no_spectrum_of_many_directions_keeps_more_than_the_largest_alpha(weighting, energy):
     """Of spectra with many directions, from flat to steep; and some come close to it."""
     bound, method = largest_alpha(energy, weighting), MonoSoup(energy=energy, weighting=weighting)
     directions = torch.arange(4000, dtype=torch.float64)
@@ -145,6 +145,14 @@ def test_no_spectrum_keeps_more_than_the_largest_alpha(weighting, energy):
         edited = measure(sigma / sigma[0], 4000, method).edited(sigma)
         kept.append(float((edited * sigma).sum() / sigma.square().sum()))
     assert bound - 0.01 < max(kept) < bound + 0.01
+
+
+def test_few_directions_may_keep_more_than_the_largest_alpha_of_many():
+    """The second of two takes the strong part from a share of 0.79 to all of the update."""
+    sigma = torch.tensor([math.sqrt(0.79), math.sqrt(0.21)], dtype=torch.float64)
+    layer = measure(sigma, 2, MonoSoup(energy=0.8))
+    assert (layer.k, layer.equivalent_alpha) == (2, 1.0)
+    assert largest_alpha(0.8, "monosoup") < 0.6
 
 
 def test_a_nearly_flat_spectrum_may_lose_its_high_part():
