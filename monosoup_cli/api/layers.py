@@ -64,7 +64,7 @@ def by_layer(
                 if not declared[name].accepts(value):
                     raise UsageError(f"{name} cannot be {crop(repr(value))}")
                 if isinstance(value, str) and declared[name].accepts(0.5) and _is_number(value):
-                    raise UsageError(f"{name} is text: give the number itself", found=crop(repr(value)))
+                    raise UsageError(f"{name} is text, where a number has no quotes", found=crop(repr(value)))
             replaced = {sets[name] for name in settings}
             rest = {name: value for name, value in keywords.items() if sets.get(name) not in replaced}
             methods[glob] = method_for({**rest, **settings, LAYERS: None})

@@ -84,8 +84,18 @@ def _linear(
             found=sum(weights),
             hint="scale them, or merge with mergekit and use the result as an input here",
         )
+    own, base = _adapters_apart(sources, None)
     if min(weights) >= 0.0:
-        return {"command": "soup", "finetuned": sources, "weights": weights}
+        return {
+            "command": "soup",
+            "finetuned": own,
+            "weights": weights,
+            **({} if base is None else {"base": base}),
+        }
+    if base is not None:
+        raise UsageError(
+            "linear with negative weights reads no MODEL+ADAPTER; `monosoup merge` makes a model of it"
+        )
     total, (first, *others) = sum(weights), sources
     if abs(total) < NO_WEIGHT:
         raise UsageError("the weights of linear sum to 0, by which they are divided", found=weights)
@@ -105,7 +115,8 @@ def _arithmetic(
         total = sum(weights)
         scale /= total if abs(total) >= NO_WEIGHT else 1.0
     scales = [scale * weight for weight in weights]
-    return {"command": "transplant", "base": base, "finetuned": sources, "onto": base, "scale": scales}
+    own, _ = _adapters_apart(sources, base)
+    return {"command": "transplant", "base": base, "finetuned": own, "onto": base, "scale": scales}
 
 
 def _stock(
@@ -115,7 +126,8 @@ def _stock(
     base = _base(content)
     sources, _ = _weighed([one for one in models if one.get("model") != base], {}, 1.0)
     granularity = "filter" if _is_set(parameters, "filter_wise", default=False) else "tensor"
-    return {"command": "stock", "base": base, "finetuned": sources, "granularity": granularity}
+    own, _ = _adapters_apart(sources, base)
+    return {"command": "stock", "base": base, "finetuned": own, "granularity": granularity}
 
 
 METHODS: Mapping[str, Callable[..., dict[str, Any]]] = {
@@ -147,6 +159,22 @@ def _weighed(
         sources.append(one["model"])
         weights.append(_number(own.get("weight", parameters.get("weight", default)), "weight"))
     return sources, weights
+
+
+def _adapters_apart(sources: Sequence[str], base: str | None) -> tuple[list[str], str | None]:
+    """The checkpoints, of MODEL+ADAPTER the adapter alone; and the MODEL of all adapters, or None.
+
+    Raises:
+        UsageError: An adapter is on another model than the base, or than another adapter.
+    """
+    pairs = [source.partition("+") for source in sources]
+    models = {model for model, plus, _ in pairs if plus}
+    if len(models | {base} - {None}) > 1 and models:
+        raise UsageError(
+            "an adapter is on another model; `monosoup merge` makes a model of the two",
+            found=crop(", ".join(sorted(models))),
+        )
+    return [adapter if plus else model for model, plus, adapter in pairs], next(iter(models), None)
 
 
 def _mapping(parameters: Any) -> Mapping[str, Any]:

@@ -53,7 +53,7 @@ class AdapterKind:
         if count > 1:
             raise UsageError(
                 f"--as-adapter takes one adapter, found {count}: without it, their mean is merged into the"
-                " base"
+                " base, and `monosoup extract` makes one adapter of several, without an edit"
             )
         if self.ranks is not None:
             raise UsageError(

@@ -123,7 +123,7 @@ def open_inputs(
     if alone and base is None and len(finetuned) > 1:
         raise UsageError(
             f"without a base there can be one adapter, found {len(finetuned)}: with a base, their mean is"
-            " merged"
+            " merged, and `monosoup extract` makes one adapter of several"
         )
     with ExitStack() as opened:
         checkpoints: list[Source] = []
@@ -319,7 +319,7 @@ def _adapter(
     """What an adapter changes of its base."""
     if base is None and not alone:
         raise CheckpointError(
-            "a LoRA adapter needs its base", path=own.path, hint=f"add --base{_named_base(own.files)}"
+            "a LoRA adapter needs its base", path=own.path, hint=f"add --base BASE{_named_base(own.files)}"
         )
     from monosoup_cli.adapters.pipeline_names import Wanted
     from monosoup_cli.adapters.table import READERS
@@ -341,7 +341,7 @@ def _adapter(
 def _named_base(files: Files) -> str:
     """What an adapter says about its base, for a message; it is never opened unasked."""
     name = (files.kind.settings or {}).get("base_model_name_or_path")
-    return f" ({name})" if isinstance(name, str) and name and name.isprintable() else ""
+    return f" (it names {name!r})" if isinstance(name, str) and name and name.isprintable() else ""
 
 
 def _align_names(other: Source, first: Source, renames: Sequence[Rename]) -> tuple[Source, Sequence[Rename]]:

@@ -237,7 +237,7 @@ REFUSED = {
         "several values of a setting: found energy-0.5, energy-0.8",
     ),
     "a sweep in words": ({"*mlp*": {"energy": "0.5,0.8"}}, "several values of a setting"),
-    "a number as text": ({"*mlp*": {"wise": "0.3"}}, "wise is text: give the number itself"),
+    "a number as text": ({"*mlp*": {"wise": "0.3"}}, "wise is text, where a number has no quotes"),
     "a glob that is none": ({1: {"energy": 0.8}}, "must map globs to settings|layers '1' matches no"),
     "no settings by glob": ({"*mlp*": 3}, "must map globs to settings"),
     "a list": (["*mlp*"], "cannot be|must map globs to settings"),

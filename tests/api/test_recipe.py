@@ -322,7 +322,45 @@ def test_model_stock_is_that_of_the_command(here, run, filter_wise):
     assert same("out", "two")
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("linear", {}), ("task_arithmetic", {"base_model": "base"}), ("model_stock", {"base_model": "base"})],
+)
+def test_a_model_with_an_adapter_is_as_if_it_were_merged(tmp_path, monkeypatch, run, method, more):
+    """MODEL+ADAPTER, which peft's merge is tested for elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    adapters = [make("linear", tmp_path, seed).adapter.name for seed in (1, 2)]
+    found = []
+    for out, models in {
+        "out": [f"base+{one}" for one in adapters],
+        "two": [f"merged-{one}" for one in adapters],
+    }.items():
+        for one in models if out == "two" else ():
+            assert run("merge", "base", one.removeprefix("merged-"), "-o", one).code == 0
+        listed = [{"model": one, "parameters": {"weight": 0.5}} for one in models]
+        listed = [{"model": one} for one in models] if method == "model_stock" else listed
+        content = {"merge_method": method, "models": listed, **more}
+        assert run("run", recipe(content), "-o", out).code == 0
+        found.append(weights(out))
+    assert found[0].keys() == found[1].keys()
+    for name, one in found[0].items():
+        torch.testing.assert_close(one, found[1][name], rtol=1e-5, atol=1e-6)
+
+
 REFUSED = {
+    "an adapter of another": (
+        config("task_arithmetic", base_model="other")
+        | {"models": [{"model": "base+a", "parameters": {"weight": 1}}]},
+        "an adapter is on another model; `monosoup merge` makes a model of the two",
+    ),
+    "adapters of two": (
+        config("linear") | {"models": [{"model": f"{n}+a", "parameters": {"weight": 1}} for n in "bc"]},
+        "an adapter is on another model",
+    ),
+    "an adapter taken away": (
+        config("linear") | {"models": [{"model": "b+a", "parameters": {"weight": w}} for w in (1, -2)]},
+        "reads no MODEL+ADAPTER",
+    ),
     "ties": (config("ties"), "merge_method 'ties' is mergekit's alone"),
     "a method in a list": ({**config("linear"), "merge_method": ["linear"]}, "is mergekit's alone"),
     "parameters that are none": (config("linear", parameters=5), "parameters must have names and values"),

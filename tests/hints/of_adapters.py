@@ -69,7 +69,7 @@ def an_adapter_alone(at: Trial) -> None:
     folder = adapter(at, BLOCK, base_model_name_or_path=str(at.base))
     command = ("soup", folder, at.finetuned, "-o", at.out)
     at.refused(*command)
-    option, base = re.findall(r"add (--base) \((.*)\)", at.hint)[0]
+    option, base = re.findall(r"add (--base) BASE \(it names '(.*)'\)", at.hint)[0]
     at.loads(*command, option, base)
 
 
