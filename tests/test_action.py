@@ -71,7 +71,7 @@ def test_a_run_with_doubts(act, tmp_path):
     assert done.code == 0, done.log
     assert (tmp_path / "models" / "my out" / "model.safetensors").is_file()
     assert not list(tmp_path.rglob("hacked"))
-    assert done.outputs.splitlines()[1:2] == ["my out/monosoup_report.json"]
+    assert done.outputs.splitlines()[1:2] == [str(tmp_path / "models" / "my out" / "monosoup_report.json")]
     assert "is BASE the model that was fine-tuned?" in done.summary
     assert done.summary.startswith("<pre>\nin doubt: the updates are as large as the weights")
     assert "::error::&lt;b>" in done.summary
@@ -83,8 +83,8 @@ def test_a_run_with_doubts(act, tmp_path):
 
 def test_a_run_into_a_file(act, tmp_path):
     pair(tmp_path, "base.safetensors", "ft.safetensors", 0.1)
-    done = act(command="edit base.safetensors ft.safetensors", output="out.safetensors")
-    assert (done.code, done.outputs.splitlines()[1:2]) == (0, ["out.report.json"]), done.log
+    done = act(command="edit base.safetensors ft.safetensors", output=str(tmp_path / "out.safetensors"))
+    assert (done.code, done.outputs.splitlines()[1:2]) == (0, [str(tmp_path / "out.report.json")]), done.log
     assert "in doubt" not in done.summary
 
 
@@ -92,7 +92,9 @@ def test_a_run_into_a_file(act, tmp_path):
     ("command", "code", "says"),
     [
         ("edit missing.safetensors ft.safetensors", 1, "error: missing.safetensors: no such file or folder"),
-        ("edit --frobnicate", 2, "there is no option"),
+        ("edit --frobnicate", 2, "there is no option --frobnicate"),
+        ("edit base ft --report=x.json", 1, "error: the input command: leave out --report"),
+        ("edit base ft --report -", 1, "error: the input command: leave out --report"),
         ("info 'missing", 1, "error: the input command: No closing quotation"),
     ],
 )

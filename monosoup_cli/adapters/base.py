@@ -25,8 +25,8 @@ __all__ = [
     "are_same_update",
     "check_present",
     "check_ties",
+    "doubts_on_base",
     "lone_uses",
-    "notes_on_base",
     "notes_on_new",
     "ties_in",
     "twins_of",
@@ -202,7 +202,7 @@ def _with_other_prefix(names: Sequence[str], base: Headers) -> tuple[dict[str, s
     return {}, []
 
 
-def notes_on_base(config: Mapping[str, Any], model: Files | None, whole: int) -> tuple[str, ...]:
+def doubts_on_base(config: Mapping[str, Any], model: Files | None, whole: int) -> tuple[str, ...]:
     """What to say where an adapter names another base than the one that it is merged into.
 
     Args:
@@ -227,13 +227,13 @@ def notes_on_base(config: Mapping[str, Any], model: Files | None, whole: int) ->
         found = f"revision {crop(repr(revision))} of {crop(repr(named))}, not {place.revision}"
     else:
         return ()
-    note = f"names as its base {found}: are they the same weights?"
+    doubt = f"names as its base {found}: are they the same weights?"
     if whole:
-        note += (
+        doubt += (
             f" What it stores whole {count_of(whole)} is no difference from that base, and replaces what this"
             " one has"
         )
-    return (note,)
+    return (doubt,)
 
 
 def _are_same_model(one: str, other: str) -> bool:

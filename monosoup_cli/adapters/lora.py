@@ -119,11 +119,13 @@ class BaseFit:
         tied: The names that change with everything that the base ties to them, as the adapter says.
         shapes: The shapes of tensors that the base has in another shape, or lacks.
         notes: What the user should know about how the adapter is merged, in words.
+        doubts: What speaks against the base, in words.
     """
 
     tied: frozenset[str] = frozenset()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class MergedSource:
     def __init__(self, adapter: Adapter, base: Source | None) -> None:
         self._adapter, self._base = adapter, base
         files = adapter.own.files
-        self.files: Files = replace(files, read_as=adapter.read_as, notes=files.notes + adapter.fit.notes)
+        notes = files.notes + adapter.fit.notes + adapter.fit.doubts
+        self.files: Files = replace(files, read_as=adapter.read_as, notes=notes)
         self.path = adapter.own.path
         self.tensors: Mapping[str, TensorInfo] = (
             _pairs_alone(adapter) if base is None else _with_shapes(adapter, base.tensors)

@@ -19,7 +19,7 @@ from monosoup_cli.adapters.base import (
     are_same,
     are_same_update,
     check_present,
-    notes_on_base,
+    doubts_on_base,
     notes_on_new,
     ties_in,
     twins_of,
@@ -189,10 +189,8 @@ def read_adapter(
         BaseFit(
             tied,
             changed_shapes,
-            (
-                *notes_on_new({read_as[name]: own.tensors[kept[name]].shape for name in new}, config),
-                *notes_on_base(config, model, len(replaced)),
-            ),
+            notes_on_new({read_as[name]: own.tensors[kept[name]].shape for name in new}, config),
+            doubts_on_base(config, model, len(replaced)),
         ),
     )
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.errors import MonosoupError, ReportError, UsageError, crop, masked, some
-from monosoup_cli.options import ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
-from monosoup_cli.values import check_keys
+from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, masked, some
+from monosoup_cli.options import NO_BASE, ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
+from monosoup_cli.values import as_list, check_keys
 
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
@@ -167,10 +167,53 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
             _check_output(one.get("output"))
         if output is not None:
             found = [*found[:-1], {**found[-1], "output": output}]
-        return [_step(one) for one in found]
+        steps = _checked(found)
     except UsageError as error:
         error.path = error.path or str(path)
         raise
+    _check_inputs(steps)
+    return steps
+
+
+def _checked(found: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """The steps of a recipe, whose arguments are checked before the first step runs.
+
+    Raises:
+        UsageError: One cannot run with them, or has the output of another.
+    """
+    steps: list[Step] = []
+    for number, content in enumerate(found, start=1):
+        try:
+            step = _step(content)
+            places = [os.path.normpath(one.output) for one in steps]
+            if os.path.normpath(step.output) in places:
+                raise UsageError("an earlier step has the same output", found=crop(repr(step.output)))
+        except UsageError as error:
+            if len(found) > 1:
+                error.problem = f"step {number}: {error.problem}"
+            raise
+        steps.append(step)
+    return steps
+
+
+def _check_inputs(steps: Sequence[Step]) -> None:
+    """Raise CheckpointError if an input is no path, no id on the Hub, and in no output of an earlier step."""
+    from monosoup_cli.sources.locate import typed_id
+
+    outputs: set[PurePath] = set()
+    for number, step in enumerate(steps, start=1):
+        for role in ("base", "finetuned", "onto"):
+            for source in map(os.fspath, as_list(step.arguments.get(role))):
+                place = PurePath(os.path.normpath(source))
+                if source == NO_BASE or os.path.lexists(source) or outputs & {place, *place.parents}:
+                    continue
+                try:
+                    typed_id(source)
+                except CheckpointError as error:
+                    if number > 1:
+                        error.problem += f", and no step before step {number} makes it"
+                    raise
+        outputs.add(PurePath(os.path.normpath(step.output)))
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -188,7 +231,7 @@ def _yaml(path: Path) -> dict[str, Any]:
             raise UsageError("too large for a recipe", path=path)
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        raise CheckpointError(f"cannot be read: {error.strerror}", path=path) from None
     except MonosoupError:
         raise
     except Exception:  # the parser raises all kinds of errors for wrong tags and values
@@ -230,6 +273,7 @@ def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
     from monosoup_cli.api.commands import COMMANDS
+    from monosoup_cli.pipeline.planned import check_task
 
     arguments = _named(content)
     if isinstance(layers := arguments.get("layers"), dict):
@@ -254,6 +298,7 @@ def _step(content: Mapping[str, Any]) -> Step:
     ]
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
+    check_task(command.task(**arguments))
     return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
 
 
@@ -283,9 +328,14 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
     """The command of a report, with the inputs as they were: ids at their commits, the members of a soup."""
     from monosoup_cli.api.again import recorded_step
     from monosoup_cli.pipeline.verify_inputs import changed_inputs
-    from monosoup_cli.report.files import read_report
+    from monosoup_cli.report.files import NO_REPORT, read_report
 
-    report = read_report(path)
+    try:
+        report = read_report(path)
+    except ReportError as unread:
+        if unread.hint == NO_REPORT:
+            unread.hint = "pass the report itself, from where it was written: monosoup run REPORT.json -o NEW"
+        raise
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")
     _check_text(report["arguments"], path)

@@ -8,7 +8,7 @@ import typer
 
 from monosoup_cli.api.recipe import OF_THE_RUN, TAKEN, read_steps, waiting
 from monosoup_cli.cli.console import Console
-from monosoup_cli.cli.options import NoProgress, Quiet, add_options
+from monosoup_cli.cli.options import NoProgress, Quiet, TalkFormat, add_options
 from monosoup_cli.cli.trials import of_scores
 from monosoup_cli.cli.writing import run_planned
 
@@ -19,6 +19,7 @@ TEXT = """Run a recipe, or the command of a report again.
 A recipe is a YAML file with a command, or with steps whose outputs are inputs of later ones. mergekit's
 configurations are read, too (linear, task_arithmetic, model_stock). A report gives the same bytes again,
 from the same inputs. Scores and other programs are not run. With --resume, complete steps are not run again.
+--report, --push and --public are for the last step.
 
 Example: monosoup run recipe.yaml
 """
@@ -41,6 +42,12 @@ def _run(
         bool,
         typer.Option("--dry-run", help="Print the plan of the first step that would run; write nothing."),
     ] = False,
+    format: Annotated[
+        TalkFormat,
+        typer.Option(
+            "--format", help="json prints the report of each step, or the plan of a dry run, on stdout."
+        ),
+    ] = "table",
     quiet: Quiet = False,
     no_progress: NoProgress = False,
 ) -> None:
@@ -51,8 +58,10 @@ def _run(
         if len(steps) > 1:
             console.note(f"{step.command.__name__} → {step.output}")
         with console.growing_table() as show, step.prepare(**own) as planned:
-            run_planned(planned, console, of_scores(show), is_dry=dry_run, as_json=False)
+            run_planned(planned, console, of_scores(show), is_dry=dry_run, as_json=format == "json")
         if dry_run:
+            if step is not steps[-1]:
+                console.note("note: of the steps after this one, only the arguments were checked")
             return
 
 

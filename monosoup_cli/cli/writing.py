@@ -72,7 +72,7 @@ def run_planned(
     from monosoup_cli.api.plan import chooses_dry
     from monosoup_cli.outputs.workplace import partial_path, parts_path
     from monosoup_cli.pipeline.notices import notices_of
-    from monosoup_cli.pipeline.ready import foresee, make_ready
+    from monosoup_cli.pipeline.ready import doubts_of_headers, foresee, make_ready
     from monosoup_cli.sources.transfer import fetch
 
     if is_dry and planned.draft.is_foreseeable:
@@ -85,9 +85,11 @@ def run_planned(
             ready = make_ready(planned, progress)
     else:
         ready = make_ready(planned)
+    is_refused = planned.destination.options.strict and not is_dry  # then the first doubt is the error
     noted = notices_of(ready)
     for notice in noted:
-        console.note(f"note: {notice}")
+        if not is_refused or notice not in doubts_of_headers(ready)[:1]:
+            console.note(f"note: {notice}")
     report_path, chooses = planned.destination.report_path, chooses_dry(planned)
     as_json = as_json or report_path is None
     if not is_dry or chooses:
@@ -100,7 +102,7 @@ def run_planned(
     if ready.share.part is not None:
         _make_part(ready, console, as_json=as_json)
         return
-    for doubt in () if console.quiet else ready.doubts:
+    for doubt in () if console.quiet else ready.doubts[is_refused:]:
         if doubt not in noted:
             console.note(f"note: {doubt}")
     with _noting_what_is_left(planned, console), console.progress(passes_over(ready)) as progress:

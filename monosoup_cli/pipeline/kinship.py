@@ -31,7 +31,7 @@ NEARLY_ALL = 9 / 10
 NOT_COUNTED = ("excluded", "not_floating", "carried")
 """The reasons of tensors that are kept whatever the base has."""
 MEASURE, LARGE = "‖W1 − W0‖ / min(‖W0‖, ‖W1‖)", 1.0
-"""How an update is measured, and one as large as the weights; it is about √2 for unrelated weights."""
+"""How an update is measured, and one as large as the weights; it is √2 or more for unrelated weights."""
 WEIGHT_NORM = re.compile(r"(^|\.)(weight_g|weight\.original0)$")
 """The ends of names that weight norm gives to the lengths of rows."""
 LAYERS = 8
@@ -171,8 +171,16 @@ def doubts_of_values(reference: Source, others: Sequence[Source], plan: Plan) ->
 
 
 def doubts_of_inputs(inputs: Inputs, plan: Plan) -> list[str]:
-    """`doubts_of_values` for opened inputs; what is held to read the sample is dropped again."""
-    reference, *others = inputs.sources
+    """`doubts_of_values` for opened inputs; what is held to read the sample is dropped again.
+
+    Adapters are left out: the size of their updates says nothing about the base.
+    """
+    reference = inputs.sources[0]
+    others = [
+        source
+        for source, adapter in zip(inputs.finetuned, inputs.adapters, strict=True)
+        if adapter is None and source is not reference
+    ]
     doubts = doubts_of_values(reference, others, plan)
     for source in inputs.sources:
         source.forget()
@@ -194,7 +202,7 @@ def _doubts(
             question = "are these fine-tunes of one model?"
         return [
             f"the updates are as large as the weights: {MEASURE} is {ratio:.2f} in a sample of"
-            f" {plural(len(layers), 'layer')} (about 1.41 for unrelated models); {question}"
+            f" {plural(len(layers), 'layer')} (1.41 or more for unrelated models); {question}"
         ]
     if not large:
         return []

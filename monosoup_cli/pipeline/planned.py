@@ -80,6 +80,19 @@ class Planned:
         self.inputs.__exit__()
 
 
+def check_task(task: Task) -> None:
+    """Refuse arguments that contradict each other; nothing is opened.
+
+    Raises:
+        UsageError: They do.
+    """
+    carry_base = task.options.storing.carry_base
+    if carry_base and not task.kind.can_carry_base:
+        raise UsageError("--carry-base is for whole checkpoints, not for an adapter")
+    if carry_base and task.order.base is None:
+        raise UsageError("--carry-base without a base: there is nothing to carry")
+
+
 def prepare(task: Task) -> Planned:
     """Open the inputs and plan the output; refuse everything that headers show to be wrong.
 
@@ -90,12 +103,8 @@ def prepare(task: Task) -> Planned:
     destination = Destination.of(
         task.order.output, task.options, is_sweep=bool(task.order.method.variants()[0].folder)
     )
-    selecting, storing = task.options.selecting, task.options.storing
-    if storing.carry_base and not task.kind.can_carry_base:
-        raise UsageError("--carry-base is for whole checkpoints, not for an adapter")
-    if storing.carry_base and task.order.base is None:
-        raise UsageError("--carry-base without a base: there is nothing to carry")
-    writing = task.options.writing
+    check_task(task)
+    selecting, writing = task.options.selecting, task.options.writing
     sharing = "--engine" if writing.engine != "threads" else None
     if writing.part is not None:
         if sharing is not None:

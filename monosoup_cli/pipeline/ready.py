@@ -29,7 +29,7 @@ from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 from monosoup_cli.tensors.together import is_small
 
-__all__ = ["Ready", "foresee", "known_doubts", "lay_out", "make_ready", "read_beside"]
+__all__ = ["Ready", "doubts_of_headers", "foresee", "known_doubts", "lay_out", "make_ready", "read_beside"]
 
 
 @dataclass
@@ -72,9 +72,7 @@ class Ready:
     @cached_property
     def doubts(self) -> list[str]:
         """What speaks against base and fine-tuned checkpoints belonging together. Reads a sample of both."""
-        inputs = self.planned.inputs
-        of_names = [] if inputs.parent is None else doubts_of_names(self.plan, inputs.parent.tensors)
-        return [*of_names, *doubts_of_inputs(inputs, self.plan)]
+        return [*doubts_of_headers(self), *doubts_of_inputs(self.planned.inputs, self.plan)]
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -141,6 +139,19 @@ def foresee(planned: Planned) -> Ready:
     ready = lay_out(planned)
     ready.check()
     return replace(ready, is_foreseen=planned.examining is not None)
+
+
+def doubts_of_headers(ready: Ready) -> list[str]:
+    """The first of the doubts, which names tell."""
+    inputs = ready.planned.inputs
+    of_names = [] if inputs.parent is None else doubts_of_names(ready.plan, inputs.parent.tensors)
+    of_adapters = [
+        f"{source.path}: {doubt}"
+        for source, adapter in zip(inputs.finetuned, inputs.adapters, strict=True)
+        if adapter is not None
+        for doubt in adapter.fit.doubts
+    ]
+    return [*of_adapters, *of_names]
 
 
 def known_doubts(ready: Ready) -> list[str]:

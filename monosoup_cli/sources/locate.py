@@ -54,7 +54,7 @@ from monosoup_cli.sources.shards import (
     several,
 )
 
-__all__ = ["open_checkpoint", "parts_of"]
+__all__ = ["open_checkpoint", "parts_of", "typed_id"]
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 PIPELINE = "model_index.json"
@@ -119,12 +119,7 @@ def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequenc
     from monosoup_cli.sources.hub import open_typed
     from monosoup_cli.sources.hub_errors import quiet_hub
 
-    where = HubId.parse(source)
-    is_typed_as_path = not source.startswith("hf://") and source.endswith((*WEIGHTS, ".json"))
-    if where is None or is_typed_as_path:
-        meant = suggested_id(source)
-        hint = None if meant is None else f"if it is on the Hub: {meant}"
-        raise CheckpointError("no such file or folder", path=source, hint=hint)
+    where = typed_id(source)
     file = PurePosixPath(where.inner).name if where.inner.endswith(WEIGHTS) else ""
     if file:
         source = source.rstrip("/").removesuffix(file).rstrip("/")
@@ -138,6 +133,21 @@ def _open_remote(source: str, path: Path, state_dict: str | None, parts: Sequenc
         shard = open_shard(file, folder.open(file), state_dict)
         place = Place(f"{source}/{file}", origin=folder, file_name=file)
         return _new_checkpoint(Files(place, (shard,), notes=_note_of_part(file)))
+
+
+def typed_id(source: str) -> HubId:
+    """The id on the Hub that the user typed, where there is no such path.
+
+    Raises:
+        CheckpointError: It can only be a path.
+    """
+    where = HubId.parse(source)
+    is_typed_as_path = not source.startswith("hf://") and source.endswith((*WEIGHTS, ".json"))
+    if where is None or is_typed_as_path:
+        meant = suggested_id(source)
+        hint = None if meant is None else f"if it is on the Hub: {meant}"
+        raise CheckpointError("no such file or folder", path=source, hint=hint)
+    return where
 
 
 def _open_folder(folder: Folder, inner: str, state_dict: str | None) -> Checkpoint:

@@ -410,6 +410,58 @@ def test_what_a_recipe_may_not(here, run, name):
     assert sorted(here.rglob("*")) == sorted([*before, here / "recipe.yaml"])
 
 
+LATER = {
+    "a setting of layers": ({"layers": {"*": {"enrgy": 0.8}}}, 2, "step 2: layers '*': a layer has no enrgy"),
+    "an option": ({"enrgy": 0.8}, 2, "step 2: a recipe has no enrgy"),
+    "a value out of range": ({"energy": 2}, 2, "step 2: --energy"),
+    "options that contradict each other": (
+        {"as_adapter": True, "carry_base": ["x"]},
+        2,
+        "step 2: --carry-base is for",
+    ),
+    "a missing input": ({"finetuned": "sop"}, 1, "sop: no such file or folder, and no step before step 2"),
+    "an input of a later step": ({"finetuned": "last"}, 1, "last: no such file or folder"),
+    "a missing base": ({"base": "sub/ft9.safetensors"}, 1, "sub/ft9.safetensors: no such file or folder"),
+    "the output of another": ({"output": "soup/"}, 2, "step 2: an earlier step has the same output"),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_later_step_is_refused_before_the_first_runs(here, run, name):
+    given, code, words = LATER[name]
+    last = {**STEPS["steps"][1], "output": "last"}
+    path = recipe({"steps": [STEPS["steps"][0], {**STEPS["steps"][1], **given}, last]})
+    before = sorted(here.rglob("*"))
+    for more in ((), ("--dry-run",)):
+        result = run("run", path, *more)
+        assert (result.code, result.err.count("\n"), words in result.err) == (code, 1, True), result.err
+    assert sorted(here.rglob("*")) == before
+
+
+def test_an_input_may_be_in_an_output_of_an_earlier_step(here, run):
+    """As one of a sweep, or as its file."""
+    sweep = {"command": "wise", "base": "base.safetensors", "finetuned": "ft1.safetensors", "output": "a"}
+    inner = {"finetuned": ["a/alpha-0.5", "./a/alpha-1/model.safetensors"]}
+    steps = [{**sweep, "alpha": [0.5, 1]}, {**STEPS["steps"][1], **inner}]
+    result = run("run", recipe({"steps": steps}))
+    assert result.code == 0, result.err
+
+
+def test_a_dry_run_says_that_it_planned_one_step(here, run):
+    words = "of the steps after this one, only the arguments were checked"
+    first = run("run", recipe(STEPS), "--dry-run", "--format", "json")
+    assert (json.loads(first.out)["command"], first.err.count(words)) == ("soup", 1)
+    assert run("run", recipe(STEPS), "-q").code == 0
+    again = {"steps": [STEPS["steps"][0], {**STEPS["steps"][1], "output": "other"}]}
+    second = run("run", recipe(again), "--dry-run", "--resume", "--format", "json")
+    assert (json.loads(second.out)["command"], words in second.err) == ("edit", False)
+
+
+def test_a_recipe_that_is_not_there(here, run):
+    result = run("run", "nope.yaml")
+    assert (result.code, "nope.yaml: cannot be read: No such file" in result.err) == (1, True)
+
+
 HOSTILE = {
     "code": "!!python/object/apply:os.mkdir [evil]",
     "no end": "a: [",

@@ -33,6 +33,16 @@ def a_report_without_output(at: Trial) -> None:
     at.loads("run", at.out, "-o", at.tmp / "new", output=at.tmp / "new")
 
 
+@follows("api/recipe.py", "pass the report itself")
+def an_output_without_its_report(at: Trial) -> None:
+    report = at.tmp / "written.json"
+    assert at.run(*at.edit, "--report", report).code == 0
+    at.refused("run", at.out, "-o", at.tmp / "new")
+    command = shlex.split(at.hint.partition(": ")[2].replace("REPORT.json", str(report)))
+    assert command[:2] == ["monosoup", "run"]
+    at.loads(*command[1:-1], at.tmp / "new", output=at.tmp / "new")
+
+
 @follows("api/recipe.py", "a recipe runs no programs")
 def a_program(at: Trial) -> None:
     content = {"command": "soup", "finetuned": [str(at.finetuned), str(at.base)], "output": "out"}

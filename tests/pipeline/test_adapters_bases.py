@@ -12,6 +12,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from tests.models import ENDS, MODELS, TEXT, VISION, build
+from tests.peft_adapters import make
 
 TOKENS = torch.arange(3, 15)[None]
 HEADS = {
@@ -277,9 +278,29 @@ def test_another_base_than_the_named_one_is_said(run, tmp_path, case, saved):
     if known_as is None:  # the file of that folder
         file = run("edit", base / "model.safetensors", adapter, "-o", tmp_path / "of-file")
         assert ("names as its base" in file.err) == is_other
+    report = json.loads((out / "monosoup_report.json").read_text())
+    doubts = report.get("doubts", [])
+    assert ([*map(report["notes"].count, doubts)], "names as its base" in str(doubts)) == (
+        [1] * is_other,
+        is_other,
+    )
+    strict = run("edit", base, adapter, "-o", tmp_path / "strict", "--strict")
+    assert (strict.code, strict.err.count("names as its base")) == (is_other, is_other), strict.err
     assert ("What it stores whole (1 tensor) is no difference from that base" in result.err) == (
         is_other and saved
     )
+
+
+def test_the_size_of_an_adapter_is_no_doubt_about_its_base(run, tmp_path):
+    """A whole checkpoint beside it is doubted as always."""
+    made = make("linear", tmp_path / "one")
+    config = made.adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1e5}))
+    result = run("merge", made.base, made.adapter, "-o", tmp_path / "out", "--strict")
+    assert result.code == 0, result.err
+    assert "doubts" not in json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    both = run("edit", made.base, made.adapter, tmp_path / "out", "-o", tmp_path / "both", "--strict")
+    assert (both.code, "are as large as the weights" in both.err) == (1, True), both.err
 
 
 def test_an_extracted_adapter_over_another_base_says_what_is_no_difference(run, tmp_path):
