@@ -7,14 +7,15 @@ from pathlib import PurePath
 from typing import Any
 
 from monosoup_cli.report.records import outputs_in
-from monosoup_cli.report.verdict import step_of
+from monosoup_cli.report.rows import Row
+from monosoup_cli.report.verdict import step_in, step_of
 from monosoup_cli.report.words import parameters, plural
 
-__all__ = ["REACH", "opening", "reach_of"]
+__all__ = ["REACH", "opening", "reach_of", "reach_of_layer"]
 
 REACH = {"edit": "equivalent α", "wise": "WiSE α", "lines": "mean scale", "stock": "mean ratio"}
 """What commands call how far an output is from the base."""
-OF_REACH = {"edit": "equivalent_alpha", "lines": "scale", "stock": "ratio"}
+OF_REACH = {"wise": "alpha", "edit": "equivalent_alpha", "lines": "scale", "stock": "ratio"}
 
 
 def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | None:
@@ -33,6 +34,21 @@ def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | No
         return float(alpha) if isinstance(alpha, (int, float)) else None
     mean = output["summary"]["means"].get(OF_REACH.get(report["command"], ""))
     return None if mean is None else float(step_of({"arguments": arguments}) * mean)
+
+
+def reach_of_layer(report: Mapping[str, Any], row: Row) -> float | None:
+    """Return how far a layer of a report is from the base (0) to the fine-tuned weights (1).
+
+    Returns:
+        The reach; None where it is not known, or where the command has none. An edit keeps vectors as
+        fine-tuned, unless it interpolates all.
+    """
+    if report["command"] == "edit" and row["reason"] == "vector":
+        return step_of(report)
+    value = row.get(OF_REACH.get(report["command"], ""))
+    if value is None:
+        return None
+    return float(step_in(row, step_of(report)) * value)
 
 
 def opening(report: Mapping[str, Any]) -> list[str]:

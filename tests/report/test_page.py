@@ -810,7 +810,7 @@ def test_two_reports_side_by_side(opened, reports, width):
         ]
         for section in view.locator("section").all()
     }
-    assert tables["Settings that differ"] == [["energy", "–", "0.8"]]
+    assert tables["Settings that differ"] == [["energy", "not set", "0.8"]]
     assert ["k/r", *[f"{first['summary']['means']['k_ratio']:.4g}"] * 2, "none"] in tables[
         "Means over the layers"
     ]
@@ -822,8 +822,8 @@ def test_two_reports_side_by_side(opened, reports, width):
         ),
         key=lambda each: -abs(0.9 - each["lambda_low"]),
     )
-    shown = tables["Layers that differ"]
-    assert [line[0] for line in shown] == [each["name"].removesuffix(".weight") for each in expected]
+    shown = tables["Tensors that differ"]
+    assert [line[0] for line in shown] == [each["name"] for each in expected]
     assert [line[1] for line in shown] == [f"{0.9 - each['lambda_low']:.3g} in λ_low" for each in expected]
     bars = view.locator("section").last.locator(".bar").all()[:2]
     lengths = [bar.evaluate("bar => bar.firstChild.getBoundingClientRect().width") for bar in bars]
