@@ -8,6 +8,7 @@ from typing import Any
 
 from monosoup_cli.report.records import outputs_in
 from monosoup_cli.report.rows import Row
+from monosoup_cli.report.scored import sweep_sentences
 from monosoup_cli.report.verdict import step_in, step_of
 from monosoup_cli.report.words import parameters, plural
 
@@ -63,7 +64,12 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counted = f"{summary['edited']:,} of {plural(summary['tensors'], 'tensor')}, {of_all}"
     did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "changed")
-    return [f"{what}{several}.", f"It {did} {counted}.", *_meaning(report, wrote, summary)]
+    return [
+        f"{what}{several}.",
+        f"It {did} {counted}.",
+        *_meaning(report, wrote, summary),
+        *sweep_sentences(report),
+    ]
 
 
 def _meaning(

@@ -216,6 +216,7 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     halved = compare_reports(first, half)
     assert halved["means"]["reach"] == [far := halved["means"]["reach"][0], far / 2]
     assert {one["by"] for one in halved["changed"]} == {"reach"}
+    assert len(halved["changed"]) == len(base)
     for one in halved["changed"]:
         whole, half_way = one["measures"]["reach"]
         assert half_way == pytest.approx(whole / 2)
