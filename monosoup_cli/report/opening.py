@@ -94,7 +94,8 @@ def _meaning(
         low, high = min(known), max(known)
         far = f"{low:.0%} to {high:.0%}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.0%}"
         reach = f"{low:.2f} to {high:.2f}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f}"
-        them = "The results lie" if len(known) > 1 else "The result lies"
+        them = "the results lie" if len(known) > 1 else "the result lies"
+        them = them.capitalize() if command == "wise" else f"On average over the layers, {them}"
         target = "mean of the fine-tuned checkpoints" if _is_mean(report) else "fine-tuned weights"
         meant.append(f"{them} {far} of the way from the base to the {target} ({REACH[command]} {reach}).")
     if means.get("factor_error") is not None:

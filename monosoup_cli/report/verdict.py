@@ -375,6 +375,13 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     else:
         impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
         sentence = f"{nearest}: {impossible} these weights."
+    names = ("equivalent_alpha", "anisotropy")
+    means = [_short(statistics.fmean(step * row[name] for row, step, _ in weighted)) for name in names]
+    if moved > NEAR and means != [_short(alpha), _short(distance)]:
+        sentence += (
+            " In both figures, large updates count for more than in the means over the layers (equivalent α"
+            f" {means[0]}, anisotropy {means[1]})."
+        )
     if alpha < FAR:
         sentence += f" It goes {_percent(1.0 - alpha)} of the way back to the base."
     return {

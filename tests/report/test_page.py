@@ -356,7 +356,8 @@ def test_the_trials_of_a_greedy_soup(opened, reports):
 OPENINGS = {
     "edit": r"^MonoSoup edited what fine-tuning changed from base\.safetensors to finetuned-1\.safetensors\."
     r" It changed 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
-    "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* The results lie \d+% to \d+% of the way",
+    "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* On average over the layers, the"
+    r" results lie \d+% to \d+% of the way",
     "stock": r"^Model Stock moved from base\.safetensors towards the mean of 3 checkpoints\. .* to the mean"
     r" of the fine-tuned checkpoints \(mean ratio 0\.\d\d\)\.$",
     "soup": r"^A model soup: the mean of 3 checkpoints\. It changed",
