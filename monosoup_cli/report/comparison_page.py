@@ -82,7 +82,8 @@ def _opening(
     elif not apart:
         said.append(f"{names[0]} and {names[1]} agree in all {of} that both reports have.")
     if apart:
-        said.append(f"{plural(len(apart), 'tensor')} of {of} have no measure in both reports.")
+        have = "has" if len(apart) == 1 else "have"
+        said.append(f"{len(apart):,} of the {of} {have} no measure in both reports.")
     return " ".join(said)
 
 

@@ -185,6 +185,9 @@ def test_two_commands(reports):
     said = re.sub(r"\s+", " ", "\n".join(lines))
     assert "not compared 12 tensors without a measure in both reports; `monosoup diff` compares" in said
     assert "reach" not in said
+    page = comparison_page(found, (reports["default"], reports["lines"]), ("a", "b"))
+    assert "12 of the 13 tensors have no measure in both reports." in page
+    assert "12 tensors without a measure in both reports; `monosoup diff` compares the values." in page
     assert changed["model.norm.weight"]["reason"] == ["vector", None]
 
 
