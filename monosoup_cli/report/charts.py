@@ -52,6 +52,8 @@ def draw_chart(panel: SubFigure, chart: Chart) -> None:
             markeredgewidth=1,
             label=printable(curve.label, 44),
         )
+        for name, point in zip(curve.names, curve.points, strict=False):
+            axes.annotate(printable(name, 44), point, xytext=(6, 0), textcoords="offset points", fontsize=8)
     axes.set_title(printable(chart.title))
     axes.set_xlabel(printable(chart.x))
     axes.set_ylabel(printable(chart.y))

@@ -12,7 +12,9 @@ from monosoup_cli.report.files import OF_SEVERAL
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.layers import short
 from monosoup_cli.report.measures import ALIASES, WITH_UNIT, label_of, measures_in
+from monosoup_cli.report.opening import reach_of, reach_of_layer
 from monosoup_cli.report.rows import Row, rows_of
+from monosoup_cli.report.verdict import step_of
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGE",
+    "ONLY_BOTH",
     "ORDER",
+    "WITHOUT_MEASURE",
     "arrow",
     "compare_reports",
     "compared_measures",
@@ -32,13 +36,19 @@ __all__ = [
 CHANGE = "change"
 ORDER = "most changed first: by the largest difference of a measure (of r, k, σ and ‖·‖: as a share)"
 """How tables of changed layers are sorted."""
+ONLY_BOTH = "only the measures of both are compared"
+WITHOUT_MEASURE = "without a measure in both reports; `monosoup diff` compares the values"
+"""What is said of two commands, and of tensors that both edited."""
 
+REACHED = "reach"
+"""The measure that all methods between base and fine-tuned weights share: how far the output goes."""
 ROUNDING = 1e-6
 """Relative difference up to which measures are equal, because machines differ in the last digits."""
 NOTHING = 1e-9
 """Absolute difference up to which measures without a unit are equal."""
 
 SHOWN = (
+    REACHED,
     "k_ratio",
     "lambda_high",
     "lambda_low",
@@ -75,8 +85,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 
     Returns:
         The `commands`; the `arguments` that differ; the `changed` layers, most changed first; how many layers
-        are the `same`; the names `only_in_first` and `only_in_second`; and the `means` over the layers of
-        each report, as pairs. A changed layer has its `measures` that differ, as pairs; its `change`, the
+        are the `same`; the names that are `not_compared`, because both edited the tensor and share no measure
+        of it; the names `only_in_first` and `only_in_second`; and the `means` over the layers of each report,
+        as pairs. Outputs of two methods share the `reach`, how far they are from the base (0) to the
+        fine-tuned weights (1). A changed layer has its `measures` that differ, as pairs; its `change`, the
         largest difference among them; and `by`, the measure that has it. Differences of measures with a unit
         are relative to the larger of the two values.
 
@@ -87,10 +99,15 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
         if "layers" not in report:
             raise ReportError("no layers to compare: the report covers several checkpoints", hint=OF_SEVERAL)
     rows, others = ({row["name"]: row for row in rows_of(report)} for report in (first, second))
+    if has_reach := _has_reach(first, second):
+        for report, its in ((first, rows), (second, others)):
+            for row in its.values():
+                row[REACHED] = reach_of_layer(report, row)
     measured = [name for name in measures_in(rows.values()) if name in measures_in(others.values())]
     both = [name for name in rows if name in others]
     changes = [_change(rows[name], others[name], ["reason", *measured]) for name in both]
     changed = sorted((one for one in changes if one["measures"]), key=lambda one: -one["change"])
+    not_compared = [name for name in both if _shares_nothing(rows[name], others[name], measured)]
     of_first, of_second = first["arguments"], second["arguments"]
     return {
         "commands": [first["command"], second["command"]],
@@ -99,12 +116,28 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
             for name in of_first
             if name in of_second and of_first[name] != of_second[name] and changes_layers(name)
         },
-        "same": len(both) - len(changed),
+        "same": len(both) - len(changed) - len(not_compared),
         "changed": changed,
+        "not_compared": not_compared,
         "only_in_first": [name for name in rows if name not in others],
         "only_in_second": [name for name in others if name not in rows],
-        "means": _means(first["summary"]["means"], second["summary"]["means"]),
+        "means": {
+            **({REACHED: [reach_of(each, each) for each in (first, second)]} if has_reach else {}),
+            **_means(first["summary"]["means"], second["summary"]["means"]),
+        },
     }
+
+
+def _has_reach(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether the outputs differ in how far they are from the base by more than their own measures tell."""
+    is_known = all(reach_of(report, report) is not None for report in (first, second))
+    return is_known and (first["command"] != second["command"] or step_of(first) != step_of(second))
+
+
+def _shares_nothing(first: Row, second: Row, measures: Sequence[str]) -> bool:
+    """Whether both reports edited a layer, and have no measure of it in common."""
+    is_edited = first["reason"] is None and second["reason"] is None
+    return is_edited and all(None in (first.get(name), second.get(name)) for name in measures)
 
 
 def _means(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -124,7 +157,10 @@ def _change(first: Row, second: Row, measures: Sequence[str]) -> dict[str, Any]:
     """Compare one layer. `reason` is among its measures if only one report kept the layer."""
     pairs = {name: [first.get(name), second.get(name)] for name in measures}
     pairs = {name: pair for name, pair in pairs.items() if not is_same(name, *pair)}
-    by = max(pairs, key=lambda name: _difference(name, *pairs[name]), default=None)
+    # where both are known to lie between base and fine-tuned, that says more than that one was kept
+    is_placed = None not in (first.get(REACHED), second.get(REACHED))
+    told = [name for name in pairs if name != "reason" or not is_placed]
+    by = max(told, key=lambda name: _difference(name, *pairs[name]), default=None)
     return {
         "name": first["name"],
         "change": 0.0 if by is None else _difference(by, *pairs[by]),
@@ -161,13 +197,15 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
 
     changed = comparison["changed"][:top]
     names = compared_measures(changed)
-    columns = {label_of(name): [arrow(change["measures"].get(name)) for change in changed] for name in names}
+    columns = {
+        label_of(name): [arrow(change["measures"].get(name), name) for change in changed] for name in names
+    }
     columns = {
         CHANGE: [f"{short(change['change'])} in {label_of(change['by'])}" for change in changed],
         **columns,
     }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", overflow="fold", min_width=20)
+    table.add_column("tensor", overflow="fold", min_width=20)
     taken = 20
     kept: list[Sequence[str]] = []
     left_out = []
@@ -180,8 +218,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
         else:
             left_out.append(label)
     for number, change in enumerate(changed):
-        name = change["name"].removesuffix(".weight") if width else change["name"]
-        table.add_row(Text(printable(name)), *(Text(cells[number]) for cells in kept))
+        table.add_row(Text(printable(change["name"])), *(Text(cells[number]) for cells in kept))
     facts = grid("", "")
     if changed:
         facts.add_row("order", ORDER)
@@ -189,12 +226,14 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
         facts.add_row("no room for", f"{', '.join(left_out)}; a wider terminal and json have all")
     commands = comparison["commands"]
     if commands[0] != commands[1]:
-        facts.add_row("commands", f"{' → '.join(commands)}: only the measures of both are compared")
+        facts.add_row("commands", f"{' → '.join(commands)}: {ONLY_BOTH}")
     for name, pair in comparison["arguments"].items():
         facts.add_row(name, Text(" → ".join(map(value_text, pair)), overflow="fold"))
     some = f" ({len(changed):,} shown)" if len(changed) < len(comparison["changed"]) else ""
-    facts.add_row("changed", plural(len(comparison["changed"]), "layer") + some)
+    facts.add_row("changed", plural(len(comparison["changed"]), "tensor") + some)
     facts.add_row("no difference", plural(comparison["same"], "tensor"))
+    if names := comparison["not_compared"]:
+        facts.add_row("not compared", f"{plural(len(names), 'tensor')} {WITHOUT_MEASURE}")
     for side in ("first", "second"):
         if names := comparison[f"only_in_{side}"]:
             first = ", ".join([*(printable(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
@@ -210,16 +249,20 @@ def compared_measures(changed: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in dict.fromkeys((*sorted_by, "reason", *SHOWN, *others)) if name in differing]
 
 
+NONE = {"reason": "edited"}
+"""What it means that a value is None, where that is known: a tensor without a reason to be kept is edited."""
+
+
 def value_text(value: Any) -> str:
     """Format the value of an option."""
     if isinstance(value, list):
         return ", ".join(printable(item, 60) for item in value) or "none"
-    return "–" if value is None else printable(value, 60)
+    return "not set" if value is None else printable(value, 60)
 
 
-def arrow(pair: Sequence[Any] | None) -> str:
+def arrow(pair: Sequence[Any] | None, measure: str) -> str:
     """Format the values of a measure in both reports; "" where they do not differ."""
     if pair is None:
         return ""
-    first, second = (short(value) or "–" for value in pair)
+    first, second = (short(value) or NONE.get(measure, "–") for value in pair)
     return f"{first} → {second}"

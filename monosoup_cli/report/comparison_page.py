@@ -6,9 +6,18 @@ from collections.abc import Iterator, Mapping
 from string import Template
 from typing import Any
 
-from monosoup_cli.report.comparison import CHANGE, ORDER, arrow, compared_measures, is_same, value_text
+from monosoup_cli.report.comparison import (
+    CHANGE,
+    ONLY_BOTH,
+    ORDER,
+    WITHOUT_MEASURE,
+    arrow,
+    compared_measures,
+    is_same,
+    value_text,
+)
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.glossary import MEANINGS
+from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
 from monosoup_cli.report.layers import short
 from monosoup_cli.report.markup import Markup, bar, items, table, text
 from monosoup_cli.report.measures import label_of
@@ -23,6 +32,7 @@ SHOWN_ROWS = 20
 MAX_ROWS = 2000
 """The most layers that a page has."""
 SIDES = ("first", "second")
+EXPLAINED = {**MEANINGS, **OF_COMPARISONS}
 
 
 def comparison_page(
@@ -41,24 +51,46 @@ def comparison_page(
     texts = {
         "css": asset("page.css"),
         "version": text(__version__),
-        "opening": text(_opening(comparison, names)),
+        "opening": text(_opening(comparison, reports, names)),
         "sections": "\n".join([*sections, *_layers(comparison), *_glossary(comparison)]),
     }
     return Template(asset("compare.html")).substitute(texts)
 
 
-def _opening(comparison: Mapping[str, Any], names: tuple[str, str]) -> str:
-    changed, same = comparison["changed"], comparison["same"]
-    of = plural(len(changed) + same, "tensor")
-    if not changed:
-        return f"{names[0]} and {names[1]} agree in all {of} that both reports have."
-    most = changed[0]
-    measure = label_of(most["by"])
-    pair = " and ".join(short(value) or "–" for value in most["measures"][most["by"]])
-    return (
-        f"{names[0]} and {names[1]} differ in {len(changed):,} of the {of} that both reports have. They"
-        f" differ most in {most['name']}: {measure} is {pair}."
-    )
+def _opening(
+    comparison: Mapping[str, Any],
+    reports: tuple[Mapping[str, Any], Mapping[str, Any]],
+    names: tuple[str, str],
+) -> str:
+    """How far both are from the base, in how many tensors they differ, where most, and what is unknown."""
+    changed, apart = comparison["changed"], comparison["not_compared"]
+    of = plural(len(changed) + comparison["same"] + len(apart), "tensor")
+    first, second = (reach_of(report, report) for report in reports)
+    said = []
+    if first is not None and second is not None and not is_same("reach", first, second):
+        said.append(
+            f"{names[0]} lies {first:.0%} of the way from the base to the fine-tuned weights, {names[1]}"
+            f" {second:.0%}."
+        )
+    if changed:
+        most = changed[0]
+        pair = " and ".join(arrow(most["measures"][most["by"]], most["by"]).split(" → "))
+        said += [
+            f"{names[0]} and {names[1]} differ in {len(changed):,} of the {of} that both reports have.",
+            f"They differ most in {most['name']}: {_in_words(most['by'])} is {pair}.",
+        ]
+    elif not apart:
+        said.append(f"{names[0]} and {names[1]} agree in all {of} that both reports have.")
+    if apart:
+        have = "has" if len(apart) == 1 else "have"
+        said.append(f"{len(apart):,} of the {of} {have} no measure in both reports.")
+    return " ".join(said)
+
+
+def _in_words(measure: str) -> str:
+    """A measure's label, with the first sentence of what it means."""
+    meaning = EXPLAINED.get(measure, "").partition(". ")[0].removesuffix(".")
+    return label_of(measure) + (f" ({meaning[0].lower()}{meaning[1:]})" if meaning else "")
 
 
 def _inputs(reports: tuple[Mapping[str, Any], Mapping[str, Any]], names: tuple[str, str]) -> Iterator[Markup]:
@@ -81,6 +113,8 @@ def _settings(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator
     if rows:
         yield Markup("<section><h2>Settings that differ</h2>")
         yield table(["option", *names], rows)
+        if commands[0] != commands[1]:
+            yield Markup(f'<p class="note">{text(ONLY_BOTH[0].upper() + ONLY_BOTH[1:])}.</p>')
         yield Markup("</section>")
 
 
@@ -101,7 +135,7 @@ def _means(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Ma
 
 
 def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
-    yield Markup("<section><h2>Layers that differ</h2>")
+    yield Markup("<section><h2>Tensors that differ</h2>")
     changed = comparison["changed"][:MAX_ROWS]
     if changed:
         measures = compared_measures(changed)
@@ -109,17 +143,19 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
         rows = []
         for one in changed:
             words = f"{short(one['change'])} in {label_of(one['by'])}"
-            cells = [arrow(one["measures"].get(name)) for name in measures]
+            cells = [arrow(one["measures"].get(name), name) for name in measures]
             rows.append([_name(one["name"]), bar(one["change"] / largest, words), *cells])
         yield Markup(f'<p class="note">{text(ORDER[0].upper() + ORDER[1:])}.</p>')
-        head = ["layer", CHANGE, *map(_word, measures)]
+        head = ["tensor", CHANGE, *map(_word, measures)]
         yield table(head, rows[:SHOWN_ROWS])
         if others := rows[SHOWN_ROWS:]:
-            summary = f"{plural(len(others), 'layer')} that differ less"
+            summary = f"{plural(len(others), 'tensor')} that differ less"
             yield Markup(f"<details><summary>{summary}</summary>{table(head, others)}</details>")
     facts = [f"{plural(comparison['same'], 'tensor')} without a difference."]
     if len(changed) < len(comparison["changed"]):
-        facts.append(f"{len(comparison['changed']) - len(changed):,} more layers differ, less than these.")
+        facts.append(f"{len(comparison['changed']) - len(changed):,} more tensors differ, less than these.")
+    if apart := comparison["not_compared"]:
+        facts.append(f"{plural(len(apart), 'tensor')} {WITHOUT_MEASURE}.")
     for side in SIDES:
         if only := comparison[f"only_in_{side}"]:
             some = ", ".join([*only[:3], *(["…"] if len(only) > 3 else [])])
@@ -131,7 +167,9 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
 def _glossary(comparison: Mapping[str, Any]) -> Iterator[Markup]:
     used = dict.fromkeys((*comparison["means"], *compared_measures(comparison["changed"])))
     entries = [
-        f"<dt>{text(label_of(name))}</dt><dd>{text(MEANINGS[name])}</dd>" for name in used if name in MEANINGS
+        f"<dt>{text(label_of(name))}</dt><dd>{text(EXPLAINED[name])}</dd>"
+        for name in used
+        if name in EXPLAINED
     ]
     if entries:
         inside = "".join(entries)
@@ -141,10 +179,10 @@ def _glossary(comparison: Mapping[str, Any]) -> Iterator[Markup]:
 def _word(name: str) -> Markup:
     """A measure's label, with what it means where one points at it."""
     label = text(label_of(name))
-    return Markup(f'<abbr title="{text(MEANINGS[name])}">{label}</abbr>') if name in MEANINGS else label
+    return Markup(f'<abbr title="{text(EXPLAINED[name])}">{label}</abbr>') if name in EXPLAINED else label
 
 
 def _name(name: str) -> Markup:
     """A layer's name, which may be broken after each of its dots."""
-    broken = text(name.removesuffix(".weight")).replace(".", ".<wbr>")
+    broken = text(name).replace(".", ".<wbr>")
     return Markup(f'<span class="layer" title="{text(name)}">{broken}</span>')

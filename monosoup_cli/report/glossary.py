@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MEANINGS", "WORDS"]
+__all__ = ["MEANINGS", "OF_COMPARISONS", "WORDS"]
 
 MEANINGS = {
     "rank": "How many directions the update of the layer can have: the shorter side of its matrix.",
@@ -40,6 +40,13 @@ MEANINGS = {
     "rank_above_rounding": "How many directions are stronger than the error of rounding to the stored dtype.",
 }
 """A sentence or two for every measure that has a label."""
+
+OF_COMPARISONS = {
+    "reach": "How far the output goes from the base (0) to the fine-tuned weights (1). Each method has a"
+    " measure for it: the equivalent α of an edit, the α of WiSE-FT, the scale of LiNeS, or the ratio of"
+    " Model Stock."
+}
+"""Measures that only comparisons have."""
 
 WORDS = {
     "update": "What fine-tuning changed: the fine-tuned weights minus the base's.",

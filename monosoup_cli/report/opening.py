@@ -7,14 +7,16 @@ from pathlib import PurePath
 from typing import Any
 
 from monosoup_cli.report.records import outputs_in
-from monosoup_cli.report.verdict import step_of
+from monosoup_cli.report.rows import Row
+from monosoup_cli.report.scored import sweep_sentences
+from monosoup_cli.report.verdict import step_in, step_of
 from monosoup_cli.report.words import parameters, plural
 
-__all__ = ["REACH", "opening", "reach_of"]
+__all__ = ["REACH", "opening", "reach_of", "reach_of_layer"]
 
 REACH = {"edit": "equivalent α", "wise": "WiSE α", "lines": "mean scale", "stock": "mean ratio"}
 """What commands call how far an output is from the base."""
-OF_REACH = {"edit": "equivalent_alpha", "lines": "scale", "stock": "ratio"}
+OF_REACH = {"wise": "alpha", "edit": "equivalent_alpha", "lines": "scale", "stock": "ratio"}
 
 
 def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | None:
@@ -35,6 +37,21 @@ def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | No
     return None if mean is None else float(step_of({"arguments": arguments}) * mean)
 
 
+def reach_of_layer(report: Mapping[str, Any], row: Row) -> float | None:
+    """Return how far a layer of a report is from the base (0) to the fine-tuned weights (1).
+
+    Returns:
+        The reach; None where it is not known, or where the command has none. An edit keeps vectors as
+        fine-tuned, unless it interpolates all.
+    """
+    if report["command"] == "edit" and row["reason"] == "vector":
+        return step_of(report)
+    value = row.get(OF_REACH.get(report["command"], ""))
+    if value is None:
+        return None
+    return float(step_in(row, step_of(report)) * value)
+
+
 def opening(report: Mapping[str, Any]) -> list[str]:
     """Return the first sentences of a report's page."""
     command, wrote = report["command"], outputs_in(report)
@@ -47,7 +64,12 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counted = f"{summary['edited']:,} of {plural(summary['tensors'], 'tensor')}, {of_all}"
     did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "changed")
-    return [f"{what}{several}.", f"It {did} {counted}.", *_meaning(report, wrote, summary)]
+    return [
+        f"{what}{several}.",
+        f"It {did} {counted}.",
+        *_meaning(report, wrote, summary),
+        *sweep_sentences(report),
+    ]
 
 
 def _meaning(
@@ -72,7 +94,8 @@ def _meaning(
         low, high = min(known), max(known)
         far = f"{low:.0%} to {high:.0%}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.0%}"
         reach = f"{low:.2f} to {high:.2f}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f}"
-        them = "The results lie" if len(known) > 1 else "The result lies"
+        them = "the results lie" if len(known) > 1 else "the result lies"
+        them = them.capitalize() if command == "wise" else f"On average over the layers, {them}"
         target = "mean of the fine-tuned checkpoints" if _is_mean(report) else "fine-tuned weights"
         meant.append(f"{them} {far} of the way from the base to the {target} ({REACH[command]} {reach}).")
     if means.get("factor_error") is not None:

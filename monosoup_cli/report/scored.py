@@ -12,7 +12,16 @@ from monosoup_cli.report.words import in_column, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Chart", "Curve", "Scored", "cells_of", "scored_in", "scores_table", "sweep_charts"]
+__all__ = [
+    "Chart",
+    "Curve",
+    "Scored",
+    "cells_of",
+    "scored_in",
+    "scores_table",
+    "sweep_charts",
+    "sweep_sentences",
+]
 
 AXES = {"alpha": "WiSE α", "energy": "R", "wise": "WiSE α"}
 OF_LINES = {"alpha": "LiNeS α", "beta": "LiNeS β"}
@@ -28,20 +37,22 @@ class Scored(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points, from left to right, and whether a line joins them."""
+    """Points, from left to right; whether a line joins them; and the names beside them, if they have any."""
 
     label: str
     points: Sequence[tuple[float, float]]
     is_line: bool = True
+    names: Sequence[str] = ()
 
 
 class Chart(NamedTuple):
-    """One picture: its title, the names of its axes, and what is drawn."""
+    """One picture: its title, the names of its axes, what is drawn, and a note on it."""
 
     title: str
     x: str
     y: str
     curves: Sequence[Curve]
+    note: str = ""
 
 
 def scored_in(report: Mapping[str, Any]) -> list[Scored]:
@@ -105,8 +116,61 @@ def sweep_charts(report: Mapping[str, Any]) -> list[Chart]:
     if len(names) > 1:
         first, second = names[:2]
         points = [
-            Curve(label, [(row.scores[first], row.scores[second]) for row in some], is_line=False)
+            Curve(
+                label,
+                [(row.scores[first], row.scores[second]) for row in some],
+                is_line=False,
+                names=[_named(report, along, row.arguments[along]) for row in some],
+            )
             for label, some in curves.items()
         ]
-        charts.append(Chart(f"{second} against {first}", first, second, points))
+        note = f"The numbers beside the points are the {x}. Higher scores are up and to the right."
+        charts.append(Chart(f"{second} against {first}", first, second, points, note))
     return charts
+
+
+ENDS = {0.0: "base", 1.0: "fine-tuned"}
+"""What WiSE-FT gives at its ends."""
+
+
+def _named(report: Mapping[str, Any], along: str, value: float) -> str:
+    end = ENDS.get(value) if report["command"] == "wise" and along == "alpha" else None
+    return f"{value:g}" + (f" ({end})" if end else "")
+
+
+def sweep_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Say which checkpoints of a sweep score best, and what choosing the best does to its score.
+
+    They are compared with the fine-tuned checkpoint where the sweep has it. Fewer than two have no best.
+    """
+    rows = scored_in(report)
+    if len(rows) < 2 or "search" in report:
+        return []
+    said = []
+    ends = {ENDS.get(row.arguments.get("alpha", -1.0)): row for row in rows if report["command"] == "wise"}
+    named = [f"{ends[end].label} is the {end} checkpoint" for end in ENDS.values() if end in ends]
+    if named:
+        said.append(f"{' and '.join(named)}.")
+    finetuned, has_best = ends.get("fine-tuned"), False
+    for name in rows[0].scores:
+        values = [row.scores[name] for row in rows]
+        most = max(values)
+        if most == min(values):
+            said.append(f"All {len(rows)} have the same score {name}, {most:.6g}.")
+            continue
+        has_best = True
+        best = [row for row in rows if row.scores[name] == most]
+        words = f"{' and '.join(row.label for row in best)} {'has' if len(best) == 1 else 'have'} the best"
+        words += f" {name}, {most:.6g}"
+        if finetuned is not None:
+            change = most - finetuned.scores[name]
+            words += (
+                ", the fine-tuned checkpoint" if finetuned in best else f": {change:+.4g} against fine-tuned"
+            )
+        said.append(f"{words}.")
+    if has_best:
+        said.append(
+            f"The best of {len(rows)} was chosen by the score itself, so its score is likely too high: before"
+            " you report it, score that checkpoint on other data."
+        )
+    return said

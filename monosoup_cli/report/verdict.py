@@ -25,6 +25,7 @@ __all__ = [
     "outcome",
     "sentences",
     "size",
+    "step_in",
     "step_of",
     "told_by",
     "verdict_of",
@@ -118,7 +119,7 @@ def step_of(report: Mapping[str, Any]) -> float:
     return float(wise) if isinstance(wise, (int, float)) else 1.0
 
 
-def _step(row: Row, step: float) -> float:
+def step_in(row: Row, step: float) -> float:
     """How far from the base to the edited weights a layer is: by its settings, or as the checkpoint."""
     own = row.get("settings", {}).get("wise", step)
     return float(own) if isinstance(own, (int, float)) else 1.0
@@ -156,7 +157,7 @@ def findings(
         step: How far from the base to the edited weights the checkpoint is.
     """
     moved = [
-        {**row, "factor": _step(row, step) * row["equivalent_alpha"]}
+        {**row, "factor": step_in(row, step) * row["equivalent_alpha"]}
         for row in rows
         if row["reason"] is None and row.get("k") is not None
     ]
@@ -352,7 +353,7 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     if not edited:
         return None
     largest = max(row["update_norm"] for row in edited)
-    weighted = [(row, _step(row, wise), (row["update_norm"] / largest) ** 2) for row in edited]
+    weighted = [(row, step_in(row, wise), (row["update_norm"] / largest) ** 2) for row in edited]
     total = math.fsum(share for *_, share in weighted)
     alpha = math.fsum(step * row["equivalent_alpha"] * share for row, step, share in weighted) / total
     away = (
@@ -374,6 +375,13 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     else:
         impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
         sentence = f"{nearest}: {impossible} these weights."
+    names = ("equivalent_alpha", "anisotropy")
+    means = [_short(statistics.fmean(step * row[name] for row, step, _ in weighted)) for name in names]
+    if moved > NEAR and means != [_short(alpha), _short(distance)]:
+        sentence += (
+            " In both figures, large updates count for more than in the means over the layers (equivalent α"
+            f" {means[0]}, anisotropy {means[1]})."
+        )
     if alpha < FAR:
         sentence += f" It goes {_percent(1.0 - alpha)} of the way back to the base."
     return {

@@ -73,6 +73,11 @@ def shortened(name: str, width: int) -> str:
     """Shorten a layer's name to `width` cells: its block and its end stay, as far as they fit."""
     from rich.cells import cell_len
 
+    def start_of(text: str, width: int) -> str:
+        while text and cell_len(text) > width:
+            text = text[:-1]
+        return text
+
     def end_of(text: str, width: int) -> str:
         while text and cell_len(text) > width:
             text = text[1:]
@@ -87,7 +92,9 @@ def shortened(name: str, width: int) -> str:
     if block and cell_len(own) <= room:
         return start + own
     if block and room > width // 2:
-        return f"{start}…{end_of(own, room - 1)}"
+        # blocks have names that begin alike and names that end alike
+        first = start_of(own, (room - 1) // 3)
+        return f"{start}{first}…{end_of(own, room - 1 - cell_len(first))}"
     return f"…{end_of(name, width - 1)}"
 
 

@@ -9,14 +9,32 @@ import pytest
 import torch
 from rich.cells import cell_len
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.report.comparison import compare_reports, comparison_table
+from monosoup_cli.report.comparison_page import comparison_page
 from monosoup_cli.report.measures import LABELS, label_of
 from monosoup_cli.report.rows import rows_of
 
 QUERY = "model.layers.{}.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory):
+    """An edit and an interpolation of one small model, with the files."""
+    folder = tmp_path_factory.mktemp("edits")
+    normal = torch.Generator().manual_seed(1)
+    made = {"files": ["base", "finetuned", "edit", "wise"]}
+    made |= {f"{name} file": folder / f"{name}.safetensors" for name in made["files"]}
+    for name in ("base", "finetuned"):
+        shapes = {"0.weight": (16, 12), "0.bias": (16,), "1.weight": (8, 16)}
+        tensors = {name: torch.randn(shape, generator=normal) for name, shape in shapes.items()}
+        save_file(tensors, made[f"{name} file"])
+    inputs = made["base file"], made["finetuned file"]
+    made["edit"] = monosoup_cli.edit(*inputs, made["edit file"], device="cpu")
+    made["wise"] = monosoup_cli.wise(*inputs, made["wise file"], alpha=0.3, device="cpu")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +178,51 @@ def test_two_commands(reports):
     assert found_too["arguments"] == {"alpha": [0.1, 0.2]}
     assert "only the measures of both" not in "\n".join(drawn(found_too))
     changed = {each["name"]: each["measures"] for each in found["changed"]}
-    assert QUERY.format(0) not in changed  # no measure is taken by both
+    # both edited these, and no measure is taken by both
+    assert QUERY.format(0) not in changed
+    assert found["not_compared"] == [QUERY.format(block) for block in range(12)]
+    assert found["same"] == 0
+    said = re.sub(r"\s+", " ", "\n".join(lines))
+    assert "not compared 12 tensors without a measure in both reports; `monosoup diff` compares" in said
+    assert "reach" not in said
+    page = comparison_page(found, (reports["default"], reports["lines"]), ("a", "b"))
+    assert "12 of the 13 tensors have no measure in both reports." in page
+    assert "12 tensors without a measure in both reports; `monosoup diff` compares the values." in page
     assert changed["model.norm.weight"]["reason"] == ["vector", None]
+
+
+def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits):
+    """What `reach` is: the α of the nearest plain interpolation, found here from the weights themselves."""
+    first, second = edits["edit"], edits["wise"]
+    found = compare_reports(first, second)
+    base, finetuned, edited, wise = (load_file(edits[f"{name} file"]) for name in edits["files"])
+    for one in found["changed"]:
+        update = (finetuned[one["name"]] - base[one["name"]]).flatten()
+        nearest = [
+            float((made[one["name"]] - base[one["name"]]).flatten() @ update / (update @ update))
+            for made in (edited, wise)
+        ]
+        assert one["measures"]["reach"] == pytest.approx(nearest, abs=1e-5)
+        assert one["by"] == "reach"
+        assert one["change"] == pytest.approx(abs(nearest[0] - nearest[1]), abs=1e-5)
+    assert {one["name"] for one in found["changed"]} == base.keys()  # the vector among them
+    assert found["not_compared"] == []
+    assert found["means"]["reach"][1] == 0.3
+    assert found["means"]["reach"][0] == first["summary"]["means"]["equivalent_alpha"]
+    page = comparison_page(found, (first, second), ("a", "b"))
+    far = f"{found['means']['reach'][0]:.0%}"
+    assert f"a lies {far} of the way from the base to the fine-tuned weights, b 30%." in page
+    assert "Only the measures of both are compared." in page
+    # of two edits, reach says more than their own measures only where one is interpolated
+    half = {**first, "arguments": {**first["arguments"], "wise": 0.5}}
+    assert "reach" not in compare_reports(first, first)["means"]
+    halved = compare_reports(first, half)
+    assert halved["means"]["reach"] == [far := halved["means"]["reach"][0], far / 2]
+    assert {one["by"] for one in halved["changed"]} == {"reach"}
+    assert len(halved["changed"]) == len(base)
+    for one in halved["changed"]:
+        whole, half_way = one["measures"]["reach"]
+        assert half_way == pytest.approx(whole / 2)
 
 
 def drawn(comparison, width=None, top=None):
@@ -177,13 +238,12 @@ def test_the_table_fits_and_has_the_figures(reports, width):
     assert width is None or max(map(cell_len, lines)) <= width
     heading = re.split(r"\s{2,}", lines[0])
     by = [label_of(each["by"]) for each in found["changed"]]
-    assert heading[:2] == ["layer", "change"]
+    assert heading[:2] == ["tensor", "change"]
     assert set(by) <= set(heading)  # the columns by which it is sorted are there
     assert width == 80 or {"k/r", "λ_high", "λ_low"} <= set(heading)
     names = re.sub(r"  .*", "", "\n".join(lines), flags=re.M).replace("\n", "")
     for each in found["changed"]:
-        assert each["name"].removesuffix(".weight" if width else "") in names  # folded, not cut
-    assert (".weight" in names) == (width is None)
+        assert each["name"] in names  # folded, not cut
     named = {LABELS[name]: name for name in LABELS}
     cells = [re.split(r"\s{2,}", line) for line in lines[1:] if " in " in line][: len(found["changed"])]
     for each, line, label in zip(found["changed"], cells, by, strict=True):
@@ -198,7 +258,7 @@ def test_the_table_fits_and_has_the_figures(reports, width):
         left_out = left_out[1].split(", ") if left_out else []
         assert {*heading[2:], *left_out} == set(re.split(r"\s{2,}", drawn(found)[0])[2:])
     facts = [re.split(r"\s{2,}", line) for line in lines[-3:]]
-    assert facts == [["energy", "– → 0.8"], ["changed", "14 layers"], ["no difference", "1 tensor"]]
+    assert facts == [["energy", "not set → 0.8"], ["changed", "14 tensors"], ["no difference", "1 tensor"]]
 
 
 def test_a_measure_of_a_newer_version_is_compared_by_its_name(reports):
@@ -210,7 +270,7 @@ def test_a_measure_of_a_newer_version_is_compared_by_its_name(reports):
     measures = {"novelty": [0.25, 0.75]}
     assert changed == {"name": QUERY.format(3), "change": 0.5, "by": "novelty", "measures": measures}
     lines = drawn(comparison)
-    assert lines[0].split() == ["layer", "change", "novelty"]
+    assert lines[0].split() == ["tensor", "change", "novelty"]
     assert lines[1].split() == [QUERY.format(3), *["0.5", "in", "novelty", "0.25", "→", "0.75"]]
 
 
@@ -219,12 +279,12 @@ def test_no_more_layers_than_asked_for(reports):
     lines = drawn(found, None, 3)
     assert [line.split()[0] for line in lines[1:4]] == [each["name"] for each in found["changed"][:3]]
     assert lines[4] == ""
-    assert "changed        14 layers (3 shown)" in lines
+    assert "changed        14 tensors (3 shown)" in lines
 
 
 def test_of_the_same_report_there_is_no_table(reports):
     lines = drawn(compare_reports(reports["default"], reports["default"]), 80)
-    assert lines == ["changed        0 layers", "no difference  15 tensors"]
+    assert lines == ["changed        0 tensors", "no difference  15 tensors"]
 
 
 def test_lists_among_the_arguments_are_joined(reports):

@@ -208,14 +208,16 @@ def test_groups_are_chosen_and_sorted_like_layers(rows):
         ("model.layers.10.self_attn.q_proj", 32, "model.layers.10.self_attn.q_proj"),
         ("model.layers.10.self_attn.q_proj", 31, "…10.self_attn.q_proj"),
         ("model.layers.10.self_attn.q_proj", 20, "…10.self_attn.q_proj"),
-        ("model.layers.10.self_attn.q_proj", 16, "…10.…attn.q_proj"),
+        ("model.layers.10.self_attn.q_proj", 16, "…10.sel…n.q_proj"),
+        ("model.layers.0.input_layernorm", 16, "…0.inpu…ayernorm"),
+        ("model.layers.0.post_attention_layernorm", 16, "…0.post…ayernorm"),
         ("model.layers.10.self_attn.q_proj", 8, "….q_proj"),
-        ("10.self_attn.q_proj", 12, "10.…n.q_proj"),
+        ("10.self_attn.q_proj", 12, "10.se…q_proj"),
         ("model.embed_tokens", 10, "…ed_tokens"),
         ("層.10.重み重み", 9, "…10.…重み"),
     ],
 )
-def test_a_name_that_is_too_wide_keeps_its_block_and_its_end(name, width, expected):
+def test_a_name_that_is_too_wide_keeps_its_block_and_both_ends(name, width, expected):
     assert shortened(name, width) == expected
     assert cell_len(expected) <= width
 

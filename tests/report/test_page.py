@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.report.charts import draw_chart
 from monosoup_cli.report.comparison import compare_reports
 from monosoup_cli.report.comparison_page import comparison_page
 from monosoup_cli.report.glossary import MEANINGS
@@ -17,6 +18,7 @@ from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.opening import opening
 from monosoup_cli.report.page import page
 from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.searched import charts_of
 
 WORDS = [
     "Most of the update is in few directions.",
@@ -102,6 +104,14 @@ def reports(tmp_path_factory):
         ),
         "sfgs": monosoup_cli.sfgs(base, finetuned, folder / "sfgs", threshold=0.1, **options),
         "wise": monosoup_cli.wise(base, finetuned[0], folder / "wise", alpha=0.5, **options),
+        "swept": monosoup_cli.wise(
+            base,
+            finetuned[0],
+            folder / "swept",
+            alpha="0,0.5,1",
+            score=["in=wc -c < {}/model.safetensors", "out=wc -c < {}/model.safetensors"],
+            **options,
+        ),
         "lines": monosoup_cli.lines(base, finetuned[0], folder / "lines", alpha=0.3, beta=0.7, **options),
     }
 
@@ -236,6 +246,79 @@ def test_the_scores_of_a_sweep(opened, reports):
     assert [text.strip() for text in legend] == ["WiSE α", "R = 0.5", "R = 0.8"]
 
 
+def scored_as(report, **scores):
+    """A report of a sweep, with these scores of its outputs."""
+    made = json.loads(json.dumps(report))
+    for at, output in enumerate(made["outputs"]):
+        output["scores"] = {name: values[at] for name, values in scores.items()}
+    return made
+
+
+def test_a_sweep_says_which_output_is_best_and_what_the_choice_does(reports):
+    ends = "alpha-0 is the base checkpoint and alpha-1 is the fine-tuned checkpoint."
+    bias = "score that checkpoint on other data."
+    *_, named, first, second, chosen = opening(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))
+    assert named == ends
+    assert first == "alpha-0.5 has the best a, 81.5: +1.5 against fine-tuned."
+    assert second == "alpha-0 has the best b, 90: +30 against fine-tuned."
+    assert chosen.startswith("The best of 3 was chosen by the score itself")
+    assert chosen.endswith(bias)
+    *_, named, first, _ = opening(scored_as(reports["swept"], a=[1, 2, 2]))
+    assert first == "alpha-0.5 and alpha-1 have the best a, 2, the fine-tuned checkpoint."
+    *_, named, first = opening(scored_as(reports["swept"], a=[2, 2, 2]))  # nothing was chosen
+    assert (named, first) == (ends, "All 3 have the same score a, 2.")
+    # the α of an edit does not begin at the base, and the sweep has no fine-tuned checkpoint
+    *_, first, chosen = opening(scored_as(reports["scored"], a=[3, 2, 1, 0]))
+    best = Path(reports["scored"]["outputs"][0]["path"]).name
+    assert first == f"{best} has the best a, 3."
+    assert bias in chosen
+    assert bias not in " ".join(opening(reports["wise"]))
+
+
+def test_the_points_of_a_sweep_have_names(opened, reports):
+    """Beside each point stands what it was swept to; the ends of WiSE-FT also say what they are."""
+    view = opened(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))
+    written = view.evaluate("""() => {
+      const texts = [], draw = CanvasRenderingContext2D.prototype.fillText;
+      CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+        texts.push(text);
+        return draw.call(this, text, ...place);
+      };
+      redraw();
+      return new Promise((done) => setTimeout(() => done(texts), 100));
+    }""")
+    names = {"0 (base)", "0.5", "1 (fine-tuned)"}
+    assert names <= set(written)
+    assert "The numbers beside the points are the WiSE α." in view.locator("figure").last.inner_text()
+    from matplotlib.figure import Figure
+
+    chart = charts_of(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))[-1]
+    draw_chart(whole := Figure().subfigures(1, 1), chart)
+    assert {text.get_text(): text.xy for text in whole.axes[0].texts} == {
+        "0 (base)": (70, 90),
+        "0.5": (81.5, 75),
+        "1 (fine-tuned)": (80, 60),
+    }
+
+
+def test_the_legend_of_one_curve_shows_only_what_is_under_the_pointer(opened, reports):
+    view = opened(scored_as(reports["swept"], a=[70, 81.5, 80]))
+    legend = view.locator(".u-legend").first
+    assert not legend.is_visible()
+    place = view.locator("#pictures .u-over").first
+    place.hover()
+    assert legend.is_visible()
+    assert [text.strip() for text in legend.locator(".u-value").all_text_contents()] == ["0.5000", "81.50"]
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_few_layers_leave_no_empty_room(opened, reports, width):
+    view = opened(changed(reports["edit"], {}) | {"layers": reports["edit"]["layers"][:3]}, width=width)
+    box, last = (view.locator(one).last.bounding_box() for one in ("#box", "#box tbody tr"))
+    # what is left is the border, and the bar that scrolls sideways
+    assert box["y"] + box["height"] - last["y"] - last["height"] < 20
+
+
 def test_a_sweep_is_a_picture_of_its_outputs(opened, reports):
     """A bar is as long as its number says: the mean equivalent α, times --wise."""
     outputs = reports["scored"]["outputs"]
@@ -273,7 +356,8 @@ def test_the_trials_of_a_greedy_soup(opened, reports):
 OPENINGS = {
     "edit": r"^MonoSoup edited what fine-tuning changed from base\.safetensors to finetuned-1\.safetensors\."
     r" It changed 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
-    "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* The results lie \d+% to \d+% of the way",
+    "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* On average over the layers, the"
+    r" results lie \d+% to \d+% of the way",
     "stock": r"^Model Stock moved from base\.safetensors towards the mean of 3 checkpoints\. .* to the mean"
     r" of the fine-tuned checkpoints \(mean ratio 0\.\d\d\)\.$",
     "soup": r"^A model soup: the mean of 3 checkpoints\. It changed",
@@ -810,7 +894,7 @@ def test_two_reports_side_by_side(opened, reports, width):
         ]
         for section in view.locator("section").all()
     }
-    assert tables["Settings that differ"] == [["energy", "–", "0.8"]]
+    assert tables["Settings that differ"] == [["energy", "not set", "0.8"]]
     assert ["k/r", *[f"{first['summary']['means']['k_ratio']:.4g}"] * 2, "none"] in tables[
         "Means over the layers"
     ]
@@ -822,8 +906,8 @@ def test_two_reports_side_by_side(opened, reports, width):
         ),
         key=lambda each: -abs(0.9 - each["lambda_low"]),
     )
-    shown = tables["Layers that differ"]
-    assert [line[0] for line in shown] == [each["name"].removesuffix(".weight") for each in expected]
+    shown = tables["Tensors that differ"]
+    assert [line[0] for line in shown] == [each["name"] for each in expected]
     assert [line[1] for line in shown] == [f"{0.9 - each['lambda_low']:.3g} in λ_low" for each in expected]
     bars = view.locator("section").last.locator(".bar").all()[:2]
     lengths = [bar.evaluate("bar => bar.firstChild.getBoundingClientRect().width") for bar in bars]

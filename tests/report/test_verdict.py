@@ -500,6 +500,20 @@ def test_what_is_said_of_interpolation(rows, words):
     assert words in verdict.interpolation(rows)["sentence"]
 
 
+def test_where_the_whole_differs_from_the_mean_of_the_layers_both_are_explained():
+    """The α of the whole weighs layers by the square of their updates: 9 of 10 parts here."""
+    told = {"anisotropy": 0.2, "reason": None}
+    rows = [
+        row(equivalent_alpha=0.5, update_norm=3.0, **told),
+        row(equivalent_alpha=1.0, update_norm=1.0, **told),
+    ]
+    sentence = verdict.interpolation(rows)["sentence"]
+    assert "(equivalent α = 0.55)" in sentence
+    assert "count for more than in the means over the layers (equivalent α 0.75, anisotropy 0.2)." in sentence
+    alike = [{**rows[0], "update_norm": norm} for norm in (1.0, 3.0)]
+    assert "means over the layers" not in verdict.interpolation(alike)["sentence"]
+
+
 def test_the_way_back_is_not_said_of_a_small_step():
     assert "the way back" not in verdict.interpolation([row(equivalent_alpha=0.71)])["sentence"]
 

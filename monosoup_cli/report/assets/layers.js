@@ -218,7 +218,9 @@ function shortened([before, block, middle, last], room) {
   const whole = [before + block + own, start + own].find((text) => text.length <= room);
   if (whole) return whole;
   const left = room - start.length - 1;
-  return block && left > room / 3 ? `${start}…${own.slice(-left)}` : `…${(before + own).slice(1 - room)}`;
+  // blocks have names that begin alike and names that end alike
+  const first = Math.floor(left / 3);
+  return block && left > room / 3 ? `${start}${own.slice(0, first)}…${own.slice(first - left)}` : `…${(before + own).slice(1 - room)}`;
 }
 
 function spark(row) {

@@ -223,9 +223,27 @@ function similarityMap() {
 /* Markers whose sizes differ: where points are the same, all show. */
 const hollow = (which) => ({ show: true, size: 5 + 2 * (which % 7), width: 1.5, fill: "transparent" });
 
+/* Nothing where the pointer is elsewhere, which is not a missing value. */
+const shown = (plot, value, _, at) => (at === null || plot.cursor.idx === null ? "" : known(plot, value));
+
+/* Write the names of points beside them: on the left of those in the right half. */
+function nameAll({ ctx, bbox, valToPos }, points) {
+  const ratio = devicePixelRatio;
+  ctx.save();
+  ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+  ctx.fillStyle = colour("--ink");
+  ctx.textBaseline = "middle";
+  for (const { at, value, name } of points.filter((point) => point.name)) {
+    const x = valToPos(at, "x", true), isRight = x > bbox.left + bbox.width / 2;
+    ctx.textAlign = isRight ? "right" : "left";
+    ctx.fillText(name, x + (isRight ? -8 : 8) * ratio, valToPos(value, "y", true));
+  }
+  ctx.restore();
+}
+
 /* Points, joined by lines or not; every point has a place of its own on the x axis. */
-function chart({ title, x, y, curves }) {
-  const points = curves.flatMap((curve, which) => curve.points.map(([at, value]) => ({ at, value, which })))
+function chart({ title, x, y, curves, note }) {
+  const points = curves.flatMap((curve, which) => curve.points.map(([at, value], order) => ({ at, value, which, name: curve.names[order] })))
     .sort((a, b) => a.at - b.at);
   const at = points.map((point) => point.at);
   const margin = 0.04 * (at[at.length - 1] - at[0]) || 0.5;
@@ -234,16 +252,19 @@ function chart({ title, x, y, curves }) {
     height: 300,
     scales: { x: { time: false, range: (_, min, max) => [min - margin, max + margin] } },
     axes: [across(x), axis(y, { size: 62 })],
+    hooks: { draw: [(plot) => nameAll(plot, points)] },
     series: [
-      { label: x, value: known },
+      { label: x, value: shown },
       ...curves.map((curve, which) => {
         const stroke = `hsl(${(215 + which * 137) % 360} 65% 50%)`;
         const line = { width: curve.is_line ? 1.2 : 0, spanGaps: true };
-        return { label: curve.label || y, stroke, points: hollow(which), value: known, ...line };
+        return { label: curve.label || y, stroke, points: hollow(which), value: shown, ...line };
       }),
     ],
   }, [at, ...curves.map((_, which) => points.map((point) => (point.which === which ? point.value : null)))], host);
-  return figure(title, draw);
+  const made = figure(title, draw, note);
+  made.classList.toggle("single", curves.length === 1);
+  return made;
 }
 
 function drawPictures() {
