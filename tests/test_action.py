@@ -30,7 +30,7 @@ def act(tmp_path):
     """Runs the step that runs monosoup, as the runner does."""
     command = tmp_path / "temp" / "monosoup" / "bin" / "monosoup"
     command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m monosoup_cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m monosoup_cli "$@"\n')
     command.chmod(0o755)
 
     def act(**given: str) -> Done:
@@ -65,8 +65,10 @@ def pair(folder, base, finetuned, size):
 
 
 def test_a_run_with_doubts(act, tmp_path):
-    """A path that a shell would run, a base of another model, and a name that the runner would obey."""
+    """A path that a shell would run, modules beside it, a base of another model, and a name for the runner to obey."""
     pair(tmp_path / "models", NAME, "ft.safetensors", 3.0)
+    for module in ("json", "secrets", "shlex"):  # which Python would run instead of its own
+        (tmp_path / "models" / f"{module}.py").write_text("open('hacked', 'w')")
     done = act(command=f"edit '{NAME}' ft.safetensors", output="my out", **{"working-directory": "models"})
     assert done.code == 0, done.log
     assert (tmp_path / "models" / "my out" / "model.safetensors").is_file()

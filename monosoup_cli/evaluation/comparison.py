@@ -23,6 +23,7 @@ BACK = 0.9
 BACK_SAMPLES = 10
 """How many samples, on which base and fine-tuned differ, that takes."""
 
+SUFFIXES = {".csv", ".json", ".jsonl"}
 ONE = "scores"
 """What the task is called of files that name none, where the files have different names."""
 
@@ -123,17 +124,20 @@ def compare_scores(
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """The last components of paths, as many as tell them apart.
+    """The last components of paths, as many as tell them apart, without the suffixes of score files.
 
     Raises:
         UsageError: A path is given twice.
     """
-    parts = [PurePath(source).parts or (source,) for source in sources]
+    paths = list(map(PurePath, sources))
+    bare = [path.with_suffix("") if path.suffix in SUFFIXES else path for path in paths]
     twice = next((one for one in sources if sources.count(one) > 1), None)
-    for depth in range(1, 1 + max(map(len, parts))):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
+    for some_paths in (bare, paths):
+        parts = [path.parts or (source,) for path, source in zip(some_paths, sources, strict=True)]
+        for depth in range(1, 1 + max(map(len, parts))):
+            names = ["/".join(one[-depth:]) for one in parts]
+            if len(set(names)) == len(names):
+                return names
     raise UsageError("these scores are given twice", path=twice or sources[0])
 
 

@@ -108,7 +108,9 @@ def page(result: Mapping[str, Any]) -> str:
     """Return a page with every table, whose cells are tinted. Names are untrusted, and shown as text."""
     template = Template(asset("cka.html"))
     return template.substitute(
-        samples=plural(result["samples"], "sample"), tables="".join(map(_table, result["maps"]))
+        title=html.escape(title(result["maps"][0])),
+        samples=plural(result["samples"], "sample"),
+        tables="".join(map(_table, result["maps"])),
     )
 
 

@@ -51,6 +51,7 @@ def comparison_page(
     texts = {
         "css": asset("page.css"),
         "version": text(__version__),
+        "title": text(f"{names[0]} and {names[1]}"),
         "opening": text(_opening(comparison, reports, names)),
         "sections": "\n".join([*sections, *_layers(comparison), *_glossary(comparison)]),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MEANINGS", "OF_COMPARISONS", "WORDS"]
+__all__ = ["MEANINGS", "OF_COMPARISONS", "OF_SCORES", "WORDS"]
 
 MEANINGS = {
     "rank": "How many directions the update of the layer can have: the shorter side of its matrix.",
@@ -57,3 +57,26 @@ WORDS = {
     "kept": "A tensor that the command left as fine-tuned, for the reason that is given.",
 }
 """Words that are no measures."""
+
+OF_SCORES = {
+    "in distribution": "Tasks like the data of the fine-tuning. They are marked (in).",
+    "out of distribution": "Tasks unlike the data of the fine-tuning. They are marked (out).",
+    "difference": "The score of the edited model minus that of the fine-tuned one.",
+    "95% interval": "How far the difference may be off, if other samples of the same tasks were drawn"
+    " (paired bootstrap). If it contains 0, the difference may be chance.",
+    "p": "How likely a difference of this size is by chance alone, if the edit changed nothing: McNemar's"
+    " exact test where answers are right or wrong, otherwise a sign-flip permutation test.",
+    "corrected p": "p after Holm's correction for all comparisons of the table.",
+    "better, worse": "The corrected p is below 0.05, so the difference is hardly chance.",
+    "no difference shown": "The corrected p is 0.05 or more. There may be a difference, but these samples"
+    " are too few to show it.",
+    "healed": "Of the samples that the base alone got right, those that the edited model gets right.",
+    "preserved": "Of the samples that base and fine-tuned model got right, those that the edited model gets"
+    " right.",
+    "damaged": "Of the same samples, those that the edited model gets wrong.",
+    "retained": "Of the samples that the fine-tuned model alone got right, those that the edited model gets"
+    " right.",
+    "as base": "Of the samples on which base and fine-tuned model differ, those on which the edited model is"
+    " nearer to the base.",
+}
+"""The words of a comparison of scores."""

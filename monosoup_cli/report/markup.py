@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from monosoup_cli.report.words import printable
 
-__all__ = ["Markup", "bar", "items", "table", "text"]
+__all__ = ["Markup", "bar", "glossary", "items", "table", "text"]
 
 
 class Markup(str):
@@ -47,3 +47,9 @@ def bar(share: float, words: str) -> Markup:
     return Markup(
         f'<span class="bar"><i style="width: {width}"></i></span><span class="value">{text(words)}</span>'
     )
+
+
+def glossary(meanings: Mapping[str, str]) -> Markup:
+    """Return what words mean, as a list that opens."""
+    inside = "".join(f"<dt>{text(word)}</dt><dd>{text(meaning)}</dd>" for word, meaning in meanings.items())
+    return Markup(f"<details><summary>What the words mean</summary><dl>{inside}</dl></details>")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from string import Template
 from typing import Any
 
+from monosoup_cli.errors import some
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.glossary import MEANINGS, WORDS
+from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, WORDS
 from monosoup_cli.report.layers import floor_of
+from monosoup_cli.report.markup import text
 from monosoup_cli.report.measures import ALIASES, LABELS
 from monosoup_cli.report.opening import REACH, opening, reach_of
+from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.rows import Row, rows_of
+from monosoup_cli.report.scores_page import scores_part
 from monosoup_cli.report.searched import charts_of
 from monosoup_cli.report.words import name_parts, printable
 
@@ -29,6 +34,8 @@ ASSETS = {
     "uplot_js": "uPlot.iife.min.js",
     "uplot_licence": "uPlot.LICENSE",
 }
+NAMED = 3
+"""How many checkpoints the title names."""
 MAX_SENTENCE = 2000
 MAX_POINTS = 256
 """The most points of a spectrum; no screen shows more."""
@@ -40,13 +47,14 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     Names in a report are untrusted. The page gets them escaped, in JSON without markup, and shows them only
     as text.
     """
+    scores, name = report.get("scores"), _name_of(report)
     rows = [_thin_row(row) for row in rows_of(report)] if "layers" in report else []
     columns = list(dict.fromkeys(name for row in rows for name in row))
     data = {
-        "report": {name: value for name, value in report.items() if name != "layers"},
+        "report": {name: value for name, value in report.items() if name not in ("layers", "scores")},
         "labels": LABELS,
         "meanings": MEANINGS,
-        "words": WORDS,
+        "words": {**WORDS, **(OF_SCORES if scores else {})},
         "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "columns": columns,
@@ -56,13 +64,29 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
             for chart in charts_of(report)
         ],
     }
+    told = [*(outcomes(scores) if scores else ()), *sentences]
     harmless = {
         **_make_printable(data),
+        "title": printable(name),
         "opening": [printable(sentence, MAX_SENTENCE) for sentence in opening(report)],
-        "sentences": [printable(sentence, MAX_SENTENCE) for sentence in sentences],
+        "sentences": [printable(sentence, MAX_SENTENCE) for sentence in told],
     }
-    texts = {name: asset(file) for name, file in ASSETS.items()}
-    return Template(asset("page.html")).substitute(texts, data=_script_json(harmless))
+    texts = {
+        **{one: asset(file) for one, file in ASSETS.items()},
+        "title": text(f"{name} · monosoup {report['command']}"),
+        "scores": f'<div id="scores">{scores_part(scores)}</div>' if scores else "",
+        "data": _script_json(harmless),
+    }
+    return Template(asset("page.html")).substitute(texts)
+
+
+def _name_of(report: Mapping[str, Any]) -> str:
+    """What a report is on: its output, or the fine-tuned checkpoints that it looks at."""
+    paths = [one["source"] for one in report["inputs"] if one["role"] == "finetuned"]
+    if "output" in report or "outputs" in report:
+        output = report["output"]["path"] if "output" in report else report["arguments"].get("output")
+        paths = [str(output or report["outputs"][0]["path"])]
+    return some([PurePath(path).name or path for path in paths], NAMED) or "report"
 
 
 def _thin_row(row: Row) -> Row:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANGES",
     "LOWER",
+    "against",
     "change",
     "direction",
     "has_lower",
@@ -40,6 +41,8 @@ CHANGES = {
 LOWER = "↓: lower is better."
 """What explains the mark of `direction`."""
 MAX_NAME = 200
+MAX_HEADING = 10
+"""How much of a model's name heads its column."""
 NAMED = 4
 """How many tasks of a metric are named below a table."""
 
@@ -54,11 +57,11 @@ def signed(value: float) -> str:
     return f"{'+' if value >= 0 else '-'}{number(abs(value))}"
 
 
-def shown_interval(interval: Sequence[float] | None) -> str:
-    """The two ends of an interval."""
+def shown_interval(interval: Sequence[float] | None, between: str = " ") -> str:
+    """The two ends of an interval, with what is between them."""
     if interval is None:
         return "–"
-    return " ".join(f"{one:+.3f}" if abs(one) < 10 else f"{one:+.3g}" for one in interval)
+    return between.join(f"{one:+.3f}" if abs(one) < 10 else f"{one:+.3g}" for one in interval)
 
 
 def shown_p(p: float | None) -> str:
@@ -87,11 +90,24 @@ def has_lower(comparison: Mapping[str, Any]) -> bool:
 
 
 def shown_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the groups and the tasks with the names that tables show."""
+    """Yield the groups of several tasks, and the tasks, each with the name that tables show.
+
+    The name of a task is followed by its groups, so a group of one task needs no row.
+    """
+    groups = {group["name"]: group["tasks"] for group in comparison["groups"]}
     for record in comparison["groups"]:
-        yield f"{record['name']} ({plural(len(record['tasks']), 'task')}){direction(record)}", record
+        if len(record["tasks"]) > 1:
+            yield f"{record['name']} ({plural(len(record['tasks']), 'task')}){direction(record)}", record
     for record in comparison["tasks"]:
-        yield f"{printable(record['name'], MAX_NAME)}{direction(record)}", record
+        of = ", ".join(group for group, tasks in groups.items() if record["name"] in tasks)
+        name = printable(record["name"], MAX_NAME)
+        yield f"{name}{of and f' ({of})'}{direction(record)}", record
+
+
+def against(comparison: Mapping[str, Any], edited: str) -> str:
+    """The heading of an edited model's table."""
+    tuned = printable(comparison["models"]["finetuned"], MAX_NAME)
+    return f"{printable(edited, MAX_NAME)} against {tuned} (fine-tuned)"
 
 
 def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
@@ -101,12 +117,11 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
 
     from monosoup_cli.report.grid import first_that_fits, grid
 
-    names, parts = comparison["models"], list[Any]()
-    for at, name in enumerate(names["edited"]):
-        against = f"{printable(name, MAX_NAME)} against {printable(names['finetuned'], MAX_NAME)}"
+    parts = list[Any]()
+    for at, name in enumerate(comparison["models"]["edited"]):
         narrow = Group(_differences(comparison, at, has_metric=False), Text(_scored_by(comparison)))
         table: Any = first_that_fits(_differences(comparison, at, has_metric=True), narrow)
-        parts += [*([Text("")] if at else []), Text(against, style="bold"), table]
+        parts += [*([Text("")] if at else []), Text(against(comparison, name), style="bold"), table]
         counted = [
             (shown, record["edited"][at])
             for shown, record in shown_rows(comparison)
@@ -129,7 +144,9 @@ def _differences(comparison: Mapping[str, Any], at: int, *, has_metric: bool) ->
     from monosoup_cli.report.grid import grid
 
     metric = ["metric"] if has_metric else []
-    table = grid("task", *metric, "base", "tuned", "edited", "diff", "95% interval", "p", show_header=True)
+    edited = printable(comparison["models"]["edited"][at], MAX_HEADING)
+    head = ("base", "fine-tuned", edited, "diff", "95% interval", "p")
+    table = grid("task", *metric, *head, show_header=True)
     if has_metric:
         table.columns[1].justify = "left"
     for shown, record in shown_rows(comparison):

@@ -1,4 +1,4 @@
-"""A comparison of scores as one self-contained HTML page, without scripts: tables, and arrows in a plane.
+"""A comparison of scores as HTML without scripts, a page or a part of one: sentences, tables, and arrows.
 
 The arrows lead from the fine-tuned model to each edited one, in distribution (across) against out of
 distribution (up), as in Fig. 12 of the paper.
@@ -11,11 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from string import Template
 from typing import Any
 
+from monosoup_cli.errors import some
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.markup import items, table, text
+from monosoup_cli.report.glossary import OF_SCORES
+from monosoup_cli.report.markup import Markup, glossary, items, table, text
+from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.scores import (
     CHANGES,
     LOWER,
+    against,
     change,
     direction,
     has_lower,
@@ -29,44 +33,60 @@ from monosoup_cli.report.scores import (
 from monosoup_cli.report.words import printable
 from monosoup_cli.version import __version__
 
-__all__ = ["scores_page"]
+__all__ = ["scores_page", "scores_part"]
 
 WIDTH, HEIGHT = 640, 480
 LEFT, TOP, RIGHT, BOTTOM = 70, 20, 150, 50
 """The margins of the picture; names of points are to the right of them."""
 TICKS = 5
 MAX_LABEL = 24
+NAMED = 3
+"""How many edited models the title names."""
 LINE, CHARACTER = 14, 8
 """How high a label is, and how wide its widest characters are on average."""
-HEADINGS = ("base", "fine-tuned", "edited", "difference", "95% interval", "test", "p", "corrected p")
+HEADINGS = ("difference", "95% interval", "test", "p", "corrected p")
+TESTS = {"mcnemar": "McNemar"}
+Box = tuple[float, float, float]
+"""Left, right and base line of a label."""
 
 
 def scores_page(comparison: Mapping[str, Any]) -> str:
     """Return the page. Names are untrusted: they are escaped, and the page runs no script."""
+    names = comparison["models"]
+    title = f"{some(names['edited'], NAMED)} against {names['finetuned']}"
     texts = {
         "css": asset("page.css"),
         "version": text(__version__),
-        "sentences": items(comparison["notes"]),
-        "picture": _picture(comparison),
-        "tables": "\n".join(_tables(comparison)),
-        "lower": f'<p class="note">{LOWER}</p>' if has_lower(comparison) else "",
+        "title": text(title),
+        "sentences": items(outcomes(comparison)),
+        "scores": scores_part(comparison),
+        "glossary": glossary(OF_SCORES),
     }
     return Template(asset("scores.html")).substitute(texts)
+
+
+def scores_part(comparison: Mapping[str, Any]) -> Markup:
+    """Return what a page shows of a comparison below the sentences: notes, tables and the picture."""
+    parts = [items(comparison["notes"]), *_tables(comparison)]
+    if has_lower(comparison):
+        parts.append(f'<p class="note">{LOWER}</p>')
+    return Markup("\n".join([*parts, _picture(comparison)]))
 
 
 def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
     names = comparison["models"]
     for at, name in enumerate(names["edited"]):
-        yield f"<section><h2>{text(name)} against {text(names['finetuned'])}</h2>"
+        yield f"<section><h2>Scores: {text(against(comparison, name))}</h2>"
         body, counted = [], []
         for shown, record in shown_rows(comparison):
             one = record["edited"][at]
             values = map(number, (record["base"], record["finetuned"], one["value"]))
-            cells = [*values, signed(one["difference"]), shown_interval(one["interval"]), one["test"] or "–"]
+            test = TESTS.get(one["test"], one["test"]) or "–"
+            cells = [*values, signed(one["difference"]), shown_interval(one["interval"]), test]
             body.append([shown, metric_of(record), *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
             if "like_base" in one:
                 counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
-        yield table(["task", "metric", *HEADINGS], body)
+        yield table(["task", "metric", "base", "fine-tuned", printable(name, MAX_LABEL), *HEADINGS], body)
         if counted:
             yield "<h3>What became of the samples</h3>"
             yield table(["task", *CHANGES.values()], counted)
@@ -84,7 +104,10 @@ def _picture(comparison: Mapping[str, Any]) -> str:
     names = comparison["models"]
     base, tuned = ((across[role], up[role]) for role in ("base", "finetuned"))
     edited = [(a["value"], b["value"]) for a, b in zip(across["edited"], up["edited"], strict=True)]
-    x, y = (_scale([point[axis] for point in (base, tuned, *edited)], axis) for axis in (0, 1))
+    points = (base, tuned, *edited)
+    if not all(math.isfinite(max(values) - min(values)) for values in zip(*points, strict=True)):
+        return ""
+    x, y = (_scale([point[axis] for point in points], axis) for axis in (0, 1))
     parts = [
         *_axis(x, 0, f"mean in distribution{direction(across)}"),
         *_axis(y, 1, f"mean out of distribution{direction(up)}"),
@@ -93,14 +116,17 @@ def _picture(comparison: Mapping[str, Any]) -> str:
         parts += _arrow((x(tuned[0]), y(tuned[1])), (x(point[0]), y(point[1])))
     for role, point in (("base", base), ("tuned", tuned)):
         parts.append(f'<circle class="{role}" cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="5"/>')
-    named = zip((base, tuned, *edited), (names["base"], names["finetuned"], *names["edited"]), strict=True)
-    parts += _labels([(x(point[0]), y(point[1]), point, name) for point, name in named])
+    named = zip(points, (names["base"], names["finetuned"], *names["edited"]), strict=True)
+    parts += _labels(
+        [(x(point[0]), y(point[1]), point, name) for point, name in named], (x(tuned[0]), y(tuned[1]))
+    )
     title = "From the fine-tuned model to each edited one"
+    better = "up" if up["higher_is_better"] else "down", "right" if across["higher_is_better"] else "left"
     return (
         f'<section class="arrows"><h2>{title}</h2>\n'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">\n'
         + "\n".join(parts)
-        + "\n</svg></section>"
+        + f'\n</svg>\n<p class="note">Better is {better[0]} and to the {better[1]}.</p></section>'
     )
 
 
@@ -117,18 +143,27 @@ class _scale:
         share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.stop - self.start)
 
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """Multiples of 1, 2 or 5 times a power of ten, about as many as `TICKS`, with their digits."""
+        least = (self.high - self.low) / TICKS
+        power = math.floor(math.log10(least))
+        step = next(step for step in (first * 10.0**power for first in (1, 2, 5, 10)) if step >= least)
+        decimals = max(-math.floor(math.log10(step)), 0)
+        for multiple in range(math.ceil(self.low / step), math.floor(self.high / step) + 1):
+            value = multiple * step
+            yield value, f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.4g}"
+
 
 def _axis(scale: _scale, axis: int, name: str) -> Iterator[str]:
-    for tick in range(TICKS + 1):
-        value = scale.low + tick / TICKS * (scale.high - scale.low)
+    for value, shown in scale.ticks():
         at = f"{scale(value):.1f}"
         if axis == 0:
             yield f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
             below = HEIGHT - BOTTOM + 16
-            yield f'<text class="tick" x="{at}" y="{below}" text-anchor="middle">{value:.4g}</text>'
+            yield f'<text class="tick" x="{at}" y="{below}" text-anchor="middle">{shown}</text>'
         else:
             yield f'<line class="grid" y1="{at}" y2="{at}" x1="{LEFT}" x2="{WIDTH - RIGHT}"/>'
-            yield f'<text class="tick" x="{LEFT - 6}" y="{at}" dy="4" text-anchor="end">{value:.4g}</text>'
+            yield f'<text class="tick" x="{LEFT - 6}" y="{at}" dy="4" text-anchor="end">{shown}</text>'
     if axis == 0:
         middle = (LEFT + WIDTH - RIGHT) / 2
         yield f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 10}" text-anchor="middle">{name}</text>'
@@ -156,18 +191,49 @@ def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Iterator[st
     yield f'<polygon class="head" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}"/>'
 
 
-def _labels(points: Sequence[tuple[float, float, tuple[float, float], str]]) -> Iterator[str]:
-    """Names beside places; one that would hide another goes below it, with a line to its place."""
-    taken: list[tuple[float, float, float]] = []
+def _labels(
+    points: Sequence[tuple[float, float, tuple[float, float], str]], start: tuple[float, float]
+) -> Iterator[str]:
+    """Names beside places, where they hide no other name and no arrow from `start` runs through them.
+
+    One that finds no room beside its place goes below it, with a line to its place.
+    """
+    taken: list[Box] = []
+    arrows = [(start, (x, y)) for x, y, *_ in points[2:]]
     for x, y, point, name in sorted(points, key=lambda one: one[1]):
-        left, top = x + 8, y - 6
-        right = left + CHARACTER * len(printable(name, MAX_LABEL))
-        for start, stop, line in taken:  # from the top down
-            if left < stop and start < right and abs(top - line) < LINE:
-                top = line + LINE
-        taken = sorted([*taken, (left, right, top)], key=lambda one: one[2])
+        width = CHARACTER * len(printable(name, MAX_LABEL))
+        lines = range(len(points) + 1)
+        places = [
+            (left, left + width, y - 6 + LINE * line)
+            for line in lines
+            for left in (x + 8, x - 8 - width)
+            if left >= LEFT
+        ]
+        free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+        clear = [place for place in free if not any(_crosses(*arrow, place) for arrow in arrows)]
+        left, right, top = place = (clear or free)[0]
+        taken.append(place)
         if top > y + LINE:
             yield f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{left:.1f}" y2="{top - 4:.1f}"/>'
         where = f"{text(name)}: {number(point[0])} in, {number(point[1])} out"
         label = f"{text(name, MAX_LABEL)}<title>{where}</title>"
-        yield f'<text x="{left:.1f}" y="{top:.1f}">{label}</text>'
+        end = (f'x="{right:.1f}"', ' text-anchor="end"') if left < x else (f'x="{left:.1f}"', "")
+        yield f'<text {end[0]} y="{top:.1f}"{end[1]}>{label}</text>'
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < LINE
+
+
+def _crosses(start: tuple[float, float], stop: tuple[float, float], box: Box) -> bool:
+    """Whether a line goes through a label."""
+    sides = ((box[0], box[1]), (box[2] - LINE + 2, box[2] + 2))
+    first, last = 0.0, 1.0
+    for begin, end, (low, high) in zip(start, stop, sides, strict=True):
+        if begin == end:
+            if not low < begin < high:
+                return False
+            continue
+        enters, leaves = sorted(((low - begin) / (end - begin), (high - begin) / (end - begin)))
+        first, last = max(first, enters), min(last, leaves)
+    return first < last

@@ -115,7 +115,9 @@ SCORED = {
 SCORES = {
     "models": {"base": str, "finetuned": str, "edited": [str]},
     "tasks": [{**SCORED, "name": str, "metric": str, "higher_is_better": bool}],
-    "groups": [{**SCORED, "name": str, "tasks": [str], "metrics": [str]}],
+    "groups": [
+        {**SCORED, "name": str, "higher_is_better": (bool, type(None)), "tasks": [str], "metrics": [str]}
+    ],
     "notes": [str],
 }
 REPORT = {

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from rich.console import Console
 
 import monosoup_cli
 from monosoup_cli.errors import MismatchError, UsageError
+from monosoup_cli.evaluation.comparison import names_of
+from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.scores import scores_table
 from tests.lm_eval_files import of_lm_eval
 
@@ -118,12 +121,12 @@ def test_lower_is_better_is_told_everywhere(run, lower, tmp_path):
     words = ["scores", *lower, "--out", "lies", "--html", page]
     table = run(*words, "--in", "truths").out
     names = [line.split("  ")[0] for line in table.splitlines()]
-    assert {"in (1 task)", "out (1 task) ↓", "lies ↓", "more ↓", "truths"} <= set(names)
-    assert names[-1] == "↓: lower is better."
+    assert {"lies (out) ↓", "more ↓", "truths (in)", "↓: lower is better."} <= set(names)
     text = page.read_text()
     assert ">mean in distribution</text>" in text
     assert ">mean out of distribution ↓</text>" in text
-    assert "out (1 task) ↓" in text
+    assert "lies (out) ↓" in text
+    assert "Better is down and to the right." in text
     assert "↓: lower is better." in text
     page.unlink()
     mixed = run(*words, "--in", "*")
@@ -315,12 +318,13 @@ def test_files_of_lm_eval(run):
 def test_the_table_fits_80_columns_and_notes_go_to_stderr(run, models):
     result = run("scores", *models, "--in", "quiz", "--out", "essays")
     lines = result.out.splitlines()
-    assert lines[0] == "edited against tuned"
-    assert max(map(len, lines)) <= 80
+    assert lines[0] == "edited against tuned (fine-tuned)"
+    assert max(map(len, lines[: lines.index("", 7)])) <= 80  # the sentences below fold in a terminal
     (quiz,) = [line for line in lines if line.startswith("quiz") and "+" in line]
-    assert quiz.split()[:6] == ["quiz", "correct", "0.5000", "0.5750", "0.5250", "-0.0500"]
+    assert quiz.split()[:7] == ["quiz", "(in)", "correct", "0.5000", "0.5750", "0.5250", "-0.0500"]
     assert [line.split() for line in lines if line.startswith("quiz")][1] == [
         "quiz",
+        "(in)",
         "4/12",
         "8/8",
         "0/8",
@@ -340,7 +344,7 @@ def test_what_tasks_are_scored_by_is_shown_where_it_fits(models):
     """As a column, or below the table; of a group, the metrics of its tasks."""
     wide, narrow = (shown_in(columns, monosoup_cli.scores(*models, out="*")) for columns in (100, 60))
     cells = {line.split("  ")[0]: line.split() for line in wide.splitlines()[2:5]}
-    assert (cells["quiz"][1], cells["essays"][1]) == ("correct", "score")
+    assert (cells["quiz (out)"][2], cells["essays (out)"][2]) == ("correct", "score")
     assert cells["out (2 tasks)"][3:5] == ["score,", "correct"]
     assert "scored by score: essays; correct: quiz" in narrow
     assert "metric" not in narrow
@@ -471,12 +475,111 @@ def test_labels_do_not_hide_each_other(run, models, tmp_path):
     alike.append(shutil.copytree(models[1], tmp_path / "unchanged"))
     page = tmp_path / "page.html"
     run("scores", *models[:2], *alike, "--in", "quiz", "--out", "essays", "--html", page)
-    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([\w-]+)<title>', page.read_text())
+    labels, _ = drawn_in(page.read_text())
     assert len(labels) == 9
-    boxes = [(float(x), float(x) + 7 * len(name), float(y)) for x, y, name in labels]
+    boxes = list(labels.values())
     for number, (left, right, line) in enumerate(boxes):
         for other_left, other_right, other in boxes[:number]:
             assert right <= other_left or other_right <= left or abs(line - other) >= 13
+
+
+def drawn_in(text):
+    """The left, right and base line of every label, and the ends of every arrow."""
+    label = r'<text x="([\d.]+)" y="([\d.]+)"( text-anchor="end")?>([\w-]+)<title>'
+    labels = {}
+    for x, y, is_left, name in re.findall(label, text):
+        left = float(x) - 7 * len(name) if is_left else float(x)
+        labels[name] = (left, left + 7 * len(name), float(y))
+    arrow = r'class="arrow" x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)"'
+    return labels, [tuple(map(float, ends)) for ends in re.findall(arrow, text)]
+
+
+@pytest.mark.parametrize("right", [0, 5, 35, 40])
+def test_no_arrow_runs_through_a_label(run, models, tmp_path, right):
+    """The arrow leads to the left, the right, up or down."""
+    other = write(tmp_path / "other", quiz="1" * right + "0" * (40 - right), essays=[0.5, 1, 1])
+    page = tmp_path / "page.html"
+    run("scores", *models[:2], other, "--in", "quiz", "--out", "essays", "--html", page)
+    labels, [(x1, y1, x2, y2)] = drawn_in(page.read_text())
+    assert labels.keys() == {"base", "tuned", "other"}
+    on_arrow = [(x1 + (x2 - x1) * share / 500, y1 + (y2 - y1) * share / 500) for share in range(501)]
+    for left, stop, line in labels.values():
+        assert not any(left < x < stop and line - 9 < y < line for x, y in on_arrow)
+
+
+def test_ticks_are_round(run, models, tmp_path):
+    """A few multiples of 1, 2 or 5 times a power of ten, evenly spaced."""
+    page = tmp_path / "page.html"
+    run("scores", *models, "--in", "quiz", "--out", "essays", "--html", page)
+    for anchor in ("middle", "end"):
+        shown = re.findall(rf'class="tick"[^>]*text-anchor="{anchor}">([^<]*)<', page.read_text())
+        steps = {round(float(b) - float(a), 9) for a, b in pairwise(shown)}
+        assert 3 <= len(shown) <= 6
+        assert len(steps) == 1
+        assert f"{steps.pop():e}"[:8] in ("1.000000", "2.000000", "5.000000")
+
+
+@pytest.fixture
+def decided(tmp_path):
+    """A base, a fine-tuned and an edited model: better on `shifted`, worse on `clean`, alike on `same`."""
+    answers = {
+        "base": {"clean": "0" * 40, "shifted": "1" * 40, "same": "10" * 20},
+        "tuned": {"clean": "1" * 40, "shifted": "0" * 40, "same": "10" * 20},
+        "edited": {"clean": "1" * 20 + "0" * 20, "shifted": "1" * 10 + "0" * 30, "same": "10" * 19 + "01"},
+    }
+    return [write(tmp_path / name, **tasks) for name, tasks in answers.items()]
+
+
+def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_path):
+    words = ["scores", *decided, "--in", "clean", "--out", "shifted"]
+    page = tmp_path / "page.html"
+    table = run(*words, "--html", page).out.splitlines()
+    sentences = [line for line in table if "istribution" in line]
+    assert [line.partition(" (diff")[0] for line in sentences] == [
+        "In distribution (clean), edited is worse than tuned: 0.5000 against 1.0000",
+        "Out of distribution (shifted), edited is better than tuned: 0.2500 against 0.0000",
+    ]
+    assert re.search(r"\(difference \+0\.2500, 95% interval \+0\.1\d\d to \+0\.\d{3}\)\.$", sentences[1])
+    text = page.read_text()
+    assert [line in text for line in sentences] == [True, True]
+    assert all(f"<dt>{word}</dt>" in text for word in ("healed", "as base", "in distribution", "corrected p"))
+    assert "<title>edited against tuned · monosoup scores</title>" in text
+    alone = run("scores", *decided).out
+    assert "On same, no difference between edited and tuned is shown: 0.5000 against 0.5000" in alone
+
+
+def test_many_tasks_are_counted_and_totals_are_not_tested(decided, tmp_path):
+    for model, one in zip(decided, ("0", "1", "1"), strict=True):
+        for number in range(3):
+            (model / f"new-{number}.csv").write_text(f"id,correct\nq0,{one}")
+    [said] = outcomes(monosoup_cli.scores(*decided))
+    assert said == ("edited against tuned, of 6 tasks: worse on 1, no difference shown on 4, better on 1.")
+    prose = outcomes(monosoup_cli.scores(*MODELS, out="prose"))
+    assert "was not tested against models__finetuned, for want of single samples" in prose[0]
+
+
+def test_where_lower_is_better_less_is_better(tmp_path, decided):
+    """And a mean of both kinds is neither better nor worse."""
+    lower = [
+        of_lm_eval(tmp_path / f"lower-{name}", lies=("lie", False, answers), truths=("acc", True, answers))
+        for name, answers in (("base", "1" * 40), ("tuned", "1" * 40), ("edited", "0" * 40))
+    ]
+    lies, truths = outcomes(monosoup_cli.scores(*lower))
+    assert "is better than" in lies
+    assert "is worse than" in truths
+    [both] = outcomes(monosoup_cli.scores(*lower, in_="*"))
+    assert "lower-edited is different from lower-tuned" in both
+
+
+def test_models_are_called_without_the_suffixes_of_their_files(models, tmp_path):
+    files = [shutil.copy(model / "quiz.csv", tmp_path / f"{model.name}.of.csv") for model in models]
+    assert monosoup_cli.scores(*files)["models"] == {
+        "base": "base.of",
+        "finetuned": "tuned.of",
+        "edited": ["edited.of"],
+    }
+    alike = [files[0], shutil.copy(files[1], tmp_path / "base.of.jsonl")]
+    assert names_of(list(map(str, alike))) == ["base.of.csv", "base.of.jsonl"]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

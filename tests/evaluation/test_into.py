@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 import monosoup_cli
 from monosoup_cli.errors import MonosoupError, UsageError
 from monosoup_cli.outputs.score_card import with_scores
+from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.scores import CHANGES
+from monosoup_cli.report.scores_page import scores_part
 from tests.conftest import everything_in, small_tensors
 from tests.outputs.forks import Forks
 from tests.schema import assert_valid
@@ -107,6 +109,22 @@ def test_again_replaces_what_was_there(output, on_hub):
     text = (output / "README.md").read_text()
     assert text.count("## Scores") == 1
     assert re.sub(r"<!-- scores.*of scores by monosoup -->\n\n", "", text, flags=re.DOTALL) == original
+
+
+def test_the_page_of_the_output_has_the_tables_of_the_scores_before_the_layers(run, output, tmp_path):
+    page = tmp_path / "page.html"
+    monosoup_cli.scores(*MODELS, in_="numbers", out="sums", into=output)
+    shown = run("report", output, "--html", page).out
+    text = page.read_text()
+    comparison = report_of(output)["scores"]
+    for sentence in outcomes(comparison):
+        assert sentence in shown
+        assert json.dumps(sentence).replace("<", "\\u003c")[1:-1] in text
+    tables = scores_part(comparison)
+    assert "What became of the samples" in tables
+    assert "<svg" in tables
+    assert text.index(tables) < text.index('id="layers"')
+    assert '"healed":"Of the samples' in text
 
 
 BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"

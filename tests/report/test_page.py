@@ -210,7 +210,8 @@ def figures(view):
 def test_every_report_has_its_page(opened, reports, name, pictures):
     report = reports[name]
     view = opened(report, WORDS)
-    assert view.title() == f"monosoup {report['command']}"
+    assert view.title() == f"{name} · monosoup {report['command']}"
+    assert view.locator("h1").inner_text().startswith(name)
     assert view.locator(".sentences li").all_text_contents() == WORDS
     assert all(source["source"] in view.locator("#head").inner_text() for source in report["inputs"])
     assert view.locator("#layers").is_visible() == ("layers" in report)
@@ -317,6 +318,13 @@ def test_few_layers_leave_no_empty_room(opened, reports, width):
     box, last = (view.locator(one).last.bounding_box() for one in ("#box", "#box tbody tr"))
     # what is left is the border, and the bar that scrolls sideways
     assert box["y"] + box["height"] - last["y"] - last["height"] < 20
+
+
+@pytest.mark.parametrize(("name", "word"), [("wise", "scores"), ("search", "final scores")])
+def test_the_scores_of_one_checkpoint_are_at_the_top(opened, reports, name, word):
+    output = {**reports[name]["output"], "scores": {"clean": 98.25, "shifted": 64}}
+    facts = opened({**reports[name], "output": output}).locator("#head dl").inner_text().splitlines()
+    assert facts[facts.index(word) + 1] == "clean 98.25, shifted 64"
 
 
 def test_a_sweep_is_a_picture_of_its_outputs(opened, reports):

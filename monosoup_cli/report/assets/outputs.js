@@ -6,8 +6,8 @@ function written() {
 
 function drawHead() {
   const head = byId("head");
-  document.title = `${report.tool.name} ${report.command}`;
-  head.append(element("h1", {}, document.title, element("small", {}, `version ${report.tool.version}`)));
+  const made = `${report.tool.name} ${report.command}, version ${report.tool.version}`;
+  head.append(element("h1", {}, title, element("small", {}, made)));
   head.append(element("p", { className: "opening" }, opening.join(" ")));
   if (sentences.length) {
     const items = sentences.map((text) => element("li", {}, text));
@@ -16,6 +16,10 @@ function drawHead() {
   const facts = report.inputs.map((input) => [ROLES[input.role] ?? input.role, input.source]);
   if (report.outputs) facts.push(["outputs", `${report.arguments.output}, a folder for each`]);
   else if (report.output) facts.push(["output", report.output.path]);
+  if (report.output?.scores) {
+    const shown = Object.entries(report.output.scores).map(([score, value]) => `${score} ${short(value)}`);
+    facts.push([report.search ? "final scores" : "scores", shown.join(", ")]);
+  }
   facts.push(...counted(written()[0].summary));
   const boxes = element("div", { className: "facts" }, pairs(facts));
   if (report.summary) boxes.append(...averages(report.summary));

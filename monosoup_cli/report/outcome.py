@@ -1,0 +1,72 @@
+"""What a comparison of scores says, in sentences: better, worse, or no difference shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from monosoup_cli.report.scores import number, shown_interval, signed
+from monosoup_cli.report.words import plural, printable
+
+__all__ = ["outcomes"]
+
+SIGNIFICANCE = 0.05
+"""A difference is shown if its corrected p is below this."""
+TOLD = 4
+"""How many tasks have a sentence each."""
+WHERE = {"in": "In distribution", "out": "Out of distribution"}
+
+
+def outcomes(comparison: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each edited model and group, or each task where there are no groups.
+
+    Where no groups and many tasks are compared, a sentence counts the tasks.
+    """
+    records = comparison["groups"] or comparison["tasks"]
+    names, said = comparison["models"], list[str]()
+    for at, edited in enumerate(names["edited"]):
+        models = printable(edited), printable(names["finetuned"])
+        if comparison["groups"] or len(records) <= TOLD:
+            said += [_sentence(record, record["edited"][at], *models) for record in records]
+        else:
+            kinds = [_kind(record, record["edited"][at]) for record in records]
+            counts = ", ".join(f"{kind} on {kinds.count(kind):,}" for kind in dict.fromkeys(kinds))
+            said.append(f"{models[0]} against {models[1]}, of {len(records):,} tasks: {counts}.")
+    return said
+
+
+def _kind(record: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    if one["corrected_p"] is None:
+        return "not tested"
+    if one["corrected_p"] >= SIGNIFICANCE:
+        return "no difference shown"
+    if record["higher_is_better"] is None:
+        return "different"
+    return "better" if (one["difference"] > 0) == record["higher_is_better"] else "worse"
+
+
+def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, finetuned: str) -> str:
+    kind = _kind(record, one)
+    said = {
+        "not tested": f"{edited} was not tested against {finetuned}, for want of single samples",
+        "no difference shown": f"no difference between {edited} and {finetuned} is shown",
+    }.get(kind, f"{edited} is {kind} {'from' if kind == 'different' else 'than'} {finetuned}")
+    facts = ", ".join(_facts(one))
+    return (
+        f"{_where(record)}, {said}: {number(one['value'])} against {number(record['finetuned'])} ({facts})."
+    )
+
+
+def _facts(one: Mapping[str, Any]) -> Iterator[str]:
+    yield f"difference {signed(one['difference'])}"
+    if one["interval"] is not None:
+        yield f"95% interval {shown_interval(one['interval'], ' to ')}"
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    """The group with its tasks, or the task."""
+    if "tasks" not in record:
+        return f"On {printable(record['name'])}"
+    tasks = record["tasks"]
+    of = printable(tasks[0]) if len(tasks) == 1 else f"mean of {plural(len(tasks), 'task')}"
+    return f"{WHERE.get(record['name'], printable(record['name']))} ({of})"
