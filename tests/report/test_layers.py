@@ -298,7 +298,7 @@ def test_what_a_sentence_is_about_stays(inspect):
     assert label not in " ".join(notes_on_table(shown, 80, ["relative_update"]))
     names = [columns(line)[0] for line in layers_table(shown, 80, ["relative_update"]).splitlines()]
     assert len(set(names)) == len(names)
-    assert "…7.…experts.down_proj[1]" in names
+    assert "…7.mlp.ex…s.down_proj[1]" in names
 
 
 def test_what_is_not_shown_is_said(rows, edited):
