@@ -54,14 +54,11 @@ class Console:
     def error(self, message: object) -> None:
         self._say(f"{_folded(f'error: {printable(message, 2000)}')}\n")
 
-    def note(self, message: object) -> None:
+    def note(self, message: object, *, is_to_copy: bool = False) -> None:
+        """Print a line on stderr, folded in a terminal; a command that is to be copied stays in one piece."""
         if not self.quiet:
-            self._say(f"{_folded(printable(message, 1000))}\n")
-
-    def to_copy(self, text: str) -> None:
-        """Print a line with a command on stderr: in one piece, so that it can be copied."""
-        if not self.quiet:
-            self._say(f"{printable(text, 1000)}\n")
+            text = printable(message, 1000)
+            self._say(f"{text if is_to_copy else _folded(text)}\n")
 
     def detail(self, text: str) -> None:
         """Print the last lines of another program's output, below an error."""

@@ -175,7 +175,7 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
         console.note("")
     if "search" in report:
         console.table(search_table(report))
-        console.to_copy(made_by(report))
+        console.note(made_by(report), is_to_copy=True)
         console.note("")
     console.table(summary_table(report, path or Path("stdout")))
     for note in notes_on(report):

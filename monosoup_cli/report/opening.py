@@ -30,6 +30,9 @@ def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | No
         The reach; None where nothing is edited, or where the command has none.
     """
     arguments = {**report["arguments"], **output.get("arguments", {})}
+    own = {"edit": "wise", "wise": "alpha"}.get(report["command"])
+    if any(own in layer.get("settings", ()) for layer in output.get("layers", ())):
+        return None  # one layer goes further than another
     if report["command"] == "wise":
         alpha = arguments.get("alpha")
         return float(alpha) if isinstance(alpha, (int, float)) else None
@@ -137,6 +140,11 @@ def _soup(report: Mapping[str, Any]) -> str:
     return f"A model soup: {_finetuned(report)}"
 
 
+def _sfgs(report: Mapping[str, Any]) -> str:
+    how = "chosen by how alike their updates are"
+    return f"A soup: {_chosen(report, how) if 'selection' in report else _finetuned(report)}"
+
+
 def _search(report: Mapping[str, Any]) -> str:
     search = report["search"]
     tried, chosen = plural(len(search["candidates"]), "candidate"), search["chosen"]
@@ -150,7 +158,7 @@ DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "stock": lambda report: f"Model Stock moved from {_base(report)} towards {_finetuned(report)}",
     "soup": _soup,
-    "sfgs": lambda report: f"A soup: {_chosen(report, 'chosen by how alike their updates are')}",
+    "sfgs": _sfgs,
     "wise": lambda report: f"WiSE-FT interpolated between {_base(report)} and {_finetuned(report)}",
     "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
     "merge": lambda report: (

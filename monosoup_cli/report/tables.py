@@ -267,7 +267,7 @@ def part_table(facts: Mapping[str, Any], path: Path) -> RenderableType:
 
 def _add_splits(table: Table, layers: Sequence[Mapping[str, Any]]) -> None:
     """Add what k each rule would give, where an inspection compared them."""
-    measured = [part for part in measures_of(layers) if part.get("k_noise") is not None]
+    measured = [part for part in measures_of(layers) if all(part.get(name) is not None for name in SPLITS)]
     if measured:
         medians = {label_of(name): statistics.median(part[name] for part in measured) for name in SPLITS}
         words = ", ".join(f"{label.removeprefix('k ')} {value:g}" for label, value in medians.items())
@@ -294,7 +294,7 @@ def _add_stacks(table: Table, stacks: Sequence[Mapping[str, Any]]) -> None:
 
 def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
     for role, source in inputs:
-        table.add_row(ROLES[role], Text(printable(source)))
+        table.add_row(ROLES.get(role, printable(role)), Text(printable(source)))
 
 
 def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
