@@ -136,6 +136,7 @@ def test_the_page_and_the_picture(models, run, monkeypatch, tmp_path):
     assert result.err.splitlines() == [f"wrote {page}", f"wrote {picture}"]
     found = monosoup_cli.cka(["base", "ft"])
     text = page.read_text()
+    assert "<title>CKA of each block with the same block of base · monosoup cka</title>" in text
     assert text.count("<td style=") == 2 * 12 + 12 * 12
     assert f'title="{found["maps"][1]["cka"][3][4]}"' in text
     drawn = "".join(ET.parse(picture).getroot().itertext())

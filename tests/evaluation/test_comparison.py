@@ -540,6 +540,8 @@ def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_pat
         "Out of distribution (shifted), edited is better than tuned: 0.2500 against 0.0000",
     ]
     assert re.search(r"\(difference \+0\.2500, 95% interval \+0\.1\d\d to \+0\.\d{3}\)\.$", sentences[1])
+    rows = [line.split("  ")[0] for line in table if line.startswith(("in", "out", "clean", "shifted"))]
+    assert rows == ["clean (in)", "shifted (out)"] * 2  # and none for groups of one task
     text = page.read_text()
     assert [line in text for line in sentences] == [True, True]
     assert all(f"<dt>{word}</dt>" in text for word in ("healed", "as base", "in distribution", "corrected p"))

@@ -893,6 +893,7 @@ def test_two_reports_side_by_side(opened, reports, width):
     assert view.locator("img, script").count() == 0
     assert view.evaluate("document.documentElement.scrollWidth") == width
     rows = sum(row["k"] is not None for row in rows_of(second))
+    assert view.title() == f"a and {hostile} · monosoup compare"
     opening_words = view.locator(".opening").inner_text()
     assert opening_words.startswith(f"a and {hostile} differ in {len(found['changed'])} of the ")
     assert len(found["changed"]) == rows
