@@ -332,15 +332,15 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
 
     try:
         report = read_report(path)
-    except ReportError as unread:
-        if unread.hint == NO_REPORT:
-            unread.hint = "pass the report itself, from where it was written: monosoup run REPORT.json -o NEW"
+    except ReportError as error:
+        if error.hint == NO_REPORT:
+            error.hint = "pass the report itself, from where it was written: monosoup run REPORT.json -o NEW"
         raise
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")
     _check_text(report["arguments"], path)
-    for error in changed_inputs(report):
-        raise error
+    for changed in changed_inputs(report):
+        raise changed
     try:
         command, arguments, opened = recorded_step(report, os.fspath(output))
     except (ReportError, UsageError) as error:
