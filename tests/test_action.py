@@ -65,7 +65,7 @@ def pair(folder, base, finetuned, size):
 
 
 def test_a_run_with_doubts(act, tmp_path):
-    """A path that a shell would run, modules beside it, another base, and a name that the runner would obey."""
+    """A path that a shell would run, modules beside it, another base, a name that the runner would obey."""
     pair(tmp_path / "models", NAME, "ft.safetensors", 3.0)
     for module in ("json", "secrets", "shlex"):  # which Python would run instead of its own
         (tmp_path / "models" / f"{module}.py").write_text("open('hacked', 'w')")
