@@ -72,7 +72,7 @@ def test_a_report_that_stdout_does_not_take_is_an_error(edit, whole, tmp_path, s
 @pytest.mark.parametrize("words", [["--help"], ["edit", "--help"], ["--version"]], ids=" ".join)
 def test_a_help_that_stdout_does_not_take_is_an_error(words):
     found = shell('"$@" >/dev/full', *MODULE, *words)
-    assert (found.returncode, found.stderr.count(b"\n")) == (1, 1)
+    assert (found.returncode, found.stderr.count(b"\n")) == (1, 1), found.stderr.decode()
     assert found.stderr.startswith(b"error: stdout cannot be written: ")
 
 
@@ -229,7 +229,7 @@ def test_a_lack_of_memory_is_one_line_and_what_is_done_is_kept(tmp_path):
     ids=["memory", "threads", "files"],
 )
 def test_what_is_advised_are_options_that_the_command_has(run, monkeypatch, shortage, words):
-    def lacking(argv):
+    def lacking(argv, prog_name):
         raise shortage
 
     commands = typer.main.get_command(app).commands
