@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeAlias, get_args
 
 from monosoup_cli.errors import UsageError, crop, some
@@ -15,6 +16,7 @@ __all__ = [
     "check_choice",
     "check_keys",
     "check_one_each",
+    "nearest",
     "parse_size",
     "path_list",
 ]
@@ -71,6 +73,11 @@ def check_keys(
     others = [crop(str(key)) for key in given if key not in known]
     if others:
         raise UsageError(f"{problem} {some(others, 4)}", expected=expected, hint=hint)
+
+
+def nearest(word: str, others: Iterable[str]) -> str | None:
+    """The one of the others that a misspelt word is meant to be; None if none is near."""
+    return next(iter(get_close_matches(word, [*others], 1)), None)
 
 
 def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:

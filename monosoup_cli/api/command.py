@@ -7,7 +7,6 @@ stops before the first tensor is read. The shell's options come from the same de
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import textwrap
@@ -24,6 +23,7 @@ from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
 from monosoup_cli.tensors.patterns import LAYERS
+from monosoup_cli.values import nearest
 
 if TYPE_CHECKING:
     from monosoup_cli.outputs.form import OutputKind
@@ -159,7 +159,6 @@ def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
         options = RunOptions.of(kwargs)
         request = _requested(order(*args, **kwargs))
         layers = checked_layers(kwargs.get(LAYERS))
-
         notes = [*request.notes]
 
         def method(keywords: Mapping[str, Any]) -> Method:
@@ -215,7 +214,6 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
     """The function that returns the plan of a command."""
 
     def plan(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-
         watch: Any = kwargs.get(PROGRESS.name)
         with renamed_options(made.declared), made.prepare(*args, **kwargs) as planned:
             return plan_of(planned, watch)
@@ -316,9 +314,9 @@ def check_keywords(name: str, keywords: Iterable[str], known: Collection[str]) -
     """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
     for keyword in keywords:
         if keyword not in known:
-            nearest = difflib.get_close_matches(keyword, known, 1)
-            meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{meant}")
+            meant = nearest(keyword, known)
+            hint = f"; did you mean {meant!r}?" if meant else ""
+            raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{hint}")
 
 
 def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption]) -> inspect.Signature:

@@ -20,16 +20,16 @@ def checked_layers(layers: Any) -> dict[str, dict[str, Any]]:
     Raises:
         UsageError: It does not map globs to settings.
     """
-    is_mapping = isinstance(layers or {}, Mapping)
-    if not is_mapping or not all(
-        isinstance(glob, str) and isinstance(settings, Mapping) for glob, settings in (layers or {}).items()
+    given = layers or {}
+    if not isinstance(given, Mapping) or not all(
+        isinstance(glob, str) and isinstance(settings, Mapping) for glob, settings in given.items()
     ):
         raise UsageError(
             "layers must map globs to settings",
             expected="such as {'*mlp*': {'energy': 0.8}}",
             found=crop(repr(layers)),
         )
-    return {glob: dict(settings) for glob, settings in (layers or {}).items()}
+    return {glob: dict(settings) for glob, settings in given.items()}
 
 
 def by_layer(

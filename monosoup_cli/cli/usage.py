@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from difflib import get_close_matches
 from functools import wraps
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,7 +13,7 @@ import typer
 import typer.core
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.values import check_choice
+from monosoup_cli.values import check_choice, nearest
 
 __all__ = ["Command", "CommandGroup", "with_own_words"]
 
@@ -69,7 +68,7 @@ class CommandGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command."""
         if args[0] not in self.commands and not ctx.resilient_parsing:
-            hint = _nearest(args[0], self.commands) or f"`{ctx.command_path} --help` lists them"
+            hint = _meant(args[0], self.commands) or f"`{ctx.command_path} --help` lists them"
             raise UsageError(f"there is no command {args[0]!r}", hint=hint)
         return super().resolve_command(ctx, args)
 
@@ -87,7 +86,7 @@ def _own_words(ctx: Any) -> Iterator[None]:
             problem = f"{error.param.metavar if is_argument else error.param.opts[0]} is missing"
         elif hasattr(error, "possibilities"):
             problem = f"there is no option {option}"
-            hint = _nearest(str(option), [flag for one in ctx.command.params for flag in one.opts]) or hint
+            hint = _meant(str(option), [flag for one in ctx.command.params for flag in one.opts]) or hint
         elif option is not None:
             problem = f"{option} {'takes no value' if 'not take' in message else 'needs a value'}"
         else:
@@ -100,9 +99,9 @@ def _usage(ctx: Any) -> str:
     return f"the usage is `{line}`; `{ctx.command_path} --help` has the options"
 
 
-def _nearest(word: str, others: Iterable[str]) -> str | None:
-    nearest = get_close_matches(word, [*others], 1)
-    return f"did you mean {nearest[0]}?" if nearest else None
+def _meant(word: str, others: Iterable[str]) -> str | None:
+    meant = nearest(word, others)
+    return f"did you mean {meant}?" if meant else None
 
 
 def with_own_words(command: Callable[..., None]) -> Callable[..., None]:

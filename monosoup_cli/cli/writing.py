@@ -86,9 +86,10 @@ def run_planned(
     else:
         ready = make_ready(planned)
     is_refused = planned.destination.options.strict and not is_dry  # then the first doubt is the error
+    refusal = doubts_of_headers(ready)[:1] if is_refused else []
     noted = notices_of(ready)
     for notice in noted:
-        if not is_refused or notice not in doubts_of_headers(ready)[:1]:
+        if notice not in refusal:
             console.note(f"note: {notice}")
     report_path, chooses = planned.destination.report_path, chooses_dry(planned)
     as_json = as_json or report_path is None

@@ -19,7 +19,7 @@ from monosoup_cli.report.comparison import (
 from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
 from monosoup_cli.report.layers import short
-from monosoup_cli.report.markup import Markup, bar, items, table, text
+from monosoup_cli.report.markup import Markup, bar, glossary, items, table, text
 from monosoup_cli.report.measures import label_of
 from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.words import plural
@@ -167,14 +167,9 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
 
 def _glossary(comparison: Mapping[str, Any]) -> Iterator[Markup]:
     used = dict.fromkeys((*comparison["means"], *compared_measures(comparison["changed"])))
-    entries = [
-        f"<dt>{text(label_of(name))}</dt><dd>{text(EXPLAINED[name])}</dd>"
-        for name in used
-        if name in EXPLAINED
-    ]
-    if entries:
-        inside = "".join(entries)
-        yield Markup(f"<details><summary>What the words mean</summary><dl>{inside}</dl></details>")
+    meanings = {label_of(name): EXPLAINED[name] for name in used if name in EXPLAINED}
+    if meanings:
+        yield glossary(meanings)
 
 
 def _word(name: str) -> Markup:

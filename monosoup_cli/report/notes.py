@@ -28,16 +28,17 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
     edited = [layer for layer in layers if layer["action"] == "edited"]
+    rows = rows_of(report) if edited else []
     if report["arguments"].get("split") == "noise":
         sentences = [
             finding["sentence"]
-            for finding in verdict_of(report, rows_of(report))["findings"]
+            for finding in verdict_of(report, rows)["findings"]
             if finding["kind"] in NOISE
         ]
         notes += [f"{sentence[0].lower()}{sentence[1:].rstrip('.')}" for sentence in sentences]
     else:
         notes += _notes_on_ranks(edited, step_of(report))
-    nearest = interpolation(rows_of(report)) if edited and step_of(report) == 1.0 else None
+    nearest = interpolation(rows) if step_of(report) == 1.0 else None
     if nearest is not None and nearest["alpha"] < FAR:
         notes.append(
             f"the edit goes {1.0 - nearest['alpha']:.0%} of the way back to the base (its equivalent α is"
