@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -54,6 +54,17 @@ def pytest_configure(config: pytest.Config) -> None:
         import bitsandbytes  # noqa: F401 (later, it would look for the kernels of a real card)
 
         card.install(count, when=config.getoption("--card-when"), seed=config.getoption("--card-seed"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist hands its counts to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["again"] = dict(again.COUNTS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    again.COUNTS.update(getattr(node, "workeroutput", {}).get("again", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
