@@ -1,7 +1,7 @@
 """`pytest --again`: what a test has a command write is written again, as its report says, to the same bytes.
 
-It happens at once, in a folder of its own: what a test changes afterwards plays no part. Commands that tests
-run in other processes are left out.
+It happens at once, in a folder of its own: what a test changes afterwards plays no part. Left out are
+commands that tests run in other processes, and tests marked `once`, which change or count what a run reads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import filecmp
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,36 @@ from monosoup_cli.pipeline.ready import Ready, make_ready
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.sources.library_files import CARD_NAME
 
-__all__ = ["COUNTS", "install"]
+__all__ = ["COUNTS", "afterwards", "install", "once"]
 
 COUNTS: Counter[str] = Counter()
 """How many outputs were made again, and why others were not."""
 is_on = False
+waiting: list[tuple[dict[str, Any], Path]] | None = None
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """What is written inside is not made again."""
+    global is_on
+    before, is_on = is_on, True
+    try:
+        yield
+    finally:
+        is_on = before
+
+
+@contextmanager
+def afterwards() -> Iterator[None]:
+    """What is written inside is made again at the end: whoever watches inside sees one run."""
+    global waiting
+    waiting = found = []
+    try:
+        yield
+    finally:
+        waiting = None
+    for report, path in found:
+        _run_again(report, path)
 
 
 def install() -> None:
@@ -40,23 +66,22 @@ def _checked(publish: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, 
     def checked(
         ready: Ready, partial: object, whole: Mapping[str, Any], reports: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        global is_on
         published = publish(ready, partial, whole, reports)
         planned = ready.planned
         if is_on or planned.destination.path != Path(planned.task.order.output):  # again, or a draft
             return published
-        is_on = True
-        try:
-            _run_again(json.loads(as_text(whole)), planned.destination.path)
-        finally:
-            is_on = False
+        report = json.loads(as_text(whole)), planned.destination.path
+        if waiting is None:
+            _run_again(*report)
+        else:
+            waiting.append(report)
         return published
 
     return checked
 
 
 def _run_again(report: Mapping[str, Any], path: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with once(), tempfile.TemporaryDirectory() as folder:
         again = Path(folder, path.name)
         try:
             _, arguments, opened = recorded_step(report, str(again))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from tests.hub import Hub
 
+OWN_SETTINGS = ("NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED")
 for name in list(os.environ):  # the user's own settings and token; the Hub's client reads them at import
-    if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name in ("NO_COLOR", "FORCE_COLOR"):
+    if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_")) or name in OWN_SETTINGS:
         del os.environ[name]
 
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True)
@@ -76,6 +77,12 @@ def pytest_runtest_teardown() -> None:
     """Have no test begin with what another one left in the cache, which is real memory on the host."""
     for each in STATE.cards:
         each.empty_cache()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
+    with again.once() if item.get_closest_marker("once") else nullcontext():
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

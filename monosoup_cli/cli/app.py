@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import os
 import sys
 import warnings
@@ -113,9 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     # torch warns at import if NumPy is missing; nothing here needs NumPy
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # λ and × in a terminal that knows only ASCII
-            stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible(), refuse_shortage(partial(_takes, sys.argv[1:] if argv is None else argv)):
             app(None if argv is None else list(argv), prog_name="monosoup")

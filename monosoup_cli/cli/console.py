@@ -12,8 +12,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Literal, TextIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import OutputError, without_tokens
 from monosoup_cli.report.words import duration, printable, size
@@ -68,14 +68,14 @@ class Console:
     def _say(self, text: str) -> None:
         """Write to stderr. What nobody can read is dropped: it must not make a run fail."""
         if sys.stderr is not None:
-            with suppress(OutputError), _tolerate_closed_reader(sys.stderr):
-                sys.stderr.write(text)
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
     def data(self, text: str) -> None:
         if sys.stdout is None:
             raise OutputError("stdout is closed")
-        with _tolerate_closed_reader(sys.stdout):
-            sys.stdout.write(without_tokens(text))
+        sys.stdout.write(without_tokens(text))
+        sys.stdout.flush()
 
     def text(self, *lines: str) -> None:
         """Print paragraphs on stdout, folded in a terminal."""
@@ -258,19 +258,6 @@ def restore_terminal() -> None:
     """End the line and show the cursor, which a progress bar hides. Safe to call in a signal handler."""
     if _has_terminal():
         os.write(sys.stderr.fileno(), b"\x1b[?25h\n")
-
-
-@contextmanager
-def _tolerate_closed_reader(stream: TextIO) -> Iterator[None]:
-    """Discard output after the reader of a stream has closed it, as `head` does. That is not an error."""
-    try:
-        yield
-        stream.flush()
-    except OSError as error:
-        # the rest of the buffer needs a file to go to, now and when the interpreter exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
 class _CountLines:

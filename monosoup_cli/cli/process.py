@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
-from monosoup_cli.cli.console import Console, restore_terminal
-from monosoup_cli.errors import MonosoupError, ResourceError
+from monosoup_cli.cli.console import restore_terminal
+from monosoup_cli.errors import MonosoupError, OutputError, ResourceError
 
 __all__ = ["Interrupted", "end_at_signals", "guard_streams", "interruptible", "refuse_shortage"]
 
@@ -90,7 +91,7 @@ def _imports_torch(frame: FrameType | None) -> bool:
     return False
 
 
-class _Forgiving(io.FileIO):
+class _Stderr(io.FileIO):
     """A file that drops what it cannot take: a full disk, a reader that is gone."""
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
@@ -101,19 +102,38 @@ class _Forgiving(io.FileIO):
         return len(data) if written is None else written
 
 
+class _Stdout(io.FileIO):
+    """A file that says so when it cannot take something, once. That a reader is gone, as `head` is, is no
+    error."""
+
+    def write(self, data: bytes) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            # the rest of the buffer needs a file to go to, now and when the interpreter exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise OutputError(f"stdout cannot be written: {error.strerror}") from None
+            return len(data)
+
+
 def guard_streams() -> None:
-    """Have nothing fail because of a bad stderr, and no file take the number of a stream that is closed."""
+    """Have nothing fail because of a bad stderr, a bad stdout be one error wherever it is written to, and no
+    file take the number of a stream that is closed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:  # closed; the lowest free number is this one
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stderr = io.TextIOWrapper(
-        io.BufferedWriter(_Forgiving(2, "w", closefd=False)),
-        None if sys.stderr is None else sys.stderr.encoding,
-        "backslashreplace",
-        line_buffering=True,
-    )
+    sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
+    if sys.stdout is not None:
+        sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
+
+
+def _text(file: io.FileIO, before: TextIO | None) -> TextIO:
+    """A stream in the place of another. λ and × can be written where the encoding has neither."""
+    encoding = None if before is None else before.encoding
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, "backslashreplace", line_buffering=True)
 
 
 PROBLEMS = {
@@ -171,8 +191,6 @@ def refuse_shortage(takes: Callable[[str], bool]) -> Iterator[None]:
             error.hint = _advice(kind, takes)
         raise
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        if isinstance(error, OSError) and sys.stdout is not None:
-            Console().data("")  # raises OutputError where it is stdout that failed
         kind = _shortage(error)
         if kind is None:
             raise

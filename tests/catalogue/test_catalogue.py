@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.cli.app import main
+from tests import again
 from tests.catalogue import (
     adapters,
     archives,
@@ -183,9 +184,10 @@ def test_an_input(name: str, room: Path, watch: Watch, capfd: pytest.CaptureFixt
         capfd.readouterr()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         resident, started = memory("VmRSS"), time.process_time()
-        with alarmed(), watch.inside(room), nobody() if row.as_nobody else nullcontext():
-            code = main(shlex.split(line))
-        seconds, peak = time.process_time() - started, memory("VmHWM") - resident
+        with again.afterwards():
+            with alarmed(), watch.inside(room), nobody() if row.as_nobody else nullcontext():
+                code = main(shlex.split(line))
+            seconds, peak = time.process_time() - started, memory("VmHWM") - resident
         result = Result(code, *capfd.readouterr())
         check(row, line, result)
         new = everything_in(room.parent)

@@ -79,6 +79,7 @@ def test_a_side_file_that_vanished_during_the_run(run: Run, pair: Pair, tuned, t
     assert run(*words, "--resume").code == 0
 
 
+@pytest.mark.once
 def test_a_side_file_that_changed_after_it_was_copied(run: Run, pair: Pair, tuned, tmp_path):
     """The output is as its report says, which `run` verifies."""
     with before("publish", lambda _: (tuned / "vocab.txt").write_text("other words")):

@@ -157,6 +157,7 @@ def test_a_file_that_is_made_meanwhile_is_not_replaced_by_the_report(pair: Pair,
     assert run("edit", *pair, "-o", out, "--resume", "--report", tmp_path / "another.json").code == 0
 
 
+@pytest.mark.once
 def test_a_report_is_replaced_where_an_input_is_gone_meanwhile(pair: Pair, run: Run, tmp_path):
     report = tmp_path / "report.json"
     report.write_text("old")

@@ -669,6 +669,7 @@ def test_where_other_programs_find_it(hub, tmp_path, monkeypatch):
 # -- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("wanted", "is_found"), [("little", False), ("large", True)])
 def test_nan_is_found_in_what_is_fetched_of_the_base(hub, tmp_path, wanted, is_found):
     """What is left on the Hub is not fetched to be checked."""
