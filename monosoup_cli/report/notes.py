@@ -76,6 +76,6 @@ def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[st
     if not factors:
         return []
     return [
-        f"in {len(factors):,} of {len(parts):,} updates, k reaches the adapter's rank: the update has no"
-        f" weak part, and {outcome(factors)}"
+        f"in {len(factors):,} of {len(parts):,} updates, the update has no weak part, and {outcome(factors)}:"
+        " k reaches the adapter's rank"
     ]
