@@ -27,17 +27,29 @@ def items(sentences: Sequence[str]) -> Markup:
     return Markup(f'<ul class="sentences">{inside}</ul>' if inside else "")
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[object]]) -> Markup:
-    """Return a table that scrolls by itself where it is too wide. The first cell of a row is its heading."""
+def table(head: Sequence[str], body: Sequence[Sequence[object]], *, is_wide: bool = False) -> Markup:
+    """Return a table that scrolls by itself where it does not fit. The first cell of a row is its heading.
+
+    Args:
+        head: What columns are called.
+        body: The rows.
+        is_wide: Whether rows become lists, with the columns' names, where the screen is narrow.
+    """
     heads = "".join(f'<th scope="col">{text(one)}</th>' for one in head)
+    names = [f' data-head="{text(one)}"' if is_wide else "" for one in head]
     rows = "".join(
         f'<tr><th scope="row">{text(row[0])}</th>'
-        + "".join(f'<td class="number">{text(cell)}</td>' for cell in row[1:])
+        + "".join(
+            f'<td class="number"{name}>{text(cell)}</td>'
+            for name, cell in zip(names[1:], row[1:], strict=True)
+        )
         + "</tr>\n"
         for row in body
     )
+    kind = ' class="wide"' if is_wide else ""
     return Markup(
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+        f'<div class="scroll"><table{kind}><thead><tr>{heads}</tr></thead><tbody>\n'
+        f"{rows}</tbody></table></div>"
     )
 
 

@@ -86,7 +86,8 @@ def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
             body.append([shown, metric_of(record), *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
             if "like_base" in one:
                 counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
-        yield table(["task", "metric", "base", "fine-tuned", printable(name, MAX_LABEL), *HEADINGS], body)
+        head = ["task", "metric", "base", "fine-tuned", printable(name, MAX_LABEL), *HEADINGS]
+        yield table(head, body, is_wide=True)
         if counted:
             yield "<h3>What became of the samples</h3>"
             yield table(["task", *CHANGES.values()], counted)
