@@ -1,13 +1,16 @@
-"""HTML of pages without scripts: text that is escaped, lists, tables and bars."""
+"""HTML: the frame of every page, and what pages without scripts have: escaped text, lists, tables, bars."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from string import Template
 
+from monosoup_cli.report.files import asset
 from monosoup_cli.report.words import printable
+from monosoup_cli.version import __version__
 
-__all__ = ["Markup", "bar", "glossary", "items", "table", "text"]
+__all__ = ["Markup", "bar", "frame", "glossary", "header", "items", "table", "text"]
 
 
 class Markup(str):
@@ -19,6 +22,33 @@ class Markup(str):
 def text(value: object, limit: int = 2000) -> Markup:
     """Return a value as HTML; markup stays as it is."""
     return value if isinstance(value, Markup) else Markup(escape(printable(value, limit)))
+
+
+def frame(
+    title: str, command: str, body: str, *, css: Sequence[str] = ("page.css",), has_scripts: bool = False
+) -> str:
+    """Return a whole page.
+
+    Args:
+        title: What it is about.
+        command: The command that wrote it.
+        body: Its HTML.
+        css: The names of its style sheets in assets/; of rules alike, the last one's hold.
+        has_scripts: Whether the scripts in it may run. Nothing else may load or run anything.
+    """
+    return Template(asset("frame.html")).substitute(
+        title=text(title),
+        command=text(command),
+        css="\n".join(map(asset, css)),
+        scripts="script-src 'unsafe-inline'; " if has_scripts else "",
+        body=body,
+    )
+
+
+def header(title: str, command: str, lead: str) -> Markup:
+    """Return the head of a page: its title, what wrote it, and its first sentences, as HTML."""
+    made_by = f"monosoup {command}, version {__version__}"
+    return Markup(f"<header>\n<h1>{text(title)}<small>{text(made_by)}</small></h1>\n{lead}\n</header>\n")
 
 
 def items(sentences: Sequence[str]) -> Markup:
