@@ -4,6 +4,7 @@ The thresholds were chosen on matrices of 256 × 256, 700 × 256 and 700 × 900 
 are others.
 """
 
+import json
 import math
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.methods.monosoup import Weighting
-from monosoup_cli.report import verdict
+from monosoup_cli.report import notes, verdict
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import findings, sentences
 from monosoup_cli.spectral.rounding import MARGIN
@@ -351,6 +352,18 @@ def test_so_does_an_edit_and_says_what_became_of_them(tmp_path, run, weighting, 
         (said,) = (each for each in SAID if rest.startswith(each))
         expected = base[name] + SAID[said] * (finetuned[name] - base[name])
         torch.testing.assert_close(edited[name], expected, rtol=0.0, atol=1e-9)
+
+
+def test_notes_take_the_verdict_of_the_report_or_find_it_again(tmp_path, run, monkeypatch):
+    """A report from elsewhere may have sentences without their figures."""
+    written_by(run, tmp_path, pair_with_and_without_noise(), "--split", "noise", "--weighting", "uniform")
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    bare = {"findings": [{"sentence": "Bare."}], "interpolation": {"sentence": "Bare."}}
+    said = notes.notes_on({**report, "verdict": bare})
+    assert ["multiplies it by 0.5" in note for note in said] == [True, True, False]
+    assert "of the way back to the base" in said[2]
+    monkeypatch.setattr(notes, "verdict_of", None)
+    assert notes.notes_on(report) == said
 
 
 def test_without_a_split_by_noise_nothing_is_said_of_it(tmp_path, run):
