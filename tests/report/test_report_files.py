@@ -235,6 +235,37 @@ def test_members_are_among_the_candidates(run, written, tmp_path):
     refused(run, tmp_path / "x.json", "is not a monosoup report")
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("order", []),
+        ("order", ["another"]),
+        ("similarity.0.0", 1e308),
+        ("thresholds.0.highest", 1e308),
+        ("thresholds.1.highest", None),
+        ("stock.cosine", None),
+        ("histogram.counts.0", -1),
+        ("candidates", [[]]),
+        ("thresholds", {}),
+        ("members", "x"),
+    ],
+)
+def test_a_choice_that_was_damaged_is_refused(run, written, tmp_path, where, value):
+    """Of `sfgs`, or where that has no such field, of an inspection of several."""
+    report = json.loads(written["sfgs"].read_text())
+    part = "selection"
+    if where.split(".")[0] not in report[part]:
+        sources = [source["source"] for source in report["inputs"]]
+        report, part = monosoup_cli.inspect_spectrum(sources[0], sources[1:], device="cpu"), "similarity"
+    inner = report[part]
+    *parents, last = (int(name) if name.isdigit() else name for name in where.split("."))
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    refused(run, tmp_path / "x.json", f"is not a monosoup report: {part}")
+
+
 @pytest.mark.parametrize("value", [-5, 1e308])
 def test_a_spectrum_out_of_its_range_is_drawn(run, report, tmp_path, value):
     for layer in report["layers"]:
