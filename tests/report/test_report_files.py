@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -274,6 +275,29 @@ def test_a_spectrum_out_of_its_range_is_drawn(run, report, tmp_path, value):
     (tmp_path / "x.json").write_text(json.dumps(report))
     for options in ([], ["--group", "kind"], ["--html", tmp_path / "x.html"]):
         assert run("report", tmp_path / "x.json", *options).code == 0
+
+
+def test_a_page_replaces_a_page_and_nothing_else(run, written, tmp_path):
+    evals = [tmp_path / f"{name}.csv" for name in ("base", "ft", "edited")]
+    for path in evals:
+        path.write_text("id,correct\nq1,1\nq2,0\n")
+    np.save(tmp_path / "features.npy", np.eye(3))
+    page = tmp_path / "page.html"
+    writers = [
+        ["report", written["edit"]],
+        ["compare", written["edit"], written["stock"]],
+        ["scores", *evals],
+        ["cka", *[tmp_path / "features.npy"] * 2],
+    ]
+    for words in writers:
+        page.write_text("<title>Mine · not monosoup</title>")
+        code, out, err = run(*words, "--html", page)
+        assert (code, out) == (1, "")
+        assert "is no page that monosoup wrote; give another name" in " ".join(err.split())
+        page.write_text("")
+        for _ in range(2):  # in place of nothing, and of a page
+            assert run(*words, "--html", page).code == 0
+        assert f" · monosoup {words[0].replace('report', 'edit')}</title>" in page.read_text()
 
 
 def test_paths_that_are_too_long_are_refused(run, written):
