@@ -46,7 +46,7 @@ def choices() -> dict[str, Any]:
     """Return what can be chosen.
 
     `parameters` has every argument and option once; a command names its own by their places there. `jobs`
-    have a command and values to begin with, `others` are the commands of no job.
+    have a command and values to begin with: first those of `JOBS`, then what each of the other commands does.
     """
     group = typer.main.get_command(app)
     parameters: list[dict[str, Any]] = []
@@ -59,8 +59,13 @@ def choices() -> dict[str, Any]:
             "parameters": [parameters.index(one) for one in own],
         }
     jobs = [_job(group, job, *words.split()) for job, words in JOBS.items()]
-    others = [name for name in commands if name not in {job["command"] for job in jobs}]
-    return {"commands": commands, "parameters": parameters, "jobs": jobs, "others": others}
+    done = {job["command"] for job in jobs}
+    jobs += [
+        {"job": command["help"].removesuffix("."), "command": name, "values": {}}
+        for name, command in commands.items()
+        if name not in done
+    ]
+    return {"commands": commands, "parameters": parameters, "jobs": jobs}
 
 
 def _job(group: Any, job: str, name: str, *words: str) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def _job(group: Any, job: str, name: str, *words: str) -> dict[str, Any]:
         and value != one.default
         and not (one.required and (isinstance(value, tuple | list) or str(value)[0].isupper()))
     }
-    return {"job": job, "command": name, "values": values}
+    return {"job": job[0].upper() + job[1:], "command": name, "values": values}
 
 
 def _parameter(one: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def _blocks(notebook: Any) -> Iterator[str]:
         text = "".join(cell["source"])
         yield f"```python\n{text}\n```" if cell["cell_type"] == "code" else text
         for output in cell.get("outputs", ()):
-            yield f"```\n{''.join(output['text']).rstrip()}\n```"
+            yield f"```{{code-block}} none\n:class: output\n\n{''.join(output['text']).rstrip()}\n```"
 
 
 def run(path: Path) -> None:

@@ -11,8 +11,11 @@ from monosoup_cli.api.mergekit import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAME = "test_" + "a_name_of_many_words_" * 4 + "end"
+TREE = "```{toctree}\nother\ntutorial\nedit\n```\n"
 PAGES = {
-    "index.md": f"# Start\n\n| name | of |\n|---|---|\n| `{NAME}` | it |\n\n```{{toctree}}\nother\n```\n",
+    "index.md": f"# Start\n\n| name | of |\n|---|---|\n| `{NAME}` | it |\n\n{TREE}",
+    "tutorial.md": "<!-- notebook -->\n",
+    "edit.md": "# Edit\n",
     "other.md": "# Other\n\nSomething else.\n\n## Part\n\nWithin this part a heron stands & waits.\n",
 }
 OF_SPHINX = {"genindex", "py-modindex", "search"}
@@ -20,7 +23,7 @@ OF_SPHINX = {"genindex", "py-modindex", "search"}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Two pages with the configuration of the real ones."""
+    """A few pages with the configuration of the real ones."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for name, text in PAGES.items():
         (source / name).write_text(text)
@@ -57,6 +60,14 @@ def test_long_names_in_tables_wrap_and_stay_what_they_are(site, view, width):
     code = table.locator("code")
     assert code.text_content() == NAME
     assert code.evaluate("code => code.getClientRects().length") > 1  # else it was short enough to begin with
+
+
+def test_what_a_notebook_printed_wraps(site, view):
+    view.goto((site / "tutorial.html").as_uri())
+    printed = view.locator(".output pre")
+    assert any(len(line) > 200 for text in printed.all_inner_texts() for line in text.splitlines())
+    hidden = "parts => parts.map(part => part.scrollWidth - part.clientWidth)"
+    assert not any(printed.evaluate_all(hidden))
 
 
 def test_no_page_has_the_name_of_one_that_sphinx_writes():

@@ -63,7 +63,7 @@
   }
 
   function choose() {
-    const job = data.jobs[part("job").value] ?? {command: part("job").value, values: {}};
+    const job = data.jobs[part("job").value];
     const command = data.commands[job.command];
     part("needed").replaceChildren();
     part("options").replaceChildren();
@@ -90,9 +90,7 @@
     }
   }
 
-  const others = data.others.map(name => new Option(`${name}: ${data.commands[name].help}`, name));
-  part("job").append(...data.jobs.map(({job}, at) => new Option(job, at)));
-  part("job").append(make("optgroup", {label: "Other commands"}, ...others));
+  part("job").append(...data.jobs.map(({job, command}, at) => new Option(`${job} (${command})`, at)));
   part("job").value = data.jobs.findIndex(({command}) => command === "edit");
   part("job").addEventListener("input", choose);
   part("filter").addEventListener("input", filter);

@@ -133,9 +133,10 @@ def recorded_step(
         arguments["device"] = "auto"
     chooser = None
     if is_greedy:
+        members = _members(report)
         names = dict(zip(report["arguments"]["finetuned"], arguments["finetuned"], strict=True))
         selection = mapped(report["selection"], lambda text: names.get(text, text))
-        chooser = _AsRecorded(_members(report), selection)
+        chooser = _AsRecorded(members, selection)
 
     @contextmanager
     def opened(arguments: Mapping[str, Any]) -> Iterator[Planned]:

@@ -350,7 +350,7 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
 
     @contextmanager
     def prepare(**own: Any) -> Iterator[Planned]:
-        with opened({**kept, "device": arguments["device"], **own}) as planned:
+        with opened({**kept, "device": arguments.get("device", "auto"), **own}) as planned:
             yield planned
 
     return Step(command, kept, prepare)  # type: ignore[arg-type]

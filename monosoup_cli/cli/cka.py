@@ -45,12 +45,12 @@ def cka(
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
     from monosoup_cli.report import cka as shown
-    from monosoup_cli.report.files import check_target, write_page
+    from monosoup_cli.report.files import check_page, write_page
     from monosoup_cli.report.plots import check_plot, save
 
     console = Console(quiet=quiet, live=not no_progress)
     if html is not None:
-        check_target(html, ".html")
+        check_page(html)
     if plot is not None:
         check_plot(plot)
     with opened(features, matching=matching) as alignment:

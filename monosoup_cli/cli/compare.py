@@ -32,11 +32,11 @@ def compare(
     from monosoup_cli.cli.console import Console
     from monosoup_cli.report.comparison import compare_reports, comparison_table
     from monosoup_cli.report.comparison_page import comparison_page
-    from monosoup_cli.report.files import check_target, read_report, write_page
+    from monosoup_cli.report.files import check_page, read_report, write_page
 
     console = Console()
     if html is not None:
-        check_target(html, ".html")
+        check_page(html)
     reports = read_report(first), read_report(second)
     comparison = compare_reports(*reports)
     if format == "json":

@@ -96,14 +96,14 @@ def with_display(command: Callable[..., None]) -> Callable[..., None]:
 
 def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     """Make a report and show it: as tables with the verdict, or as data; and as a page or pictures."""
-    from monosoup_cli.report.files import OF_SEVERAL, as_text, check_target, write_page
+    from monosoup_cli.report.files import OF_SEVERAL, as_text, check_page, write_page
     from monosoup_cli.report.layers import as_csv
     from monosoup_cli.report.rows import rows_of
     from monosoup_cli.report.searched import charts_of
     from monosoup_cli.report.verdict import sentences, told_by, verdict_of
 
     if display.html is not None:
-        check_target(display.html, ".html")
+        check_page(display.html)
     if display.plot is not None:
         from monosoup_cli.report.plots import check_plot
 

@@ -70,13 +70,13 @@ def scores(
     from monosoup_cli.api.scores import compare
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
-    from monosoup_cli.report.files import as_text, check_target, write_page
+    from monosoup_cli.report.files import as_text, check_page, write_page
     from monosoup_cli.report.outcome import outcomes
     from monosoup_cli.report.scores import scores_as_csv, scores_table
 
     console = Console(quiet=quiet, live=not no_progress)
     if html is not None:
-        check_target(html, ".html")
+        check_page(html)
 
     def progress(samples: int) -> AbstractContextManager[Callable[[int], None]]:
         if samples:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 from collections.abc import Iterator, Mapping
-from string import Template
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.report.files import asset
+from monosoup_cli.report.markup import frame, header, text
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
@@ -89,8 +87,8 @@ def notes_on(result: Mapping[str, Any], features: int) -> Iterator[str]:
 
 def as_csv(result: Mapping[str, Any]) -> str:
     """Return a line for each number. The fields for blocks are empty where files are compared."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["kind", "first", "first_block", "second", "second_block", "cka"])
     for one in result["maps"]:
         for row, values in zip(one["rows"], one["cka"], strict=True):
@@ -101,31 +99,27 @@ def as_csv(result: Mapping[str, Any]) -> str:
                     "blocks": (one.get("first"), row, one.get("second"), column),
                 }[one["kind"]]
                 writer.writerow([one["kind"], *map(printable, names), value])
-    return text.getvalue()
+    return lines.getvalue()
 
 
 def page(result: Mapping[str, Any]) -> str:
     """Return a page with every table, whose cells are tinted. Names are untrusted, and shown as text."""
-    template = Template(asset("cka.html"))
-    return template.substitute(
-        title=html.escape(title(result["maps"][0])),
-        samples=plural(result["samples"], "sample"),
-        tables="".join(map(_table, result["maps"])),
+    what = f"Over {plural(result['samples'], 'sample')}. 1: the features are alike up to rotation and scale."
+    head = header("Linear CKA of features", "cka", f'<p class="opening">{what}</p>')
+    tables = "".join(map(_table, result["maps"]))
+    return frame(
+        title(result["maps"][0]), "cka", f"{head}<main>\n{tables}</main>", css=["page.css", "cka.css"]
     )
 
 
 def _table(one: Map) -> str:
-    heads = "".join(f"<th scope=col>{_escape(name)}</th>" for name in one["columns"])
+    heads = "".join(f"<th scope=col>{text(name)}</th>" for name in one["columns"])
     rows = "".join(
-        f"<tr><th scope=row>{_escape(name)}</th>{''.join(map(_cell, values))}</tr>\n"
+        f"<tr><th scope=row>{text(name)}</th>{''.join(map(_cell, values))}</tr>\n"
         for name, values in zip(one["rows"], one["cka"], strict=True)
     )
-    caption = html.escape(title(one))
+    caption = text(title(one))
     return f"<table><caption>{caption}</caption>\n<tr><td></td>{heads}</tr>\n{rows}</table>\n"
-
-
-def _escape(name: str) -> str:
-    return html.escape(printable(name))
 
 
 def _cell(value: float | None) -> str:

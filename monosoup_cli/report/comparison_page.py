@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from string import Template
 from typing import Any
 
 from monosoup_cli.report.comparison import (
@@ -16,14 +15,12 @@ from monosoup_cli.report.comparison import (
     is_same,
     value_text,
 )
-from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
 from monosoup_cli.report.layers import short
-from monosoup_cli.report.markup import Markup, bar, glossary, items, table, text
+from monosoup_cli.report.markup import Markup, bar, frame, glossary, header, items, table, text
 from monosoup_cli.report.measures import label_of
 from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.words import plural
-from monosoup_cli.version import __version__
 
 __all__ = ["comparison_page"]
 
@@ -48,14 +45,10 @@ def comparison_page(
         names: What the page calls them.
     """
     sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, names)]
-    texts = {
-        "css": asset("page.css"),
-        "version": text(__version__),
-        "title": text(f"{names[0]} and {names[1]}"),
-        "opening": text(_opening(comparison, reports, names)),
-        "sections": "\n".join([*sections, *_layers(comparison), *_glossary(comparison)]),
-    }
-    return Template(asset("compare.html")).substitute(texts)
+    title, told = f"{names[0]} and {names[1]}", text(_opening(comparison, reports, names))
+    head = header(title, "compare", f'<p class="opening">{told}</p>')
+    main = "\n".join([*sections, *_layers(comparison), *_glossary(comparison)])
+    return frame(title, "compare", f"{head}<main>\n{main}\n</main>", css=["page.css", "compare.css"])
 
 
 def _opening(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ __all__ = [
     "REPORT_SUFFIX",
     "as_text",
     "asset",
+    "check_page",
     "check_target",
     "is_report",
     "read_report",
@@ -40,6 +43,10 @@ NO_REPORT = (
     " checkpoint, and `monosoup diff` compares two"
 )
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
+
+PAGE = re.compile(rb"<title>[^<]* \xc2\xb7 monosoup [a-z-]+</title>")
+PAGE_HEAD = 1 << 16
+"""The title of a page is among its first bytes."""
 
 MAX_DIGITS = 18
 """The most digits of an integer: more than any report has, and few enough for a float."""
@@ -156,6 +163,31 @@ def check_target(path: Path, suffixes: str | Sequence[str]) -> None:
             raise OutputError("its folder is not writable", path=path)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", path=path) from None
+
+
+def check_page(path: Path) -> None:
+    """Check that a page can be written. It may replace a page of monosoup's, which can be made again.
+
+    Raises:
+        UsageError: The file has another suffix.
+        OutputError: It cannot be written, or there is something else.
+    """
+    check_target(path, ".html")
+    try:
+        is_other = path.exists() and path.stat().st_size > 0 and not _is_page(path)
+    except OSError as error:
+        raise OutputError(f"cannot be read: {error.strerror}", path=path) from None
+    if is_other:
+        names = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+        free = next(name for name in names if not os.path.lexists(name))
+        raise OutputError(
+            "is there, and is no page that monosoup wrote", path=path, hint=f"give another name: {free}"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return PAGE.search(file.read(PAGE_HEAD)) is not None
 
 
 def asset(name: str) -> str:

@@ -1,13 +1,16 @@
-"""HTML of pages without scripts: text that is escaped, lists, tables and bars."""
+"""HTML: the frame of every page, and what pages without scripts have: escaped text, lists, tables, bars."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from string import Template
 
+from monosoup_cli.report.files import asset
 from monosoup_cli.report.words import printable
+from monosoup_cli.version import __version__
 
-__all__ = ["Markup", "bar", "glossary", "items", "table", "text"]
+__all__ = ["Markup", "bar", "frame", "glossary", "header", "items", "table", "text"]
 
 
 class Markup(str):
@@ -21,23 +24,62 @@ def text(value: object, limit: int = 2000) -> Markup:
     return value if isinstance(value, Markup) else Markup(escape(printable(value, limit)))
 
 
+def frame(
+    title: str, command: str, body: str, *, css: Sequence[str] = ("page.css",), has_scripts: bool = False
+) -> str:
+    """Return a whole page.
+
+    Args:
+        title: What it is about.
+        command: The command that wrote it.
+        body: Its HTML.
+        css: The names of its style sheets in assets/; of rules alike, the last one's hold.
+        has_scripts: Whether the scripts in it may run. Nothing else may load or run anything.
+    """
+    return Template(asset("frame.html")).substitute(
+        title=text(title),
+        command=text(command),
+        css="\n".join(map(asset, css)),
+        scripts="script-src 'unsafe-inline'; " if has_scripts else "",
+        body=body,
+    )
+
+
+def header(title: str, command: str, lead: str) -> Markup:
+    """Return the head of a page: its title, what wrote it, and its first sentences, as HTML."""
+    made_by = f"monosoup {command}, version {__version__}"
+    return Markup(f"<header>\n<h1>{text(title)}<small>{text(made_by)}</small></h1>\n{lead}\n</header>\n")
+
+
 def items(sentences: Sequence[str]) -> Markup:
     """Return sentences as a list; nothing where there are none."""
     inside = "".join(f"<li>{text(one)}</li>" for one in sentences)
     return Markup(f'<ul class="sentences">{inside}</ul>' if inside else "")
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[object]]) -> Markup:
-    """Return a table that scrolls by itself where it is too wide. The first cell of a row is its heading."""
+def table(head: Sequence[str], body: Sequence[Sequence[object]], *, is_wide: bool = False) -> Markup:
+    """Return a table that scrolls by itself where it does not fit. The first cell of a row is its heading.
+
+    Args:
+        head: What columns are called.
+        body: The rows.
+        is_wide: Whether rows become lists, with the columns' names, where the screen is narrow.
+    """
     heads = "".join(f'<th scope="col">{text(one)}</th>' for one in head)
+    names = [f' data-head="{text(one)}"' if is_wide else "" for one in head]
     rows = "".join(
         f'<tr><th scope="row">{text(row[0])}</th>'
-        + "".join(f'<td class="number">{text(cell)}</td>' for cell in row[1:])
+        + "".join(
+            f'<td class="number"{name}>{text(cell)}</td>'
+            for name, cell in zip(names[1:], row[1:], strict=True)
+        )
         + "</tr>\n"
         for row in body
     )
+    kind = ' class="wide"' if is_wide else ""
     return Markup(
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+        f'<div class="scroll"><table{kind}><thead><tr>{heads}</tr></thead><tbody>\n'
+        f"{rows}</tbody></table></div>"
     )
 
 

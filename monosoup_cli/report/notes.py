@@ -9,13 +9,15 @@ from monosoup_cli.methods.monosoup import FAR
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.verdict import NOISE, interpolation, outcome, step_of, verdict_of
+from monosoup_cli.report.verdict import NOISE, outcome, step_of, verdict_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
 
 SHOWN = 0.0005
 """The smallest share that is more than 0.0%."""
+NOTHING: Mapping[str, Any] = {"findings": (), "interpolation": None}
+"""The verdict where nothing was edited."""
 
 
 def notes_on(report: Mapping[str, Any]) -> list[str]:
@@ -28,17 +30,13 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
     edited = [layer for layer in layers if layer["action"] == "edited"]
-    rows = rows_of(report) if edited else []
+    verdict = _verdict_on(report) if edited else NOTHING
     if report["arguments"].get("split") == "noise":
-        sentences = [
-            finding["sentence"]
-            for finding in verdict_of(report, rows)["findings"]
-            if finding["kind"] in NOISE
-        ]
+        sentences = [finding["sentence"] for finding in verdict["findings"] if finding["kind"] in NOISE]
         notes += [f"{sentence[0].lower()}{sentence[1:].rstrip('.')}" for sentence in sentences]
     else:
         notes += _notes_on_ranks(edited, step_of(report))
-    nearest = interpolation(rows) if step_of(report) == 1.0 else None
+    nearest = verdict["interpolation"] if step_of(report) == 1.0 else None
     if nearest is not None and nearest["alpha"] < FAR:
         notes.append(
             f"the edit goes {1.0 - nearest['alpha']:.0%} of the way back to the base (its equivalent α is"
@@ -63,6 +61,17 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def _verdict_on(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The verdict that a report has; or one of its layers, where it has none with the figures for notes."""
+    stored: Mapping[str, Any] | None = report.get("verdict")
+    if stored is not None:
+        nearest = stored["interpolation"]
+        has_alpha = nearest is None or isinstance(nearest.get("alpha"), (int, float))
+        if has_alpha and all("kind" in finding for finding in stored["findings"]):
+            return stored
+    return verdict_of(report, rows_of(report))
+
+
 def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[str]:
     """Count the updates by adapters that have no weak part. By noise, these are said to have no noise."""
     parts = [
@@ -76,6 +85,6 @@ def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[st
     if not factors:
         return []
     return [
-        f"in {len(factors):,} of {len(parts):,} updates, k reaches the adapter's rank: the update has no"
-        f" weak part, and {outcome(factors)}"
+        f"in {len(factors):,} of {len(parts):,} updates, the update has no weak part, and {outcome(factors)}:"
+        " k reaches the adapter's rank"
     ]

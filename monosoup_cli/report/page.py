@@ -12,7 +12,7 @@ from monosoup_cli.errors import some
 from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, WORDS
 from monosoup_cli.report.layers import floor_of
-from monosoup_cli.report.markup import text
+from monosoup_cli.report.markup import frame
 from monosoup_cli.report.measures import ALIASES, LABELS
 from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.outcome import outcomes
@@ -24,13 +24,11 @@ from monosoup_cli.report.words import name_parts, printable
 __all__ = ["page"]
 
 ASSETS = {
-    "css": "page.css",
     "words_js": "words.js",
     "outputs_js": "outputs.js",
     "layers_js": "layers.js",
     "pictures_js": "pictures.js",
     "js": "page.js",
-    "uplot_css": "uPlot.min.css",
     "uplot_js": "uPlot.iife.min.js",
     "uplot_licence": "uPlot.LICENSE",
 }
@@ -73,11 +71,11 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     }
     texts = {
         **{one: asset(file) for one, file in ASSETS.items()},
-        "title": text(f"{name} · monosoup {report['command']}"),
         "scores": f'<div id="scores">{scores_part(scores)}</div>' if scores else "",
         "data": _script_json(harmless),
     }
-    return Template(asset("page.html")).substitute(texts)
+    body = Template(asset("page.html")).substitute(texts)
+    return frame(name, report["command"], body, css=["uPlot.min.css", "page.css"], has_scripts=True)
 
 
 def _name_of(report: Mapping[str, Any]) -> str:

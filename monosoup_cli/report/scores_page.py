@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from string import Template
 from typing import Any
 
 from monosoup_cli.errors import some
-from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import OF_SCORES
-from monosoup_cli.report.markup import Markup, glossary, items, table, text
+from monosoup_cli.report.markup import Markup, frame, glossary, header, items, table, text
 from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.scores import (
     CHANGES,
@@ -31,7 +29,6 @@ from monosoup_cli.report.scores import (
     signed,
 )
 from monosoup_cli.report.words import printable
-from monosoup_cli.version import __version__
 
 __all__ = ["scores_page", "scores_part"]
 
@@ -54,15 +51,9 @@ def scores_page(comparison: Mapping[str, Any]) -> str:
     """Return the page. Names are untrusted: they are escaped, and the page runs no script."""
     names = comparison["models"]
     title = f"{some(names['edited'], NAMED)} against {names['finetuned']}"
-    texts = {
-        "css": asset("page.css"),
-        "version": text(__version__),
-        "title": text(title),
-        "sentences": items(outcomes(comparison)),
-        "scores": scores_part(comparison),
-        "glossary": glossary(OF_SCORES),
-    }
-    return Template(asset("scores.html")).substitute(texts)
+    head = header(title, "scores", items(outcomes(comparison)))
+    scores = f'<div id="scores">\n{scores_part(comparison)}\n</div>'
+    return frame(title, "scores", f"{head}<main>\n{scores}\n{glossary(OF_SCORES)}\n</main>")
 
 
 def scores_part(comparison: Mapping[str, Any]) -> Markup:
@@ -86,7 +77,8 @@ def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
             body.append([shown, metric_of(record), *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
             if "like_base" in one:
                 counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
-        yield table(["task", "metric", "base", "fine-tuned", printable(name, MAX_LABEL), *HEADINGS], body)
+        head = ["task", "metric", "base", "fine-tuned", printable(name, MAX_LABEL), *HEADINGS]
+        yield table(head, body, is_wide=True)
         if counted:
             yield "<h3>What became of the samples</h3>"
             yield table(["task", *CHANGES.values()], counted)

@@ -87,6 +87,8 @@ LAYER = {
     "cosines?": ([NUMBER_OR_NONE], type(None)),
 }
 SPREAD = ({"mean": NUMBER, "min": NUMBER, "max": NUMBER}, type(None))
+MAX_COSINE = 1.0 + 1e-9
+"""1, and what rounding may add to a mean of cosines."""
 MAX_DEPTH = 20
 """How deep values may be nested."""
 OF_SFGS = ("candidates", "layers", "similarity", "decisions", "thresholds")
@@ -153,8 +155,10 @@ REPORT = {
     },
     "search?": {
         "scores": [str],
-        "finetuned": [{"source": str, "scores": Values(NUMBER)}],
+        "finetuned": [{"source": str, "scores": Values(NUMBER), "final_scores?": Values(NUMBER)}],
         "candidates": [{"candidate": str, "scores": Values(NUMBER)}],
+        "prefer": str,
+        "max_loss": Values(NUMBER),
         "front": [str],
         "chosen": str,
         "is_within": bool,
@@ -249,25 +253,37 @@ def _has_all_scores(scores: Mapping[str, Any]) -> bool:
 
 
 def _is_consistent(choice: Mapping[str, Any]) -> bool:
-    """Whether all members are candidates, the matrix has a row and a column for each, and bins have edges."""
+    """Whether all that is named are candidates, and there are as many numbers as these and bins need."""
     candidates = choice.get("candidates", choice.get("order"))
-    chosen = [choice.get("members", ()), *(one["members"] for one in choice.get("thresholds", ()))]
+    order, thresholds = choice.get("order", candidates), choice.get("thresholds", ())
+    chosen = [order, choice.get("members", ()), *(one["members"] for one in thresholds)]
     named = [name for names in chosen for name in names]
     named += [trial["candidate"] for name in ("decisions", "trials") for trial in choice.get(name, ())]
     matrix = choice.get("similarity")
     relative = choice.get("relative_updates", candidates)
-    histogram = choice.get("histogram", {"counts": [1], "edges": [0, 1]})
     is_square = matrix is None or {len(relative), len(matrix), *map(len, matrix)} == {len(candidates)}
-    has_bins = len(histogram["edges"]) == len(histogram["counts"]) + 1
-    return bool(candidates) and set(named) <= set(candidates) and is_square and has_bins
+    histogram = choice.get("histogram", {"counts": [1], "edges": [0, 1]})
+    counts, stock = histogram["counts"], choice.get("stock", {})
+    has_bins = len(histogram["edges"]) == len(counts) + 1 and min(counts, default=0) >= 0
+    has_all = is_square and has_bins and (choice.get("layers") == 0 or None not in stock.values())
+    return bool(order) and set(named) <= set(candidates) and has_all and _has_cosines(choice)
+
+
+def _has_cosines(choice: Mapping[str, Any]) -> bool:
+    """Whether similarities and thresholds are cosines; the first threshold may be null."""
+    highest = [one["highest"] for one in choice.get("thresholds", ())]
+    values = [value for row in choice.get("similarity", ()) for value in row]
+    values += [value for value in highest[:1] if value is not None] + highest[1:]
+    return all(value is not None and abs(value) <= MAX_COSINE for value in values)
 
 
 def _is_whole_search(search: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
     """Whether it has one or two scores of everything, and its choices are among its candidates."""
     tried = {one["candidate"] for one in search["candidates"]}
     scored = [*search["candidates"], *search["finetuned"]]
-    has_all = all({*search["scores"]} <= one["scores"].keys() for one in scored)
+    has_all = bool(search["finetuned"]) and all({*search["scores"]} <= one["scores"].keys() for one in scored)
     is_known = {search["chosen"], *search["front"]} <= tried
+    is_known &= {search["prefer"], *search["max_loss"]} <= {*search["scores"]}
     return 1 <= len(search["scores"]) <= 2 and has_all and is_known and "output" in report
 
 

@@ -64,6 +64,9 @@ SMALL_UPDATE = 0.01
 LARGE_UPDATE = 0.05
 """Mean ‖Δ‖/‖W0‖ from which edits of full fine-tunes gained there."""
 
+MEASURED = "In monosoup's measurements, full fine-tunes of small models"
+"""How docs/evidence.md is told to those who do not have it."""
+
 MAX_NAMED = 2
 
 DEFAULT_RULE = asdict(MonoSoup())
@@ -228,26 +231,31 @@ def _wrong_base(rows: Sequence[Row], of: int) -> Story:
     ratios = [row["relative_update"] for row in rows if row.get("relative_update") is not None]
     range_ = [min(ratios), max(ratios)] if ratios else None
     size = f"‖Δ‖/‖W0‖ {_between(*range_)}" if range_ else "the base is zero"
-    sentence = f"{_in(rows, of)} the update is as large as the weights ({size}): "
+    large = f"the update is as large as the weights ({size})"
     if 2 * len(rows) > of:
-        sentence += "is BASE the model that was fine-tuned? If not, ignore everything else here."
+        sentence = (
+            "Is BASE the model that was fine-tuned? If not, ignore everything else here:"
+            f" {_in(rows, of, lower=True)} {large}."
+        )
     else:
-        layers = "is this layer" if len(rows) == 1 else "are these layers"
-        sentence += f"{layers} newly initialised, like a new head, rather than fine-tuned?"
+        sentence = (
+            f"{_in(rows, of)} the weights look newly initialised, like a new head, rather than fine-tuned:"
+            f" {large}."
+        )
     return {"relative_update": range_}, sentence
 
 
 def _all_noise(rows: Sequence[Row], of: int) -> Story:
     return {}, (
-        f"{_in(rows, of)} no singular value exceeds the noise (k = 0): the whole update is the weak part, and"
-        f" {_outcome(rows)}."
+        f"{_in(rows, of)} the whole update looks like noise, and {_outcome(rows)}: no singular value exceeds"
+        " the noise (k = 0), so all of it is the weak part."
     )
 
 
 def _no_noise(rows: Sequence[Row], of: int) -> Story:
     return {}, (
-        f"{_in(rows, of)} the update has exactly low rank, so it has no noise to split off: all of it is the"
-        f" strong part, and {_outcome(rows)}."
+        f"{_in(rows, of)} the update has no noise to split off, and {_outcome(rows)}: it has exactly low"
+        " rank, so all of it is the strong part."
     )
 
 
@@ -256,8 +264,8 @@ def _lora(rows: Sequence[Row], of: int) -> Story:
     effective = statistics.median(row["effective_rank"] for row in rows)
     values = "singular value exceeds" if high == 1 else "singular values exceed"
     sentence = (
-        f"{_in(rows, of)} only {_between(low, high)} {values} the rounding noise, which suggests a merged"
-        f" LoRA of rank {_between(low, high)} (or higher, if the noise hides its weakest directions)."
+        f"{_in(rows, of)} the update looks like a merged LoRA of rank {_between(low, high)} (or higher, if"
+        f" noise hides its weakest directions): only {_between(low, high)} {values} the rounding noise."
     )
     if effective > high + 1:
         sentence += f" Rounding raises the effective rank to {_short(effective)} (median)."
@@ -270,23 +278,23 @@ def _rounding(rows: Sequence[Row], of: int) -> Story:
     effective = statistics.median(row["effective_rank"] for row in rows)
     figures = {"rounding_share": [low, high], "rank_above_rounding": above, "effective_rank": effective}
     return figures, (
-        f"{_in(rows, of)} {_percent(low, high)} of Σσ comes from singular values no larger than the error of"
-        f" rounding to the stored dtype. This is noise, but the effective rank (median {_short(effective)})"
-        f" counts it; the median number of larger singular values is {_short(above)}. A checkpoint stored"
-        " with more bits has less noise."
+        f"{_in(rows, of)} much of the update may be noise from rounding to the stored dtype, which a"
+        f" checkpoint stored with more bits has less of: {_percent(low, high)} of Σσ comes from singular"
+        f" values no larger than the error of rounding. The effective rank (median {_short(effective)})"
+        f" counts them; the median number of larger ones is {_short(above)}."
     )
 
 
 def _whole(rows: Sequence[Row], of: int) -> Story:
-    return {}, f"{_in(rows, of)} k = r: the update has no weak part, and {_outcome(rows)}."
+    return {}, f"{_in(rows, of)} the update has no weak part, and {_outcome(rows)} (k = r)."
 
 
 def _weakened(rows: Sequence[Row], of: int) -> Story:
     low, high = _range(rows, "lambda_high")
     return {"lambda_high": [low, high]}, (
-        f"Warning: {_in(rows, of, lower=True)} the spectrum is nearly flat, but k < r: λ_high falls to"
-        f" {_between(low, high)}, so MonoSoup removes most of the update. --exclude leaves such layers out"
-        " of the edit."
+        f"Warning: {_in(rows, of, lower=True)} MonoSoup removes most of the update: the spectrum is nearly"
+        f" flat, but k < r, so λ_high falls to {_between(low, high)}. --exclude leaves such layers out of the"
+        " edit."
     )
 
 
@@ -322,14 +330,15 @@ def size(rows: Sequence[Row]) -> dict[str, Any] | None:
     mean = statistics.fmean(row["relative_update"] for row in edited)
     if mean < SMALL_UPDATE:
         sentence = (
-            f"The update is small (mean ‖Δ‖/‖W0‖ {_short(mean)}). In docs/evidence.md, full fine-tunes"
-            f" below {SMALL_UPDATE:g} did not gain out of distribution from the edit, on average: score it"
-            " before you use it."
+            "Score the edit before you use it: fine-tuning changed the weights little (mean ‖Δ‖/‖W0‖"
+            f" {_short(mean)}). {MEASURED} below {SMALL_UPDATE:g} did not gain from the edit on other data"
+            " than they were trained for, on average."
         )
     elif mean >= LARGE_UPDATE:
         sentence = (
-            f"The update is large (mean ‖Δ‖/‖W0‖ {_short(mean)}). In docs/evidence.md, full fine-tunes"
-            f" from {LARGE_UPDATE:g} on gained out of distribution from the edit, on average."
+            "The edit may help on other data than the model was trained for: fine-tuning changed the weights"
+            f" much (mean ‖Δ‖/‖W0‖ {_short(mean)}). {MEASURED} from {LARGE_UPDATE:g} on gained there, on"
+            " average."
         )
     else:
         return None
@@ -363,18 +372,18 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     squares = math.fsum(share * far * far for far, share in away)  # ** raises where * is infinite
     distance = math.sqrt(squares / total)
     moved = math.hypot(1.0 - alpha, distance)
-    nearest = f"The edit is {_percent(distance)} of ‖Δ‖ away from the nearest plain interpolation"
-    nearest += f"{' with the mean of the checkpoints' if is_mean else ''} (equivalent α = {alpha:.3g})"
+    tuned = "mean of the checkpoints" if is_mean else "fine-tuned weights"
+    mix = (
+        f"mix of the base and the {tuned}: the nearest plain interpolation ({'' if is_mean else 'WiSE-FT, '}"
+        f"equivalent α = {alpha:.3g}) is {_percent(distance)} of ‖Δ‖ away."
+    )
     if moved <= NEAR:
-        unmoved = "mean of the checkpoints" if is_mean else "fine-tuned weights"
         them = "the weights" if is_mean else "them"
-        sentence = f"The edit barely changes the {unmoved}: it moves {them} by {_percent(moved)} of ‖Δ‖."
+        sentence = f"The edit barely changes the {tuned}: it moves {them} by {_percent(moved)} of ‖Δ‖."
     elif distance <= NEAR:
-        same = "gives these layers nearly the same weights."
-        sentence = f"{nearest}, which {same}" if is_mean else f"{nearest}: WiSE-FT {same}"
+        sentence = f"The edit is nearly a plain {mix}"
     else:
-        impossible = "no interpolation gives" if is_mean else "WiSE-FT cannot give"
-        sentence = f"{nearest}: {impossible} these weights."
+        sentence = f"The edit is more than a {mix}"
     names = ("equivalent_alpha", "anisotropy")
     means = [_short(statistics.fmean(step * row[name] for row, step, _ in weighted)) for name in names]
     if moved > NEAR and means != [_short(alpha), _short(distance)]:
@@ -383,7 +392,7 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
             f" {means[0]}, anisotropy {means[1]})."
         )
     if alpha < FAR:
-        sentence += f" It goes {_percent(1.0 - alpha)} of the way back to the base."
+        sentence += f" The edit goes {_percent(1.0 - alpha)} of the way back to the base."
     return {
         "alpha": alpha,
         "equivalent_alpha": alpha,

@@ -252,6 +252,17 @@ def test_a_report_without_inputs_is_refused(here, run, missing):
     assert (refused.code, f"has no {missing}, which edit needs" in refused.err) == (1, True)
 
 
+def test_a_report_without_a_device_runs_and_one_without_its_choice_is_refused(here, run):
+    for name, key in (("edit", "device"), ("greedy", "selection")):
+        assert run(*AGAIN[name], "-o", name).code == 0
+        report = json.loads((here / name / "monosoup_report.json").read_text())
+        (report["arguments"] if key == "device" else report).pop(key)
+        (here / f"{name}.json").write_text(json.dumps(report))
+    assert run("run", "edit.json", "-o", "again").code == 0
+    refused = run("run", "greedy.json", "-o", "other")
+    assert (refused.code, "does not say which checkpoints were averaged" in refused.err) == (1, True)
+
+
 def test_a_merge_runs_again(tmp_path, run):
     folders = make("linear", tmp_path)
     assert run("merge", *folders, "-o", tmp_path / "out").code == 0

@@ -584,11 +584,18 @@ def test_models_are_called_without_the_suffixes_of_their_files(models, tmp_path)
     assert names_of(list(map(str, alike))) == ["base.of.csv", "base.of.jsonl"]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_a_browser_draws_the_page(run, models, tmp_path):
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_draws_the_page_and_its_tables_fit(run, browser, models, tmp_path, width):
+    edited = shutil.copytree(models[2], tmp_path / "edited-with-half-of-its-energy")
+    for model in (*models[:2], edited):
+        shutil.copy(model / "quiz.csv", model / "a-task-whose-name-is-rather-long.csv")
     page = tmp_path / "page.html"
-    run("scores", *models, "--in", "quiz", "--out", "essays", "--html", page)
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
-    drawn = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-    assert drawn.count("<polygon") == 1
-    assert "What became of the samples" in drawn
+    run("scores", *models[:2], edited, "--in", "quiz", "--out", "essays", "--html", page)
+    view = browser.new_page(viewport={"width": width, "height": 900})
+    view.goto(page.as_uri())
+    assert view.locator("polygon").count() == 1
+    assert view.get_by_text("What became of the samples").is_visible()
+    assert view.locator("thead").first.is_visible() == (width == 1200)
+    hidden = "parts => parts.map(part => part.scrollWidth - part.clientWidth)"
+    assert view.locator("html, .scroll").evaluate_all(hidden) == [0, 0, 0]
+    view.close()

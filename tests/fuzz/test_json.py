@@ -149,24 +149,35 @@ def reports(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "stock": monosoup_cli.stock(base, finetuned, folder / "stock", **options),
         "sfgs": monosoup_cli.sfgs(base, finetuned, folder / "sfgs", threshold=0.1, **options),
         "wise": monosoup_cli.wise(base, finetuned[0], folder / "wise", alpha=0.5, **options),
+        "search": monosoup_cli.search(
+            base, finetuned[0], folder / "search", score=["s=wc -c < {}"], budget=2, **options
+        ),
+        "inspect": monosoup_cli.inspect_spectrum(base, finetuned, **options),
     }
 
 
-SHOWN = (["report"], ["report", "--format", "json"], ["report", "--sort", "rho"], ["compare"])
+SHOWN = (
+    ["report"],
+    ["report", "--format", "json"],
+    ["report", "--sort", "rho"],
+    ["report", "--html"],
+    ["compare"],
+)
 
 
 def show(folder: Path, content: bytes, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Show a report. What is refused is one line, and code 1."""
     path = folder / "shown.json"
     path.write_bytes(content)
-    code = main([*words, str(path), *([str(path)] if words == ["compare"] else [])])
+    page = [str(folder / "page.html")] if words[-1] == "--html" else []
+    code = main([*words, *page, str(path), *([str(path)] if words == ["compare"] else [])])
     out, err = capsys.readouterr()
     assert (code, bool(out)) in ((0, True), (1, False)), err
     assert code == 0 or (err.startswith("error: ") and err.count("\n") == 1)
 
 
 @pytest.mark.parametrize("words", SHOWN, ids=" ".join)
-@pytest.mark.parametrize("command", ["edit", "stock", "sfgs", "wise"])
+@pytest.mark.parametrize("command", ["edit", "stock", "sfgs", "wise", "search", "inspect"])
 def test_the_reports_are_shown(reports, models, capsys, command, words):
     show(models, text_of(reports[command]), words, capsys)
 

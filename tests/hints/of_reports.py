@@ -55,6 +55,16 @@ def another_json(at: Trial) -> None:
     at.works("report", at.tmp / "X.report.json")
 
 
+@follows("report/files.py", "give another name")
+def a_page_in_place_of_a_file_of_the_users(at: Trial) -> None:
+    at.works(*at.edit)
+    (at.tmp / "mine.html").write_text("<title>Mine</title>")
+    (at.tmp / "mine-2.html").write_text("<title>Mine, too</title>")
+    at.refused("report", at.out, "--html", at.tmp / "mine.html")
+    assert at.hint.endswith("mine-3.html")
+    at.works("report", at.out, "--html", at.tmp / "mine-3.html")
+
+
 @follows("report/files.py", "if it is cut short")
 def a_cut_report(at: Trial) -> None:
     at.works(*at.edit)

@@ -789,11 +789,11 @@ def test_people_are_told_what_an_edit_of_adapters_comes_to(run, many, tmp_path):
         factors[key] = (basis if is_b else basis.T).contiguous()
     save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
     result = done(run("edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out"))
-    counted = f"in {LAYERS} of {LAYERS} updates, k reaches the adapter's rank: the update has no weak part"
-    assert f"{counted}, and the edit keeps it" in " ".join(result.err.split())
+    counted = f"in {LAYERS} of {LAYERS} updates, the update has no weak part"
+    assert f"{counted}, and the edit keeps it: k reaches the adapter's rank" in " ".join(result.err.split())
     for options, said in (
         (["--weighting", "uniform"], f"{counted}, and the edit multiplies it by 0.5"),
-        (["--split", "noise"], "so it has no noise to split off: all of it is the strong part"),
+        (["--split", "noise"], "the update has no noise to split off, and the edit keeps it"),
     ):
         words = ["edit", "-", adapter, "--as-adapter", "-o", tmp_path / "out", "--overwrite", *options]
         assert said in " ".join(done(run(*words)).err.split())

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -235,6 +236,37 @@ def test_members_are_among_the_candidates(run, written, tmp_path):
     refused(run, tmp_path / "x.json", "is not a monosoup report")
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("order", []),
+        ("order", ["another"]),
+        ("similarity.0.0", 1e308),
+        ("thresholds.0.highest", 1e308),
+        ("thresholds.1.highest", None),
+        ("stock.cosine", None),
+        ("histogram.counts.0", -1),
+        ("candidates", [[]]),
+        ("thresholds", {}),
+        ("members", "x"),
+    ],
+)
+def test_a_choice_that_was_damaged_is_refused(run, written, tmp_path, where, value):
+    """Of `sfgs`, or where that has no such field, of an inspection of several."""
+    report = json.loads(written["sfgs"].read_text())
+    part = "selection"
+    if where.split(".")[0] not in report[part]:
+        sources = [source["source"] for source in report["inputs"]]
+        report, part = monosoup_cli.inspect_spectrum(sources[0], sources[1:], device="cpu"), "similarity"
+    inner = report[part]
+    *parents, last = (int(name) if name.isdigit() else name for name in where.split("."))
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    (tmp_path / "x.json").write_text(json.dumps(report))
+    refused(run, tmp_path / "x.json", f"is not a monosoup report: {part}")
+
+
 @pytest.mark.parametrize("value", [-5, 1e308])
 def test_a_spectrum_out_of_its_range_is_drawn(run, report, tmp_path, value):
     for layer in report["layers"]:
@@ -243,6 +275,29 @@ def test_a_spectrum_out_of_its_range_is_drawn(run, report, tmp_path, value):
     (tmp_path / "x.json").write_text(json.dumps(report))
     for options in ([], ["--group", "kind"], ["--html", tmp_path / "x.html"]):
         assert run("report", tmp_path / "x.json", *options).code == 0
+
+
+def test_a_page_replaces_a_page_and_nothing_else(run, written, tmp_path):
+    evals = [tmp_path / f"{name}.csv" for name in ("base", "ft", "edited")]
+    for path in evals:
+        path.write_text("id,correct\nq1,1\nq2,0\n")
+    np.save(tmp_path / "features.npy", np.eye(3))
+    page = tmp_path / "page.html"
+    writers = [
+        ["report", written["edit"]],
+        ["compare", written["edit"], written["stock"]],
+        ["scores", *evals],
+        ["cka", *[tmp_path / "features.npy"] * 2],
+    ]
+    for words in writers:
+        page.write_text("<title>Mine · not monosoup</title>")
+        code, out, err = run(*words, "--html", page)
+        assert (code, out) == (1, "")
+        assert "is no page that monosoup wrote; give another name" in " ".join(err.split())
+        page.write_text("")
+        for _ in range(2):  # in place of nothing, and of a page
+            assert run(*words, "--html", page).code == 0
+        assert f" · monosoup {words[0].replace('report', 'edit')}</title>" in page.read_text()
 
 
 def test_paths_that_are_too_long_are_refused(run, written):

@@ -4,6 +4,7 @@ The thresholds were chosen on matrices of 256 × 256, 700 × 256 and 700 × 900 
 are others.
 """
 
+import json
 import math
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.methods.monosoup import Weighting
-from monosoup_cli.report import verdict
+from monosoup_cli.report import notes, verdict
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.verdict import findings, sentences
 from monosoup_cli.spectral.rounding import MARGIN
@@ -159,7 +160,7 @@ def test_a_wrong_base(told, seed, dtype):
     other = {name: (size * model.normal(*weights.shape)).to(dtype) for name, weights in base.items()}
     found = only_finding(told(base, other))
     assert (found["kind"], len(found["layers"])) == ("wrong_base", len(base))
-    assert "is BASE the model that was fine-tuned?" in found["sentence"]
+    assert found["sentence"].startswith("Is BASE the model that was fine-tuned?")
     low, high = found["figures"]["relative_update"]
     ratios = [
         float(torch.dist(other[name].double(), base[name].double()) / base[name].double().norm())
@@ -242,7 +243,9 @@ def test_every_layer_tells_its_own_story(told):
         "whole": ["flat"],
         "frozen": ["still"],
     }
-    assert "In 1 of 4 layers (new.head), the update is as large as" in found["wrong_base"]["sentence"]
+    assert (
+        "In 1 of 4 layers (new.head), the weights look newly initialised" in found["wrong_base"]["sentence"]
+    )
     assert "like a new head" in found["wrong_base"]["sentence"]
 
 
@@ -258,7 +261,7 @@ def test_a_lora_of_several_ranks_or_of_one_layer(told, ranks, dtype):
     found = only_finding(told(base, finetuned))
     assert (found["kind"], found["figures"]["rank"]) == ("lora", [min(ranks), max(ranks)])
     words = f"{ranks[0]}" if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
-    assert f"which suggests a merged LoRA of rank {words} (or higher" in found["sentence"]
+    assert f"the update looks like a merged LoRA of rank {words} (or higher" in found["sentence"]
 
 
 def test_a_lora_whose_weakest_directions_lie_below_rounding(told):
@@ -274,7 +277,7 @@ def test_a_lora_whose_weakest_directions_lie_below_rounding(told):
     found = only_finding(told(base, finetuned))
     assert found["kind"] == "lora"
     assert 8 < found["figures"]["rank"][0] < 16
-    assert "(or higher, if the noise hides its weakest directions)" in found["sentence"]
+    assert "(or higher, if noise hides its weakest directions)" in found["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -341,14 +344,26 @@ def test_so_does_an_edit_and_says_what_became_of_them(tmp_path, run, weighting, 
     base, finetuned = pair = pair_with_and_without_noise()
     words, edited = written_by(run, tmp_path, pair, "--split", "noise", "--weighting", weighting, *wise)
     told = {
-        "noise.weight": "no singular value exceeds the noise (k = 0): the whole update is the weak part",
-        "low.weight": "it has no noise to split off: all of it is the strong part",
+        "noise.weight": "the whole update looks like noise",
+        "low.weight": "the update has no noise to split off",
     }
     for name, story in told.items():
         rest = words.partition(f"({name}), ")[2].partition(f"{story}, and the edit ")[2]
         (said,) = (each for each in SAID if rest.startswith(each))
         expected = base[name] + SAID[said] * (finetuned[name] - base[name])
         torch.testing.assert_close(edited[name], expected, rtol=0.0, atol=1e-9)
+
+
+def test_notes_take_the_verdict_of_the_report_or_find_it_again(tmp_path, run, monkeypatch):
+    """A report from elsewhere may have sentences without their figures."""
+    written_by(run, tmp_path, pair_with_and_without_noise(), "--split", "noise", "--weighting", "uniform")
+    report = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    bare = {"findings": [{"sentence": "Bare."}], "interpolation": {"sentence": "Bare."}}
+    said = notes.notes_on({**report, "verdict": bare})
+    assert ["multiplies it by 0.5" in note for note in said] == [True, True, False]
+    assert "of the way back to the base" in said[2]
+    monkeypatch.setattr(notes, "verdict_of", None)
+    assert notes.notes_on(report) == said
 
 
 def test_without_a_split_by_noise_nothing_is_said_of_it(tmp_path, run):
@@ -365,7 +380,7 @@ def test_an_update_without_a_weak_part_becomes_what_is_said(tmp_path, run, wise)
     }
     _, edited = written_by(run, tmp_path, (base, finetuned), *([] if wise is None else ["--wise", wise]))
     words = " ".join(run("report", tmp_path / "out").out.split())
-    said = re.search(r"\(w\), k = r: the update has no weak part, and the edit (.+?)\. ", words)
+    said = re.search(r"\(w\), the update has no weak part, and the edit (.+?) \(k = r\)\. ", words)
     expected = base["w"] + SAID[said[1]] * (finetuned["w"] - base["w"])
     torch.testing.assert_close(edited["w"], expected, rtol=0.0, atol=1e-12)
 
@@ -424,7 +439,7 @@ def test_of_several_their_mean_is_spoken_of(tmp_path):
         save_file(content, tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "one", "other")]
     found = monosoup_cli.inspect_spectrum(paths[0], paths[1:])["verdict"]["interpolation"]
-    assert "with the mean of the checkpoints" in found["sentence"]
+    assert "a mix of the base and the mean of the checkpoints: " in found["sentence"]
     assert "WiSE-FT" not in found["sentence"]
 
 
@@ -480,20 +495,23 @@ def row(**measures):
             [row(equivalent_alpha=0.99, anisotropy=0.02)],
             "The edit barely changes the fine-tuned weights: it moves them by 2.2 %",
         ),
-        ([row()], "(equivalent α = 0.9): WiSE-FT gives these layers nearly the same weights."),
+        (
+            [row()],
+            "The edit is nearly a plain mix of the base and the fine-tuned weights: the nearest plain"
+            " interpolation (WiSE-FT, equivalent α = 0.9) is 1 % of ‖Δ‖ away.",
+        ),
         (
             [row(anisotropy=0.1)],
-            "10 % of ‖Δ‖ away from the nearest plain interpolation (equivalent α = 0.9): WiSE-FT cannot",
+            "The edit is more than a mix of the base and the fine-tuned weights: the nearest plain"
+            " interpolation (WiSE-FT, equivalent α = 0.9) is 10 % of ‖Δ‖ away.",
         ),
-        (
-            [row(equivalent_alpha=0.8), row()],
-            "5.1 % of ‖Δ‖ away from the nearest plain interpolation (equivalent α = 0.85",
-        ),
+        ([row(equivalent_alpha=0.8), row()], "(WiSE-FT, equivalent α = 0.85) is 5.1 % of ‖Δ‖ away."),
         (
             [row(update_norm=1e300), row(update_norm=1e-300, anisotropy=0.5)],
-            "(equivalent α = 0.9): WiSE-FT gives",
+            "nearly a plain mix of the base and the fine-tuned weights: the nearest plain interpolation"
+            " (WiSE-FT, equivalent α = 0.9)",
         ),
-        ([row(equivalent_alpha=0.69)], "nearly the same weights. It goes 31 % of the way back to the base."),
+        ([row(equivalent_alpha=0.69)], "of ‖Δ‖ away. The edit goes 31 % of the way back to the base."),
     ],
 )
 def test_what_is_said_of_interpolation(rows, words):
@@ -508,7 +526,7 @@ def test_where_the_whole_differs_from_the_mean_of_the_layers_both_are_explained(
         row(equivalent_alpha=1.0, update_norm=1.0, **told),
     ]
     sentence = verdict.interpolation(rows)["sentence"]
-    assert "(equivalent α = 0.55)" in sentence
+    assert "equivalent α = 0.55)" in sentence
     assert "count for more than in the means over the layers (equivalent α 0.75, anisotropy 0.2)." in sentence
     alike = [{**rows[0], "update_norm": norm} for norm in (1.0, 3.0)]
     assert "means over the layers" not in verdict.interpolation(alike)["sentence"]
@@ -537,10 +555,13 @@ def test_nothing_edited_is_no_interpolation():
 @pytest.mark.parametrize(
     ("relative", "words"),
     [
-        ((0.004, 0.0158), "The update is small (mean ‖Δ‖/‖W0‖ 0.0099). In docs/evidence.md"),
+        (
+            (0.004, 0.0158),
+            "Score the edit before you use it: fine-tuning changed the weights little (mean ‖Δ‖/‖W0‖ 0.0099)",
+        ),
         ((0.01, 0.01), None),
         ((0.0499, 0.0499), None),
-        ((0.08, 0.02), "The update is large (mean ‖Δ‖/‖W0‖ 0.05). In docs/evidence.md"),
+        ((0.08, 0.02), "The edit may help on other data than the model was trained for: fine-tuning"),
         ((0.05, 1.2), None),  # a new head, or another base
     ],
 )
@@ -555,7 +576,7 @@ def test_of_the_size_nothing_is_said_where_the_evidence_says_nothing(told, tmp_p
     """It is on the default edit of one full fine-tune."""
     model = Model(3)
     finetuned = {name: weights + 0.01 * model.ordinary(weights.shape) for name, weights in model.base.items()}
-    assert "small" in told(model.base, finetuned)["verdict"]["size"]["sentence"]
+    assert "little" in told(model.base, finetuned)["verdict"]["size"]["sentence"]
     assert told(model.base, finetuned, energy=0.8)["verdict"]["size"] is None
     assert told(model.base, finetuned, split="noise")["verdict"]["size"] is None
     base, one = tmp_path / "base.safetensors", tmp_path / "finetuned.safetensors"
