@@ -214,6 +214,8 @@ class _Run:
             raise UsageError("--window is out of range", expected="at least 2", found=window)
         given = "uniform" if schedule is None else schedule
         names = given.split(",") if isinstance(given, str) else list(given)
+        if not names:
+            raise UsageError("--schedule has no value")
         for name in names:
             check_choice("schedule", name, Schedule)
         if len(set(names)) < len(names):
