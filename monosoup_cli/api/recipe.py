@@ -280,6 +280,7 @@ def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
+    from monosoup_cli.api.command import keywords_of, renamed_options
     from monosoup_cli.api.commands import COMMANDS
     from monosoup_cli.pipeline.planned import check_task
 
@@ -306,8 +307,16 @@ def _step(content: Mapping[str, Any]) -> Step:
     ]
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
-    check_task(command.task(**arguments))
-    return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
+    written = {flag: key for flag, key in keywords_of(command.declared).items() if key not in OF_THE_RUN}
+    with renamed_options(written):
+        check_task(command.task(**arguments))
+
+    @contextmanager
+    def prepare(**own: Any) -> Iterator[Planned]:
+        with renamed_options(written), command.prepare(**arguments, **own) as planned:
+            yield planned
+
+    return Step(command, arguments, prepare)  # type: ignore[arg-type]
 
 
 def _named(content: Any) -> Any:
