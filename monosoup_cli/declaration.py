@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -66,6 +66,10 @@ class DeclaredOption:
     def flag(self) -> str:
         """Its first name in the shell."""
         return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
+
+    def saying(self, words: str) -> DeclaredOption:
+        """The option with another help."""
+        return replace(self, option=replace(self.option, help=words))
 
     @property
     def parameter(self) -> inspect.Parameter:

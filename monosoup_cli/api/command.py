@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from monosoup_cli.api.layers import by_layer, checked_layers
@@ -132,27 +133,31 @@ class WritingCommand(Command[P, "Planned"], Protocol[P]):
     group: Group
 
 
-def command(group: Group) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
+def command(
+    group: Group, helps: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
     """Make a command that writes an output, of the function that turns its arguments into an order.
 
     The docstring of that function is the help of the shell command.
 
     Args:
         group: Where the shell's help lists it.
+        helps: What it says of shared options, where that is not what they say of themselves.
     """
 
     def make(order: Callable[P, Asked]) -> WritingCommand[P]:
-        made = _writing_command(order)
+        made = _writing_command(order, helps)
         made.group = group
         return made
 
     return make
 
 
-def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
+def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> WritingCommand[P]:
     own = declared_in(order)
     has_layers = any(one.option.of_layer for one in own.values())
     declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
+    declared |= {name: declared[name].saying(words) for name, words in helps.items()}
     signature = inspect.signature(order)
     name = order.__name__
 

@@ -59,7 +59,14 @@ def _ignore(source: str, trial: Trial | None, count: int) -> None:
     pass
 
 
-@command("Combine")
+AVERAGED = "averaged all the same, or else come from the first checkpoint if shapes differ. Repeatable."
+HELPS = {
+    "include": f"Count only tensors whose names match as edited. The others are {AVERAGED}",
+    "exclude": f"Do not count tensors whose names match as edited. They are {AVERAGED}",
+}
+
+
+@command("Combine", HELPS)
 def soup(
     finetuned: Finetuned,
     output: Output,

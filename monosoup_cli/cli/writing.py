@@ -45,7 +45,7 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             typer.Option(
                 "--dry-run",
                 help="Check whatever can be checked from headers, print the plan and an estimate of the time,"
-                " and write nothing. (sfgs and edit --adapter-energy also read the data that they need.)",
+                " and write nothing. Data is read only where the plan depends on it.",
             ),
         ] = False,
         format: Annotated[

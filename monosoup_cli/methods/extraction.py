@@ -170,6 +170,10 @@ def extract(
 
 
 COMMAND, GROUP = extract, "Adapters"
+HELPS = {
+    "include": "Extract only tensors whose names match; the adapter changes no others. Repeatable.",
+    "exclude": "Leave tensors whose names match out of the adapter. Repeatable.",
+}
 
 
 @dataclass(frozen=True)

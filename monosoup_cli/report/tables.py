@@ -52,6 +52,13 @@ PARTS_OF_SUMMARY = {
 """The parts of a summary that have their own lines. The others are sums of measures of a new method."""
 NO_NEWS = {"hidden", "old model card or report"}
 """Reasons to leave side files out that hold for nearly every folder."""
+FATES = {
+    "merge": "as in base",
+    "transplant": "as in onto",
+    "extract": "not in the adapter",
+    "inspect-spectrum": "",
+}
+"""What becomes of tensors that --include and --exclude leave out, where they are not as fine-tuned."""
 MAX_NAMED = 6
 """How many files a line names."""
 MAX_FOLDED_ROWS = 2000
@@ -116,7 +123,7 @@ def plan_table(plan: Preview) -> RenderableType:
     _add_stacks(totals, plan.details.get("stacks", []))
     parameters_edited, of_all = _parameters(plan)
     totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
-    totals.add_row("keep", _counts(reasons) or "none")
+    totals.add_row("keep", _kept(reasons, plan.command, [role for role, _ in plan.inputs]))
     if "part" in plan.details:
         number, shares = plan.details["part"], plan.details["shares"]
         own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
@@ -221,7 +228,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for name, total in summary.items():
         if name not in PARTS_OF_SUMMARY and is_number(total):
             counts.add_row(label_of(name), f"{total:,}")
-    counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")
+    kept = _kept(summary["kept"], report["command"], [entry["role"] for entry in report["inputs"]])
+    counts.add_row("kept" if wrote else "others", kept)
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
@@ -313,5 +321,11 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
 
 
-def _counts(reasons: Mapping[Any, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+def _kept(reasons: Mapping[Any, int], command: str, roles: Sequence[str]) -> str:
+    """The reasons for which tensors are not edited, with what becomes of those that the user left out."""
+    is_mean = roles.count("finetuned") > 1
+    left_out = FATES.get(command, "as the mean of the checkpoints" if is_mean else "")
+    fates = {"excluded": f" ({left_out})"} if left_out else {}
+    return (
+        ", ".join(f"{why} {count:,}{fates.get(why, '')}" for why, count in sorted(reasons.items())) or "none"
+    )

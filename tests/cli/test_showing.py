@@ -624,3 +624,24 @@ def test_names_are_shown_harmlessly(run, tmp_path, name, seen):
         for char in run("report", reports[0], "--group", "depth").out
         if unicodedata.category(char) in {"Cf", "Cs"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("edit", 0, 1), "excluded 1"),
+        (("edit", 0, 1, 2), "excluded 1 (as the mean of the checkpoints)"),
+        (("soup", 1, 2), "excluded 1 (as the mean of the checkpoints)"),
+        (("transplant", 0, 1, 2), "excluded 1 (as in onto)"),
+        (("extract", 0, 1, "--rank", "2"), "excluded 1 (not in the adapter)"),
+    ],
+)
+def test_the_screen_says_what_becomes_of_tensors_that_are_left_out(tmp_path, run, words, said):
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {f"layers.0.{name}.weight": torch.randn(6, 5, generator=generator) for name in "ab"}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    inputs = [tmp_path / f"{word}.safetensors" if isinstance(word, int) else word for word in words]
+    command = [*inputs, "--exclude", "*.b.*", "-o", tmp_path / "out"]
+    assert f"keep        {said}\n" in run(*command, "--dry-run").out
+    assert f"kept        {said}\n" in run(*command).err
