@@ -123,6 +123,11 @@ def _finetuned(report: Mapping[str, Any]) -> str:
     return names[0] if len(names) == 1 else f"the mean of {plural(len(names), 'checkpoint')}"
 
 
+def _adapters(report: Mapping[str, Any]) -> str:
+    count = len(_sources(report, "finetuned"))
+    return "1 LoRA adapter" if count == 1 else f"The sum of {count} LoRA adapters"
+
+
 def _base(report: Mapping[str, Any]) -> str:
     return next(iter(_sources(report, "base")), "its base")
 
@@ -161,9 +166,7 @@ DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sfgs": _sfgs,
     "wise": lambda report: f"WiSE-FT interpolated between {_base(report)} and {_finetuned(report)}",
     "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
-    "merge": lambda report: (
-        f"{plural(len(_sources(report, 'finetuned')), 'LoRA adapter')} merged into {_base(report)}"
-    ),
+    "merge": lambda report: f"{_adapters(report)} merged into {_base(report)}",
     "extract": lambda report: f"A LoRA adapter that approximates {_update(report)}",
     "transplant": lambda report: (
         f"Task arithmetic added {_update(report)} to {next(iter(_sources(report, 'onto')), 'another base')}"
