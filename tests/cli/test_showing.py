@@ -645,3 +645,18 @@ def test_the_screen_says_what_becomes_of_tensors_that_are_left_out(tmp_path, run
     command = [*inputs, "--exclude", "*.b.*", "-o", tmp_path / "out"]
     assert f"keep        {said}\n" in run(*command, "--dry-run").out
     assert f"kept        {said}\n" in run(*command).err
+
+
+def test_phases_of_a_run_have_names(tmp_path, run, monkeypatch):
+    """In a terminal, they stand before the bars."""
+    monkeypatch.setattr("monosoup_cli.cli.console.SECONDS_BETWEEN_LINES", 0.0)
+    for number in range(2):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {f"layers.0.{name}.weight": torch.randn(6, 5, generator=generator) for name in "abc"}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    inputs = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    said = run("extract", *inputs, "-o", tmp_path / "adapter", "--energy", "0.9").err
+    found = re.findall(r"^(\w+ )? *\d+%  ", said, re.MULTILINE)
+    assert list(dict.fromkeys(found)) == ["examining ", "writing "]
+    said = run("edit", *inputs, "-o", tmp_path / "out").err
+    assert set(re.findall(r"^(\w+ )? *\d+%  ", said, re.MULTILINE)) == {""}
