@@ -633,18 +633,23 @@ def test_names_are_shown_harmlessly(run, tmp_path, name, seen):
         (("edit", 0, 1, 2), "excluded 1 (as the mean of the checkpoints)"),
         (("soup", 1, 2), "excluded 1 (as the mean of the checkpoints)"),
         (("transplant", 0, 1, 2), "excluded 1 (as in onto)"),
-        (("extract", 0, 1, "--rank", "2"), "excluded 1 (not in the adapter)"),
+        (
+            ("extract", 0, 1, "--rank", "2"),
+            "excluded 1 (not in the adapter), vector 1 (stored whole if changed)",
+        ),
     ],
 )
 def test_the_screen_says_what_becomes_of_tensors_that_are_left_out(tmp_path, run, words, said):
     for number in range(3):
         generator = torch.Generator().manual_seed(number)
         tensors = {f"layers.0.{name}.weight": torch.randn(6, 5, generator=generator) for name in "ab"}
+        tensors |= {"norm.weight": torch.ones(5) + number} if words[0] == "extract" else {}
         save_file(tensors, tmp_path / f"{number}.safetensors")
     inputs = [tmp_path / f"{word}.safetensors" if isinstance(word, int) else word for word in words]
     command = [*inputs, "--exclude", "*.b.*", "-o", tmp_path / "out"]
-    assert f"keep        {said}\n" in run(*command, "--dry-run").out
-    assert f"kept        {said}\n" in run(*command).err
+    keep, kept = ("others", "others") if words[0] == "extract" else ("keep", "kept")
+    assert f"{keep:<12}{said}\n" in run(*command, "--dry-run").out
+    assert f"{kept:<12}{said}\n" in run(*command).err
 
 
 def test_phases_of_a_run_have_names(tmp_path, run, monkeypatch):
