@@ -5,13 +5,16 @@ card shows.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Call", "DeclaredOption", "Option", "declared_in", "from_keywords"]
+from monosoup_cli.errors import UsageError, crop
+
+__all__ = ["Call", "DeclaredOption", "Option", "check_value", "declared_in", "evaluate", "from_keywords"]
 
 Group = TypeVar("Group")
 
@@ -64,25 +67,73 @@ class DeclaredOption:
         """Its first name in the shell."""
         return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
 
+    def saying(self, words: str) -> DeclaredOption:
+        """The option with another help."""
+        return replace(self, option=replace(self.option, help=words))
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The keyword of Python."""
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=self.type
+        )
+
     def accepts(self, value: Any) -> bool:
-        """Whether a value as a report has it is of the option's type."""
-        return value == self.default or _is_of(value, self.type)
+        """Whether a value is the option's default, or of its type."""
+        return value is self.default or _is_of(value, self.type)
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Raise UsageError for a value that is not of the type of its argument."""
+    if not _is_of(value, kind):
+        *others, last = _words_of(kind)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{name} cannot be {crop(repr(value))}", expected=expected)
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type that options have."""
+    """Whether a value is of a type that arguments have.
+
+    Iterators are not looked into, nor mappings, whose readers name the entry that is wrong.
+    """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_is_of(value, one) for one in inner)
     if origin is Literal:
-        return value in inner
+        return isinstance(value, str) and value in inner
     if origin is Sequence:
-        return isinstance(value, list) and all(_is_of(one, inner[0]) for one in value)
-    if origin is Mapping:
-        return isinstance(value, dict) and all(_is_of(one, inner[1]) for one in value.values())
+        is_several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+        items = value if isinstance(value, Collection) else ()
+        return is_several and all(_is_of(one, inner[0]) for one in items)
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return value is None if kind in (None, type(None)) else isinstance(value, origin or kind)
+    return kind is Any or (value is None if kind is type(None) else isinstance(value, origin or kind))
+
+
+WORDS = {
+    bool: "True or False",
+    int: "an int",
+    float: "a float",
+    str: "a string",
+    os.PathLike: "a path",
+    type: "a class such as tqdm",
+    Callable: "a function",
+}
+"""What error messages call the types of arguments."""
+
+
+def _words_of(kind: Any) -> list[str]:
+    """The types that an argument may have, in words; None, which is only the default, is not among them."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        kinds = [one for one in inner if one is not type(None)]
+        is_path = any(get_origin(one) is os.PathLike for one in kinds)
+        return [word for one in kinds if not (is_path and one is str) for word in _words_of(one)]
+    if origin is Literal:
+        return [str(one) for one in inner]
+    if origin in (Sequence, Mapping):
+        return [f"a {'list' if origin is Sequence else 'dict'} of {_words_of(inner[-1])[0].split()[-1]}s"]
+    return [WORDS[origin or kind]]
 
 
 @cache
@@ -93,7 +144,7 @@ def declared_in(owner: Any) -> Mapping[str, DeclaredOption]:
         defaults = {field.name: field.default for field in fields(owner)}
     else:
         parameters = inspect.signature(owner).parameters
-        hints = {name: _evaluate(one.annotation, owner) for name, one in parameters.items()}
+        hints = {name: evaluate(one.annotation, owner) for name, one in parameters.items()}
         defaults = {name: one.default for name, one in parameters.items()}
     declared = {}
     for name, hint in hints.items():
@@ -105,7 +156,7 @@ def declared_in(owner: Any) -> Mapping[str, DeclaredOption]:
     return MappingProxyType(declared)
 
 
-def _evaluate(annotation: Any, owner: Callable[..., Any]) -> Any:
+def evaluate(annotation: Any, owner: Callable[..., Any]) -> Any:
     """An annotation of a signature; `Any` where it only exists for type checkers."""
     if not isinstance(annotation, str):
         return annotation

@@ -84,8 +84,7 @@ FINETUNED = Option(
 Finetuned = Annotated[StrPath | Sequence[StrPath], FINETUNED]
 OUTPUT = Option(
     "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
-    " (first) fine-tuned checkpoint (merge: like BASE; transplant: like ONTO), with its side files and a"
-    " model card.",
+    " (first) fine-tuned checkpoint, with its side files and a model card.",
     metavar="OUT",
     shell=str,
     flags=("--output", "-o"),
@@ -143,8 +142,8 @@ class SelectionOptions:
     include: Annotated[
         str | Sequence[str],
         Option(
-            "Edit only tensors whose names match; keep the rest as fine-tuned (merge: as in BASE; transplant:"
-            " as in ONTO). Repeatable.",
+            "Edit only tensors whose names match; keep the rest as fine-tuned (of several, as their mean)."
+            " Repeatable.",
             metavar="GLOB",
             shell=list[str],
         ),
@@ -152,8 +151,7 @@ class SelectionOptions:
     exclude: Annotated[
         str | Sequence[str],
         Option(
-            "Keep tensors whose names match as fine-tuned (merge: as in BASE; transplant: as in ONTO)."
-            " Repeatable.",
+            "Keep tensors whose names match as fine-tuned (of several, as their mean). Repeatable.",
             metavar="GLOB",
             shell=list[str],
         ),

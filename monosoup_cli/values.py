@@ -75,9 +75,16 @@ def check_keys(
         raise UsageError(f"{problem} {some(others, 4)}", expected=expected, hint=hint)
 
 
+LEAST_RATIO, LEAST_START = 0.7, 3
+"""How alike two words are if one is the other misspelt, and how many letters begin a word."""
+
+
 def nearest(word: str, others: Iterable[str]) -> str | None:
-    """The one of the others that a misspelt word is meant to be; None if none is near."""
-    return next(iter(get_close_matches(word, [*others], 1)), None)
+    """The one of the others that a misspelt or shortened word is meant to be; None if none is near."""
+    typed, bare = word.lstrip("-"), {one.lstrip("-"): one for one in others}
+    found = get_close_matches(typed, bare, 1, LEAST_RATIO)
+    longer = [one for one in bare if one.startswith(typed) and len(typed) >= LEAST_START]
+    return next((bare[one] for one in [*found, *longer]), None)
 
 
 def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:

@@ -1,6 +1,7 @@
 """Options: declared once, and the same in every place that follows from the declaration."""
 
 import inspect
+import re
 import typing
 
 import pytest
@@ -56,6 +57,27 @@ def test_the_shell_and_python_have_the_same_options(function):
         assert python[name].default == declared.default
         default = shell[name].default or None
         assert default == (declared.default or None) or shell[name].required, name
+
+
+def test_a_help_page_speaks_of_its_own_command():
+    for name, command in typer.main.get_command(app).commands.items():
+        flags = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}
+        flags |= {"--part"} if name == "finish" else set()  # it takes what another command made
+        said = " ".join(getattr(one, "help", None) or "" for one in command.params)
+        assert {*re.findall(r"--[a-z][a-z-]*", said)} <= flags, name
+        assert not {*re.findall(r"[a-z-]+(?=:? as in|: like)", said)} & COMMANDS.keys(), name
+
+
+def test_help_says_what_becomes_of_tensors_that_are_left_out():
+    said = {name: one.declared["include"].option.help for name, one in COMMANDS.items()}
+    assert "as fine-tuned (of several, as their mean)" in said["edit"]
+    assert said["edit"] == said["wise"] == said["lines"] == said["search"]
+    assert "averaged all the same" in said["soup"]
+    assert "All are averaged" in said["sfgs"]
+    assert "the rest are the mean of FINETUNED" in said["stock"]
+    assert "the adapter changes no others" in said["extract"]
+    assert "as in BASE" in said["merge"]
+    assert "as in ONTO" in said["transplant"]
 
 
 @pytest.fixture

@@ -10,15 +10,17 @@ from __future__ import annotations
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.api.plan import chooses_dry, plan_of
 from monosoup_cli.api.progress import Watch, watched
+from monosoup_cli.declaration import check_value, evaluate
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
@@ -36,10 +38,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Command",
     "Request",
-    "check_keywords",
+    "check_arguments",
     "command",
     "document",
     "execute_by_engine",
+    "keywords_of",
+    "kinds_of",
     "passes_over",
     "publish",
     "renamed_options",
@@ -129,27 +133,31 @@ class WritingCommand(Command[P, "Planned"], Protocol[P]):
     group: Group
 
 
-def command(group: Group) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
+def command(
+    group: Group, helps: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Callable[P, Asked]], WritingCommand[P]]:
     """Make a command that writes an output, of the function that turns its arguments into an order.
 
     The docstring of that function is the help of the shell command.
 
     Args:
         group: Where the shell's help lists it.
+        helps: What it says of shared options, where that is not what they say of themselves.
     """
 
     def make(order: Callable[P, Asked]) -> WritingCommand[P]:
-        made = _writing_command(order)
+        made = _writing_command(order, helps)
         made.group = group
         return made
 
     return make
 
 
-def _writing_command(order: Callable[P, Asked]) -> WritingCommand[P]:
+def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> WritingCommand[P]:
     own = declared_in(order)
     has_layers = any(one.option.of_layer for one in own.values())
     declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
+    declared |= {name: declared[name].saying(words) for name, words in helps.items()}
     signature = inspect.signature(order)
     name = order.__name__
 
@@ -215,7 +223,7 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
 
     def plan(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         watch: Any = kwargs.get(PROGRESS.name)
-        with renamed_options(made.declared), made.prepare(*args, **kwargs) as planned:
+        with renamed_options(keywords_of(made.declared)), made.prepare(*args, **kwargs) as planned:
             return plan_of(planned, watch)
 
     signature = _signature(declaration, made.declared).replace(return_annotation="dict[str, Any]")
@@ -231,13 +239,18 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
 
 
 @contextmanager
-def renamed_options(declared: Mapping[str, DeclaredOption]) -> Iterator[None]:
-    """Have errors name keywords in the place of the shell's options."""
+def renamed_options(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name keywords in the place of the shell's options: for each flag, another name."""
     try:
         yield
     except MonosoupError as error:
-        error.rename_options({one.flag: one.name for one in declared.values()})
+        error.rename_options(names)
         raise
+
+
+def keywords_of(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
+    """The keyword for each option of the shell."""
+    return {one.flag: name for name, one in declared.items()}
 
 
 def passes_over(ready: Ready) -> list[PlannedTensor]:
@@ -278,15 +291,17 @@ def publish(
     """
     name = declaration.__name__
     signature = _signature(declaration, declared)
+    kinds = kinds_of(signature, declaration) | {PROGRESS.name: Watch}
+    kinds.pop(LAYERS, None)  # what is wrong with a setting is said of that setting
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        check_keywords(name, kwargs, signature.parameters)
+        check_arguments(name, kinds, signature, args, kwargs)
         kwargs.pop(PROGRESS.name, None)
         return prepare(*args, **kwargs)
 
     def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         watch: Any = kwargs.get(PROGRESS.name)
-        with renamed_options(declared), prepared(*args, **kwargs) as opened:
+        with renamed_options(keywords_of(declared)), prepared(*args, **kwargs) as opened:
             return run(opened, watch)
 
     document(
@@ -310,13 +325,32 @@ def publish(
     return made
 
 
-def check_keywords(name: str, keywords: Iterable[str], known: Collection[str]) -> None:
-    """Raise TypeError for a keyword that a function does not take, with the one that is nearest to it."""
+def kinds_of(signature: inspect.Signature, function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters."""
+    return {name: evaluate(one.annotation, function) for name, one in signature.parameters.items()}
+
+
+def check_arguments(
+    name: str,
+    kinds: Mapping[str, Any],
+    signature: inspect.Signature,
+    args: Iterable[Any],
+    keywords: Mapping[str, Any],
+) -> None:
+    """Check the arguments of a function by its signature and the types of its parameters.
+
+    Raises:
+        TypeError: It does not take such a keyword.
+        UsageError: An argument is not of its type.
+    """
+    by_position = [one.name for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
     for keyword in keywords:
-        if keyword not in known:
-            meant = nearest(keyword, known)
+        if keyword not in signature.parameters:
+            meant = nearest(keyword, signature.parameters)
             hint = f"; did you mean {meant!r}?" if meant else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{hint}")
+    for key, value in [*zip(by_position, args, strict=False), *keywords.items()]:
+        check_value(key, value, kinds.get(key, Any))
 
 
 def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption]) -> inspect.Signature:
@@ -328,11 +362,7 @@ def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredO
         for name, one in own.items()
         if one.kind is not one.VAR_KEYWORD
     ]
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
-        for name, one in declared.items()
-        if name not in own
-    ]
+    shared = [one.parameter for name, one in declared.items() if name not in own]
     return inspect.Signature([*parameters, *shared, PROGRESS])
 
 

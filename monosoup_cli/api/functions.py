@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 from monosoup_cli.api.cka import cka
-from monosoup_cli.api.command import check_keywords
+from monosoup_cli.api.command import check_arguments, kinds_of, renamed_options
 from monosoup_cli.api.commands import COMMANDS, LOOKS
 from monosoup_cli.api.finish import finish
 from monosoup_cli.api.inspect_spectrum import inspect_spectrum
@@ -21,13 +21,16 @@ __all__ = ["FUNCTIONS"]
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that names the keyword that is nearest to an unknown one, as those of commands do."""
-    known = inspect.signature(function).parameters
+    """A function that checks its arguments, and names them in errors, as those of commands do."""
+    signature = inspect.signature(function)
+    kinds = kinds_of(signature, function)
+    flags = {f"--{name.rstrip('_').replace('_', '-')}": name for name in signature.parameters}
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check_keywords(function.__name__, kwargs, known)
-        return function(*args, **kwargs)
+        check_arguments(function.__name__, kinds, signature, args, kwargs)
+        with renamed_options(flags):
+            return function(*args, **kwargs)
 
     return checked
 
@@ -36,10 +39,9 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **LOOKS,
     **COMMANDS,
     "inspect_spectrum": inspect_spectrum,
-    "run": run,
     **{
         function.__name__: _checked(function)
-        for function in (cka, compare, finish, read_report, scores, verify)
+        for function in (run, cka, compare, finish, read_report, scores, verify)
     },
 }
 """By name."""

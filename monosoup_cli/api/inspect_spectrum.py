@@ -109,6 +109,7 @@ def _run(inspected: Inspected, watch: Watch) -> dict[str, Any]:
 def _declared() -> Mapping[str, DeclaredOption]:
     shared = {**declared_in(SelectionOptions), **declared_in(ComputeOptions)}
     del shared["include"]
+    shared["exclude"] = shared["exclude"].saying("Leave out layers whose names match. Repeatable.")
     return {**declared_in(_inspect_spectrum), **shared}
 
 

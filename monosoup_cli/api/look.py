@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
-from monosoup_cli.api.command import check_keywords, document, renamed_options
+from monosoup_cli.api.command import check_arguments, document, keywords_of, kinds_of, renamed_options
 from monosoup_cli.options import DeclaredOption, declared_in
 from monosoup_cli.report.sheet import Sheet
 
@@ -84,12 +84,13 @@ def look(
             for name, one in inspect.signature(declaration).parameters.items()
         ]
         signature = inspect.Signature(parameters, return_annotation="dict[str, Any]")
+        kinds = kinds_of(signature, declaration)
 
         def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
             from monosoup_cli.sources.transfer import fetch
 
-            check_keywords(declaration.__name__, kwargs, signature.parameters)
-            with renamed_options(declared), opened(*args, **kwargs) as found:
+            check_arguments(declaration.__name__, kinds, signature, args, kwargs)
+            with renamed_options(keywords_of(declared)), opened(*args, **kwargs) as found:
                 fetch(found.downloads)
                 return found.run(lambda nbytes: None)
 

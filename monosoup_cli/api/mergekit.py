@@ -42,13 +42,14 @@ def step_of_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
             expected=", ".join(METHODS),
             hint="merge with mergekit, and use the result as an input here",
         )
-    known = {"merge_method", "models", "base_model", "dtype", "out_dtype", "parameters"}
+    known = {"merge_method", "models", "base_model", "dtype", "out_dtype", "parameters", "tokenizer_source"}
     _refuse_others(content, known, "the configuration")
     models = content.get("models")
     if not isinstance(models, list) or not models or not all(isinstance(one, dict) for one in models):
         raise UsageError("needs models: a list, each with model: PATH")
     parameters = _mapping(content.get("parameters"))
     step: dict[str, Any] = METHODS[method](content, models, parameters)
+    _check_tokenizer(content, [one["model"] for one in models], step)
     dtype = content.get("out_dtype") or content.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError("unknown dtype", expected=", ".join(DTYPES), found=crop(repr(dtype)))
@@ -62,6 +63,23 @@ def _refuse_others(given: Mapping[str, Any], known: set[str], what: str) -> None
         known,
         hint="take it out, or merge with mergekit and use the result as an input here",
     )
+
+
+def _check_tokenizer(content: Mapping[str, Any], models: Sequence[str], step: Mapping[str, Any]) -> None:
+    """Raise UsageError for a tokenizer other than that of the model that the output is laid out like.
+
+    mergekit's "base" is the tokenizer of base_model, or else of the first model.
+    """
+    source, base = content.get("tokenizer_source"), content.get("base_model") or models[0]
+    first = next((one for one in models if one != base or step["command"] == "soup"), base)
+    ours = step.get("onto", first).partition("+")[0]  # an adapter is merged into its model
+    is_base = ours == base.partition("+")[0]
+    if source not in (None, ours) and not (is_base and source == "base"):
+        raise UsageError(
+            f"tokenizer_source {crop(repr(source))} is not the tokenizer that the output has",
+            expected=f"base or {ours}" if is_base else ours,
+            hint="take it out, or merge with mergekit and use the result as an input here",
+        )
 
 
 def _linear(
@@ -199,8 +217,10 @@ def _number(value: Any, what: str) -> float:
             return number
     if value is None:
         raise UsageError(f"a model has no {what}", expected=f"parameters: {{{what}: NUMBER}}")
+    by_depth = "`monosoup lines` scales an update by depth, and `layers` of a recipe sets scales by name; or "
+    mergekit = "merge with mergekit, and use the result as an input here"
     raise UsageError(
         f"{what} must be a number, the same for all tensors",
         found=crop(repr(value)),
-        hint="merge with mergekit, and use the result as an input here",
+        hint=by_depth + mergekit if isinstance(value, list) else mergekit,
     )

@@ -10,5 +10,5 @@ from monosoup_cli.methods import COMMANDS
 __all__ = ["METHODS"]
 
 METHODS: Mapping[str, WritingCommand[...]] = {
-    name: command(group)(order) for name, (order, group) in COMMANDS.items()
+    name: command(group, helps)(order) for name, (order, group, helps) in COMMANDS.items()
 }

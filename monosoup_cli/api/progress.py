@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watched"]
 
-Watch: TypeAlias = "Callable[[Any, bool], None] | type[Any] | None"
+Watch: TypeAlias = type[Any] | Callable[[Any, bool], None] | None
 """A `Progress`; a class that is called with `total`, `unit` and `unit_scale`, and whose bars are updated and
 closed, as tqdm; or nothing."""
 

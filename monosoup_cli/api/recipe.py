@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
+from monosoup_cli.declaration import check_value
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, masked, some
-from monosoup_cli.options import NO_BASE, ComputeOptions, DeclaredOption, OutputOptions, StrPath, declared_in
+from monosoup_cli.options import NO_BASE, ComputeOptions, OutputOptions, StrPath, declared_in
+from monosoup_cli.tensors.patterns import LAYERS
 from monosoup_cli.values import as_list, check_keys
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ TAKEN = [name for name in OF_THE_RUN if name != "part"]
 """Those that `run` takes."""
 PROGRAMS = ("score", "score_command", "final_score")
 """The options that run programs."""
-PLACES = ("base", "finetuned", "onto", "output")
-"""The inputs and the output, which a step has where its command has them."""
 OF_LAST = ("report", "push", "public")
 """The options that are for the last step alone."""
 
@@ -99,11 +99,10 @@ def run(
     Raises:
         monosoup_cli.errors.MonosoupError: The recipe cannot be read, or a step fails.
     """
-    from monosoup_cli.api.command import check_keywords, execute_by_engine, passes_over
+    from monosoup_cli.api.command import execute_by_engine, passes_over
     from monosoup_cli.pipeline.ready import make_ready
     from monosoup_cli.pipeline.scoring import ignore_scores
 
-    check_keywords("run", options, ["recipe", "output", "progress", *TAKEN])
     reports = []
     for step, own in waiting(read_steps(recipe, output), options):
         with step.prepare(**own) as planned:
@@ -113,6 +112,15 @@ def run(
             if planned.destination.options.push is not None:
                 planned.destination.push(planned.task.call)
     return reports
+
+
+run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        *(one for one in inspect.signature(run).parameters.values() if one.kind is not one.VAR_KEYWORD),
+        *(OF_THE_RUN[name].parameter for name in TAKEN),
+    ],
+    return_annotation="list[dict[str, Any]]",
+)
 
 
 def waiting(
@@ -272,6 +280,7 @@ def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
+    from monosoup_cli.api.command import keywords_of, renamed_options
     from monosoup_cli.api.commands import COMMANDS
     from monosoup_cli.pipeline.planned import check_task
 
@@ -289,8 +298,8 @@ def _step(content: Mapping[str, Any]) -> Step:
         )
     _refuse(arguments, set(command.declared) - OF_THE_RUN.keys())
     for key, value in arguments.items():
-        if not _accepts(command.declared[key], value):
-            raise UsageError(f"{key} cannot be {crop(repr(value))}")
+        if key != LAYERS:
+            check_value(key, value, command.declared[key].type)
     missing = [
         one.name
         for one in command.declared.values()
@@ -298,8 +307,16 @@ def _step(content: Mapping[str, Any]) -> Step:
     ]
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
-    check_task(command.task(**arguments))
-    return Step(command, arguments, lambda **own: command.prepare(**arguments, **own))
+    written = {flag: key for flag, key in keywords_of(command.declared).items() if key not in OF_THE_RUN}
+    with renamed_options(written):
+        check_task(command.task(**arguments))
+
+    @contextmanager
+    def prepare(**own: Any) -> Iterator[Planned]:
+        with renamed_options(written), command.prepare(**arguments, **own) as planned:
+            yield planned
+
+    return Step(command, arguments, prepare)  # type: ignore[arg-type]
 
 
 def _named(content: Any) -> Any:
@@ -314,14 +331,6 @@ def _named(content: Any) -> Any:
     if len(arguments) < len(content):
         raise UsageError("an argument is there twice, with a dash and with an underscore")
     return arguments
-
-
-def _accepts(declared: DeclaredOption, value: Any) -> bool:
-    """Whether an option takes a value of YAML: a path or several, or what it takes in a report."""
-    if declared.name not in PLACES:
-        return declared.accepts(value)
-    several = value if declared.option.shell == list[str] and isinstance(value, list) else [value]
-    return all(isinstance(one, (str, os.PathLike)) for one in several)
 
 
 def _of_report(path: Path, output: StrPath | None) -> Step:

@@ -6,15 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.errors import MonosoupError, UsageError
+from monosoup_cli.errors import UsageError
 from monosoup_cli.options import StrPath, as_list, path_list
 
 if TYPE_CHECKING:
     from monosoup_cli.evaluation.comparison import Progress
 
 __all__ = ["scores"]
-
-KEYWORDS = {"--in": "in_", "--out": "out", "--metric": "metric", "--into": "into"}
 
 
 def scores(
@@ -48,19 +46,15 @@ def scores(
     Raises:
         monosoup_cli.errors.MonosoupError: Scores cannot be read, or are not of the same samples.
     """
-    try:
-        return compare(
-            os.fspath(base),
-            os.fspath(finetuned),
-            path_list(edited),
-            in_=as_list(in_),
-            out=as_list(out),
-            metric=as_list(metric),
-            into=None if into is None else os.fspath(into),
-        )
-    except MonosoupError as error:
-        error.rename_options(KEYWORDS)
-        raise
+    return compare(
+        os.fspath(base),
+        os.fspath(finetuned),
+        path_list(edited),
+        in_=as_list(in_),
+        out=as_list(out),
+        metric=as_list(metric),
+        into=None if into is None else os.fspath(into),
+    )
 
 
 def compare(

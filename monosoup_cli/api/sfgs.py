@@ -34,7 +34,13 @@ SFGS = Paper(
 )
 
 
-@command("Combine")
+HELPS = {
+    "include": "Compare only tensors whose names match. All are averaged. Repeatable.",
+    "exclude": "Do not compare tensors whose names match. They are averaged all the same. Repeatable.",
+}
+
+
+@command("Combine", HELPS)
 def sfgs(
     base: Base,
     finetuned: Finetuned,

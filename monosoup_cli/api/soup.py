@@ -59,7 +59,14 @@ def _ignore(source: str, trial: Trial | None, count: int) -> None:
     pass
 
 
-@command("Combine")
+AVERAGED = "averaged all the same, or else come from the first checkpoint if shapes differ. Repeatable."
+HELPS = {
+    "include": f"Count only tensors whose names match as edited. The others are {AVERAGED}",
+    "exclude": f"Do not count tensors whose names match as edited. They are {AVERAGED}",
+}
+
+
+@command("Combine", HELPS)
 def soup(
     finetuned: Finetuned,
     output: Output,
@@ -214,6 +221,8 @@ class _Run:
             raise UsageError("--window is out of range", expected="at least 2", found=window)
         given = "uniform" if schedule is None else schedule
         names = given.split(",") if isinstance(given, str) else list(given)
+        if not names:
+            raise UsageError("--schedule has no value")
         for name in names:
             check_choice("schedule", name, Schedule)
         if len(set(names)) < len(names):

@@ -109,12 +109,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    console = Console()
+    console, words = Console(), list(sys.argv[1:] if argv is None else argv)
     # torch warns at import if NumPy is missing; nothing here needs NumPy
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
-        with interruptible(), refuse_shortage(partial(_takes, sys.argv[1:] if argv is None else argv)):
-            app(None if argv is None else list(argv), prog_name="monosoup")
+        if words == ["help"]:
+            console.data("".join(f"{line}\n" for line in lines_of_jobs()))
+            return 0
+        if words[:1] == ["help"]:  # as `monosoup COMMAND --help`
+            words = [*words[1:], "--help"]
+        with interruptible(), refuse_shortage(partial(_takes, words)):
+            app(words, prog_name="monosoup")
     except MonosoupError as error:
         if os.environ.get("MONOSOUP_DEBUG") == "1":
             raise

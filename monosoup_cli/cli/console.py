@@ -181,18 +181,18 @@ class Console:
                 yield lambda count: bar.update(task, advance=count)
 
     @contextmanager
-    def progress(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
-        """Show the progress of a run through the callback it yields."""
+    def progress(self, tensors: Sequence[PlannedTensor], doing: str = "") -> Iterator[Progress]:
+        """Show the progress of a run, or of `doing` a phase of it, through the callback it yields."""
         if self._is_live:
-            with self._bar(tensors) as callback:
+            with self._bar(tensors, doing) as callback:
                 yield callback
         elif self.quiet:
             yield lambda tensor, is_done: None
         else:
-            yield _Lines(self, tensors)
+            yield _Lines(self, tensors, doing)
 
     @contextmanager
-    def _bar(self, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
+    def _bar(self, tensors: Sequence[PlannedTensor], doing: str) -> Iterator[Progress]:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
         from rich.text import Text
@@ -204,6 +204,7 @@ class Console:
         current: dict[str, None] = {}
         lock, done = threading.Lock(), 0
         bar = Progress(
+            *([TextColumn(doing)] if doing else []),
             BarColumn(bar_width=14),
             DownloadColumn(),
             TextColumn("{task.fields[count]}", markup=False),
@@ -285,8 +286,8 @@ class _CountLines:
 class _Lines:
     """The progress of a run in logs: a line every few seconds."""
 
-    def __init__(self, console: Console, tensors: Iterable[PlannedTensor]) -> None:
-        self._console = console
+    def __init__(self, console: Console, tensors: Iterable[PlannedTensor], doing: str) -> None:
+        self._console, self._doing = console, f"{doing} " if doing else ""
         nbytes = [tensor.nbytes for tensor in tensors]
         self._total, self._count = sum(nbytes), len(nbytes)
         self._bytes = self._done = 0
@@ -308,6 +309,6 @@ class _Lines:
             share = self._bytes / max(self._total, 1)
             left = (now - self._started) * (1 - share) / max(share, 1e-9)
             self._console.note(
-                f"{share:4.0%}  {size(self._bytes)} of {size(self._total)},"
+                f"{self._doing}{share:4.0%}  {size(self._bytes)} of {size(self._total)},"
                 f" {self._done} of {self._count} tensors, {duration(left)} left, {printable(tensor.name, 60)}"
             )

@@ -45,7 +45,7 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
             typer.Option(
                 "--dry-run",
                 help="Check whatever can be checked from headers, print the plan and an estimate of the time,"
-                " and write nothing. (sfgs and edit --adapter-energy also read the data that they need.)",
+                " and write nothing. Data is read only where the plan depends on it.",
             ),
         ] = False,
         format: Annotated[
@@ -81,7 +81,7 @@ def run_planned(
         with console.download_progress(planned.downloads) as advance:
             fetch(planned.downloads, advance)
         import_torch()
-        with console.progress(planned.examined) as progress:
+        with console.progress(planned.examined, "examining") as progress:
             ready = make_ready(planned, progress)
     else:
         ready = make_ready(planned)
@@ -106,7 +106,8 @@ def run_planned(
     for doubt in () if console.quiet else ready.doubts[is_refused:]:
         if doubt not in noted:
             console.note(f"note: {doubt}")
-    with _noting_what_is_left(planned, console), console.progress(passes_over(ready)) as progress:
+    doing = "writing" if planned.examined else ""
+    with _noting_what_is_left(planned, console), console.progress(passes_over(ready), doing) as progress:
         report = execute_by_engine(ready, progress, on_score)
     show_report(report, report_path, console, as_json=as_json)
     left_over = partial_path(planned.destination.path)

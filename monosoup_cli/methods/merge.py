@@ -88,6 +88,15 @@ def merge(
 
 
 COMMAND, GROUP = merge, "Adapters"
+HELPS = {
+    "output": "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like"
+    " BASE, with its side files and a model card.",
+    "include": "Merge only into tensors whose names match; keep the rest as in BASE. Repeatable.",
+    "exclude": "Keep tensors whose names match as in BASE. Repeatable.",
+    "on_mismatch": "What to do with tensors whose shapes differ: stop, keep them as in BASE, or, where only"
+    " the number of rows differs, add to the rows that all inputs have.",
+    "on_nonfinite": "What to do with tensors that have NaN or Inf: stop, or keep them as in BASE.",
+}
 
 
 @dataclass(frozen=True)

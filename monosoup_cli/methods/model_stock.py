@@ -84,6 +84,11 @@ def stock(
 
 
 COMMAND = stock
+HELPS = {
+    "include": "Move only tensors whose names match towards the base; the rest are the mean of FINETUNED."
+    " Repeatable.",
+    "exclude": "Tensors whose names match are the mean of FINETUNED. Repeatable.",
+}
 
 
 class StockRatio(NamedTuple):

@@ -89,6 +89,15 @@ def transplant(
 
 
 COMMAND = transplant
+HELPS = {
+    "output": "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like"
+    " ONTO, with its side files and a model card.",
+    "include": "Add only to tensors whose names match; keep the rest as in ONTO. Repeatable.",
+    "exclude": "Keep tensors whose names match as in ONTO. Repeatable.",
+    "on_mismatch": "What to do with tensors whose shapes differ: stop, keep them as in ONTO, or, where only"
+    " the number of rows differs, add to the rows that all inputs have.",
+    "on_nonfinite": "What to do with tensors that have NaN or Inf: stop, or keep them as in ONTO.",
+}
 
 
 def numbers_for(name: str, numbers: float | Sequence[float], count: int) -> tuple[float, ...]:

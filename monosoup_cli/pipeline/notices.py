@@ -123,6 +123,11 @@ def notices_of(ready: Ready) -> list[str]:
         way = f"; --carry-base {quote(_glob(untied))} writes what only the base has" if can_carry else ""
         tied = [f"{name} (tied, so not needed)" for name in only_in_base if name in inputs.tied]
         notices.append(f"only in the base, and not written: {_some([*untied, *tied])}{way}")
+    first, *others = inputs.finetuned
+    further = {name: None for source in others for name in source.tensors if name not in first.tensors}
+    if further:
+        place = "ONTO" if inputs.has_target else "the first fine-tuned checkpoint"
+        notices.append(f"not in {place}, and not written: {_some([*further])}")
     if are_apart:
         notices.append(f"experts are fused in one input and stored one by one in the other; {ALIKE}")
     return notices

@@ -181,7 +181,7 @@ def check_page(path: Path) -> None:
         names = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
         free = next(name for name in names if not os.path.lexists(name))
         raise OutputError(
-            "is there, and is no page that monosoup wrote", path=path, hint=f"give another name: {free}"
+            "exists, and is not a page that monosoup wrote", path=path, hint=f"give another name: {free}"
         )
 
 

@@ -20,6 +20,8 @@ BARS = "▁▂▃▄▅▆▇█"
 MIN_NAME, LEAST_NAME, MIN_SPARKLINE = 32, 16, 8
 """Cells for names: columns go to leave the first; those that count most, only to leave the second."""
 GAP = 2
+END = ".weight"
+"""How most names end. They are given whole where there is room, for people copy them into globs."""
 
 DISPENSABLE = (
     "k_entropy",
@@ -90,10 +92,10 @@ def notes_on_table(rows: Sequence[Row], width: int | None, told: Sequence[str] =
 
 
 def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines of a table, and the labels of the columns that it leaves out."""
+    """The lines of a table, and what it leaves out: columns, by their labels, and the end of names."""
     from rich.cells import cell_len
 
-    names = [printable(row["name"].removesuffix(".weight") if width else row["name"]) for row in rows]
+    names = [printable(row["name"]) for row in rows]
     columns: dict[str, list[str]] = {"layers": [short(row.get("layers")) for row in rows]}
     columns["kind"] = [row.get("kind", "") for row in rows]
     columns["shape"] = [" × ".join(map(str, row.get("shape", ()))) for row in rows]
@@ -112,7 +114,7 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
         assert width is not None
         return width - sum(size + GAP for size in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
 
-    bars = MAX_SPARKLINE
+    bars, lacks_ends = MAX_SPARKLINE, False
     if width is not None:
         unknown = [name for name in measures_in(rows) if name not in LABELS]
         first = [name for name in (*unknown, *DISPENSABLE) if name not in told]
@@ -120,7 +122,9 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
         for name, least in [*((name, MIN_NAME) for name in first), *((name, LEAST_NAME) for name in last)]:
             if room() < min(widest, least):
                 widths.pop(name, None)
-        widest = max(min(widest, room()), len("layer"))
+        lacks_ends = room() < widest and any(name.endswith(END) for name in names)
+        names = [name.removesuffix(END) for name in names] if lacks_ends else names
+        widest = max(min(max(map(cell_len, names), default=0), room()), len("layer"))
         bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
         names = [shortened(name, widest) for name in names]
 
@@ -133,7 +137,8 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
     for number, name in enumerate(names):
         cells = {column: columns[column][number] for column in widths}
         lines.append(line(name, cells, sparkline(spectra[number], bars, floor)))
-    return lines, [_label(name) for name in all_columns if name not in widths]
+    left_out = [_label(name) for name in all_columns if name not in widths]
+    return lines, [*left_out, *([f"{END} in names"] if lacks_ends else [])]
 
 
 ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}

@@ -52,6 +52,15 @@ PARTS_OF_SUMMARY = {
 """The parts of a summary that have their own lines. The others are sums of measures of a new method."""
 NO_NEWS = {"hidden", "old model card or report"}
 """Reasons to leave side files out that hold for nearly every folder."""
+FATES: Mapping[str, Mapping[str, str]] = {
+    "merge": {"excluded": "as in base"},
+    "transplant": {"excluded": "as in onto"},
+    "extract": {"excluded": "not in the adapter", "vector": "stored whole if changed"},
+    "inspect-spectrum": {},
+}
+"""What becomes of tensors that are not edited, by command and reason, where they are not as fine-tuned."""
+NOT_KEPT = ("extract", "inspect-spectrum")
+"""The commands that keep nothing."""
 MAX_NAMED = 6
 """How many files a line names."""
 MAX_FOLDED_ROWS = 2000
@@ -116,7 +125,10 @@ def plan_table(plan: Preview) -> RenderableType:
     _add_stacks(totals, plan.details.get("stacks", []))
     parameters_edited, of_all = _parameters(plan)
     totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
-    totals.add_row("keep", _counts(reasons) or "none")
+    totals.add_row(
+        "others" if plan.command in NOT_KEPT else "keep",
+        _kept(reasons, plan.command, [role for role, _ in plan.inputs]),
+    )
     if "part" in plan.details:
         number, shares = plan.details["part"], plan.details["shares"]
         own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
@@ -213,6 +225,11 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     _add_stacks(counts, report.get("stacks", []))
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counts.add_row("edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {of_all}")
+    adapters = [entry for entry in report["inputs"] if entry["role"] == "finetuned"]
+    if report["command"] == "merge" and len(adapters) > 1:
+        weights = report["arguments"]["weights"]
+        times = f", each times its weight: {', '.join(f'{one:g}' for one in weights)}" if weights else ""
+        counts.add_row("updates", f"the sum of {len(adapters)}, not their mean{times}")
     overlapping = sum("shared_rows" in layer for layer in report.get("layers", ()))
     if overlapping:
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
@@ -221,7 +238,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for name, total in summary.items():
         if name not in PARTS_OF_SUMMARY and is_number(total):
             counts.add_row(label_of(name), f"{total:,}")
-    counts.add_row("kept" if wrote else "others", _counts(summary["kept"]) or "none")
+    kept = _kept(summary["kept"], report["command"], [entry["role"] for entry in report["inputs"]])
+    counts.add_row("others" if report["command"] in NOT_KEPT else "kept", kept)
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
@@ -313,5 +331,11 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
 
 
-def _counts(reasons: Mapping[Any, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+def _kept(reasons: Mapping[Any, int], command: str, roles: Sequence[str]) -> str:
+    """The reasons for which tensors are not edited, with what becomes of those that the user left out."""
+    is_mean = roles.count("finetuned") > 1
+    fates = FATES.get(command, {"excluded": "as the mean of the checkpoints"} if is_mean else {})
+    words = {why: f" ({fate})" for why, fate in fates.items()}
+    return (
+        ", ".join(f"{why} {count:,}{words.get(why, '')}" for why, count in sorted(reasons.items())) or "none"
+    )

@@ -331,14 +331,14 @@ def size(rows: Sequence[Row]) -> dict[str, Any] | None:
     if mean < SMALL_UPDATE:
         sentence = (
             "Score the edit before you use it: fine-tuning changed the weights little (mean ‖Δ‖/‖W0‖"
-            f" {_short(mean)}). {MEASURED} below {SMALL_UPDATE:g} did not gain from the edit on other data"
-            " than they were trained for, on average."
+            f" {_short(mean)}). {MEASURED} below {SMALL_UPDATE:g} did not gain from the edit on data"
+            " other than what they were trained for, on average."
         )
     elif mean >= LARGE_UPDATE:
         sentence = (
-            "The edit may help on other data than the model was trained for: fine-tuning changed the weights"
-            f" much (mean ‖Δ‖/‖W0‖ {_short(mean)}). {MEASURED} from {LARGE_UPDATE:g} on gained there, on"
-            " average."
+            "The edit may help on data other than what the model was trained for: fine-tuning changed the"
+            f" weights a lot (mean ‖Δ‖/‖W0‖ {_short(mean)}). {MEASURED} from {LARGE_UPDATE:g} on gained"
+            " there, on average."
         )
     else:
         return None

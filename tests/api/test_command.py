@@ -14,10 +14,12 @@ import monosoup_cli
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.app import main
 from monosoup_cli.devices.cpu import Cpu
-from monosoup_cli.errors import ResourceError, ScoreError, UsageError
+from monosoup_cli.errors import MonosoupError, ResourceError, ScoreError, UsageError
 from tests import peft_adapters as adapters
 
 FUNCTIONS = [getattr(monosoup_cli, name) for name in (*COMMANDS, "inspect_spectrum")]
+
+EVERY = {name: getattr(monosoup_cli, name) for name in monosoup_cli.__all__[2:]}
 
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda one: one.__name__)
 
@@ -50,6 +52,55 @@ def test_an_unknown_keyword_is_refused_as_python_does(function, keyword):
 def test_a_missing_argument_is_refused_as_python_does():
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'output'"):
         monosoup_cli.edit("a", "b")
+
+
+NEEDED = {
+    "sfgs": {"threshold": 0.2},
+    "wise": {"alpha": 0.5},
+    "lines": {"alpha": 0.5, "beta": 0.5},
+    "extract": {"rank": 2},
+}
+VALUES = (None, True, "missing", 3, 0.5, [], ["missing"], [0.5], [None], {"a": "b"}, b"a", {0.5}, object())
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_a_wrong_value_is_refused_by_the_name_of_its_argument(name, tmp_path, monkeypatch):
+    """Or it is a right one; then the call gets as far as the input, which is not there."""
+    monkeypatch.chdir(tmp_path)
+    function = EVERY[name]
+    parameters = inspect.signature(function).parameters
+    needed = {
+        one: ["missing", "another"] if one == "finetuned" else "missing"
+        for one, parameter in parameters.items()
+        if parameter.default is parameter.empty
+    } | NEEDED.get(name, {})
+    for keyword in parameters:
+        for value in VALUES:
+            with pytest.raises(MonosoupError) as caught:
+                function(**{**needed, keyword: value})
+            named = [keyword, keyword.replace("finetuned", "fine-tuned"), "missing"]
+            assert any(one in str(caught.value) for one in named), (keyword, value)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"base": None}, "base cannot be None: expected a path"),
+        ({"finetuned": ["a", 3]}, "finetuned cannot be ['a', 3]: expected a path or a list of paths"),
+        ({"progress": True}, "progress cannot be True: expected a class such as tqdm or a function"),
+        ({"weights": "3,1,1"}, "weights cannot be '3,1,1': expected a list of floats"),
+        ({"include": b"a"}, "include cannot be b'a': expected a string or a list of strings"),
+        ({"dtype": None}, "dtype cannot be None: expected keep, float32, bfloat16 or float16"),
+        ({"partial": 1}, "partial cannot be 1: expected True or False"),
+        ({"max_shard_size": 0.5}, "max_shard_size cannot be 0.5: expected a string or an int"),
+    ],
+)
+def test_an_error_about_a_value_says_what_is_taken(arguments, said):
+    for function in (monosoup_cli.merge, monosoup_cli.merge.prepare, monosoup_cli.merge.plan):
+        with pytest.raises(UsageError) as caught:
+            function(**{"base": "a", "finetuned": "b", "output": "c", **arguments})
+        assert str(caught.value) == said
 
 
 @pytest.fixture

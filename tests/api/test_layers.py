@@ -230,7 +230,7 @@ REFUSED = {
     "an option of the whole call": ({"*mlp*": {"dtype": "float16"}}, "a layer has no dtype"),
     "a program": ({"*mlp*": {"score": "rm {}"}}, "a layer has no score"),
     "a wrong value": ({"*mlp*": {"weighting": "hihg"}}, "weighting cannot be 'hihg'"),
-    "out of range": ({"*mlp*": {"energy": 2}}, r"layers '\*mlp\*': --energy is out of range"),
+    "out of range": ({"*mlp*": {"energy": 2}}, r"layers '\*mlp\*': energy is out of range"),
     "two splits": ({"*mlp*": {"energy": 0.5, "rank": 3}}, "exclude each other"),
     "a sweep": (
         {"*mlp*": {"energy": [0.5, 0.8]}},
@@ -250,7 +250,7 @@ def test_what_layers_may_not(sources, tmp_path, monkeypatch, run, name):
     monkeypatch.chdir(tmp_path)
     base, tuned, *_ = sources
     layers, words = REFUSED[name]
-    with pytest.raises(UsageError, match=words.replace("--", "(--)?")):
+    with pytest.raises(UsageError, match=words):
         monosoup_cli.edit(base, tuned, tmp_path / "out", layers=layers)
     content = {"command": "edit", "base": base, "finetuned": tuned, "output": "out", "layers": layers}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

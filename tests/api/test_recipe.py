@@ -312,6 +312,22 @@ def test_task_arithmetic_adds_updates(here, run, parameters, factor):
         torch.testing.assert_close(found.double(), start + factor * update, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("linear", {}),
+        ("linear", {"base_model": "ft1.safetensors", "tokenizer_source": "ft1.safetensors"}),
+        ("task_arithmetic", {"base_model": "base.safetensors"}),
+    ],
+)
+def test_a_tokenizer_that_the_output_has_anyway_is_no_reason_to_refuse(here, run, method, more):
+    content = {**config(method, **more), "tokenizer_source": more.get("tokenizer_source", "base")}
+    assert run("run", recipe(content), "-o", "out").code == 0
+    del content["tokenizer_source"]
+    assert run("run", recipe(content), "-o", "plain").code == 0
+    assert same("out", "plain")
+
+
 def test_weights_that_cancel_are_not_divided_by(here, run):
     """As mergekit has it."""
     more = {"base_model": "base.safetensors", "parameters": {"normalize": True}}
@@ -388,13 +404,20 @@ REFUSED = {
     "a null character": ({**STEPS["steps"][0], "output": "o\0x"}, "null character"),
     "a number without end": ({**STEPS["steps"][1], "energy": 10**500}, "number that is too large"),
     "slices": ({"merge_method": "linear", "slices": []}, "does not do: slices"),
-    "a gradient": (config("linear", 1, ([0.1, 0.9],)), "weight must be a number"),
+    "a gradient": (config("linear", 1, ([0.1, 0.9],)), "`monosoup lines` scales an update by depth"),
     "density": (config("linear", parameters={"density": 0.5}), "does not do: density"),
     "no sum": (config("linear", parameters={"normalize": False}), "needs weights that sum to 1"),
     "no base": (config("model_stock"), "needs base_model"),
     "no models": ({"merge_method": "linear"}, "needs models"),
     "int8": ({**config("linear"), "dtype": "int8"}, "unknown dtype"),
-    "tokenizer": ({**config("linear"), "tokenizer_source": "union"}, "does not do: tokenizer_source"),
+    "a vocabulary of several": (
+        {**config("linear"), "tokenizer_source": "union"},
+        "tokenizer_source 'union' is not the tokenizer that the output has: expected base or ft1.safetensors",
+    ),
+    "a tokenizer of another": (
+        config("model_stock", 2, None, base_model="base.safetensors", tokenizer_source="base"),
+        "tokenizer_source 'base' is not the tokenizer that the output has: expected ft1.safetensors",
+    ),
     "a command of another name": ({"command": "bake"}, "unknown command: expected edit"),
     "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "a recipe has no alpha"),
     "an option of the run": ({**STEPS["steps"][0], "workers": 3}, "a recipe has no workers"),
@@ -424,11 +447,11 @@ def test_what_a_recipe_may_not(here, run, name):
 LATER = {
     "a setting of layers": ({"layers": {"*": {"enrgy": 0.8}}}, 2, "step 2: layers '*': a layer has no enrgy"),
     "an option": ({"enrgy": 0.8}, 2, "step 2: a recipe has no enrgy"),
-    "a value out of range": ({"energy": 2}, 2, "step 2: --energy"),
+    "a value out of range": ({"energy": 2}, 2, "step 2: energy is"),
     "options that contradict each other": (
         {"as_adapter": True, "carry_base": ["x"]},
         2,
-        "step 2: --carry-base is for",
+        "step 2: carry_base is for",
     ),
     "a missing input": ({"finetuned": "sop"}, 1, "sop: no such file or folder, and no step before step 2"),
     "an input of a later step": ({"finetuned": "last"}, 1, "last: no such file or folder"),

@@ -39,6 +39,17 @@ def test_alone_it_prints_the_jobs(capsys):
     assert max(map(len, lines)) <= 80
 
 
+def test_help_is_what_people_expect_of_it(capsys):
+    assert main([]) == 2
+    jobs = capsys.readouterr().err
+    assert (main(["help"]), *capsys.readouterr()) == (0, jobs, "")
+    assert main(["edit", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert (main(["help", "edit"]), *capsys.readouterr()) == (0, page, "")
+    assert main(["help", "edti"]) == 2
+    assert "did you mean edit?" in capsys.readouterr().err
+
+
 def test_in_a_terminal_it_says_the_same_as_in_a_pipe():
     piped = subprocess.run(ALONE, capture_output=True, text=True, check=False)
     assert piped.returncode == 2

@@ -624,3 +624,44 @@ def test_names_are_shown_harmlessly(run, tmp_path, name, seen):
         for char in run("report", reports[0], "--group", "depth").out
         if unicodedata.category(char) in {"Cf", "Cs"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("edit", 0, 1), "excluded 1"),
+        (("edit", 0, 1, 2), "excluded 1 (as the mean of the checkpoints)"),
+        (("soup", 1, 2), "excluded 1 (as the mean of the checkpoints)"),
+        (("transplant", 0, 1, 2), "excluded 1 (as in onto)"),
+        (
+            ("extract", 0, 1, "--rank", "2"),
+            "excluded 1 (not in the adapter), vector 1 (stored whole if changed)",
+        ),
+    ],
+)
+def test_the_screen_says_what_becomes_of_tensors_that_are_left_out(tmp_path, run, words, said):
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {f"layers.0.{name}.weight": torch.randn(6, 5, generator=generator) for name in "ab"}
+        tensors |= {"norm.weight": torch.ones(5) + number} if words[0] == "extract" else {}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    inputs = [tmp_path / f"{word}.safetensors" if isinstance(word, int) else word for word in words]
+    command = [*inputs, "--exclude", "*.b.*", "-o", tmp_path / "out"]
+    keep, kept = ("others", "others") if words[0] == "extract" else ("keep", "kept")
+    assert f"{keep:<12}{said}\n" in run(*command, "--dry-run").out
+    assert f"{kept:<12}{said}\n" in run(*command).err
+
+
+def test_phases_of_a_run_have_names(tmp_path, run, monkeypatch):
+    """In a terminal, they stand before the bars."""
+    monkeypatch.setattr("monosoup_cli.cli.console.SECONDS_BETWEEN_LINES", 0.0)
+    for number in range(2):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {f"layers.0.{name}.weight": torch.randn(6, 5, generator=generator) for name in "abc"}
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+    inputs = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    said = run("extract", *inputs, "-o", tmp_path / "adapter", "--energy", "0.9").err
+    found = re.findall(r"^(\w+ )? *\d+%  ", said, re.MULTILINE)
+    assert list(dict.fromkeys(found)) == ["examining ", "writing "]
+    said = run("edit", *inputs, "-o", tmp_path / "out").err
+    assert set(re.findall(r"^(\w+ )? *\d+%  ", said, re.MULTILINE)) == {""}

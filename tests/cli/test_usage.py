@@ -10,6 +10,7 @@ import typer
 from monosoup_cli.cli import app as apps
 from monosoup_cli.cli.app import app, main
 from monosoup_cli.errors import UsageError
+from monosoup_cli.values import nearest
 
 GROUP = typer.main.get_command(app)
 DECLARED = {name.__name__.replace("_", "-"): inspect.signature(name, eval_str=True) for name in apps.COMMANDS}
@@ -133,3 +134,23 @@ def test_choices_are_completed(monkeypatch, capsys):
     monkeypatch.setenv("COMP_CWORD", "3")
     main([])
     assert capsys.readouterr().out.split() == ["error", "keep", "overlap"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--enrgy", "--energy"),
+        ("--max_shard_size", "--max-shard-size"),
+        ("--out", "--output"),
+        ("--incl", "--include"),
+        ("--frobnicate", None),
+        ("--verbose", None),
+        ("--alpha", None),
+        ("--", None),
+    ],
+)
+def test_what_was_meant_is_only_guessed_where_it_is_near(typed, meant):
+    flags = [flag for one in GROUP.commands["edit"].params for flag in one.opts]
+    assert nearest(typed, flags) == meant
+    assert nearest("inspect", ["info", "inspect-spectrum"]) == "inspect-spectrum"
+    assert nearest("average", ["merge"]) is None

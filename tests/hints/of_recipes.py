@@ -57,9 +57,11 @@ def a_program(at: Trial) -> None:
     "api/mergekit.py",
     "merge_method … is mergekit's alone",
     "has what monosoup does not do",
-    "must be a number, the same for all tensors",
+    "the same for all tensors; merge with mergekit",
+    "the same for all tensors; `monosoup lines`",
     "needs weights that sum to 1",
     "linear with a base_model",
+    "is not the tokenizer that the output has",
 )
 def what_mergekit_alone_does(at: Trial) -> None:
     """Its result is an input; or the configuration without what is not here."""
@@ -69,14 +71,20 @@ def what_mergekit_alone_does(at: Trial) -> None:
     if "alone" in problem:
         content = {**plain, "merge_method": "slerp"}
     elif "does not do" in problem:
+        content = {**plain, "slices": []}
+    elif "tokenizer" in problem:
         content = {**plain, "tokenizer_source": "union"}
     elif "base_model" in problem:
         content = {**plain, "base_model": "elsewhere"}
     elif "number" in problem:
-        content = {**plain, "models": [{**models[0], "parameters": {"weight": [0.1, 0.9]}}, models[1]]}
+        weight = [0.1, 0.9] if "lines" in str(at.site.hint) else "x"
+        content = {**plain, "models": [{**models[0], "parameters": {"weight": weight}}, models[1]]}
     else:
         content = {**plain, "parameters": {"normalize": False}}
     at.refused("run", written(at, content), "-o", at.out)
+    if "`layers` of a recipe" in at.hint:
+        plain = {"command": "transplant", "base": str(at.base), "finetuned": str(at.finetuned)}
+        plain |= {"onto": str(at.base), "output": "out", "layers": {"block*": {"scale": 0.1}}}
     at.loads("run", written(at, plain), "-o", at.out)
 
 

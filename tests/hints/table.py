@@ -61,6 +61,11 @@ def options_of(command: str) -> set[str]:
     return {option for each in commands.commands[command].params for option in each.opts}
 
 
+def _as_in_a_recipe(text: str) -> str:
+    """A message with the names that a recipe has for options."""
+    return FLAG.sub(lambda flag: flag[0].removeprefix("--").replace("-", "_"), text)
+
+
 class Trial:
     """What a row has at hand: a small pair, a place for the output, the command line, and the printed hint.
 
@@ -94,7 +99,8 @@ class Trial:
         problems = [part for part in re.split("…+", self.site.problem) if part]
         found = self.site.find(result.err + result.out)
         assert found is not None, result
-        assert all(part in result.err + result.out for part in problems), result
+        said = result.err + result.out
+        assert all(part in said or _as_in_a_recipe(part) in said for part in problems), result
         self.hint, self.blanks = found
         if command is not None:
             named = FLAG.findall(OTHERS.sub("", self.hint))

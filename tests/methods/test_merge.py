@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.methods import merge as merging
+from monosoup_cli.report.opening import opening
 from monosoup_cli.tensors import flat
 from monosoup_cli.tensors.flat import FlatLayer
 from tests.peft_adapters import CASES, load, make, merge, tensors_in
@@ -67,9 +68,17 @@ def test_the_merged_model_computes_as_the_adapted_one(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    ("options", "factors"), [((), (1, 1)), (("--weights", "0.25,-2", "--scale", "0.5"), (0.125, -1))]
+    ("options", "factors", "said"),
+    [
+        ((), (1, 1), "updates     the sum of 2, not their mean\n"),
+        (
+            ("--weights", "0.25,-2", "--scale", "0.5"),
+            (0.125, -1),
+            "updates     the sum of 2, not their mean, each times its weight: 0.25, -2\n",
+        ),
+    ],
 )
-def test_several_adapters_are_added_up(tmp_path, run, options, factors):
+def test_several_adapters_are_added_up(tmp_path, run, options, factors, said):
     adapters = [make("modules_to_save", tmp_path, seed) for seed in (1, 2)]
     base = tensors_in(adapters[0].base)
     expected = {name: tensor.double() for name, tensor in base.items()}
@@ -77,8 +86,11 @@ def test_several_adapters_are_added_up(tmp_path, run, options, factors):
         for name, merged in merge(folders, tmp_path / f"peft-{number}", torch.float64).items():
             expected[name] = expected[name] + factor * (merged - base[name])
     paths = [folders.adapter for folders in adapters]
-    assert run("merge", adapters[0].base, *paths, "-o", tmp_path / "out", *options).code == 0
+    result = run("merge", adapters[0].base, *paths, "-o", tmp_path / "out", *options)
+    assert (result.code, said in result.err) == (0, True), result.err
     assert_near(tensors_in(tmp_path / "out"), expected)
+    page = opening(json.loads((tmp_path / "out" / "monosoup_report.json").read_text()))
+    assert page[0] == "The sum of 2 LoRA adapters merged into base."
 
 
 def test_what_is_left_out_is_the_base_to_the_last_bit(tmp_path, run):

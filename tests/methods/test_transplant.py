@@ -179,3 +179,5 @@ def test_a_tensor_that_only_one_of_them_has(models, run):
     save_file(onto, "one.safetensors", {"format": "pt"})
     refused = run("transplant", "base.safetensors", "one.safetensors", "onto.safetensors", "-o", "x")
     assert "only FINETUNED has it; --exclude drops such tensors" in refused.err
+    words = ("transplant", "base.safetensors", "one.safetensors", "onto.safetensors", "-o", "x")
+    assert "note: not in ONTO, and not written: 1 tensor: head." in run(*words, "--exclude", "head*").err

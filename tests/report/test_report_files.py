@@ -293,7 +293,7 @@ def test_a_page_replaces_a_page_and_nothing_else(run, written, tmp_path):
         page.write_text("<title>Mine · not monosoup</title>")
         code, out, err = run(*words, "--html", page)
         assert (code, out) == (1, "")
-        assert "is no page that monosoup wrote; give another name" in " ".join(err.split())
+        assert "is not a page that monosoup wrote; give another name" in " ".join(err.split())
         page.write_text("")
         for _ in range(2):  # in place of nothing, and of a page
             assert run(*words, "--html", page).code == 0
