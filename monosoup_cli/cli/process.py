@@ -16,7 +16,7 @@ from typing import TextIO
 from monosoup_cli.cli.console import restore_terminal
 from monosoup_cli.errors import MonosoupError, OutputError, ResourceError
 
-__all__ = ["Interrupted", "end_at_signals", "guard_streams", "interruptible", "refuse_shortage"]
+__all__ = ["Interrupted", "Stdout", "end_at_signals", "guard_streams", "interruptible", "refuse_shortage"]
 
 RETRY_SECONDS = 0.01
 """How soon a signal that arrived while torch was imported is looked at again."""
@@ -102,7 +102,7 @@ class _Stderr(io.FileIO):
         return len(data) if written is None else written
 
 
-class _Stdout(io.FileIO):
+class Stdout(io.FileIO):
     """A file that says so when it cannot take something, once. That a reader is gone, as `head` is, is no
     error."""
 
@@ -127,7 +127,7 @@ def guard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
     if sys.stdout is not None:
-        sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
+        sys.stdout = _text(Stdout(1, "w", closefd=False), sys.stdout)
 
 
 def _text(file: io.FileIO, before: TextIO | None) -> TextIO:

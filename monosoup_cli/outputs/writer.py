@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,14 @@ class Adopted(NamedTuple):
     sha256: str
 
 
+@dataclass
+class Spent:
+    """What a run has spent: bytes of tensors that it has written, and seconds of score commands."""
+
+    bytes_written: int = 0
+    score_seconds: float = 0.0
+
+
 class PartialOutput:
     """An output in the making: a context manager that holds its lock and its open files.
 
@@ -72,7 +81,7 @@ class PartialOutput:
         workplace: Where it is made.
         finished: The records of each finished tensor, one for each folder.
         notes: What `note` has journalled, in this run and in the one that it resumes.
-        bytes_written: How many bytes of tensors this run has written.
+        spent: What this run has spent so far.
     """
 
     def __init__(
@@ -92,7 +101,7 @@ class PartialOutput:
         self._folders = folders
         self.finished: dict[str, list[dict[str, Any]]] = {}
         self.notes: dict[str, Any] = {}
-        self.bytes_written = 0
+        self.spent = Spent()
         self._counting = threading.Lock()
         self._identity = json.loads(json.dumps(identity))
         self._resume, self._overwrite = resume, overwrite
@@ -182,7 +191,7 @@ class PartialOutput:
         if end == offset:  # written in order from the start; in any other order, `commit` reads it again
             self._checksums[folder, tensor] = (end + len(data), zlib.crc32(data, checksum))
         with self._counting:
-            self.bytes_written += len(data)
+            self.spent.bytes_written += len(data)
 
     def write_together(self, tensors: Sequence[str], data: memoryview, folder: str = "") -> None:
         """Write whole tensors of one size, from their bytes one after the other.
@@ -206,7 +215,7 @@ class PartialOutput:
             checksum = zlib.crc32(data[number * size : (number + 1) * size])
             self._checksums[folder, tensor] = (size, checksum)
         with self._counting:
-            self.bytes_written += len(data)
+            self.spent.bytes_written += len(data)
 
     def read(self, folder: str, tensor: str) -> Iterator[memoryview]:
         """Read a tensor's bytes back, chunk by chunk; every chunk uses the same buffer."""

@@ -92,7 +92,7 @@ def make_part(ready: Ready, progress: Progress = ignore) -> FinishedPart:
             "timing": {
                 "seconds": round(time.monotonic() - started, 3),
                 "bytes_read": [source.files.bytes_read for _, source in sources],
-                "bytes_written": partial.bytes_written,
+                "bytes_written": partial.spent.bytes_written,
             },
             "files": sealed.weights,
             "records": {tensor.name: partial.finished[tensor.name] for tensor in share.tensors},

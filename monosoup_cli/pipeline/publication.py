@@ -153,7 +153,7 @@ def make_reports(
             machine,
             sources,
             started,
-            partial.bytes_written,
+            partial.spent.bytes_written,
         ),
         **method.details,
         **({"selection": choice.selection} if choice.selection else {}),
@@ -162,6 +162,8 @@ def make_reports(
         "notes": notices_of(ready),
         **({"doubts": list(doubts)} if doubts else {}),
     }
+    if partial.spent.score_seconds:
+        head["timing"]["score_seconds"] = round(partial.spent.score_seconds, 3)
     reports: list[dict[str, Any]] = []
     for number, variant in enumerate(ready.variants):
         layers = [partial.finished[tensor.name][number] for tensor in ready.plan.tensors]

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -151,7 +152,10 @@ def noted_score(name: str, template: str, scored: Callable[[], Scored], partial:
         checkpoint = scored()
         partial.workplace.open_files.prove()
         has_work = bool(partial.notes or partial.finished)
-        partial.note(name, checkpoint.score(template, has_work=has_work))
+        started = time.monotonic()
+        score = checkpoint.score(template, has_work=has_work)
+        partial.spent.score_seconds += time.monotonic() - started
+        partial.note(name, score)
     return float(partial.notes[name])
 
 

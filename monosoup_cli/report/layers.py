@@ -107,7 +107,8 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
     spectra = [row.get("spectrum") or () for row in rows]
     has_spectra = any(spectra)
     floor = floor_of(filter(None, spectra))
-    widest = max(map(cell_len, ["layer", *names]))
+    stems = [name.removesuffix(END) for name in names]
+    widest = max(map(cell_len, ["layer", *(names if width is None else stems)]))
 
     def room() -> int:
         """Return the cells left for names, next to the other columns and the shortest sparkline."""
@@ -122,8 +123,8 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
         for name, least in [*((name, MIN_NAME) for name in first), *((name, LEAST_NAME) for name in last)]:
             if room() < min(widest, least):
                 widths.pop(name, None)
-        lacks_ends = room() < widest and any(name.endswith(END) for name in names)
-        names = [name.removesuffix(END) for name in names] if lacks_ends else names
+        lacks_ends = room() < max(map(cell_len, names), default=0) and stems != names
+        names = stems if lacks_ends else names
         widest = max(min(max(map(cell_len, names), default=0), room()), len("layer"))
         bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
         names = [shortened(name, widest) for name in names]

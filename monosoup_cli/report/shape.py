@@ -135,7 +135,7 @@ REPORT = {
             "files?": [{"name": str, "bytes": int, "header_sha256": str}],
         }
     ],
-    "timing": {"seconds": NUMBER, "bytes_read": int, "bytes_written": int},
+    "timing": {"seconds": NUMBER, "score_seconds?": NUMBER, "bytes_read": int, "bytes_written": int},
     "doubts?": [str],
     "output?": CHECKPOINT,
     "outputs?": [{**CHECKPOINT, "summary": SUMMARY}],

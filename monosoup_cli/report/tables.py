@@ -252,6 +252,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     # score commands take a time of their own
     has_rate = not scored and report.keys().isdisjoint(("search", "selection"))
     rate = f", {size(moved / seconds)}/s {done}" if has_rate else ""
+    if "score_seconds" in timing:
+        rate += f", of which {duration(timing['score_seconds'])} in score commands"
     counts.add_row("time", f"{duration(seconds)}{rate}")
     for output in wrote:
         total = sum(file["bytes"] for file in output["files"])

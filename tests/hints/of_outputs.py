@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
+from io import BufferedWriter, TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from monosoup_cli.cli.process import Stdout
 from tests.conftest import no_file_beyond, nobody
 from tests.hints.table import Trial, follows
 from tests.models import step, unet_pipeline
@@ -125,7 +127,7 @@ def something_in_the_way(at: Trial) -> None:
 @follows("cli/writing.py", "run it again with --overwrite")
 def a_report_that_nobody_could_take(at: Trial) -> None:
     command = (*at.edit, "--report", "-")
-    with open("/dev/full", "w") as full, redirect_stdout(full):
+    with TextIOWrapper(BufferedWriter(Stdout("/dev/full", "w"))) as full, redirect_stdout(full):
         at.refused(*command)
     assert (at.out / "model.safetensors").is_file()
     at.loads(*command, *at.options())

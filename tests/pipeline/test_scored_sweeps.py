@@ -1,6 +1,7 @@
 """`wise`, `lines` and `edit` with --score: a real command scores every checkpoint before OUT appears."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -56,6 +57,9 @@ def test_every_checkpoint_is_scored_whole_and_the_best_is_named(run, land, targe
             ).read_text()
         )
         assert own["output"]["scores"] == output["scores"]
+    assert 0.0 < report["timing"]["score_seconds"] < report["timing"]["seconds"]
+    for said in (done.err, run("report", tmp_path / "out").out):
+        assert re.search(r"^time +[\d.]+ s, of which [\d.]+ s in score commands *$", said, re.MULTILINE)
     assert "scoring alpha-0.25\n" in done.err
     (best,) = [line for line in done.err.splitlines() if line.endswith("best")]
     assert best.split()[0] == "alpha-0.5"

@@ -21,6 +21,8 @@ from monosoup_cli.report.files import NO_REPORT, as_text, check_target, read_rep
 from tests.conftest import everything_in, small_tensors
 from tests.sampling import first
 
+OLD = "<title>old · monosoup report</title>"
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
@@ -368,12 +370,12 @@ def test_a_folder_that_is_not_writable_is_refused(monkeypatch, tmp_path):
 
 def test_a_file_is_replaced_as_a_whole(run, written, tmp_path):
     page, linked = tmp_path / "page.html", tmp_path / "linked"
-    page.write_text("old")
+    page.write_text(OLD)
     linked.hardlink_to(page)
     code, _, err = run("report", written["edit"], "--html", page)
     assert (code, err) == (0, f"wrote {page}\n")
     assert "</html>" in page.read_text()
-    assert linked.read_text() == "old"  # not written over
+    assert linked.read_text() == OLD  # not written over
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linked", "page.html"]
 
 
@@ -399,7 +401,7 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path, error):
 def test_a_disk_that_is_full_leaves_the_old_file(run, written, tmp_path):
     """A limit on the size of files stands for the disk; the table was printed before."""
     page = tmp_path / "page.html"
-    page.write_text("old")
+    page.write_text(OLD)
     command = [sys.executable, "-m", "monosoup_cli", "report", str(written["edit"]), "--html", str(page)]
     result = subprocess.run(
         ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"],
@@ -410,7 +412,7 @@ def test_a_disk_that_is_full_leaves_the_old_file(run, written, tmp_path):
     )
     assert (result.returncode, result.stdout) == (1, run("report", written["edit"]).out)
     assert result.stderr == f"error: {page}: cannot be written: File too large\n"
-    assert page.read_text() == "old"
+    assert page.read_text() == OLD
     assert list(tmp_path.iterdir()) == [page]
 
 

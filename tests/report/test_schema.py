@@ -585,7 +585,11 @@ def test_a_missing_key_is_an_error(small_report):
             broken, inner = changed(small_report, path)
             del inner[name]
             # reports of older versions are without
-            is_of_older = (path[-1:], name) == (("verdict",), "size") or name in ("other_files", "doubts")
+            is_of_older = (path[-1:], name) == (("verdict",), "size") or name in (
+                "other_files",
+                "doubts",
+                "score_seconds",
+            )
             is_of_older |= bool(path) and name == "arguments"
             is_of_older |= name == "verdict" and small_report["command"] == "edit"
             is_of_older |= name in ALIASES.values()

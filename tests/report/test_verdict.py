@@ -561,7 +561,7 @@ def test_nothing_edited_is_no_interpolation():
         ),
         ((0.01, 0.01), None),
         ((0.0499, 0.0499), None),
-        ((0.08, 0.02), "The edit may help on other data than the model was trained for: fine-tuning"),
+        ((0.08, 0.02), "The edit may help on data other than what the model was trained for: fine-tuning"),
         ((0.05, 1.2), None),  # a new head, or another base
     ],
 )
