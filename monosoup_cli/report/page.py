@@ -11,6 +11,7 @@ from typing import Any
 from monosoup_cli.errors import some
 from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, WORDS
+from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.layers import floor_of
 from monosoup_cli.report.markup import frame
 from monosoup_cli.report.measures import ALIASES, LABELS
@@ -55,6 +56,7 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "words": {**WORDS, **(OF_SCORES if scores else {})},
         "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
+        "kept": _kept_in(report),
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
         "charts": [
@@ -76,6 +78,12 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     }
     body = Template(asset("page.html")).substitute(texts)
     return frame(name, report["command"], body, css=["uPlot.min.css", "page.css"], has_scripts=True)
+
+
+def _kept_in(report: Mapping[str, Any]) -> tuple[str, str]:
+    """The line on tensors that are not edited; every output of a sweep has the same."""
+    summary = report["summary"] if "summary" in report else report["outputs"][0]["summary"]
+    return kept_line(summary["kept"], report["command"], [entry["role"] for entry in report["inputs"]])
 
 
 def _name_of(report: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 from monosoup_cli.errors import some
 from monosoup_cli.names import in_order, places
 from monosoup_cli.report.grid import grid
+from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.measures import FACTS, SPLITS, is_number, label_of
 from monosoup_cli.report.records import measures_of, outputs_in
 from monosoup_cli.report.scored import scored_in, scores_table
@@ -52,15 +53,6 @@ PARTS_OF_SUMMARY = {
 """The parts of a summary that have their own lines. The others are sums of measures of a new method."""
 NO_NEWS = {"hidden", "old model card or report"}
 """Reasons to leave side files out that hold for nearly every folder."""
-FATES: Mapping[str, Mapping[str, str]] = {
-    "merge": {"excluded": "as in base"},
-    "transplant": {"excluded": "as in onto"},
-    "extract": {"excluded": "not in the adapter", "vector": "stored whole if changed"},
-    "inspect-spectrum": {},
-}
-"""What becomes of tensors that are not edited, by command and reason, where they are not as fine-tuned."""
-NOT_KEPT = ("extract", "inspect-spectrum")
-"""The commands that keep nothing."""
 MAX_NAMED = 6
 """How many files a line names."""
 MAX_FOLDED_ROWS = 2000
@@ -125,10 +117,7 @@ def plan_table(plan: Preview) -> RenderableType:
     _add_stacks(totals, plan.details.get("stacks", []))
     parameters_edited, of_all = _parameters(plan)
     totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
-    totals.add_row(
-        "others" if plan.command in NOT_KEPT else "keep",
-        _kept(reasons, plan.command, [role for role, _ in plan.inputs]),
-    )
+    totals.add_row(*kept_line(reasons, plan.command, [role for role, _ in plan.inputs], verb="keep"))
     if "part" in plan.details:
         number, shares = plan.details["part"], plan.details["shares"]
         own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
@@ -238,8 +227,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for name, total in summary.items():
         if name not in PARTS_OF_SUMMARY and is_number(total):
             counts.add_row(label_of(name), f"{total:,}")
-    kept = _kept(summary["kept"], report["command"], [entry["role"] for entry in report["inputs"]])
-    counts.add_row("others" if report["command"] in NOT_KEPT else "kept", kept)
+    roles = [entry["role"] for entry in report["inputs"]]
+    counts.add_row(*kept_line(summary["kept"], report["command"], roles))
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
         counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
@@ -331,13 +320,3 @@ def _some(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
-
-
-def _kept(reasons: Mapping[Any, int], command: str, roles: Sequence[str]) -> str:
-    """The reasons for which tensors are not edited, with what becomes of those that the user left out."""
-    is_mean = roles.count("finetuned") > 1
-    fates = FATES.get(command, {"excluded": "as the mean of the checkpoints"} if is_mean else {})
-    words = {why: f" ({fate})" for why, fate in fates.items()}
-    return (
-        ", ".join(f"{why} {count:,}{words.get(why, '')}" for why, count in sorted(reasons.items())) or "none"
-    )

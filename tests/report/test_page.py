@@ -327,6 +327,19 @@ def test_the_scores_of_one_checkpoint_are_at_the_top(opened, reports, name, word
     assert facts[facts.index(word) + 1] == "clean 98.25, shifted 64"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("edit", ["kept", "excluded 1,234, vector 2"]),
+        ("soup", ["kept", "excluded 1,234 (as the mean of the checkpoints), vector 2"]),
+    ],
+)
+def test_what_became_of_the_tensors_that_are_left_out(opened, reports, name, said):
+    summary = {**reports[name]["summary"], "kept": {"vector": 2, "excluded": 1234}}
+    facts = opened({**reports[name], "summary": summary}).locator("#head dl").inner_text().splitlines()
+    assert facts[facts.index("kept") :][:2] == said
+
+
 def test_a_sweep_is_a_picture_of_its_outputs(opened, reports):
     """A bar is as long as its number says: the mean equivalent α, times --wise."""
     outputs = reports["scored"]["outputs"]

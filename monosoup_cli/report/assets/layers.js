@@ -1,7 +1,7 @@
 "use strict";
 
 const {
-  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, columns, rows: entries,
+  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, columns, rows: entries,
   charts: scores,
 } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({

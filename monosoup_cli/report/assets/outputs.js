@@ -29,11 +29,10 @@ function drawHead() {
 }
 
 function counted(summary) {
-  const kept = Object.entries(summary.kept).map(([reason, times]) => `${reason} ${grouped(times)}`);
   const edited = `${count(summary.edited, "tensor")} of ${grouped(summary.tensors)}`;
   return [
     [report.command === "inspect-spectrum" ? "layers" : "edited", `${edited}, ${parameters(summary)}`],
-    [report.command === "inspect-spectrum" ? "others" : "kept", kept.join(", ") || "none"],
+    kept,
     ...(summary.clamped === undefined ? [] : [["clamped", `${count(summary.clamped, "ratio")} below 0`]]),
   ];
 }
