@@ -68,10 +68,6 @@ PAPER = Paper(
 """,
     updates="Every update is approximated by its largest singular values and their directions.",
 )
-EXACT = (
-    "A LoRA adapter that holds the updates of its inputs exactly, up to rounding.",
-    "The ranks have room for all of them.",
-)
 MEASURES = (
     Measure("factor_rank", "kept rank", unit="directions", is_comparable=False),
     Measure("factor_error", "error", summary="mean"),
@@ -170,7 +166,7 @@ def extract(
         arguments={"weights": None if weights is None else list(weights)},
     )
     file_form = None if form == "peft" else form
-    return AdapterOrder(order, ranks, PAPER.summary, EXACT, file_form, holds_excluded=False)
+    return AdapterOrder(order, ranks, PAPER.summary, file_form, holds_excluded=False)
 
 
 COMMAND, GROUP = extract, "Adapters"

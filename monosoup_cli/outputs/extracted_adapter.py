@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -24,7 +23,7 @@ from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 from monosoup_cli.sources.locate import parts_of
-from monosoup_cli.sources.source import LowRank, Source, Unchanged, Update
+from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import matrix_layer
 from monosoup_cli.tensors.method import AdapterOrder, Edit, Layer, Wanted, overflow_in
@@ -51,14 +50,12 @@ class ExtractedAdapterKind:
     Attributes:
         ranks: The rank of all factors, or what finds the rank of each.
         description: What the model card says.
-        exact: What it says where the ranks have room for all of the updates; None for the same.
         form: None for a folder for peft, or whose names a single file has.
         holds_excluded: Whether it stores what is left out, as fine-tuned, if that changed.
     """
 
     ranks: int | RankRule
     description: AdapterDescription = DESCRIPTION
-    exact: AdapterDescription | None = None
     form: FileForm | None = None
     holds_excluded: bool = True
     takes_no_base: ClassVar[bool] = False
@@ -69,8 +66,7 @@ class ExtractedAdapterKind:
     def of(cls, asked: AdapterOrder) -> ExtractedAdapterKind:
         """The kind that an order of an adapter asks for."""
         description = AdapterDescription(opening=asked.opening)
-        exact = None if asked.exact is None else AdapterDescription("peft", *asked.exact)
-        return cls(asked.ranks, description, exact, asked.form, asked.holds_excluded)
+        return cls(asked.ranks, description, asked.form, asked.holds_excluded)
 
     def draft(self, opened: OutputContext) -> ExtractedAdapterDraft:
         """The draft of the adapter.
@@ -297,19 +293,8 @@ class ExtractedAdapterDraft:
         asked = side_files(
             model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, ADAPTER_CONFIG)
         )
-        description = self.kind.description
-        is_whole = not lost and all(tensor.reason != "excluded" for tensor in tensors)
-        if self.kind.exact is not None and is_whole and self._has_room(adapter):
-            description = self.kind.exact
         return Plan(tensors), ExtractedAdapterForm(
-            adapter, stored, layout, model, SideFiles(asked.carried), lost, description
-        )
-
-    def _has_room(self, adapter: AdapterLayout) -> bool:
-        """Whether the ranks are as large as those of the updates together, which are adapters' then."""
-        return all(
-            sum(_rank_of(source.update(name)) for source in self.opened.finetuned) <= pair.rank
-            for name, pair in adapter.pairs.items()
+            adapter, stored, layout, model, SideFiles(asked.carried), lost, self.kind.description
         )
 
     def _why_left(self, name: str) -> Reason:
@@ -375,8 +360,3 @@ def _can_be_factored(tensor: PlannedTensor) -> bool:
     """Whether factors can approximate the tensor's update: it is edited as one matrix, and whole."""
     matrices = tensor.matrices
     return matrices is not None and not matrices.is_stack and tensor.shared_rows is None
-
-
-def _rank_of(update: Update) -> float:
-    """The rank of an update's factors; without end where it has none."""
-    return update.rank if isinstance(update, LowRank) else 0 if isinstance(update, Unchanged) else math.inf

@@ -89,16 +89,14 @@ class AdapterDescription(Description):
 
     Attributes:
         opening: The first sentence.
-        updates: What its updates are; None for what the method's paper says.
     """
 
     library: str | None = "peft"
     opening: str = "A LoRA adapter."
-    updates: str | None = None
 
     def text(self, paper: Paper) -> str:
         """What the adapter is, and what its updates are."""
-        return f"{self.opening} {paper.updates if self.updates is None else self.updates}"
+        return f"{self.opening} {paper.updates}"
 
 
 @dataclass(frozen=True)

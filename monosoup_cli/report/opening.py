@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from monosoup_cli.methods.splits import ROUNDING
 from monosoup_cli.report.records import outputs_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.scored import sweep_sentences
@@ -129,15 +128,6 @@ def _adapters(report: Mapping[str, Any]) -> str:
     return "1 LoRA adapter" if count == 1 else f"The sum of {count} LoRA adapters"
 
 
-def _holds(report: Mapping[str, Any]) -> str:
-    summary = report["summary"]
-    errors = summary["ranges"].get("factor_error")
-    is_exact = (
-        errors is not None and errors[1] < ROUNDING and not {"no_room", "excluded"} & summary["kept"].keys()
-    )
-    return "has the whole of" if is_exact else "approximates"
-
-
 def _base(report: Mapping[str, Any]) -> str:
     return next(iter(_sources(report, "base")), "its base")
 
@@ -177,7 +167,7 @@ DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "wise": lambda report: f"WiSE-FT interpolated between {_base(report)} and {_finetuned(report)}",
     "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
     "merge": lambda report: f"{_adapters(report)} merged into {_base(report)}",
-    "extract": lambda report: f"A LoRA adapter that {_holds(report)} {_update(report)}",
+    "extract": lambda report: f"A LoRA adapter that approximates {_update(report)}",
     "transplant": lambda report: (
         f"Task arithmetic added {_update(report)} to {next(iter(_sources(report, 'onto')), 'another base')}"
     ),

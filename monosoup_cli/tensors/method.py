@@ -307,7 +307,6 @@ class AdapterOrder:
         order: What is computed, and of what.
         ranks: The rank of all factors, or what finds the rank of each.
         opening: The first sentence of the model card.
-        exact: The card's sentences where the ranks have room for all of the updates; None for the same.
         form: None for a folder for peft, or whose names a single file has: "diffusers" or "kohya".
         holds_excluded: Whether it stores what is left out, as fine-tuned, if that changed.
     """
@@ -315,6 +314,5 @@ class AdapterOrder:
     order: Order
     ranks: int | RankRule
     opening: str
-    exact: tuple[str, str] | None = None
     form: FileForm | None = None
     holds_excluded: bool = True
