@@ -142,7 +142,7 @@ class SelectionOptions:
     include: Annotated[
         str | Sequence[str],
         Option(
-            "Edit only tensors whose names match; keep the rest as fine-tuned (of several, as their mean)."
+            "Edit only tensors whose names match; keep the rest as fine-tuned (of several: averaged)."
             " Repeatable.",
             metavar="GLOB",
             shell=list[str],
@@ -151,7 +151,7 @@ class SelectionOptions:
     exclude: Annotated[
         str | Sequence[str],
         Option(
-            "Keep tensors whose names match as fine-tuned (of several, as their mean). Repeatable.",
+            "Keep tensors whose names match as fine-tuned (of several: averaged). Repeatable.",
             metavar="GLOB",
             shell=list[str],
         ),

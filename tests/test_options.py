@@ -70,11 +70,11 @@ def test_a_help_page_speaks_of_its_own_command():
 
 def test_help_says_what_becomes_of_tensors_that_are_left_out():
     said = {name: one.declared["include"].option.help for name, one in COMMANDS.items()}
-    assert "as fine-tuned (of several, as their mean)" in said["edit"]
+    assert "as fine-tuned (of several: averaged)" in said["edit"]
     assert said["edit"] == said["wise"] == said["lines"] == said["search"]
-    assert "averaged all the same" in said["soup"]
-    assert "All are averaged" in said["sfgs"]
-    assert "the rest are the mean of FINETUNED" in said["stock"]
+    assert "are averaged, too; if their shapes differ" in said["soup"]
+    assert "The others are averaged, too" in said["sfgs"]
+    assert "average the rest" in said["stock"]
     assert "the adapter changes no others" in said["extract"]
     assert "as in BASE" in said["merge"]
     assert "as in ONTO" in said["transplant"]

@@ -35,8 +35,8 @@ SFGS = Paper(
 
 
 HELPS = {
-    "include": "Compare only tensors whose names match. All are averaged. Repeatable.",
-    "exclude": "Do not compare tensors whose names match. They are averaged all the same. Repeatable.",
+    "include": "Compare only tensors whose names match. The others are averaged, too. Repeatable.",
+    "exclude": "Do not compare tensors whose names match. They are averaged, too. Repeatable.",
 }
 
 

@@ -59,10 +59,10 @@ def _ignore(source: str, trial: Trial | None, count: int) -> None:
     pass
 
 
-AVERAGED = "averaged all the same, or else come from the first checkpoint if shapes differ. Repeatable."
+AVERAGED = "are averaged, too; if their shapes differ, they come from the first checkpoint. Repeatable."
 HELPS = {
-    "include": f"Count only tensors whose names match as edited. The others are {AVERAGED}",
-    "exclude": f"Do not count tensors whose names match as edited. They are {AVERAGED}",
+    "include": f"Count only tensors whose names match as edited. The others {AVERAGED}",
+    "exclude": f"Do not count tensors whose names match as edited. They {AVERAGED}",
 }
 
 

@@ -101,7 +101,7 @@ def _takes(argv: Sequence[str], option: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, on streams that `guard_streams` has seen to.
 
     Args:
         argv: The arguments; None for those of the process.

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "GROUP", "MEASURES", "Extraction", "RankOfEnergy", "RanksOfSize", "extract", "spend"]
 
 PAPER = Paper(
-    "A LoRA adapter that approximates the update of a model.",
+    "A LoRA adapter extracted from the update of a model.",
     """
 @article{eckart1936approximation,
   title = {The approximation of one matrix by another of lower rank},
@@ -66,7 +66,8 @@ PAPER = Paper(
   year = {1936}
 }
 """,
-    updates="Every update is approximated by its largest singular values and their directions.",
+    updates="Of every update, it holds the largest singular values and their directions, as many as its rank"
+    " has room for.",
 )
 MEASURES = (
     Measure("factor_rank", "kept rank", unit="directions", is_comparable=False),
@@ -173,6 +174,9 @@ COMMAND, GROUP = extract, "Adapters"
 HELPS = {
     "include": "Extract only tensors whose names match; the adapter changes no others. Repeatable.",
     "exclude": "Leave tensors whose names match out of the adapter. Repeatable.",
+    "on_mismatch": "What to do with tensors whose shapes differ: stop, store them whole, or, where only the"
+    " number of rows differs, extract the update of the rows that all inputs have.",
+    "on_nonfinite": "What to do with tensors that have NaN or Inf: stop. An adapter cannot keep them.",
 }
 
 

@@ -85,9 +85,8 @@ def stock(
 
 COMMAND = stock
 HELPS = {
-    "include": "Move only tensors whose names match towards the base; the rest are the mean of FINETUNED."
-    " Repeatable.",
-    "exclude": "Tensors whose names match are the mean of FINETUNED. Repeatable.",
+    "include": "Move only tensors whose names match towards the base; average the rest. Repeatable.",
+    "exclude": "Only average tensors whose names match. Repeatable.",
 }
 
 

@@ -39,7 +39,7 @@ LONGER = 16
 """How many bytes longer a factor's entry in the header is at a high rank than at rank 1, at most."""
 
 DESCRIPTION = AdapterDescription(
-    opening="A LoRA adapter that approximates the edited updates of a whole checkpoint."
+    opening="A LoRA adapter extracted from the edited updates of a whole checkpoint."
 )
 
 

@@ -44,7 +44,7 @@ NO_REPORT = (
 )
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
-PAGE = re.compile(rb"<title>[^<]* \xc2\xb7 monosoup [a-z-]+</title>")
+PAGE = re.compile(rb"<title>[^<]* \xc2\xb7 monosoup [^<]+</title>")
 PAGE_HEAD = 1 << 16
 """The title of a page is among its first bytes."""
 

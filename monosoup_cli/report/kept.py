@@ -10,7 +10,7 @@ __all__ = ["kept_line"]
 FATES: Mapping[str, Mapping[str, str]] = {
     "merge": {"excluded": "as in base"},
     "transplant": {"excluded": "as in onto"},
-    "extract": {"excluded": "not in the adapter", "vector": "stored whole if changed"},
+    "extract": {"excluded": "not in the adapter"},
     "inspect-spectrum": {},
 }
 """What becomes of tensors that are not edited, by command and reason, where they are not as fine-tuned."""
@@ -30,7 +30,7 @@ def kept_line(
         verb: What the command does with them.
     """
     is_mean = roles.count("finetuned") > 1
-    fates = FATES.get(command, {"excluded": "as the mean of the checkpoints"} if is_mean else {})
+    fates = FATES.get(command, {"excluded": "averaged where all have them in one shape"} if is_mean else {})
     words = {why: f" ({fate})" for why, fate in fates.items()}
     counts = [f"{why} {count:,}{words.get(why, '')}" for why, count in sorted(reasons.items())]
     return "others" if command in NOT_KEPT else verb, ", ".join(counts) or "none"

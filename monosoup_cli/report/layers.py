@@ -84,15 +84,16 @@ def notes_on_table(rows: Sequence[Row], width: int | None, told: Sequence[str] =
     """Return what to know of the table with these rows: the scale of the spectra, and what it leaves out."""
     spectra = [row["spectrum"] for row in rows if row.get("spectrum")]
     scale = f"spectrum: σ_i/σ_1 on a log scale, from 1 (█) down to {floor_of(spectra):g} (▁)"
-    _, left_out = _fitted(rows, width, told)
+    _, left_out, lacks_ends = _fitted(rows, width, told)
     return [
         *([scale] if spectra else []),
         *([f"no room for: {', '.join(left_out)}; a wider terminal and csv have all"] if left_out else []),
+        *([f"names are shown without {END}"] if lacks_ends else []),
     ]
 
 
-def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines of a table, and what it leaves out: columns, by their labels, and the end of names."""
+def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """The lines of a table, the labels of columns that it leaves out, and whether names lack their end."""
     from rich.cells import cell_len
 
     names = [printable(row["name"]) for row in rows]
@@ -138,8 +139,7 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
     for number, name in enumerate(names):
         cells = {column: columns[column][number] for column in widths}
         lines.append(line(name, cells, sparkline(spectra[number], bars, floor)))
-    left_out = [_label(name) for name in all_columns if name not in widths]
-    return lines, [*left_out, *([f"{END} in names"] if lacks_ends else [])]
+    return lines, [_label(name) for name in all_columns if name not in widths], lacks_ends
 
 
 ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}

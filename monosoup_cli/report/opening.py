@@ -87,11 +87,13 @@ def _meaning(
         command in ("edit", "inspect-spectrum")
         and len(wrote) < 2
         and {"lambda_high", "lambda_low"} <= known_means
+        and not any("wise" in layer.get("settings", ()) for layer in report.get("layers", ()))
     ):
+        high, low = (step_of(report) * means[name] for name in ("lambda_high", "lambda_low"))
         would = "would keep" if command == "inspect-spectrum" else "keeps"
         meant.append(
-            f"On average over the layers, the edit {would} {means['lambda_high']:.0%} of the strong part of"
-            f" an update and {means['lambda_low']:.0%} of its weak part."
+            f"On average over the layers, the edit {would} {high:.0%} of the strong part of an update and"
+            f" {low:.0%} of its weak part."
         )
     if known and command in REACH:
         low, high = min(known), max(known)
@@ -167,7 +169,7 @@ DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "wise": lambda report: f"WiSE-FT interpolated between {_base(report)} and {_finetuned(report)}",
     "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
     "merge": lambda report: f"{_adapters(report)} merged into {_base(report)}",
-    "extract": lambda report: f"A LoRA adapter that approximates {_update(report)}",
+    "extract": lambda report: f"A LoRA adapter extracted from {_update(report)}",
     "transplant": lambda report: (
         f"Task arithmetic added {_update(report)} to {next(iter(_sources(report, 'onto')), 'another base')}"
     ),

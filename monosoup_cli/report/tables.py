@@ -231,7 +231,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     counts.add_row(*kept_line(summary["kept"], report["command"], roles))
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
-        counts.add_row("wise", f"{report['arguments']['wise']:g} of the way from the base, vectors too")
+        step = f"{report['arguments']['wise']:g} of the way from the base, vectors too"
+        counts.add_row("wise", f"{step}; the figures below are from before this step")
     for glob, settings in (report["arguments"].get("layers") or {}).items():
         counts.add_row("layers", Text(printable(f"{glob}: {settings_words(settings)}")))
     seconds = max(timing["seconds"], 1e-9)

@@ -64,7 +64,7 @@ SMALL_UPDATE = 0.01
 LARGE_UPDATE = 0.05
 """Mean ‖Δ‖/‖W0‖ from which edits of full fine-tunes gained there."""
 
-MEASURED = "In monosoup's measurements, full fine-tunes of small models"
+MEASURED = "In monosoup's measurements on small models, full fine-tunes with a mean"
 """How docs/evidence.md is told to those who do not have it."""
 
 MAX_NAMED = 2
@@ -278,10 +278,10 @@ def _rounding(rows: Sequence[Row], of: int) -> Story:
     effective = statistics.median(row["effective_rank"] for row in rows)
     figures = {"rounding_share": [low, high], "rank_above_rounding": above, "effective_rank": effective}
     return figures, (
-        f"{_in(rows, of)} much of the update may be noise from rounding to the stored dtype, which a"
-        f" checkpoint stored with more bits has less of: {_percent(low, high)} of Σσ comes from singular"
-        f" values no larger than the error of rounding. The effective rank (median {_short(effective)})"
-        f" counts them; the median number of larger ones is {_short(above)}."
+        f"{_in(rows, of)} much of the update may be noise from rounding to the stored dtype:"
+        f" {_percent(low, high)} of Σσ comes from singular values no larger than the error of rounding. The"
+        f" effective rank (median {_short(effective)}) counts them; the median number of larger ones is"
+        f" {_short(above)}. A checkpoint stored with more bits has less of this noise."
     )
 
 
@@ -331,14 +331,14 @@ def size(rows: Sequence[Row]) -> dict[str, Any] | None:
     if mean < SMALL_UPDATE:
         sentence = (
             "Score the edit before you use it: fine-tuning changed the weights little (mean ‖Δ‖/‖W0‖"
-            f" {_short(mean)}). {MEASURED} below {SMALL_UPDATE:g} did not gain from the edit on data"
-            " other than what they were trained for, on average."
+            f" {_short(mean)}). {MEASURED} below {SMALL_UPDATE:g} did not gain from the edit on"
+            " data other than what they were trained for, on average."
         )
     elif mean >= LARGE_UPDATE:
         sentence = (
             "The edit may help on data other than what the model was trained for: fine-tuning changed the"
-            f" weights a lot (mean ‖Δ‖/‖W0‖ {_short(mean)}). {MEASURED} from {LARGE_UPDATE:g} on gained"
-            " there, on average."
+            f" weights a lot (mean ‖Δ‖/‖W0‖ {_short(mean)}). {MEASURED} of {LARGE_UPDATE:g} or more"
+            " gained on such data, on average."
         )
     else:
         return None

@@ -158,7 +158,7 @@ def test_the_card_of_an_adapter_says_what_an_adapter_is(lora, tmp_path, is_extra
     card = (tmp_path / "out" / "README.md").read_text()
     assert "added back" not in card
     assert "The fine-tuned weights" not in card
-    opening = "A LoRA adapter that approximates" if is_extracted else "A LoRA adapter with edited updates."
+    opening = "A LoRA adapter extracted from" if is_extracted else "A LoRA adapter with edited updates."
     assert f"\n{opening}" in card
     assert "--as-adapter" in card
     monosoup_cli.edit(lora.base, lora.adapter, tmp_path / "merged")

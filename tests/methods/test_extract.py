@@ -239,7 +239,7 @@ def test_the_mean_of_whole_checkpoints_has_weights(llama, tmp_path, run):
 def test_the_card_claims_no_edit(llama, tmp_path, run):
     assert run("extract", llama / "base", llama / "ft", "-o", tmp_path / "adapter", "--rank", "2").code == 0
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert "approximates the update of a model" in card
+    assert "extracted from the update of a model" in card
     assert "monosoup extract base ft --rank 2 -o adapter" in card
     assert "edited" not in card
     assert "2602.09689" not in card

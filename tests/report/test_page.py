@@ -331,7 +331,7 @@ def test_the_scores_of_one_checkpoint_are_at_the_top(opened, reports, name, word
     ("name", "said"),
     [
         ("edit", ["kept", "excluded 1,234, vector 2"]),
-        ("soup", ["kept", "excluded 1,234 (as the mean of the checkpoints), vector 2"]),
+        ("soup", ["kept", "excluded 1,234 (averaged where all have them in one shape), vector 2"]),
     ],
 )
 def test_what_became_of_the_tensors_that_are_left_out(opened, reports, name, said):
