@@ -180,7 +180,7 @@ class SelectionOptions:
         Mismatch,
         Option(
             "What to do with tensors whose shapes differ: stop, keep them as fine-tuned, or, where only the"
-            " number of rows differs, edit the rows that all inputs have."
+            " number of rows differs, use the rows that all inputs have."
         ),
     ] = "error"
     on_nonfinite: Annotated[

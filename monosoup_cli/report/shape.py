@@ -271,10 +271,10 @@ def _is_consistent(choice: Mapping[str, Any]) -> bool:
 
 def _has_cosines(choice: Mapping[str, Any]) -> bool:
     """Whether similarities and thresholds are cosines; the first threshold may be null."""
-    highest = [one["highest"] for one in choice.get("thresholds", ())]
-    values = [value for row in choice.get("similarity", ()) for value in row]
-    values += [value for value in highest[:1] if value is not None] + highest[1:]
-    return all(value is not None and abs(value) <= MAX_COSINE for value in values)
+    first, *later = [one["highest"] for one in choice.get("thresholds", ())] or [None]
+    cells = [value for row in choice.get("similarity", ()) for value in row]
+    are_cosines = all(value is not None and abs(value) <= MAX_COSINE for value in (*cells, *later))
+    return are_cosines and (first is None or abs(first) <= MAX_COSINE)
 
 
 def _is_whole_search(search: Mapping[str, Any], report: Mapping[str, Any]) -> bool:
