@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
+from io import IOBase
+from numbers import Integral, Real
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from monosoup_cli.errors import UsageError, crop
 
-__all__ = ["Call", "DeclaredOption", "Option", "check_value", "declared_in", "evaluate", "from_keywords"]
+__all__ = ["Call", "DeclaredOption", "Option", "declared_in", "evaluate", "from_keywords", "taken"]
 
 Group = TypeVar("Group")
 
@@ -78,38 +81,69 @@ class DeclaredOption:
             self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=self.type
         )
 
+    def taken(self, value: Any) -> Any:
+        """A value as the command has it.
+
+        Raises:
+            UsageError: It is not of the option's type.
+        """
+        return taken(self.name, value, self.type, self.default)
+
     def accepts(self, value: Any) -> bool:
         """Whether a value is the option's default, or of its type."""
-        return value is self.default or _is_of(value, self.type)
+        try:
+            self.taken(value)
+        except UsageError:
+            return False
+        return True
 
 
-def check_value(name: str, value: Any, kind: Any) -> None:
-    """Raise UsageError for a value that is not of the type of its argument."""
-    if not _is_of(value, kind):
+def taken(name: str, value: Any, kind: Any, default: Any = inspect.Parameter.empty) -> Any:
+    """The value of an argument, with lists where Python takes any sequence, and numbers and keys of JSON.
+
+    Raises:
+        UsageError: It is neither the default nor of the type of the argument.
+    """
+    if value is default or (value is None and default == ()):
+        return default
+    try:
+        return _as(kind, value)
+    except (TypeError, OverflowError):
         *others, last = _words_of(kind)
         expected = f"{', '.join(others)} or {last}" if others else last
-        raise UsageError(f"{name} cannot be {crop(repr(value))}", expected=expected)
+        raise UsageError(f"{name} cannot be {crop(repr(value))}", expected=expected) from None
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type that arguments have.
+def _as(kind: Any, value: Any) -> Any:
+    """A value of a type that arguments have. What mappings hold is not looked at: their readers name it.
 
-    Iterators are not looked into, nor mappings, whose readers name the entry that is wrong.
+    Raises:
+        TypeError: It is of another type.
+        OverflowError: It is a fraction of more digits than a float has.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return any(_is_of(value, one) for one in inner)
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin is Sequence:
-        is_several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-        items = value if isinstance(value, Collection) else ()
-        return is_several and all(_is_of(one, inner[0]) for one in items)
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return kind is Any or (value is None if kind is type(None) else isinstance(value, origin or kind))
+        for one in inner:
+            with suppress(TypeError):
+                return _as(one, value)
+    elif origin is Literal:
+        if isinstance(value, str) and value in inner:
+            return value
+    elif origin is Sequence:
+        if isinstance(value, Iterable) and not isinstance(value, NO_LISTS):
+            return [_as(inner[0], one) for one in value]
+    elif origin is Mapping and isinstance(value, Mapping):
+        return {_as(inner[0], os.fspath(key)): one for key, one in value.items()}
+    elif kind in (int, float):
+        if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+            return int(value) if isinstance(value, Integral) else float(value)
+    elif kind is Any or (value is None if kind is type(None) else isinstance(value, origin or kind)):
+        return value
+    raise TypeError
 
 
+NO_LISTS = (str, bytes, Mapping, set, frozenset, IOBase)
+"""What can be iterated and is not taken for a list: text, what has no order, and open files."""
 WORDS = {
     bool: "True or False",
     int: "an int",
@@ -133,7 +167,7 @@ def _words_of(kind: Any) -> list[str]:
         return [str(one) for one in inner]
     if origin in (Sequence, Mapping):
         return [f"a {'list' if origin is Sequence else 'dict'} of {_words_of(inner[-1])[0].split()[-1]}s"]
-    return [WORDS[origin or kind]]
+    return [WORDS.get(origin or kind) or kind.__name__]
 
 
 @cache

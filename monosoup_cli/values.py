@@ -75,16 +75,28 @@ def check_keys(
         raise UsageError(f"{problem} {some(others, 4)}", expected=expected, hint=hint)
 
 
-LEAST_RATIO, LEAST_START = 0.7, 3
-"""How alike two words are if one is the other misspelt, and how many letters begin a word."""
+LEAST_RATIO, LEAST_START, LEAST_PART = 0.7, 3, 4
+"""How alike two words are if one is the other misspelt, how many letters begin a word, and how many there
+are in a part that words with dashes share."""
 
 
 def nearest(word: str, others: Iterable[str]) -> str | None:
-    """The one of the others that a misspelt or shortened word is meant to be; None if none is near."""
+    """The one of the others that a misspelt or shortened word is meant to be, or that shares a part with it;
+    None if none is near."""
     typed, bare = word.lstrip("-"), {one.lstrip("-"): one for one in others}
     found = get_close_matches(typed, bare, 1, LEAST_RATIO)
     longer = [one for one in bare if one.startswith(typed) and len(typed) >= LEAST_START]
-    return next((bare[one] for one in [*found, *longer]), None)
+    shared = [one for one in bare if _share_a_part(typed, one)]
+    return next((bare[one] for one in [*found, *longer, *shared]), None)
+
+
+def _share_a_part(typed: str, other: str) -> bool:
+    """Whether one word is the other's beginning or end, up to a dash; or both have the same before a dash,
+    and the same letter after it."""
+    short, long = sorted((typed, other), key=len)
+    is_part = len(short) >= LEAST_PART and (long.startswith(f"{short}-") or long.endswith(f"-{short}"))
+    head, _, rest = typed.partition("-")
+    return is_part or (rest != "" and other.startswith(f"{head}-{rest[0]}"))
 
 
 def check_one_each(flag: str, values: Sequence[float], count: int, *, of: str = "checkpoint") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, 
 from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.api.plan import chooses_dry, plan_of
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.declaration import check_value, evaluate
+from monosoup_cli.declaration import evaluate, taken
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Command",
     "Request",
-    "check_arguments",
     "command",
     "document",
     "execute_by_engine",
@@ -47,6 +46,7 @@ __all__ = [
     "passes_over",
     "publish",
     "renamed_options",
+    "taken_arguments",
 ]
 
 P = ParamSpec("P")
@@ -295,9 +295,9 @@ def publish(
     kinds.pop(LAYERS, None)  # what is wrong with a setting is said of that setting
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        check_arguments(name, kinds, signature, args, kwargs)
-        kwargs.pop(PROGRESS.name, None)
-        return prepare(*args, **kwargs)
+        given, keywords = taken_arguments(name, kinds, signature, args, kwargs)
+        keywords.pop(PROGRESS.name, None)
+        return prepare(*given, **keywords)
 
     def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         watch: Any = kwargs.get(PROGRESS.name)
@@ -330,14 +330,14 @@ def kinds_of(signature: inspect.Signature, function: Callable[..., Any]) -> dict
     return {name: evaluate(one.annotation, function) for name, one in signature.parameters.items()}
 
 
-def check_arguments(
+def taken_arguments(
     name: str,
     kinds: Mapping[str, Any],
     signature: inspect.Signature,
-    args: Iterable[Any],
+    args: Sequence[Any],
     keywords: Mapping[str, Any],
-) -> None:
-    """Check the arguments of a function by its signature and the types of its parameters.
+) -> tuple[Any, Any]:
+    """The arguments of a function by its signature and the types of its parameters, by position and by name.
 
     Raises:
         TypeError: It does not take such a keyword.
@@ -349,8 +349,12 @@ def check_arguments(
             meant = nearest(keyword, signature.parameters)
             hint = f"; did you mean {meant!r}?" if meant else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{hint}")
-    for key, value in [*zip(by_position, args, strict=False), *keywords.items()]:
-        check_value(key, value, kinds.get(key, Any))
+
+    def one(key: str, value: Any) -> Any:
+        return taken(key, value, kinds.get(key, Any), signature.parameters[key].default)
+
+    positional = [one(key, value) for key, value in zip(by_position, args, strict=False)]
+    return [*positional, *args[len(positional) :]], {key: one(key, value) for key, value in keywords.items()}
 
 
 def _signature(declaration: Callable[..., Any], declared: Mapping[str, DeclaredOption]) -> inspect.Signature:

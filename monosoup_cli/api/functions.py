@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 from monosoup_cli.api.cka import cka
-from monosoup_cli.api.command import check_arguments, kinds_of, renamed_options
+from monosoup_cli.api.command import kinds_of, renamed_options, taken_arguments
 from monosoup_cli.api.commands import COMMANDS, LOOKS
 from monosoup_cli.api.finish import finish
 from monosoup_cli.api.inspect_spectrum import inspect_spectrum
@@ -28,9 +28,9 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check_arguments(function.__name__, kinds, signature, args, kwargs)
+        given, keywords = taken_arguments(function.__name__, kinds, signature, args, kwargs)
         with renamed_options(flags):
-            return function(*args, **kwargs)
+            return function(*given, **keywords)
 
     return checked
 

@@ -33,7 +33,7 @@ def checked_layers(layers: Any) -> dict[str, dict[str, Any]]:
 
 
 def by_layer(
-    layers: Mapping[str, Mapping[str, Any]],
+    layers: Mapping[str, dict[str, Any]],
     method: Method,
     declared: Mapping[str, DeclaredOption],
     keywords: Mapping[str, Any],
@@ -43,7 +43,7 @@ def by_layer(
     with these settings.
 
     Args:
-        layers: The settings, by glob.
+        layers: The settings, by glob; made plain, as the report has them.
         method: That of all other tensors.
         declared: The command's own options.
         keywords: The keyword arguments of the call.
@@ -61,8 +61,7 @@ def by_layer(
         try:
             check_keys("a layer has no", settings, sets, expected=", ".join(sets))
             for name, value in settings.items():
-                if not declared[name].accepts(value):
-                    raise UsageError(f"{name} cannot be {crop(repr(value))}")
+                settings[name] = declared[name].taken(value)
                 if isinstance(value, str) and declared[name].accepts(0.5) and _is_number(value):
                     raise UsageError(f"{name} is text, where a number has no quotes", found=crop(repr(value)))
             replaced = {sets[name] for name in settings}

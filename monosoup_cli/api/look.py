@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
-from monosoup_cli.api.command import check_arguments, document, keywords_of, kinds_of, renamed_options
+from monosoup_cli.api.command import document, keywords_of, kinds_of, renamed_options, taken_arguments
 from monosoup_cli.options import DeclaredOption, declared_in
 from monosoup_cli.report.sheet import Sheet
 
@@ -89,8 +89,8 @@ def look(
         def public(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
             from monosoup_cli.sources.transfer import fetch
 
-            check_arguments(declaration.__name__, kinds, signature, args, kwargs)
-            with renamed_options(keywords_of(declared)), opened(*args, **kwargs) as found:
+            given, keywords = taken_arguments(declaration.__name__, kinds, signature, args, kwargs)
+            with renamed_options(keywords_of(declared)), opened(*given, **keywords) as found:
                 fetch(found.downloads)
                 return found.run(lambda nbytes: None)
 

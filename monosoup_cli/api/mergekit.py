@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import filecmp
+import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import UsageError, crop
+from monosoup_cli.errors import CheckpointError, UsageError, crop
 from monosoup_cli.values import check_keys
 
 __all__ = ["METHODS", "is_mergekit", "step_of_mergekit"]
@@ -66,20 +69,50 @@ def _refuse_others(given: Mapping[str, Any], known: set[str], what: str) -> None
 
 
 def _check_tokenizer(content: Mapping[str, Any], models: Sequence[str], step: Mapping[str, Any]) -> None:
-    """Raise UsageError for a tokenizer other than that of the model that the output is laid out like.
+    """Raise UsageError for a tokenizer that the output does not have, or that not all models have: mergekit
+    would move rows of embeddings.
 
     mergekit's "base" is the tokenizer of base_model, or else of the first model.
     """
     source, base = content.get("tokenizer_source"), content.get("base_model") or models[0]
+    if source is None:
+        return
     first = next((one for one in models if one != base or step["command"] == "soup"), base)
-    ours = step.get("onto", first).partition("+")[0]  # an adapter is merged into its model
+    model, _, adapter = step.get("onto", first).partition("+")
+    ours = adapter if adapter and _has_tokenizer(adapter) else model
     is_base = ours == base.partition("+")[0]
-    if source not in (None, ours) and not (is_base and source == "base"):
+    if str(source).partition("+")[0] != ours and not (is_base and source == "base"):
         raise UsageError(
             f"tokenizer_source {crop(repr(source))} is not the tokenizer that the output has",
             expected=f"base or {ours}" if is_base else ours,
             hint="take it out, or merge with mergekit and use the result as an input here",
         )
+    _check_vocabularies([part for one in (base, *models) for part in one.split("+")])
+
+
+def _has_tokenizer(folder: str) -> bool:
+    from monosoup_cli.outputs.side_files import TOKENIZER
+
+    return any(glob.glob(pattern, root_dir=folder) for pattern in TOKENIZER)
+
+
+def _check_vocabularies(folders: Sequence[str]) -> None:
+    """Raise UsageError for folders that have other vocabularies; only files of the same name are compared."""
+    from monosoup_cli.sources.tokenizers import MODELS, VOCABULARIES
+
+    try:
+        for name in (*VOCABULARIES, *MODELS):
+            first, *others = [one for one in folders if Path(one, name).is_file()] or [""]
+            for other in others:
+                if not filecmp.cmp(Path(first, name), Path(other, name), shallow=False):
+                    raise UsageError(
+                        "tokenizer_source needs one tokenizer in all models",
+                        found=f"another {name} in {other} than in {first}",
+                        hint="take it out if the same rows of the embeddings stand for the same tokens, or"
+                        " merge with mergekit and use the result as an input here",
+                    )
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", path=error.filename) from None
 
 
 def _linear(

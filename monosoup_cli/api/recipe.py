@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.declaration import check_value
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, masked, some
 from monosoup_cli.options import NO_BASE, ComputeOptions, OutputOptions, StrPath, declared_in
 from monosoup_cli.tensors.patterns import LAYERS
@@ -299,7 +298,7 @@ def _step(content: Mapping[str, Any]) -> Step:
     _refuse(arguments, set(command.declared) - OF_THE_RUN.keys())
     for key, value in arguments.items():
         if key != LAYERS:
-            check_value(key, value, command.declared[key].type)
+            arguments[key] = command.declared[key].taken(value)
     missing = [
         one.name
         for one in command.declared.values()

@@ -113,10 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch warns at import if NumPy is missing; nothing here needs NumPy
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
-        if words == ["help"]:
+        if words in (["help"], ["help", "help"]):
             console.data("".join(f"{line}\n" for line in lines_of_jobs()))
             return 0
         if words[:1] == ["help"]:  # as `monosoup COMMAND --help`
+            if len(words) > 2:
+                raise UsageError("help takes one command", found=" ".join(map(repr, words[1:])))
             words = [*words[1:], "--help"]
         with interruptible(), refuse_shortage(partial(_takes, words)):
             app(words, prog_name="monosoup")

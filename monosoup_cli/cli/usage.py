@@ -68,7 +68,7 @@ class CommandGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command."""
         if args[0] not in self.commands and not ctx.resilient_parsing:
-            hint = _meant(args[0], self.commands) or f"`{ctx.command_path} --help` lists them"
+            hint = _meant(args[0], [*self.commands, "help"]) or f"`{ctx.command_path} --help` lists them"
             raise UsageError(f"there is no command {args[0]!r}", hint=hint)
         return super().resolve_command(ctx, args)
 

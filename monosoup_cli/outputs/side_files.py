@@ -23,7 +23,7 @@ from monosoup_cli.sources.folders import Folder, is_broken, targets_outside
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG, CARD_NAME, SHARD, TRAINING_STATE
 from monosoup_cli.sources.locate import PIPELINE, parts_of
 
-__all__ = ["LARGE", "OLD", "LeftOut", "SideFile", "SideFiles", "side_files"]
+__all__ = ["LARGE", "OLD", "TOKENIZER", "LeftOut", "SideFile", "SideFiles", "side_files"]
 
 OLD = "old model card or report"
 HIDDEN = "hidden"

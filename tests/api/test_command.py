@@ -2,19 +2,30 @@
 
 import inspect
 import json
+import os
 import pydoc
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.api.command import kinds_of
 from monosoup_cli.api.commands import COMMANDS
+from monosoup_cli.api.progress import Watch
 from monosoup_cli.cli.app import main
+from monosoup_cli.declaration import taken
 from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.errors import MonosoupError, ResourceError, ScoreError, UsageError
+from monosoup_cli.values import StrPath
 from tests import peft_adapters as adapters
 
 FUNCTIONS = [getattr(monosoup_cli, name) for name in (*COMMANDS, "inspect_spectrum")]
@@ -59,27 +70,64 @@ NEEDED = {
     "wise": {"alpha": 0.5},
     "lines": {"alpha": 0.5, "beta": 0.5},
     "extract": {"rank": 2},
+    "scores": {"finetuned": "missing"},
 }
-VALUES = (None, True, "missing", 3, 0.5, [], ["missing"], [0.5], [None], {"a": "b"}, b"a", {0.5}, object())
+VALUES = {
+    "nothing": None,
+    "true": True,
+    "text": "missing",
+    "whole": 3,
+    "half": 0.5,
+    "no list": [],
+    "texts": ["missing"],
+    "halves": [0.5],
+    "nothings": [None],
+    "dict": {"a": "b"},
+    "bytes": b"a",
+    "set": {0.5},
+    "object": object(),
+}
+RIGHT = {
+    type(None): {"nothing"},
+    bool: {"true"},
+    int: {"whole"},
+    float: {"whole", "half"},
+    str: {"text"},
+    os.PathLike[str]: set(),
+    Sequence[str]: {"no list", "texts"},
+    Sequence[StrPath]: {"no list", "texts"},
+    Sequence[float]: {"no list", "halves"},
+    Mapping[str, float]: {"dict"},
+    type[Any]: set(),
+    Callable[[Any, bool], None]: set(),
+}
+"""Which values are of the types that arguments have; of choices, there is none."""
+
+
+def right(kind):
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
+    return {name for one in members if get_origin(one) is not Literal for name in RIGHT[one]}
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
-def test_a_wrong_value_is_refused_by_the_name_of_its_argument(name, tmp_path, monkeypatch):
-    """Or it is a right one; then the call gets as far as the input, which is not there."""
+def test_a_value_is_refused_by_the_name_of_its_argument_if_it_is_of_another_type(name, tmp_path, monkeypatch):
+    """With a right one, the call gets further: to its range, or to the input, which is not there."""
     monkeypatch.chdir(tmp_path)
     function = EVERY[name]
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
     needed = {
         one: ["missing", "another"] if one == "finetuned" else "missing"
-        for one, parameter in parameters.items()
+        for one, parameter in signature.parameters.items()
         if parameter.default is parameter.empty
     } | NEEDED.get(name, {})
-    for keyword in parameters:
-        for value in VALUES:
+    kinds = {**kinds_of(signature, inspect.unwrap(function)), "progress": Watch, "watch": Watch}
+    for keyword in signature.parameters.keys() - {"layers"}:
+        fits = right(kinds[keyword]) | ({"nothing"} if signature.parameters[keyword].default == () else set())
+        for word, value in VALUES.items():
             with pytest.raises(MonosoupError) as caught:
                 function(**{**needed, keyword: value})
-            named = [keyword, keyword.replace("finetuned", "fine-tuned"), "missing"]
-            assert any(one in str(caught.value) for one in named), (keyword, value)
+            is_refused = str(caught.value).startswith(f"{keyword} cannot be ")
+            assert is_refused == (word not in fits), (keyword, value, caught.value)
     assert not [*tmp_path.iterdir()]
 
 
@@ -94,6 +142,10 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_argument(name, tmp_path, mo
         ({"dtype": None}, "dtype cannot be None: expected keep, float32, bfloat16 or float16"),
         ({"partial": 1}, "partial cannot be 1: expected True or False"),
         ({"max_shard_size": 0.5}, "max_shard_size cannot be 0.5: expected a string or an int"),
+        ({"finetuned": {"a"}}, "finetuned cannot be {'a'}: expected a path or a list of paths"),
+        ({"weights": frozenset([1])}, "weights cannot be frozenset({1}): expected a list of floats"),
+        ({"weights": torch.tensor(0.5)}, "weights cannot be tensor(0.5000): expected a list of floats"),
+        ({"weights": np.array(0.5)}, "weights cannot be array(0.5): expected a list of floats"),
     ],
 )
 def test_an_error_about_a_value_says_what_is_taken(arguments, said):
@@ -101,6 +153,27 @@ def test_an_error_about_a_value_says_what_is_taken(arguments, said):
         with pytest.raises(UsageError) as caught:
             function(**{"base": "a", "finetuned": "b", "output": "c", **arguments})
         assert str(caught.value) == said
+
+
+def test_what_has_no_end_or_is_no_list_is_refused_by_its_name(tmp_path):
+    (tmp_path / "globs").touch()
+    with (tmp_path / "globs").open() as file:
+        wrong = {"finetuned": iter([3]), "include": iter([3]), "exclude": file}
+        for keyword, value in wrong.items():
+            with pytest.raises(UsageError, match=f"^{keyword} cannot be <"):
+                monosoup_cli.merge(**{"base": "a", "finetuned": "b", "output": "c", keyword: value})
+    for function in (monosoup_cli.soup, monosoup_cli.sfgs):
+        base = [] if function is monosoup_cli.soup else ["base"]
+        options = {"greedy": True} if function is monosoup_cli.soup else {"threshold": 0.5}
+        with pytest.raises(
+            UsageError, match=r"^scores cannot be {3: 1.0}: expected a path or a dict of floats"
+        ):
+            function(*base, ["a", "b"], tmp_path / "out", scores={3: 1.0}, **options)
+
+
+def test_a_type_without_words_is_called_by_its_name():
+    with pytest.raises(UsageError, match=r"^n cannot be 3: expected date$"):
+        taken("n", 3, date)
 
 
 @pytest.fixture
@@ -245,6 +318,27 @@ def test_a_greedy_soup_needs_no_callback(tmp_path):
         save_file({"w": torch.ones(2, 2)}, name)
     monosoup_cli.soup(names, tmp_path / "out", greedy=True, score_command="test -e {} && echo 1", watch=None)
     assert any((tmp_path / "out").iterdir())
+
+
+def test_numbers_of_numpy_iterators_and_none_are_reported_as_plain_values(three, tmp_path):
+    """The report is JSON."""
+    base, *sources = three
+    more = {"include": iter(["w"]), "exclude": None, "workers": np.int32(1)}
+    edited = monosoup_cli.edit(base, iter(sources), "edited", rank=np.int64(2), **more)["arguments"]
+    expected = {"finetuned": sources, "include": ["w"], "exclude": [], "workers": 1, "rank": 2}
+    assert {name: edited[name] for name in expected} == expected
+    for number, weights in enumerate((iter([1, 2]), np.array([1, 2]), torch.tensor([1, 2]).tolist())):
+        soup = monosoup_cli.soup(sources, f"soup{number}", weights=weights)
+        assert soup["arguments"]["weights"] == [1, 2]
+    layers = {"w": {"energy": np.float32(0.5)}}
+    of_layers = monosoup_cli.edit(base, sources[0], "layers", energy=np.float32(0.25), layers=layers)
+    assert of_layers["arguments"]["energy"] == 0.25
+    assert json.loads((tmp_path / "layers" / "monosoup_report.json").read_text())["arguments"]["layers"] == {
+        "w": {"energy": 0.5}
+    }
+    scores = {Path(source): 1.0 for source in sources}
+    greedy = monosoup_cli.sfgs(base, map(Path, sources), "greedy", scores=scores, threshold=0.5)
+    assert greedy["arguments"]["scores"] == dict.fromkeys(sources, 1.0)
 
 
 def test_an_iterator_of_globs_is_reported_as_it_was_given(tmp_path):

@@ -328,6 +328,46 @@ def test_a_tokenizer_that_the_output_has_anyway_is_no_reason_to_refuse(here, run
     assert same("out", "plain")
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("linear", {}), ("task_arithmetic", {"base_model": "base"}), ("model_stock", {"base_model": "base"})],
+)
+def test_a_tokenizer_that_an_adapter_brings_is_that_of_the_output(tmp_path, monkeypatch, run, method, more):
+    monkeypatch.chdir(tmp_path)
+    first, second = (make("linear", tmp_path, seed).adapter.name for seed in (1, 2))
+    listed = [{"model": f"base+{one}", "parameters": {"weight": 0.5}} for one in (first, second)]
+    listed = [{"model": one["model"]} for one in listed] if method == "model_stock" else listed
+    content = {"merge_method": method, "models": listed, **more}
+    for number, source in enumerate(("base", f"base+{first}")):
+        accepted = recipe({**content, "tokenizer_source": source})
+        assert run("run", accepted, "-o", f"out{number}").code == 0, source
+    (tmp_path / first / "tokenizer.json").write_text("{}")
+    result = run("run", accepted, "-o", "out")
+    if method == "task_arithmetic":
+        assert (result.code, (tmp_path / "out" / "tokenizer.json").exists()) == (0, False)
+    else:
+        said = f"tokenizer_source 'base+{first}' is not the tokenizer that the output has: expected {first};"
+        assert (result.code, said in result.err) == (2, True), result.err
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model"])
+def test_a_tokenizer_is_only_named_where_all_models_have_one(here, run, file):
+    """Else mergekit moves rows of embeddings."""
+    models = ["ft1", "ft2", "ft2+adapter"]
+    for name in (*models[:2], "adapter"):
+        (here / name).mkdir()
+        (here / name / file).write_text("b" if name == "adapter" else "a")
+    listed = [{"model": one, "parameters": {"weight": 0.5}} for one in models]
+    refused = run(
+        "run", recipe({"merge_method": "linear", "models": listed, "tokenizer_source": "base"}), "-o", "out"
+    )
+    said = f"tokenizer_source needs one tokenizer in all models: found another {file} in adapter than in ft1;"
+    assert (refused.code, said in refused.err) == (2, True), refused.err
+    (here / "adapter" / file).write_text("a")
+    equal = run("run", here / "recipe.yaml", "-o", "out")
+    assert "tokenizer" not in equal.err, equal.err
+
+
 def test_weights_that_cancel_are_not_divided_by(here, run):
     """As mergekit has it."""
     more = {"base_model": "base.safetensors", "parameters": {"normalize": True}}
@@ -413,6 +453,10 @@ REFUSED = {
     "a vocabulary of several": (
         {**config("linear"), "tokenizer_source": "union"},
         "tokenizer_source 'union' is not the tokenizer that the output has: expected base or ft1.safetensors",
+    ),
+    "a tokenizer in pieces": (
+        {**config("linear"), "tokenizer_source": ["base"]},
+        "tokenizer_source ['base'] is not the tokenizer that the output has",
     ),
     "a tokenizer of another": (
         config("model_stock", 2, None, base_model="base.safetensors", tokenizer_source="base"),

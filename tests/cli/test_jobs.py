@@ -46,8 +46,13 @@ def test_help_is_what_people_expect_of_it(capsys):
     assert main(["edit", "--help"]) == 0
     page = capsys.readouterr().out
     assert (main(["help", "edit"]), *capsys.readouterr()) == (0, page, "")
-    assert main(["help", "edti"]) == 2
-    assert "did you mean edit?" in capsys.readouterr().err
+    assert (main(["help", "help"]), *capsys.readouterr()) == (0, jobs, "")
+    for words, meant in ((["help", "edti"], "edit"), (["hlep"], "help"), (["hlep", "edit"], "help")):
+        assert main(words) == 2
+        assert f"did you mean {meant}?" in capsys.readouterr().err
+    assert main(["help", "edit", "nope"]) == 2
+    said = "error: help takes one command: found 'edit' 'nope'\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_in_a_terminal_it_says_the_same_as_in_a_pipe():

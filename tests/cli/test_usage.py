@@ -143,6 +143,8 @@ def test_choices_are_completed(monkeypatch, capsys):
         ("--max_shard_size", "--max-shard-size"),
         ("--out", "--output"),
         ("--incl", "--include"),
+        ("--fused", "--split-fused"),
+        ("--on-nan", "--on-nonfinite"),
         ("--frobnicate", None),
         ("--verbose", None),
         ("--alpha", None),
@@ -154,3 +156,6 @@ def test_what_was_meant_is_only_guessed_where_it_is_near(typed, meant):
     assert nearest(typed, flags) == meant
     assert nearest("inspect", ["info", "inspect-spectrum"]) == "inspect-spectrum"
     assert nearest("average", ["merge"]) is None
+    assert nearest("spectrum", GROUP.commands) == "inspect-spectrum"
+    assert nearest("model-stock", GROUP.commands) == "stock"
+    assert nearest("to-run", ["run"]) is None

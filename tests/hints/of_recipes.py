@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from typing import Any
 
 import yaml
@@ -62,6 +63,7 @@ def a_program(at: Trial) -> None:
     "needs weights that sum to 1",
     "linear with a base_model",
     "is not the tokenizer that the output has",
+    "one tokenizer in all models",
 )
 def what_mergekit_alone_does(at: Trial) -> None:
     """Its result is an input; or the configuration without what is not here."""
@@ -72,6 +74,16 @@ def what_mergekit_alone_does(at: Trial) -> None:
         content = {**plain, "merge_method": "slerp"}
     elif "does not do" in problem:
         content = {**plain, "slices": []}
+    elif "in all models" in problem:
+        pair = {"base": at.base, "finetuned": at.finetuned}
+        for name, weights in pair.items():
+            (at.tmp / name).mkdir()
+            shutil.copy(weights, at.tmp / name / "model.safetensors")
+            (at.tmp / name / "vocab.txt").write_text(name)
+        plain["models"] = [
+            {**one, "model": str(at.tmp / name)} for one, name in zip(models, pair, strict=True)
+        ]
+        content = {**plain, "tokenizer_source": "base"}
     elif "tokenizer" in problem:
         content = {**plain, "tokenizer_source": "union"}
     elif "base_model" in problem:
