@@ -26,6 +26,7 @@ __all__ = [
     "scores_as_csv",
     "scores_table",
     "shown_interval",
+    "shown_p",
     "shown_rows",
     "signed",
 ]

@@ -284,6 +284,11 @@ def test_another_base_than_the_named_one_is_said(run, tmp_path, case, saved):
         [1] * is_other,
         is_other,
     )
+    if is_other and named == "org/other":
+        link = tmp_path / "other"
+        link.symlink_to(base)
+        assert "ln -s" in result.err
+        assert run("edit", link, adapter, "-o", tmp_path / "linked", "--strict").code == 0
     strict = run("edit", base, adapter, "-o", tmp_path / "strict", "--strict")
     assert (strict.code, strict.err.count("names as its base")) == (is_other, is_other), strict.err
     assert ("What it stores whole (1 tensor) is no difference from that base" in result.err) == (
