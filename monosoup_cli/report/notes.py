@@ -26,7 +26,7 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     They count the updates without a weak part within their adapter's rank, those that are all noise or have
     none, and the tensors for which a card had no memory. They give the share of an update that the factors of
     an extracted adapter leave out, and the way back to the base of an edit that goes far. An edit that does
-    next to nothing is said to.
+    next to nothing is said to, and what docs/evidence.md has of edited adapters.
     """
     notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
@@ -45,6 +45,8 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
         )
     if nearest is not None and nearest.get("from_finetuned", 1.0) <= NEAR:  # older reports lack it
         notes.append(_as_note(nearest["sentence"]))
+    if report["command"] == "edit" and edited and all(layer.get("adapter_rank") for layer in edited):
+        notes.append("in monosoup's measurements, the edit made no difference to LoRA fine-tunes that shows")
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
     if max(errors, default=0.0) >= SHOWN:
         mean = sum(errors) / len(errors)

@@ -304,6 +304,9 @@ def test_the_size_of_an_adapter_is_no_doubt_about_its_base(run, tmp_path):
     result = run("merge", made.base, made.adapter, "-o", tmp_path / "out", "--strict")
     assert result.code == 0, result.err
     assert "doubts" not in json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    alone = run("edit", made.base, made.adapter, "-o", tmp_path / "alone")
+    noted = "note: in monosoup's measurements, the edit made no difference to LoRA fine-tunes that shows"
+    assert (noted in alone.err, noted in result.err) == (True, False)
     both = run("edit", made.base, made.adapter, tmp_path / "out", "-o", tmp_path / "both", "--strict")
     assert (both.code, "are as large as the weights" in both.err) == (1, True), both.err
 
