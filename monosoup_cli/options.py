@@ -236,8 +236,8 @@ class StorageOptions:
             "Which other files of the folder go along. Default: what the model needs, without state of"
             " training and other copies of the weights. A glob carries what matches as well: without a slash"
             " it is matched with names of files and folders, but not with those in folders that stay behind;"
-            " with one, with the whole path. all carries everything but hidden files, none nothing but what"
-            " such globs match. Repeatable.",
+            " with one, with the whole path. With all, every file goes along except hidden ones; with none,"
+            " only what such globs match. Repeatable.",
             metavar="all|none|GLOB",
             shell=list[str],
         ),

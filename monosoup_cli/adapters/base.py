@@ -227,11 +227,13 @@ def doubts_on_base(config: Mapping[str, Any], model: Files | None, whole: int) -
         found = f"revision {crop(repr(revision))} of {crop(repr(named))}, not {place.revision}"
     else:
         return ()
-    doubt = f"names as its base {found}: are they the same weights?"
+    doubt = f"names as its base {found}; check that they are the same weights"
+    if not place.repository:
+        doubt += " (a link, made with ln -s, may give yours that name)"
     if whole:
         doubt += (
-            f" What it stores whole {count_of(whole)} is no difference from that base, and replaces what this"
-            " one has"
+            f". What it stores whole {count_of(whole)} is no difference from that base, and replaces what"
+            " this one has"
         )
     return (doubt,)
 

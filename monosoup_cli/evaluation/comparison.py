@@ -232,6 +232,7 @@ def _members(tasks: Sequence[Task], groups: Mapping[str, Sequence[str]]) -> dict
                 raise UsageError(
                     f"no task matches --{name} {crop(pattern, 80)}",
                     found=some([crop(task.name, 80) for task in tasks], NAMED),
+                    hint=f"pass --{name} once for each task" if "," in pattern else None,
                 )
     return {
         name: [task.name for task in tasks if any(_is_named(task, one) for one in patterns)]

@@ -93,6 +93,11 @@ HELPS = {
     " BASE, with its side files and a model card.",
     "include": "Merge only into tensors whose names match; keep the rest as in BASE. Repeatable.",
     "exclude": "Keep tensors whose names match as in BASE. Repeatable.",
+    "rename": "Replace OLD with NEW in the names of BASE, so that they match those of ADAPTER. Repeatable."
+    " Examples: transformer.h=model.layers; bert= removes bert.",
+    "parts": "Which part of a pipeline to merge into: of a diffusers folder, and of what a single LoRA file"
+    " changes. Default: the unet or transformer, or all of a LoRA file. Repeatable for single files."
+    " Examples: unet; text_encoder_2.",
     "on_mismatch": "What to do with tensors whose shapes differ: stop, keep them as in BASE, or, where only"
     " the number of rows differs, add to the rows that all inputs have.",
     "on_nonfinite": "What to do with tensors that have NaN or Inf: stop, or keep them as in BASE.",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import threading
 import zlib
@@ -41,6 +42,10 @@ MAX_LINE_BYTES = 1 << 26
 """A longer line does not hold."""
 NAMED = 3
 """Of how many files that have changed the times are told."""
+FACTS = {"mtime_ns": "time of modification", "bytes": "size", "header": "header", "commit": "commit"}
+"""What an identity has of every file, in words."""
+FILE = re.compile(r"(?:inputs\.(\w+) (\d+) |side_files\.)(.+)", re.DOTALL)
+"""The name of a file in an identity: the role and the number of its input, and its path there."""
 
 
 def finished_line(tensor: str, checksums: Sequence[int], records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -121,7 +126,9 @@ def read_journal(path: Path, identity: Mapping[str, Any]) -> tuple[list[dict[str
 
 
 def _damaged(path: Path, how: str | None) -> ResumeError:
-    return ResumeError(f"the journal is damaged: {how}", path=path.parent, hint="start over with --overwrite")
+    return ResumeError(
+        f"the journal is damaged: {how}", path=path.parent, hint="start over with --overwrite alone"
+    )
 
 
 def content_of(line: bytes) -> dict[str, Any] | None:
@@ -153,11 +160,26 @@ def _compare(before: Any, identity: Mapping[str, Any], path: Path) -> None:
     changed = differences(before, identity)
     if changed:
         then = way_back(before, identity, changed)
+        has_base = any(name.startswith("base ") for name in identity.get("inputs", ()))
+        named = [_in_words(name, has_base=has_base) for name in changed]
         raise ResumeError(
-            f"the interrupted run differs in {crop(', '.join(changed))}",
+            f"the interrupted run differs in {crop(', '.join(named))}",
             path=path.parent,
-            hint=f"{then}, or start over with --overwrite",
+            hint=f"{then}, or start over with --overwrite alone",
         )
+
+
+def _in_words(name: str, *, has_base: bool) -> str:
+    """What the dotted name of a fact about a file means to the user; other names are as they are."""
+    fact = name.rpartition(".")[2]
+    file = FILE.fullmatch(name.removesuffix(f".{fact}"))
+    if file is None or fact not in FACTS:
+        return name
+    role, number, path = file.groups()
+    if role is None:
+        return f"{path} ({FACTS[fact]})"
+    numbered = f" {int(number) + (not has_base)}" if role == "finetuned" else ""
+    return f"{role.upper()}{numbered}'s {path} ({FACTS[fact]})"
 
 
 def _old_times(before: Any, now: Any) -> str:

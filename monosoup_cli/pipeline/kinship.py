@@ -165,7 +165,7 @@ def doubts_of_values(reference: Source, others: Sequence[Source], plan: Plan) ->
             sums[number][name] = of_one
     doubts = []
     for other, sample, of_other in zip(others, samples, sums, strict=True):
-        said = _doubts(*sample, of_other)
+        said = _doubts(reference.path, other.path, *sample, of_other)
         doubts += [f"{other.path}: {doubt}" for doubt in said] if len(others) > 1 else said
     return doubts
 
@@ -188,21 +188,26 @@ def doubts_of_inputs(inputs: Inputs, plan: Plan) -> list[str]:
 
 
 def _doubts(
-    layers: Sequence[PlannedTensor], kinds: Mapping[str, Sequence[PlannedTensor]], sums: Mapping[str, _Sums]
+    reference: str,
+    other: str,
+    layers: Sequence[PlannedTensor],
+    kinds: Mapping[str, Sequence[PlannedTensor]],
+    sums: Mapping[str, _Sums],
 ) -> list[str]:
-    """What the sums of a sample say of one checkpoint."""
+    """What the sums of a sample say of one checkpoint; both are named as the user gave them."""
     ratio = _ratio([sums[layer.name] for layer in layers])
     if ratio is None:
         return []
     ratios = {kind: _ratio([sums[layer.name] for layer in some]) for kind, some in kinds.items()}
     large = {kind: ratio for kind, ratio in ratios.items() if ratio is not None and ratio >= LARGE}
     if ratio >= LARGE and not 0 < len(large) < len(ratios) / 2:
-        question = "was this model fine-tuned from this base?"
+        check = f"{other} was fine-tuned from {reference}"
         if not layers[0].reads.base:
-            question = "are these fine-tunes of one model?"
+            check = f"{other} and {reference} are fine-tunes of one model"
         return [
             f"the updates are as large as the weights: {MEASURE} is {ratio:.2f} in a sample of"
-            f" {plural(len(layers), 'layer')} (1.41 or more for unrelated models); {question}"
+            f" {plural(len(layers), 'layer')} (fine-tunes stay well below {LARGE:g}, unrelated models have"
+            f" 1.41 or more); check that {check}"
         ]
     if not large:
         return []

@@ -222,7 +222,7 @@ def _compare(folder: Folder, file: RecordedFile, advance: Advance) -> Checkpoint
         return error
     if sha256 != file.sha256:
         return CheckpointError(
-            "other bytes than the SHA-256 in the report says",
+            "the SHA-256 is not the one in the report",
             path=shown,
             expected=file.sha256,
             found=sha256,

@@ -63,7 +63,7 @@ OF_SCORES = {
     "out of distribution": "Tasks unlike the data of the fine-tuning. They are marked (out).",
     "difference": "The score of the edited model minus that of the fine-tuned one.",
     "95% interval": "How far the difference may be off, if other samples of the same tasks were drawn"
-    " (paired bootstrap). If it contains 0, the difference may be chance.",
+    " (paired bootstrap). It is of this comparison alone, and not corrected for their number.",
     "p": "How likely a difference of this size is by chance alone, if the edit changed nothing: McNemar's"
     " exact test where answers are right or wrong, otherwise a sign-flip permutation test.",
     "corrected p": "p after Holm's correction for all comparisons of the table.",

@@ -9,7 +9,7 @@ from monosoup_cli.methods.monosoup import FAR
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.verdict import NOISE, outcome, step_of, verdict_of
+from monosoup_cli.report.verdict import NEAR, NOISE, outcome, step_of, verdict_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]
@@ -25,7 +25,8 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
 
     They count the updates without a weak part within their adapter's rank, those that are all noise or have
     none, and the tensors for which a card had no memory. They give the share of an update that the factors of
-    an extracted adapter leave out, and the way back to the base of an edit that goes far.
+    an extracted adapter leave out, and the way back to the base of an edit that goes far. An edit that does
+    next to nothing is said to, and what docs/evidence.md has of edited adapters.
     """
     notes = notes_on_search(report) if "search" in report else []
     layers = report.get("layers", [])
@@ -33,7 +34,7 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
     verdict = _verdict_on(report) if edited else NOTHING
     if report["arguments"].get("split") == "noise":
         sentences = [finding["sentence"] for finding in verdict["findings"] if finding["kind"] in NOISE]
-        notes += [f"{sentence[0].lower()}{sentence[1:].rstrip('.')}" for sentence in sentences]
+        notes += map(_as_note, sentences)
     else:
         notes += _notes_on_ranks(edited, step_of(report))
     nearest = verdict["interpolation"] if step_of(report) == 1.0 else None
@@ -42,6 +43,10 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
             f"the edit goes {1.0 - nearest['alpha']:.0%} of the way back to the base (its equivalent α is"
             f" {nearest['alpha']:.2g})"
         )
+    if nearest is not None and nearest.get("from_finetuned", 1.0) <= NEAR:  # older reports lack it
+        notes.append(_as_note(nearest["sentence"]))
+    if report["command"] == "edit" and edited and all(layer.get("adapter_rank") for layer in edited):
+        notes.append("in monosoup's measurements, the edit made no difference to LoRA fine-tunes that shows")
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
     if max(errors, default=0.0) >= SHOWN:
         mean = sum(errors) / len(errors)
@@ -70,6 +75,10 @@ def _verdict_on(report: Mapping[str, Any]) -> Mapping[str, Any]:
         if has_alpha and all("kind" in finding for finding in stored["findings"]):
             return stored
     return verdict_of(report, rows_of(report))
+
+
+def _as_note(sentence: str) -> str:
+    return f"{sentence[0].lower()}{sentence[1:].rstrip('.')}"
 
 
 def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[str]:

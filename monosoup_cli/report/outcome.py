@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monosoup_cli.report.scores import number, shown_interval, signed
+from monosoup_cli.report.scores import number, shown_interval, shown_p, signed
 from monosoup_cli.report.words import plural, printable
 
 __all__ = ["outcomes"]
@@ -51,16 +51,19 @@ def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, fi
         "not tested": f"{edited} was not tested against {finetuned}, for want of single samples",
         "no difference shown": f"no difference between {edited} and {finetuned} is shown",
     }.get(kind, f"{edited} is {kind} {'from' if kind == 'different' else 'than'} {finetuned}")
-    facts = ", ".join(_facts(one))
+    facts = ", ".join(_facts(one, is_shown=kind != "no difference shown"))
     return (
         f"{_where(record)}, {said}: {number(one['value'])} against {number(record['finetuned'])} ({facts})."
     )
 
 
-def _facts(one: Mapping[str, Any]) -> Iterator[str]:
+def _facts(one: Mapping[str, Any], *, is_shown: bool) -> Iterator[str]:
     yield f"difference {signed(one['difference'])}"
     if one["interval"] is not None:
         yield f"95% interval {shown_interval(one['interval'], ' to ')}"
+        low, high = one["interval"]
+        if not is_shown and not low <= 0.0 <= high:  # an interval is of one comparison
+            yield f"which alone would exclude 0; p {shown_p(one['corrected_p'])} after Holm's correction"
 
 
 def _where(record: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "scores_as_csv",
     "scores_table",
     "shown_interval",
+    "shown_p",
     "shown_rows",
     "signed",
 ]
@@ -38,10 +39,12 @@ CHANGES = {
     "like_base": "as base",
 }
 """What is counted of samples, and its heading."""
+CORRECTED = "p is corrected for the number of comparisons."
+"""What explains the p of the table, where there is one."""
 LOWER = "↓: lower is better."
 """What explains the mark of `direction`."""
 MAX_NAME = 200
-MAX_HEADING = 10
+MAX_HEADING = 12
 """How much of a model's name heads its column."""
 NAMED = 4
 """How many tasks of a metric are named below a table."""
@@ -133,8 +136,11 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
             for shown, one in counted:
                 table.add_row(Text(shown), *(change(one.get(kind)) for kind in kinds))
             parts += [Text(""), table]
-    if has_lower(comparison):
-        parts += [Text(""), Text(LOWER)]
+    records = (*comparison["groups"], *comparison["tasks"])
+    tested = any(one["corrected_p"] is not None for record in records for one in record["edited"])
+    words = [CORRECTED] * tested + [LOWER] * has_lower(comparison)
+    if words:
+        parts += [Text(""), *map(Text, words)]
     return Group(*parts)
 
 

@@ -81,7 +81,7 @@ def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield table(head, body, is_wide=True)
         if counted:
             yield "<h3>What became of the samples</h3>"
-            yield table(["task", *CHANGES.values()], counted)
+            yield table(["task", *CHANGES.values()], counted, is_wide=True)
         yield "</section>"
 
 

@@ -18,6 +18,7 @@ from monosoup_cli.report.words import plural
 
 __all__ = [
     "AS_LARGE",
+    "NEAR",
     "NOISE",
     "Finding",
     "findings",

@@ -522,7 +522,7 @@ def test_a_killed_run_goes_on_from_the_same_commit_alone(large, tmp_path):
     finally:
         repository.revisions["main"] = old
     assert moved.returncode == 1
-    assert "differs in inputs.finetuned 1 model.safetensors.commit" in moved.stderr
+    assert "differs in FINETUNED 1's model.safetensors (commit)" in moved.stderr
     assert f"rerun with its old commit, @{old}" in moved.stderr
     assert resumed.returncode == 0, resumed
 

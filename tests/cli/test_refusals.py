@@ -642,8 +642,9 @@ def test_resume_with_other_inputs_names_them(interrupted, refuse, which, change)
         save_file(load_file(path), path, metadata={"format": "pt", "changed": "yes"})
     line = refuse(*interrupted, "--resume")
     assert "differs in" in line
-    assert f"inputs.{which}" in line
-    assert path.name in line
+    assert f"{which.upper()}{' 1' * (which == 'finetuned')}'s {path.name} (" in line
+    assert change != "time" or "(time of modification);" in line
+    assert "--overwrite alone" in line
 
 
 def test_resume_goes_on_after_a_refusal(interrupted, refuse, run, tmp_path):

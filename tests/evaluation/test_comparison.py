@@ -550,6 +550,21 @@ def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_pat
     assert "On same, no difference between edited and tuned is shown: 0.5000 against 0.5000" in alone
 
 
+def test_an_interval_that_excludes_0_where_no_difference_is_shown(tmp_path, run):
+    """p is 2/2^6 for each of two tasks, and twice that after the correction."""
+    paths = [
+        write(tmp_path / name, one=answers, two=answers)
+        for name, answers in (("base", BASE), ("tuned", "1" * 40), ("edited", "0" * 6 + "1" * 34))
+    ]
+    out = run("scores", *paths).out
+    assert out.count("p is corrected for the number of comparisons.") == 1
+    said = outcomes(monosoup_cli.scores(*paths))
+    assert ["which alone would exclude 0; p 0.06 after Holm's correction)." in one for one in said] == [
+        True,
+        True,
+    ]
+
+
 def test_many_tasks_are_counted_and_totals_are_not_tested(decided, tmp_path):
     for model, one in zip(decided, ("0", "1", "1"), strict=True):
         for number in range(3):

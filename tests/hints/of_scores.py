@@ -51,6 +51,13 @@ def the_folder_of_samples(at: Trial) -> None:
     at.works("scores", *folders)
 
 
+@follows("evaluation/comparison.py", "once for each task")
+def tasks_between_commas(at: Trial) -> None:
+    folders = models(at)
+    at.refused("scores", *folders, "--in", "cars,birds")
+    at.works("scores", *folders, "--in", "cars", "--in", "birds")
+
+
 @follows("evaluation/comparison.py", "or add a column `task`")
 def files_of_a_task_that_are_called_alike(at: Trial) -> None:
     files = [at.tmp / name / f"of-{name}.csv" for name in ("base", "tuned", "edited")]

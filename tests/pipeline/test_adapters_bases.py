@@ -284,6 +284,11 @@ def test_another_base_than_the_named_one_is_said(run, tmp_path, case, saved):
         [1] * is_other,
         is_other,
     )
+    if is_other and named == "org/other":
+        link = tmp_path / "other"
+        link.symlink_to(base)
+        assert "ln -s" in result.err
+        assert run("edit", link, adapter, "-o", tmp_path / "linked", "--strict").code == 0
     strict = run("edit", base, adapter, "-o", tmp_path / "strict", "--strict")
     assert (strict.code, strict.err.count("names as its base")) == (is_other, is_other), strict.err
     assert ("What it stores whole (1 tensor) is no difference from that base" in result.err) == (
@@ -299,6 +304,9 @@ def test_the_size_of_an_adapter_is_no_doubt_about_its_base(run, tmp_path):
     result = run("merge", made.base, made.adapter, "-o", tmp_path / "out", "--strict")
     assert result.code == 0, result.err
     assert "doubts" not in json.loads((tmp_path / "out" / "monosoup_report.json").read_text())
+    alone = run("edit", made.base, made.adapter, "-o", tmp_path / "alone")
+    noted = "note: in monosoup's measurements, the edit made no difference to LoRA fine-tunes that shows"
+    assert (noted in alone.err, noted in result.err) == (True, False)
     both = run("edit", made.base, made.adapter, tmp_path / "out", "-o", tmp_path / "both", "--strict")
     assert (both.code, "are as large as the weights" in both.err) == (1, True), both.err
 

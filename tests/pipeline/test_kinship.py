@@ -210,7 +210,9 @@ def test_checkpoints_that_are_averaged_without_a_base_are_doubted_too(asked):
 
     assert asked({"a": torch.ones(3, 2)}, {"a": 1.5 * torch.ones(3, 2)}, ask=ask) == []
     [doubt] = asked({"a": torch.ones(3, 2)}, {"a": 9 * torch.ones(3, 2)}, ask=ask)
-    assert doubt.endswith("(1.41 or more for unrelated models); are these fine-tunes of one model?")
+    assert re.search(
+        r"well below 1, .*; check that \S+/finetuned\S+ and \S+/base\S+ are fine-tunes of one model$", doubt
+    )
 
 
 def test_one_kind_of_layer_is_doubted_by_itself(asked):
@@ -271,6 +273,7 @@ def test_a_doubt_is_in_the_report_and_refused_if_asked(run, tmp_path, step):
     assert_valid(report)
     assert (quiet.err, len(report["doubts"])) == ("", 1)
     assert "as large as the weights" in report["doubts"][0]
+    assert report["doubts"][0].endswith(f"check that {far} was fine-tuned from {base}")
     assert run("edit", base, far, "-o", tmp_path / "noted").code == 0
     assert json.loads((tmp_path / "noted" / "monosoup_report.json").read_text())["doubts"] == report["doubts"]
     with pytest.raises(MismatchError, match="as large as the weights"):

@@ -194,8 +194,8 @@ def test_other_side_files_are_no_resumed_run(run, in_folders, tmp_path):
     ("name", "named"),
     [
         ("config.json", "configs.finetuned 1, rewritten.config.json"),
-        ("vocab.txt", "side_files.vocab.txt"),
-        ("README.md", "side_files.README.md"),
+        ("vocab.txt", "vocab.txt (size)"),
+        ("README.md", "README.md (size)"),
     ],
 )
 def test_a_changed_side_file_is_another_input(run, in_folders, tmp_path, name, named):

@@ -115,7 +115,7 @@ def forge(out, name):
 
 
 UNASKED = {"inputs": False, "again": False}
-OTHER = "other bytes than the SHA-256 in the report says"
+OTHER = "the SHA-256 is not the one in the report"
 SIZE = "another size than in the report"
 GONE = "the file is missing"
 STRAY = "not of this output, and a loader may read it"

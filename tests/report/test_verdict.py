@@ -385,6 +385,18 @@ def test_an_update_without_a_weak_part_becomes_what_is_said(tmp_path, run, wise)
     torch.testing.assert_close(edited["w"], expected, rtol=0.0, atol=1e-12)
 
 
+def test_an_edit_that_changes_nothing_says_so(tmp_path, run):
+    """By a note, and by the field on which docs/ci.md stops."""
+    model = Model(5)
+    base = {"w": 0.02 * model.normal(96, 80)}
+    said, _ = written_by(run, tmp_path, (base, {"w": base["w"] + 1e-3 * model.flat((96, 80), 0.0)}))
+    assert said.count("note: the edit barely changes the fine-tuned weights") == 1
+    nearest = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())["verdict"]["interpolation"]
+    assert nearest["from_finetuned"] < 1e-3
+    half, _ = written_by(run, tmp_path, (base, load_file(tmp_path / "ft.safetensors")), "--wise", "0.5")
+    assert "barely changes" not in half
+
+
 def test_a_head_over_zeros_was_made_anew(told):
     model = Model(4)
     base = {name: weights.float() for name, weights in model.base.items()}
