@@ -20,7 +20,7 @@ from monosoup_cli.api.again import other_environment, recorded_step
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.pipeline import execute, parts
 from monosoup_cli.pipeline.ready import Ready, make_ready
-from monosoup_cli.report.files import REPORT_NAME, as_text
+from monosoup_cli.report.files import as_text, is_report
 from monosoup_cli.sources.library_files import CARD_NAME
 
 __all__ = ["COUNTS", "afterwards", "install", "once"]
@@ -103,4 +103,4 @@ def _run_again(report: Mapping[str, Any], path: Path) -> None:
 def _names(path: Path) -> set[str]:
     """The files of an output, but for its reports and model cards, which have its path and the time."""
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-    return {str(one.relative_to(path.parent)) for one in files if one.name not in (REPORT_NAME, CARD_NAME)}
+    return {str(one.relative_to(path.parent)) for one in files if not (one.name == CARD_NAME or is_report(one))}

@@ -74,7 +74,7 @@ def test_a_run_with_doubts(act, tmp_path):
     assert (tmp_path / "models" / "my out" / "model.safetensors").is_file()
     assert not list(tmp_path.rglob("hacked"))
     assert done.outputs.splitlines()[1:2] == [str(tmp_path / "models" / "my out" / "monosoup_report.json")]
-    assert "is BASE the model that was fine-tuned?" in done.summary
+    assert "Is BASE the model that was fine-tuned?" in done.summary
     assert done.summary.startswith("<pre>\nin doubt: the updates are as large as the weights")
     assert "::error::&lt;b>" in done.summary
     first, *shown, last = done.log.splitlines()

@@ -239,6 +239,7 @@ def test_the_note_names_a_pattern_for_all_of_them(run, tmp_path):
         assert written(tmp_path / "out").keys() == tensors(0).keys() | set(names)
 
 
+@pytest.mark.once
 def test_of_a_base_on_the_hub_they_are_fetched(client, tmp_path):
     """With what is compared, and nothing else of a large file."""
     large, little = torch.randn(64, 64), torch.randn(8, 8)

@@ -278,7 +278,7 @@ def test_a_doubt_is_in_the_report_and_refused_if_asked(run, tmp_path, step):
     assert json.loads((tmp_path / "noted" / "monosoup_report.json").read_text())["doubts"] == report["doubts"]
     with pytest.raises(MismatchError, match="as large as the weights"):
         monosoup_cli.edit(base, far, tmp_path / "python", strict=True)
-    assert "is BASE the model that was fine-tuned?" in run("inspect-spectrum", base, far).out
+    assert "Is BASE the model that was fine-tuned?" in run("inspect-spectrum", base, far).out
     refused = run("edit", base, far, "-o", tmp_path / "strict", "--strict")
     assert (refused.code, refused.err.count(report["doubts"][0])) == (1, 1)
     assert not (tmp_path / "strict").exists()

@@ -64,6 +64,7 @@ def calls(monkeypatch):
     return found
 
 
+@pytest.mark.once
 def test_the_output_is_that_of_every_tensor_alone(pair, tmp_path, calls):
     report = monosoup_cli.edit(*pair, tmp_path / "out", workers=2)
     assert len(calls) == len(SHAPES)
@@ -189,6 +190,7 @@ def test_part_of_a_group_is_continued(pair, tmp_path, kept):
     assert report["timing"]["bytes_written"] < (out / "model.safetensors").stat().st_size or kept == 0
 
 
+@pytest.mark.once
 def test_a_group_has_a_limit(tmp_path, calls):
     count = 2 * GROUP_ELEMENTS // 256 + 1
     generator = torch.Generator().manual_seed(3)
