@@ -702,6 +702,15 @@ def test_sfgs_is_a_plain_loop(family, tmp_path, with_vectors):
     assert {1, len(family.finetuned)} < seen, "all, one, and something between"
 
 
+def test_sfgs_counts_the_layers_that_moved(tmp_path):
+    base = {"moved": torch.eye(4), "frozen": torch.eye(4)}
+    for name, scale in (("base", 1), ("one", 2), ("two", 3)):
+        save_file(base | {"moved": scale * base["moved"]}, tmp_path / f"{name}.safetensors")
+    inputs = [tmp_path / f"{name}.safetensors" for name in ("base", "one", "two")]
+    plan = monosoup_cli.sfgs.plan(inputs[0], inputs[1:], tmp_path / "out", threshold=0.5)
+    assert plan["selection"]["layers"] == 1
+
+
 def test_sfgs_thresholds_say_what_others_would_choose(family, tmp_path):
     matrix = similarity_by_hand(family)
     report = monosoup_cli.sfgs(family.base, family.finetuned, tmp_path / "out.safetensors", threshold=0.5)
