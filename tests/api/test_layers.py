@@ -223,6 +223,10 @@ def test_a_fused_matrix_has_one_setting(tmp_path):
 
 REFUSED = {
     "a glob of nothing": ({"*mpl*": {"energy": 0.5}}, r"layers '\*mpl\*' matches no tensor"),
+    "a glob of vectors": (
+        {"*bias": {"energy": 0.5}},
+        r"layers '\*bias' matches no tensor that is edited: found 'h.0.attn.bias' \(vector\), .* and 4 more$",
+    ),
     "no such setting": (
         {"*mlp*": {"enrgy": 0.5}},
         r"layers '\*mlp\*': a layer has no enrgy: expected split, ",

@@ -95,6 +95,15 @@ def an_output_elsewhere(at: Trial) -> None:
     at.loads("run", written(at, content), "-o", at.out)
 
 
+@follows("api/recipe.py", "pass --resume --overwrite to make it and what follows anew")
+def a_step_that_changed(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    assert at.run("run", written(at, content), "-o", at.out).code == 0
+    path = written(at, {**content, "energy": 0.5})
+    at.refused("run", path, "-o", at.out, "--resume")
+    at.loads("run", path, "-o", at.out, "--resume", "--overwrite")
+
+
 @follows("tensors/patterns.py", "the first that matches counts, so put it before them")
 def layers_in_the_wrong_order(at: Trial) -> None:
     one, two = ("*weight", {"energy": 0.5}), ("block*", {"energy": 0.9})
