@@ -125,7 +125,7 @@ def run(
     for step, own in waiting(read_steps(recipe, output), options):
         with step.prepare(**own) as planned:
             ready = make_ready(planned)
-            with watched(progress, passes_over(ready)) as moved:
+            with watched(progress, passes_over(ready), step.command.__name__) as moved:
                 reports.append(execute_by_engine(ready, moved, ignore_scores))
             if planned.destination.options.push is not None:
                 planned.destination.push(planned.task.call)

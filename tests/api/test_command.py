@@ -3,6 +3,7 @@
 import inspect
 import json
 import pydoc
+import re
 import shutil
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.api.command import keywords_of
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.cli.app import main
 from monosoup_cli.devices.cpu import Cpu
@@ -35,6 +37,11 @@ def test_help_says_what_a_function_returns(function):
     assert "The report as a dict" in " ".join(returned.split())
     assert "report" not in function.prepare.__doc__.split("Returns:")[1].split("Raises:")[0]
     assert "Option(" not in text
+    arguments = text.split("Args:")[1]
+    assert "Repeatable" not in arguments
+    assert [
+        flag for flag in re.findall(r"--[a-z-]+", arguments) if flag in keywords_of(function.declared)
+    ] == []
     for name in inspect.signature(function).parameters:
         assert f"{name}: " in text.split("Args:")[1] or name == "watch"
 

@@ -418,8 +418,11 @@ REFUSED = {
         config("linear") | {"models": [{"model": "b+a", "parameters": {"weight": w}} for w in (1, -2)]},
         "reads no MODEL+ADAPTER",
     ),
-    "ties": (config("ties"), "merge_method 'ties' is mergekit's alone"),
-    "a method in a list": ({**config("linear"), "merge_method": ["linear"]}, "is mergekit's alone"),
+    "ties": (config("ties"), "only mergekit has merge_method 'ties'"),
+    "a method in a list": (
+        {**config("linear"), "merge_method": ["linear"]},
+        "only mergekit has merge_method [",
+    ),
     "parameters that are none": (config("linear", parameters=5), "parameters must have names and values"),
     "a model without weight": (config("linear", weight=None), "a model has no weight"),
     "a huge weight": (config("linear", weight=(10**17, float("inf"))), "weight must be a number"),

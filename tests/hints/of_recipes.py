@@ -55,7 +55,7 @@ def a_program(at: Trial) -> None:
 
 @follows(
     "api/mergekit.py",
-    "merge_method … is mergekit's alone",
+    "only mergekit has merge_method …",
     "has what monosoup does not do",
     "the same for all tensors; merge with mergekit",
     "the same for all tensors; `monosoup lines`",
@@ -68,7 +68,7 @@ def what_mergekit_alone_does(at: Trial) -> None:
     models = [{"model": str(one), "parameters": {"weight": 0.4}} for one in (at.base, at.finetuned)]
     plain: dict[str, Any] = {"merge_method": "linear", "models": models}
     problem = at.site.problem
-    if "alone" in problem:
+    if "only mergekit" in problem:
         content = {**plain, "merge_method": "slerp"}
     elif "does not do" in problem:
         content = {**plain, "slices": []}
