@@ -405,9 +405,8 @@ def document(
     if PROGRESS.name in signature.parameters:
         helps[PROGRESS.name] = PROGRESS_HELP
     options = "\n".join(_folded(f"{key}: {words}") for key, words in helps.items())
-    text, example, command = inspect.cleandoc(declaration.__doc__ or "").partition("\n\nExample: ")
     function.__doc__ = (
-        f"{_in_python(text, names)}{example}{command}\n\nArgs:\n{options}"
+        f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}"
         f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )
