@@ -221,6 +221,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         counts.add_row("updates", f"the sum of {count}, not their mean{times}")
     if report["command"] in ("edit", "extract") and count > 1:
         counts.add_row("update", f"the mean of {count}{f', weighted {weights}' if weights else ''}")
+    if report["command"] == "transplant":
+        counts.add_row("D", "onto − base")
     overlapping = sum("shared_rows" in layer for layer in report.get("layers", ()))
     if overlapping:
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
