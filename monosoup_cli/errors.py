@@ -77,6 +77,11 @@ SECRET_IN_QUERY = re.compile(
 """The two facts are looked for apart, so that a long name takes no longer than its length."""
 
 
+def with_names(text: str, names: Mapping[str, str]) -> str:
+    """A text with other names for options of the shell."""
+    return FLAG.sub(lambda flag: names.get(flag[0], flag[0]), text)
+
+
 def has_marks(text: str) -> bool:
     """Whether a text may have something for `without_tokens`: far quicker than its patterns."""
     return "hf_" in text or "api_org_" in text or "://" in text
@@ -176,12 +181,8 @@ class MonosoupError(Exception):
         Args:
             names: The new names of flags, such as "on_nonfinite" for "--on-nonfinite".
         """
-
-        def renamed(text: str) -> str:
-            return FLAG.sub(lambda flag: names.get(flag[0], flag[0]), text)
-
-        self.problem = renamed(self.problem)
-        self.hint = None if self.hint is None else renamed(self.hint)
+        self.problem = with_names(self.problem, names)
+        self.hint = None if self.hint is None else with_names(self.hint, names)
 
 
 class UsageError(MonosoupError):

@@ -208,8 +208,8 @@ class LayerOptions:
     layers: Annotated[
         Mapping[str, Mapping[str, Setting]] | None,
         Option(
-            "Settings of the tensors whose names match a glob, in place of those of the whole call:"
-            " {'*mlp*': {'energy': 0.8}}. The first glob that matches a name counts.",
+            "Settings of the tensors whose names match a glob, in place of those of the whole call."
+            " The first glob that matches a name counts.",
             in_shell=False,
         ),
     ] = None

@@ -103,4 +103,5 @@ def _run_again(report: Mapping[str, Any], path: Path) -> None:
 def _names(path: Path) -> set[str]:
     """The files of an output, but for its reports and model cards, which have its path and the time."""
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-    return {str(one.relative_to(path.parent)) for one in files if not (one.name == CARD_NAME or is_report(one))}
+    same = [one for one in files if one.name != CARD_NAME and not is_report(one)]
+    return {str(one.relative_to(path.parent)) for one in same}

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
@@ -21,7 +23,7 @@ from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.api.plan import chooses_dry, plan_of
 from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.declaration import evaluate, taken
-from monosoup_cli.errors import MonosoupError
+from monosoup_cli.errors import MonosoupError, with_names
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
 from monosoup_cli.tensors.patterns import LAYERS
@@ -157,6 +159,9 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
     own = declared_in(order)
     has_layers = any(one.option.of_layer for one in own.values())
     declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
+    if has_layers:
+        example = _example_of_layers(own)
+        declared[LAYERS] = declared[LAYERS].saying(f"{declared[LAYERS].option.help} Example: {example}.")
     declared |= {name: declared[name].saying(words) for name, words in helps.items()}
     signature = inspect.signature(order)
     name = order.__name__
@@ -202,12 +207,13 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
         from monosoup_cli.pipeline.ready import make_ready
         from monosoup_cli.pipeline.scoring import ignore_scores
 
-        with watched(watch, planned.examined) as progress:
+        with watched(watch, planned.examined, "examining") as progress:
             ready = make_ready(planned, progress)
+        doing = "writing" if planned.examined else name
         if ready.share.part is not None:
-            with watched(watch, ready.share.tensors) as progress:
+            with watched(watch, ready.share.tensors, doing) as progress:
                 return dict(make_part(ready, progress).facts)
-        with watched(watch, passes_over(ready)) as progress:
+        with watched(watch, passes_over(ready), doing) as progress:
             report = execute_by_engine(ready, progress, ignore_scores)
         if planned.destination.options.push is not None:
             planned.destination.push(planned.task.call)
@@ -216,6 +222,15 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
     made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned"))
     made.task, made.plan = task, _plan(order, made)
     return made
+
+
+def _example_of_layers(own: Mapping[str, DeclaredOption]) -> str:
+    """The argument `layers` with the first setting that is a number, or else a flag."""
+    of_layer = [one for one in own.values() if one.option.of_layer]
+    name, value = next(
+        (one.name, value) for one, value in product(of_layer, (0.5, False)) if one.accepts(value)
+    )
+    return str({"*mlp*": {name: value}})
 
 
 def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[P, dict[str, Any]]:
@@ -389,15 +404,21 @@ def document(
     function.__signature__ = signature  # type: ignore[attr-defined]
     annotations = {one.name: one.annotation for one in signature.parameters.values()}
     function.__annotations__ = {**annotations, "return": signature.return_annotation}
-    helps = {name: one.option.help for name, one in declared.items()}
+    names = keywords_of(declared)
+    helps = {key: _in_python(one.option.help, names) for key, one in declared.items()}
     if PROGRESS.name in signature.parameters:
         helps[PROGRESS.name] = PROGRESS_HELP
-    options = "\n".join(_folded(f"{name}: {words}") for name, words in helps.items())
+    options = "\n".join(_folded(f"{key}: {words}") for key, words in helps.items())
     function.__doc__ = (
         f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}"
         f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )
+
+
+def _in_python(text: str, names: Mapping[str, str]) -> str:
+    """A help text of the shell, with keywords in the place of its options."""
+    return with_names(re.sub(r" Repeatable\b[^.]*\.", "", text), names)
 
 
 def _folded(text: str, further: int = 8) -> str:

@@ -39,7 +39,7 @@ def finish(output: StrPath, *, overwrite: bool = False, progress: Watch = None) 
         monosoup_cli.errors.MonosoupError: A part is missing or damaged, or they are not of one run.
     """
     with opened(output, overwrite=overwrite) as parts:
-        with watched(progress, parts.planned.plan.tensors) as moved:
+        with watched(progress, parts.planned.plan.tensors, "finish") as moved:
             report = parts.finish(moved)
         if parts.planned.destination.options.push is not None:
             parts.planned.destination.push(parts.planned.task.call)

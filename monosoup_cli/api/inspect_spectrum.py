@@ -102,7 +102,7 @@ def _inspect_spectrum(
 
 
 def _run(inspected: Inspected, watch: Watch) -> dict[str, Any]:
-    with watched(watch, inspected.inspection.plan.edited) as progress:
+    with watched(watch, inspected.inspection.plan.edited, "inspecting") as progress:
         return inspected.run(progress)
 
 

@@ -41,7 +41,7 @@ def step_of_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     method = content["merge_method"]
     if not isinstance(method, str) or method not in METHODS:
         raise UsageError(
-            f"merge_method {crop(repr(method))} is mergekit's alone",
+            f"only mergekit has merge_method {crop(repr(method))}",
             expected=", ".join(METHODS),
             hint="merge with mergekit, and use the result as an input here",
         )

@@ -29,11 +29,11 @@ def plan_of(planned: Planned, watch: Watch) -> dict[str, Any]:
     from monosoup_cli.sources.transfer import fetch
 
     is_foreseen = planned.draft.is_foreseeable
-    with watched(watch, planned.examined) as progress:
+    with watched(watch, planned.examined, "examining") as progress:
         ready = foresee(planned) if is_foreseen else make_ready(planned, progress)
     if chooses_dry(planned):
         fetch(ready.downloads)
-    with watched(watch, ready.plan.tensors if chooses_dry(planned) else ()) as progress:
+    with watched(watch, ready.plan.tensors if chooses_dry(planned) else (), "comparing") as progress:
         plan, selection = preview_of(ready, progress)
     return plan_to_json(plan, notices_of(ready), selection)
 

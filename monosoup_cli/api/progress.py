@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "watched"]
 
 Watch: TypeAlias = type[Any] | Callable[[Any, bool], None] | None
-"""A `Progress`; a class that is called with `total`, `unit` and `unit_scale`, and whose bars are updated and
-closed, as tqdm; or nothing."""
+"""A `Progress`; a class that is called with `desc`, `total`, `unit` and `unit_scale`, and whose bars are
+updated and closed, as tqdm; or nothing."""
 
 
 @contextmanager
-def watched(watch: Watch, tensors: Sequence[PlannedTensor]) -> Iterator[Progress]:
+def watched(watch: Watch, tensors: Sequence[PlannedTensor], doing: str) -> Iterator[Progress]:
     """Yield the callback for some tensors: the user's own, or one that moves a new bar of the user's class.
 
     A bar counts the bytes of the tensors, so that its percentage and its time left are those of the work.
+    `doing` stands before it.
     """
     from monosoup_cli.pipeline.engine import ignore
 
@@ -32,7 +33,8 @@ def watched(watch: Watch, tensors: Sequence[PlannedTensor]) -> Iterator[Progress
         yield watch
     else:
         lock = Lock()
-        bar = watch(total=sum(tensor.nbytes for tensor in tensors), unit="B", unit_scale=True)
+        total = sum(tensor.nbytes for tensor in tensors)
+        bar = watch(desc=doing, total=total, unit="B", unit_scale=True)
 
         def move(tensor: PlannedTensor, is_done: bool) -> None:
             if is_done:

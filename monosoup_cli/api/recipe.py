@@ -7,13 +7,22 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, masked, some
+from monosoup_cli.errors import (
+    CheckpointError,
+    MonosoupError,
+    OutputExistsError,
+    ReportError,
+    UsageError,
+    crop,
+    masked,
+    some,
+)
 from monosoup_cli.options import NO_BASE, ComputeOptions, OutputOptions, StrPath, declared_in
 from monosoup_cli.tensors.patterns import LAYERS
 from monosoup_cli.values import as_list, check_keys
@@ -43,11 +52,20 @@ class Step:
         command: The command.
         arguments: Its arguments, without those of the run.
         prepare: Takes options of the run, and opens the inputs.
+        is_of_mergekit: Whether a configuration of mergekit became this step.
     """
 
     command: WritingCommand[...]
     arguments: Mapping[str, Any]
     prepare: Callable[..., Planned]
+    is_of_mergekit: bool = False
+
+    @property
+    def command_line(self) -> str:
+        """The shell command that does the same."""
+        from monosoup_cli.pipeline.task import command_line
+
+        return command_line(self.command.task(**self.arguments))
 
     @property
     def output(self) -> str:
@@ -81,7 +99,7 @@ def _plain(arguments: Mapping[str, Any]) -> Any:
 
 
 def run(
-    recipe: StrPath, *, output: StrPath | None = None, progress: Watch = None, **options: Any
+    recipe: StrPath, output: StrPath | None = None, *, progress: Watch = None, **options: Any
 ) -> list[dict[str, Any]]:
     """Run the steps of a recipe, one after the other; or the command of a report again.
 
@@ -106,7 +124,7 @@ def run(
     for step, own in waiting(read_steps(recipe, output), options):
         with step.prepare(**own) as planned:
             ready = make_ready(planned)
-            with watched(progress, passes_over(ready)) as moved:
+            with watched(progress, passes_over(ready), step.command.__name__) as moved:
                 reports.append(execute_by_engine(ready, moved, ignore_scores))
             if planned.destination.options.push is not None:
                 planned.destination.push(planned.task.call)
@@ -131,20 +149,44 @@ def waiting(
         steps: All of them.
         options: What the user said of the run.
         note: Is told of the steps that are done.
+
+    Raises:
+        OutputExistsError: The output of one is there, and is not to be replaced.
     """
     from monosoup_cli.outputs.workplace import partial_path
 
-    has_run = False
-    for number, step in enumerate(steps, start=1):
-        own = {name: value for name, value in options.items() if number == len(steps) or name not in OF_LAST}
-        asks_more = any(own.get(name) for name in OF_LAST)
-        if own.get("resume") and not (has_run or asks_more) and step.is_done():
-            note(f"{step.output} is complete, so {step.command.__name__} is not run again")
-            continue
-        if own.get("resume") and not os.path.lexists(partial_path(Path(step.output))):
-            own["resume"] = asks_more and os.path.lexists(step.output)  # or nothing of it is there yet
+    resumes, last = options.get("resume"), steps[-1]
+    asks_more = any(options.get(name) for name in OF_LAST)
+    left = [*steps]
+    while left and resumes and not (asks_more and left[0] is last) and left[0].is_done():
+        done = left.pop(0)
+        note(f"{done.output} is complete, so {done.command.__name__} is not run again")
+    if not options.get("overwrite"):
+        _check_free(left, resumes=bool(resumes), asks_more=asks_more)
+    for step in left:
+        own = {name: value for name, value in options.items() if step is last or name not in OF_LAST}
+        if resumes and not os.path.lexists(partial_path(Path(step.output))):
+            own["resume"] = step is last and asks_more and os.path.lexists(step.output)  # or nothing is there
         yield step, own
-        has_run = True  # what follows may read its output
+
+
+def _check_free(steps: Sequence[Step], *, resumes: bool, asks_more: bool) -> None:
+    """Refuse outputs of later steps that are there; with `resumes`, that of the first as well."""
+    from monosoup_cli.outputs.output_path import check_output_path
+    from monosoup_cli.outputs.workplace import partial_path
+
+    for number, step in enumerate(steps):
+        if not os.path.lexists(step.output):
+            continue
+        is_begun = os.path.lexists(partial_path(Path(step.output)))
+        if resumes and not is_begun and not (asks_more and len(steps) == 1):
+            raise OutputExistsError(
+                "the output is of another call or of other inputs",
+                path=step.output,
+                hint="pass --resume --overwrite to make it and what follows anew",
+            )
+        if number:
+            check_output_path(Path(step.output), [], overwrite=False, resume=False)
 
 
 def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
@@ -163,7 +205,8 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
                 raise UsageError(
                     "mergekit's configurations do not say where the output goes", hint="add -o OUT"
                 )
-            return [_step({**step_of_mergekit(content), "output": output})]
+            step = _step({**step_of_mergekit(content), "output": output})
+            return [replace(step, is_of_mergekit=True)]
         is_several = "steps" in content and "command" not in content  # soup has an option of that name
         found = content["steps"] if is_several else [content]
         if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
@@ -295,7 +338,9 @@ def _step(content: Mapping[str, Any]) -> Step:
         raise UsageError(
             f"a recipe runs no programs: {some(named, 4)}", hint=f"choose with `monosoup {name}` in a shell"
         )
-    _refuse(arguments, set(command.declared) - OF_THE_RUN.keys())
+    _refuse(arguments.keys() & OF_THE_RUN.keys(), set())
+    known = [key for key in command.declared if key not in {*OF_THE_RUN, *PROGRAMS}]
+    check_keys(f"`{name}` has no argument", arguments, known, expected=", ".join(known))
     for key, value in arguments.items():
         if key != LAYERS:
             arguments[key] = command.declared[key].taken(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -206,7 +205,7 @@ class _Search:
             return self._choose(context, partial, trials)
 
     def _choose(self, context: ChooserContext, partial: PartialOutput, trials: _Trials) -> Choice:
-        from monosoup_cli.pipeline.task import Choice
+        from monosoup_cli.pipeline.task import Choice, command_line
 
         has_blocks = _has_blocks(list(context.inputs.finetuned[0].tensors), self.block_pattern)
         first = list(coarse(is_of_several=len(self.sources) > 1, has_blocks=has_blocks))
@@ -253,7 +252,7 @@ class _Search:
             "chosen": chosen.candidate.label,
             "is_within": not goal.lack(chosen),
             "not_tried": [] if has_blocks else ["lines"],
-            "command": _command_line(made),
+            "command": command_line(made),
         }
         return Choice(range(len(self.sources)), {}, made, search, final_scores)
 
@@ -385,12 +384,3 @@ def _has_blocks(names: Sequence[str], pattern: str | None) -> bool:
             raise
         return False
     return True
-
-
-def _command_line(task: Task) -> str:
-    """The shell command of a task."""
-    order, call = task.order, task.call
-    words = call.words(call.arguments)
-    return shlex.join(
-        ["monosoup", call.command, str(order.base), *order.finetuned, *words, "-o", order.output]
-    )

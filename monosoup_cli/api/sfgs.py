@@ -131,7 +131,7 @@ class _BySimilarity:
         decisions = decide(matrix, self.order, self.threshold)
         members = members_of(self.order, decisions)
         selection = {
-            "layers": len(grams),
+            "layers": sum(bool(gram.diagonal().any()) for gram in grams),
             "candidates": list(sources),
             "similarity": matrix,
             "order": [sources[number] for number in self.order],

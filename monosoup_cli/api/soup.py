@@ -50,12 +50,12 @@ __all__ = ["Accept", "Watch", "soup"]
 Accept = Literal["ge", "gt"]
 EMA_DECAY = 0.8
 
-Watch: TypeAlias = Callable[[str, Trial | None, int], None]
-"""Called before and after every score of the greedy soup: with a source, the trial (None before the score is
-known), and the number of checkpoints whose mean is scored."""
+Watch: TypeAlias = Callable[[str, Trial | float | None, int], None]
+"""Called before and after every score of the greedy soup: with a source, the trial (or the score, of a
+checkpoint alone; None before it is known), and the number of checkpoints whose mean is scored."""
 
 
-def _ignore(source: str, trial: Trial | None, count: int) -> None:
+def _ignore(source: str, trial: Trial | float | None, count: int) -> None:
     pass
 
 
@@ -327,7 +327,10 @@ class _Greedy:
         assert partial is not None
         numbers = range(len(self.sources))
         if self.scores is None:
-            scores = [self._score([number], context, partial) for number in numbers]
+            scores = []
+            for number, source in enumerate(self.sources):
+                scores.append(self._score([number], context, partial))
+                self.watch(source, scores[-1], 1)
         else:
             scores = [self.scores[source] for source in self.sources]
         order = best_first(scores)

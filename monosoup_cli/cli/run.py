@@ -57,6 +57,8 @@ def _run(
     for step, own in waiting(steps, given, lambda text: console.note(f"note: {text}")):
         if len(steps) > 1:
             console.note(f"{step.command.__name__} → {step.output}")
+        if step.is_of_mergekit:
+            console.note(f"runs: {step.command_line}", is_to_copy=True)
         with console.growing_table() as show, step.prepare(**own) as planned:
             run_planned(planned, console, of_scores(show), is_dry=dry_run, as_json=format == "json")
         if dry_run:

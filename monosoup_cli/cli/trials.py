@@ -18,14 +18,14 @@ Show: TypeAlias = "Callable[[Callable[[], RenderableType], str], None]"
 """Shows what a function makes where there is a live table, and a line otherwise."""
 
 
-def of_soup(show: Show) -> Callable[[str, Trial | None, int], None]:
+def of_soup(show: Show) -> Callable[[str, Trial | float | None, int], None]:
     """Show the trials of a greedy soup."""
     done: list[tuple[str, float, bool]] = []
 
-    def watch(source: str, trial: Trial | None, count: int) -> None:
+    def watch(source: str, trial: Trial | float | None, count: int) -> None:
         others = f" averaged with {plural(count - 1, 'other')}" if count > 1 else ""
         now = f"scoring {source}{others}" if trial is None else ""
-        if trial is not None:
+        if trial is not None and not isinstance(trial, float):
             done.append((source, trial.score, trial.joined))
 
         def table() -> RenderableType:
@@ -35,6 +35,8 @@ def of_soup(show: Show) -> Callable[[str, Trial | None, int], None]:
 
         if trial is None:
             show(table, now)
+        elif isinstance(trial, float):  # of the checkpoint alone
+            show(table, f"{source}: {trial:g}")
         else:
             show(table, f"trial {len(done)}: {source}: {trial.score:g}, {joined_label(trial.joined)}")
 

@@ -35,7 +35,7 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
     names = [] if model.place.folder is None else model.place.folder.names()
     return model_card(
         f"{name} {variant.folder}".strip(),
-        ready.form.description.text(task.order.method.paper),
+        _method(ready, choice),
         shlex.join(_command(ready, variant)),
         parents,
         task.order.method.paper.citation,
@@ -43,6 +43,14 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
         library=ready.form.description.library or library_of(model.config, names),
         layers=task.layers,
     )
+
+
+def _method(ready: Ready, choice: Choice) -> str:
+    """What was done, in words."""
+    count = len(ready.planned.inputs.finetuned)
+    if len(choice.members) == 1 < count:
+        return f"The weights of one of {count} fine-tuned checkpoints. No other one joined it in a soup."
+    return ready.form.description.text(ready.planned.task.order.method.paper)
 
 
 def _command(ready: Ready, variant: Variant) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.tensors.method import Order
 from monosoup_cli.tensors.plan import Selection
 
-__all__ = ["Choice", "Chooser", "ChooserContext", "OnScore", "Task", "true_hints"]
+__all__ = ["Choice", "Chooser", "ChooserContext", "OnScore", "Task", "command_line", "true_hints"]
 
 
 OnScore: TypeAlias = Callable[[str, Mapping[str, float] | None], None]
@@ -114,6 +115,17 @@ class Task:
     chooser: Chooser | None = None
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+
+def command_line(task: Task) -> str:
+    """The shell command of a task."""
+    order, call = task.order, task.call
+    base = () if order.base is None else ("--base", order.base) if order.base_is_option else (order.base,)
+    onto, others = (
+        ([], order.finetuned) if order.kept != "first" else (order.finetuned[:1], order.finetuned[1:])
+    )
+    words = ["monosoup", call.command, *base, *others, *onto, *call.words(call.arguments), "-o", order.output]
+    return shlex.join(words)
 
 
 def drafts_of(task: Task) -> int:

@@ -15,7 +15,7 @@ from monosoup_cli.report.measures import ALIASES, WITH_UNIT, label_of, measures_
 from monosoup_cli.report.opening import reach_of, reach_of_layer
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.verdict import step_of
-from monosoup_cli.report.words import plural, printable
+from monosoup_cli.report.words import plural, printable, settings_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -257,6 +257,9 @@ def value_text(value: Any) -> str:
     """Format the value of an option."""
     if isinstance(value, list):
         return ", ".join(printable(item, 60) for item in value) or "none"
+    if isinstance(value, dict):
+        words = "; ".join(f"{name}: {settings_words(inner)}" for name, inner in value.items())
+        return printable(words, 1000)
     return "not set" if value is None else printable(value, 60)
 
 

@@ -122,12 +122,17 @@ def _is_mean(report: Mapping[str, Any]) -> bool:
 
 def _finetuned(report: Mapping[str, Any]) -> str:
     names = _sources(report, "finetuned")
-    return names[0] if len(names) == 1 else f"the mean of {plural(len(names), 'checkpoint')}"
+    mean = f"{_weighted(report)}mean"
+    return names[0] if len(names) == 1 else f"the {mean} of {plural(len(names), 'checkpoint')}"
+
+
+def _weighted(report: Mapping[str, Any]) -> str:
+    return "weighted " if report["arguments"].get("weights") else ""
 
 
 def _adapters(report: Mapping[str, Any]) -> str:
     count = len(_sources(report, "finetuned"))
-    return "1 LoRA adapter" if count == 1 else f"The sum of {count} LoRA adapters"
+    return "1 LoRA adapter" if count == 1 else f"The {_weighted(report)}sum of {count} LoRA adapters"
 
 
 def _base(report: Mapping[str, Any]) -> str:
@@ -158,6 +163,15 @@ def _search(report: Mapping[str, Any]) -> str:
     return f"A search tried {tried} between {_base(report)} and {_finetuned(report)}, and chose {chosen}"
 
 
+def _transplant(report: Mapping[str, Any]) -> str:
+    names, scale = _sources(report, "finetuned"), report["arguments"]["scale"]
+    scales = scale if isinstance(scale, list) else [scale]
+    them = f"update of {names[0]}" if len(names) == 1 else f"updates of {plural(len(names), 'checkpoint')}"
+    times = "" if set(scales) == {1.0} else f", times {', '.join(f'{one:g}' for one in scales)}"
+    onto = next(iter(_sources(report, "onto")), "another base")
+    return f"Task arithmetic added to {onto} the {them} from {_base(report)}{times}"
+
+
 DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "edit": lambda report: f"MonoSoup edited {_update(report)}",
     "inspect-spectrum": lambda report: (
@@ -170,8 +184,6 @@ DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
     "merge": lambda report: f"{_adapters(report)} merged into {_base(report)}",
     "extract": lambda report: f"A LoRA adapter extracted from {_update(report)}",
-    "transplant": lambda report: (
-        f"Task arithmetic added {_update(report)} to {next(iter(_sources(report, 'onto')), 'another base')}"
-    ),
+    "transplant": _transplant,
 }
 """What each command did, without the full stop."""

@@ -214,11 +214,15 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     _add_stacks(counts, report.get("stacks", []))
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counts.add_row("edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {of_all}")
-    adapters = [entry for entry in report["inputs"] if entry["role"] == "finetuned"]
-    if report["command"] == "merge" and len(adapters) > 1:
-        weights = report["arguments"]["weights"]
-        times = f", each times its weight: {', '.join(f'{one:g}' for one in weights)}" if weights else ""
-        counts.add_row("updates", f"the sum of {len(adapters)}, not their mean{times}")
+    count = sum(entry["role"] == "finetuned" for entry in report["inputs"])
+    weights = ", ".join(f"{one:g}" for one in report["arguments"].get("weights") or ())
+    if report["command"] == "merge" and count > 1:
+        times = f", each times its weight: {weights}" if weights else ""
+        counts.add_row("updates", f"the sum of {count}, not their mean{times}")
+    if report["command"] in ("edit", "extract") and count > 1:
+        counts.add_row("update", f"the mean of {count}{f', weighted {weights}' if weights else ''}")
+    if report["command"] == "transplant":
+        counts.add_row("D", "onto − base")
     overlapping = sum("shared_rows" in layer for layer in report.get("layers", ()))
     if overlapping:
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")

@@ -1,7 +1,6 @@
 """Explain a report in sentences, each with the layers and the figures that it is about.
 
-Every layer counts in at most one finding: the first of `STORIES` that fits it. docs/inspect.md gives the
-reasons for the thresholds.
+Every layer counts in at most one finding: the first of `STORIES` that fits. docs/inspect.md has the reasons.
 """
 
 from __future__ import annotations
@@ -108,6 +107,7 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     step = step_of(report)
     has_base = any(source["role"] == "base" for source in report["inputs"])
     is_mean = sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
+    rows = [] if len(report.get("selection", {}).get("members", ())) == 1 else rows  # a copy of one
     found = findings(rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base, step=step)
     is_as_scored = is_default and has_base and not is_mean and step == 1.0
     return {

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from monosoup_cli.errors import UsageError
+from monosoup_cli.errors import UsageError, some
 
-__all__ = ["CARRY_BASE", "LAYERS", "check_patterns", "first_match", "settings_of"]
+__all__ = ["CARRY_BASE", "LAYERS", "check_effects", "check_patterns", "first_match", "settings_of"]
 
 CARRY_BASE, LAYERS = "carry-base", "layers"
 WORD = re.compile(r"\w+")
@@ -64,6 +64,26 @@ def check_patterns(
             raise UsageError(
                 f"{LAYERS} {pattern!r} has no effect: earlier ones match all of its tensors",
                 hint="the first that matches counts, so put it before them",
+            )
+
+
+def check_effects(globs: Collection[str], reasons: Mapping[str, str | None]) -> None:
+    """Refuse a pattern of `layers` whose tensors all stay as they are.
+
+    Args:
+        globs: The patterns, of which the first that matches a tensor counts.
+        reasons: Why each tensor stays as it is; None for one that does not.
+
+    Raises:
+        UsageError: A pattern has no effect.
+    """
+    matched = {name: first_match(globs, name) for name in reasons}
+    effective = {glob for name, glob in matched.items() if reasons[name] is None}
+    for glob in globs:
+        if glob not in effective:
+            names = [f"{name!r} ({reasons[name]})" for name, one in matched.items() if one == glob]
+            raise UsageError(
+                f"{LAYERS} {glob!r} matches no tensor that is edited", found=some(names, 2) or None
             )
 
 

@@ -15,7 +15,7 @@ from monosoup_cli.formats.header import TensorInfo
 from monosoup_cli.layouts.arrangement import Piece
 from monosoup_cli.tensors.cut import Cut
 from monosoup_cli.tensors.method import Access
-from monosoup_cli.tensors.patterns import CARRY_BASE, LAYERS, check_patterns
+from monosoup_cli.tensors.patterns import CARRY_BASE, LAYERS, check_effects, check_patterns
 from monosoup_cli.tensors.rows import are_grids, crop, overlap
 from monosoup_cli.tensors.stacks import Stacks, find_stacks
 
@@ -295,6 +295,8 @@ def make_plan(
                 rows.get(tensor.name),
             )
         )
+    moved = {one.name for one in tensors if one.reason is None or one.reads.base}
+    check_effects(selection.layers, {one.name: None if one.name in moved else one.reason for one in tensors})
     return Plan((*tensors, *_carried(only_in_base, selection)))
 
 

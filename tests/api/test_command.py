@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pydoc
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
-from monosoup_cli.api.command import kinds_of
+from monosoup_cli.api.command import keywords_of, kinds_of
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.api.progress import Watch
 from monosoup_cli.cli.app import main
@@ -46,6 +47,11 @@ def test_help_says_what_a_function_returns(function):
     assert "The report as a dict" in " ".join(returned.split())
     assert "report" not in function.prepare.__doc__.split("Returns:")[1].split("Raises:")[0]
     assert "Option(" not in text
+    arguments = text.split("Args:")[1]
+    assert "Repeatable" not in arguments
+    assert [
+        flag for flag in re.findall(r"--[a-z-]+", arguments) if flag in keywords_of(function.declared)
+    ] == []
     for name in inspect.signature(function).parameters:
         assert f"{name}: " in text.split("Args:")[1] or name == "watch"
 

@@ -1,5 +1,6 @@
 """`layers`: settings by the names of tensors. A layer has the bytes of a run with its settings throughout."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -223,6 +224,10 @@ def test_a_fused_matrix_has_one_setting(tmp_path):
 
 REFUSED = {
     "a glob of nothing": ({"*mpl*": {"energy": 0.5}}, r"layers '\*mpl\*' matches no tensor"),
+    "a glob of vectors": (
+        {"*bias": {"energy": 0.5}},
+        r"layers '\*bias' matches no tensor that is edited: found 'h.0.attn.bias' \(vector\), .* and 4 more$",
+    ),
     "no such setting": (
         {"*mlp*": {"enrgy": 0.5}},
         r"layers '\*mlp\*': a layer has no enrgy: expected split, ",
@@ -276,6 +281,17 @@ def test_the_table_of_settings_is_that_of_the_commands():
         if (own := {key for key, one in command.declared.items() if one.option.of_layer})
     }
     assert all(("layers" in command.declared) == (name in said) for name, command in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", [name for name, one in COMMANDS.items() if "layers" in one.declared])
+def test_the_example_of_a_function_is_one_that_it_takes(sources, name):
+    command = COMMANDS[name]
+    example = re.search(r"Example:\s+(\{'.*?\}\})", command.__doc__, re.DOTALL)[1]
+    base, tuned, _, onto = sources
+    finetuned = {"wise": tuned, "lines": tuned, "stock": [tuned, onto]}.get(name, [tuned])
+    inputs = [base, finetuned, *([onto] if name == "transplant" else [])]
+    own = CASES[name][1] if name in CASES else {}
+    assert command.task(*inputs, "out", **own, layers=ast.literal_eval(example)).layers
 
 
 def test_a_recipe_has_layers(sources, tmp_path, monkeypatch, run):

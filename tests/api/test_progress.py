@@ -35,7 +35,7 @@ def bars():
 
 def is_full(bar, total):
     shown = bar.fp.getvalue().split("\r")[-1]
-    return (bar.n, bar.total) == (total, total) and shown.startswith("100%|") and shown.endswith("\n")
+    return (bar.n, bar.total) == (total, total) and ": 100%|" in shown and shown.endswith("\n")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -45,6 +45,7 @@ def test_a_bar_of_tqdm_is_full_at_the_end(pair, tmp_path, bars, workers):
     monosoup_cli.inspect_spectrum(*pair, progress=bars, workers=workers)
     monosoup_cli.run(tmp_path / "out", output=tmp_path / "again", progress=bars)
     edit, inspected, run = bars.made
+    assert [bar.desc for bar in bars.made] == ["edit", "inspecting", "edit"]
     assert is_full(edit, total)
     assert inspected.n == inspected.total > 0
     assert is_full(run, total)
@@ -73,6 +74,7 @@ def test_what_is_examined_has_a_bar_of_its_own(tmp_path, bars):
     options = {"as_adapter": True, "adapter_rank": 2}
     monosoup_cli.edit(lora.base, tmp_path / "whole", tmp_path / "out", progress=bars, **options)
     examined, made = bars.made
+    assert (examined.desc, made.desc) == ("examining", "writing")
     assert is_full(examined, examined.total)
     assert is_full(made, made.total)
 

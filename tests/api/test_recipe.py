@@ -1,6 +1,8 @@
 """`run`: recipes, reports and mergekit's configurations: the bytes of the commands that they stand for."""
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -59,7 +61,7 @@ def test_steps_are_the_commands_one_after_the_other(here, run):
     assert run("edit", "base.safetensors", "soup2", "-o", "out2", "--energy", "0.8").code == 0
     assert same("soup", "soup2")
     assert same("out", "out2")
-    reports = monosoup_cli.run(recipe(STEPS), output="elsewhere", overwrite=True)
+    reports = monosoup_cli.run(recipe(STEPS), "elsewhere", overwrite=True)
     assert [report["command"] for report in reports] == ["soup", "edit"]
     assert same("elsewhere", "out")
 
@@ -76,7 +78,8 @@ def test_what_is_done_is_not_done_again(here, run):
     assert (again.code, again.err.count("is complete")) == (0, 1)
     assert not same("other", "out")
     changed = {"steps": [{**STEPS["steps"][0], "weights": [3, 1]}, STEPS["steps"][1]]}
-    assert run("run", recipe(changed), "--resume").code == 1  # the soup is another one
+    another = run("run", recipe(changed), "--resume")  # the soup is another one
+    assert (another.code, "pass --resume --overwrite" in another.err) == (1, True)
     before = weights("out")
     reports = monosoup_cli.run(recipe(changed), resume=True, overwrite=True)
     assert [report["command"] for report in reports] == ["soup", "edit"]  # so is what is made of it
@@ -86,6 +89,14 @@ def test_what_is_done_is_not_done_again(here, run):
     assert len(monosoup_cli.run(recipe(less), resume=True, overwrite=True)) == 1
     (here / "out" / "model.safetensors").write_bytes(b"cut")
     assert len(monosoup_cli.run(recipe(less), resume=True, overwrite=True)) == 1
+
+
+def test_an_output_that_is_there_is_refused_before_the_first_step(here, run):
+    assert run("run", recipe(STEPS)).code == 0
+    shutil.rmtree("soup")
+    for options, said in (((), "out: the output already exists"), (("--resume",), "out: the output is of")):
+        refused = run("run", recipe(STEPS), *options)
+        assert (refused.code, said in refused.err, (here / "soup").exists()) == (1, True, False), refused.err
 
 
 def test_an_interrupted_step_goes_on(here, run):
@@ -281,6 +292,25 @@ def config(method, count=2, weight=(0.6, 0.3), **more):
     return {"merge_method": method, "models": models, "dtype": "float32", **more}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        config("linear"),
+        config("linear", weight=(0.6, -0.9)),
+        config("task_arithmetic", base_model="base.safetensors", parameters={"lambda": -0.5}),
+        config("model_stock", 2, None, base_model="base.safetensors", parameters={"filter_wise": True}),
+    ],
+    ids=["linear", "negative", "task_arithmetic", "model_stock"],
+)
+def test_a_configuration_is_said_as_a_command_line(here, run, content):
+    planned = run("run", recipe(content), "-o", "out", "--dry-run").err
+    made = run("run", recipe(content), "-o", "out").err
+    line, again = (re.search("^runs: monosoup (.*)$", err, re.M)[1] for err in (planned, made))
+    assert line == again
+    assert run(*shlex.split(line.replace("-o out", "-o typed"))).code == 0
+    assert same("out", "typed")
+
+
 def test_linear_is_a_weighted_mean(here, run):
     assert run("run", recipe(config("linear")), "-o", "out").code == 0
     one, two = (load_file(f"ft{n}.safetensors") for n in (1, 2))
@@ -428,8 +458,11 @@ REFUSED = {
         config("linear") | {"models": [{"model": "b+a", "parameters": {"weight": w}} for w in (1, -2)]},
         "reads no MODEL+ADAPTER",
     ),
-    "ties": (config("ties"), "merge_method 'ties' is mergekit's alone"),
-    "a method in a list": ({**config("linear"), "merge_method": ["linear"]}, "is mergekit's alone"),
+    "ties": (config("ties"), "only mergekit has merge_method 'ties'"),
+    "a method in a list": (
+        {**config("linear"), "merge_method": ["linear"]},
+        "only mergekit has merge_method [",
+    ),
     "parameters that are none": (config("linear", parameters=5), "parameters must have names and values"),
     "a model without weight": (config("linear", weight=None), "a model has no weight"),
     "a huge weight": (config("linear", weight=(10**17, float("inf"))), "weight must be a number"),
@@ -463,7 +496,7 @@ REFUSED = {
         "tokenizer_source 'base' is not the tokenizer that the output has: expected ft1.safetensors",
     ),
     "a command of another name": ({"command": "bake"}, "unknown command: expected edit"),
-    "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "a recipe has no alpha"),
+    "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "`soup` has no argument alpha: expected "),
     "an option of the run": ({**STEPS["steps"][0], "workers": 3}, "a recipe has no workers"),
     "a program": (
         {**STEPS["steps"][0], "greedy": True, "score_command": "rm x"},
@@ -490,7 +523,7 @@ def test_what_a_recipe_may_not(here, run, name):
 
 LATER = {
     "a setting of layers": ({"layers": {"*": {"enrgy": 0.8}}}, 2, "step 2: layers '*': a layer has no enrgy"),
-    "an option": ({"enrgy": 0.8}, 2, "step 2: a recipe has no enrgy"),
+    "an option": ({"enrgy": 0.8}, 2, "step 2: `edit` has no argument enrgy: expected "),
     "a value out of range": ({"energy": 2}, 2, "step 2: energy is"),
     "options that contradict each other": (
         {"as_adapter": True, "carry_base": ["x"]},

@@ -353,6 +353,21 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
     assert "cosine of updates" not in run("report", reports["inspect"]).out
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("edit",), "the mean of 2"),
+        (("extract", "--rank", "2"), "the mean of 2"),
+        (("extract", "--rank", "2", "--weights", "3,1"), "the mean of 2, weighted 3, 1"),
+    ],
+    ids=["edit", "extract", "weighted"],
+)
+def test_what_several_checkpoints_become_is_said(run, files, tmp_path, command, said):
+    name, *options = command
+    result = run(name, *files, "-o", tmp_path / "out", *options)
+    assert re.search(rf"^update +{said}$", result.err, re.M), result.err
+
+
 def test_ratios_that_were_clamped_are_counted(run, tmp_path):
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "first", "second")]
     base, first, other = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))

@@ -56,7 +56,7 @@ def a_program(at: Trial) -> None:
 
 @follows(
     "api/mergekit.py",
-    "merge_method … is mergekit's alone",
+    "only mergekit has merge_method …",
     "has what monosoup does not do",
     "the same for all tensors; merge with mergekit",
     "the same for all tensors; `monosoup lines`",
@@ -70,7 +70,7 @@ def what_mergekit_alone_does(at: Trial) -> None:
     models = [{"model": str(one), "parameters": {"weight": 0.4}} for one in (at.base, at.finetuned)]
     plain: dict[str, Any] = {"merge_method": "linear", "models": models}
     problem = at.site.problem
-    if "alone" in problem:
+    if "only mergekit" in problem:
         content = {**plain, "merge_method": "slerp"}
     elif "does not do" in problem:
         content = {**plain, "slices": []}
@@ -105,6 +105,15 @@ def an_output_elsewhere(at: Trial) -> None:
     content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": str(at.out)}
     at.refused("run", written(at, content))
     at.loads("run", written(at, content), "-o", at.out)
+
+
+@follows("api/recipe.py", "pass --resume --overwrite to make it and what follows anew")
+def a_step_that_changed(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    assert at.run("run", written(at, content), "-o", at.out).code == 0
+    path = written(at, {**content, "energy": 0.5})
+    at.refused("run", path, "-o", at.out, "--resume")
+    at.loads("run", path, "-o", at.out, "--resume", "--overwrite")
 
 
 @follows("tensors/patterns.py", "the first that matches counts, so put it before them")

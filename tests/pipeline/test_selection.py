@@ -31,6 +31,8 @@ import monosoup_cli
 from monosoup_cli.cli.app import main
 from monosoup_cli.errors import ResumeError, UsageError
 from monosoup_cli.outputs.workplace import partial_path
+from monosoup_cli.report.rows import rows_of
+from monosoup_cli.report.verdict import verdict_of
 from tests.conftest import everything_in
 
 COMMAND = [sys.executable, "-m", "monosoup_cli"]
@@ -339,6 +341,8 @@ def test_greedy_accepts_only_what_is_better_if_told_so(run, family, scorer, tmp_
     expected = greedy_by_hand(family, is_strict=True)
     assert json.loads(result.out)["selection"] == expected
     assert_is_mean(out, expected["members"])
+    for path in family.finetuned:
+        assert f"{path}: {family.score(load_file(path)):g}\n" in result.err
     said = [line for line in result.err.splitlines() if line.startswith("trial ")]
     assert len(said) == len(family.finetuned)
     for line, trial in zip(said, expected["trials"], strict=True):
@@ -700,6 +704,23 @@ def test_sfgs_is_a_plain_loop(family, tmp_path, with_vectors):
         assert family.score(load_file(out)) == family.score(mean_of(expected))
         seen.add(len(expected))
     assert {1, len(family.finetuned)} < seen, "all, one, and something between"
+
+
+def test_sfgs_counts_the_layers_that_moved(tmp_path):
+    base = {"moved": torch.eye(4), "frozen": torch.eye(4)}
+    for name, scale in (("base", 1), ("one", 2), ("two", 3)):
+        save_file(base | {"moved": scale * base["moved"]}, tmp_path / f"{name}.safetensors")
+    inputs = [tmp_path / f"{name}.safetensors" for name in ("base", "one", "two")]
+    plan = monosoup_cli.sfgs.plan(inputs[0], inputs[1:], tmp_path / "out", threshold=0.5)
+    assert plan["selection"]["layers"] == 1
+
+
+def test_a_soup_of_one_checkpoint_is_told_as_a_copy(family, tmp_path):
+    report = monosoup_cli.sfgs(family.base, family.finetuned, tmp_path / "out", threshold=1.5)
+    told = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    count = len(family.finetuned)
+    assert f"The weights of one of {count} fine-tuned checkpoints. No other one joined it in a soup." in told
+    assert verdict_of(report, rows_of(report))["findings"] == []
 
 
 def test_sfgs_thresholds_say_what_others_would_choose(family, tmp_path):

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import monosoup_cli
-from monosoup_cli.report.comparison import compare_reports, comparison_table
+from monosoup_cli.report.comparison import compare_reports, comparison_table, value_text
 from monosoup_cli.report.comparison_page import comparison_page
 from monosoup_cli.report.measures import LABELS, label_of
 from monosoup_cli.report.rows import rows_of
@@ -85,6 +85,11 @@ def test_another_split_changes_layers_most_changed_first(reports):
         assert not each["measures"].keys() & {"rank", "effective_rank", "sigma_max", "relative_update"}
     changes = [each["change"] for each in found["changed"]]
     assert changes == sorted(changes, reverse=True)
+
+
+def test_settings_of_layers_are_shown_whole():
+    layers = {"*self_attn*": {"energy": 0.8, "weighting": "high"}, "*mlp*": {"wise": 0.5}, "*x*": {"rank": 2}}
+    assert value_text(layers) == "*self_attn*: energy 0.8, weighting high; *mlp*: wise 0.5; *x*: rank 2"
 
 
 def test_the_change_is_the_largest_difference(reports):

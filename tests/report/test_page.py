@@ -395,6 +395,27 @@ def test_a_page_begins_with_what_was_done(reports, name):
     assert re.search(OPENINGS[name], " ".join(opening(reports[name])))
 
 
+@pytest.mark.parametrize(
+    ("command", "sources", "arguments", "said"),
+    [
+        ("transplant", ["ft"], {"scale": 1.0}, "Task arithmetic added to onto the update of ft from base."),
+        (
+            "transplant",
+            ["a", "b"],
+            {"scale": [0.5, -1.0]},
+            "Task arithmetic added to onto the updates of 2 checkpoints from base, times 0.5, -1.",
+        ),
+        ("soup", ["a", "b"], {"weights": [3, 1]}, "A model soup: the weighted mean of 2 checkpoints."),
+        ("merge", ["a", "b"], {"weights": [1, 2]}, "The weighted sum of 2 LoRA adapters merged into base."),
+    ],
+)
+def test_the_opening_says_how_several_are_added(reports, command, sources, arguments, said):
+    roles = [("base", "base"), *(("finetuned", one) for one in sources), ("onto", "onto")]
+    inputs = [{"role": role, "source": source} for role, source in roles]
+    report = {**reports["soup"], "command": command, "inputs": inputs}
+    assert opening(report | {"arguments": report["arguments"] | arguments})[0] == said
+
+
 def test_the_opening_has_the_means_of_the_report(opened, reports):
     means = reports["edit"]["summary"]["means"]
     words = opened(reports["edit"]).locator("h1 + .opening").inner_text()
@@ -806,6 +827,8 @@ def test_the_head_of_the_table_stays(opened, reports):
 
 def test_details_hold_the_rest_of_the_report(opened, reports):
     report = reports["sfgs"]
+    layers = {"*self_attn*": {"min_update": 0.1}}
+    report = {**report, "arguments": {**report["arguments"], "layers": layers}}
     view = opened(report)
     for details in view.locator("details").all():
         details.locator("summary").first.click()
@@ -821,6 +844,7 @@ def test_details_hold_the_rest_of_the_report(opened, reports):
     files = [file for source in (*report["inputs"], report["output"]) for file in source["files"]]
     expected = [file.get("sha256") or file["header_sha256"] for file in files]
     expected += [f"{file['bytes']:,}" for file in files]
+    expected += ["*self_attn*\nmin update\n0.1"]
     expected += [report["environment"]["torch"], "threshold\n0.1\n", report["selection"]["members"][0]]
     assert [each for each in expected if each not in text] == []
 

@@ -9,8 +9,9 @@ function described(value, name = "") {
     return value.some(isObject) ? listed(value) : value.map((each) => plain(each, name)).join(", ") || "none";
   }
   if (!isObject(value)) return plain(value, name);
+  const isTyped = ["layers", "scores"].includes(name); // its names are the user's: globs, names of scores
   return pairs(Object.entries(value).map(
-    ([inner, each]) => [inner.replaceAll("_", " "), described(each, inner)]));
+    ([inner, each]) => [isTyped ? inner : inner.replaceAll("_", " "), described(each, inner)]));
 }
 
 function plain(value, name) {
