@@ -581,7 +581,8 @@ def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_pat
     words = ["scores", *decided, "--in", "clean", "--out", "shifted"]
     page = tmp_path / "page.html"
     table = run(*words, "--html", page).out.splitlines()
-    sentences = [line for line in table if "istribution" in line]
+    assert "Fine-tuning cost 1.0000 out of distribution; edited restored 0.2500 of it (25%)." in table
+    sentences = [line for line in table if line.startswith(("In dist", "Out of dist"))]
     assert [line.partition(" (diff")[0] for line in sentences] == [
         "In distribution (clean), edited is worse than tuned: 0.5000 against 1.0000",
         "Out of distribution (shifted), edited is better than tuned: 0.2500 against 0.0000",

@@ -212,7 +212,9 @@ def test_every_report_has_its_page(opened, reports, name, pictures):
     view = opened(report, WORDS)
     assert view.title() == f"{name} · monosoup {report['command']}"
     assert view.locator("h1").inner_text().startswith(name)
-    assert view.locator(".sentences li").all_text_contents() == WORDS
+    said = view.locator(".sentences li").all_text_contents()
+    assert said[len(said) - len(WORDS) :] == WORDS
+    assert ("so they are likely too high for it" in said[0]) == ("search" in report)
     assert all(source["source"] in view.locator("#head").inner_text() for source in report["inputs"])
     assert view.locator("#layers").is_visible() == ("layers" in report)
     if "layers" in report:
@@ -257,21 +259,21 @@ def scored_as(report, **scores):
 
 def test_a_sweep_says_which_output_is_best_and_what_the_choice_does(reports):
     ends = "alpha-0 is the base checkpoint and alpha-1 is the fine-tuned checkpoint."
-    bias = "score that checkpoint on other data."
+    bias = "score the checkpoint on other data."
     *_, named, first, second, chosen = opening(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))
     assert named == ends
-    assert first == "alpha-0.5 has the best a, 81.5: +1.5 against fine-tuned."
-    assert second == "alpha-0 has the best b, 90: +30 against fine-tuned."
-    assert chosen.startswith("The best of 3 was chosen by the score itself")
+    assert first == "alpha-0.5 has the best 'a', 81.5: +1.5 against fine-tuned."
+    assert second == "alpha-0 has the best 'b', 90: +30 against fine-tuned."
+    assert chosen.startswith("A best of 3 that is picked by a score is flattered by it")
     assert chosen.endswith(bias)
     *_, named, first, _ = opening(scored_as(reports["swept"], a=[1, 2, 2]))
-    assert first == "alpha-0.5 and alpha-1 have the best a, 2, the fine-tuned checkpoint."
+    assert first == "alpha-0.5 and alpha-1 (the fine-tuned checkpoint) have the best 'a', 2."
     *_, named, first = opening(scored_as(reports["swept"], a=[2, 2, 2]))  # nothing was chosen
-    assert (named, first) == (ends, "All 3 have the same score a, 2.")
+    assert (named, first) == (ends, "All 3 have the same score 'a', 2.")
     # the α of an edit does not begin at the base, and the sweep has no fine-tuned checkpoint
     *_, first, chosen = opening(scored_as(reports["scored"], a=[3, 2, 1, 0]))
     best = Path(reports["scored"]["outputs"][0]["path"]).name
-    assert first == f"{best} has the best a, 3."
+    assert first == f"{best} has the best 'a', 3."
     assert bias in chosen
     assert bias not in " ".join(opening(reports["wise"]))
 
