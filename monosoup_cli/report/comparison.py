@@ -167,7 +167,7 @@ def _means(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, lis
 def changes_layers(name: str) -> bool:
     """Whether the layers may depend on an argument. The device changes their last bits."""
     shared = RunOptions.declared()
-    is_beside = name in {"output", "side_files"}
+    is_beside = name in {"output", "side_files", "score", "score_command"}
     return not is_beside and (name == "device" or name not in shared or shared[name].option.changes_bytes)
 
 

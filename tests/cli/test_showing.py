@@ -487,6 +487,7 @@ def test_quiet_leaves_what_was_asked_for(run, reports, tmp_path, format):
     loud, quiet = run(*asked), run(*asked, "--quiet")
     assert quiet == (0, "" if format == "table" else loud.out, "")
     assert run(*asked[:4], "--quiet") == (0, loud.out, "")
+    assert "--group is for tables and csv" in run(*asked, "--group", "kind").err
     assert loud.err == f"wrote {tmp_path / 'page.html'}\n"
     assert len(loud.out) > 1000
 

@@ -231,8 +231,14 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     assert f"They differ most in {most['name']}: its reach is {near} in a and {nearer} in b." in page
     assert "The reach is how far the output goes from the base" in page
     assert "the same in both" not in page  # none is
-    there = {**first, "arguments": {**first["arguments"], "base": "models/base/", "finetuned": ["./ft"]}}
-    here = {**first, "arguments": {**first["arguments"], "base": "models/base", "finetuned": ["ft"]}}
+    there = {
+        **first,
+        "arguments": {**first["arguments"], "base": "models/base/", "finetuned": ["./ft"], "score": ["a"]},
+    }
+    here = {
+        **first,
+        "arguments": {**first["arguments"], "base": "models/base", "finetuned": ["ft"], "score": []},
+    }
     assert compare_reports(there, here)["arguments"] == {}
     assert len(halved["changed"]) == len(base)
     for one in halved["changed"]:

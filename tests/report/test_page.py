@@ -249,6 +249,31 @@ def test_the_scores_of_a_sweep(opened, reports):
     assert [text.strip() for text in legend] == ["WiSE α", "R = 0.5", "R = 0.8"]
 
 
+def test_the_page_of_a_search_has_its_candidates(opened, reports):
+    """The best in the preferred score first; and its words, but none that it does not use."""
+    search = reports["search"]["search"]
+    view = opened(reports["search"])
+    view.locator(".candidates").evaluate("details => { details.open = true; }")
+    tried = [one for one in search["candidates"] if "same_as" not in one]
+    tried.sort(key=lambda one: -one["scores"][search["prefer"]])
+    lines = view.locator(".candidates tbody tr").all()
+    assert [line.locator("th").inner_text() for line in lines] == [one["candidate"] for one in tried]
+    of = {line.locator("th").inner_text(): line.locator("td").last.inner_text() for line in lines}
+    assert "base" in of["wise --alpha 0"]
+    assert "fine-tuned" in of["wise --alpha 1"]
+    assert [label for label, role in of.items() if "chosen" in role] == [search["chosen"]]
+    words = view.locator("#glossary dt").all_text_contents()
+    assert "Pareto front" in words
+    assert "No candidate beats those of the Pareto front in both." in view.locator("#pictures").inner_text()
+    (chart,) = charts_of(reports["search"])
+    named = {name for curve in chart.curves for name in curve.names if name}
+    assert {name.removesuffix(", chosen") for name in named} >= {"base", "fine-tuned"}
+    assert "Pareto front" not in opened(reports["edit"]).locator("#glossary dt").all_text_contents()
+    swept = opened(reports["scored"]).locator("#glossary dt").all_text_contents()
+    assert "WiSE α" in swept
+    assert "spectrum" not in swept
+
+
 def scored_as(report, **scores):
     """A report of a sweep, with these scores of its outputs."""
     made = json.loads(json.dumps(report))
