@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from monosoup_cli.cli.options import LayerFormat, NoProgress, Quiet
+from monosoup_cli.cli.options import LayerFormat, NoProgress, QuietTable
 
 
 def cka(
@@ -31,7 +31,7 @@ def cka(
         Path | None,
         typer.Option(metavar="FILE", help="Write heat maps, as .png, .svg or .pdf (needs matplotlib)."),
     ] = None,
-    quiet: Quiet = False,
+    quiet: QuietTable = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Compare the features of blocks by linear CKA.
@@ -61,7 +61,7 @@ def cka(
         console.data(json.dumps(found, indent=1, allow_nan=False) + "\n")
     elif format == "csv":
         console.data(shown.as_csv(found))
-    else:
+    elif not (quiet and (html or plot)):
         tables = ["\n".join(shown.as_lines(one, console.width)) for one in found["maps"]]
         console.data("\n\n".join(tables) + "\n")
     for note in shown.notes_on(found, max(one.shape[1] for one in alignment.matrices)):

@@ -24,8 +24,8 @@ def compare(
 ) -> None:
     """Show two reports side by side.
 
-    The table shows which layers changed, and by how much. The layer with the largest difference of a measure
-    comes first. `monosoup diff` compares checkpoints.
+    The table shows which layers changed, and by how much: matrices before vectors, those with the largest
+    difference in a measure first. `monosoup diff` compares checkpoints.
 
     Example: monosoup compare out-a/monosoup_report.json out-b/monosoup_report.json
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from monosoup_cli.cli.console import Console
-from monosoup_cli.cli.options import LayerFormat, NoProgress
+from monosoup_cli.cli.options import LayerFormat, NoProgress, QuietTable
 from monosoup_cli.errors import ReportError
 from monosoup_cli.report.grouping import Grouping
 from monosoup_cli.report.view import View
@@ -72,7 +72,7 @@ def display_options(
         Path | None,
         typer.Option(metavar="FILE", help="Write pictures, as .png, .svg or .pdf (needs matplotlib)."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and data only.")] = False,
+    quiet: QuietTable = False,
     no_progress: NoProgress = False,
 ) -> Display:
     """Return how to show layers. The signature declares the options."""
@@ -117,18 +117,20 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     rows = rows_of(report)
     chosen = display.view.rows(rows)
     verdict = report.get("verdict") or verdict_of(report, rows)
-    words = sentences(verdict)
+    words = sentences({**verdict, "size": None} if "scores" in report else verdict)
     if display.format == "json":
         display.console.data(as_text(report))
     elif display.format == "csv":
         display.console.data(as_csv(chosen))
-    else:
+    elif not (display.console.quiet and (display.html or display.plot)):
         _show_table(report, rows, chosen, words, [*told_by(verdict), display.view.key], display)
     if display.format != "json" and display.view.lacks(chosen):
         display.console.note(f"note: no layer here has {display.view.sort}, so the rows are not sorted")
     if display.html is not None:
         from monosoup_cli.report.page import page
 
+        if display.view.group is not None:
+            display.console.note("note: the page has a row for each layer: --group is for tables and csv")
         text = page(report, words)
         write_page(display.html, text)
         display.console.note(f"wrote {display.html}")

@@ -11,9 +11,22 @@ import typer
 from monosoup_cli.errors import UsageError
 from monosoup_cli.options import DeclaredOption
 
-__all__ = ["LayerFormat", "NoProgress", "Quiet", "TalkFormat", "add_options", "parameter_of", "shell_help"]
+__all__ = [
+    "LayerFormat",
+    "NoProgress",
+    "Quiet",
+    "QuietTable",
+    "TalkFormat",
+    "add_options",
+    "parameter_of",
+    "shell_help",
+]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+QuietTable = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print no notes, and no table if a page or picture is written.")
+]
+"""Of commands whose table is what was asked for."""
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
 TalkFormat = Literal["table", "json"]
 LayerFormat = Literal["table", "json", "csv"]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from monosoup_cli.cli.options import LayerFormat, NoProgress, Quiet
+from monosoup_cli.cli.options import LayerFormat, NoProgress, QuietTable
 
 GLOBS = "Globs over the names of tasks and of the harness's groups. Repeatable."
 
@@ -53,7 +53,7 @@ def scores(
             " model. Weights stay as they are.",
         ),
     ] = None,
-    quiet: Quiet = False,
+    quiet: QuietTable = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Compare the scores of base, fine-tuned and edited models.
@@ -97,7 +97,7 @@ def scores(
         console.data(as_text(found))
     elif format == "csv":
         console.data(scores_as_csv(found))
-    else:
+    elif not (quiet and html):
         console.table(scores_table(found), to_stdout=True)
         console.text("", *outcomes(found))
     for note in found["notes"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import ReportError
@@ -29,12 +30,16 @@ __all__ = [
     "compare_reports",
     "compared_measures",
     "comparison_table",
+    "heading_of",
     "is_same",
     "value_text",
 ]
 
 CHANGE = "change"
-ORDER = "most changed first: by the largest difference of a measure (of r, k, σ and ‖·‖: as a share)"
+ORDER = (
+    "matrices before vectors, each by its largest difference in a measure; differences of r, k, σ and ‖·‖ are"
+    " shares of the larger value"
+)
 """How tables of changed layers are sorted."""
 ONLY_BOTH = "only the measures of both are compared"
 WITHOUT_MEASURE = "without a measure in both reports; `monosoup diff` compares the values"
@@ -84,7 +89,8 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     """Compare two reports layer by layer, by the measures that both have.
 
     Returns:
-        The `commands`; the `arguments` that differ; the `changed` layers, most changed first; how many layers
+        The `commands`; the `arguments` that differ; the `changed` layers, matrices before vectors, the most
+        changed of each first; how many layers
         are the `same`; the names that are `not_compared`, because both edited the tensor and share no measure
         of it; the names `only_in_first` and `only_in_second`; and the `means` over the layers of each report,
         as pairs. Outputs of two methods share the `reach`, how far they are from the base (0) to the
@@ -106,7 +112,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     measured = [name for name in measures_in(rows.values()) if name in measures_in(others.values())]
     both = [name for name in rows if name in others]
     changes = [_change(rows[name], others[name], ["reason", *measured]) for name in both]
-    changed = sorted((one for one in changes if one["measures"]), key=lambda one: -one["change"])
+    changed = sorted(
+        (one for one in changes if one["measures"]),
+        key=lambda one: (len(rows[one["name"]]["shape"]) < 2, -one["change"]),
+    )
     not_compared = [name for name in both if _shares_nothing(rows[name], others[name], measured)]
     of_first, of_second = first["arguments"], second["arguments"]
     return {
@@ -114,7 +123,9 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
         "arguments": {
             name: [of_first[name], of_second[name]]
             for name in of_first
-            if name in of_second and of_first[name] != of_second[name] and changes_layers(name)
+            if name in of_second
+            and _plain_path(of_first[name]) != _plain_path(of_second[name])
+            and changes_layers(name)
         },
         "same": len(both) - len(changed) - len(not_compared),
         "changed": changed,
@@ -126,6 +137,13 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
             **_means(first["summary"]["means"], second["summary"]["means"]),
         },
     }
+
+
+def _plain_path(value: Any) -> Any:
+    """The value of an option, of which `base/` and `./base` are the same as `base`."""
+    if isinstance(value, list):
+        return [_plain_path(one) for one in value]
+    return PurePath(value) if isinstance(value, str) else value
 
 
 def _has_reach(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -149,7 +167,7 @@ def _means(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, lis
 def changes_layers(name: str) -> bool:
     """Whether the layers may depend on an argument. The device changes their last bits."""
     shared = RunOptions.declared()
-    is_beside = name in {"output", "side_files"}
+    is_beside = name in {"output", "side_files", "score", "score_command"}
     return not is_beside and (name == "device" or name not in shared or shared[name].option.changes_bytes)
 
 
@@ -198,10 +216,10 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     changed = comparison["changed"][:top]
     names = compared_measures(changed)
     columns = {
-        label_of(name): [arrow(change["measures"].get(name), name) for change in changed] for name in names
+        heading_of(name): [arrow(change["measures"].get(name), name) for change in changed] for name in names
     }
     columns = {
-        CHANGE: [f"{short(change['change'])} in {label_of(change['by'])}" for change in changed],
+        CHANGE: [f"{short(change['change'])} in {heading_of(change['by'])}" for change in changed],
         **columns,
     }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -249,8 +267,9 @@ def compared_measures(changed: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in dict.fromkeys((*sorted_by, "reason", *SHOWN, *others)) if name in differing]
 
 
-NONE = {"reason": "edited"}
-"""What it means that a value is None, where that is known: a tensor without a reason to be kept is edited."""
+def heading_of(measure: str) -> str:
+    """Return what tables call a measure, or what became of a tensor."""
+    return "kept or edited" if measure == "reason" else label_of(measure)
 
 
 def value_text(value: Any) -> str:
@@ -267,5 +286,8 @@ def arrow(pair: Sequence[Any] | None, measure: str) -> str:
     """Format the values of a measure in both reports; "" where they do not differ."""
     if pair is None:
         return ""
-    first, second = (short(value) or NONE.get(measure, "–") for value in pair)
+    if measure == "reason":
+        first, second = (f"kept ({value})" if value else "edited" for value in pair)
+    else:
+        first, second = (short(value) or "–" for value in pair)
     return f"{first} → {second}"

@@ -12,14 +12,15 @@ from monosoup_cli.report.comparison import (
     WITHOUT_MEASURE,
     arrow,
     compared_measures,
+    heading_of,
     is_same,
     value_text,
 )
 from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
 from monosoup_cli.report.layers import short
 from monosoup_cli.report.markup import Markup, bar, frame, glossary, header, items, table, text
-from monosoup_cli.report.measures import label_of
 from monosoup_cli.report.opening import REACH, opening, reach_of
+from monosoup_cli.report.verdict import step_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["comparison_page"]
@@ -29,6 +30,7 @@ SHOWN_ROWS = 20
 MAX_ROWS = 2000
 """The most layers that a page has."""
 SIDES = ("first", "second")
+BEFORE_WISE = "Only the reach includes the step of --wise. The other measures are from before it."
 EXPLAINED = {**MEANINGS, **OF_COMPARISONS}
 
 
@@ -44,7 +46,7 @@ def comparison_page(
         reports: The reports.
         names: What the page calls them.
     """
-    sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, names)]
+    sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, reports, names)]
     title, told = f"{names[0]} and {names[1]}", text(_opening(comparison, reports, names))
     head = header(title, "compare", f'<p class="opening">{told}</p>')
     main = "\n".join([*sections, *_layers(comparison), *_glossary(comparison)])
@@ -63,15 +65,17 @@ def _opening(
     said = []
     if first is not None and second is not None and not is_same("reach", first, second):
         said.append(
-            f"{names[0]} lies {first:.0%} of the way from the base to the fine-tuned weights, {names[1]}"
-            f" {second:.0%}."
+            f"{names[0]} lies {first:.0%} of the way from the base to the fine-tuned weights, and {names[1]}"
+            f" lies {second:.0%} of the way."
         )
     if changed:
         most = changed[0]
-        pair = " and ".join(arrow(most["measures"][most["by"]], most["by"]).split(" → "))
+        one, other = arrow(most["measures"][most["by"]], most["by"]).split(" → ")
+        what = "it" if most["by"] == "reason" else f"its {heading_of(most['by'])}"
         said += [
             f"{names[0]} and {names[1]} differ in {len(changed):,} of the {of} that both reports have.",
-            f"They differ most in {most['name']}: {_in_words(most['by'])} is {pair}.",
+            f"They differ most in {most['name']}: {what} is {one} in {names[0]} and {other} in {names[1]}.",
+            *_meaning(most["by"]),
         ]
     elif not apart:
         said.append(f"{names[0]} and {names[1]} agree in all {of} that both reports have.")
@@ -81,10 +85,11 @@ def _opening(
     return " ".join(said)
 
 
-def _in_words(measure: str) -> str:
-    """A measure's label, with the first sentence of what it means."""
+def _meaning(measure: str) -> Iterator[str]:
+    """The first sentence of what a measure means, where that is known."""
     meaning = EXPLAINED.get(measure, "").partition(". ")[0].removesuffix(".")
-    return label_of(measure) + (f" ({meaning[0].lower()}{meaning[1:]})" if meaning else "")
+    if meaning:
+        yield f"The {heading_of(measure)} is {meaning[0].lower()}{meaning[1:]}."
 
 
 def _inputs(reports: tuple[Mapping[str, Any], Mapping[str, Any]], names: tuple[str, str]) -> Iterator[Markup]:
@@ -112,7 +117,11 @@ def _settings(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator
         yield Markup("</section>")
 
 
-def _means(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Markup]:
+def _means(
+    comparison: Mapping[str, Any],
+    reports: tuple[Mapping[str, Any], Mapping[str, Any]],
+    names: tuple[str, str],
+) -> Iterator[Markup]:
     means = comparison["means"]
     if means:
         yield Markup("<section><h2>Means over the layers</h2>")
@@ -125,6 +134,8 @@ def _means(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Ma
             for name, pair in means.items()
         ]
         yield table(["measure", *names, "difference"], rows)
+        if any(step_of(report) != 1.0 for report in reports):
+            yield Markup(f'<p class="note">{BEFORE_WISE}</p>')
         yield Markup("</section>")
 
 
@@ -136,7 +147,7 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
         largest = max(one["change"] for one in changed) or 1.0
         rows = []
         for one in changed:
-            words = f"{short(one['change'])} in {label_of(one['by'])}"
+            words = f"{short(one['change'])} in {heading_of(one['by'])}"
             cells = [arrow(one["measures"].get(name), name) for name in measures]
             rows.append([_name(one["name"]), bar(one["change"] / largest, words), *cells])
         yield Markup(f'<p class="note">{text(ORDER[0].upper() + ORDER[1:])}.</p>')
@@ -145,7 +156,8 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
         if others := rows[SHOWN_ROWS:]:
             summary = f"{plural(len(others), 'tensor')} that differ less"
             yield Markup(f"<details><summary>{summary}</summary>{table(head, others)}</details>")
-    facts = [f"{plural(comparison['same'], 'tensor')} without a difference."]
+    same = comparison["same"]
+    facts = [f"{plural(same, 'tensor')} {'is' if same == 1 else 'are'} the same in both."] if same else []
     if len(changed) < len(comparison["changed"]):
         facts.append(f"{len(comparison['changed']) - len(changed):,} more tensors differ, less than these.")
     if apart := comparison["not_compared"]:
@@ -160,14 +172,14 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
 
 def _glossary(comparison: Mapping[str, Any]) -> Iterator[Markup]:
     used = dict.fromkeys((*comparison["means"], *compared_measures(comparison["changed"])))
-    meanings = {label_of(name): EXPLAINED[name] for name in used if name in EXPLAINED}
+    meanings = {heading_of(name): EXPLAINED[name] for name in used if name in EXPLAINED}
     if meanings:
         yield glossary(meanings)
 
 
 def _word(name: str) -> Markup:
     """A measure's label, with what it means where one points at it."""
-    label = text(label_of(name))
+    label = text(heading_of(name))
     return Markup(f'<abbr title="{text(EXPLAINED[name])}">{label}</abbr>') if name in EXPLAINED else label
 
 

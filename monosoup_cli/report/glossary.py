@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MEANINGS", "OF_COMPARISONS", "OF_SCORES", "WORDS"]
+__all__ = ["MEANINGS", "OF_COMPARISONS", "OF_SCORES", "OF_SEARCH", "OF_SWEEPS", "WORDS"]
 
 MEANINGS = {
     "rank": "How many directions the update of the layer can have: the shorter side of its matrix.",
@@ -58,14 +58,23 @@ WORDS = {
 }
 """Words that are no measures."""
 
+OF_SEARCH = {
+    "candidate": "What one command with one set of options makes, which was scored.",
+    "Pareto front": "The candidates that no other candidate beats in one score without losing in the other.",
+}
+"""Words of the page of a search."""
+
+OF_SWEEPS = {"WiSE α": "How far the output goes from the base (0) to the edit (1), as --wise says."}
+"""Words of the page of an `edit` with several --wise."""
+
 OF_SCORES = {
     "in distribution": "Tasks like the data of the fine-tuning. They are marked (in).",
     "out of distribution": "Tasks unlike the data of the fine-tuning. They are marked (out).",
     "difference": "The score of the edited model minus that of the fine-tuned one.",
     "95% interval": "How far the difference may be off, if other samples of the same tasks were drawn"
     " (paired bootstrap). It is of this comparison alone, and not corrected for their number.",
-    "p": "How likely a difference of this size is by chance alone, if the edit changed nothing: McNemar's"
-    " exact test where answers are right or wrong, otherwise a sign-flip permutation test.",
+    "p": "How likely a difference of at least this size would be if the edit changed nothing. The test is"
+    " McNemar's exact test where answers are right or wrong, and a sign-flip permutation test otherwise.",
     "corrected p": "p after Holm's correction for all comparisons of the table.",
     "better, worse": "The corrected p is below 0.05, so the difference is hardly chance.",
     "no difference shown": "The corrected p is 0.05 or more. There may be a difference, but these samples"
@@ -73,7 +82,8 @@ OF_SCORES = {
     "healed": "Of the samples that the base alone got right, those that the edited model gets right.",
     "preserved": "Of the samples that base and fine-tuned model got right, those that the edited model gets"
     " right.",
-    "damaged": "Of the same samples, those that the edited model gets wrong.",
+    "damaged": "Of the samples that base and fine-tuned model got right, those that the edited model gets"
+    " wrong.",
     "retained": "Of the samples that the fine-tuned model alone got right, those that the edited model gets"
     " right.",
     "as base": "Of the samples on which base and fine-tuned model differ, those on which the edited model is"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.report.grouping import MAX_SPARKLINE, sample
-from monosoup_cli.report.measures import LABELS, label_of, measures_in
+from monosoup_cli.report.measures import ABBREVIATED, LABELS, label_of, measures_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.view import View
 from monosoup_cli.report.words import plural, printable, shortened
@@ -140,9 +140,6 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
         cells = {column: columns[column][number] for column in widths}
         lines.append(line(name, cells, sparkline(spectra[number], bars, floor)))
     return lines, [_label(name) for name in all_columns if name not in widths], lacks_ends
-
-
-ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}
 
 
 def _label(name: str) -> str:

@@ -11,6 +11,7 @@ from monosoup_cli.report.words import printable
 from monosoup_cli.tensors.method import Measure
 
 __all__ = [
+    "ABBREVIATED",
     "ABOVE_ROUNDING",
     "ALIASES",
     "COMPARABLE",
@@ -42,6 +43,9 @@ _ALL = (
 
 LABELS = {measure.name: measure.label for measure in _ALL if measure.label}
 """The labels of measures, in the order in which tables show them."""
+
+ABBREVIATED = {"effective_rank": "eff. rank", "energy_high": "energy", "equivalent_alpha": "equiv. α"}
+"""What columns of a terminal's table call them instead."""
 
 COMPARABLE = {measure.name for measure in _ALL if measure.label and measure.is_comparable}
 """Measures whose mean over layers of different sizes is meaningful."""

@@ -9,6 +9,7 @@ from typing import Any
 from monosoup_cli.report.records import outputs_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.scored import sweep_sentences
+from monosoup_cli.report.searched import search_sentences
 from monosoup_cli.report.verdict import step_in, step_of
 from monosoup_cli.report.words import parameters, plural
 
@@ -69,6 +70,7 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "changed")
     return [
         f"{what}{several}.",
+        *(search_sentences(report) if "search" in report else ()),
         f"It {did} {counted}.",
         *_meaning(report, wrote, summary),
         *sweep_sentences(report),

@@ -28,6 +28,9 @@ def outcomes(comparison: Mapping[str, Any]) -> list[str]:
         models = printable(edited), printable(names["finetuned"])
         if comparison["groups"] or len(records) <= TOLD:
             said += [_sentence(record, record["edited"][at], *models) for record in records]
+            said += [
+                words for record in records for words in _restored(record, record["edited"][at], models[0])
+            ]
         else:
             kinds = [_kind(record, record["edited"][at]) for record in records]
             counts = ", ".join(f"{kind} on {kinds.count(kind):,}" for kind in dict.fromkeys(kinds))
@@ -55,6 +58,22 @@ def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, fi
     return (
         f"{_where(record)}, {said}: {number(one['value'])} against {number(record['finetuned'])} ({facts})."
     )
+
+
+def _restored(record: Mapping[str, Any], one: Mapping[str, Any], edited: str) -> Iterator[str]:
+    """How much of what fine-tuning cost out of distribution an edit brought back, if it cost anything."""
+    is_known = record["higher_is_better"] is not None and _kind(record, one) != "no difference shown"
+    if record["name"] != "out" or "tasks" not in record or not is_known:
+        return
+    sign = 1.0 if record["higher_is_better"] else -1.0
+    cost, back = sign * (record["base"] - record["finetuned"]), sign * one["difference"]
+    if cost > 0.0 and back != 0.0:
+        did = (
+            f"{edited} restored {number(back)} of it ({back / cost:.0%})"
+            if back > 0
+            else f"{edited} lost {number(-back)} more"
+        )
+        yield f"Fine-tuning cost {number(cost)} out of distribution; {did}."
 
 
 def _facts(one: Mapping[str, Any], *, is_shown: bool) -> Iterator[str]:

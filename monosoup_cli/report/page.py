@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.errors import some
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, WORDS
+from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, WORDS
 from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.layers import floor_of
 from monosoup_cli.report.markup import frame
@@ -19,7 +19,7 @@ from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.scores_page import scores_part
-from monosoup_cli.report.searched import charts_of
+from monosoup_cli.report.searched import charts_of, notes_on_search
 from monosoup_cli.report.words import name_parts, printable
 
 __all__ = ["page"]
@@ -35,6 +35,8 @@ ASSETS = {
 }
 NAMED = 3
 """How many checkpoints the title names."""
+SECRET = ("score", "final_score", "score_command")
+"""Options whose values reports may leave out, because commands may have secrets."""
 MAX_SENTENCE = 2000
 MAX_POINTS = 256
 """The most points of a spectrum; no screen shows more."""
@@ -47,13 +49,17 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     as text.
     """
     scores, name = report.get("scores"), _name_of(report)
+    arguments, measured = report["arguments"], outcomes(scores) if scores else []
     rows = [_thin_row(row) for row in rows_of(report)] if "layers" in report else []
     columns = list(dict.fromkeys(name for row in rows for name in row))
     data = {
-        "report": {name: value for name, value in report.items() if name not in ("layers", "scores")},
+        "report": {
+            **{name: value for name, value in report.items() if name not in ("layers", "scores")},
+            "arguments": {name: value for name, value in arguments.items() if value or name not in SECRET},
+        },
         "labels": LABELS,
         "meanings": MEANINGS,
-        "words": {**WORDS, **(OF_SCORES if scores else {})},
+        "words": _words_of(report, rows),
         "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "kept": _kept_in(report),
@@ -64,11 +70,12 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
             for chart in charts_of(report)
         ],
     }
-    told = [*(outcomes(scores) if scores else ()), *sentences]
+    notes = notes_on_search(report) if "search" in report else []
+    told = [*(f"{note[0].upper()}{note[1:]}." for note in notes), *sentences]
     harmless = {
         **_make_printable(data),
         "title": printable(name),
-        "opening": [printable(sentence, MAX_SENTENCE) for sentence in opening(report)],
+        "opening": [printable(sentence, MAX_SENTENCE) for sentence in (*measured, *opening(report))],
         "sentences": [printable(sentence, MAX_SENTENCE) for sentence in told],
     }
     texts = {
@@ -78,6 +85,20 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     }
     body = Template(asset("page.html")).substitute(texts)
     return frame(name, report["command"], body, css=["uPlot.min.css", "page.css"], has_scripts=True)
+
+
+def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
+    """The words of the page that are no measures, with what they mean."""
+    left_out = set() if any(row["spectrum"] for row in rows) else {"spectrum"}
+    made = report.get("outputs") or [report]
+    if all(one["summary"]["means"].get("lambda_high") is None for one in made):
+        left_out.add("strong and weak part")
+    return {
+        **{word: meaning for word, meaning in WORDS.items() if word not in left_out},
+        **(OF_SEARCH if "search" in report else {}),
+        **(OF_SWEEPS if isinstance(report["arguments"].get("wise"), list) else {}),
+        **(OF_SCORES if "scores" in report else {}),
+    }
 
 
 def _kept_in(report: Mapping[str, Any]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monosoup_cli.report.records import outputs_in
-from monosoup_cli.report.words import in_column, printable
+from monosoup_cli.report.words import in_column, printable, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -149,6 +149,7 @@ def sweep_sentences(report: Mapping[str, Any]) -> list[str]:
     said = []
     ends = {ENDS.get(row.arguments.get("alpha", -1.0)): row for row in rows if report["command"] == "wise"}
     named = [f"{ends[end].label} is the {end} checkpoint" for end in ENDS.values() if end in ends]
+    named += [f"{row.label} is the full edit" for row in rows if row.arguments.get("wise") == 1.0]
     if named:
         said.append(f"{' and '.join(named)}.")
     finetuned, has_best = ends.get("fine-tuned"), False
@@ -156,21 +157,18 @@ def sweep_sentences(report: Mapping[str, Any]) -> list[str]:
         values = [row.scores[name] for row in rows]
         most = max(values)
         if most == min(values):
-            said.append(f"All {len(rows)} have the same score {name}, {most:.6g}.")
+            said.append(f"All {len(rows)} have the same score {name!r}, {shown(most)}.")
             continue
         has_best = True
         best = [row for row in rows if row.scores[name] == most]
-        words = f"{' and '.join(row.label for row in best)} {'has' if len(best) == 1 else 'have'} the best"
-        words += f" {name}, {most:.6g}"
-        if finetuned is not None:
-            change = most - finetuned.scores[name]
-            words += (
-                ", the fine-tuned checkpoint" if finetuned in best else f": {change:+.4g} against fine-tuned"
-            )
+        of = [f"{row.label} (the fine-tuned checkpoint)" if row is finetuned else row.label for row in best]
+        words = f"{' and '.join(of)} {'has' if len(best) == 1 else 'have'} the best {name!r}, {shown(most)}"
+        if finetuned is not None and finetuned not in best:
+            words += f": {most - finetuned.scores[name]:+.4g} against fine-tuned"
         said.append(f"{words}.")
     if has_best:
         said.append(
-            f"The best of {len(rows)} was chosen by the score itself, so its score is likely too high: before"
-            " you report it, score that checkpoint on other data."
+            f"A best of {len(rows)} that is picked by a score is flattered by it: before you report that"
+            " score, score the checkpoint on other data."
         )
     return said

@@ -43,6 +43,9 @@ LINE, CHARACTER = 14, 8
 """How high a label is, and how wide its widest characters are on average."""
 HEADINGS = ("difference", "95% interval", "test", "p", "corrected p")
 TESTS = {"mcnemar": "McNemar"}
+CLOSE = 0.25
+"""The share of both axes up to which fine-tuned and edited models have a picture of their own."""
+Point = tuple[float, float]
 Box = tuple[float, float, float]
 """Left, right and base line of a label."""
 
@@ -99,26 +102,52 @@ def _picture(comparison: Mapping[str, Any]) -> str:
     points = (base, tuned, *edited)
     if not all(math.isfinite(max(values) - min(values)) for values in zip(*points, strict=True)):
         return ""
-    x, y = (_scale([point[axis] for point in points], axis) for axis in (0, 1))
-    parts = [
-        *_axis(x, 0, f"mean in distribution{direction(across)}"),
-        *_axis(y, 1, f"mean out of distribution{direction(up)}"),
-    ]
-    for point in edited:
-        parts += _arrow((x(tuned[0]), y(tuned[1])), (x(point[0]), y(point[1])))
-    for role, point in (("base", base), ("tuned", tuned)):
-        parts.append(f'<circle class="{role}" cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="5"/>')
-    named = zip(points, (names["base"], names["finetuned"], *names["edited"]), strict=True)
-    parts += _labels(
-        [(x(point[0]), y(point[1]), point, name) for point, name in named], (x(tuned[0]), y(tuned[1]))
-    )
-    title = "From the fine-tuned model to each edited one"
+    names_of = (names["base"], names["finetuned"], *names["edited"])
+    named = list(zip(names_of, points, strict=True))
+    axes = f"mean in distribution{direction(across)}", f"mean out of distribution{direction(up)}"
     better = "up" if up["higher_is_better"] else "down", "right" if across["higher_is_better"] else "left"
+    note = f"Better is {better[0]} and to the {better[1]}."
+    title = "From the fine-tuned model to each edited one"
+    if not _are_close(points[1:], points):
+        return _drawn(title, named, axes, note)
+    where = f"{text(names['base'])} is outside, at {number(base[0])} in and {number(base[1])} out."
+    wide = _drawn(title, named, axes, f"{note} The next picture names the edited models.", are_named=False)
+    return wide + _drawn(f"{title}, enlarged", named, axes, f"{note} {where}", has_base=False)
+
+
+def _are_close(some: Sequence[Point], points: Sequence[Point]) -> bool:
+    """Whether some points differ, but by little of what a picture of all shows."""
+    few, every = ([max(one) - min(one) for one in zip(*each, strict=True)] for each in (some, points))
+    return any(few) and all(less <= CLOSE * more for less, more in zip(few, every, strict=True))
+
+
+def _drawn(
+    title: str,
+    named: Sequence[tuple[str, Point]],
+    axes: tuple[str, str],
+    note: str,
+    *,
+    has_base: bool = True,
+    are_named: bool = True,
+) -> str:
+    """A picture of the base, the fine-tuned model, and the edited ones, whose names may be left out."""
+    shown = named if has_base else named[1:]
+    x, y = (_scale([point[axis] for _, point in shown], axis) for axis in (0, 1))
+    places = [(x(point[0]), y(point[1]), point, name) for name, point in shown]
+    first = 1 + has_base
+    *dots, tuned = [place[:2] for place in places[:first]]
+    tips = [place[:2] for place in places[first:]]
+    parts = [*_axis(x, 0, axes[0]), *_axis(y, 1, axes[1])]
+    for tip in tips:
+        parts += _arrow(tuned, tip)
+    for role, (across, down) in (*(("base", dot) for dot in dots), ("tuned", tuned)):
+        parts.append(f'<circle class="{role}" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
+    parts += _labels(places if are_named else places[:first], [(tuned, tip) for tip in tips])
     return (
         f'<section class="arrows"><h2>{title}</h2>\n'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">\n'
         + "\n".join(parts)
-        + f'\n</svg>\n<p class="note">Better is {better[0]} and to the {better[1]}.</p></section>'
+        + f'\n</svg>\n<p class="note">{note}</p></section>'
     )
 
 
@@ -184,33 +213,46 @@ def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Iterator[st
 
 
 def _labels(
-    points: Sequence[tuple[float, float, tuple[float, float], str]], start: tuple[float, float]
+    points: Sequence[tuple[float, float, Point, str]], arrows: Sequence[tuple[Point, Point]]
 ) -> Iterator[str]:
-    """Names beside places, where they hide no other name and no arrow from `start` runs through them.
+    """Names beside places, where they hide no other name, no arrow runs through them, and no other place is
+    nearer.
 
-    One that finds no room beside its place goes below it, with a line to its place.
+    One that finds no room beside its place goes above or below it, with a line to its place.
     """
     taken: list[Box] = []
-    arrows = [(start, (x, y)) for x, y, *_ in points[2:]]
+    at = {(x, y) for x, y, *_ in points}
     for x, y, point, name in sorted(points, key=lambda one: one[1]):
         width = CHARACTER * len(printable(name, MAX_LABEL))
-        lines = range(len(points) + 1)
+        lines = sorted(range(-len(points), len(points) + 1), key=lambda line: (abs(line), -line))
         places = [
             (left, left + width, y - 6 + LINE * line)
             for line in lines
             for left in (x + 8, x - 8 - width)
-            if left >= LEFT
+            if left >= LEFT and TOP <= y - 6 + LINE * line <= HEIGHT - BOTTOM
         ]
         free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-        clear = [place for place in free if not any(_crosses(*arrow, place) for arrow in arrows)]
-        left, right, top = place = (clear or free)[0]
+        own = [
+            place for place in free if _distance((x, y), place) <= min(_distance(one, place) for one in at)
+        ]
+        clear = [place for place in own or free if not any(_crosses(*arrow, place) for arrow in arrows)]
+        left, right, top = place = (clear or own or free or places)[0]
         taken.append(place)
-        if top > y + LINE:
-            yield f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{left:.1f}" y2="{top - 4:.1f}"/>'
+        if abs(top + 6 - y) > LINE / 2:
+            end = (left if left > x else right, top - 4)
+            yield f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
         where = f"{text(name)}: {number(point[0])} in, {number(point[1])} out"
         label = f"{text(name, MAX_LABEL)}<title>{where}</title>"
-        end = (f'x="{right:.1f}"', ' text-anchor="end"') if left < x else (f'x="{left:.1f}"', "")
-        yield f'<text {end[0]} y="{top:.1f}"{end[1]}>{label}</text>'
+        anchor = (f'x="{right:.1f}"', ' text-anchor="end"') if left < x else (f'x="{left:.1f}"', "")
+        yield f'<text {anchor[0]} y="{top:.1f}"{anchor[1]}>{label}</text>'
+
+
+def _distance(point: Point, box: Box) -> float:
+    """How far a point is from a label."""
+    left, right, line = box
+    return math.hypot(
+        max(left - point[0], 0.0, point[0] - right), max(line - LINE + 2 - point[1], 0.0, point[1] - line - 2)
+    )
 
 
 def _overlap(one: Box, other: Box) -> bool:

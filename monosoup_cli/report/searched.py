@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.methods.search import Goal
+from monosoup_cli.methods.search import Goal, coarse
 from monosoup_cli.report.scored import Chart, Curve, cells_of, sweep_charts
-from monosoup_cli.report.words import plural, printable
+from monosoup_cli.report.words import plural, printable, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["charts_of", "made_by", "notes_on_search", "scoring_table", "search_table"]
+__all__ = ["charts_of", "made_by", "notes_on_search", "scoring_table", "search_sentences", "search_table"]
 
 MAX_ROWS = 12
 """How many candidates a table shows."""
 FINETUNED, BASE = "wise --alpha 1", "wise --alpha 0"
 """The candidates that are the fine-tuned model, or the mean of several, and the base."""
+NAMED = {BASE: "base", FINETUNED: "fine-tuned"}
+"""The candidates that have names in pictures."""
 FAMILIES = ("edit", "wise", "lines", "stock")
 
 
@@ -42,7 +44,7 @@ def scoring_table(done: Sequence[tuple[str, Mapping[str, float]]], now: str = ""
     if names:
         table.columns[1].justify = "left"
     best = [
-        Text(f"{printable(name)}: best {scores[name]:.6g}, {printable(label)}")
+        Text(f"{printable(name)}: best {shown(scores[name])}, {printable(label)}")
         for name in names
         for label, scores in [max(done, key=lambda one: one[1][name])]
     ]
@@ -88,11 +90,11 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
     facts.add_row("chosen", Text(printable(search["chosen"])))
     for name, score in report["output"].get("scores", {}).items():
         compared = (
-            f"; {printable(one['source'])}: {one['final_scores'][name]:.6g}"
+            f"; {printable(one['source'])}: {shown(one['final_scores'][name])}"
             for one in search["finetuned"]
             if name in one.get("final_scores", {})
         )
-        facts.add_row(Text(printable(f"final {name}")), Text(f"{score:.6g}{''.join(compared)}"))
+        facts.add_row(Text(printable(f"final {name}")), Text(f"{shown(score)}{''.join(compared)}"))
     return Group(table, Text(""), facts)
 
 
@@ -105,12 +107,12 @@ def notes_on_search(report: Mapping[str, Any]) -> list[str]:
     """Return what to keep in mind of a search's result."""
     search = report["search"]
     names = " and ".join(map(repr, search["scores"]))
-    flatters = "flatter" if len(search["scores"]) > 1 else "flatters"
+    chose, are = ("scores", "they are") if len(search["scores"]) > 1 else ("score", "it is")
     finals = " and ".join(f"'final {name}'" for name in report["output"].get("scores", {}))
     advice = (
-        f"report {finals} instead" if finals else "report a score of other data, as --final-score computes"
+        f"report {finals} instead" if finals else "report a score on other data, such as --final-score gives"
     )
-    notes = [f"the output was chosen by {names}, which therefore {flatters} it: {advice}"]
+    notes = [f"the {chose} {names} chose the output, so {are} likely too high for it: {advice}"]
     within = " within --max-loss" if search["max_loss"] else ""
     if not search["is_within"]:
         notes.append("no candidate stays within --max-loss: this one loses least")
@@ -120,10 +122,17 @@ def notes_on_search(report: Mapping[str, Any]) -> list[str]:
         )
     alone = _best_alone(search)
     if alone is not None:
-        score = f"{search['prefer']} {alone['scores'][search['prefer']]:.6g}"
+        score = f"{search['prefer']} {shown(alone['scores'][search['prefer']])}"
         notes.append(f"no candidate{within} is better than {printable(alone['source'])} alone ({score})")
     if search["chosen"] == BASE:
         notes.append("no candidate is better than the base, so the output has its weights")
+    first = {one.label for one in coarse(is_of_several=True, has_blocks=True)}
+    tried = [one["candidate"] in first for one in search.get("candidates", ()) if "same_as" not in one]
+    if len(tried) == search.get("budget") and tried.count(False) < tried.count(True) / 2:
+        notes.append(
+            f"{tried.count(True)} of the budget of {len(tried)} went to the coarse pass, so little near the"
+            " best was tried"
+        )
     if search["not_tried"]:
         notes.append(f"no blocks were found in the names, so {', '.join(search['not_tried'])} was not tried")
     return notes
@@ -141,6 +150,24 @@ def _best_alone(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return best if goal.rank(best["scores"])[:2] < goal.rank(chosen["scores"])[:2] else None
 
 
+def search_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Say how the choice of a search scores, and the inputs beside it."""
+    search = report["search"]
+    of_label = {one["candidate"]: one["scores"] for one in search["candidates"]}
+    tuned = "the fine-tuned model" if len(search["finetuned"]) == 1 else "the mean of the fine-tuned models"
+    others = {BASE: "the base", FINETUNED: tuned}
+    said = []
+    for name in search["scores"]:
+        against = " and ".join(
+            f"{words} has {shown(of_label[label][name])}"
+            for label, words in others.items()
+            if label in of_label and label != search["chosen"]
+        )
+        beside = f"; {against}" if against else ""
+        said.append(f"The choice has {name!r} {shown(of_label[search['chosen']][name])}{beside}.")
+    return said
+
+
 def charts_of(report: Mapping[str, Any]) -> list[Chart]:
     """The charts of the scores in a report: of a search, or of a sweep."""
     return _charts(report["search"]) if "search" in report else sweep_charts(report)
@@ -154,17 +181,20 @@ def _charts(search: Mapping[str, Any]) -> list[Chart]:
     def place(number: int, scores: Mapping[str, float]) -> tuple[float, float]:
         return (scores[x] if len(names) > 1 else float(number), scores[y])
 
+    def named(candidate: str) -> str:
+        words = [NAMED.get(candidate, ""), "chosen" if candidate == search["chosen"] else ""]
+        return ", ".join(filter(None, words))
+
     numbered = list(enumerate(candidates, start=1))
     curves = [
-        Curve(family, points, is_line=False)
-        for family in FAMILIES
-        if (
-            points := [
-                place(number, one["scores"])
-                for number, one in numbered
-                if one["candidate"].split(" ")[0] == family
-            ]
+        Curve(
+            family,
+            [place(number, one["scores"]) for number, one in some],
+            is_line=False,
+            names=[named(one["candidate"]) for _, one in some],
         )
+        for family in FAMILIES
+        if (some := [pair for pair in numbered if pair[1]["candidate"].split(" ")[0] == family])
     ]
     at = {one["candidate"]: place(number, one["scores"]) for number, one in numbered}
     if len(names) > 1:
@@ -173,4 +203,7 @@ def _charts(search: Mapping[str, Any]) -> list[Chart]:
             Curve("fine-tuned", [place(0, one["scores"]) for one in search["finetuned"]], is_line=False)
         )
     curves.append(Curve("chosen", [at[search["chosen"]]], is_line=False))
-    return [Chart(f"{y} against {x}" if len(names) > 1 else f"{y} over candidates", x, y, curves)]
+    if len(names) > 1:
+        note = "Higher scores are up and to the right. No candidate beats those of the Pareto front in both."
+        return [Chart(f"{y} against {x}", x, y, curves, note)]
+    return [Chart(f"{y} over candidates", x, y, curves, "Candidates are numbered as they were tried.")]

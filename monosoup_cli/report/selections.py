@@ -12,7 +12,7 @@ from rich.text import Text
 
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.verdict import AS_LARGE
-from monosoup_cli.report.words import joined_label, plural, printable
+from monosoup_cli.report.words import joined_label, plural, printable, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,7 +40,7 @@ def trials_table(
     table.columns[1].justify = table.columns[-1].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
         scores = [score] if alone is None else [alone[source], score]
-        words = (f"{each:.6g}" for each in scores)
+        words = (f"{shown(each)}" for each in scores)
         table.add_row(str(number), Text(printable(source)), *words, joined_label(joined))
     return Group(table, Text(printable(now))) if now else table
 

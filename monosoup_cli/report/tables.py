@@ -28,6 +28,7 @@ from monosoup_cli.report.words import (
     printable,
     rough,
     settings_words,
+    shown,
     size,
 )
 
@@ -259,7 +260,7 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     if len(scored) > 1:
         return Group(counts, Text(""), scores_table(scored))
     for one in scored if "search" not in report else ():  # the table of the search shows them
-        counts.add_row("scores", ", ".join(f"{name} {score:.6g}" for name, score in one.scores.items()))
+        counts.add_row("scores", ", ".join(f"{name} {shown(score)}" for name, score in one.scores.items()))
     if len(wrote) > 1 or not any(summary["ranges"].values()):
         return counts
     means = grid("", "mean", "min", "max", show_header=True)

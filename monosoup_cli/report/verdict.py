@@ -389,8 +389,8 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     means = [_short(statistics.fmean(step * row[name] for row, step, _ in weighted)) for name in names]
     if moved > NEAR and means != [_short(alpha), _short(distance)]:
         sentence += (
-            " In both figures, large updates count for more than in the means over the layers (equivalent α"
-            f" {means[0]}, anisotropy {means[1]})."
+            " These two figures weigh layers by the size of their update. The plain means over the layers are"
+            f" {means[0]} (equivalent α) and {means[1]} (anisotropy)."
         )
     if alpha < FAR:
         sentence += f" The edit goes {_percent(1.0 - alpha)} of the way back to the base."

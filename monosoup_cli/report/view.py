@@ -10,7 +10,7 @@ from typing import Any
 
 from monosoup_cli.errors import UsageError
 from monosoup_cli.report.grouping import Grouping, group_rows
-from monosoup_cli.report.measures import ALIASES, LABELS
+from monosoup_cli.report.measures import ABBREVIATED, ALIASES, LABELS
 from monosoup_cli.report.rows import Row
 
 __all__ = ["View"]
@@ -38,12 +38,14 @@ class View:
     top: int | None = None
 
     def __post_init__(self) -> None:
-        known = ["name", *LABELS]
         for name, label in LABELS.items():
-            if self.sort is not None and self.sort in (label, ALIASES.get(name)):
+            if self.sort is not None and self.sort in (label, ABBREVIATED.get(name), ALIASES.get(name)):
                 object.__setattr__(self, "sort", name)
-        if self.sort is not None and self.key not in known:
-            raise UsageError("--sort names an unknown measure", expected=", ".join(known), found=self.sort)
+        if self.sort is not None and self.key not in ("name", *LABELS):
+            headings = {name: ABBREVIATED.get(name, label) for name, label in LABELS.items()}
+            named = (name if name == head else f"{name} ({head})" for name, head in headings.items())
+            known = ", ".join(["name", *named])
+            raise UsageError("--sort names an unknown measure", expected=known, found=self.sort)
 
     @property
     def key(self) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "rough",
     "settings_words",
     "shortened",
+    "shown",
     "size",
 ]
 
@@ -124,12 +125,17 @@ def rough(seconds: float) -> str:
 
 
 def in_column(values: Sequence[float]) -> list[str]:
-    """Format numbers with six significant digits, or with as many as the decimal points need to line up."""
-    texts = [f"{value:.6g}" for value in values]
+    """Format scores as `shown` does, or with as many digits as the decimal points need to line up."""
+    texts = [shown(value) for value in values]
     if any("e" in text or "n" in text for text in texts):
         return texts
     decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
     return [f"{value:.{decimals}f}" for value in values]
+
+
+def shown(score: float) -> str:
+    """Format a score with four significant digits; with six from 1,000 on."""
+    return f"{score:.{4 if abs(score) < 1000 else 6}g}"
 
 
 def plural(count: int, noun: str) -> str:

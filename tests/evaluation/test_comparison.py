@@ -4,6 +4,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import pty
 import random
@@ -507,6 +508,52 @@ def test_no_arrow_runs_through_a_label(run, models, tmp_path, right):
         assert not any(left < x < stop and line - 9 < y < line for x, y in on_arrow)
 
 
+def test_every_label_is_nearest_to_its_own_arrow(run, tmp_path, browser):
+    """A base that is far away leaves edits no room: they have a second picture, without it."""
+    right = {
+        "base": (0, 300),
+        "tuned": (299, 163),
+        "edited": (293, 176),
+        "near": (287, 178),
+        "mid": (296, 171),
+    }
+    models = [
+        write(
+            tmp_path / name,
+            **{task: "1" * n + "0" * (300 - n) for task, n in zip(("own", "other"), counts, strict=True)},
+        )
+        for name, counts in right.items()
+    ]
+    page = tmp_path / "page.html"
+    run("scores", *models, "--in", "own", "--out", "other", "--html", page)
+    view = browser.new_page()
+    view.set_content(page.read_text())
+    wide, enlarged = view.eval_on_selector_all(
+        ".arrows svg",
+        """pictures => pictures.map(picture => [
+            [...picture.querySelectorAll("text:has(title)")].map((label) => {
+                const { x, y, width, height } = label.getBBox();
+                return [label.firstChild.data, x, x + width, y, y + height];
+            }),
+            [...picture.querySelectorAll("line.arrow")].map(
+                ({ x2, y2 }) => [x2.baseVal.value, y2.baseVal.value]),
+        ])""",
+    )
+    notes = view.locator(".arrows .note").all_inner_texts()
+    view.close()
+    assert {name for name, *_ in wide[0]} == {"base", "tuned"}
+    labels = {name: box for name, *box in enlarged[0]}
+    assert labels.keys() == right.keys() - {"base"}
+    assert notes[1].endswith("base is outside, at 0.0000 in and 1.0000 out.")
+    tips = dict(zip(list(right)[2:], enlarged[1], strict=True))
+    for name, tip in tips.items():
+        away = {
+            other: math.hypot(max(x - tip[0], 0, tip[0] - x1), max(y - tip[1], 0, tip[1] - y1))
+            for other, (x, x1, y, y1) in labels.items()
+        }
+        assert min(away, key=away.get) == name
+
+
 def test_ticks_are_round(run, models, tmp_path):
     """A few multiples of 1, 2 or 5 times a power of ten, evenly spaced."""
     page = tmp_path / "page.html"
@@ -534,7 +581,8 @@ def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_pat
     words = ["scores", *decided, "--in", "clean", "--out", "shifted"]
     page = tmp_path / "page.html"
     table = run(*words, "--html", page).out.splitlines()
-    sentences = [line for line in table if "istribution" in line]
+    assert "Fine-tuning cost 1.0000 out of distribution; edited restored 0.2500 of it (25%)." in table
+    sentences = [line for line in table if line.startswith(("In dist", "Out of dist"))]
     assert [line.partition(" (diff")[0] for line in sentences] == [
         "In distribution (clean), edited is worse than tuned: 0.5000 against 1.0000",
         "Out of distribution (shifted), edited is better than tuned: 0.2500 against 0.0000",

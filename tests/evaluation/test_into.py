@@ -70,7 +70,14 @@ def test_the_scores_are_in_the_output(run, output, on_hub):
     assert text.index("## Scores") < text.index("## Citation")
     assert ModelCard(text).data.to_dict() == ModelCard(card).data.to_dict()
     assert "parity" in run("report", output).out
-    assert run("report", output, "--html", output.parent / "page.html").code == 0
+    edit = report_of(output)
+    edit["verdict"]["size"] = {"relative_update": 0.1, "sentence": "The edit may help."}
+    (output / "monosoup_report.json").write_text(json.dumps(edit))
+    shown = run("report", output, "--html", output.parent / "page.html")
+    assert shown.code == 0
+    assert "The edit may help." not in shown.out  # it was measured
+    found = json.loads((output.parent / "page.html").read_text().split('id="data">')[1].split("</script>")[0])
+    assert found["opening"][0].startswith("In distribution (")
 
 
 def test_the_form_of_the_hub(output, on_hub):

@@ -73,7 +73,7 @@ def test_the_best_is_found_made_and_made_again(run, land, tmp_path):
     assert search["finetuned"][0]["scores"] == search["candidates"][0]["scores"]
     assert "wise --alpha 0.75" in done.err
     assert (
-        "the output was chosen by 'score', which therefore flatters it: report a score of other data"
+        "the score 'score' chose the output, so it is likely too high for it: report a score on other data"
         in done.err
     )
     assert not partial_path(out).exists()

@@ -216,7 +216,10 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     assert found["means"]["reach"][0] == first["summary"]["means"]["equivalent_alpha"]
     page = comparison_page(found, (first, second), ("a", "b"))
     far = f"{found['means']['reach'][0]:.0%}"
-    assert f"a lies {far} of the way from the base to the fine-tuned weights, b 30%." in page
+    assert (
+        f"a lies {far} of the way from the base to the fine-tuned weights, and b lies 30% of the way." in page
+    )
+    assert "Only the reach includes" not in page
     assert "Only the measures of both are compared." in page
     # of two edits, reach says more than their own measures only where one is interpolated
     half = {**first, "arguments": {**first["arguments"], "wise": 0.5}}
@@ -224,6 +227,24 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     halved = compare_reports(first, half)
     assert halved["means"]["reach"] == [far := halved["means"]["reach"][0], far / 2]
     assert {one["by"] for one in halved["changed"]} == {"reach"}
+    ranks = [base[one["name"]].ndim for one in halved["changed"]]
+    assert ranks == sorted(ranks, reverse=True)  # vectors, which reach the most, come last
+    page = comparison_page(halved, (first, half), ("a", "b"))
+    assert "Only the reach includes the step of --wise." in page
+    most = halved["changed"][0]
+    near, nearer = (f"{one:.3g}" for one in most["measures"]["reach"])
+    assert f"They differ most in {most['name']}: its reach is {near} in a and {nearer} in b." in page
+    assert "The reach is how far the output goes from the base" in page
+    assert "the same in both" not in page  # none is
+    there = {
+        **first,
+        "arguments": {**first["arguments"], "base": "models/base/", "finetuned": ["./ft"], "score": ["a"]},
+    }
+    here = {
+        **first,
+        "arguments": {**first["arguments"], "base": "models/base", "finetuned": ["ft"], "score": []},
+    }
+    assert compare_reports(there, here)["arguments"] == {}
     assert len(halved["changed"]) == len(base)
     for one in halved["changed"]:
         whole, half_way = one["measures"]["reach"]
@@ -257,7 +278,7 @@ def test_the_table_fits_and_has_the_figures(reports, width):
             shown = [float(value) for value in pair.split(" → ")]
             assert shown == pytest.approx(each["measures"][named[title]], rel=6e-3)
     said = " ".join(lines)
-    assert "most changed first" in said
+    assert "matrices before vectors" in said
     if width is not None:
         left_out = re.search(r"no room for +(.*?); a wider", re.sub(r"\s{2,}", " ", said))
         left_out = left_out[1].split(", ") if left_out else []

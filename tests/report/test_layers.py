@@ -88,6 +88,11 @@ def test_groups_have_no_measures_of_one_layer(rows):
     assert view.lacks(view.rows(rows))
     assert not View(group="kind").lacks(rows)
     assert not View(sort="rho").lacks([])  # nothing is shown at all
+    assert [View(sort=heading).key for heading in ("equiv. α", "equivalent α", "k/r")] == [
+        "equivalent_alpha",
+        "equivalent_alpha",
+        "k_ratio",
+    ]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -124,7 +129,7 @@ def test_an_unknown_measure_is_refused_with_those_that_are_known(word):
         View(sort=word)
     assert refused.value.exit_code == 2
     assert str(refused.value).startswith("--sort ")
-    for known in ("name", "k_ratio", "rho", "lambda_low", "relative_update", repr(word)[1:-1]):
+    for known in ("name", "k_ratio", "rho", "lambda_low", "equivalent_alpha (equiv. α)", repr(word)[1:-1]):
         assert known in str(refused.value)
 
 

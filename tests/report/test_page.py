@@ -212,7 +212,9 @@ def test_every_report_has_its_page(opened, reports, name, pictures):
     view = opened(report, WORDS)
     assert view.title() == f"{name} · monosoup {report['command']}"
     assert view.locator("h1").inner_text().startswith(name)
-    assert view.locator(".sentences li").all_text_contents() == WORDS
+    said = view.locator(".sentences li").all_text_contents()
+    assert said[len(said) - len(WORDS) :] == WORDS
+    assert ("so they are likely too high for it" in said[0]) == ("search" in report)
     assert all(source["source"] in view.locator("#head").inner_text() for source in report["inputs"])
     assert view.locator("#layers").is_visible() == ("layers" in report)
     if "layers" in report:
@@ -247,6 +249,31 @@ def test_the_scores_of_a_sweep(opened, reports):
     assert [text.strip() for text in legend] == ["WiSE α", "R = 0.5", "R = 0.8"]
 
 
+def test_the_page_of_a_search_has_its_candidates(opened, reports):
+    """The best in the preferred score first; and its words, but none that it does not use."""
+    search = reports["search"]["search"]
+    view = opened(reports["search"])
+    view.locator(".candidates").evaluate("details => { details.open = true; }")
+    tried = [one for one in search["candidates"] if "same_as" not in one]
+    tried.sort(key=lambda one: -one["scores"][search["prefer"]])
+    lines = view.locator(".candidates tbody tr").all()
+    assert [line.locator("th").inner_text() for line in lines] == [one["candidate"] for one in tried]
+    of = {line.locator("th").inner_text(): line.locator("td").last.inner_text() for line in lines}
+    assert "base" in of["wise --alpha 0"]
+    assert "fine-tuned" in of["wise --alpha 1"]
+    assert [label for label, role in of.items() if "chosen" in role] == [search["chosen"]]
+    words = view.locator("#glossary dt").all_text_contents()
+    assert "Pareto front" in words
+    assert "No candidate beats those of the Pareto front in both." in view.locator("#pictures").inner_text()
+    (chart,) = charts_of(reports["search"])
+    named = {name for curve in chart.curves for name in curve.names if name}
+    assert {name.removesuffix(", chosen") for name in named} >= {"base", "fine-tuned"}
+    assert "Pareto front" not in opened(reports["edit"]).locator("#glossary dt").all_text_contents()
+    swept = opened(reports["scored"]).locator("#glossary dt").all_text_contents()
+    assert "WiSE α" in swept
+    assert "spectrum" not in swept
+
+
 def scored_as(report, **scores):
     """A report of a sweep, with these scores of its outputs."""
     made = json.loads(json.dumps(report))
@@ -257,21 +284,21 @@ def scored_as(report, **scores):
 
 def test_a_sweep_says_which_output_is_best_and_what_the_choice_does(reports):
     ends = "alpha-0 is the base checkpoint and alpha-1 is the fine-tuned checkpoint."
-    bias = "score that checkpoint on other data."
+    bias = "score the checkpoint on other data."
     *_, named, first, second, chosen = opening(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))
     assert named == ends
-    assert first == "alpha-0.5 has the best a, 81.5: +1.5 against fine-tuned."
-    assert second == "alpha-0 has the best b, 90: +30 against fine-tuned."
-    assert chosen.startswith("The best of 3 was chosen by the score itself")
+    assert first == "alpha-0.5 has the best 'a', 81.5: +1.5 against fine-tuned."
+    assert second == "alpha-0 has the best 'b', 90: +30 against fine-tuned."
+    assert chosen.startswith("A best of 3 that is picked by a score is flattered by it")
     assert chosen.endswith(bias)
     *_, named, first, _ = opening(scored_as(reports["swept"], a=[1, 2, 2]))
-    assert first == "alpha-0.5 and alpha-1 have the best a, 2, the fine-tuned checkpoint."
+    assert first == "alpha-0.5 and alpha-1 (the fine-tuned checkpoint) have the best 'a', 2."
     *_, named, first = opening(scored_as(reports["swept"], a=[2, 2, 2]))  # nothing was chosen
-    assert (named, first) == (ends, "All 3 have the same score a, 2.")
+    assert (named, first) == (ends, "All 3 have the same score 'a', 2.")
     # the α of an edit does not begin at the base, and the sweep has no fine-tuned checkpoint
     *_, first, chosen = opening(scored_as(reports["scored"], a=[3, 2, 1, 0]))
     best = Path(reports["scored"]["outputs"][0]["path"]).name
-    assert first == f"{best} has the best a, 3."
+    assert first == f"{best} has the best 'a', 3."
     assert bias in chosen
     assert bias not in " ".join(opening(reports["wise"]))
 

@@ -5,8 +5,15 @@ import io
 import pytest
 from rich.console import Console
 
+from monosoup_cli.methods.search import coarse
 from monosoup_cli.report.scored import Scored, scores_table
-from monosoup_cli.report.searched import MAX_ROWS, notes_on_search, scoring_table, search_table
+from monosoup_cli.report.searched import (
+    MAX_ROWS,
+    notes_on_search,
+    scoring_table,
+    search_sentences,
+    search_table,
+)
 from monosoup_cli.report.words import in_column
 
 
@@ -44,8 +51,9 @@ def test_the_best_of_a_sweep_in_scores_called_in_and_out():
     ("values", "expected"),
     [
         ([88.3, 88.26, 80.0], ["88.30", "88.26", "80.00"]),
-        ([0.123456789, 12.0], ["0.123457", "12.000000"]),
+        ([0.123456789, 12.0], ["0.1235", "12.0000"]),
         ([1.0, 20.0], ["1", "20"]),
+        ([12345.678], ["12345.7"]),
         ([1e-9, 2.5], ["1e-09", "2.5"]),
         ([], []),
     ],
@@ -60,12 +68,12 @@ def test_decimal_points_of_a_column_line_up(values, expected):
         (
             ["in", "out"],
             "edit",
-            "the output was chosen by 'in' and 'out', which therefore flatter it: report a score of other",
+            "the scores 'in' and 'out' chose the output, so they are likely too high for it: report",
         ),
         (
             ["acc"],
             "edit",
-            "the output was chosen by 'acc', which therefore flatters it: report a score of other data",
+            "the score 'acc' chose the output, so it is likely too high for it: report a score on other data",
         ),
         (["acc"], "wise --alpha 0", "no candidate is better than the base"),
         (["acc"], "wise --alpha 1", "no candidate is better than the fine-tuned model"),
@@ -79,11 +87,33 @@ def test_notes_on_a_search(names, chosen, expected):
     assert len(notes) == 1 + chosen.startswith("wise")
 
 
+@pytest.mark.parametrize(("near", "is_noted"), [(2, True), (7, False)])
+def test_a_budget_that_ends_in_the_coarse_pass_is_noted(near, is_noted):
+    tried = [one.label for one in coarse(is_of_several=False, has_blocks=True)]
+    tried += [f"wise --alpha 0.{number}1" for number in range(near)]
+    search = {"scores": ["acc"], "is_within": True, "chosen": "edit", "finetuned": [{}], "not_tried": []}
+    search |= {"max_loss": {}, "budget": len(tried), "candidates": [{"candidate": one} for one in tried]}
+    notes = notes_on_search({"search": search, "output": {}})
+    said = f"14 of the budget of {14 + near} went to the coarse pass, so little near the best was tried"
+    assert (said in notes) == is_noted
+
+
+def test_the_first_sentences_have_the_scores_of_the_choice_and_the_inputs():
+    scores = {"wise --alpha 1": 0.9966667, "wise --alpha 0": 0.0, "edit": 0.9766667}
+    candidates = [{"candidate": label, "scores": {"in": score}} for label, score in scores.items()]
+    search = {"scores": ["in"], "candidates": candidates, "finetuned": [{}], "chosen": "edit"}
+    assert search_sentences({"search": search}) == [
+        "The choice has 'in' 0.9767; the base has 0 and the fine-tuned model has 0.9967."
+    ]
+    search["chosen"] = "wise --alpha 0"
+    assert search_sentences({"search": search}) == ["The choice has 'in' 0; the fine-tuned model has 0.9967."]
+
+
 def test_a_note_points_to_the_final_score():
     search = {"scores": ["acc"], "is_within": True, "chosen": "edit", "finetuned": [{}], "not_tried": []}
     search["max_loss"] = {}
     (note,) = notes_on_search({"search": search, "output": {"scores": {"test": 1.0}}})
-    assert note.endswith("flatters it: report 'final test' instead")
+    assert note.endswith("likely too high for it: report 'final test' instead")
 
 
 @pytest.mark.parametrize(

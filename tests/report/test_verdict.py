@@ -539,7 +539,7 @@ def test_where_the_whole_differs_from_the_mean_of_the_layers_both_are_explained(
     ]
     sentence = verdict.interpolation(rows)["sentence"]
     assert "equivalent α = 0.55)" in sentence
-    assert "count for more than in the means over the layers (equivalent α 0.75, anisotropy 0.2)." in sentence
+    assert "The plain means over the layers are 0.75 (equivalent α) and 0.2 (anisotropy)." in sentence
     alike = [{**rows[0], "update_norm": norm} for norm in (1.0, 3.0)]
     assert "means over the layers" not in verdict.interpolation(alike)["sentence"]
 

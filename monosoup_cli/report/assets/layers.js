@@ -21,11 +21,13 @@ const measures = [...new Set([...FIRST, ...Object.keys(labels), ...columns])].fi
 const ROLES = { base: "base", finetuned: "fine-tuned" };
 const TITLES = { arguments: "Options", output: "Output", only_in_base: "Only in the base" };
 const MAX_PARTS = 24;
+/* How many candidates of a search are in sight at once. */
+const MAX_OPEN = 12;
 const SPARK = { width: 72, height: 18, points: 36 };
 /* How many columns beside the name are in sight where the screen has room for the shortest names. */
 const IN_SIGHT = 6;
-/* Smaller ratios of a spectrum count as 0, which a logarithmic scale cannot show. */
-const LEAST = 1e-18;
+/* Smaller ratios of a spectrum are rounding, which would squeeze the curve, or 0. */
+const LEAST = 1e-6;
 const collator = new Intl.Collator("en", { numeric: true });
 
 function byId(id) {
@@ -352,6 +354,10 @@ function drawSpectrum(host, row) {
     ],
     hooks: { draw: [marks] },
   }, [index, spectrum.map((value) => (value > LEAST ? value : null))], host);
+  if (visible.length < spectrum.length) {
+    const text = `Values below ${LEAST.toExponential(0)} of the largest are left out: they are noise of the arithmetic.`;
+    host.append(element("p", { className: "note" }, text));
+  }
 }
 
 /* Draw a labelled dashed line across the plot, at x or at y. */

@@ -26,6 +26,7 @@ function drawHead() {
   head.append(boxes);
   if (report.outputs) head.append(outputs(report.outputs));
   if (report.selection?.trials) head.append(trials(report.selection));
+  if (report.search) head.append(candidates(report.search));
 }
 
 function counted(summary) {
@@ -97,6 +98,22 @@ function trials({ scores: singly = [], trials: tried }) {
     element("th", { scope: "row", title: candidate }, candidate.split("/").pop()), number(alone.get(candidate)),
     number(score), element("td", { className: joined ? "best" : "" }, joined ? "joined" : "left out"),
   ]), { className: "outputs" }));
+}
+
+/* What a search tried, the best in the preferred score first. */
+function candidates({ scores: names, prefer, candidates: tried, front, chosen }) {
+  const roles = { "wise --alpha 0": "base", "wise --alpha 1": report.search.finetuned.length > 1 ? "mean" : "fine-tuned" };
+  const sorted = tried.filter((one) => !one.same_as).sort((a, b) => b.scores[prefer] - a.scores[prefer]);
+  const head = [heading("candidate"), ...names.map((name) => heading(name, "number")), heading("")];
+  const body = sorted.map(({ candidate, scores }) => [
+    element("th", { scope: "row" }, candidate), ...names.map((name) => number(scores[name])),
+    element("td", { className: candidate === chosen ? "best" : "" }, [
+      roles[candidate], names.length > 1 && front.includes(candidate) && "front", candidate === chosen && "chosen",
+    ].filter(Boolean).join(", ")),
+  ]);
+  return element("details", { className: "candidates", open: body.length <= MAX_OPEN },
+    element("summary", {}, `Candidates: ${grouped(body.length)} scored`),
+    element("div", { className: "scroll" }, table(head, body, { className: "outputs" })));
 }
 
 function differs(values) {

@@ -19,7 +19,7 @@ function plain(value, name) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "number") return value;
   if (/bytes/.test(name)) return grouped(value);
-  return name === "seconds" ? `${value.toFixed(2)} s` : String(value);
+  return name === "seconds" ? `${value.toFixed(2)} s` : String(Number(value.toPrecision(6)));
 }
 
 function listed(values) {

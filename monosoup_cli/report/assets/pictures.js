@@ -251,7 +251,7 @@ function chart({ title, x, y, curves, note }) {
     width: host.clientWidth,
     height: 300,
     scales: { x: { time: false, range: (_, min, max) => [min - margin, max + margin] } },
-    axes: [across(x), axis(y, { size: 62 })],
+    axes: [across(x, x === "candidate" ? { incrs: integers } : {}), axis(y, { size: 62 })],
     hooks: { draw: [(plot) => nameAll(plot, points)] },
     series: [
       { label: x, value: shown },
