@@ -79,7 +79,7 @@ def test_the_best_is_found_made_and_made_again(run, land, tmp_path):
     assert not partial_path(out).exists()
     shown = run("report", out).out
     assert "chosen  wise --alpha 0.75\n" in shown
-    assert "note: the output was chosen by 'score', which" in shown
+    assert "note: the score 'score' chose the output" in shown
 
     before = contents(out)
     shutil.rmtree(out)
@@ -386,7 +386,7 @@ def test_a_final_command_fails_early_and_may_be_another_one(run, land, tmp_path,
     assert {Path(each["path"]).suffix for each in land.runs} == {".safetensors"}
     finals = [each["sha256"] for each in land.runs if each["name"] == "right"]
     assert finals[1] == report_of(out)["output"]["files"][0]["sha256"]
-    assert f"final score  {report_of(out)['output']['scores']['score']:.6g}; {tuned}: " in done.err
+    assert f"final score  {report_of(out)['output']['scores']['score']:.4g}; {tuned}: " in done.err
     finals = "scoring wise --alpha 1 with --final-score"
     assert (failed.err.count(finals), done.err.count(finals)) == (1, 1)
     assert "scoring wise --alpha 1, " in failed.err
