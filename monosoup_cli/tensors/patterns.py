@@ -71,17 +71,16 @@ def check_effects(globs: Collection[str], reasons: Mapping[str, str | None]) -> 
     """Refuse a pattern of `layers` whose tensors all stay as they are.
 
     Args:
-        globs: The patterns, of which the first that matches a tensor counts.
+        globs: The patterns.
         reasons: Why each tensor stays as it is; None for one that does not.
 
     Raises:
         UsageError: A pattern has no effect.
     """
-    matched = {name: first_match(globs, name) for name in reasons}
-    effective = {glob for name, glob in matched.items() if reasons[name] is None}
     for glob in globs:
-        if glob not in effective:
-            names = [f"{name!r} ({reasons[name]})" for name, one in matched.items() if one == glob]
+        matched = [name for name in reasons if fnmatchcase(name, glob)]
+        if all(reasons[name] is not None for name in matched):
+            names = [f"{name!r} ({reasons[name]})" for name in matched]
             raise UsageError(
                 f"{LAYERS} {glob!r} matches no tensor that is edited", found=some(names, 2) or None
             )
