@@ -125,7 +125,7 @@ SCORES = {
 REPORT = {
     "command": str,
     "tool": {"name": str, "version": str},
-    "arguments": {"layers?": (Values(dict), type(None))},
+    "arguments": {"layers?": (Values(dict), type(None)), "weights?": ([NUMBER], type(None))},
     "environment": dict,
     "inputs": [
         {

@@ -218,8 +218,10 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     count = sum(entry["role"] == "finetuned" for entry in report["inputs"])
     weights = ", ".join(f"{one:g}" for one in report["arguments"].get("weights") or ())
     if report["command"] == "merge" and count > 1:
-        times = f", each times its weight: {weights}" if weights else ""
-        counts.add_row("updates", f"the sum of {count}, not their mean{times}")
+        scale = report["arguments"].get("scale")
+        times = [f"times {weights}"] if weights else []
+        times += [f"all times {scale:g}"] if is_number(scale) and scale != 1.0 else []
+        counts.add_row("updates", ", ".join([f"{count}, added up, not averaged", *times]))
     if report["command"] in ("edit", "extract") and count > 1:
         counts.add_row("update", f"the mean of {count}{f', weighted {weights}' if weights else ''}")
     if report["command"] == "transplant":

@@ -70,11 +70,11 @@ def test_the_merged_model_computes_as_the_adapted_one(tmp_path, run):
 @pytest.mark.parametrize(
     ("options", "factors", "said"),
     [
-        ((), (1, 1), "updates     the sum of 2, not their mean\n"),
+        ((), (1, 1), "updates     2, added up, not averaged\n"),
         (
             ("--weights", "0.25,-2", "--scale", "0.5"),
             (0.125, -1),
-            "updates     the sum of 2, not their mean, each times its weight: 0.25, -2\n",
+            "updates     2, added up, not averaged, times 0.25, -2, all times 0.5\n",
         ),
     ],
 )
@@ -90,7 +90,8 @@ def test_several_adapters_are_added_up(tmp_path, run, options, factors, said):
     assert (result.code, said in result.err) == (0, True), result.err
     assert_near(tensors_in(tmp_path / "out"), expected)
     page = opening(json.loads((tmp_path / "out" / "monosoup_report.json").read_text()))
-    assert page[0] == "The sum of 2 LoRA adapters merged into base."
+    kind = "weighted sum" if options else "sum"
+    assert page[0] == f"The {kind} of 2 LoRA adapters merged into base."
 
 
 def test_what_is_left_out_is_the_base_to_the_last_bit(tmp_path, run):

@@ -100,6 +100,8 @@ HOSTILE = [
     ("inputs.0", "base"),
     ("inputs.0.source", ["a"]),
     ("arguments", []),
+    ("arguments.weights", [None]),
+    ("arguments.weights", "x"),
     ("environment", "x"),
     ("timing.seconds", "fast"),
     ("timing", {}),
