@@ -60,11 +60,11 @@ def scores_page(comparison: Mapping[str, Any]) -> str:
 
 
 def scores_part(comparison: Mapping[str, Any]) -> Markup:
-    """Return what a page shows of a comparison below the sentences: notes, tables and the picture."""
-    parts = [items(comparison["notes"]), *_tables(comparison)]
+    """Return what a page shows of a comparison below the sentences: notes, the picture and tables."""
+    parts = [items(comparison["notes"]), _picture(comparison), *_tables(comparison)]
     if has_lower(comparison):
         parts.append(f'<p class="note">{LOWER}</p>')
-    return Markup("\n".join([*parts, _picture(comparison)]))
+    return Markup("\n".join(parts))
 
 
 def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
