@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 
 from monosoup_cli.errors import OutputError, without_tokens
@@ -68,8 +68,9 @@ class Console:
     def _say(self, text: str) -> None:
         """Write to stderr. What nobody can read is dropped: it must not make a run fail."""
         if sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
     def data(self, text: str) -> None:
         if sys.stdout is None:
