@@ -32,8 +32,6 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
         with renamed_options(flags):
             return function(*given, **keywords)
 
-    checked.__signature__ = signature  # type: ignore[attr-defined]
-    del checked.__wrapped__  # its source has fewer parameters than the signature of `run`
     return checked
 
 
