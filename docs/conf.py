@@ -41,7 +41,6 @@ myst_heading_anchors = 4
 default_role = "code"  # docstrings are prose with `names`
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 add_module_names = False
 python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [  # annotations: types from elsewhere, and aliases without an entry of their own
