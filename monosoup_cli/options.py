@@ -28,6 +28,7 @@ __all__ = [
     "FINETUNED",
     "NO_BASE",
     "OUTPUT",
+    "PROGRAMS",
     "Base",
     "Call",
     "ComputeOptions",
@@ -53,6 +54,7 @@ __all__ = [
     "check_one_each",
     "declared_in",
     "from_keywords",
+    "helps_of_adding",
     "parse_size",
     "path_list",
 ]
@@ -82,9 +84,14 @@ FINETUNED = Option(
     in_card=False,
 )
 Finetuned = Annotated[StrPath | Sequence[StrPath], FINETUNED]
+PROGRAMS = ("score", "score_command", "final_score")
+"""The options that run programs. Reports may leave out their values, which may have secrets."""
+LAID_OUT = (
+    "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like {}, with its"
+    " side files and a model card."
+)
 OUTPUT = Option(
-    "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like the"
-    " (first) fine-tuned checkpoint, with its side files and a model card.",
+    LAID_OUT.format("the (first) fine-tuned checkpoint"),
     metavar="OUT",
     shell=str,
     flags=("--output", "-o"),
@@ -92,6 +99,25 @@ OUTPUT = Option(
     in_card=False,
 )
 Output = Annotated[StrPath, OUTPUT]
+
+
+def helps_of_adding(adds: str, place: str) -> dict[str, str]:
+    """The help of shared options, for a command that adds updates to an input.
+
+    Args:
+        adds: What it does only to the tensors that are selected, up to their noun.
+        place: The input, which the others stay as.
+    """
+    return {
+        "output": LAID_OUT.format(place),
+        "include": f"{adds} tensors whose names match; keep the rest as in {place}. Repeatable.",
+        "exclude": f"Keep tensors whose names match as in {place}. Repeatable.",
+        "on_mismatch": f"What to do with tensors whose shapes differ: stop, keep them as in {place}, or,"
+        " where only the number of rows differs, add to the rows that all inputs have.",
+        "on_nonfinite": f"What to do with tensors that have NaN or Inf: stop, or keep them as in {place}.",
+    }
+
+
 Stacked = Annotated[
     str | Sequence[str],
     Option(

@@ -23,7 +23,7 @@ from monosoup_cli.errors import (
     masked,
     some,
 )
-from monosoup_cli.options import NO_BASE, ComputeOptions, OutputOptions, StrPath, declared_in
+from monosoup_cli.options import NO_BASE, PROGRAMS, ComputeOptions, OutputOptions, StrPath, declared_in
 from monosoup_cli.tensors.patterns import LAYERS
 from monosoup_cli.values import as_list, check_keys
 
@@ -38,8 +38,6 @@ OF_THE_RUN = {**declared_in(ComputeOptions), **declared_in(OutputOptions)}
 """The options that say how steps run, and not what they compute. A recipe has none of them."""
 TAKEN = [name for name in OF_THE_RUN if name != "part"]
 """Those that `run` takes."""
-PROGRAMS = ("score", "score_command", "final_score")
-"""The options that run programs."""
 OF_LAST = ("report", "push", "public")
 """The options that are for the last step alone."""
 

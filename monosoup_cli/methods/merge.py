@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.task_arithmetic import numbers_for
-from monosoup_cli.options import BASE, FINETUNED, Option, Output, StrPath, as_paths, check_one_each
+from monosoup_cli.options import (
+    BASE,
+    FINETUNED,
+    Option,
+    Output,
+    StrPath,
+    as_paths,
+    check_one_each,
+    helps_of_adding,
+)
 from monosoup_cli.tensors.flat import FLAT_ELEMENTS, FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
@@ -88,19 +97,12 @@ def merge(
 
 
 COMMAND, GROUP = merge, "Adapters"
-HELPS = {
-    "output": "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like"
-    " BASE, with its side files and a model card.",
-    "include": "Merge only into tensors whose names match; keep the rest as in BASE. Repeatable.",
-    "exclude": "Keep tensors whose names match as in BASE. Repeatable.",
+HELPS = helps_of_adding("Merge only into", "BASE") | {
     "rename": "Replace OLD with NEW in the names of BASE, so that they match those of ADAPTER. Repeatable."
     " Examples: transformer.h=model.layers; bert= removes bert.",
     "parts": "Which part of a pipeline to merge into: of a diffusers folder, and of what a single LoRA file"
     " changes. Default: the unet or transformer, or all of a LoRA file. Repeatable for single files."
     " Examples: unet; text_encoder_2.",
-    "on_mismatch": "What to do with tensors whose shapes differ: stop, keep them as in BASE, or, where only"
-    " the number of rows differs, add to the rows that all inputs have.",
-    "on_nonfinite": "What to do with tensors that have NaN or Inf: stop, or keep them as in BASE.",
 }
 
 

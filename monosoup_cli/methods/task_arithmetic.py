@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from monosoup_cli.errors import UsageError
 from monosoup_cli.keywords import RunKeywords
 from monosoup_cli.methods.monosoup import RELATIVE_UPDATE
-from monosoup_cli.options import BASE, Base, Finetuned, Option, Output, StrPath, as_paths
+from monosoup_cli.options import BASE, Base, Finetuned, Option, Output, StrPath, as_paths, helps_of_adding
 from monosoup_cli.tensors.flat import FlatLayer
 from monosoup_cli.tensors.method import Edit, Layer, Measure, Order, Paper, PlainMethod
 
@@ -89,15 +89,7 @@ def transplant(
 
 
 COMMAND = transplant
-HELPS = {
-    "output": "If OUT ends in .safetensors, it is a single file. Otherwise it is a folder, laid out like"
-    " ONTO, with its side files and a model card.",
-    "include": "Add only to tensors whose names match; keep the rest as in ONTO. Repeatable.",
-    "exclude": "Keep tensors whose names match as in ONTO. Repeatable.",
-    "on_mismatch": "What to do with tensors whose shapes differ: stop, keep them as in ONTO, or, where only"
-    " the number of rows differs, add to the rows that all inputs have.",
-    "on_nonfinite": "What to do with tensors that have NaN or Inf: stop, or keep them as in ONTO.",
-}
+HELPS = helps_of_adding("Add only to", "ONTO")
 
 
 def numbers_for(name: str, numbers: float | Sequence[float], count: int) -> tuple[float, ...]:

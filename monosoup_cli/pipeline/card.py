@@ -9,7 +9,7 @@ from pathlib import PurePath
 from monosoup_cli.outputs.model_card import Parent, library_of, model_card
 from monosoup_cli.pipeline.provenance import with_roles
 from monosoup_cli.pipeline.ready import Ready
-from monosoup_cli.pipeline.task import Choice
+from monosoup_cli.pipeline.task import Choice, command_words
 from monosoup_cli.report.words import ROLES
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.hub_ids import HubId
@@ -56,23 +56,13 @@ def _method(ready: Ready, choice: Choice) -> str:
 def _command(ready: Ready, variant: Variant) -> list[str]:
     """The words of the command that makes the variant again. Paths are named by their last component."""
     task, inputs = ready.planned.task, ready.planned.inputs
-    finetuned = [_name(source) for source in inputs.finetuned]
-    if inputs.has_target:
-        finetuned = [*finetuned[1:], finetuned[0]]
-    base = [] if inputs.base is None else [_name(inputs.base)]
-    if task.order.base_is_option:
-        sources = [*(["--base", *base] if base else []), *finetuned]
-    else:
-        sources = [*base, *finetuned] if base or not task.order.method.needs_base else ["-", *finetuned]
-    output = f"{PurePath(task.order.output).name}/{variant.folder}".rstrip("/")
-    return [
-        "monosoup",
-        task.call.command,
-        *sources,
-        *task.call.words({**task.call.arguments, **variant.arguments}),
-        "-o",
-        output,
-    ]
+    return command_words(
+        task,
+        None if inputs.base is None else _name(inputs.base),
+        [_name(source) for source in inputs.finetuned],
+        f"{PurePath(task.order.output).name}/{variant.folder}".rstrip("/"),
+        {**task.call.arguments, **variant.arguments},
+    )
 
 
 def _name(source: Source) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from monosoup_cli.errors import NonfiniteError, ResultOverflowError
-from monosoup_cli.options import Call, RunOptions
+from monosoup_cli.options import NO_BASE, Call, RunOptions
 from monosoup_cli.outputs.form import OutputKind
 from monosoup_cli.outputs.whole import WHOLE
 from monosoup_cli.outputs.writer import PartialOutput
@@ -19,7 +19,16 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.tensors.method import Order
 from monosoup_cli.tensors.plan import Selection
 
-__all__ = ["Choice", "Chooser", "ChooserContext", "OnScore", "Task", "command_line", "true_hints"]
+__all__ = [
+    "Choice",
+    "Chooser",
+    "ChooserContext",
+    "OnScore",
+    "Task",
+    "command_line",
+    "command_words",
+    "true_hints",
+]
 
 
 OnScore: TypeAlias = Callable[[str, Mapping[str, float] | None], None]
@@ -117,15 +126,24 @@ class Task:
     notes: Sequence[str] = ()
 
 
+def command_words(
+    task: Task, base: str | None, finetuned: Sequence[str], output: str, arguments: Mapping[str, Any]
+) -> list[str]:
+    """The words of a task's shell command, whose inputs, output and arguments may be called otherwise."""
+    order, call = task.order, task.call
+    if order.kept == "first":  # ONTO, which is last in the shell
+        finetuned = [*finetuned[1:], finetuned[0]]
+    if order.base_is_option:
+        of_base = [] if base is None else ["--base", base]
+    else:
+        of_base = [base] if base is not None else [NO_BASE] if order.method.needs_base else []
+    return ["monosoup", call.command, *of_base, *finetuned, *call.words(arguments), "-o", output]
+
+
 def command_line(task: Task) -> str:
     """The shell command of a task."""
-    order, call = task.order, task.call
-    base = () if order.base is None else ("--base", order.base) if order.base_is_option else (order.base,)
-    onto, others = (
-        ([], order.finetuned) if order.kept != "first" else (order.finetuned[:1], order.finetuned[1:])
-    )
-    words = ["monosoup", call.command, *base, *others, *onto, *call.words(call.arguments), "-o", order.output]
-    return shlex.join(words)
+    order = task.order
+    return shlex.join(command_words(task, order.base, order.finetuned, order.output, task.call.arguments))
 
 
 def drafts_of(task: Task) -> int:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import ReportError
-from monosoup_cli.options import RunOptions
+from monosoup_cli.options import PROGRAMS, RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.layers import short
@@ -167,7 +167,7 @@ def _means(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, lis
 def changes_layers(name: str) -> bool:
     """Whether the layers may depend on an argument. The device changes their last bits."""
     shared = RunOptions.declared()
-    is_beside = name in {"output", "side_files", "score", "score_command"}
+    is_beside = name in {"output", "side_files", *PROGRAMS}
     return not is_beside and (name == "device" or name not in shared or shared[name].option.changes_bytes)
 
 

@@ -109,24 +109,24 @@ def _fitted(rows: Sequence[Row], width: int | None, told: Sequence[str]) -> tupl
     has_spectra = any(spectra)
     floor = floor_of(filter(None, spectra))
     stems = [name.removesuffix(END) for name in names]
-    widest = max(map(cell_len, ["layer", *(names if width is None else stems)]))
+    whole, shortest = (max(map(cell_len, ["layer", *each])) for each in (names, stems))
 
     def room() -> int:
         """Return the cells left for names, next to the other columns and the shortest sparkline."""
         assert width is not None
         return width - sum(size + GAP for size in widths.values()) - has_spectra * (MIN_SPARKLINE + GAP)
 
-    bars, lacks_ends = MAX_SPARKLINE, False
+    widest, bars, lacks_ends = whole, MAX_SPARKLINE, False
     if width is not None:
         unknown = [name for name in measures_in(rows) if name not in LABELS]
         first = [name for name in (*unknown, *DISPENSABLE) if name not in told]
         last = [*({"cos_alpha"} - {*told}), *told, "k"]
         for name, least in [*((name, MIN_NAME) for name in first), *((name, LEAST_NAME) for name in last)]:
-            if room() < min(widest, least):
+            if room() < min(shortest, least):
                 widths.pop(name, None)
-        lacks_ends = room() < max(map(cell_len, names), default=0) and stems != names
+        lacks_ends = room() < whole and stems != names
         names = stems if lacks_ends else names
-        widest = max(min(max(map(cell_len, names), default=0), room()), len("layer"))
+        widest = max(min(shortest if lacks_ends else whole, room()), len("layer"))
         bars = min(MAX_SPARKLINE, MIN_SPARKLINE + max(room() - widest, 0))
         names = [shortened(name, widest) for name in names]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from monosoup_cli.report.records import outputs_in
+from monosoup_cli.report.records import outputs_in, sources_in, summary_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.scored import sweep_sentences
 from monosoup_cli.report.searched import search_sentences
@@ -59,7 +59,7 @@ def reach_of_layer(report: Mapping[str, Any], row: Row) -> float | None:
 def opening(report: Mapping[str, Any]) -> list[str]:
     """Return the first sentences of a report's page."""
     command, wrote = report["command"], outputs_in(report)
-    summary = (wrote[0] if "outputs" in report else report)["summary"]
+    summary = summary_in(report)
     if "search" in report:
         what = _search(report)
     else:
@@ -115,7 +115,7 @@ def _update(report: Mapping[str, Any]) -> str:
 
 
 def _sources(report: Mapping[str, Any], role: str) -> list[str]:
-    return [PurePath(one["source"]).name or one["source"] for one in report["inputs"] if one["role"] == role]
+    return [PurePath(source).name or source for source in sources_in(report, role)]
 
 
 def _is_mean(report: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from monosoup_cli.errors import some
+from monosoup_cli.options import PROGRAMS
 from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, WORDS
 from monosoup_cli.report.kept import kept_line
@@ -17,6 +18,7 @@ from monosoup_cli.report.markup import frame
 from monosoup_cli.report.measures import ALIASES, LABELS
 from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.outcome import outcomes
+from monosoup_cli.report.records import sources_in, summary_in
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.scores_page import scores_part
 from monosoup_cli.report.searched import charts_of, notes_on_search
@@ -35,8 +37,6 @@ ASSETS = {
 }
 NAMED = 3
 """How many checkpoints the title names."""
-SECRET = ("score", "final_score", "score_command")
-"""Options whose values reports may leave out, because commands may have secrets."""
 MAX_SENTENCE = 2000
 MAX_POINTS = 256
 """The most points of a spectrum; no screen shows more."""
@@ -55,7 +55,7 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     data = {
         "report": {
             **{name: value for name, value in report.items() if name not in ("layers", "scores")},
-            "arguments": {name: value for name, value in arguments.items() if value or name not in SECRET},
+            "arguments": {name: value for name, value in arguments.items() if value or name not in PROGRAMS},
         },
         "labels": LABELS,
         "meanings": MEANINGS,
@@ -103,13 +103,13 @@ def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
 
 def _kept_in(report: Mapping[str, Any]) -> tuple[str, str]:
     """The line on tensors that are not edited; every output of a sweep has the same."""
-    summary = report["summary"] if "summary" in report else report["outputs"][0]["summary"]
-    return kept_line(summary["kept"], report["command"], [entry["role"] for entry in report["inputs"]])
+    roles = [entry["role"] for entry in report["inputs"]]
+    return kept_line(summary_in(report)["kept"], report["command"], roles)
 
 
 def _name_of(report: Mapping[str, Any]) -> str:
     """What a report is on: its output, or the fine-tuned checkpoints that it looks at."""
-    paths = [one["source"] for one in report["inputs"] if one["role"] == "finetuned"]
+    paths = sources_in(report, "finetuned")
     if "output" in report or "outputs" in report:
         output = report["output"]["path"] if "output" in report else report["arguments"].get("output")
         paths = [str(output or report["outputs"][0]["path"])]

@@ -20,8 +20,10 @@ __all__ = [
     "measures_of",
     "outputs_in",
     "slice_record",
+    "sources_in",
     "spread",
     "summarise",
+    "summary_in",
 ]
 
 SCHEMA_VERSION = 1
@@ -123,6 +125,17 @@ def _plain(measures: Mapping[str, Any] | None) -> dict[str, Any]:
 def outputs_in(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the checkpoints that a report is on: one, those of a sweep, or none for an inspection."""
     return report.get("outputs") or ([report["output"]] if "output" in report else [])
+
+
+def summary_in(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the summary of a report; of a sweep, that of its first checkpoint."""
+    summary: Mapping[str, Any] = (report["outputs"][0] if "outputs" in report else report)["summary"]
+    return summary
+
+
+def sources_in(report: Mapping[str, Any], role: str) -> list[str]:
+    """Return the paths or ids of the inputs that have a role, as the user gave them."""
+    return [entry["source"] for entry in report["inputs"] if entry["role"] == role]
 
 
 def measures_of(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -40,8 +40,7 @@ def trials_table(
     table.columns[1].justify = table.columns[-1].justify = "left"
     for number, (source, score, joined) in enumerate(trials, start=1):
         scores = [score] if alone is None else [alone[source], score]
-        words = (f"{shown(each)}" for each in scores)
-        table.add_row(str(number), Text(printable(source)), *words, joined_label(joined))
+        table.add_row(str(number), Text(printable(source)), *map(shown, scores), joined_label(joined))
     return Group(table, Text(printable(now))) if now else table
 
 

@@ -18,7 +18,7 @@ from monosoup_cli.names import in_order, places
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.measures import FACTS, SPLITS, is_number, label_of
-from monosoup_cli.report.records import measures_of, outputs_in
+from monosoup_cli.report.records import measures_of, outputs_in, sources_in, summary_in
 from monosoup_cli.report.scored import scored_in, scores_table
 from monosoup_cli.report.words import (
     ROLES,
@@ -209,13 +209,13 @@ def _planned_measures(measures: Mapping[str, Any], stacks: Sequence[Mapping[str,
 def summary_table(report: Mapping[str, Any], report_path: Path | None = None) -> RenderableType:
     """Summarise a run: counts, means and ranges over the edited layers, the time, and the files it wrote."""
     wrote = outputs_in(report)
-    summary, timing = wrote[0]["summary"] if "outputs" in report else report["summary"], report["timing"]
+    summary, timing = summary_in(report), report["timing"]
     counts = grid("", "")
     _add_inputs(counts, [(entry["role"], entry["source"]) for entry in report["inputs"]])
     _add_stacks(counts, report.get("stacks", []))
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counts.add_row("edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {of_all}")
-    count = sum(entry["role"] == "finetuned" for entry in report["inputs"])
+    count = len(sources_in(report, "finetuned"))
     weights = ", ".join(f"{one:g}" for one in report["arguments"].get("weights") or ())
     if report["command"] == "merge" and count > 1:
         scale = report["arguments"].get("scale")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from monosoup_cli.methods.monosoup import FAR, MonoSoup
+from monosoup_cli.report.records import sources_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.words import plural
 
@@ -105,8 +106,7 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
     is_default = all(arguments.get(name, value) == value for name, value in DEFAULT_RULE.items())
     is_default = is_default and not arguments.get("layers")
     step = step_of(report)
-    has_base = any(source["role"] == "base" for source in report["inputs"])
-    is_mean = sum(source["role"] == "finetuned" for source in report["inputs"]) > 1
+    has_base, is_mean = bool(sources_in(report, "base")), len(sources_in(report, "finetuned")) > 1
     rows = [] if len(report.get("selection", {}).get("members", ())) == 1 else rows  # a copy of one
     found = findings(rows, is_default=is_default, is_by_noise=is_by_noise, has_base=has_base, step=step)
     is_as_scored = is_default and has_base and not is_mean and step == 1.0

@@ -295,8 +295,9 @@ def make_plan(
                 rows.get(tensor.name),
             )
         )
-    moved = {one.name for one in tensors if one.reason is None or one.reads.base}
-    check_effects(selection.layers, {one.name: None if one.name in moved else one.reason for one in tensors})
+    if selection.layers:
+        stays = {one.name: None if one.reads.base else one.reason for one in tensors}
+        check_effects(selection.layers, stays)
     return Plan((*tensors, *_carried(only_in_base, selection)))
 
 

@@ -358,10 +358,13 @@ def test_a_tokenizer_that_the_output_has_anyway_is_no_reason_to_refuse(here, run
     assert same("out", "plain")
 
 
-@pytest.mark.parametrize(
+OF_EACH_METHOD = pytest.mark.parametrize(
     ("method", "more"),
     [("linear", {}), ("task_arithmetic", {"base_model": "base"}), ("model_stock", {"base_model": "base"})],
 )
+
+
+@OF_EACH_METHOD
 def test_a_tokenizer_that_an_adapter_brings_is_that_of_the_output(tmp_path, monkeypatch, run, method, more):
     monkeypatch.chdir(tmp_path)
     first, second = (make("linear", tmp_path, seed).adapter.name for seed in (1, 2))
@@ -419,10 +422,7 @@ def test_model_stock_is_that_of_the_command(here, run, filter_wise):
     assert same("out", "two")
 
 
-@pytest.mark.parametrize(
-    ("method", "more"),
-    [("linear", {}), ("task_arithmetic", {"base_model": "base"}), ("model_stock", {"base_model": "base"})],
-)
+@OF_EACH_METHOD
 def test_a_model_with_an_adapter_is_as_if_it_were_merged(tmp_path, monkeypatch, run, method, more):
     """MODEL+ADAPTER, which peft's merge is tested for elsewhere."""
     monkeypatch.chdir(tmp_path)
