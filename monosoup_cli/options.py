@@ -215,7 +215,7 @@ class SelectionOptions:
     partial: Annotated[
         bool,
         Option(
-            "Edit what BASE has, even if it lacks most of FINETUNED, which is refused otherwise.",
+            "Go on with what BASE has, even if it lacks most of FINETUNED, which is refused otherwise.",
             changes_bytes=False,
         ),
     ] = False

@@ -397,7 +397,7 @@ def document(
     """Give a function the name (or another `name`), the module, the whole signature and the docstring of a
     command.
 
-    The docstring is the help of the shell, then every option.
+    The docstring is the help of the shell, with keywords in the place of its options, then every option.
     """
     function.__name__ = function.__qualname__ = name or declaration.__name__
     function.__module__ = declaration.__module__
@@ -409,8 +409,10 @@ def document(
     if PROGRESS.name in signature.parameters:
         helps[PROGRESS.name] = PROGRESS_HELP
     options = "\n".join(_folded(f"{key}: {words}") for key, words in helps.items())
+    text, *example = inspect.cleandoc(declaration.__doc__ or "").partition("\n\nExample: ")
+    text = with_names(text, names | {"--dry-run": "plan"})
     function.__doc__ = (
-        f"{inspect.cleandoc(declaration.__doc__ or '')}\n\nArgs:\n{options}"
+        f"{text}{''.join(example)}\n\nArgs:\n{options}"
         f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"
         "    monosoup_cli.errors.MonosoupError: The call is refused, or fails."
     )

@@ -56,7 +56,7 @@ def sfgs(
     """Average checkpoints with similar updates.
 
     This is the similarity-filtered greedy soup. Similarity is the cosine between two updates, averaged over
-    layers. --dry-run reads the checkpoints, and prints the similarities and what every threshold would
+    layers. --dry-run reads the checkpoints, and shows the similarities and what every threshold would
     choose.
 
     Example: monosoup sfgs base.safetensors ft1.safetensors ft2.safetensors -o out --threshold 0.2

@@ -22,7 +22,12 @@ __all__ = [
     "shell_help",
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print errors only, and what other options ask for, such as --format json."
+    ),
+]
 QuietTable = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print no notes, and no table if a page or picture is written.")
 ]

@@ -172,6 +172,7 @@ def extract(
 
 COMMAND, GROUP = extract, "Adapters"
 HELPS = {
+    "max_shard_size": "Refused: an adapter is a single file.",
     "include": "Extract only tensors whose names match; the adapter changes no others. Repeatable.",
     "exclude": "Leave tensors whose names match out of the adapter. Repeatable.",
     "on_mismatch": "What to do with tensors whose shapes differ: stop, store them whole, or, where only the"

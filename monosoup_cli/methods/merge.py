@@ -100,6 +100,7 @@ COMMAND, GROUP = merge, "Adapters"
 HELPS = helps_of_adding("Merge only into", "BASE") | {
     "rename": "Replace OLD with NEW in the names of BASE, so that they match those of ADAPTER. Repeatable."
     " Examples: transformer.h=model.layers; bert= removes bert.",
+    "partial": "Go on with what BASE has, even if it lacks most of ADAPTER, which is refused otherwise.",
     "parts": "Which part of a pipeline to merge into: of a diffusers folder, and of what a single LoRA file"
     " changes. Default: the unet or transformer, or all of a LoRA file. Repeatable for single files."
     " Examples: unet; text_encoder_2.",

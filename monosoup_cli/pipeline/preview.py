@@ -25,7 +25,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
     inputs, method = planned.inputs, planned.method
     layout, resources = ready.share.layout, ready.resources
     return Preview(
-        command=planned.task.call.command,
+        call=planned.task.call,
         verb=method.verb,
         inputs=[(role, source.path) for role, source in with_roles(inputs)],
         path=str(work_path(planned.destination)),

@@ -25,6 +25,7 @@ __all__ = [
     "REPORT_SUFFIX",
     "as_text",
     "asset",
+    "check_own",
     "check_page",
     "check_target",
     "is_report",
@@ -45,8 +46,7 @@ NO_REPORT = (
 OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
 PAGE = re.compile(rb"<title>[^<]* \xc2\xb7 monosoup [^<]+</title>")
-PAGE_HEAD = 1 << 16
-"""The title of a page is among its first bytes."""
+"""What only monosoup's pages have."""
 
 MAX_DIGITS = 18
 """The most digits of an integer: more than any report has, and few enough for a float."""
@@ -173,21 +173,30 @@ def check_page(path: Path) -> None:
         OutputError: It cannot be written, or there is something else.
     """
     check_target(path, ".html")
+    check_own(path, PAGE, "page")
+
+
+def check_own(path: Path, mark: re.Pattern[bytes], kind: str) -> None:
+    """Check that a file has nothing, or is one that monosoup wrote.
+
+    Args:
+        path: The file, which need not exist.
+        mark: What those have that monosoup writes.
+        kind: What they are called.
+
+    Raises:
+        OutputError: It is another, or cannot be read.
+    """
     try:
-        is_other = path.exists() and path.stat().st_size > 0 and not _is_page(path)
+        is_other = path.exists() and path.stat().st_size > 0 and mark.search(path.read_bytes()) is None
     except OSError as error:
         raise OutputError(f"cannot be read: {error.strerror}", path=path) from None
     if is_other:
         names = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
         free = next(name for name in names if not os.path.lexists(name))
         raise OutputError(
-            "exists, and is not a page that monosoup wrote", path=path, hint=f"give another name: {free}"
+            f"exists, and is not a {kind} that monosoup wrote", path=path, hint=f"give another name: {free}"
         )
-
-
-def _is_page(path: Path) -> bool:
-    with path.open("rb") as file:
-        return PAGE.search(file.read(PAGE_HEAD)) is not None
 
 
 def asset(name: str) -> str:

@@ -7,6 +7,7 @@ lines also differ in style or marker.
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monosoup_cli.errors import ReportError, UsageError, crop
 from monosoup_cli.report.charts import BLACK, BLUE, CURVES, SKY, VERMILLION, draw_chart
-from monosoup_cli.report.files import OF_SEVERAL, check_target, replace_file
+from monosoup_cli.report.files import OF_SEVERAL, check_own, check_target, replace_file
 from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
 from monosoup_cli.report.rows import Row, rows_of
@@ -34,8 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["WIDTH", "check_plot", "drawable", "figure", "in_style", "plot", "save"]
 
-METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": "monosoup"},
+    ".svg": {"Creator": "monosoup", "Date": None},
+    ".pdf": {"Creator": "monosoup", "CreationDate": None},
+}
 """Metadata by suffix, without the time, so that the same report makes the same bytes."""
+PICTURE = re.compile(rb"Software\x00monosoup|<dc:title>monosoup</dc:title>|/Creator \(monosoup\)")
+"""What only monosoup's pictures have."""
 
 FONT = "DejaVu Sans"
 """Matplotlib includes it."""
@@ -83,13 +90,14 @@ class _Panel(NamedTuple):
 
 
 def check_plot(path: Path) -> None:
-    """Check that `plot` can write to `path`.
+    """Check that `plot` can write to `path`. It may replace a picture of monosoup's, which can be made again.
 
     Raises:
         UsageError: The suffix is unsupported, or matplotlib is missing.
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or there is something else.
     """
     check_target(path, list(METADATA))
+    check_own(path, PICTURE, "picture")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -99,7 +107,7 @@ def check_plot(path: Path) -> None:
 def plot(report: Mapping[str, Any], path: Path, rows: Sequence[Row] | None = None) -> None:
     """Write `figure` to a .png (200 dpi), .svg or .pdf file. The same report makes the same bytes.
 
-    An existing file is replaced once the picture is complete.
+    An existing picture of monosoup's is replaced once the new one is complete.
 
     Raises:
         UsageError: The suffix is unsupported, or matplotlib is missing.

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from monosoup_cli.declaration import Call
+
 __all__ = ["Cost", "Preview", "PreviewedTensor"]
 
 
@@ -79,7 +81,7 @@ class Preview:
     """What a run would do.
 
     Attributes:
-        command: The command.
+        call: The command and its arguments.
         verb: What its method does to a layer.
         inputs: The role and the path of every input.
         path: The path of the output.
@@ -94,7 +96,7 @@ class Preview:
         cost: What the run needs.
     """
 
-    command: str
+    call: Call
     verb: str
     inputs: Sequence[tuple[str, str]]
     path: str

@@ -45,7 +45,7 @@ LOWER = "↓: lower is better."
 """What explains the mark of `direction`."""
 MAX_NAME = 200
 MAX_HEADING = 12
-"""How much of a model's name heads its column."""
+"""How much of a model's name heads its column, where the whole name has no room."""
 NAMED = 4
 """How many tasks of a metric are named below a table."""
 
@@ -122,8 +122,11 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
 
     parts = list[Any]()
     for at, name in enumerate(comparison["models"]["edited"]):
-        narrow = Group(_differences(comparison, at, has_metric=False), Text(_scored_by(comparison)))
-        table: Any = first_that_fits(_differences(comparison, at, has_metric=True), narrow)
+        heading = printable(name, MAX_NAME)
+        short = printable(name, MAX_HEADING)
+        least = Group(_differences(comparison, at, short, has_metric=False), Text(_scored_by(comparison)))
+        less = first_that_fits(_differences(comparison, at, short, has_metric=True), least)
+        table: Any = first_that_fits(_differences(comparison, at, heading, has_metric=True), less)
         parts += [*([Text("")] if at else []), Text(against(comparison, name), style="bold"), table]
         counted = [
             (shown, record["edited"][at])
@@ -144,13 +147,12 @@ def scores_table(comparison: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _differences(comparison: Mapping[str, Any], at: int, *, has_metric: bool) -> Table:
+def _differences(comparison: Mapping[str, Any], at: int, edited: str, *, has_metric: bool) -> Table:
     from rich.text import Text
 
     from monosoup_cli.report.grid import grid
 
     metric = ["metric"] if has_metric else []
-    edited = printable(comparison["models"]["edited"][at], MAX_HEADING)
     head = ("base", "fine-tuned", edited, "diff", "95% interval", "p")
     table = grid("task", *metric, *head, show_header=True)
     if has_metric:

@@ -18,7 +18,7 @@ from monosoup_cli.names import in_order, places
 from monosoup_cli.report.grid import grid
 from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.measures import FACTS, SPLITS, is_number, label_of
-from monosoup_cli.report.records import measures_of, outputs_in, sources_in, summary_in
+from monosoup_cli.report.records import measures_of, outputs_in, summary_in
 from monosoup_cli.report.scored import scored_in, scores_table
 from monosoup_cli.report.words import (
     ROLES,
@@ -68,7 +68,7 @@ def plan_to_json(
     parameters_edited, of_all = _parameters(plan)
     on_cards = {"device_memory_bytes": cost.device_memory_bytes} if cost.device_memory_bytes else {}
     return {
-        "command": plan.command,
+        "command": plan.call.command,
         "output": {
             "path": plan.path,
             "files": [{"name": name, "bytes": nbytes} for name, nbytes in plan.files],
@@ -118,7 +118,9 @@ def plan_table(plan: Preview) -> RenderableType:
     _add_stacks(totals, plan.details.get("stacks", []))
     parameters_edited, of_all = _parameters(plan)
     totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
-    totals.add_row(*kept_line(reasons, plan.command, [role for role, _ in plan.inputs], verb="keep"))
+    roles = [role for role, _ in plan.inputs]
+    _add_updates(totals, plan.call.command, plan.call.arguments, roles)
+    totals.add_row(*kept_line(reasons, plan.call.command, roles, verb="keep"))
     if "part" in plan.details:
         number, shares = plan.details["part"], plan.details["shares"]
         own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
@@ -215,17 +217,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     _add_stacks(counts, report.get("stacks", []))
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counts.add_row("edited" if wrote else "layers", f"{plural(summary['edited'], 'tensor')}, {of_all}")
-    count = len(sources_in(report, "finetuned"))
-    weights = ", ".join(f"{one:g}" for one in report["arguments"].get("weights") or ())
-    if report["command"] == "merge" and count > 1:
-        scale = report["arguments"].get("scale")
-        times = [f"times {weights}"] if weights else []
-        times += [f"all times {scale:g}"] if is_number(scale) and scale != 1.0 else []
-        counts.add_row("updates", ", ".join([f"{count}, added up, not averaged", *times]))
-    if report["command"] in ("edit", "extract") and count > 1:
-        counts.add_row("update", f"the mean of {count}{f', weighted {weights}' if weights else ''}")
-    if report["command"] == "transplant":
-        counts.add_row("D", "onto − base")
+    roles = [entry["role"] for entry in report["inputs"]]
+    _add_updates(counts, report["command"], report["arguments"], roles)
     overlapping = sum("shared_rows" in layer for layer in report.get("layers", ()))
     if overlapping:
         counts.add_row("overlap", f"{plural(overlapping, 'tensor')}, the rows that all inputs have")
@@ -234,7 +227,6 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for name, total in summary.items():
         if name not in PARTS_OF_SUMMARY and is_number(total):
             counts.add_row(label_of(name), f"{total:,}")
-    roles = [entry["role"] for entry in report["inputs"]]
     counts.add_row(*kept_line(summary["kept"], report["command"], roles))
     _add_splits(counts, report.get("layers", ()))
     if isinstance(report["arguments"].get("wise"), float):
@@ -270,6 +262,21 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
         if bounds is not None and name not in FACTS:
             means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
     return Group(counts, Text(""), means)
+
+
+def _add_updates(table: Table, command: str, arguments: Mapping[str, Any], roles: Sequence[str]) -> None:
+    """Add a line on what is made of several updates, and on an update of two names."""
+    count = roles.count("finetuned")
+    weights = ", ".join(f"{one:g}" for one in arguments.get("weights") or ())
+    if command == "merge" and count > 1:
+        scale = arguments.get("scale")
+        times = [f"times {weights}"] if weights else []
+        times += [f"all times {scale:g}"] if is_number(scale) and scale != 1.0 else []
+        table.add_row("updates", ", ".join([f"{count}, added up, not averaged", *times]))
+    if command in ("edit", "extract") and count > 1:
+        table.add_row("update", f"the mean of {count}{f', weighted {weights}' if weights else ''}")
+    if command == "transplant":
+        table.add_row("D", "onto − base")
 
 
 def part_table(facts: Mapping[str, Any], path: Path) -> RenderableType:

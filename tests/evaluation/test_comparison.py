@@ -355,6 +355,15 @@ def test_what_tasks_are_scored_by_is_shown_where_it_fits(models):
     assert "scored by correct" in shown_in(40, monosoup_cli.scores(*models))
 
 
+def test_a_name_heads_its_column_whole_where_that_fits(models):
+    name = f"{models[2].name}-with-a-longer-name"
+    models[2] = models[2].rename(models[2].with_name(name))
+    comparison = monosoup_cli.scores(*models)
+    wide, narrow = (shown_in(columns, comparison).splitlines()[1].split() for columns in (120, 80))
+    assert (name in wide, name in narrow) == (True, False)
+    assert wide[:2] == narrow[:2] == ["task", "metric"]
+
+
 def test_no_column_is_empty(models):
     """Where scores are not right or wrong, nothing is healed."""
     for model in models:

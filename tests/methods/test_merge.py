@@ -88,6 +88,7 @@ def test_several_adapters_are_added_up(tmp_path, run, options, factors, said):
     paths = [folders.adapter for folders in adapters]
     result = run("merge", adapters[0].base, *paths, "-o", tmp_path / "out", *options)
     assert (result.code, said in result.err) == (0, True), result.err
+    assert said in run("merge", adapters[0].base, *paths, "-o", tmp_path / "dry", *options, "--dry-run").out
     assert_near(tensors_in(tmp_path / "out"), expected)
     page = opening(json.loads((tmp_path / "out" / "monosoup_report.json").read_text()))
     kind = "weighted sum" if options else "sum"

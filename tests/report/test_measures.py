@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import monosoup_cli
+from monosoup_cli.declaration import Call
 from monosoup_cli.methods import MEASURES
 from monosoup_cli.report.comparison import compare_reports, comparison_table
 from monosoup_cli.report.files import read_report
@@ -170,7 +171,9 @@ def test_a_plan_shows_what_a_method_knows_beforehand():
     def plan(**measures):
         tensor = PreviewedTensor("a.weight", (4, 3), "F32", None, None, (4, 3), None, measures)
         cost = Cost("cpu", 0, 1, 1000, 0, 0)
-        return Preview("x", "trim", [], "out", None, [("a", 1)], {}, [""], {}, [], [tensor], cost)
+        return Preview(
+            Call("x", {}, {}), "trim", [], "out", None, [("a", 1)], {}, [""], {}, [], [tensor], cost
+        )
 
     assert [*plan_rows(plan(density=0.2))] == [("a.weight", "F32", "trim 4 × 3, density 0.2")]
     ((*_, action),) = plan_rows(plan(stack="h", block=3, scale=0.25, alpha=0.5))

@@ -1,6 +1,7 @@
 """monosoup_cli.report.plots: what is drawn is what the report says, and the file is whole or absent."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -129,9 +130,9 @@ def test_the_file_is_what_its_suffix_says(report, tmp_path, suffix, start, end):
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_same_report_makes_the_same_bytes(report, files, tmp_path, suffix):
     here = tmp_path / f"here.{suffix}"
-    # settings of the user's that would show, and a file to replace
+    # settings of the user's that would show, and a picture to replace
+    plot(json.loads((files / "stock" / "monosoup_report.json").read_text()), here)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": None}):
-        here.write_text("old")
         plot(report, here)
     script = (
         "import json, sys; from pathlib import Path; from monosoup_cli.report.plots import plot;"
@@ -452,12 +453,25 @@ def test_a_failure_leaves_what_was_there(report, tmp_path):
 
 def test_what_stops_the_drawing_leaves_what_was_there(report, tmp_path):
     path = tmp_path / "picture.png"
-    path.write_text("old")
+    plot(report, path)
+    old = path.read_bytes()
     report["layers"][0]["spectrum"] = "not numbers"
     with pytest.raises(TypeError):
         plot(report, path)
-    assert path.read_text() == "old"
+    assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_picture_of_another_program_stays(report, tmp_path, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    figure(report).savefig(path)
+    old = path.read_bytes()
+    for refused in (lambda path: plot(report, path), check_plot):
+        with pytest.raises(OutputError, match="not a picture that monosoup wrote") as caught:
+            refused(path)
+        assert caught.value.hint == f"give another name: {tmp_path / f'mine-2.{suffix}'}"
+    assert path.read_bytes() == old
 
 
 @pytest.mark.parametrize("name", ["picture.jpg", "picture", "png"])
