@@ -21,7 +21,7 @@ from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.records import sources_in, summary_in
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.scores_page import scores_part
-from monosoup_cli.report.searched import charts_of, notes_on_search
+from monosoup_cli.report.searched import charts_of, notes_on_search, roles_of
 from monosoup_cli.report.words import name_parts, printable
 
 __all__ = ["page"]
@@ -63,6 +63,7 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "kept": _kept_in(report),
+        "roles": roles_of(report["search"]) if "search" in report else {},
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
         "charts": [

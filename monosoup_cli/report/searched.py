@@ -12,14 +12,20 @@ from monosoup_cli.report.words import plural, printable, shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["charts_of", "made_by", "notes_on_search", "scoring_table", "search_sentences", "search_table"]
+__all__ = [
+    "charts_of",
+    "made_by",
+    "notes_on_search",
+    "roles_of",
+    "scoring_table",
+    "search_sentences",
+    "search_table",
+]
 
 MAX_ROWS = 12
 """How many candidates a table shows."""
 FINETUNED, BASE = "wise --alpha 1", "wise --alpha 0"
 """The candidates that are the fine-tuned model, or the mean of several, and the base."""
-NAMED = {BASE: "base", FINETUNED: "fine-tuned"}
-"""The candidates that have names in pictures."""
 FAMILIES = ("edit", "wise", "lines", "stock")
 
 
@@ -168,6 +174,11 @@ def search_sentences(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def roles_of(search: Mapping[str, Any]) -> dict[str, str]:
+    """What the candidates are called that are the inputs, or the mean of several."""
+    return {BASE: "base", FINETUNED: "fine-tuned" if len(search["finetuned"]) == 1 else "mean"}
+
+
 def charts_of(report: Mapping[str, Any]) -> list[Chart]:
     """The charts of the scores in a report: of a search, or of a sweep."""
     return _charts(report["search"]) if "search" in report else sweep_charts(report)
@@ -177,12 +188,13 @@ def _charts(search: Mapping[str, Any]) -> list[Chart]:
     """The charts of a search: two scores against each other with the front, or one score trial by trial."""
     candidates, names = search["candidates"], search["scores"]
     x, y = names if len(names) > 1 else ("candidate", names[0])
+    roles = roles_of(search)
 
     def place(number: int, scores: Mapping[str, float]) -> tuple[float, float]:
         return (scores[x] if len(names) > 1 else float(number), scores[y])
 
     def named(candidate: str) -> str:
-        words = [NAMED.get(candidate, ""), "chosen" if candidate == search["chosen"] else ""]
+        words = [roles.get(candidate, ""), "chosen" if candidate == search["chosen"] else ""]
         return ", ".join(filter(None, words))
 
     numbered = list(enumerate(candidates, start=1))

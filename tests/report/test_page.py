@@ -268,6 +268,10 @@ def test_the_page_of_a_search_has_its_candidates(opened, reports):
     (chart,) = charts_of(reports["search"])
     named = {name for curve in chart.curves for name in curve.names if name}
     assert {name.removesuffix(", chosen") for name in named} >= {"base", "fine-tuned"}
+    several = {**reports["search"], "search": {**search, "finetuned": search["finetuned"] * 2}}
+    (chart,) = charts_of(several)
+    named = {name.removesuffix(", chosen") for curve in chart.curves for name in curve.names}
+    assert named >= {"base", "mean"}
     assert "Pareto front" not in opened(reports["edit"]).locator("#glossary dt").all_text_contents()
     swept = opened(reports["scored"]).locator("#glossary dt").all_text_contents()
     assert "WiSE α" in swept

@@ -2,7 +2,7 @@
 
 const {
   report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, columns, rows: entries,
-  charts: scores,
+  roles, charts: scores,
 } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
   order, ...Object.fromEntries(columns.map((name, at) => [name, values[at]])),

@@ -102,7 +102,6 @@ function trials({ scores: singly = [], trials: tried }) {
 
 /* What a search tried, the best in the preferred score first. */
 function candidates({ scores: names, prefer, candidates: tried, front, chosen }) {
-  const roles = { "wise --alpha 0": "base", "wise --alpha 1": report.search.finetuned.length > 1 ? "mean" : "fine-tuned" };
   const sorted = tried.filter((one) => !one.same_as).sort((a, b) => b.scores[prefer] - a.scores[prefer]);
   const head = [heading("candidate"), ...names.map((name) => heading(name, "number")), heading("")];
   const body = sorted.map(({ candidate, scores }) => [
