@@ -23,7 +23,7 @@ from typing import Any
 
 from monosoup_cli.errors import ResumeError, crop
 from monosoup_cli.outputs.durable import write_all
-from monosoup_cli.outputs.open_files import to_set_time
+from monosoup_cli.outputs.open_files import as_time, to_set_time
 from monosoup_cli.system import sync, sync_data
 
 __all__ = [
@@ -195,7 +195,7 @@ def _old_times(before: Any, now: Any) -> str:
                     _, number, file = name.split(" ", 2) if group == "inputs" else ("", has_base, name)
                     source = Path(sources[int(number)])
                     place = source if source.name == file else source / file
-                    commands.append(to_set_time(facts["mtime_ns"], str(place)))
+                    commands.append(to_set_time(as_time(facts["mtime_ns"]), str(place)))
     more = f" and {len(commands) - NAMED:,} more" if len(commands) > NAMED else ""
     return f" with their old times (`{'; '.join(commands[:NAMED])}`{more})" if commands else ""
 

@@ -15,7 +15,7 @@ from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.durable import sync_folder, write_file
 from monosoup_cli.system import reserve
 
-__all__ = ["OpenFiles", "facts", "to_set_time"]
+__all__ = ["OpenFiles", "as_time", "facts", "to_set_time"]
 
 HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens what is only recognised later: while it is open, the system gives its inode to nothing else."""
@@ -159,8 +159,16 @@ def facts(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def to_set_time(mtime_ns: int, path: str) -> str:
-    """The shell command that gives a file a time of modification, as POSIX has it."""
+def as_time(mtime_ns: int) -> str:
+    """A time of modification as POSIX has it, to the nanosecond; where its year is none, in seconds."""
     seconds, rest = divmod(mtime_ns, 10**9)
-    time = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"touch -c -d {time}.{rest:09}Z {shlex.quote(path)}"
+    try:
+        time = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    except (OverflowError, ValueError):
+        return f"@{seconds}.{rest:09}"
+    return f"{time}.{rest:09}Z"
+
+
+def to_set_time(time: str, path: str) -> str:
+    """The shell command that gives a file a time of modification."""
+    return f"touch -c -d {shlex.quote(time)} {shlex.quote(path)}"

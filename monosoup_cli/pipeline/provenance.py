@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -10,14 +12,16 @@ from typing import Any
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.formats.shard import stored_files
+from monosoup_cli.outputs.open_files import as_time
+from monosoup_cli.outputs.side_files import SideFile
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.report.records import SCHEMA_VERSION
-from monosoup_cli.sources.files import encodings_of
+from monosoup_cli.sources.files import Files, encodings_of
 from monosoup_cli.sources.source import Source
 from monosoup_cli.tensors.plan import Plan
 from monosoup_cli.version import __version__
 
-__all__ = ["environment", "names_only_in_base", "report_head", "with_roles"]
+__all__ = ["config_sha256", "environment", "modified_in", "names_only_in_base", "report_head", "with_roles"]
 
 
 def environment(devices: Sequence[Device]) -> dict[str, Any]:
@@ -56,15 +60,26 @@ def report_head(
     inputs: Sequence[tuple[str, Source]],
     started: float,
     bytes_written: int,
+    beside: Sequence[SideFile] = (),
 ) -> dict[str, Any]:
-    """How every report begins. `inputs`: (role, source); `started`: by `time.monotonic`."""
+    """How every report begins.
+
+    Args:
+        command: The command.
+        arguments: Its arguments.
+        environment: The machine and the library versions.
+        inputs: (role, source) of each.
+        started: When the run started, by `time.monotonic`.
+        bytes_written: How many bytes it wrote.
+        beside: The files of the inputs besides weights that the output was made of.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "monosoup", "version": __version__},
         "command": command,
         "arguments": arguments,
         "environment": environment,
-        "inputs": [_describe(role, source) for role, source in inputs],
+        "inputs": [_describe(role, source, beside) for role, source in inputs],
         "timing": {
             "seconds": round(time.monotonic() - started, 3),
             "bytes_read": sum(source.files.bytes_read for _, source in inputs),
@@ -73,12 +88,34 @@ def report_head(
     }
 
 
-def _describe(role: str, source: Source) -> dict[str, Any]:
+def config_sha256(files: Files) -> str | None:
+    """The SHA-256 of what configurations say of how weights are read; None where there are none."""
+    said = [files.config, files.kind.settings]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest() if any(said) else None
+
+
+def modified_in(version: Mapping[str, Any]) -> dict[str, str]:
+    """When a file on the disk was modified; nothing for one that a commit on the Hub identifies."""
+    return {"modified": as_time(version["mtime_ns"])} if "mtime_ns" in version else {}
+
+
+def _describe(role: str, source: Source, beside: Sequence[SideFile]) -> dict[str, Any]:
     files = [
-        {"name": name, "bytes": file.nbytes, "header_sha256": shard.header_sha256}
+        {
+            "name": name,
+            "bytes": file.nbytes,
+            "header_sha256": shard.header_sha256,
+            **modified_in(file.version),
+        }
         for shard in source.files.shards
         for name, file in stored_files(shard).items()
     ]
+    others = [
+        {"name": file.stored, "bytes": file.nbytes, **modified}
+        for file in beside
+        if file.folder is source.files.place.folder and (modified := modified_in(file.version))
+    ]
+    config = config_sha256(source.files)
     return {
         "role": role,
         "source": source.path,
@@ -86,5 +123,7 @@ def _describe(role: str, source: Source) -> dict[str, Any]:
         **({"read_as": list(source.files.read_as)} if source.files.read_as else {}),
         **({"decoded": encodings_of(source.files)} if source.files.decoded else {}),
         "files": files,
+        **({"other_files": others} if others else {}),
+        **({"config_sha256": config} if config else {}),
         "bytes_read": source.files.bytes_read,
     }

@@ -154,6 +154,7 @@ def make_reports(
             sources,
             started,
             partial.spent.bytes_written,
+            read_beside(ready.form),
         ),
         **method.details,
         **({"selection": choice.selection} if choice.selection else {}),

@@ -20,7 +20,7 @@ from monosoup_cli.errors import ScoreError, UsageError, crop
 from monosoup_cli.formats.files import read_json
 from monosoup_cli.formats.shard import stored_files
 from monosoup_cli.options import StrPath
-from monosoup_cli.outputs.open_files import facts, to_set_time
+from monosoup_cli.outputs.open_files import as_time, facts, to_set_time
 from monosoup_cli.outputs.side_files import side_files
 from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.sources.folders import CACHED
@@ -125,7 +125,7 @@ def _way_back(file: _Input) -> str:
     if "mtime_ns" not in file.version:
         cached = next(str(above) for above in file.path.parents if above.name.startswith(CACHED))
         return f"remove {shlex.quote(cached)}, have the command work on a copy, then rerun with --resume"
-    command = to_set_time(file.version["mtime_ns"], file.shown)
+    command = to_set_time(as_time(file.version["mtime_ns"]), file.shown)
     return (
         f"put it back with its old time (`{command}`), have the command work on a copy, rerun with --resume"
     )

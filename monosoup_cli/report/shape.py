@@ -132,7 +132,9 @@ REPORT = {
             "role": str,
             "source": str,
             "revision?": (str, type(None)),
-            "files?": [{"name": str, "bytes": int, "header_sha256": str}],
+            "files?": [{"name": str, "bytes": int, "header_sha256": str, "modified?": str}],
+            "other_files?": [{"name": str, "bytes": int, "modified": str}],
+            "config_sha256?": str,
         }
     ],
     "timing": {"seconds": NUMBER, "score_seconds?": NUMBER, "bytes_read": int, "bytes_written": int},

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from monosoup_cli.errors import OutputError
-from monosoup_cli.outputs.open_files import OpenFiles
+from monosoup_cli.outputs.open_files import OpenFiles, as_time, to_set_time
+from tests.schema import SCHEMA
 
 
 @pytest.fixture
@@ -53,3 +57,15 @@ def test_a_file_that_was_written_again(files, tmp_path):
     os.utime(path, ns=(0, 1))
     with pytest.raises(OutputError, match="was exchanged"):
         files.prove()
+
+
+@pytest.mark.parametrize("mtime_ns", [0, -1, 1_764_521_412_444_543_948, 2**62, 10**25])
+def test_a_time_is_told_to_the_nanosecond_and_touch_takes_it(tmp_path, mtime_ns):
+    """Also where its year has no four digits, as the times of damaged file systems."""
+    path = tmp_path / "file"
+    path.touch()
+    time = as_time(mtime_ns)
+    assert re.fullmatch(SCHEMA["$defs"]["modified"]["pattern"], time)
+    if mtime_ns < 2**62:
+        subprocess.run(shlex.split(to_set_time(time, str(path))), check=True)
+        assert path.stat().st_mtime_ns == mtime_ns

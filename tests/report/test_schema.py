@@ -589,7 +589,9 @@ def test_a_missing_key_is_an_error(small_report):
                 "other_files",
                 "doubts",
                 "score_seconds",
+                "config_sha256",
             )
+            is_of_older |= (path[2:3], name) == (("files",), "modified")
             is_of_older |= bool(path) and name == "arguments"
             is_of_older |= name == "verdict" and small_report["command"] == "edit"
             is_of_older |= name in ALIASES.values()
