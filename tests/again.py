@@ -16,10 +16,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.api.again import other_environment, recorded_step
+from monosoup_cli.api.again import recorded_step
 from monosoup_cli.errors import MonosoupError
 from monosoup_cli.pipeline import execute, parts
 from monosoup_cli.pipeline.ready import Ready, make_ready
+from monosoup_cli.pipeline.repeated import other_environment
 from monosoup_cli.report.files import as_text, is_report
 from monosoup_cli.sources.library_files import CARD_NAME
 

@@ -10,13 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, ReportError, UsageError, crop, mapped
 from monosoup_cli.sources.folders import is_plain_name
 from monosoup_cli.sources.hub_ids import pinned_id
-from monosoup_cli.sources.library_files import CARD_NAME, EVAL_RESULTS
 
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
@@ -31,11 +30,10 @@ if TYPE_CHECKING:
     Watch = Callable[[Sequence[PlannedTensor]], AbstractContextManager[Progress]]
     """Gets the tensors of a run, and watches its progress."""
 
-__all__ = ["made_again", "other_bytes", "other_environment", "recorded_call", "recorded_step"]
+__all__ = ["made_again", "other_bytes", "recorded_call", "recorded_step"]
 
 SCRATCH = ".monosoup-verify-"
 """How the names of the folders begin in which outputs are made again."""
-ENVIRONMENT = ("python", "torch", "safetensors", "device", "cuda")
 ELSEWHERE: Mapping[str, Any] = {
     "report": None,
     "workers": None,
@@ -231,39 +229,15 @@ def other_bytes(opened: Output, again: Mapping[str, Any]) -> Iterator[MonosoupEr
 
     The model card, which has the name of the output, and scores that were put in later are left out.
     """
-    made = _files(again)
-    for name, sha256 in _files(opened.report).items():
+    from monosoup_cli.pipeline.repeated import checksums, why_others
+
+    made, why = checksums(again), why_others(opened.report, again)
+    for name, sha256 in checksums(opened.report).items():
         if made.get(name) != sha256:
             yield CheckpointError(
                 "made again, it has other bytes" if name in made else "made again, this file is missing",
                 path=opened.shown(name),
                 expected=sha256 if name in made else None,
                 found=made.get(name),
-                hint="the inputs, or the versions, may have changed: --inputs shows the headers that did",
+                hint=f"{why}; go back to what the run had, or make the output again",
             )
-
-
-def _files(report: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of every file but model cards and scores, by its name in OUT."""
-    outputs = (
-        {f"{PurePosixPath(output['path']).name}/": output for output in report["outputs"]}
-        if "outputs" in report
-        else {"": report["output"]}
-    )
-    return {
-        f"{folder}{file['name']}": file["sha256"]
-        for folder, output in outputs.items()
-        for file in (*output["files"], *output.get("other_files", ()))
-        if file["name"] not in (CARD_NAME, EVAL_RESULTS)
-    }
-
-
-def other_environment(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What of the environment, on which the last bits depend, is not as it was."""
-    before = {**report["environment"], "monosoup": report["tool"]["version"]}
-    now = {**again["environment"], "monosoup": again["tool"]["version"]}
-    return [
-        f"{name} {now.get(name)}, not {before.get(name)}"
-        for name in (*ENVIRONMENT, "monosoup")
-        if before.get(name) != now.get(name)
-    ]

@@ -398,10 +398,11 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
         error.path = error.path or str(path)
         raise
     kept = {name: value for name, value in arguments.items() if name not in OF_THE_RUN}
+    repeats = {name: part for name, part in report.items() if name != "layers"}
 
     @contextmanager
     def prepare(**own: Any) -> Iterator[Planned]:
         with opened({**kept, "device": arguments.get("device", "auto"), **own}) as planned:
-            yield planned
+            yield replace(planned, task=replace(planned.task, repeats=repeats))
 
     return Step(command, kept, prepare)  # type: ignore[arg-type]

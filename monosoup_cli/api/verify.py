@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "make_again", "verify"]
 
+ONLY_AGAIN = "only --again tells whether that changed the output"
+
 
 def verify(
     output: StrPath, *, report: StrPath | None = None, inputs: bool = False, again: bool = False
@@ -26,14 +28,15 @@ def verify(
     Args:
         output: A folder, a .safetensors file, or the id of a repository on the Hub.
         report: Where the report is, if not where a run puts it.
-        inputs: Also check that the inputs still have the files, sizes, headers and commits in the report.
+        inputs: Also check that the inputs still have the files, sizes, headers, configurations and commits in
+            the report. A note names those that were modified since the run.
         again: Also run the command of the report again, into a hidden folder beside the output (or in
             TMPDIR), and compare the bytes. Of a greedy soup, the members in the report are taken: no score
             command is run.
 
     Returns:
-        How many `files`, `tensors` and `bytes` were checked; whether `inputs` were, and whether it was made
-        `again`; `differences`, each with `problem`, `path`,
+        How many `files`, `tensors` and `bytes` were checked; whether `inputs` were, and in what they were
+        `compared`; whether it was made `again`; `differences`, each with `problem`, `path`,
         `tensor`, `expected`, `found` and `hint`; and `notes` on what could not be checked. Without
         differences, the output is as it was written.
 
@@ -56,10 +59,20 @@ def check(opened: Output, *, inputs: bool, advance: Advance = lambda nbytes: Non
 
     found = compare(opened, advance)
     if inputs and opened.report["inputs"]:
-        from monosoup_cli.pipeline.verify_inputs import changed_inputs
+        from monosoup_cli.pipeline.verify_inputs import (
+            TIMES,
+            changed_inputs,
+            compared_facts,
+            modified_files,
+            modified_words,
+        )
 
-        found.differences += changed_inputs(opened.report)
+        changed = [*changed_inputs(opened.report)]
+        modified = modified_files(opened.report).keys() - {one.path for one in changed}
+        found.differences += changed
+        found.notes += [f"{modified_words(path)}; {ONLY_AGAIN}" for path in sorted(modified)]
         found.inputs = True
+        found.compared = [one for one in compared_facts(opened.report) if one != TIMES or not modified]
     elif inputs:
         found.notes.append("the report names no inputs: not checked")
     return found
@@ -67,11 +80,7 @@ def check(opened: Output, *, inputs: bool, advance: Advance = lambda nbytes: Non
 
 def make_again(found: Verification, opened: Output, output: str, watch: Watch | None = None) -> None:
     """Make an output again, and add what differs to what was found."""
-    from monosoup_cli.api.again import made_again, other_bytes, other_environment
+    from monosoup_cli.api.again import made_again, other_bytes
 
-    new = made_again(opened, output, watch)
-    others = list(other_bytes(opened, new))
-    found.differences += others
+    found.differences += other_bytes(opened, made_again(opened, output, watch))
     found.again = True
-    if others and (changed := other_environment(opened.report, new)):
-        found.notes.append(f"the bytes may depend on what is not as in the run: {', '.join(changed)}")

@@ -23,7 +23,8 @@ def verify(
         bool,
         typer.Option(
             "--inputs",
-            help="Also check that the inputs still have the files, sizes, headers and commits in the report.",
+            help="Also check that the inputs still have the files, sizes, headers, configurations and commits"
+            " in the report. A note names those that were modified since the run.",
         ),
     ] = False,
     again: Annotated[
@@ -70,7 +71,7 @@ def verify(
         console.data(json.dumps(found.to_json(), indent=1) + "\n")
     elif not found.differences and not quiet:
         counts = f"{plural(found.files, 'file')}, {plural(found.tensors, 'tensor')}, {size(found.nbytes)}"
-        of_inputs = "; the inputs are those of the run" if found.inputs else ""
+        of_inputs = f"; inputs as in the run: {', '.join(found.compared)}" if found.inputs else ""
         of_again = "; made again: the same bytes" if found.again else ""
         console.text(f"{output} is as its report says: {counts}{of_inputs}{of_again}")
     if found.differences:

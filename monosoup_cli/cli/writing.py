@@ -110,6 +110,9 @@ def run_planned(
     with _noting_what_is_left(planned, console), console.progress(passes_over(ready), doing) as progress:
         report = execute_by_engine(ready, progress, on_score)
     show_report(report, report_path, console, as_json=as_json)
+    for notice in report["notes"]:
+        if notice not in noted:
+            console.note(f"note: {notice}")
     left_over = partial_path(planned.destination.path)
     if left_over.exists():
         console.note(f"note: {left_over} cannot be removed whole; remove it yourself")

@@ -21,6 +21,7 @@ from monosoup_cli.pipeline.destination import STDOUT
 from monosoup_cli.pipeline.notices import notices_of
 from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
 from monosoup_cli.pipeline.ready import Ready, read_beside
+from monosoup_cli.pipeline.repeated import other_weights
 from monosoup_cli.pipeline.task import Choice, Task
 from monosoup_cli.report.files import REPORT_NAME, as_text
 from monosoup_cli.report.records import summarise
@@ -186,13 +187,16 @@ def make_reports(
         if any(measure.name == "equivalent_alpha" for measure in method.measures):
             report["verdict"] = verdict_of(report, rows_of(report))
         reports.append(report)
-    if not ready.variants[0].folder:
-        return reports[0], reports
-    outputs = [
-        {**report["output"], "arguments": variant.arguments, "summary": report["summary"]}
-        for variant, report in zip(ready.variants, reports, strict=True)
-    ]
-    return {**head, "outputs": outputs}, reports
+    whole = reports[0]
+    if ready.variants[0].folder:
+        outputs = [
+            {**report["output"], "arguments": variant.arguments, "summary": report["summary"]}
+            for variant, report in zip(ready.variants, reports, strict=True)
+        ]
+        whole = {**head, "outputs": outputs}
+    if ready.planned.task.repeats is not None:
+        head["notes"] += other_weights(ready.planned.task.repeats, whole)  # the list of all reports
+    return whole, reports
 
 
 def _with_settings(layer: Mapping[str, Any], task: Task) -> dict[str, Any]:

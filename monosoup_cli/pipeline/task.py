@@ -115,6 +115,7 @@ class Task:
         chooser: Chooses the checkpoints that are averaged; None to average all.
         layers: The settings of layers, by globs over names, which the order's method has.
         notes: What the settings do that their names do not say.
+        repeats: The report whose command this is, run again; None for a call of the user's own.
     """
 
     call: Call
@@ -124,6 +125,7 @@ class Task:
     chooser: Chooser | None = None
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    repeats: Mapping[str, Any] | None = None
 
 
 def command_words(

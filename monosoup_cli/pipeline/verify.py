@@ -50,6 +50,7 @@ class Verification:
         tensors: How many tensors their headers have.
         nbytes: The size of these files.
         inputs: Whether the inputs were checked.
+        compared: In what they were, in words; without their times where these differ.
         again: Whether the output was made again.
         differences: What differs, by file.
         notes: What could not be checked.
@@ -59,6 +60,7 @@ class Verification:
     tensors: int = 0
     nbytes: int = 0
     inputs: bool = False
+    compared: list[str] = field(default_factory=list)
     again: bool = False
     differences: list[MonosoupError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Verification:
             "tensors": self.tensors,
             "bytes": self.nbytes,
             "inputs": self.inputs,
+            "compared": self.compared,
             "again": self.again,
             "differences": [one.to_json() for one in self.differences],
             "notes": self.notes,

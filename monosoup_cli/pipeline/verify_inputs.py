@@ -1,4 +1,4 @@
-"""Check that the inputs of a run still have the files, sizes, headers and commits in its report.
+"""Compare the inputs of a run with its report: files, sizes, headers, configurations, commits and times.
 
 Tensors are not read: a report has no checksum of them.
 """
@@ -6,18 +6,34 @@ Tensors are not read: a report has no checksum of them.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, some
 from monosoup_cli.formats.shard import stored_files
+from monosoup_cli.outputs.open_files import as_time
+from monosoup_cli.pipeline.provenance import config_sha256
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.locate import open_checkpoint
 
-__all__ = ["changed_inputs", "check_places"]
+__all__ = [
+    "TIMES",
+    "changed_inputs",
+    "check_places",
+    "compared_facts",
+    "modified_files",
+    "modified_words",
+    "other_facts",
+]
 
 NAMED = 4
 """How many names of files a difference shows."""
+TIMES = "times of modification"
+FACTS = {"bytes": "size", "header_sha256": "header", "modified": "time of modification"}
+"""What a report has of every file, in words."""
 
 
 def check_places(report: Mapping[str, Any]) -> None:
@@ -31,11 +47,15 @@ def check_places(report: Mapping[str, Any]) -> None:
 
 
 def _check_place(record: Mapping[str, Any]) -> None:
-    if record.get("revision") is None and not os.path.lexists(record["source"]):
+    source = record["source"]
+    if record.get("revision") is None and not os.path.lexists(source):
+        link = f"link it: `ln -s WHERE_IT_IS {shlex.quote(source)}`"
+        if Path(source).is_absolute():
+            raise CheckpointError("no such file or folder", path=source, hint=f"if it was moved, {link}")
         raise CheckpointError(
             "no such file or folder",
-            path=record["source"],
-            hint="run this where the command of the report ran",
+            path=source,
+            hint=f"run this in a folder from which this path leads to it (all may have moved), or {link}",
         )
 
 
@@ -88,3 +108,68 @@ def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointErro
             )
         elif found[name][1] != header:
             yield CheckpointError("another header than in the report", path=shown)
+    if record.get("config_sha256", config := config_sha256(files)) != config:
+        yield CheckpointError("another configuration than in the report", path=source)
+
+
+def compared_facts(report: Mapping[str, Any]) -> list[str]:
+    """What of its inputs a report has to compare, in words."""
+    files = [file for record in report["inputs"] for file in record.get("files", ())]
+    revisions = [record.get("revision") for record in report["inputs"]]
+    return [
+        "sizes",
+        "headers",
+        *(["configurations"] if any("config_sha256" in record for record in report["inputs"]) else []),
+        *([TIMES] if any("modified" in file for file in files) else []),
+        *(["commits"] if any(revisions) else []),
+    ]
+
+
+def modified_files(report: Mapping[str, Any]) -> dict[str, str]:
+    """The files of inputs on the disk that were modified or removed since the run, with their times then.
+
+    Reports of older versions have no times."""
+    found = {}
+    for record in report["inputs"]:
+        for file in _timed(record):
+            path = _place(record, file["name"])
+            now: tuple[int, str] | None = None
+            with suppress(OSError, ValueError):  # a name in a report can be anything
+                status = path.stat()
+                now = status.st_size, as_time(status.st_mtime_ns)
+            if now != (file["bytes"], file["modified"]):
+                found[str(path)] = file["modified"]
+    return found
+
+
+def modified_words(path: str) -> str:
+    """What became of such a file since the run."""
+    return f"{path} was {'modified' if Path(path).exists() else 'removed'} since the run"
+
+
+def other_facts(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """What the report of a run that was made again has otherwise of the inputs, in words."""
+    found = []
+    for before, now in zip(report["inputs"], again["inputs"], strict=False):
+        files = {file["name"]: file for file in (*now["files"], *now.get("other_files", ()))}
+        for file in (*before.get("files", ()), *before.get("other_files", ())):
+            new = files.get(file["name"], {})
+            facts = [words for fact, words in FACTS.items() if fact in file and new.get(fact) != file[fact]]
+            if facts:
+                found.append(f"{_place(now, file['name'])} ({', '.join(facts)})")
+        if before.get("config_sha256", now.get("config_sha256")) != now.get("config_sha256"):
+            found.append(f"{now['source']} (configuration)")
+    return [*dict.fromkeys(found)]
+
+
+def _timed(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The files of an input whose times are recorded."""
+    for file in (*record.get("files", ()), *record.get("other_files", ())):
+        if "modified" in file:
+            yield file
+
+
+def _place(record: Mapping[str, Any], name: str) -> Path:
+    """The path of a file of an input, which may be a file itself."""
+    path = Path(record["source"])
+    return path / name if path.is_dir() else path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -68,28 +70,41 @@ def a_report_elsewhere(at: Trial) -> None:
     at.works("verify", at.out, at.options()[0], at.tmp / "report.json")
 
 
-@follows("pipeline/verify_inputs.py", "run this where the command of the report ran")
+@follows("pipeline/verify_inputs.py", "run this in a folder from which this path leads to it")
+@follows("pipeline/verify_inputs.py", "if it was moved, link it")
 def an_input_of_another_folder(at: Trial) -> None:
+    """The command runs where the path is right, also where all were moved; and a link makes it right."""
     patch = at.request.getfixturevalue("monkeypatch")
+    is_relative = "in a folder" in str(at.site.hint)
+    base, finetuned = (Path(one.name) if is_relative else one for one in (at.base, at.finetuned))
     patch.chdir(at.tmp)
-    at.works("edit", at.base.name, at.finetuned.name, "-o", at.out)
-    patch.chdir("/")
+    at.works("edit", base, finetuned, "-o", at.out)
+    if is_relative:
+        patch.chdir("/")
+        at.refused("verify", at.out, "--inputs")
+        patch.chdir(at.tmp)
+        at.works("verify", at.out, "--inputs")
+        patch.chdir("/")
+    moved = at.base.rename(at.tmp / "moved.safetensors")
+    patch.chdir(at.tmp)
     at.refused("verify", at.out, "--inputs")
-    patch.chdir(at.tmp)
-    at.works("verify", at.out, "--inputs")
+    os.symlink(*shlex.split(at.hint.split("`")[1].replace("WHERE_IT_IS", str(moved)))[2:])
+    at.works("verify", at.out, "--inputs", "--again")
 
 
-@follows("api/again.py", "may have changed: --inputs shows the headers that did")
+@follows("api/again.py", "go back to what the run had, or make the output again")
 def an_input_that_changed(at: Trial) -> None:
     at.works(*at.edit)
     good = at.base.read_bytes()
     tensors = load_file(at.base)
-    changed = {name: tensor + torch.randn(tensor.shape) for name, tensor in tensors.items()}
-    save_file(changed, at.base, metadata={"of": "another run"})
+    save_file({name: tensor + torch.randn(tensor.shape) for name, tensor in tensors.items()}, at.base)
     at.refused("verify", at.out, "--again")
-    found = at.run("verify", at.out, at.options()[0])
-    assert f"{at.base}: another " in found.err
+    assert f"{at.base} (" in at.hint
+    changed = at.base.read_bytes()
     at.base.write_bytes(good)
+    at.works("verify", at.out, "--again")
+    at.base.write_bytes(changed)
+    at.loads(*at.edit, "--overwrite")
     at.works("verify", at.out, "--again")
 
 

@@ -114,7 +114,7 @@ def forge(out, name):
     rewrite(out / REPORT, change)
 
 
-UNASKED = {"inputs": False, "again": False}
+UNASKED = {"inputs": False, "compared": [], "again": False}
 OTHER = "the SHA-256 is not the one in the report"
 SIZE = "another size than in the report"
 GONE = "the file is missing"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -60,7 +61,8 @@ def test_the_bytes_of_every_command_come_out_again(run, inputs, tmp_path, words,
     before = everything_in(tmp_path)
     result = run("verify", out, "--inputs", "--again")
     assert (result.code, result.err) == (0, "making it again\n"), result
-    assert result.out.endswith("; the inputs are those of the run; made again: the same bytes\n")
+    facts = "sizes, headers, configurations, times of modification"
+    assert result.out.endswith(f"; inputs as in the run: {facts}; made again: the same bytes\n")
     assert everything_in(tmp_path) == before
     forge_weights(out)
     assert run("verify", out).code == 0
@@ -141,7 +143,7 @@ def test_a_file_that_is_not_made_again_is_missing(run, inputs, tmp_path):
         assert run(words[0], *inputs[:2], "-o", out, *words[1:]).code == 0
         rewrite(out / REPORT, lambda report, change=change: report["arguments"].update(change))
         result = run("verify", out, "--again")
-        assert f"error: {out / name}: made again, this file is missing; the inputs" in result.err
+        assert f"error: {out / name}: made again, this file is missing; as in that run: " in result.err
 
 
 def test_a_run_again_shows_its_progress_after_the_hashing(run, inputs, tmp_path):
@@ -210,7 +212,15 @@ def test_inputs_of_another_folder_are_told_as_by_inputs(run, inputs, tmp_path, m
     assert run("edit", "base", "ft1", "-o", "out").code == 0
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     result = run("verify", "out", "--again", "-q")
-    assert result.err == "error: base: no such file or folder; run this where the command of the report ran\n"
+    assert "error: base: no such file or folder; run this in a folder from which this path" in result.err
+    (tmp_path / "base").symlink_to("elsewhere")
+    assert run("verify", "out", "--again", "--inputs").code == 0
+    (tmp_path / "base").unlink()
+    (tmp_path / "moved").mkdir()
+    for name, new in (("elsewhere", "base"), ("ft1", "ft1")):
+        (tmp_path / name).rename(tmp_path / "moved" / new)
+    monkeypatch.chdir(tmp_path / "moved")
+    assert run("verify", "../out", "--again", "--inputs").code == 0
 
 
 def test_a_report_without_inputs_is_noted(run, inputs, tmp_path):
@@ -219,7 +229,7 @@ def test_a_report_without_inputs_is_noted(run, inputs, tmp_path):
     rewrite(out / REPORT, lambda report: report.update(inputs=[]))
     result = run("verify", out, "--inputs")
     assert (result.code, result.err) == (0, "note: the report names no inputs: not checked\n")
-    assert "the inputs are" not in result.out
+    assert "inputs as" not in result.out
     assert monosoup_cli.verify(out, inputs=True)["inputs"] is False
 
 
@@ -331,10 +341,26 @@ def test_another_environment_is_named(run, inputs, tmp_path):
 
     rewrite(out / REPORT, change)
     result = run("verify", out, "--again")
-    assert (
-        f"note: the bytes may depend on what is not as in the run: torch {torch.__version__}, not 1.0"
-        in result.err
+    assert f"; not as in that run: torch {torch.__version__}, not 1.0; go back to" in result.err
+
+
+def test_inputs_that_were_modified_are_noted_and_named_where_the_bytes_differ(run, inputs, tmp_path):
+    out, weights = tmp_path / "out", inputs[0] / "model.safetensors"
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+    os.utime(weights)
+    result = run("verify", out, "--inputs", "--again")
+    assert (result.code, result.err.count(f"note: {weights} was modified since the run; only --again")) == (
+        0,
+        1,
     )
+    assert result.out.endswith(
+        "; inputs as in the run: sizes, headers, configurations; made again: the same bytes\n"
+    )
+    save_file({name: one + 1 for name, one in load_file(weights).items()}, weights, {"format": "pt"})
+    found = monosoup_cli.verify(out, inputs=True, again=True)
+    assert [one["problem"] for one in found["differences"]] == ["made again, it has other bytes"]
+    assert f"not as in that run: {weights} (time of modification); " in found["differences"][0]["hint"]
+    assert found["compared"] == ["sizes", "headers", "configurations"]
 
 
 def test_every_option_accepts_its_own_default():

@@ -1,0 +1,75 @@
+"""Whether a run of the command of a report gave what the report has, and why it may not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from monosoup_cli.errors import some
+from monosoup_cli.pipeline.verify_inputs import compared_facts, other_facts
+from monosoup_cli.report.records import outputs_in
+from monosoup_cli.sources.library_files import CARD_NAME, EVAL_RESULTS
+
+__all__ = ["checksums", "other_environment", "other_weights", "why_others"]
+
+ENVIRONMENT = ("python", "torch", "safetensors", "device", "cuda")
+NAMED = 4
+"""How many names a sentence has."""
+
+
+def checksums(report: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every file but model cards and scores, by its name in OUT."""
+    return {
+        f"{folder}{file['name']}": file["sha256"]
+        for folder, output in _folders(report)
+        for file in (*output["files"], *output.get("other_files", ()))
+        if file["name"] not in (CARD_NAME, EVAL_RESULTS)
+    }
+
+
+def _folders(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the checkpoints of a report, with the folder in OUT that each has in a sweep."""
+    for output in outputs_in(report):
+        yield f"{PurePosixPath(output['path']).name}/" if "outputs" in report else "", output
+
+
+def other_weights(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """Say if a run of the command of a report wrote other weights than the report has."""
+    before, now = (
+        {
+            f"{folder}{file['name']}": file.get("sha256")
+            for folder, output in _folders(one)
+            for file in output["files"]
+        }
+        for one in (report, again)
+    )
+    if [*before.values()] == [*now.values()]:
+        return []
+    is_file, was_file = (
+        str(one["arguments"].get("output")).endswith(".safetensors") for one in (again, report)
+    )
+    if len(before) != len(now) or is_file != was_file:
+        return ["the weights are in other files than those of the report, so they were not compared"]
+    others = [name for name, old in zip(now, before.values(), strict=True) if now[name] != old]
+    return [f"not the bytes of the report: {some(others, NAMED)}; {why_others(report, again)}"]
+
+
+def why_others(report: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+    """Why a run again may have given other bytes, as far as the two reports tell."""
+    changed = [*other_facts(report, again), *other_environment(report, again)]
+    if changed:
+        return f"not as in that run: {some(changed, NAMED)}"
+    same = some([*compared_facts(report), "versions", "machine"], 8)
+    return f"as in that run: {same}; so the report, or tensors of an input, were changed"
+
+
+def other_environment(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """What of the environment, on which the last bits depend, is not as it was."""
+    before = {**report["environment"], "monosoup": report["tool"]["version"]}
+    now = {**again["environment"], "monosoup": again["tool"]["version"]}
+    return [
+        f"{name} {now.get(name)}, not {before.get(name)}"
+        for name in (*ENVIRONMENT, "monosoup")
+        if before.get(name) != now.get(name)
+    ]
