@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.api.complete import another, check_doubts, fault_of
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.errors import (
@@ -20,7 +21,6 @@ from monosoup_cli.errors import (
     ReportError,
     UsageError,
     crop,
-    masked,
     some,
 )
 from monosoup_cli.options import NO_BASE, PROGRAMS, ComputeOptions, OutputOptions, StrPath, declared_in
@@ -30,6 +30,7 @@ from monosoup_cli.values import as_list, check_keys
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
     from monosoup_cli.pipeline.planned import Planned
+    from monosoup_cli.pipeline.task import Task
 
 __all__ = ["OF_THE_RUN", "Step", "read_steps", "run"]
 
@@ -59,41 +60,21 @@ class Step:
     is_of_mergekit: bool = False
 
     @property
+    def task(self) -> Task:
+        """What it asks for."""
+        return self.command.task(**self.arguments)
+
+    @property
     def command_line(self) -> str:
         """The shell command that does the same."""
         from monosoup_cli.pipeline.task import command_line
 
-        return command_line(self.command.task(**self.arguments))
+        return command_line(self.task)
 
     @property
     def output(self) -> str:
         """Where its output goes."""
         return str(self.arguments["output"])
-
-    def is_done(self) -> bool:
-        """Whether its output is there, whole, and of the same call; and the inputs have the same headers."""
-        from monosoup_cli.pipeline.verify_inputs import changed_inputs
-        from monosoup_cli.report.files import read_report
-
-        try:
-            report, call = read_report(Path(self.output)), self.command.task(**self.arguments).call
-            outputs = report.get("outputs", [report.get("output")])
-            is_whole = all(
-                (place if place.is_file() else place / file["name"]).stat().st_size == file["bytes"]
-                for place, files in ((Path(output["path"]), output["files"]) for output in outputs)
-                for file in files
-            )
-            is_same = _plain(call.identity(call.arguments)) == call.identity(report["arguments"])
-            return (
-                is_whole and is_same and report["command"] == call.command and not [*changed_inputs(report)]
-            )
-        except (MonosoupError, OSError):
-            return False
-
-
-def _plain(arguments: Mapping[str, Any]) -> Any:
-    """Arguments as a report has them."""
-    return json.loads(json.dumps(masked(dict(arguments)), default=os.fspath))
 
 
 def run(
@@ -155,12 +136,20 @@ def waiting(
 
     resumes, last = options.get("resume"), steps[-1]
     asks_more = any(options.get(name) for name in OF_LAST)
-    left = [*steps]
-    while left and resumes and not (asks_more and left[0] is last) and left[0].is_done():
+    computing = {name: options[name] for name in ("device", "workers") if name in options}
+    left, fault = [*steps], None
+    while left and resumes and not (asks_more and left[0] is last):
+        fault = fault_of(left[0].task)
+        if fault is not None:
+            break
         done = left.pop(0)
+        if options.get("strict"):
+            check_doubts(done.output, partial(done.prepare, overwrite=True, **computing))
         note(f"{done.output} is complete, so {done.command.__name__} is not run again")
     if not options.get("overwrite"):
-        _check_free(left, resumes=bool(resumes), asks_more=asks_more)
+        _check_free(left, fault, resumes=bool(resumes), asks_more=asks_more)
+    elif fault is not None and os.path.lexists(left[0].output):
+        note(f"{left[0].output}: {fault.problem}, so {left[0].command.__name__} is run again")
     for step in left:
         own = {name: value for name, value in options.items() if step is last or name not in OF_LAST}
         if resumes and not os.path.lexists(partial_path(Path(step.output))):
@@ -168,8 +157,10 @@ def waiting(
         yield step, own
 
 
-def _check_free(steps: Sequence[Step], *, resumes: bool, asks_more: bool) -> None:
-    """Refuse outputs of later steps that are there; with `resumes`, that of the first as well."""
+def _check_free(
+    steps: Sequence[Step], fault: OutputExistsError | None, *, resumes: bool, asks_more: bool
+) -> None:
+    """Refuse outputs of later steps that are there; with `resumes`, that of the first, for its fault."""
     from monosoup_cli.outputs.output_path import check_output_path
     from monosoup_cli.outputs.workplace import partial_path
 
@@ -178,11 +169,7 @@ def _check_free(steps: Sequence[Step], *, resumes: bool, asks_more: bool) -> Non
             continue
         is_begun = os.path.lexists(partial_path(Path(step.output)))
         if resumes and not is_begun and not (asks_more and len(steps) == 1):
-            raise OutputExistsError(
-                "the output is of another call or of other inputs",
-                path=step.output,
-                hint="pass --resume --overwrite to make it and what follows anew",
-            )
+            raise another(step.output) if number or fault is None else fault
         if number:
             check_output_path(Path(step.output), [], overwrite=False, resume=False)
 

@@ -86,7 +86,7 @@ def run_planned(
     else:
         ready = make_ready(planned)
     is_refused = planned.destination.options.strict and not is_dry  # then the first doubt is the error
-    refusal = doubts_of_headers(ready)[:1] if is_refused else []
+    refusal = doubts_of_headers(planned.inputs, ready.plan)[:1] if is_refused else []
     noted = notices_of(ready)
     for notice in noted:
         if notice not in refusal:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monosoup_cli.errors import MismatchError
 from monosoup_cli.outputs.form import Target
 from monosoup_cli.outputs.layout import plan_layout
 from monosoup_cli.outputs.whole import whole_form
@@ -20,7 +19,7 @@ from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.pipeline.planned import Planned, plan_on
 from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
-from monosoup_cli.pipeline.ready import Ready, known_doubts, lay_out
+from monosoup_cli.pipeline.ready import Ready, known_doubts, lay_out, refuse_doubts
 from monosoup_cli.pipeline.run import Work, run
 from monosoup_cli.pipeline.scoring import ignore_scores, score_variants
 from monosoup_cli.pipeline.shares import Share
@@ -51,8 +50,8 @@ def execute(ready: Ready, progress: Progress = ignore, on_score: OnScore = ignor
     destination = planned.destination
     looks = destination.options.strict or destination.report_path is None
     doubts = ready.doubts if looks else known_doubts(ready)
-    if doubts and destination.options.strict:
-        raise MismatchError(doubts[0], hint="without --strict, this is a note, and the run goes on")
+    if destination.options.strict:
+        refuse_doubts(doubts)
     return _make(ready, progress, on_score, doubts=doubts)
 
 

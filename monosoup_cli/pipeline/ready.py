@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from monosoup_cli.devices.device import Device
 from monosoup_cli.devices.held import Held
+from monosoup_cli.errors import MismatchError
 from monosoup_cli.formats.files import Download
 from monosoup_cli.outputs.form import OutputForm
 from monosoup_cli.outputs.model_card import has_card, own_metadata
@@ -17,6 +18,7 @@ from monosoup_cli.outputs.push import CardMetadata, screen_metadata
 from monosoup_cli.outputs.side_files import SideFile, side_files
 from monosoup_cli.pipeline.destination import part_of, work_path
 from monosoup_cli.pipeline.engine import Progress, Threads, ignore
+from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.pipeline.kinship import doubts_of_inputs, doubts_of_names
 from monosoup_cli.pipeline.memory import Resources, allot, needs_of
 from monosoup_cli.pipeline.planned import Planned
@@ -29,7 +31,17 @@ from monosoup_cli.tensors.method import Variant
 from monosoup_cli.tensors.plan import Plan, PlannedTensor
 from monosoup_cli.tensors.together import is_small
 
-__all__ = ["Ready", "doubts_of_headers", "foresee", "known_doubts", "lay_out", "make_ready", "read_beside"]
+__all__ = [
+    "Ready",
+    "doubts_of",
+    "doubts_of_headers",
+    "foresee",
+    "known_doubts",
+    "lay_out",
+    "make_ready",
+    "read_beside",
+    "refuse_doubts",
+]
 
 
 @dataclass
@@ -72,7 +84,7 @@ class Ready:
     @cached_property
     def doubts(self) -> list[str]:
         """What speaks against base and fine-tuned checkpoints belonging together. Reads a sample of both."""
-        return [*doubts_of_headers(self), *doubts_of_inputs(self.planned.inputs, self.plan)]
+        return doubts_of(self.planned.inputs, self.plan)
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -141,10 +153,14 @@ def foresee(planned: Planned) -> Ready:
     return replace(ready, is_foreseen=planned.examining is not None)
 
 
-def doubts_of_headers(ready: Ready) -> list[str]:
+def doubts_of(inputs: Inputs, plan: Plan) -> list[str]:
+    """What speaks against the inputs of a plan belonging together. Reads a sample of them."""
+    return [*doubts_of_headers(inputs, plan), *doubts_of_inputs(inputs, plan)]
+
+
+def doubts_of_headers(inputs: Inputs, plan: Plan) -> list[str]:
     """The first of the doubts, which names tell."""
-    inputs = ready.planned.inputs
-    of_names = [] if inputs.parent is None else doubts_of_names(ready.plan, inputs.parent.tensors)
+    of_names = [] if inputs.parent is None else doubts_of_names(plan, inputs.parent.tensors)
     of_adapters = [
         f"{source.path}: {doubt}"
         for source, adapter in zip(inputs.finetuned, inputs.adapters, strict=True)
@@ -158,6 +174,16 @@ def known_doubts(ready: Ready) -> list[str]:
     """The doubts, if somebody has asked for them: to find them, a sample is read."""
     found: list[str] = vars(ready).get("doubts", [])
     return found
+
+
+def refuse_doubts(doubts: Sequence[str]) -> None:
+    """Refuse inputs of which there are doubts, as `--strict` asks for.
+
+    Raises:
+        MismatchError: There are.
+    """
+    if doubts:
+        raise MismatchError(doubts[0], hint="without --strict, this is a note, and the run goes on")
 
 
 def make_ready(planned: Planned, progress: Progress = ignore) -> Ready:

@@ -1,9 +1,11 @@
 """`run`: recipes, reports and mergekit's configurations: the bytes of the commands that they stand for."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -89,6 +91,95 @@ def test_what_is_done_is_not_done_again(here, run):
     assert len(monosoup_cli.run(recipe(less), resume=True, overwrite=True)) == 1
     (here / "out" / "model.safetensors").write_bytes(b"cut")
     assert len(monosoup_cli.run(recipe(less), resume=True, overwrite=True)) == 1
+
+
+def with_other_tensors(path):
+    """Give a file other tensors, of the same header."""
+    size = os.stat(path).st_size
+    save_file({name: one + 0.1 for name, one in load_file(path).items()}, path)
+    assert os.stat(path).st_size == size
+
+
+def test_a_complete_step_is_of_the_inputs_as_they_are(here, run):
+    """Weights of the same header, a configuration and a side file count, as for an interrupted run."""
+    for name in ("base", "ft"):
+        (here / name).mkdir()
+        shutil.copy(f"{name.replace('ft', 'ft1')}.safetensors", here / name / "model.safetensors")
+        (here / name / "config.json").write_text('{"a": 1}')
+    (here / "ft" / "vocab.txt").write_text("a")
+    steps = [{**AGAIN_AND_AGAIN[0], "base": "base", "finetuned": "ft"}, AGAIN_AND_AGAIN[1]]
+    path = recipe({"steps": steps})
+    assert run("run", path).code == 0
+    changes = {
+        "base/model.safetensors was modified since the run": lambda: with_other_tensors(
+            "base/model.safetensors"
+        ),
+        "base: another configuration": lambda: (here / "base/config.json").write_text('{"a": 2}'),
+        "ft/vocab.txt was modified since": lambda: (here / "ft/vocab.txt").write_text("b"),
+        "ft/vocab.txt was removed since": lambda: (here / "ft/vocab.txt").unlink(),
+    }
+    for words, change in changes.items():
+        before = {name: (here / name / "model.safetensors").stat() for name in ("one", "two")}
+        change()
+        refused = run("run", path, "--resume")
+        assert (refused.code, f"error: one: the output is of other inputs: {words}" in refused.err) == (
+            1,
+            True,
+        )
+        made = run("run", path, "--resume", "--overwrite")
+        assert (made.code, f"{words}" in made.err, "is complete" in made.err) == (0, True, False), made.err
+        after = {name: (here / name / "model.safetensors").stat() for name in ("one", "two")}
+        assert all(before[name].st_ino != after[name].st_ino for name in before), words
+        assert run("run", path, "--resume").err.count("is complete") == 2
+    with_other_tensors("one/model.safetensors")  # what is made of it follows
+    refused = run("run", path, "--resume")
+    assert (refused.code, "error: two: the output is of other" in refused.err) == (1, True), refused.err
+    command = shlex.split(refused.err.split("`")[1])
+    subprocess.run(command, check=True)
+    assert run("run", path, "--resume").err.count("is complete") == 2
+    rewrite_without_times("two")
+    with_other_tensors("one/model.safetensors")
+    assert run("run", path, "--resume").err.count("is complete") == 2  # as far as an older report tells
+
+
+AGAIN_AND_AGAIN = [
+    {"command": "edit", "output": "one"},
+    {"command": "wise", "base": "base", "finetuned": "one", "output": "two", "alpha": 0.5},
+]
+
+
+def rewrite_without_times(output):
+    """Make the report of an output one of an older version."""
+    path = f"{output}/monosoup_report.json"
+    with open(path) as file:
+        report = json.load(file)
+    for one in report["inputs"]:
+        one.pop("other_files", None)
+        one.pop("config_sha256", None)
+        for file in one["files"]:
+            del file["modified"]
+    with open(path, "w") as file:
+        json.dump(report, file)
+
+
+@pytest.mark.parametrize("options", [(), ("-q",)], ids=["that looked", "that did not look"])
+def test_a_complete_step_with_doubts_is_refused_by_strict(here, run, options):
+    save_file(
+        {name: torch.randn_like(one) for name, one in load_file("base.safetensors").items()}, "o.safetensors"
+    )
+    step = {"command": "edit", "base": "o.safetensors", "finetuned": "ft1.safetensors", "output": "out"}
+    path = recipe(step)
+    assert run("run", path, *options).code == 0
+    assert ("doubts" in read_report(here / "out")) == (not options)
+    assert run("run", path, "--resume").code == 0
+    for more in ((), ("--resume",), ("--resume", "--overwrite")):
+        refused = run("run", path, "--strict", *(more or ("--overwrite",)))
+        assert (refused.code, "as large as the weights" in refused.err.splitlines()[-1]) == (1, True), (
+            refused.err
+        )
+    good = recipe({**step, "base": "base.safetensors", "output": "good"})
+    assert run("run", good).code == 0
+    assert run("run", good, "--strict", "--resume").err.count("is complete") == 1
 
 
 def test_an_output_that_is_there_is_refused_before_the_first_step(here, run):
@@ -219,6 +310,29 @@ def test_a_report_runs_again_to_the_same_bytes(here, run, prepared, name):
 
 def test_there_is_a_report_of_every_command():
     assert {words[0] for words in AGAIN.values()} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["edit", "edit, swept", "a file"])
+def test_a_report_that_gives_other_bytes_says_so(here, run, name):
+    """And why that may be; in the report, too."""
+    ending = ".safetensors" if name == "a file" else ""
+    assert run(*AGAIN[name], "-o", f"out{ending}").code == 0
+    source = "out.report.json" if ending else "out"
+    same = run("run", source, "-o", f"same{ending}")
+    assert (same.code, "not the bytes" in same.err) == (0, False)
+    with_other_tensors("base.safetensors")
+    other = run("run", source, "-o", f"other{ending}")
+    note = "not as in that run: base.safetensors (time of modification)"
+    assert (other.code, "note: not the bytes of the report: " in other.err, note in other.err) == (
+        0,
+        True,
+        True,
+    )
+    for report in (read_report(here / f"other{ending}"), *monosoup_cli.run(source, f"python{ending}")):
+        assert any(one.startswith("not the bytes of the report: ") and note in one for one in report["notes"])
+    if name == "edit":
+        elsewhere = run("run", source, "-o", "other.safetensors")
+        assert "the weights are in other files than those of the report" in elsewhere.err
 
 
 def test_what_was_made_in_parts_runs_again(here, run):

@@ -457,7 +457,7 @@ def two_adapters(at: Trial) -> None:
     assert "equal in" in at.works("diff", *merged).out  # they are made alike
 
 
-@follows("pipeline/execute.py", "without --strict, this is a note")
+@follows("pipeline/ready.py", "without --strict, this is a note")
 def another_base(at: Trial) -> None:
     save_file({name: torch.randn(one.shape) for name, one in load_file(at.base).items()}, at.base)
     at.refused(*at.edit, "--strict")

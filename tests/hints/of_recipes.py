@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import subprocess
 from typing import Any
 
 import yaml
@@ -107,12 +109,25 @@ def an_output_elsewhere(at: Trial) -> None:
     at.loads("run", written(at, content), "-o", at.out)
 
 
-@follows("api/recipe.py", "pass --resume --overwrite to make it and what follows anew")
+@follows("api/complete.py", "pass --resume --overwrite to make it and what follows anew")
 def a_step_that_changed(at: Trial) -> None:
     content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
     assert at.run("run", written(at, content), "-o", at.out).code == 0
     path = written(at, {**content, "energy": 0.5})
     at.refused("run", path, "-o", at.out, "--resume")
+    at.loads("run", path, "-o", at.out, "--resume", "--overwrite")
+
+
+@follows("api/complete.py", "where only the time is new, set the old one")
+def a_complete_step_whose_input_was_modified(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    path = written(at, content)
+    assert at.run("run", path, "-o", at.out).code == 0
+    os.utime(at.base)
+    at.refused("run", path, "-o", at.out, "--resume")
+    subprocess.run(shlex.split(at.hint.split("`")[1]), check=True)
+    at.works("run", path, "-o", at.out, "--resume")
+    os.utime(at.base)
     at.loads("run", path, "-o", at.out, "--resume", "--overwrite")
 
 
