@@ -63,9 +63,10 @@ ON_WINDOWS = (
 
 
 def some(words: Sequence[str], limit: int, joint: str = " and ") -> str:
-    """The first of some words, and how many more there are."""
-    more = f"{joint}{len(words) - limit:,} more" if len(words) > limit else ""
-    return ", ".join(words[:limit]) + more
+    """The first of some words, and how many more there are; a single one more takes no more room."""
+    if len(words) <= limit + 1:
+        return ", ".join(words)
+    return f"{', '.join(words[:limit])}{joint}{len(words) - limit:,} more"
 
 
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.~-]{20,})")

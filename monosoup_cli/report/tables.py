@@ -139,7 +139,7 @@ def plan_table(plan: Preview) -> RenderableType:
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
     if "part" in plan.details and plan.files:
         of_each = f", in each of {len(plan.folders):,} folders" if len(plan.folders) > 1 else ""
-        names = printable(some([name for name, _ in plan.files], MAX_NAMED))
+        names = _named([name for name, _ in plan.files])
         totals.add_row("files", Text(f"{names}{of_each}"))
     _add_side_files(totals, plan.side_files)
     if plan.push is not None:
@@ -324,14 +324,13 @@ def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
 def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
     """Add a line on what is carried beside the weights, and one for each reason to leave something out."""
     if output.get("side_files"):
-        table.add_row("carried", Text(_some(output["side_files"])))
+        table.add_row("carried", Text(_named(output["side_files"])))
     left_out = [one for one in output.get("left_out", ()) if one["why"] not in NO_NEWS]
     for why in dict.fromkeys(one["why"] for one in left_out):
         names = [one["name"] for one in left_out if one["why"] == why]
-        table.add_row("left out", Text(f"{_some(names)} ({printable(why)})"))
+        table.add_row("left out", Text(f"{_named(names)} ({printable(why)})"))
 
 
-def _some(names: Sequence[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
+    return some([printable(name) for name in names], MAX_NAMED)
