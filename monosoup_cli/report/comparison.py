@@ -15,7 +15,7 @@ from monosoup_cli.report.layers import short
 from monosoup_cli.report.measures import ALIASES, WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.opening import reach_of, reach_of_layer
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.verdict import step_of
+from monosoup_cli.report.steps import step_of
 from monosoup_cli.report.words import plural, printable, settings_words
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
 from monosoup_cli.report.layers import short
 from monosoup_cli.report.markup import Markup, bar, frame, glossary, header, items, table, text
 from monosoup_cli.report.opening import REACH, opening, reach_of
-from monosoup_cli.report.verdict import step_of
+from monosoup_cli.report.steps import step_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["comparison_page"]

@@ -54,7 +54,8 @@ WORDS = {
     " strong part, the others the weak part.",
     "spectrum": "The singular values of the update, σ_i, largest first: how strong each of its directions is,"
     " as a share of the strongest.",
-    "kept": "A tensor that the command left as fine-tuned, for the reason that is given.",
+    "kept": "A tensor that the method did not edit, for the reason that is given. It is as fine-tuned, or the"
+    " mean of several checkpoints, unless the line of kept tensors says otherwise.",
 }
 """Words that are no measures."""
 

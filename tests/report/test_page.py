@@ -407,12 +407,12 @@ def test_the_trials_of_a_greedy_soup(opened, reports):
 
 OPENINGS = {
     "edit": r"^MonoSoup edited what fine-tuning changed from base\.safetensors to finetuned-1\.safetensors\."
-    r" It changed 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
+    r" It edited 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
     "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* On average over the layers, the"
     r" results lie \d+% to \d+% of the way",
     "stock": r"^Model Stock moved from base\.safetensors towards the mean of 3 checkpoints\. .* to the mean"
     r" of the fine-tuned checkpoints \(mean ratio 0\.\d\d\)\.$",
-    "soup": r"^A model soup: the mean of 3 checkpoints\. It changed",
+    "soup": r"^A model soup: the mean of 3 checkpoints\. It edited",
     "greedy": r"^A greedy soup: (the mean of \d|\S+ alone,) of 3 checkpoints, chosen by their scores\.",
     "sfgs": r"^A soup: the mean of \d of 3 checkpoints, chosen by how alike their updates are\.",
     "wise": r"^WiSE-FT interpolated between base\.safetensors and .* 50% of the way .* \(WiSE α 0\.50\)\.$",
@@ -481,6 +481,21 @@ def test_columns_that_matter_are_in_sight_and_names_give_way(opened, reports, wi
         view.set_viewport_size({"width": other, "height": 900})
         settle(view)
         assert name.get_attribute("data-short") == expected
+
+
+def test_what_is_from_before_wise_is_said_beside_every_figure(opened, reports):
+    """At the means, at the layers, and at their picture; of a sweep, at its outputs."""
+    edit = reports["edit"]
+    view = opened({**edit, "arguments": {**edit["arguments"], "wise": 0.5}})
+    before = view.locator(".note", has_text="anisotropy are from before --wise 0.5.")
+    parents = [
+        one.evaluate("note => note.parentNode.className || note.parentNode.localName") for one in before.all()
+    ]
+    assert parents == ["div", "section", "figcaption"]
+    assert all(one.is_visible() for one in before.all())
+    swept = opened(reports["scored"]).locator("#head .note").all_inner_texts()
+    assert swept == ["λ_high, λ_low, equivalent α and anisotropy are from before --wise."]
+    assert "from before" not in opened(edit).locator("body").inner_text()
 
 
 def test_words_are_explained(opened, reports):

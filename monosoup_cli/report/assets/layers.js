@@ -1,7 +1,7 @@
 "use strict";
 
 const {
-  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, columns, rows: entries,
+  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, before, columns, rows: entries,
   roles, charts: scores,
 } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
@@ -49,6 +49,11 @@ function svg(tag, attributes, ...children) {
 }
 
 /* Words and numbers */
+
+/* What stands beside every figure that is from before the step of --wise. */
+function beforeStep() {
+  return before ? [element("p", { className: "note before" }, `${before}.`)] : [];
+}
 
 function label(name) {
   return labels[name] ?? name.replaceAll("_", " ");
@@ -158,6 +163,7 @@ function drawLayers() {
   made.setAttribute("role", "grid");
   made.setAttribute("aria-label", "Layers");
   byId("box").append(made);
+  byId("beside").before(...beforeStep());
   fitNames();
   const kinds = [...new Set(rows.map((row) => row.kind))].sort();
   byId("kind").append(...kinds.map((kind) => element("option", {}, kind)));

@@ -45,7 +45,7 @@ function figure(title, draw, note = "") {
 }
 
 /* Plot measures over depth, with the space between two of them filled. */
-function overDepth(title, names, y, range) {
+function overDepth(title, names, y, range, note) {
   const measured = rows.filter((row) => typeof row[names[0]] === "number");
   if (measured.length < 2) return [];
   const isStart = measured.map((row, x) => x === 0 || row.block === null
@@ -91,7 +91,7 @@ function overDepth(title, names, y, range) {
       bands: names.length > 1 ? [{ series: [1, 2], fill: colour("--band") }] : [],
     }, [at, ...valuesOf], host);
   };
-  return [figure(title, draw)];
+  return [figure(title, draw, note)];
 }
 
 function histogram() {
@@ -270,7 +270,7 @@ function chart({ title, x, y, curves, note }) {
 function drawPictures() {
   const charts = [
     ...scores.map(chart),
-    ...overDepth("λ_high and λ_low over depth", ["lambda_high", "lambda_low"], "coefficient", [0, 1]),
+    ...overDepth("λ_high and λ_low over depth", ["lambda_high", "lambda_low"], "coefficient", [0, 1], before && `${before}.`),
     ...overDepth("Ratio over depth", ["ratio"], "ratio, from base (0) to mean (1)"),
     ...overDepth("Scale over depth", ["scale"], "factor of the update"),
     ...histogram(),
