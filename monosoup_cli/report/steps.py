@@ -7,7 +7,10 @@ from typing import Any
 
 from monosoup_cli.report.rows import Row
 
-__all__ = ["before_step", "has_step", "step_in", "step_of"]
+__all__ = ["BEFORE", "before_step", "has_step", "step_in", "step_of"]
+
+BEFORE = "λ_high, λ_low, equivalent α and anisotropy are from before --wise"
+"""What is said beside the measures that are those of the edit, and not of the output."""
 
 
 def step_of(report: Mapping[str, Any]) -> float:
@@ -34,12 +37,10 @@ def _of_layers(arguments: Mapping[str, Any]) -> list[Any]:
 
 
 def before_step(report: Mapping[str, Any]) -> str:
-    """Say which measures are those of an edit from before its step; "" where they are those of the output."""
+    """Return `BEFORE`, with the step; "" where all measures are those of the output."""
     arguments = report["arguments"]
     if report["command"] != "edit" or not has_step(arguments):
         return ""
     wise = arguments.get("wise")
     is_one = isinstance(wise, (int, float)) and not _of_layers(arguments)
-    return (
-        f"λ_high, λ_low, equivalent α and anisotropy are from before --wise{f' {wise:g}' if is_one else ''}"
-    )
+    return f"{BEFORE} {wise:g}" if is_one else BEFORE
