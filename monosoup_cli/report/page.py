@@ -87,7 +87,13 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "data": _script_json(harmless),
     }
     body = Template(asset("page.html")).substitute(texts)
-    return frame(name, report["command"], body, css=["uPlot.min.css", "page.css"], has_scripts=True)
+    return frame(
+        name,
+        "search" if "search" in report else report["command"],
+        body,
+        css=["uPlot.min.css", "page.css"],
+        has_scripts=True,
+    )
 
 
 def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:

@@ -6,7 +6,7 @@ function written() {
 
 function drawHead() {
   const head = byId("head");
-  const made = `${report.tool.name} ${report.command}, version ${report.tool.version}`;
+  const made = `${report.tool.name} ${report.search ? "search" : report.command}, version ${report.tool.version}`;
   head.append(element("h1", {}, title, element("small", {}, made)));
   head.append(element("p", { className: "opening" }, opening.join(" ")));
   if (sentences.length) {
