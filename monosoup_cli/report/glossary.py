@@ -65,7 +65,7 @@ OF_SEARCH = {
 }
 """Words of the page of a search."""
 
-OF_SWEEPS = {"WiSE α": "How far the output goes from the base (0) to the edit (1), as --wise says."}
+OF_SWEEPS = {"--wise": "How far the output goes from the base (0) to the edit (1), as --wise says."}
 """Words of the page of an `edit` with several --wise."""
 
 OF_SCORES = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.methods.search import Goal, coarse
+from monosoup_cli.report.labels import placed
 from monosoup_cli.report.scored import Chart, Curve, cells_of, sweep_charts
 from monosoup_cli.report.words import plural, printable, shown
 
@@ -194,7 +195,7 @@ def roles_of(search: Mapping[str, Any]) -> dict[str, str]:
 
 def charts_of(report: Mapping[str, Any]) -> list[Chart]:
     """The charts of the scores in a report: of a search, or of a sweep."""
-    return _charts(report["search"]) if "search" in report else sweep_charts(report)
+    return [*map(placed, _charts(report["search"]) if "search" in report else sweep_charts(report))]
 
 
 def _charts(search: Mapping[str, Any]) -> list[Chart]:

@@ -197,7 +197,7 @@ def figures(view):
     [
         ("edit", ["λ_high and λ_low over depth", "k/r in model.layers"]),
         ("several", []),
-        ("scored", ["in over WiSE α", "out over WiSE α", "out against in"]),
+        ("scored", ["in over --wise (1 = full edit)", "out over --wise (1 = full edit)", "out against in"]),
         ("search", ["out against in"]),
         ("stock", ["Ratio over depth", "Cosines of the updates of two checkpoints"]),
         ("soup", []),
@@ -246,8 +246,8 @@ def test_the_scores_of_a_sweep(opened, reports):
     out, best = f"{outputs[0]['scores']['out']:g}", max(output["scores"]["in"] for output in outputs)
     assert [line[2].removesuffix(" best") for line in cells] == [out] * 4
     assert ["best" in line[1] for line in cells] == [output["scores"]["in"] == best for output in outputs]
-    legend = view.locator("#pictures .u-legend").first.locator("th").all_inner_texts()
-    assert [text.strip() for text in legend] == ["WiSE α", "R = 0.5", "R = 0.8"]
+    legend = view.locator("#pictures .u-legend").first.locator("th").all_text_contents()
+    assert [text.strip() for text in legend] == ["--wise (1 = full edit)", "R = 0.5", "R = 0.8"]
 
 
 def test_the_page_of_a_search_has_its_candidates(opened, reports):
@@ -275,7 +275,7 @@ def test_the_page_of_a_search_has_its_candidates(opened, reports):
     assert named >= {"base", "mean"}
     assert "Pareto front" not in opened(reports["edit"]).locator("#glossary dt").all_text_contents()
     swept = opened(reports["scored"]).locator("#glossary dt").all_text_contents()
-    assert "WiSE α" in swept
+    assert "--wise" in swept
     assert "spectrum" not in swept
 
 
@@ -322,10 +322,13 @@ def test_the_points_of_a_sweep_have_names(opened, reports):
     }""")
     names = {"0 (base)", "0.5", "1 (fine-tuned)"}
     assert names <= set(written)
-    assert "The numbers beside the points are the WiSE α." in view.locator("figure").last.inner_text()
+    assert "The numbers beside the points are values of WiSE α." in view.locator("figure").last.inner_text()
     from matplotlib.figure import Figure
 
     chart = charts_of(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))[-1]
+    assert [name for curve in charts_of(reports["scored"])[-1].curves for name in curve.names] == [
+        *["0.5", "1 (full edit)"] * 2
+    ]
     draw_chart(whole := Figure().subfigures(1, 1), chart)
     assert {text.get_text(): text.xy for text in whole.axes[0].texts} == {
         "0 (base)": (70, 90),
@@ -342,6 +345,40 @@ def test_the_legend_of_one_curve_shows_only_what_is_under_the_pointer(opened, re
     place.hover()
     assert legend.is_visible()
     assert [text.strip() for text in legend.locator(".u-value").all_text_contents()] == ["0.5000", "81.50"]
+
+
+def test_the_legend_of_layers_shows_no_values_that_are_not_pointed_at(opened, reports):
+    view = opened(reports["edit"])
+    for legend, place in (
+        ("#panel .u-legend", "#panel .u-over"),
+        ("#pictures .u-legend", "#pictures .u-over"),
+    ):
+        view.locator("h1").hover()
+        across, *others = view.locator(legend).first.locator(".u-series").all()
+        assert not across.is_visible()
+        assert [one.locator(".u-value").text_content() for one in others] == [""] * len(others)
+        view.locator(place).first.hover()
+        assert across.is_visible()
+        assert all(float(one.locator(".u-value").text_content()) > 0 for one in others)
+
+
+def test_all_names_or_none_have_their_end(opened, reports):
+    """Also those with room for it."""
+    view = opened(reports["edit"])
+    cells = view.locator("#box tbody tr > th")
+    short = "cells => cells.map(cell => cell.dataset.short ?? cell.textContent)"
+    for width, has_ends in ((500, False), (1900, True)):
+        view.set_viewport_size({"width": width, "height": 900})
+        settle(view)
+        assert any(name.endswith(".weight") for name in cells.evaluate_all(short)) == has_ends
+
+
+def test_few_columns_fit_a_narrow_screen(opened, reports):
+    edited = [layer for layer in reports["wise"]["layers"] if layer["reason"] is None]
+    view = opened({**reports["wise"], "layers": edited}, width=500)
+    assert view.locator("#box").evaluate("box => box.scrollWidth <= box.clientWidth")
+    cut = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
+    assert view.locator("#box tbody td").evaluate_all(cut) == []
 
 
 @pytest.mark.parametrize("width", [1200, 500])
