@@ -54,7 +54,8 @@ WORDS = {
     " strong part, the others the weak part.",
     "spectrum": "The singular values of the update, σ_i, largest first: how strong each of its directions is,"
     " as a share of the strongest.",
-    "kept": "A tensor that the command left as fine-tuned, for the reason that is given.",
+    "kept": "A tensor that the method did not edit, for the reason that is given. It is as fine-tuned, or the"
+    " mean of several checkpoints, unless the line of kept tensors says otherwise.",
 }
 """Words that are no measures."""
 
@@ -64,7 +65,7 @@ OF_SEARCH = {
 }
 """Words of the page of a search."""
 
-OF_SWEEPS = {"WiSE α": "How far the output goes from the base (0) to the edit (1), as --wise says."}
+OF_SWEEPS = {"--wise": "How far the output goes from the base (0) to the edit (1), as --wise says."}
 """Words of the page of an `edit` with several --wise."""
 
 OF_SCORES = {
