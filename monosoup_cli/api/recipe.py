@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OF_THE_RUN", "Step", "read_steps", "run"]
 
-MAX_BYTES, MAX_DIGITS = 1_000_000, 18
 OF_THE_RUN = {**declared_in(ComputeOptions), **declared_in(OutputOptions)}
 """The options that say how steps run, and not what they compute. A recipe has none of them."""
 TAKEN = [name for name in OF_THE_RUN if name != "part"]
@@ -193,10 +192,12 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
     Raises:
         MonosoupError: It is none of them, or asks for what a recipe may not.
     """
+    from monosoup_cli.api.recipe_file import read_recipe_file
+
     path = Path(recipe)
     if path.is_dir() or path.suffix in (".json", ".safetensors"):
         return [_of_report(path, output)]
-    content = _yaml(path)
+    content = read_recipe_file(path)
     try:
         if is_mergekit(content):
             if output is None:
@@ -264,32 +265,6 @@ def _check_inputs(steps: Sequence[Step]) -> None:
         outputs.add(PurePath(os.path.normpath(step.output)))
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    """The content of a file, in which nothing is an alias: a few of them can stand for any amount."""
-    import yaml  # type: ignore[import-untyped]
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise UsageError("has an alias (*name), which recipes do not have", path=path)
-            return super().compose_node(parent, index)
-
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError("too large for a recipe", path=path)
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", path=path) from None
-    except MonosoupError:
-        raise
-    except Exception:  # the parser raises all kinds of errors for wrong tags and values
-        raise UsageError("is no YAML", path=path) from None
-    _check_text(content, path)
-    if not isinstance(content, dict):
-        raise UsageError("is no recipe", path=path, expected="command or steps; or merge_method, of mergekit")
-    return content
-
-
 def _check_output(output: Any) -> None:
     """Raise UsageError if a step's output may be outside of the folder in which the recipe runs."""
     place = PurePath(output) if isinstance(output, str) else PurePath()
@@ -299,19 +274,6 @@ def _check_output(output: Any) -> None:
             found=crop(repr(output)),
             hint="only -o may be elsewhere",
         )
-
-
-def _check_text(value: Any, path: Path) -> None:
-    """Raise UsageError for text that no file name and no stream can have, and for numbers without an end."""
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        for one in value:
-            _check_text(one, path)
-    elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
-        raise UsageError("has a number that is too large", path=path)
-    elif isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise UsageError("has text that is no Unicode, or has a null character", path=path)
 
 
 def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
@@ -378,6 +340,7 @@ def _named(content: Any) -> Any:
 def _of_report(path: Path, output: StrPath | None) -> Step:
     """The command of a report, with the inputs as they were: ids at their commits, the members of a soup."""
     from monosoup_cli.api.again import recorded_step
+    from monosoup_cli.api.recipe_file import check_text
     from monosoup_cli.pipeline.verify_inputs import changed_inputs
     from monosoup_cli.report.files import NO_REPORT, read_report
 
@@ -389,7 +352,7 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
         raise
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")
-    _check_text(report["arguments"], path)
+    check_text(report["arguments"], path)
     for changed in changed_inputs(report):
         raise changed
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -141,3 +142,13 @@ def layers_with_ranks_by_energy(at: Trial) -> None:
     content |= {"as_adapter": True, "layers": {"block*": {"rank": 2}}}
     at.refused("run", written(at, {**content, "adapter_energy": 0.9}), "-o", at.out)
     at.works("run", written(at, {**content, "adapter_rank": 2}), "-o", at.out)
+
+
+@follows("api/recipe_file.py", "quote a pattern")
+def a_pattern_without_quotes(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    path = Path(written(at, {**content, "exclude": "PATTERN"}))
+    path.write_text(path.read_text().replace("PATTERN", "*bias*"))
+    at.refused("run", path, "-o", at.out)
+    path.write_text(path.read_text().replace("*bias*", at.hint.split(": ")[1].strip()))
+    at.loads("run", path, "-o", at.out)
