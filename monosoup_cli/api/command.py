@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
@@ -46,6 +45,7 @@ __all__ = [
     "keywords_of",
     "kinds_of",
     "passes_over",
+    "placeholders",
     "publish",
     "renamed_options",
     "taken_arguments",
@@ -157,10 +157,9 @@ def command(
 
 def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> WritingCommand[P]:
     own = declared_in(order)
-    has_layers = any(one.option.of_layer for one in own.values())
-    declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
-    if has_layers:
-        example = _example_of_layers(own)
+    example = _example_of_layers(own)
+    declared = {**own, **(declared_in(LayerOptions) if example else {}), **RunOptions.declared()}
+    if example:
         declared[LAYERS] = declared[LAYERS].saying(f"{declared[LAYERS].option.help} Example: {example}.")
     declared |= {name: declared[name].saying(words) for name, words in helps.items()}
     signature = inspect.signature(order)
@@ -171,7 +170,7 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
 
         options = RunOptions.of(kwargs)
         request = _requested(order(*args, **kwargs))
-        layers = checked_layers(kwargs.get(LAYERS))
+        layers = checked_layers(kwargs.get(LAYERS), example)
         notes = [*request.notes]
 
         def method(keywords: Mapping[str, Any]) -> Method:
@@ -219,18 +218,17 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
             planned.destination.push(planned.task.call)
         return report
 
-    made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned"))
+    also = {"dry_run": f"{name}.plan"}
+    made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned", also=also))
     made.task, made.plan = task, _plan(order, made)
     return made
 
 
 def _example_of_layers(own: Mapping[str, DeclaredOption]) -> str:
-    """The argument `layers` with the first setting that is a number, or else a flag."""
+    """The argument `layers` with the first setting that is a number, or else a flag; "" if it takes none."""
     of_layer = [one for one in own.values() if one.option.of_layer]
-    name, value = next(
-        (one.name, value) for one, value in product(of_layer, (0.5, False)) if one.accepts(value)
-    )
-    return str({"*mlp*": {name: value}})
+    settings = ({one.name: value} for value in (0.5, False) for one in of_layer if one.accepts(value))
+    return next((str({"*mlp*": setting}) for setting in settings), "")
 
 
 def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[P, dict[str, Any]]:
@@ -263,6 +261,15 @@ def renamed_options(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+def placeholders(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
+    """The argument for each placeholder of the shell, such as "finetuned" for "adapter"."""
+    return {
+        one.option.metavar.lower(): name
+        for name, one in declared.items()
+        if one.option.is_argument and one.option.metavar
+    }
+
+
 def keywords_of(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
     """The keyword for each option of the shell."""
     return {one.flag: name for name, one in declared.items()}
@@ -291,6 +298,7 @@ def publish(
     run: Callable[[Prepared, Watch], dict[str, Any]],
     *,
     returns: str,
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> Command[P, Prepared]:
     """Make the public function of a command, and its `prepare`.
 
@@ -303,14 +311,16 @@ def publish(
         prepare: Opens the inputs.
         run: Takes what `prepare` returns, and the argument `progress`; returns the report.
         returns: The type of what `prepare` returns.
+        also: What other keywords are called here.
     """
     name = declaration.__name__
     signature = _signature(declaration, declared)
     kinds = kinds_of(signature, declaration) | {PROGRESS.name: Watch}
+    also = {**placeholders(declared), **also}
     kinds.pop(LAYERS, None)  # what is wrong with a setting is said of that setting
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        given, keywords = taken_arguments(name, kinds, signature, args, kwargs)
+        given, keywords = taken_arguments(name, kinds, signature, args, kwargs, also)
         keywords.pop(PROGRESS.name, None)
         return prepare(*given, **keywords)
 
@@ -351,6 +361,7 @@ def taken_arguments(
     signature: inspect.Signature,
     args: Sequence[Any],
     keywords: Mapping[str, Any],
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Any, Any]:
     """The arguments of a function by its signature and the types of its parameters, by position and by name.
 
@@ -361,7 +372,7 @@ def taken_arguments(
     by_position = [one.name for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
     for keyword in keywords:
         if keyword not in signature.parameters:
-            meant = nearest(keyword, signature.parameters)
+            meant = nearest(keyword, signature.parameters, also)
             hint = f"; did you mean {meant!r}?" if meant else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{hint}")
 
