@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, 
 from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.api.plan import chooses_dry, plan_of
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.declaration import evaluate, taken
-from monosoup_cli.errors import MonosoupError, with_names
+from monosoup_cli.declaration import evaluate, keywords_of, placeholders, taken
+from monosoup_cli.errors import Keyword, MonosoupError, with_names
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
 from monosoup_cli.tensors.patterns import LAYERS
@@ -42,10 +42,8 @@ __all__ = [
     "command",
     "document",
     "execute_by_engine",
-    "keywords_of",
     "kinds_of",
     "passes_over",
-    "placeholders",
     "publish",
     "renamed_options",
     "taken_arguments",
@@ -252,27 +250,13 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
 
 
 @contextmanager
-def renamed_options(names: Mapping[str, str]) -> Iterator[None]:
+def renamed_options(names: Mapping[str, Keyword]) -> Iterator[None]:
     """Have errors name keywords in the place of the shell's options: for each flag, another name."""
     try:
         yield
     except MonosoupError as error:
         error.rename_options(names)
         raise
-
-
-def placeholders(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
-    """The argument for each placeholder of the shell, such as "finetuned" for "adapter"."""
-    return {
-        one.option.metavar.lower(): name
-        for name, one in declared.items()
-        if one.option.is_argument and one.option.metavar
-    }
-
-
-def keywords_of(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
-    """The keyword for each option of the shell."""
-    return {one.flag: name for name, one in declared.items()}
 
 
 def passes_over(ready: Ready) -> list[PlannedTensor]:
@@ -421,7 +405,7 @@ def document(
         helps[PROGRESS.name] = PROGRESS_HELP
     options = "\n".join(_folded(f"{key}: {words}") for key, words in helps.items())
     text, *example = inspect.cleandoc(declaration.__doc__ or "").partition("\n\nExample: ")
-    text = with_names(text, names | {"--dry-run": "plan"})
+    text = with_names(text, names | {"--dry-run": Keyword("plan")})
     function.__doc__ = (
         f"{text}{''.join(example)}\n\nArgs:\n{options}"
         f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"
@@ -429,7 +413,7 @@ def document(
     )
 
 
-def _in_python(text: str, names: Mapping[str, str]) -> str:
+def _in_python(text: str, names: Mapping[str, Keyword]) -> str:
     """A help text of the shell, with keywords in the place of its options."""
     return with_names(re.sub(r" Repeatable\b[^.]*\.", "", text), names)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
+from monosoup_cli.declaration import keywords_of, placeholders
 from monosoup_cli.errors import (
     CheckpointError,
     MonosoupError,
@@ -315,7 +316,7 @@ def _check_of_the_run(given: Mapping[str, Any]) -> None:
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
-    from monosoup_cli.api.command import keywords_of, placeholders, renamed_options
+    from monosoup_cli.api.command import renamed_options
     from monosoup_cli.api.commands import COMMANDS
     from monosoup_cli.pipeline.planned import check_task
 
@@ -355,7 +356,11 @@ def _step(content: Mapping[str, Any]) -> Step:
     ]
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
-    written = {flag: key for flag, key in keywords_of(command.declared).items() if key not in OF_THE_RUN}
+    written = {
+        flag: keyword
+        for flag, keyword in keywords_of(command.declared, is_in_yaml=True).items()
+        if keyword.name not in OF_THE_RUN and flag != "-o"
+    }
     with renamed_options(written):
         check_task(command.task(**arguments))
 
@@ -392,7 +397,9 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
         report = read_report(path)
     except ReportError as error:
         if error.hint == NO_REPORT:
-            error.hint = "pass the report itself, from where it was written: monosoup run REPORT.json -o NEW"
+            error.hint = (
+                "pass the report itself, from where it was written: `monosoup run REPORT.json -o NEW`"
+            )
         raise
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")

@@ -649,13 +649,15 @@ def test_hostile_yaml_is_refused_in_a_line(here, run, text):
 
 
 def test_from_python(here):
-    with pytest.raises(UsageError, match="do not say where the output goes"):
+    with pytest.raises(UsageError, match="do not say where the output goes; add output=OUT"):
         monosoup_cli.run(recipe(config("linear")))
     for name in ("energy", "part"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             monosoup_cli.run(recipe(STEPS), **{name: "1/2"})
     with pytest.raises(TypeError, match="did you mean 'workers'"):
         monosoup_cli.run(recipe(STEPS), worker=1)
+    with pytest.raises(UsageError, match=r"; pass workers=3 overwrite=True to `monosoup run`"):
+        monosoup_cli.run(recipe({**STEPS["steps"][0], "workers": 3, "overwrite": True}))
     report = monosoup_cli.run(recipe(config("linear")), output="out", device="cpu")[0]
     assert report["command"] == "soup"
     assert json.loads((here / "out" / "monosoup_report.json").read_text())["command"] == "soup"

@@ -40,7 +40,7 @@ def an_output_without_its_report(at: Trial) -> None:
     report = at.tmp / "written.json"
     assert at.run(*at.edit, "--report", report).code == 0
     at.refused("run", at.out, "-o", at.tmp / "new")
-    command = shlex.split(at.hint.partition(": ")[2].replace("REPORT.json", str(report)))
+    command = shlex.split(at.hint.split("`")[1].replace("REPORT.json", str(report)))
     assert command[:2] == ["monosoup", "run"]
     at.loads(*command[1:-1], at.tmp / "new", output=at.tmp / "new")
 
