@@ -56,7 +56,9 @@ STEPS = {
 
 
 def test_steps_are_the_commands_one_after_the_other(here, run):
-    assert run("run", recipe(STEPS)).code == 0
+    made = run("run", recipe(STEPS), "--format", "json")
+    assert made.code == 0
+    assert [report["command"] for report in json.loads(made.out)] == ["soup", "edit"]
     assert run("soup", "ft1.safetensors", "ft2.safetensors", "-o", "soup2").code == 0
     assert run("edit", "base.safetensors", "soup2", "-o", "out2", "--energy", "0.8").code == 0
     assert same("soup", "soup2")
@@ -70,12 +72,13 @@ def test_what_is_done_is_not_done_again(here, run):
     assert run("run", recipe(STEPS)).code == 0
     refused = run("run", recipe(STEPS))
     assert (refused.code, "soup: the output already exists, and so do out;" in refused.err) == (1, True)
-    again = run("run", recipe(STEPS), "--resume")
-    assert (again.code, again.err.count("is complete")) == (0, 2)
+    again = run("run", recipe(STEPS), "--resume", "--format", "json")
+    assert (again.code, again.err.count("is complete"), json.loads(again.out)) == (0, 2, [])
     assert monosoup_cli.run(recipe(STEPS), resume=True) == []
     other = {"steps": [STEPS["steps"][0], {**STEPS["steps"][1], "output": "other", "energy": 0.5}]}
-    again = run("run", recipe(other), "--resume")
+    again = run("run", recipe(other), "--resume", "--format", "json", "--report", "-")
     assert (again.code, again.err.count("is complete")) == (0, 1)
+    assert [report["command"] for report in json.loads(again.out)] == ["edit"]
     assert not same("other", "out")
     changed = {"steps": [{**STEPS["steps"][0], "weights": [3, 1]}, STEPS["steps"][1]]}
     another = run("run", recipe(changed), "--resume")  # the soup is another one
@@ -117,7 +120,8 @@ def failing(*_):
 
 def test_one_command_and_its_options(here, run):
     content = {"command": "wise", "base": "base.safetensors", "finetuned": "ft1.safetensors", "output": "out"}
-    assert run("run", recipe({**content, "alpha": [0.3, 0.5], "dtype": "bfloat16"}), "-q").code == 0
+    made = run("run", recipe({**content, "alpha": [0.3, 0.5], "dtype": "bfloat16"}), "-q", "--format", "json")
+    assert (made.code, json.loads(made.out)["command"]) == (0, "wise")
     assert sorted(path.name for path in (here / "out").glob("alpha*")) == ["alpha-0.3", "alpha-0.5"]
     dry = run("run", recipe({**content, "alpha": 0.3, "output": "dry"}), "--dry-run")
     assert (dry.code, (here / "dry").exists()) == (0, False)
