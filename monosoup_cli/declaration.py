@@ -15,9 +15,19 @@ from numbers import Integral, Real
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from monosoup_cli.errors import UsageError, crop
+from monosoup_cli.errors import Keyword, UsageError, crop
 
-__all__ = ["Call", "DeclaredOption", "Option", "declared_in", "evaluate", "from_keywords", "taken"]
+__all__ = [
+    "Call",
+    "DeclaredOption",
+    "Option",
+    "declared_in",
+    "evaluate",
+    "from_keywords",
+    "keywords_of",
+    "placeholders",
+    "taken",
+]
 
 Group = TypeVar("Group")
 
@@ -70,6 +80,13 @@ class DeclaredOption:
         """Its first name in the shell."""
         return self.option.flags[0] if self.option.flags else f"--{self.name.replace('_', '-')}"
 
+    @property
+    def choices(self) -> Sequence[str]:
+        """The words that it takes, where they are few."""
+        kinds = [self.type, *get_args(self.type)]
+        words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        return words or (self.option.metavar or "").split("|")
+
     def saying(self, words: str) -> DeclaredOption:
         """The option with another help."""
         return replace(self, option=replace(self.option, help=words))
@@ -96,6 +113,24 @@ class DeclaredOption:
         except UsageError:
             return False
         return True
+
+
+def placeholders(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
+    """The argument for each placeholder of the shell, such as "finetuned" for "adapter"."""
+    return {
+        one.option.metavar.lower(): name
+        for name, one in declared.items()
+        if one.option.is_argument and one.option.metavar
+    }
+
+
+def keywords_of(declared: Mapping[str, DeclaredOption], *, is_in_yaml: bool = False) -> dict[str, Keyword]:
+    """The keyword for each option of the shell, by its flags."""
+    return {
+        flag: Keyword(name, one.type is bool, one.choices, is_in_yaml)
+        for name, one in declared.items()
+        for flag in (one.flag, *one.option.flags)
+    }
 
 
 def taken(name: str, value: Any, kind: Any, default: Any = inspect.Parameter.empty) -> Any:

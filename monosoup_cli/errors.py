@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
     "AccessError",
     "CheckpointError",
+    "Keyword",
     "MismatchError",
     "MonosoupError",
     "NonfiniteError",
@@ -63,13 +65,23 @@ ON_WINDOWS = (
 
 
 def some(words: Sequence[str], limit: int, joint: str = " and ") -> str:
-    """The first of some words, and how many more there are."""
-    more = f"{joint}{len(words) - limit:,} more" if len(words) > limit else ""
-    return ", ".join(words[:limit]) + more
+    """The first of some words, and how many more there are; a single one more takes no more room."""
+    if len(words) <= limit + 1:
+        return ", ".join(words)
+    return f"{', '.join(words[:limit])}{joint}{len(words) - limit:,} more"
 
 
 TOKEN = re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?:[A-Za-z0-9]{20,}|(?:oauth|jwt)_[\w.~-]{20,})")
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+FLAG = re.compile(r"(?<![\w-])(?:--[a-z][a-z-]*|-o)(?![\w-])")
+OF_A_FLAG = re.compile(
+    rf"`[a-z][^`]*`|(?P<flag>{FLAG.pattern})"
+    r"(?: (?P<value>'[^']*'|(?!--)[^\s;,(]*[^\s;,(.:)])(?P<ends>(?=$|[;,)]))?)?"
+)
+"""A flag, the word after it, and whether a clause ends there. What backticks have is for the shell."""
+BARE = re.compile(r"[A-Z]+|\d[\d.]*|'.*'|True")
+"""A value that Python has without quotes, or that has its own."""
+VALUE = re.compile(r"'.*'|\d.*|[A-Z]+|.*[=*/].*")
+"""A word that is a value wherever it stands: quoted, a number, a placeholder, or no word of a sentence."""
 SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@|(?<=https://)[^\s/@]+@|(?<=http://)[^\s/@]+@")
 SECRET_IN_QUERY = re.compile(
     r"(?i)(?<=[?&])(?=[\w-]*(?:token|signature|secret|password|key))(?=([\w-]+)=)\1=[^\s&#'\"`,;|<>()\\]+"
@@ -77,9 +89,45 @@ SECRET_IN_QUERY = re.compile(
 """The two facts are looked for apart, so that a long name takes no longer than its length."""
 
 
-def with_names(text: str, names: Mapping[str, str]) -> str:
-    """A text with other names for options of the shell."""
-    return FLAG.sub(lambda flag: names.get(flag[0], flag[0]), text)
+@dataclass(frozen=True)
+class Keyword:
+    """What an option of the shell is called elsewhere.
+
+    Attributes:
+        name: Its name there.
+        is_switch: Whether the shell gives it no value.
+        choices: The words that it takes.
+        is_in_yaml: Whether it is a key of a recipe, and not a keyword of Python.
+    """
+
+    name: str
+    is_switch: bool = False
+    choices: Collection[str] = ()
+    is_in_yaml: bool = False
+
+    def set_to(self, value: str) -> str:
+        """Say that it has a value."""
+        if self.is_in_yaml:
+            return f"{self.name}: {value}"
+        return f"{self.name}={value if BARE.fullmatch(value) else repr(value)}"
+
+
+def with_names(text: str, names: Mapping[str, Keyword], *, is_advice: bool = False) -> str:
+    """A text with other names for options of the shell. Advice says what to set them to."""
+
+    def renamed(found: re.Match[str]) -> str:
+        keyword, value = names.get(found["flag"] or ""), found["value"]
+        if keyword is None:
+            return found[0]
+        rest = "" if value is None else f" {value}"
+        if not is_advice:
+            return f"{keyword.name}{rest}"
+        if keyword.is_switch:
+            return f"{keyword.set_to('true' if keyword.is_in_yaml else 'True')}{rest}"
+        is_value = found["ends"] is not None or value in keyword.choices or VALUE.fullmatch(value or "")
+        return keyword.set_to(value) if value and is_value else f"{keyword.name}{rest}"
+
+    return OF_A_FLAG.sub(renamed, text)
 
 
 def has_marks(text: str) -> bool:
@@ -175,14 +223,14 @@ class MonosoupError(Exception):
             "hint": self.hint,
         }
 
-    def rename_options(self, names: Mapping[str, str]) -> None:
+    def rename_options(self, names: Mapping[str, Keyword]) -> None:
         """Name options in another way.
 
         Args:
-            names: The new names of flags, such as "on_nonfinite" for "--on-nonfinite".
+            names: The keywords for flags, such as "on_nonfinite" for "--on-nonfinite".
         """
         self.problem = with_names(self.problem, names)
-        self.hint = None if self.hint is None else with_names(self.hint, names)
+        self.hint = None if self.hint is None else with_names(self.hint, names, is_advice=True)
 
 
 class UsageError(MonosoupError):
@@ -262,7 +310,7 @@ class ScoreError(MonosoupError):
         super().__init__(f"{problem}: {crop(command)}", path=path, hint=hint or then)
         self.stderr = stderr
 
-    def rename_options(self, names: Mapping[str, str]) -> None:
+    def rename_options(self, names: Mapping[str, Keyword]) -> None:
         """Name options in the hint in another way; those in the problem are the command's own."""
         problem = self.problem
         super().rename_options(names)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
 from monosoup_cli.errors import UsageError, crop, some
@@ -16,6 +17,7 @@ __all__ = [
     "check_choice",
     "check_keys",
     "check_one_each",
+    "did_you_mean",
     "nearest",
     "parse_size",
     "path_list",
@@ -68,11 +70,16 @@ def check_keys(
     *,
     expected: str | None = None,
     hint: str | None = None,
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Raise UsageError for keys that are not known; `problem` is what comes before their names."""
+    """Raise UsageError for keys that are not known; `problem` is what comes before their names.
+
+    Without a hint, the error asks whether the first is meant to be a known one, or one of `also`.
+    """
     others = [crop(str(key)) for key in given if key not in known]
     if others:
-        raise UsageError(f"{problem} {some(others, 4)}", expected=expected, hint=hint)
+        problem = f"{problem} {some(others, 4)}"
+        raise UsageError(problem, expected=expected, hint=hint or did_you_mean(others[0], known, also))
 
 
 LEAST_RATIO, LEAST_START, LEAST_PART = 0.7, 3, 4
@@ -80,14 +87,22 @@ LEAST_RATIO, LEAST_START, LEAST_PART = 0.7, 3, 4
 are in a part that words with dashes share."""
 
 
-def nearest(word: str, others: Iterable[str]) -> str | None:
+def nearest(word: str, others: Iterable[str], also: Mapping[str, str] = MappingProxyType({})) -> str | None:
     """The one of the others that a misspelt or shortened word is meant to be, or that shares a part with it;
-    None if none is near."""
-    typed, bare = word.lstrip("-"), {one.lstrip("-"): one for one in others}
+    None if none is near. A word that is meant to be one of `also` is its value."""
+    typed, bare = word.lstrip("-"), {**also, **{one.lstrip("-"): one for one in others}}
     found = get_close_matches(typed, bare, 1, LEAST_RATIO)
     longer = [one for one in bare if one.startswith(typed) and len(typed) >= LEAST_START]
     shared = [one for one in bare if _share_a_part(typed, one)]
     return next((bare[one] for one in [*found, *longer, *shared]), None)
+
+
+def did_you_mean(
+    word: str, others: Iterable[str], also: Mapping[str, str] = MappingProxyType({})
+) -> str | None:
+    """A question for what is nearest to a word; None if nothing is near."""
+    meant = nearest(word, others, also)
+    return f"did you mean {meant}?" if meant else None
 
 
 def _share_a_part(typed: str, other: str) -> bool:

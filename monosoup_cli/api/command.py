@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from monosoup_cli.api.layers import by_layer, checked_layers
 from monosoup_cli.api.plan import chooses_dry, plan_of
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.declaration import evaluate, taken
-from monosoup_cli.errors import MonosoupError, with_names
+from monosoup_cli.declaration import evaluate, keywords_of, placeholders, taken
+from monosoup_cli.errors import Keyword, MonosoupError, with_names
 from monosoup_cli.options import Call, DeclaredOption, LayerOptions, RunOptions, as_list, declared_in
 from monosoup_cli.tensors.method import AdapterOrder, Group, Method, Order
 from monosoup_cli.tensors.patterns import LAYERS
@@ -43,7 +42,6 @@ __all__ = [
     "command",
     "document",
     "execute_by_engine",
-    "keywords_of",
     "kinds_of",
     "passes_over",
     "publish",
@@ -157,10 +155,9 @@ def command(
 
 def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> WritingCommand[P]:
     own = declared_in(order)
-    has_layers = any(one.option.of_layer for one in own.values())
-    declared = {**own, **(declared_in(LayerOptions) if has_layers else {}), **RunOptions.declared()}
-    if has_layers:
-        example = _example_of_layers(own)
+    example = _example_of_layers(own)
+    declared = {**own, **(declared_in(LayerOptions) if example else {}), **RunOptions.declared()}
+    if example:
         declared[LAYERS] = declared[LAYERS].saying(f"{declared[LAYERS].option.help} Example: {example}.")
     declared |= {name: declared[name].saying(words) for name, words in helps.items()}
     signature = inspect.signature(order)
@@ -171,7 +168,7 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
 
         options = RunOptions.of(kwargs)
         request = _requested(order(*args, **kwargs))
-        layers = checked_layers(kwargs.get(LAYERS))
+        layers = checked_layers(kwargs.get(LAYERS), example)
         notes = [*request.notes]
 
         def method(keywords: Mapping[str, Any]) -> Method:
@@ -219,18 +216,17 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
             planned.destination.push(planned.task.call)
         return report
 
-    made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned"))
+    also = {"dry_run": f"{name}.plan"}
+    made = cast("WritingCommand[P]", publish(order, declared, prepare, run, returns="Planned", also=also))
     made.task, made.plan = task, _plan(order, made)
     return made
 
 
 def _example_of_layers(own: Mapping[str, DeclaredOption]) -> str:
-    """The argument `layers` with the first setting that is a number, or else a flag."""
+    """The argument `layers` with the first setting that is a number, or else a flag; "" if it takes none."""
     of_layer = [one for one in own.values() if one.option.of_layer]
-    name, value = next(
-        (one.name, value) for one, value in product(of_layer, (0.5, False)) if one.accepts(value)
-    )
-    return str({"*mlp*": {name: value}})
+    settings = ({one.name: value} for value in (0.5, False) for one in of_layer if one.accepts(value))
+    return next((str({"*mlp*": setting}) for setting in settings), "")
 
 
 def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[P, dict[str, Any]]:
@@ -254,18 +250,13 @@ def _plan(declaration: Callable[P, Asked], made: WritingCommand[P]) -> Callable[
 
 
 @contextmanager
-def renamed_options(names: Mapping[str, str]) -> Iterator[None]:
+def renamed_options(names: Mapping[str, Keyword]) -> Iterator[None]:
     """Have errors name keywords in the place of the shell's options: for each flag, another name."""
     try:
         yield
     except MonosoupError as error:
         error.rename_options(names)
         raise
-
-
-def keywords_of(declared: Mapping[str, DeclaredOption]) -> dict[str, str]:
-    """The keyword for each option of the shell."""
-    return {one.flag: name for name, one in declared.items()}
 
 
 def passes_over(ready: Ready) -> list[PlannedTensor]:
@@ -291,6 +282,7 @@ def publish(
     run: Callable[[Prepared, Watch], dict[str, Any]],
     *,
     returns: str,
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> Command[P, Prepared]:
     """Make the public function of a command, and its `prepare`.
 
@@ -303,14 +295,16 @@ def publish(
         prepare: Opens the inputs.
         run: Takes what `prepare` returns, and the argument `progress`; returns the report.
         returns: The type of what `prepare` returns.
+        also: What other keywords are called here.
     """
     name = declaration.__name__
     signature = _signature(declaration, declared)
     kinds = kinds_of(signature, declaration) | {PROGRESS.name: Watch}
+    also = {**placeholders(declared), **also}
     kinds.pop(LAYERS, None)  # what is wrong with a setting is said of that setting
 
     def prepared(*args: P.args, **kwargs: P.kwargs) -> Prepared:
-        given, keywords = taken_arguments(name, kinds, signature, args, kwargs)
+        given, keywords = taken_arguments(name, kinds, signature, args, kwargs, also)
         keywords.pop(PROGRESS.name, None)
         return prepare(*given, **keywords)
 
@@ -351,6 +345,7 @@ def taken_arguments(
     signature: inspect.Signature,
     args: Sequence[Any],
     keywords: Mapping[str, Any],
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Any, Any]:
     """The arguments of a function by its signature and the types of its parameters, by position and by name.
 
@@ -361,7 +356,7 @@ def taken_arguments(
     by_position = [one.name for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
     for keyword in keywords:
         if keyword not in signature.parameters:
-            meant = nearest(keyword, signature.parameters)
+            meant = nearest(keyword, signature.parameters, also)
             hint = f"; did you mean {meant!r}?" if meant else ""
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{hint}")
 
@@ -410,7 +405,7 @@ def document(
         helps[PROGRESS.name] = PROGRESS_HELP
     options = "\n".join(_folded(f"{key}: {words}") for key, words in helps.items())
     text, *example = inspect.cleandoc(declaration.__doc__ or "").partition("\n\nExample: ")
-    text = with_names(text, names | {"--dry-run": "plan"})
+    text = with_names(text, names | {"--dry-run": Keyword("plan")})
     function.__doc__ = (
         f"{text}{''.join(example)}\n\nArgs:\n{options}"
         f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"
@@ -418,7 +413,7 @@ def document(
     )
 
 
-def _in_python(text: str, names: Mapping[str, str]) -> str:
+def _in_python(text: str, names: Mapping[str, Keyword]) -> str:
     """A help text of the shell, with keywords in the place of its options."""
     return with_names(re.sub(r" Repeatable\b[^.]*\.", "", text), names)
 

@@ -16,6 +16,7 @@ from monosoup_cli.api.recipe import run
 from monosoup_cli.api.reports import compare, read_report
 from monosoup_cli.api.scores import scores
 from monosoup_cli.api.verify import verify
+from monosoup_cli.errors import Keyword
 
 __all__ = ["FUNCTIONS"]
 
@@ -24,7 +25,9 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that checks its arguments, and names them in errors, as those of commands do."""
     signature = inspect.signature(function)
     kinds = kinds_of(signature, function)
-    flags = {f"--{name.rstrip('_').replace('_', '-')}": name for name in signature.parameters}
+    flags = {
+        f"--{name.rstrip('_').replace('_', '-')}": Keyword(name, kind is bool) for name, kind in kinds.items()
+    } | {"-o": Keyword("output")}
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:

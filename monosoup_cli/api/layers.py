@@ -14,8 +14,8 @@ from monosoup_cli.values import check_keys
 __all__ = ["by_layer", "checked_layers"]
 
 
-def checked_layers(layers: Any) -> dict[str, dict[str, Any]]:
-    """The argument `layers`, as reports have it.
+def checked_layers(layers: Any, example: str) -> dict[str, dict[str, Any]]:
+    """The argument `layers`, as reports have it; `example` is one for the command.
 
     Raises:
         UsageError: It does not map globs to settings.
@@ -25,9 +25,7 @@ def checked_layers(layers: Any) -> dict[str, dict[str, Any]]:
         isinstance(glob, str) and isinstance(settings, Mapping) for glob, settings in given.items()
     ):
         raise UsageError(
-            "layers must map globs to settings",
-            expected="such as {'*mlp*': {'energy': 0.8}}",
-            found=crop(repr(layers)),
+            "layers must map globs to settings", expected=f"such as {example}", found=crop(repr(layers))
         )
     return {glob: dict(settings) for glob, settings in given.items()}
 

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, cast
 
-from monosoup_cli.api.command import document, keywords_of, kinds_of, renamed_options, taken_arguments
+from monosoup_cli.api.command import document, kinds_of, renamed_options, taken_arguments
+from monosoup_cli.declaration import keywords_of
 from monosoup_cli.options import DeclaredOption, declared_in
 from monosoup_cli.report.sheet import Sheet
 

@@ -81,7 +81,8 @@ def _check_tokenizer(content: Mapping[str, Any], models: Sequence[str], step: Ma
     model, _, adapter = step.get("onto", first).partition("+")
     ours = adapter if adapter and _has_tokenizer(adapter) else model
     is_base = ours == base.partition("+")[0]
-    if str(source).partition("+")[0] != ours and not (is_base and source == "base"):
+    named = base if source == "base" else str(source)
+    if named.partition("+")[0] != ours and not (named in (base, *models) and _is_one_tokenizer(named, ours)):
         raise UsageError(
             f"tokenizer_source {crop(repr(source))} is not the tokenizer that the output has",
             expected=f"base or {ours}" if is_base else ours,
@@ -91,9 +92,26 @@ def _check_tokenizer(content: Mapping[str, Any], models: Sequence[str], step: Ma
 
 
 def _has_tokenizer(folder: str) -> bool:
+    return bool(_tokenizer_files(folder))
+
+
+def _tokenizer_files(folder: str) -> list[str]:
     from monosoup_cli.outputs.side_files import TOKENIZER
 
-    return any(glob.glob(pattern, root_dir=folder) for pattern in TOKENIZER)
+    return sorted({name for pattern in TOKENIZER for name in glob.glob(pattern, root_dir=folder)})
+
+
+def _is_one_tokenizer(one: str, other: str) -> bool:
+    """Whether two local folders have the same files of a tokenizer, to the byte."""
+    names = _tokenizer_files(one)
+    try:
+        return (
+            bool(names)
+            and names == _tokenizer_files(other)
+            and all(filecmp.cmp(Path(one, name), Path(other, name), shallow=False) for name in names)
+        )
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", path=error.filename) from None
 
 
 def _check_vocabularies(folders: Sequence[str]) -> None:

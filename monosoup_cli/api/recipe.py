@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,18 +15,11 @@ from typing import TYPE_CHECKING, Any
 from monosoup_cli.api.complete import another, check_doubts, fault_of
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
-from monosoup_cli.errors import (
-    CheckpointError,
-    MonosoupError,
-    OutputExistsError,
-    ReportError,
-    UsageError,
-    crop,
-    some,
-)
+from monosoup_cli.declaration import keywords_of, placeholders
+from monosoup_cli.errors import CheckpointError, OutputExistsError, ReportError, UsageError, crop, some
 from monosoup_cli.options import NO_BASE, PROGRAMS, ComputeOptions, OutputOptions, StrPath, declared_in
 from monosoup_cli.tensors.patterns import LAYERS
-from monosoup_cli.values import as_list, check_keys
+from monosoup_cli.values import as_list, check_keys, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from monosoup_cli.api.command import WritingCommand
@@ -34,11 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OF_THE_RUN", "Step", "read_steps", "run"]
 
-MAX_BYTES, MAX_DIGITS = 1_000_000, 18
 OF_THE_RUN = {**declared_in(ComputeOptions), **declared_in(OutputOptions)}
 """The options that say how steps run, and not what they compute. A recipe has none of them."""
 TAKEN = [name for name in OF_THE_RUN if name != "part"]
 """Those that `run` takes."""
+OF_THE_SHELL = ("dry_run", "format", "quiet", "no_progress")
+"""Those that `monosoup run` has beside them."""
+KEYS = ("command", "steps", "merge_method")
+"""A recipe has one of them."""
 OF_LAST = ("report", "push", "public")
 """The options that are for the last step alone."""
 
@@ -164,6 +161,14 @@ def _check_free(
     from monosoup_cli.outputs.output_path import check_output_path
     from monosoup_cli.outputs.workplace import partial_path
 
+    there = [step.output for step in steps if os.path.lexists(step.output)]
+    if not resumes and len(there) > 1 and not any(os.path.lexists(partial_path(Path(one))) for one in there):
+        others = some([crop(one) for one in there[1:]], 4)
+        raise OutputExistsError(
+            f"the output already exists, and so do {others}",
+            path=there[0],
+            hint="give others in the recipe, or pass --overwrite",
+        )
     for number, step in enumerate(steps):
         if not os.path.lexists(step.output):
             continue
@@ -180,10 +185,12 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
     Raises:
         MonosoupError: It is none of them, or asks for what a recipe may not.
     """
+    from monosoup_cli.api.recipe_file import read_recipe_file
+
     path = Path(recipe)
     if path.is_dir() or path.suffix in (".json", ".safetensors"):
         return [_of_report(path, output)]
-    content = _yaml(path)
+    content = read_recipe_file(path)
     try:
         if is_mergekit(content):
             if output is None:
@@ -197,7 +204,8 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
         if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
             raise UsageError("steps must be a list, each with command, its inputs, output and options")
         if is_several:
-            _refuse(content, {"steps"})
+            _check_of_the_run(content)
+            check_keys("a recipe has no", content, {"steps"}, expected="steps alone")
         for one in found if output is None else found[:-1]:
             _check_output(one.get("output"))
         if output is not None:
@@ -235,46 +243,27 @@ def _check_inputs(steps: Sequence[Step]) -> None:
     """Raise CheckpointError if an input is no path, no id on the Hub, and in no output of an earlier step."""
     from monosoup_cli.sources.locate import typed_id
 
-    outputs: set[PurePath] = set()
+    places = [PurePath(os.path.normpath(step.output)) for step in steps]
     for number, step in enumerate(steps, start=1):
         for role in ("base", "finetuned", "onto"):
             for source in map(os.fspath, as_list(step.arguments.get(role))):
                 place = PurePath(os.path.normpath(source))
-                if source == NO_BASE or os.path.lexists(source) or outputs & {place, *place.parents}:
+                around = {place, *place.parents}
+                maker = next((one for one, output in enumerate(places, start=1) if output in around), number)
+                if source == NO_BASE or os.path.lexists(source) or maker < number:
                     continue
+                if maker > number:
+                    raise CheckpointError(
+                        f"is made by step {maker}, after step {number} needs it",
+                        path=source,
+                        hint=f"put step {maker} before step {number}",
+                    )
                 try:
                     typed_id(source)
                 except CheckpointError as error:
                     if number > 1:
                         error.problem += f", and no step before step {number} makes it"
                     raise
-        outputs.add(PurePath(os.path.normpath(step.output)))
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    """The content of a file, in which nothing is an alias: a few of them can stand for any amount."""
-    import yaml  # type: ignore[import-untyped]
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise UsageError("has an alias (*name), which recipes do not have", path=path)
-            return super().compose_node(parent, index)
-
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError("too large for a recipe", path=path)
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", path=path) from None
-    except MonosoupError:
-        raise
-    except Exception:  # the parser raises all kinds of errors for wrong tags and values
-        raise UsageError("is no YAML", path=path) from None
-    _check_text(content, path)
-    if not isinstance(content, dict):
-        raise UsageError("is no recipe", path=path, expected="command or steps; or merge_method, of mergekit")
-    return content
 
 
 def _check_output(output: Any) -> None:
@@ -288,26 +277,25 @@ def _check_output(output: Any) -> None:
         )
 
 
-def _check_text(value: Any, path: Path) -> None:
-    """Raise UsageError for text that no file name and no stream can have, and for numbers without an end."""
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        for one in value:
-            _check_text(one, path)
-    elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
-        raise UsageError("has a number that is too large", path=path)
-    elif isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise UsageError("has text that is no Unicode, or has a null character", path=path)
-
-
-def _refuse(given: Mapping[str, Any], known: set[str]) -> None:
-    check_keys("a recipe has no", given, known, expected=", ".join(sorted(known)))
+def _check_of_the_run(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for arguments that say how a recipe runs."""
+    named = {name: value for name, value in _named(given).items() if name in {*OF_THE_RUN, *OF_THE_SHELL}}
+    if named:
+        words = (
+            [f"--{name.replace('_', '-')}", *([] if value is True else [shlex.quote(str(value))])]
+            for name, value in named.items()
+            if name != "part" and value not in (False, None)
+        )
+        options = crop(" ".join(word for option in words for word in option))
+        raise UsageError(
+            f"a recipe has no {some([*named], 4)}, as that says how it runs",
+            hint=f"pass {options} to `monosoup run`" if options else "leave it out",
+        )
 
 
 def _step(content: Mapping[str, Any]) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
-    from monosoup_cli.api.command import keywords_of, renamed_options
+    from monosoup_cli.api.command import renamed_options
     from monosoup_cli.api.commands import COMMANDS
     from monosoup_cli.pipeline.planned import check_task
 
@@ -315,17 +303,28 @@ def _step(content: Mapping[str, Any]) -> Step:
     if isinstance(layers := arguments.get("layers"), dict):
         arguments["layers"] = {str(glob): _named(settings) for glob, settings in layers.items()}
     name = arguments.pop("command", None)
+    if name is None:
+        found = some([crop(key) for key in arguments], 4) or "nothing"
+        meant = next((one for key in arguments if (one := nearest(key, KEYS))), None)
+        hint = f"did you mean {meant}?" if meant else None
+        raise UsageError("a step needs a command", found=found, hint=hint)
     if not isinstance(name, str) or name not in COMMANDS:
-        raise UsageError("unknown command", expected=", ".join(COMMANDS), found=crop(repr(name)))
+        raise UsageError(
+            "unknown command",
+            expected=", ".join(COMMANDS),
+            found=crop(repr(name)),
+            hint=did_you_mean(str(name), COMMANDS),
+        )
     command = COMMANDS[name]
     named = [one for one in PROGRAMS if arguments.get(one)]
     if named:
         raise UsageError(
             f"a recipe runs no programs: {some(named, 4)}", hint=f"choose with `monosoup {name}` in a shell"
         )
-    _refuse(arguments.keys() & OF_THE_RUN.keys(), set())
+    _check_of_the_run(arguments)
     known = [key for key in command.declared if key not in {*OF_THE_RUN, *PROGRAMS}]
-    check_keys(f"`{name}` has no argument", arguments, known, expected=", ".join(known))
+    also = placeholders(command.declared)
+    check_keys(f"`{name}` has no argument", arguments, known, expected=", ".join(known), also=also)
     for key, value in arguments.items():
         if key != LAYERS:
             arguments[key] = command.declared[key].taken(value)
@@ -336,7 +335,11 @@ def _step(content: Mapping[str, Any]) -> Step:
     ]
     if missing:
         raise UsageError(f"{name} needs {some(missing, 4)}")
-    written = {flag: key for flag, key in keywords_of(command.declared).items() if key not in OF_THE_RUN}
+    written = {
+        flag: keyword
+        for flag, keyword in keywords_of(command.declared, is_in_yaml=True).items()
+        if keyword.name not in OF_THE_RUN and flag != "-o"
+    }
     with renamed_options(written):
         check_task(command.task(**arguments))
 
@@ -365,6 +368,7 @@ def _named(content: Any) -> Any:
 def _of_report(path: Path, output: StrPath | None) -> Step:
     """The command of a report, with the inputs as they were: ids at their commits, the members of a soup."""
     from monosoup_cli.api.again import recorded_step
+    from monosoup_cli.api.recipe_file import check_text
     from monosoup_cli.pipeline.verify_inputs import changed_inputs
     from monosoup_cli.report.files import NO_REPORT, read_report
 
@@ -372,11 +376,13 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
         report = read_report(path)
     except ReportError as error:
         if error.hint == NO_REPORT:
-            error.hint = "pass the report itself, from where it was written: monosoup run REPORT.json -o NEW"
+            error.hint = (
+                "pass the report itself, from where it was written: `monosoup run REPORT.json -o NEW`"
+            )
         raise
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")
-    _check_text(report["arguments"], path)
+    check_text(report["arguments"], path)
     for changed in changed_inputs(report):
         raise changed
     try:

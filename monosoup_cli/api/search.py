@@ -117,7 +117,7 @@ def search(
         first, second = scores
         raise UsageError(
             "of two scores, one must be preferred",
-            hint=f"add --prefer {second} --max-loss {first}=0.5, for example",
+            hint=f"add --prefer {second}, and for example --max-loss {first}=0.5",
         )
     if prefer is not None and prefer not in scores:
         raise UsageError("--prefer names no score", expected=" or ".join(scores), found=prefer)

@@ -154,6 +154,7 @@ def _show_table(
     from monosoup_cli.report.measures import measures_in
     from monosoup_cli.report.searched import made_by, notes_on_search, search_table
     from monosoup_cli.report.selections import selection_table, similarity_table
+    from monosoup_cli.report.steps import before_step
     from monosoup_cli.report.tables import summary_table
 
     console = display.console
@@ -162,7 +163,8 @@ def _show_table(
     if measures_in(rows):
         console.text(*filter(None, [hidden_note(len(chosen), rows, display.view)]), "")
     if measures_in(chosen):
-        console.text(*notes_on_table(chosen, console.width, told), "")
+        before = before_step(report)
+        console.text(*notes_on_table(chosen, console.width, told), *([before] if before else []), "")
     console.table(summary_table(report), to_stdout=True)
     if "layers" not in report:
         console.text(OF_SEVERAL)

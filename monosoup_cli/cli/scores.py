@@ -11,7 +11,7 @@ import typer
 
 from monosoup_cli.cli.options import LayerFormat, NoProgress, QuietTable
 
-GLOBS = "Globs over the names of tasks and of the harness's groups. Repeatable."
+GLOBS = "One glob over the names of tasks and of the harness's groups. Repeatable."
 
 
 def scores(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import wraps
@@ -13,7 +13,7 @@ import typer
 import typer.core
 
 from monosoup_cli.errors import UsageError
-from monosoup_cli.values import check_choice, nearest
+from monosoup_cli.values import check_choice, did_you_mean
 
 __all__ = ["Command", "CommandGroup", "with_own_words"]
 
@@ -68,7 +68,8 @@ class CommandGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command."""
         if args[0] not in self.commands and not ctx.resilient_parsing:
-            hint = _meant(args[0], [*self.commands, "help"]) or f"`{ctx.command_path} --help` lists them"
+            meant = did_you_mean(args[0], [*self.commands, "help"])
+            hint = meant or f"`{ctx.command_path} --help` lists them"
             raise UsageError(f"there is no command {args[0]!r}", hint=hint)
         return super().resolve_command(ctx, args)
 
@@ -86,7 +87,8 @@ def _own_words(ctx: Any) -> Iterator[None]:
             problem = f"{error.param.metavar if is_argument else error.param.opts[0]} is missing"
         elif hasattr(error, "possibilities"):
             problem = f"there is no option {option}"
-            hint = _meant(str(option), [flag for one in ctx.command.params for flag in one.opts]) or hint
+            flags = [flag for one in ctx.command.params for flag in one.opts]
+            hint = did_you_mean(str(option), flags) or hint
         elif option is not None:
             problem = f"{option} {'takes no value' if 'not take' in message else 'needs a value'}"
         else:
@@ -97,11 +99,6 @@ def _own_words(ctx: Any) -> Iterator[None]:
 def _usage(ctx: Any) -> str:
     line = f"{ctx.command_path} {' '.join(ctx.command.collect_usage_pieces(ctx))}"
     return f"the usage is `{line}`; `{ctx.command_path} --help` has the options"
-
-
-def _meant(word: str, others: Iterable[str]) -> str | None:
-    meant = nearest(word, others)
-    return f"did you mean {meant}?" if meant else None
 
 
 def with_own_words(command: Callable[..., None]) -> Callable[..., None]:

@@ -66,9 +66,24 @@ def shell_command(command: Command[..., Planned]) -> Callable[..., None]:
 
 
 def run_planned(
-    planned: Planned, console: Console, on_score: OnScore, *, is_dry: bool, as_json: bool
+    planned: Planned,
+    console: Console,
+    on_score: OnScore,
+    *,
+    is_dry: bool,
+    as_json: bool,
+    take: Callable[[str], object] | None = None,
 ) -> None:
-    """Print the plan of a dry run; otherwise run the task, with progress, and print what it did."""
+    """Print the plan of a dry run; otherwise run the task, with progress, and print what it did.
+
+    Args:
+        planned: The task on its opened inputs.
+        console: Where to print.
+        on_score: Is told of scores.
+        is_dry: Whether to plan alone.
+        as_json: Whether stdout gets JSON.
+        take: Takes the JSON of the report in the place of stdout.
+    """
     from monosoup_cli.api.plan import chooses_dry
     from monosoup_cli.outputs.workplace import partial_path, parts_path
     from monosoup_cli.pipeline.notices import notices_of
@@ -109,9 +124,9 @@ def run_planned(
     doing = "writing" if planned.examined else ""
     with _noting_what_is_left(planned, console), console.progress(passes_over(ready), doing) as progress:
         report = execute_by_engine(ready, progress, on_score)
-    show_report(report, report_path, console, as_json=as_json)
-    for notice in report["notes"]:
-        if notice not in noted:
+    show_report(report, report_path, console, as_json=as_json, take=take)
+    if planned.task.repeats is not None:  # then it was compared with that report
+        for notice in (one for one in report["notes"] if one not in noted):
             console.note(f"note: {notice}")
     left_over = partial_path(planned.destination.path)
     if left_over.exists():
@@ -156,8 +171,15 @@ def _make_part(ready: Ready, console: Console, *, as_json: bool) -> None:
     console.note(f"note: once all parts are made, `{command}`")
 
 
-def show_report(report: Mapping[str, Any], path: Path | None, console: Console, *, as_json: bool) -> None:
-    """Print what a run did."""
+def show_report(
+    report: Mapping[str, Any],
+    path: Path | None,
+    console: Console,
+    *,
+    as_json: bool,
+    take: Callable[[str], object] | None = None,
+) -> None:
+    """Print what a run did; `take` takes the JSON in the place of stdout."""
     from monosoup_cli.report.files import as_text
     from monosoup_cli.report.notes import notes_on
     from monosoup_cli.report.searched import made_by, search_table
@@ -166,7 +188,7 @@ def show_report(report: Mapping[str, Any], path: Path | None, console: Console, 
 
     if as_json:
         try:
-            console.data(as_text(report))
+            (take or console.data)(as_text(report))
         except OutputError as error:
             if path is None:
                 error.problem += "; the output is complete, but its report is lost"

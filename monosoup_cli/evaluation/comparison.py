@@ -369,11 +369,17 @@ def _group_record(name: str, inside: Sequence[tuple[dict[str, Any], list[_Row]]]
 
 
 def _correct(tasks: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Correct all p-values for their number. A group of one task is that task: it does not count again."""
+    """Correct all p-values for their number. A group of one task is that task: it does not count again.
+
+    Where no sample changed, p cannot be below 1, so the comparison does not count either (Tarone, 1990).
+    """
     own = {task["name"]: task for task in tasks}
     several = [group for group in groups if len(group["tasks"]) > 1]
     tested = [one for record in (*tasks, *several) for one in record["edited"] if one["p"] is not None]
-    for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
+    changed = [one for one in tested if any(one["interval"])]
+    for one in tested:
+        one["corrected_p"] = one["p"]
+    for one, p in zip(changed, holm([one["p"] for one in changed]), strict=True):
         one["corrected_p"] = p
     for group in groups:
         if group not in several:

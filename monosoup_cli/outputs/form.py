@@ -78,9 +78,13 @@ class Description:
 
     library: str | None = None
 
-    def text(self, paper: Paper) -> str:
-        """What the output is, by the method that made it."""
-        return paper.summary
+    def text(self, paper: Paper, step: str | None) -> str:
+        """What the output is, by the method that made it, and at which α the base is then mixed in."""
+        if step is None:
+            return paper.summary
+        return (
+            f"{paper.summary} The result is interpolated with the base at α = {step}, biases and norms too."
+        )
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,10 @@ class AdapterDescription(Description):
     library: str | None = "peft"
     opening: str = "A LoRA adapter."
 
-    def text(self, paper: Paper) -> str:
-        """What the adapter is, and what its updates are."""
-        return f"{self.opening} {paper.updates}"
+    def text(self, paper: Paper, step: str | None) -> str:
+        """What the adapter is, what its updates are, and what they are then multiplied by."""
+        then = "" if step is None else f" The result is multiplied by {step}."
+        return f"{self.opening} {paper.updates}{then}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.outputs.model_card import markdown, plain
+from monosoup_cli.report.outcome import outcomes
+from monosoup_cli.report.scores import CHANGES, shown_interval
 
 __all__ = ["eval_results", "with_scores"]
 
@@ -16,15 +18,14 @@ ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """The id of a dataset on the Hub."""
 
 
-def with_scores(card: str, comparison: Mapping[str, Any], counts: Mapping[str, str]) -> str:
+def with_scores(card: str, comparison: Mapping[str, Any]) -> str:
     """A model card with the scores of the first edited model, in the place of those that it had.
 
     Args:
         card: The card.
         comparison: What was compared.
-        counts: What is counted of samples, and its heading.
     """
-    section = f"{BEGIN}\n\n{_section(comparison, counts)}\n{END}\n\n"
+    section = f"{BEGIN}\n\n{_section(comparison)}\n{END}\n\n"
     rest = "".join(_others(card))
     before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
     if heading:
@@ -69,11 +70,12 @@ def _facts(task: Mapping[str, Any]) -> Iterator[str]:
     yield f"by {task['harness']}"
 
 
-def _section(comparison: Mapping[str, Any], counts: Mapping[str, str]) -> str:
+def _section(comparison: Mapping[str, Any]) -> str:
     level = f"{comparison['level']:.0%} interval"
     head = ["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]
     records = [*comparison["groups"], *comparison["tasks"]]
-    parts = ["## Scores", "", *_table(head, map(_scores, records)), ""]
+    said = [f"- {markdown(sentence)}" for sentence in outcomes(comparison)]
+    parts = ["## Scores", "", *said, "", *_table(head, map(_scores, records)), ""]
     if any(map(_mark, records)):
         parts += ["↓: lower is better.", ""]
     counted = [record for record in records if "healed" in record["edited"][0]]
@@ -85,7 +87,7 @@ def _section(comparison: Mapping[str, Any], counts: Mapping[str, str]) -> str:
             "it gets right. As base: of those on which these two differ, those on which it is nearer to the",
             "base.",
             "",
-            *_table(["task", *counts.values()], (_changes(record, counts) for record in counted)),
+            *_table(["task", *CHANGES.values()], map(_changes, counted)),
             "",
         ]
     parts += [f"- {markdown(note)}" for note in comparison["notes"]]
@@ -101,15 +103,15 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
 
 def _scores(record: Mapping[str, Any]) -> Sequence[str]:
     one = record["edited"][0]
-    interval = "–" if one["interval"] is None else " to ".join(f"{end:+.4g}" for end in one["interval"])
+    interval = shown_interval(one["interval"], " to ")
     p = "–" if one["corrected_p"] is None else f"{one['corrected_p']:.2g}"
     metrics = [record["metric"]] if "metric" in record else record["metrics"]
     values = [f"{value:.4g}" for value in (record["base"], record["finetuned"], one["value"])]
     return [_name(record), markdown(", ".join(metrics)), *values, f"{one['difference']:+.4g}", interval, p]
 
 
-def _changes(record: Mapping[str, Any], counts: Mapping[str, str]) -> Sequence[str]:
-    found = [record["edited"][0][name] for name in counts]
+def _changes(record: Mapping[str, Any]) -> Sequence[str]:
+    found = [record["edited"][0][name] for name in CHANGES]
     return [_name(record), *(f"{one['count']} of {one['of']}" for one in found)]
 
 
@@ -117,7 +119,7 @@ def _name(record: Mapping[str, Any]) -> str:
     if "tasks" in record:
         name = f"**mean {'out of' if record['name'] == 'out' else 'in'} distribution**"
     else:
-        name = markdown(record["name"])
+        name = "".join([markdown(record["name"]), *(f" ({group})" for group in record["groups"])])
     return name + _mark(record)
 
 

@@ -35,7 +35,7 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
     names = [] if model.place.folder is None else model.place.folder.names()
     return model_card(
         f"{name} {variant.folder}".strip(),
-        _method(ready, choice),
+        _method(ready, variant, choice),
         shlex.join(_command(ready, variant)),
         parents,
         task.order.method.paper.citation,
@@ -45,12 +45,20 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
     )
 
 
-def _method(ready: Ready, choice: Choice) -> str:
+def _method(ready: Ready, variant: Variant, choice: Choice) -> str:
     """What was done, in words."""
     count = len(ready.planned.inputs.finetuned)
     if len(choice.members) == 1 < count:
         return f"The weights of one of {count} fine-tuned checkpoints. No other one joined it in a soup."
-    return ready.form.description.text(ready.planned.task.order.method.paper)
+    return ready.form.description.text(ready.planned.task.order.method.paper, _step(variant))
+
+
+def _step(variant: Variant) -> str | None:
+    """How far from the base a variant then goes, in words; None where it does not."""
+    own = {1.0 if step is None else step for step in (variant.wise, *variant.wise_of.values())}
+    if own == {1.0}:
+        return None
+    return f"{own.pop():g}" if len(own) == 1 else "the recipe's `wise`"
 
 
 def _command(ready: Ready, variant: Variant) -> list[str]:

@@ -8,6 +8,7 @@ from monosoup_cli.report.scored import Chart
 from monosoup_cli.report.words import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
 __all__ = ["BLACK", "BLUE", "CURVES", "SKY", "VERMILLION", "draw_chart"]
@@ -31,6 +32,8 @@ CURVES: tuple[tuple[str, Any, str], ...] = (
 """Colour, line style and marker of the first curves of a picture."""
 OF_CHARTS = (*CURVES, (BLACK, "--", "*"))
 """As many as a search has: its families, its front, the fine-tuned model and the choice."""
+ALIGNED = ({-1: "right", 0: "center", 1: "left"}, {-1: "top", 0: "center", 1: "bottom"})
+"""Which end of a name is at its point, by its side."""
 
 
 def draw_chart(panel: SubFigure, chart: Chart) -> None:
@@ -52,10 +55,27 @@ def draw_chart(panel: SubFigure, chart: Chart) -> None:
             markeredgewidth=1,
             label=printable(curve.label, 44),
         )
-        for name, point in zip(curve.names, curve.points, strict=False):
-            axes.annotate(printable(name, 44), point, xytext=(6, 0), textcoords="offset points", fontsize=8)
+        for name, point, side in zip(curve.names, curve.points, curve.sides, strict=False):
+            _write_beside(axes, printable(name, 44), point, side)
     axes.set_title(printable(chart.title))
     axes.set_xlabel(printable(chart.x))
     axes.set_ylabel(printable(chart.y))
     if any(curve.label for curve in chart.curves):
         panel.legend(loc="outside lower center", ncols=2, fontsize=8)
+
+
+def _write_beside(axes: Axes, name: str, point: tuple[float, float], side: tuple[int, int]) -> None:
+    """Write the name of a point on this side of it. No line strikes it through: it has a white edge."""
+    from matplotlib.patheffects import withStroke
+
+    gap = 5 if all(side) else 8
+    axes.annotate(
+        name,
+        point,
+        xytext=(gap * side[0], gap * side[1]),
+        textcoords="offset points",
+        ha=ALIGNED[0][side[0]],
+        va=ALIGNED[1][side[1]],
+        fontsize=8,
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+    )

@@ -15,7 +15,7 @@ from monosoup_cli.report.layers import short
 from monosoup_cli.report.measures import ALIASES, WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.opening import reach_of, reach_of_layer
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.verdict import step_of
+from monosoup_cli.report.steps import BEFORE, before_step, step_of
 from monosoup_cli.report.words import plural, printable, settings_words
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ __all__ = [
     "ONLY_BOTH",
     "ORDER",
     "WITHOUT_MEASURE",
+    "action_words",
     "arrow",
+    "before_wise",
+    "change_words",
     "compare_reports",
     "compared_measures",
     "comparison_table",
@@ -43,7 +46,6 @@ ORDER = (
 """How tables of changed layers are sorted."""
 ONLY_BOTH = "only the measures of both are compared"
 WITHOUT_MEASURE = "without a measure in both reports; `monosoup diff` compares the values"
-"""What is said of two commands, and of tensors that both edited."""
 
 REACHED = "reach"
 """The measure that all methods between base and fine-tuned weights share: how far the output goes."""
@@ -90,13 +92,14 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 
     Returns:
         The `commands`; the `arguments` that differ; the `changed` layers, matrices before vectors, the most
-        changed of each first; how many layers
-        are the `same`; the names that are `not_compared`, because both edited the tensor and share no measure
-        of it; the names `only_in_first` and `only_in_second`; and the `means` over the layers of each report,
-        as pairs. Outputs of two methods share the `reach`, how far they are from the base (0) to the
-        fine-tuned weights (1). A changed layer has its `measures` that differ, as pairs; its `change`, the
-        largest difference among them; and `by`, the measure that has it. Differences of measures with a unit
-        are relative to the larger of the two values.
+        changed of each first; how many layers are the `same`; the names that are `not_compared`, because both
+        edited the tensor and share no measure of it; those of `action_alone`, by `reason`: one report edited
+        the tensor and the other kept it, or both kept it for two reasons, and no measure differs; whether
+        measures are from `before_wise`; the names `only_in_first` and `only_in_second`; and the `means` over
+        the layers of each report, as pairs. Outputs of two methods share the `reach`, how far they are from
+        the base (0) to the fine-tuned weights (1). A changed layer has its `measures` that differ, as pairs;
+        its `change`, the largest difference among them; and `by`, the measure that has it. Differences of
+        measures with a unit are relative to the larger of the two values.
 
     Raises:
         ReportError: A report has no layers.
@@ -112,8 +115,9 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     measured = [name for name in measures_in(rows.values()) if name in measures_in(others.values())]
     both = [name for name in rows if name in others]
     changes = [_change(rows[name], others[name], ["reason", *measured]) for name in both]
+    alone = [one for one in changes if one["measures"].keys() == {"reason"}]
     changed = sorted(
-        (one for one in changes if one["measures"]),
+        (one for one in changes if one["measures"] and one not in alone),
         key=lambda one: (len(rows[one["name"]]["shape"]) < 2, -one["change"]),
     )
     not_compared = [name for name in both if _shares_nothing(rows[name], others[name], measured)]
@@ -127,9 +131,11 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
             and _plain_path(of_first[name]) != _plain_path(of_second[name])
             and changes_layers(name)
         },
-        "same": len(both) - len(changed) - len(not_compared),
+        "same": len(both) - len(changed) - len(not_compared) - len(alone),
         "changed": changed,
         "not_compared": not_compared,
+        "action_alone": _by_action(alone),
+        "before_wise": any(map(before_step, (first, second))),
         "only_in_first": [name for name in rows if name not in others],
         "only_in_second": [name for name in others if name not in rows],
         "means": {
@@ -137,6 +143,14 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
             **_means(first["summary"]["means"], second["summary"]["means"]),
         },
     }
+
+
+def _by_action(alone: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The names of tensors, by the reasons for which each report kept them."""
+    names: dict[tuple[Any, ...], list[str]] = {}
+    for one in alone:
+        names.setdefault(tuple(one["measures"]["reason"]), []).append(one["name"])
+    return [{"reason": list(reasons), "names": some} for reasons, some in names.items()]
 
 
 def _plain_path(value: Any) -> Any:
@@ -218,10 +232,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     columns = {
         heading_of(name): [arrow(change["measures"].get(name), name) for change in changed] for name in names
     }
-    columns = {
-        CHANGE: [f"{short(change['change'])} in {heading_of(change['by'])}" for change in changed],
-        **columns,
-    }
+    columns = {CHANGE: [change_words(change) for change in changed], **columns}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("tensor", overflow="fold", min_width=20)
     taken = 20
@@ -252,6 +263,10 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     facts.add_row("no difference", plural(comparison["same"], "tensor"))
     if names := comparison["not_compared"]:
         facts.add_row("not compared", f"{plural(len(names), 'tensor')} {WITHOUT_MEASURE}")
+    for words in action_words(comparison):
+        facts.add_row("action alone", Text(words))
+    if changed and comparison["before_wise"]:
+        facts.add_row("note", before_wise(comparison))
     for side in ("first", "second"):
         if names := comparison[f"only_in_{side}"]:
             first = ", ".join([*(printable(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
@@ -265,6 +280,27 @@ def compared_measures(changed: Sequence[Mapping[str, Any]]) -> list[str]:
     sorted_by = dict.fromkeys(change["by"] for change in changed)
     others = sorted(differing - {*NOT_SHOWN, *SHOWN, "reason"})
     return [name for name in dict.fromkeys((*sorted_by, "reason", *SHOWN, *others)) if name in differing]
+
+
+def action_words(comparison: Mapping[str, Any]) -> list[str]:
+    """Say of how many tensors the action alone differs, and how."""
+    return [
+        f"{plural(len(one['names']), 'tensor')}, {arrow(one['reason'], 'reason')}: no measure differs, and"
+        " `monosoup diff` compares the values"
+        for one in comparison["action_alone"]
+    ]
+
+
+def before_wise(comparison: Mapping[str, Any]) -> str:
+    """Say which measures are from before the step of --wise."""
+    return f"{BEFORE}; the reach includes it" if REACHED in comparison["means"] else BEFORE
+
+
+def change_words(change: Mapping[str, Any]) -> str:
+    """Say how much a layer changed, and in what."""
+    if change["by"] == "reason":
+        return heading_of("reason")
+    return f"{short(change['change'])} in {heading_of(change['by'])}"
 
 
 def heading_of(measure: str) -> str:
@@ -287,7 +323,7 @@ def arrow(pair: Sequence[Any] | None, measure: str) -> str:
     if pair is None:
         return ""
     if measure == "reason":
-        first, second = (f"kept ({value})" if value else "edited" for value in pair)
+        first, second = (f"kept ({printable(value, 60)})" if value else "edited" for value in pair)
     else:
         first, second = (short(value) or "–" for value in pair)
     return f"{first} → {second}"

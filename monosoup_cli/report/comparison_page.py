@@ -10,17 +10,18 @@ from monosoup_cli.report.comparison import (
     ONLY_BOTH,
     ORDER,
     WITHOUT_MEASURE,
+    action_words,
     arrow,
+    before_wise,
+    change_words,
     compared_measures,
     heading_of,
     is_same,
     value_text,
 )
 from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
-from monosoup_cli.report.layers import short
 from monosoup_cli.report.markup import Markup, bar, frame, glossary, header, items, table, text
 from monosoup_cli.report.opening import REACH, opening, reach_of
-from monosoup_cli.report.verdict import step_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["comparison_page"]
@@ -30,7 +31,6 @@ SHOWN_ROWS = 20
 MAX_ROWS = 2000
 """The most layers that a page has."""
 SIDES = ("first", "second")
-BEFORE_WISE = "Only the reach includes the step of --wise. The other measures are from before it."
 EXPLAINED = {**MEANINGS, **OF_COMPARISONS}
 
 
@@ -46,7 +46,7 @@ def comparison_page(
         reports: The reports.
         names: What the page calls them.
     """
-    sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, reports, names)]
+    sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, names)]
     title, told = f"{names[0]} and {names[1]}", text(_opening(comparison, reports, names))
     head = header(title, "compare", f'<p class="opening">{told}</p>')
     main = "\n".join([*sections, *_layers(comparison), *_glossary(comparison)])
@@ -60,7 +60,8 @@ def _opening(
 ) -> str:
     """How far both are from the base, in how many tensors they differ, where most, and what is unknown."""
     changed, apart = comparison["changed"], comparison["not_compared"]
-    of = plural(len(changed) + comparison["same"] + len(apart), "tensor")
+    alone = sum(len(one["names"]) for one in comparison["action_alone"])
+    of = plural(len(changed) + comparison["same"] + len(apart) + alone, "tensor")
     first, second = (reach_of(report, report) for report in reports)
     said = []
     if first is not None and second is not None and not is_same("reach", first, second):
@@ -77,8 +78,10 @@ def _opening(
             f"They differ most in {most['name']}: {what} is {one} in {names[0]} and {other} in {names[1]}.",
             *_meaning(most["by"]),
         ]
-    elif not apart:
+    elif not apart and not alone:
         said.append(f"{names[0]} and {names[1]} agree in all {of} that both reports have.")
+    if alone:
+        said.append(f"In {alone:,} of the {of}, the action alone differs: edited or kept, or why kept.")
     if apart:
         have = "has" if len(apart) == 1 else "have"
         said.append(f"{len(apart):,} of the {of} {have} no measure in both reports.")
@@ -117,11 +120,7 @@ def _settings(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator
         yield Markup("</section>")
 
 
-def _means(
-    comparison: Mapping[str, Any],
-    reports: tuple[Mapping[str, Any], Mapping[str, Any]],
-    names: tuple[str, str],
-) -> Iterator[Markup]:
+def _means(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Markup]:
     means = comparison["means"]
     if means:
         yield Markup("<section><h2>Means over the layers</h2>")
@@ -134,9 +133,13 @@ def _means(
             for name, pair in means.items()
         ]
         yield table(["measure", *names, "difference"], rows)
-        if any(step_of(report) != 1.0 for report in reports):
-            yield Markup(f'<p class="note">{BEFORE_WISE}</p>')
+        yield from _before_wise(comparison)
         yield Markup("</section>")
+
+
+def _before_wise(comparison: Mapping[str, Any]) -> Iterator[Markup]:
+    if comparison["before_wise"]:
+        yield Markup(f'<p class="note">{before_wise(comparison)}.</p>')
 
 
 def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
@@ -147,11 +150,11 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
         largest = max(one["change"] for one in changed) or 1.0
         rows = []
         for one in changed:
-            words = f"{short(one['change'])} in {heading_of(one['by'])}"
             cells = [arrow(one["measures"].get(name), name) for name in measures]
-            rows.append([_name(one["name"]), bar(one["change"] / largest, words), *cells])
+            rows.append([_name(one["name"]), bar(one["change"] / largest, change_words(one)), *cells])
         yield Markup(f'<p class="note">{text(ORDER[0].upper() + ORDER[1:])}.</p>')
         head = ["tensor", CHANGE, *map(_word, measures)]
+        yield from _before_wise(comparison)
         yield table(head, rows[:SHOWN_ROWS])
         if others := rows[SHOWN_ROWS:]:
             summary = f"{plural(len(others), 'tensor')} that differ less"
@@ -162,6 +165,7 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
         facts.append(f"{len(comparison['changed']) - len(changed):,} more tensors differ, less than these.")
     if apart := comparison["not_compared"]:
         facts.append(f"{plural(len(apart), 'tensor')} {WITHOUT_MEASURE}.")
+    facts += [f"The action alone differs: {words}." for words in action_words(comparison)]
     for side in SIDES:
         if only := comparison[f"only_in_{side}"]:
             some = ", ".join([*only[:3], *(["…"] if len(only) > 3 else [])])

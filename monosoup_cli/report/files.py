@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -98,10 +99,17 @@ def read_report(path: Path) -> dict[str, Any]:
         if (nbytes := path.stat().st_size) > MAX_REPORT_BYTES:
             raise ReportError("is too large to be a report", path=path, found=f"{nbytes:,} bytes")
         report = json.loads(
-            path.read_bytes(), parse_constant=_refuse, parse_float=_finite, parse_int=_integer
+            path.read_bytes(),
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_unique,
         )
     except OSError as error:
         raise ReportError(f"cannot be read: {error.strerror}", path=path) from None
+    except ReportError as error:
+        error.path = error.path or str(path)
+        raise
     except (ValueError, RecursionError):
         raise ReportError(
             "is not JSON, or has numbers out of range", path=path, hint="if it is cut short, copy it again"
@@ -127,6 +135,14 @@ def is_report(path: Path, output: Path | None = None) -> bool:
         return isinstance(written, str) and (output is None or Path(written).absolute() == output.absolute())
     except (OSError, ReportError):
         return False
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ReportError(f"names {crop(repr(twice))} twice")
+    return found
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -54,7 +54,8 @@ WORDS = {
     " strong part, the others the weak part.",
     "spectrum": "The singular values of the update, σ_i, largest first: how strong each of its directions is,"
     " as a share of the strongest.",
-    "kept": "A tensor that the command left as fine-tuned, for the reason that is given.",
+    "kept": "A tensor that the method did not edit, for the reason that is given. It is as fine-tuned, or the"
+    " mean of several checkpoints, unless the line of kept tensors says otherwise.",
 }
 """Words that are no measures."""
 
@@ -64,7 +65,7 @@ OF_SEARCH = {
 }
 """Words of the page of a search."""
 
-OF_SWEEPS = {"WiSE α": "How far the output goes from the base (0) to the edit (1), as --wise says."}
+OF_SWEEPS = {"--wise": "How far the output goes from the base (0) to the edit (1), as --wise says."}
 """Words of the page of an `edit` with several --wise."""
 
 OF_SCORES = {
@@ -77,8 +78,10 @@ OF_SCORES = {
     " McNemar's exact test where answers are right or wrong, and a sign-flip permutation test otherwise.",
     "corrected p": "p after Holm's correction for all comparisons of the table.",
     "better, worse": "The corrected p is below 0.05, so the difference is hardly chance.",
-    "no difference shown": "The corrected p is 0.05 or more. There may be a difference, but these samples"
-    " are too few to show it.",
+    "may be better, may be worse": "Alone, the difference would hardly be chance: its p is below 0.05, or its"
+    " interval excludes 0. One of so many comparisons easily is, so the corrected p is 0.05 or more.",
+    "no difference shown": "There may be a difference, but these samples are too few to show it.",
+    "no change": "Every sample scores as before. Of other samples, some may still change.",
     "healed": "Of the samples that the base alone got right, those that the edited model gets right.",
     "preserved": "Of the samples that base and fine-tuned model got right, those that the edited model gets"
     " right.",

@@ -9,7 +9,8 @@ from monosoup_cli.methods.monosoup import FAR
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.verdict import NEAR, NOISE, outcome, step_of, verdict_of
+from monosoup_cli.report.steps import step_of
+from monosoup_cli.report.verdict import NEAR, NOISE, outcome, verdict_of
 from monosoup_cli.report.words import plural
 
 __all__ = ["notes_on"]

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from monosoup_cli.report.kept import moved_by_step
 from monosoup_cli.report.records import outputs_in, sources_in, summary_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.scored import sweep_sentences
 from monosoup_cli.report.searched import search_sentences
-from monosoup_cli.report.verdict import step_in, step_of
+from monosoup_cli.report.steps import step_in, step_of
 from monosoup_cli.report.words import parameters, plural
 
 __all__ = ["REACH", "opening", "reach_of", "reach_of_layer"]
@@ -67,11 +68,13 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     several = f", as {plural(len(wrote), 'checkpoint')}" if len(wrote) > 1 else ""
     of_all = parameters(summary["parameters_edited"], summary.get("parameters"))
     counted = f"{summary['edited']:,} of {plural(summary['tensors'], 'tensor')}, {of_all}"
-    did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "changed")
+    did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "edited")
+    moved = moved_by_step(command, report["arguments"]).keys() & summary["kept"].keys()
+    too = "; --wise also moved tensors that the edit keeps" if moved else ""
     return [
         f"{what}{several}.",
         *(search_sentences(report) if "search" in report else ()),
-        f"It {did} {counted}.",
+        f"It {did} {counted}{too}.",
         *_meaning(report, wrote, summary),
         *sweep_sentences(report),
     ]
@@ -92,9 +95,10 @@ def _meaning(
         and not any("wise" in layer.get("settings", ()) for layer in report.get("layers", ()))
     ):
         high, low = (step_of(report) * means[name] for name in ("lambda_high", "lambda_low"))
-        would = "would keep" if command == "inspect-spectrum" else "keeps"
+        keeps = "the edit keeps" if step_of(report) == 1.0 else "the result keeps"
+        keeps = "the edit would keep" if command == "inspect-spectrum" else keeps
         meant.append(
-            f"On average over the layers, the edit {would} {high:.0%} of the strong part of an update and"
+            f"On average over the layers, {keeps} {high:.0%} of the strong part of an update and"
             f" {low:.0%} of its weak part."
         )
     if known and command in REACH:
@@ -165,6 +169,13 @@ def _search(report: Mapping[str, Any]) -> str:
     return f"A search tried {tried} between {_base(report)} and {_finetuned(report)}, and chose {chosen}"
 
 
+def _edit(report: Mapping[str, Any]) -> str:
+    step, done = step_of(report), f"MonoSoup edited {_update(report)}"
+    if step == 1.0:
+        return done
+    return f"{done}, and --wise interpolated: the weights are {step:g} of the way from the base to the edit"
+
+
 def _transplant(report: Mapping[str, Any]) -> str:
     names, scale = _sources(report, "finetuned"), report["arguments"]["scale"]
     scales = scale if isinstance(scale, list) else [scale]
@@ -175,7 +186,7 @@ def _transplant(report: Mapping[str, Any]) -> str:
 
 
 DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "edit": lambda report: f"MonoSoup edited {_update(report)}",
+    "edit": _edit,
     "inspect-spectrum": lambda report: (
         f"This is what MonoSoup's edit would do to {_update(report)}; nothing was written"
     ),

@@ -1,26 +1,30 @@
-"""What a comparison of scores says, in sentences: better, worse, or no difference shown."""
+"""What a comparison of scores says, in sentences: better, worse, perhaps so, or no difference shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from monosoup_cli.report.scores import number, shown_interval, shown_p, signed
+from monosoup_cli.errors import some
+from monosoup_cli.report.scores import NO_CHANGE, number, shown_interval, shown_p, signed
 from monosoup_cli.report.words import plural, printable
 
 __all__ = ["outcomes"]
 
 SIGNIFICANCE = 0.05
-"""A difference is shown if its corrected p is below this."""
+"""A difference is shown if its corrected p is below this. It may be one if p is."""
+NOT_TESTED, NOT_SHOWN, MAYBE = "not tested", "no difference shown", "possibly "
 TOLD = 4
 """How many tasks have a sentence each."""
+NAMED = 4
+"""How many tasks that got worse are named."""
 WHERE = {"in": "In distribution", "out": "Out of distribution"}
 
 
 def outcomes(comparison: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each edited model and group, or each task where there are no groups.
 
-    Where no groups and many tasks are compared, a sentence counts the tasks.
+    Where no groups and many tasks are compared, a sentence counts the tasks, and names those that got worse.
     """
     records = comparison["groups"] or comparison["tasks"]
     names, said = comparison["models"], list[str]()
@@ -32,38 +36,56 @@ def outcomes(comparison: Mapping[str, Any]) -> list[str]:
                 words for record in records for words in _restored(record, record["edited"][at], models[0])
             ]
         else:
-            kinds = [_kind(record, record["edited"][at]) for record in records]
-            counts = ", ".join(f"{kind} on {kinds.count(kind):,}" for kind in dict.fromkeys(kinds))
-            said.append(f"{models[0]} against {models[1]}, of {len(records):,} tasks: {counts}.")
+            said.append(_counted(records, at, *models))
     return said
 
 
 def _kind(record: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """What a comparison shows: alone and with all others, alone, or nothing."""
     if one["corrected_p"] is None:
-        return "not tested"
-    if one["corrected_p"] >= SIGNIFICANCE:
-        return "no difference shown"
+        return NOT_TESTED
+    if not _excludes_0(one) and one["p"] >= SIGNIFICANCE:
+        return NOT_SHOWN
     if record["higher_is_better"] is None:
-        return "different"
-    return "better" if (one["difference"] > 0) == record["higher_is_better"] else "worse"
+        kind = "different"
+    else:
+        kind = "better" if (one["difference"] > 0) == record["higher_is_better"] else "worse"
+    return kind if one["corrected_p"] < SIGNIFICANCE else f"{MAYBE}{kind}"
+
+
+def _excludes_0(one: Mapping[str, Any]) -> bool:
+    low, high = one["interval"] or (0.0, 0.0)
+    return bool(low > 0.0 or high < 0.0)
+
+
+def _counted(records: Sequence[Mapping[str, Any]], at: int, edited: str, finetuned: str) -> str:
+    """How many tasks came out in which way."""
+    tasks: dict[str, list[str]] = {}
+    for record in records:
+        tasks.setdefault(_kind(record, record["edited"][at]), []).append(printable(record["name"]))
+    counts = (
+        f"{kind} on {len(names):,}{f' ({some(names, NAMED)})' if kind.endswith('worse') else ''}"
+        for kind, names in tasks.items()
+    )
+    return f"{edited} against {finetuned}, of {len(records):,} tasks: {', '.join(counts)}."
 
 
 def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, finetuned: str) -> str:
     kind = _kind(record, one)
+    verb, word = ("may be", kind.removeprefix(MAYBE)) if kind.startswith(MAYBE) else ("is", kind)
     said = {
-        "not tested": f"{edited} was not tested against {finetuned}, for want of single samples",
-        "no difference shown": f"no difference between {edited} and {finetuned} is shown",
-    }.get(kind, f"{edited} is {kind} {'from' if kind == 'different' else 'than'} {finetuned}")
-    facts = ", ".join(_facts(one, is_shown=kind != "no difference shown"))
-    return (
-        f"{_where(record)}, {said}: {number(one['value'])} against {number(record['finetuned'])} ({facts})."
-    )
+        NOT_TESTED: f"{edited} was not tested against {finetuned}, for want of single samples",
+        NOT_SHOWN: f"no difference between {edited} and {finetuned} is shown",
+    }.get(kind, f"{edited} {verb} {word} {'from' if word == 'different' else 'than'} {finetuned}")
+    facts = ", ".join(_facts(one))
+    doubt = f"; corrected p {shown_p(one['corrected_p'])}" if verb == "may be" else ""
+    values = f"{number(one['value'])} against {number(record['finetuned'])}"
+    return f"{_where(record)}, {said}: {values} ({facts}{doubt})."
 
 
 def _restored(record: Mapping[str, Any], one: Mapping[str, Any], edited: str) -> Iterator[str]:
     """How much of what fine-tuning cost out of distribution an edit brought back, if it cost anything."""
-    is_known = record["higher_is_better"] is not None and _kind(record, one) != "no difference shown"
-    if record["name"] != "out" or "tasks" not in record or not is_known:
+    if record["name"] != "out" or "tasks" not in record or _kind(record, one) not in ("better", "worse"):
         return
     sign = 1.0 if record["higher_is_better"] else -1.0
     cost, back = sign * (record["base"] - record["finetuned"]), sign * one["difference"]
@@ -76,13 +98,11 @@ def _restored(record: Mapping[str, Any], one: Mapping[str, Any], edited: str) ->
         yield f"Fine-tuning cost {number(cost)} out of distribution; {did}."
 
 
-def _facts(one: Mapping[str, Any], *, is_shown: bool) -> Iterator[str]:
+def _facts(one: Mapping[str, Any]) -> Iterator[str]:
     yield f"difference {signed(one['difference'])}"
     if one["interval"] is not None:
-        yield f"95% interval {shown_interval(one['interval'], ' to ')}"
-        low, high = one["interval"]
-        if not is_shown and not low <= 0.0 <= high:  # an interval is of one comparison
-            yield f"which alone would exclude 0; p {shown_p(one['corrected_p'])} after Holm's correction"
+        interval = shown_interval(one["interval"], " to ")
+        yield "no sample changed" if interval == NO_CHANGE else f"95% interval {interval}"
 
 
 def _where(record: Mapping[str, Any]) -> str:

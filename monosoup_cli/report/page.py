@@ -22,6 +22,7 @@ from monosoup_cli.report.records import sources_in, summary_in
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.scores_page import scores_part
 from monosoup_cli.report.searched import charts_of, notes_on_search, roles_of
+from monosoup_cli.report.steps import before_step
 from monosoup_cli.report.words import name_parts, printable
 
 __all__ = ["page"]
@@ -63,6 +64,7 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "kept": _kept_in(report),
+        "before": before_step(report),
         "roles": roles_of(report["search"]) if "search" in report else {},
         "columns": columns,
         "rows": [[row.get(name) for name in columns] for row in rows],
@@ -85,7 +87,13 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "data": _script_json(harmless),
     }
     body = Template(asset("page.html")).substitute(texts)
-    return frame(name, report["command"], body, css=["uPlot.min.css", "page.css"], has_scripts=True)
+    return frame(
+        name,
+        "search" if "search" in report else report["command"],
+        body,
+        css=["uPlot.min.css", "page.css"],
+        has_scripts=True,
+    )
 
 
 def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
@@ -105,7 +113,7 @@ def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
 def _kept_in(report: Mapping[str, Any]) -> tuple[str, str]:
     """The line on tensors that are not edited; every output of a sweep has the same."""
     roles = [entry["role"] for entry in report["inputs"]]
-    return kept_line(summary_in(report)["kept"], report["command"], roles)
+    return kept_line(summary_in(report)["kept"], report["command"], report["arguments"], roles)
 
 
 def _name_of(report: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from monosoup_cli.report.measures import LABELS
 from monosoup_cli.report.records import histogram
 from monosoup_cli.report.rows import Row, rows_of
 from monosoup_cli.report.searched import charts_of
+from monosoup_cli.report.steps import before_step
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def figure(report: Mapping[str, Any], rows: Sequence[Row] | None = None) -> Figu
         raise ReportError("no layers to draw: the report covers several checkpoints", hint=OF_SEVERAL)
     panels = [_Panel(2.8, partial(draw_chart, chart=chart)) for chart in charts]
     if "layers" in report:
-        panels += _panels(rows_of(report) if rows is None else rows)
+        panels += _panels(rows_of(report) if rows is None else rows, before_step(report))
     if not panels:
         raise ReportError(f"this report of {report['command']} has nothing to draw")
     from matplotlib.figure import Figure
@@ -170,13 +171,13 @@ def in_style() -> Iterator[None]:
         yield
 
 
-def _panels(rows: Sequence[Row]) -> Iterator[_Panel]:
+def _panels(rows: Sequence[Row], before: str) -> Iterator[_Panel]:
     if with_spectra := [row for row in rows if _spectrum(row)]:
         height = 3 + 0.15 * min(len(with_spectra), len(CURVES))
         yield _Panel(height, partial(_draw_spectra, rows=with_spectra))
     for measures in OVER_DEPTH:
         if measured := _with(rows, measures[0]):
-            yield _Panel(2.6, partial(_draw_over_depth, rows=measured, measures=measures))
+            yield _Panel(2.6, partial(_draw_over_depth, rows=measured, measures=measures, before=before))
     measured = _with(rows, "k_ratio")
     sizes = Counter(row["stack"] for row in measured if row["block"] is not None)
     stacks = [stack for stack, _ in sizes.most_common(MAX_STACKS)]
@@ -294,7 +295,9 @@ def _draw_spectrum(axes: Axes, row: Row, colour: str, line: Any, marker: str, wi
     return Line2D([], [], linestyle=line, label=f"k = {row['k']:,} of {row['rank']:,}   {name}", **point)
 
 
-def _draw_over_depth(panel: SubFigure, rows: Sequence[Row], measures: tuple[str, ...]) -> None:
+def _draw_over_depth(
+    panel: SubFigure, rows: Sequence[Row], measures: tuple[str, ...], before: str = ""
+) -> None:
     axes = panel.subplots()
     depth = range(len(rows))
     values = [[row[measure] for row in rows] for measure in measures]
@@ -321,7 +324,7 @@ def _draw_over_depth(panel: SubFigure, rows: Sequence[Row], measures: tuple[str,
     axes.set_ylabel(OVER_DEPTH[measures])
     _mark_blocks(axes, rows)
     if len(values) == 2:
-        panel.legend(loc="outside lower center", ncols=3)
+        panel.legend(loc="outside lower center", ncols=3, title=before or None, title_fontsize=8)
 
 
 def _mark_blocks(axes: Axes, rows: Sequence[Row]) -> None:

@@ -23,7 +23,7 @@ __all__ = [
     "sweep_sentences",
 ]
 
-AXES = {"alpha": "WiSE α", "energy": "R", "wise": "WiSE α"}
+AXES = {"alpha": "WiSE α", "energy": "R", "wise": "--wise (1 = full edit)"}
 OF_LINES = {"alpha": "LiNeS α", "beta": "LiNeS β"}
 """What papers call the options that take lists."""
 
@@ -37,12 +37,14 @@ class Scored(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points, from left to right; whether a line joins them; and the names beside them, if they have any."""
+    """Points, from left to right; whether a line joins them; the names beside them, if they have any; and on
+    which sides of the points these stand, as steps to the right and up."""
 
     label: str
     points: Sequence[tuple[float, float]]
     is_line: bool = True
     names: Sequence[str] = ()
+    sides: Sequence[tuple[int, int]] = ()
 
 
 class Chart(NamedTuple):
@@ -124,17 +126,20 @@ def sweep_charts(report: Mapping[str, Any]) -> list[Chart]:
             )
             for label, some in curves.items()
         ]
-        note = f"The numbers beside the points are the {x}. Higher scores are up and to the right."
+        note = f"The numbers beside the points are values of {x}. Higher scores are up and to the right."
         charts.append(Chart(f"{second} against {first}", first, second, points, note))
     return charts
 
 
 ENDS = {0.0: "base", 1.0: "fine-tuned"}
 """What WiSE-FT gives at its ends."""
+OF_EDITS = {0.0: "base", 1.0: "full edit"}
+"""What --wise gives at its ends."""
 
 
 def _named(report: Mapping[str, Any], along: str, value: float) -> str:
-    end = ENDS.get(value) if report["command"] == "wise" and along == "alpha" else None
+    ends = {("wise", "alpha"): ENDS, ("edit", "wise"): OF_EDITS}.get((report["command"], along), {})
+    end = ends.get(value)
     return f"{value:g}" + (f" ({end})" if end else "")
 
 

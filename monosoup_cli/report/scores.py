@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANGES",
     "LOWER",
+    "NO_CHANGE",
     "against",
     "change",
     "direction",
@@ -43,6 +44,8 @@ CORRECTED = "p is corrected for the number of comparisons."
 """What explains the p of the table, where there is one."""
 LOWER = "↓: lower is better."
 """What explains the mark of `direction`."""
+NO_CHANGE = "no change"
+"""What stands in the place of an interval where every sample scores as before."""
 MAX_NAME = 200
 MAX_HEADING = 12
 """How much of a model's name heads its column, where the whole name has no room."""
@@ -61,9 +64,11 @@ def signed(value: float) -> str:
 
 
 def shown_interval(interval: Sequence[float] | None, between: str = " ") -> str:
-    """The two ends of an interval, with what is between them."""
+    """The two ends of an interval, with what is between them; nothing is drawn of samples that are alike."""
     if interval is None:
         return "–"
+    if not any(interval):
+        return NO_CHANGE
     return between.join(f"{one:+.3f}" if abs(one) < 10 else f"{one:+.3g}" for one in interval)
 
 

@@ -76,7 +76,7 @@ def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:
             one = record["edited"][at]
             values = map(number, (record["base"], record["finetuned"], one["value"]))
             test = TESTS.get(one["test"], one["test"]) or "–"
-            cells = [*values, signed(one["difference"]), shown_interval(one["interval"]), test]
+            cells = [*values, signed(one["difference"]), shown_interval(one["interval"], " to "), test]
             body.append([shown, metric_of(record), *cells, shown_p(one["p"]), shown_p(one["corrected_p"])])
             if "like_base" in one:
                 counted.append([shown, *(change(one.get(kind)) for kind in CHANGES)])

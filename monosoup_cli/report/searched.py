@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.methods.search import Goal, coarse
+from monosoup_cli.report.labels import placed
 from monosoup_cli.report.scored import Chart, Curve, cells_of, sweep_charts
 from monosoup_cli.report.words import plural, printable, shown
 
@@ -157,12 +158,12 @@ def _best_alone(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def search_sentences(report: Mapping[str, Any]) -> list[str]:
-    """Say how the choice of a search scores, and the inputs beside it."""
+    """Say by which rule a search chose, how its choice scores, and the inputs beside it."""
     search = report["search"]
     of_label = {one["candidate"]: one["scores"] for one in search["candidates"]}
     tuned = "the fine-tuned model" if len(search["finetuned"]) == 1 else "the mean of the fine-tuned models"
     others = {BASE: "the base", FINETUNED: tuned}
-    said = []
+    said = [_rule(search)]
     for name in search["scores"]:
         against = " and ".join(
             f"{words} has {shown(of_label[label][name])}"
@@ -174,6 +175,19 @@ def search_sentences(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def _rule(search: Mapping[str, Any]) -> str:
+    """Say which candidate a search chooses."""
+    prefer, others = search["prefer"], [name for name in search["scores"] if name != search["prefer"]]
+    if not search["max_loss"]:
+        cost = "".join(f", whatever it costs in {name!r}" for name in others)
+        return f"It is the candidate with the best {prefer!r}{cost}."
+    losses = " and ".join(f"at most {loss:g} of {name!r}" for name, loss in search["max_loss"].items())
+    best = "fine-tuned model" if len(search["finetuned"]) == 1 else "best of the fine-tuned models"
+    if search["is_within"]:
+        return f"It has the best {prefer!r} of the candidates that lose {losses} against the {best}."
+    return f"No candidate loses {losses} against the {best}, so it is the one that loses least."
+
+
 def roles_of(search: Mapping[str, Any]) -> dict[str, str]:
     """What the candidates are called that are the inputs, or the mean of several."""
     return {BASE: "base", FINETUNED: "fine-tuned" if len(search["finetuned"]) == 1 else "mean"}
@@ -181,7 +195,7 @@ def roles_of(search: Mapping[str, Any]) -> dict[str, str]:
 
 def charts_of(report: Mapping[str, Any]) -> list[Chart]:
     """The charts of the scores in a report: of a search, or of a sweep."""
-    return _charts(report["search"]) if "search" in report else sweep_charts(report)
+    return [*map(placed, _charts(report["search"]) if "search" in report else sweep_charts(report))]
 
 
 def _charts(search: Mapping[str, Any]) -> list[Chart]:

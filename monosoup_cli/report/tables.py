@@ -20,6 +20,7 @@ from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.measures import FACTS, SPLITS, is_number, label_of
 from monosoup_cli.report.records import measures_of, outputs_in, summary_in
 from monosoup_cli.report.scored import scored_in, scores_table
+from monosoup_cli.report.steps import before_step, step_of
 from monosoup_cli.report.words import (
     ROLES,
     duration,
@@ -120,7 +121,7 @@ def plan_table(plan: Preview) -> RenderableType:
     totals.add_row(plan.verb, f"{plural(edited, 'tensor')}, {parameters(parameters_edited, of_all)}")
     roles = [role for role, _ in plan.inputs]
     _add_updates(totals, plan.call.command, plan.call.arguments, roles)
-    totals.add_row(*kept_line(reasons, plan.call.command, roles, verb="keep"))
+    totals.add_row(*kept_line(reasons, plan.call.command, plan.call.arguments, roles, verb="keep"))
     if "part" in plan.details:
         number, shares = plan.details["part"], plan.details["shares"]
         own, least, most = (f"{share:.1%}" for share in (shares[number - 1], min(shares), max(shares)))
@@ -139,7 +140,7 @@ def plan_table(plan: Preview) -> RenderableType:
     totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
     if "part" in plan.details and plan.files:
         of_each = f", in each of {len(plan.folders):,} folders" if len(plan.folders) > 1 else ""
-        names = printable(some([name for name, _ in plan.files], MAX_NAMED))
+        names = _named([name for name, _ in plan.files])
         totals.add_row("files", Text(f"{names}{of_each}"))
     _add_side_files(totals, plan.side_files)
     if plan.push is not None:
@@ -227,11 +228,10 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for name, total in summary.items():
         if name not in PARTS_OF_SUMMARY and is_number(total):
             counts.add_row(label_of(name), f"{total:,}")
-    counts.add_row(*kept_line(summary["kept"], report["command"], roles))
+    counts.add_row(*kept_line(summary["kept"], report["command"], report["arguments"], roles))
     _add_splits(counts, report.get("layers", ()))
-    if isinstance(report["arguments"].get("wise"), float):
-        step = f"{report['arguments']['wise']:g} of the way from the base, vectors too"
-        counts.add_row("wise", f"{step}; the figures below are from before this step")
+    if (step := step_of(report)) != 1.0:
+        counts.add_row("wise", f"{step:g} of the way from the base to the edited weights")
     for glob, settings in (report["arguments"].get("layers") or {}).items():
         counts.add_row("layers", Text(printable(f"{glob}: {settings_words(settings)}")))
     seconds = max(timing["seconds"], 1e-9)
@@ -261,7 +261,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
     for name, bounds in summary["ranges"].items():
         if bounds is not None and name not in FACTS:
             means.add_row(label_of(name), *(f"{value:.4g}" for value in (summary["means"][name], *bounds)))
-    return Group(counts, Text(""), means)
+    before = before_step(report)
+    return Group(counts, Text(""), means, *([Text(""), Text(before)] if before else []))
 
 
 def _add_updates(table: Table, command: str, arguments: Mapping[str, Any], roles: Sequence[str]) -> None:
@@ -324,14 +325,13 @@ def _add_inputs(table: Table, inputs: Sequence[tuple[str, str]]) -> None:
 def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
     """Add a line on what is carried beside the weights, and one for each reason to leave something out."""
     if output.get("side_files"):
-        table.add_row("carried", Text(_some(output["side_files"])))
+        table.add_row("carried", Text(_named(output["side_files"])))
     left_out = [one for one in output.get("left_out", ()) if one["why"] not in NO_NEWS]
     for why in dict.fromkeys(one["why"] for one in left_out):
         names = [one["name"] for one in left_out if one["why"] == why]
-        table.add_row("left out", Text(f"{_some(names)} ({printable(why)})"))
+        table.add_row("left out", Text(f"{_named(names)} ({printable(why)})"))
 
 
-def _some(names: Sequence[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(map(printable, names[:MAX_NAMED]))}{more}"
+    return some([printable(name) for name in names], MAX_NAMED)

@@ -14,6 +14,7 @@ from typing import Any
 from monosoup_cli.methods.monosoup import FAR, MonoSoup
 from monosoup_cli.report.records import sources_in
 from monosoup_cli.report.rows import Row
+from monosoup_cli.report.steps import step_in, step_of
 from monosoup_cli.report.words import plural
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
     "outcome",
     "sentences",
     "size",
-    "step_in",
-    "step_of",
     "told_by",
     "verdict_of",
 ]
@@ -115,18 +114,6 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
         "size": size(rows) if is_as_scored and not any(each.kind == "lora" for each in found) else None,
         "interpolation": interpolation(rows, wise=step, is_mean=is_mean),
     }
-
-
-def step_of(report: Mapping[str, Any]) -> float:
-    """Return how far from the base to the edited weights a report's checkpoint is: 1, or its `--wise`."""
-    wise = report["arguments"].get("wise")
-    return float(wise) if isinstance(wise, (int, float)) else 1.0
-
-
-def step_in(row: Row, step: float) -> float:
-    """How far from the base to the edited weights a layer is: by its settings, or as the checkpoint."""
-    own = row.get("settings", {}).get("wise", step)
-    return float(own) if isinstance(own, (int, float)) else 1.0
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
@@ -384,7 +371,7 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
     elif distance <= NEAR:
         sentence = f"The edit is nearly a plain {mix}"
     else:
-        sentence = f"The edit is more than a {mix}"
+        sentence = f"The edit differs from every {mix}"
     names = ("equivalent_alpha", "anisotropy")
     means = [_short(statistics.fmean(step * row[name] for row, step, _ in weighted)) for name in names]
     if moved > NEAR and means != [_short(alpha), _short(distance)]:
@@ -394,6 +381,8 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
         )
     if alpha < FAR:
         sentence += f" The edit goes {_percent(1.0 - alpha)} of the way back to the base."
+    if min(moved, distance) > NEAR:
+        sentence += " Only scores tell whether it is better than that interpolation."
     return {
         "alpha": alpha,
         "equivalent_alpha": alpha,

@@ -409,7 +409,7 @@ def _chosen_part(folder: Folder, chosen: Sequence[str]) -> str:
             "a run edits one part of a pipeline's folder",
             path=folder.source,
             found=" and ".join(f"--parts {part}" for part in parts),
-            hint=f"run it with --parts {parts[0]}, then with --parts {parts[1]} over that output",
+            hint=f"run it with --parts {parts[0]}, then, over that output, with --parts {parts[1]}",
         )
     return f"{parts[0]}/"
 

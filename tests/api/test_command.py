@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import save_file
 
 import monosoup_cli
-from monosoup_cli.api.command import keywords_of, kinds_of
+from monosoup_cli.api.command import kinds_of
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.api.progress import Watch
 from monosoup_cli.cli.app import main
-from monosoup_cli.declaration import taken
+from monosoup_cli.declaration import keywords_of, taken
 from monosoup_cli.devices.cpu import Cpu
 from monosoup_cli.errors import MonosoupError, ResourceError, ScoreError, UsageError
 from monosoup_cli.values import StrPath
@@ -63,6 +63,37 @@ def test_an_unknown_keyword_is_refused_as_python_does(function, keyword):
     assert str(caught.value) == f"{function.__name__}() got an unexpected keyword argument '{keyword}'"
     with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'foo'"):
         function.prepare("a", "b", "c", foo=1)
+
+
+OF_KEYWORDS = {
+    "choose another, or pass --overwrite": "choose another, or pass {overwrite=True|overwrite: true}",
+    "--partial goes on": "{partial=True|partial: true} goes on",
+    "--rank 32 is a start": "{rank=32|rank: 32} is a start",
+    "add --rename OLD=NEW for each": "add {rename='OLD=NEW'|rename: OLD=NEW} for each",
+    "--exclude leaves it": "exclude leaves it",
+    "--exclude '*x*' leaves it": "{exclude='*x*'|exclude: '*x*'} leaves it",
+    "--on-nonfinite keep leaves it": "{on_nonfinite='keep'|on_nonfinite: keep} leaves it",
+    "one alone with --parts unet": "one alone with {parts='unet'|parts: unet}",
+    "--adapter-rank and --adapter-energy": "adapter_rank and adapter_energy",
+    "use --device cpu (or not)": "use {device='cpu'|device: cpu} (or not)",
+    "run `monosoup edit --overwrite`": "run `monosoup edit --overwrite`",
+    "another's --unknown 3 stays": "another's --unknown 3 stays",
+}
+
+
+@pytest.mark.parametrize("hint", OF_KEYWORDS)
+def test_a_hint_has_the_syntax_of_its_reader(hint):
+    parts = [part.split("|") for part in re.split("[{}]", OF_KEYWORDS[hint])]
+    for number, is_in_yaml in enumerate((False, True)):
+        error = MonosoupError("a problem", hint=hint)
+        error.rename_options(keywords_of(monosoup_cli.edit.declared, is_in_yaml=is_in_yaml))
+        assert error.hint == "".join(part[min(number, len(part) - 1)] for part in parts)
+
+
+def test_a_problem_names_keywords_alone():
+    error = MonosoupError("--as-adapter needs --adapter-rank or --wise 1")
+    error.rename_options(keywords_of(monosoup_cli.edit.declared))
+    assert error.problem == "as_adapter needs adapter_rank or wise 1"
 
 
 def test_a_missing_argument_is_refused_as_python_does():

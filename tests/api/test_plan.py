@@ -54,6 +54,10 @@ def test_a_plan_refuses_as_the_command_does(pair, tmp_path):
         monosoup_cli.extract.plan(*pair, tmp_path / "out", rank=0)
     with pytest.raises(TypeError, match=r"did you mean 'rank'"):
         monosoup_cli.extract.plan(*pair, tmp_path / "out", ranks=1)
+    with pytest.raises(TypeError, match=r"did you mean 'extract.plan'"):
+        monosoup_cli.extract(*pair, tmp_path / "out", rank=1, dry_run=True)
+    with pytest.raises(TypeError, match=r"did you mean 'finetuned'"):
+        monosoup_cli.merge(pair.base, output=tmp_path / "out", adapters=[pair.finetuned])
     assert monosoup_cli.edit.plan.__name__ == "plan_edit"
     assert "--dry-run" in monosoup_cli.edit.plan.__doc__
 

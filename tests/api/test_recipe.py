@@ -58,7 +58,9 @@ STEPS = {
 
 
 def test_steps_are_the_commands_one_after_the_other(here, run):
-    assert run("run", recipe(STEPS)).code == 0
+    made = run("run", recipe(STEPS), "--format", "json")
+    assert made.code == 0
+    assert [report["command"] for report in json.loads(made.out)] == ["soup", "edit"]
     assert run("soup", "ft1.safetensors", "ft2.safetensors", "-o", "soup2").code == 0
     assert run("edit", "base.safetensors", "soup2", "-o", "out2", "--energy", "0.8").code == 0
     assert same("soup", "soup2")
@@ -71,13 +73,14 @@ def test_steps_are_the_commands_one_after_the_other(here, run):
 def test_what_is_done_is_not_done_again(here, run):
     assert run("run", recipe(STEPS)).code == 0
     refused = run("run", recipe(STEPS))
-    assert (refused.code, "already exists" in refused.err) == (1, True)
-    again = run("run", recipe(STEPS), "--resume")
-    assert (again.code, again.err.count("is complete")) == (0, 2)
+    assert (refused.code, "soup: the output already exists, and so do out;" in refused.err) == (1, True)
+    again = run("run", recipe(STEPS), "--resume", "--format", "json")
+    assert (again.code, again.err.count("is complete"), json.loads(again.out)) == (0, 2, [])
     assert monosoup_cli.run(recipe(STEPS), resume=True) == []
     other = {"steps": [STEPS["steps"][0], {**STEPS["steps"][1], "output": "other", "energy": 0.5}]}
-    again = run("run", recipe(other), "--resume")
+    again = run("run", recipe(other), "--resume", "--format", "json", "--report", "-")
     assert (again.code, again.err.count("is complete")) == (0, 1)
+    assert [report["command"] for report in json.loads(again.out)] == ["edit"]
     assert not same("other", "out")
     changed = {"steps": [{**STEPS["steps"][0], "weights": [3, 1]}, STEPS["steps"][1]]}
     another = run("run", recipe(changed), "--resume")  # the soup is another one
@@ -208,7 +211,8 @@ def failing(*_):
 
 def test_one_command_and_its_options(here, run):
     content = {"command": "wise", "base": "base.safetensors", "finetuned": "ft1.safetensors", "output": "out"}
-    assert run("run", recipe({**content, "alpha": [0.3, 0.5], "dtype": "bfloat16"}), "-q").code == 0
+    made = run("run", recipe({**content, "alpha": [0.3, 0.5], "dtype": "bfloat16"}), "-q", "--format", "json")
+    assert (made.code, json.loads(made.out)["command"]) == (0, "wise")
     assert sorted(path.name for path in (here / "out").glob("alpha*")) == ["alpha-0.3", "alpha-0.5"]
     dry = run("run", recipe({**content, "alpha": 0.3, "output": "dry"}), "--dry-run")
     assert (dry.code, (here / "dry").exists()) == (0, False)
@@ -515,6 +519,25 @@ def test_a_tokenizer_is_only_named_where_all_models_have_one(here, run, file):
     assert "tokenizer" not in equal.err, equal.err
 
 
+def test_another_tokenizer_with_the_same_files_is_that_of_the_output(here, run):
+    for name in ("base", "ft1", "ft2"):
+        (here / name).mkdir()
+        shutil.copy(f"{name}.safetensors", here / name / "model.safetensors")
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (here / name / file).write_text("{}")
+    models = [{"model": name} for name in ("ft1", "ft2")]
+    path = recipe(
+        {"merge_method": "model_stock", "base_model": "base", "models": models, "tokenizer_source": "base"}
+    )
+    assert run("run", path, "-o", "out", "--dry-run").code == 0
+    (here / "ft1" / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    refused = run("run", path, "-o", "out", "--dry-run")
+    assert (refused.code, "is not the tokenizer that the output has: expected ft1;" in refused.err) == (
+        2,
+        True,
+    )
+
+
 def test_weights_that_cancel_are_not_divided_by(here, run):
     """As mergekit has it."""
     more = {"base_model": "base.safetensors", "parameters": {"normalize": True}}
@@ -611,7 +634,31 @@ REFUSED = {
     ),
     "a command of another name": ({"command": "bake"}, "unknown command: expected edit"),
     "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "`soup` has no argument alpha: expected "),
-    "an option of the run": ({**STEPS["steps"][0], "workers": 3}, "a recipe has no workers"),
+    "options of the run": (
+        {**STEPS["steps"][0], "workers": 3, "report": "a b", "overwrite": True},
+        "a recipe has no workers, report, overwrite, as that says how it runs;"
+        " pass --workers 3 --report 'a b' --overwrite to `monosoup run`",
+    ),
+    "an option of the run that is off": ({**STEPS["steps"][0], "strict": False}, "runs; leave it out"),
+    "an option beside steps": (
+        {**STEPS, "dry-run": True},
+        "no dry_run, as that says how it runs; pass --dry",
+    ),
+    "a step that is none": (
+        {"step": STEPS["steps"]},
+        "a step needs a command: found step; did you mean steps?",
+    ),
+    "a misspelt command": ({**STEPS["steps"][1], "command": "edits"}, "found 'edits'; did you mean edit?"),
+    "a misspelt key": ({"comand": "edit"}, "found comand; did you mean command?"),
+    "a misspelt option": ({**STEPS["steps"][1], "enrgy": 1}, "; did you mean energy?"),
+    "the adapters of a merge": (
+        {"command": "merge", "base": "base.safetensors", "adapters": ["a"], "output": "x"},
+        "; did you mean finetuned?",
+    ),
+    "layers that are none": (
+        {"command": "merge", "base": "base.safetensors", "finetuned": "a", "output": "x", "layers": 3},
+        "expected such as {'*mlp*': {'scale': 0.5}}",
+    ),
     "a program": (
         {**STEPS["steps"][0], "greedy": True, "score_command": "rm x"},
         "a recipe runs no programs",
@@ -645,7 +692,16 @@ LATER = {
         "step 2: carry_base is for",
     ),
     "a missing input": ({"finetuned": "sop"}, 1, "sop: no such file or folder, and no step before step 2"),
-    "an input of a later step": ({"finetuned": "last"}, 1, "last: no such file or folder"),
+    "an input of a later step": (
+        {"finetuned": "last"},
+        1,
+        "last: is made by step 3, after step 2 needs it; put step 3 before step 2",
+    ),
+    "an input that could be an id": (
+        {"finetuned": "last/alpha-0.5"},
+        1,
+        "last/alpha-0.5: is made by step 3, after step 2",
+    ),
     "a missing base": ({"base": "sub/ft9.safetensors"}, 1, "sub/ft9.safetensors: no such file or folder"),
     "the output of another": ({"output": "soup/"}, 2, "step 2: an earlier step has the same output"),
 }
@@ -711,13 +767,15 @@ def test_hostile_yaml_is_refused_in_a_line(here, run, text):
 
 
 def test_from_python(here):
-    with pytest.raises(UsageError, match="do not say where the output goes"):
+    with pytest.raises(UsageError, match="do not say where the output goes; add output=OUT"):
         monosoup_cli.run(recipe(config("linear")))
     for name in ("energy", "part"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             monosoup_cli.run(recipe(STEPS), **{name: "1/2"})
     with pytest.raises(TypeError, match="did you mean 'workers'"):
         monosoup_cli.run(recipe(STEPS), worker=1)
+    with pytest.raises(UsageError, match=r"; pass workers=3 overwrite=True to `monosoup run`"):
+        monosoup_cli.run(recipe({**STEPS["steps"][0], "workers": 3, "overwrite": True}))
     report = monosoup_cli.run(recipe(config("linear")), output="out", device="cpu")[0]
     assert report["command"] == "soup"
     assert json.loads((here / "out" / "monosoup_report.json").read_text())["command"] == "soup"

@@ -54,6 +54,15 @@ def test_blocks_that_do_not_match_are_named(models, run, tmp_path):
         assert re.search(f"the blocks do not match: expected the {difference}$", refused.err.strip())
 
 
+def test_quiet_prints_no_table_beside_a_page(models, run, tmp_path):
+    folder, _ = models
+    words = ("cka", folder / "base" / "block-0.npy", folder / "ft" / "block-0.npy")
+    table = run(*words).out
+    page = ("--html", tmp_path / "page.html")
+    assert (run(*words, "-q").out, run(*words, *page).out, run(*words, *page, "-q").out) == (table, table, "")
+    assert table
+
+
 def test_every_block_against_every_block(models, run, monkeypatch):
     folder, features = models
     monkeypatch.chdir(folder)

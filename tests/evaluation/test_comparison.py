@@ -607,7 +607,7 @@ def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_pat
     assert "On same, no difference between edited and tuned is shown: 0.5000 against 0.5000" in alone
 
 
-def test_an_interval_that_excludes_0_where_no_difference_is_shown(tmp_path, run):
+def test_what_is_shown_only_alone_may_be(tmp_path, run):
     """p is 2/2^6 for each of two tasks, and twice that after the correction."""
     paths = [
         write(tmp_path / name, one=answers, two=answers)
@@ -615,11 +615,33 @@ def test_an_interval_that_excludes_0_where_no_difference_is_shown(tmp_path, run)
     ]
     out = run("scores", *paths).out
     assert out.count("p is corrected for the number of comparisons.") == 1
-    said = outcomes(monosoup_cli.scores(*paths))
-    assert ["which alone would exclude 0; p 0.06 after Holm's correction)." in one for one in said] == [
-        True,
-        True,
-    ]
+    one, two = outcomes(monosoup_cli.scores(*paths))
+    assert one.startswith(
+        "On one, edited may be worse than tuned: 0.8500 against 1.0000 (difference -0.1500, "
+    )
+    assert one.endswith("; corrected p 0.06).")
+    assert two == one.replace("one", "two")
+
+
+def test_what_cannot_change_does_not_count(tmp_path, run):
+    """Tasks on which all models are right would hide the loss on another one."""
+    answers = {"base": "1" * 40, "tuned": "1" * 40, "edited": "0" * 6 + "1" * 34}
+    easy = {f"easy-{number}": "1" * 40 for number in range(4)}
+    paths = [write(tmp_path / name, one=answer, **easy) for name, answer in answers.items()]
+    found = {task["name"]: task["edited"][0] for task in monosoup_cli.scores(*paths)["tasks"]}
+    assert found["one"]["corrected_p"] == found["one"]["p"] == pytest.approx(2 / 2**6)
+    assert [found[name]["corrected_p"] for name in easy] == [1.0] * 4
+    [said] = outcomes(monosoup_cli.scores(*paths))
+    assert said == "edited against tuned, of 5 tasks: no difference shown on 4, worse on 1 (one)."
+    table = run("scores", *paths).out
+    assert (
+        len(
+            re.findall(r"easy-\d  correct  1\.0000      1\.0000  1\.0000  \+0\.0000 +no change  1\.00", table)
+        )
+        == 4
+    )
+    of_group = outcomes(monosoup_cli.scores(*paths, in_="easy-0"))
+    assert of_group[0].endswith("1.0000 against 1.0000 (difference +0.0000, no sample changed).")
 
 
 def test_many_tasks_are_counted_and_totals_are_not_tested(decided, tmp_path):
@@ -627,7 +649,9 @@ def test_many_tasks_are_counted_and_totals_are_not_tested(decided, tmp_path):
         for number in range(3):
             (model / f"new-{number}.csv").write_text(f"id,correct\nq0,{one}")
     [said] = outcomes(monosoup_cli.scores(*decided))
-    assert said == ("edited against tuned, of 6 tasks: worse on 1, no difference shown on 4, better on 1.")
+    assert said == (
+        "edited against tuned, of 6 tasks: worse on 1 (clean), no difference shown on 4, better on 1."
+    )
     prose = outcomes(monosoup_cli.scores(*MODELS, out="prose"))
     assert "was not tested against models__finetuned, for want of single samples" in prose[0]
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import MonosoupError, UsageError
+from monosoup_cli.outputs.model_card import markdown
 from monosoup_cli.outputs.score_card import with_scores
 from monosoup_cli.report.outcome import outcomes
-from monosoup_cli.report.scores import CHANGES
 from monosoup_cli.report.scores_page import scores_part
 from tests.conftest import everything_in, small_tensors
 from tests.outputs.forks import Forks
@@ -66,7 +66,9 @@ def test_the_scores_are_in_the_output(run, output, on_hub):
     text = (output / "README.md").read_text()
     assert "| **mean in distribution** | acc | 0.5 | 0.5 | 0.5 | +0 |" in text
     assert "| task | healed | preserved | damaged | retained | as base |" in text
-    assert "| parity | 2 of 2 | 1 of 1 | 0 of 1 | 0 of 2 | 4 of 4 |" in text
+    assert "| parity (in) | 2 of 2 | 1 of 1 | 0 of 1 | 0 of 2 | 4 of 4 |" in text
+    (said,) = outcomes(report["scores"])
+    assert f"\n- {markdown(said)}\n" in text
     assert text.index("## Scores") < text.index("## Citation")
     assert ModelCard(text).data.to_dict() == ModelCard(card).data.to_dict()
     assert "parity" in run("report", output).out
@@ -93,8 +95,8 @@ def test_the_form_of_the_hub(output, on_hub):
 def test_lower_is_better_is_in_the_card(output, on_hub):
     monosoup_cli.scores(*on_hub, out="numbers", metric="parity=brier_score", into=output)
     text = (output / "README.md").read_text()
-    assert "\n| parity ↓ | brier\\_score |" in text
-    assert "\n| truth | acc |" in text
+    assert "\n| parity (out) ↓ | brier\\_score |" in text
+    assert "\n| truth (out) | acc |" in text
     assert "\n| **mean out of distribution** |" in text
     assert "\n↓: lower is better.\n" in text
     results = yaml.safe_load((output / ".eval_results" / "monosoup.yaml").read_text())
@@ -150,7 +152,7 @@ BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
     ],
 )
 def test_only_whole_sections_of_a_card_are_replaced(card, kept):
-    text = with_scores(card, monosoup_cli.scores(*MODELS), CHANGES)
+    text = with_scores(card, monosoup_cli.scores(*MODELS))
     before, begin, _ = text.rpartition(f"\n\n{BEGIN}\n")
     assert (before, begin != "") == (kept, True)
 

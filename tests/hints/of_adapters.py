@@ -343,7 +343,7 @@ def several_parts_of_a_pipeline(at: Trial) -> None:
     at.loads("edit", at.tmp / "first", path, "-o", at.out, "--parts", second)
 
 
-@follows("sources/locate.py", "run it with --parts …, then with --parts … over that output")
+@follows("sources/locate.py", "run it with --parts …, then, over that output, with --parts …")
 def several_parts_at_once(at: Trial) -> None:
     folder, path = pipeline(at), lora_file(at, {"lora_unet_block": (8, 6), "lora_te_block": (8, 6)})
     at.refused("edit", folder, path, "-o", at.out, "--parts", "unet", "--parts", "text_encoder")

@@ -175,7 +175,7 @@ def a_greedy_soup(at: Trial) -> None:
     at.loads(*command, "--greedy", *score)
 
 
-@follows("api/search.py", "add --prefer … --max-loss …=0.5")
+@follows("api/search.py", "add --prefer …, and for example --max-loss …=0.5")
 def two_scores_of_a_search(at: Trial) -> None:
     command = ("search", at.base, at.finetuned, "-o", at.out, "--budget", "2")
     score = "test -e {} && echo 1"

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,7 +42,7 @@ def an_output_without_its_report(at: Trial) -> None:
     report = at.tmp / "written.json"
     assert at.run(*at.edit, "--report", report).code == 0
     at.refused("run", at.out, "-o", at.tmp / "new")
-    command = shlex.split(at.hint.partition(": ")[2].replace("REPORT.json", str(report)))
+    command = shlex.split(at.hint.split("`")[1].replace("REPORT.json", str(report)))
     assert command[:2] == ["monosoup", "run"]
     at.loads(*command[1:-1], at.tmp / "new", output=at.tmp / "new")
 
@@ -156,3 +157,69 @@ def layers_with_ranks_by_energy(at: Trial) -> None:
     content |= {"as_adapter": True, "layers": {"block*": {"rank": 2}}}
     at.refused("run", written(at, {**content, "adapter_energy": 0.9}), "-o", at.out)
     at.works("run", written(at, {**content, "adapter_rank": 2}), "-o", at.out)
+
+
+@follows("api/recipe_file.py", "quote a pattern")
+def a_pattern_without_quotes(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    path = Path(written(at, {**content, "exclude": "PATTERN"}))
+    path.write_text(path.read_text().replace("PATTERN", "*bias*"))
+    at.refused("run", path, "-o", at.out)
+    path.write_text(path.read_text().replace("*bias*", at.hint.split(": ")[1].strip()))
+    at.loads("run", path, "-o", at.out)
+
+
+@follows("api/recipe.py", "as that says how it runs; pass …")
+def an_option_of_the_run(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    at.refused("run", written(at, {**content, "workers": 1, "overwrite": True}))
+    options = shlex.split(at.blanks[0])
+    assert options == ["--workers", "1", "--overwrite"]
+    at.loads("run", written(at, content), "-o", at.out, *options)
+
+
+@follows("api/recipe.py", "as that says how it runs; leave it out")
+def an_option_of_the_run_that_is_off(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    at.refused("run", written(at, {**content, "strict": False}))
+    at.loads("run", written(at, content), "-o", at.out)
+
+
+@follows("api/recipe.py", "a step needs a command")
+def a_key_that_is_nearly_one(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    at.refused("run", written(at, {"step": [content]}))
+    at.loads("run", written(at, {at.blanks[0]: [content]}), "-o", at.out)
+
+
+@follows("api/recipe.py", "unknown command; did you mean")
+def a_command_that_is_nearly_one(at: Trial) -> None:
+    content = {"base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    at.refused("run", written(at, {**content, "command": "edti"}))
+    at.loads("run", written(at, {**content, "command": at.blanks[0]}), "-o", at.out)
+
+
+@follows("api/recipe.py", "put step … before step …")
+def steps_in_the_wrong_order(at: Trial) -> None:
+    first = {
+        "command": "wise",
+        "base": str(at.base),
+        "finetuned": str(at.finetuned),
+        "output": "a",
+        "alpha": 0.5,
+    }
+    last = {"command": "edit", "base": str(at.base), "finetuned": "a", "output": "b"}
+    at.request.getfixturevalue("monkeypatch").chdir(at.tmp)
+    at.refused("run", written(at, {"steps": [last, first]}))
+    at.loads("run", written(at, {"steps": [first, last]}), output=at.tmp / "b")
+
+
+@follows("api/recipe.py", "give others in the recipe, or pass --overwrite")
+def outputs_that_are_there(at: Trial) -> None:
+    step = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "a"}
+    at.request.getfixturevalue("monkeypatch").chdir(at.tmp)
+    path = written(at, {"steps": [step, {**step, "output": "b"}]})
+    assert at.run("run", path).code == 0
+    at.refused("run", path)
+    at.loads("run", path, *at.options(), output=at.tmp / "b")
+    at.loads("run", written(at, {**step, "output": "c"}), output=at.tmp / "c")

@@ -20,14 +20,14 @@ def a_missing_option(at: Trial) -> None:
     at.loads("wise", at.base, at.finetuned, "-o", at.out, "--alpha", "0.5")
 
 
-@follows("cli/usage.py", "^…; did you mean")
+@follows("values.py", "did you mean")
 def an_option_that_is_nearly_one(at: Trial) -> None:
     at.refused(*at.edit, "--dtyp", "float16")
     (option,) = at.options()
     at.loads(*at.edit, option, "float16")
 
 
-@follows("cli/usage.py", "there is no command …; did you mean")
+@follows("values.py", "did you mean")
 def a_command_that_is_nearly_one(at: Trial) -> None:
     at.look(at.run("edti", *at.edit[1:]))
     assert "did you mean edit?" in at.hint

@@ -76,7 +76,7 @@ def test_a_run_carries_what_a_loader_reads_and_says_what_it_leaves_out(run, fold
     said = " ".join(result.err.split())
     assert "left out latest, optimizer_0/, pytorch_model_fsdp_0/, wandb/ (state of training)" in said
     assert "carried chat_template.jinja, config.json, modeling_x.py" in said
-    assert "vae.pt and 1 more" in said
+    assert "tokenizer.json, vae.pt, voices/a.npz" in said
     assert not [why for why in ("(hidden)", "(old model card or report)") if why in said]  # as always
     assert "not edited, and copied as fine-tuned: spk_dict.pt, vae.pt" in result.err
 

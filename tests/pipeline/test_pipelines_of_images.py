@@ -167,7 +167,7 @@ def test_parts_that_are_not_there_or_too_many(run, tmp_path, case):
     assert "the pipeline has no such part: expected --parts " in refused.err
     refused = run(*words, *(word for part in parts for word in ("--parts", part)))
     assert refused.code == 2
-    assert f"; run it with --parts {parts[0]}, then with --parts {parts[1]} over that output" in refused.err
+    assert f"; run it with --parts {parts[0]}, then, over that output, with --parts {parts[1]}" in refused.err
     refused = run(*words, "--parts", "vae")
     assert refused.code == 1
     assert "changes nothing of the parts that --parts names: expected --parts text_encoder or" in refused.err

@@ -182,18 +182,21 @@ def test_two_commands(reports):
     found_too = compare_reports(edited, other)
     assert found_too["arguments"] == {"alpha": [0.1, 0.2]}
     assert "only the measures of both" not in "\n".join(drawn(found_too))
-    changed = {each["name"]: each["measures"] for each in found["changed"]}
     # both edited these, and no measure is taken by both
-    assert QUERY.format(0) not in changed
     assert found["not_compared"] == [QUERY.format(block) for block in range(12)]
-    assert found["same"] == 0
+    assert (found["same"], found["changed"]) == (0, [])
     said = re.sub(r"\s+", " ", "\n".join(lines))
     assert "not compared 12 tensors without a measure in both reports; `monosoup diff` compares" in said
     assert "reach" not in said
     page = comparison_page(found, (reports["default"], reports["lines"]), ("a", "b"))
     assert "12 of the 13 tensors have no measure in both reports." in page
     assert "12 tensors without a measure in both reports; `monosoup diff` compares the values." in page
-    assert changed["model.norm.weight"]["reason"] == ["vector", None]
+    # only what was done to this one is known to differ
+    assert found["action_alone"] == [{"reason": ["vector", None], "names": ["model.norm.weight"]}]
+    words = "1 tensor, kept (vector) → edited: no measure differs, and `monosoup diff` compares the values"
+    assert f"action alone {words}" in said
+    assert f"The action alone differs: {words}." in page
+    assert "In 1 of the 13 tensors, the action alone differs: edited or kept, or why kept." in page
 
 
 def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits):
@@ -219,7 +222,7 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     assert (
         f"a lies {far} of the way from the base to the fine-tuned weights, and b lies 30% of the way." in page
     )
-    assert "Only the reach includes" not in page
+    assert "from before --wise" not in page
     assert "Only the measures of both are compared." in page
     # of two edits, reach says more than their own measures only where one is interpolated
     half = {**first, "arguments": {**first["arguments"], "wise": 0.5}}
@@ -230,7 +233,8 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     ranks = [base[one["name"]].ndim for one in halved["changed"]]
     assert ranks == sorted(ranks, reverse=True)  # vectors, which reach the most, come last
     page = comparison_page(halved, (first, half), ("a", "b"))
-    assert "Only the reach includes the step of --wise." in page
+    assert "anisotropy are from before --wise; the reach includes it." in page
+    assert "note           λ_high, λ_low, equivalent α and anisotropy are from" in "\n".join(drawn(halved))
     most = halved["changed"][0]
     near, nearer = (f"{one:.3g}" for one in most["measures"]["reach"])
     assert f"They differ most in {most['name']}: its reach is {near} in a and {nearer} in b." in page
@@ -249,6 +253,25 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     for one in halved["changed"]:
         whole, half_way = one["measures"]["reach"]
         assert half_way == pytest.approx(whole / 2)
+
+
+def test_a_kept_tensor_that_another_method_left_as_it_was(edits, tmp_path):
+    """At α = 1, a vector is as it was kept: it is not counted as changed, and nothing is called None."""
+    inputs = edits["base file"], edits["finetuned file"]
+    whole = monosoup_cli.wise(*inputs, tmp_path / "whole", alpha=1, device="cpu")
+    named = monosoup_cli.edit(*inputs, tmp_path / "named", exclude="*bias", device="cpu")
+    for first, why in ((whole, None), (named, "excluded")):
+        second = edits["edit"]
+        found = compare_reports(first, second)
+        assert found["action_alone"] == [{"reason": [why, "vector"], "names": ["0.bias"]}]
+        assert "0.bias" not in [one["name"] for one in found["changed"]]
+        assert len(found["changed"]) + found["same"] == 2
+        lines = drawn(found)
+        page = comparison_page(found, (first, second), ("a", "b"))
+        assert "None" not in "\n".join([*lines, page])
+        assert f"changed        {len(found['changed'])} tensor" in "\n".join(lines)
+        assert any(line.startswith("action alone   1 tensor, ") for line in lines)
+        assert "agree in all" not in page
 
 
 def drawn(comparison, width=None, top=None):

@@ -197,7 +197,7 @@ def figures(view):
     [
         ("edit", ["λ_high and λ_low over depth", "k/r in model.layers"]),
         ("several", []),
-        ("scored", ["in over WiSE α", "out over WiSE α", "out against in"]),
+        ("scored", ["in over --wise (1 = full edit)", "out over --wise (1 = full edit)", "out against in"]),
         ("search", ["out against in"]),
         ("stock", ["Ratio over depth", "Cosines of the updates of two checkpoints"]),
         ("soup", []),
@@ -210,8 +210,9 @@ def figures(view):
 def test_every_report_has_its_page(opened, reports, name, pictures):
     report = reports[name]
     view = opened(report, WORDS)
-    assert view.title() == f"{name} · monosoup {report['command']}"
-    assert view.locator("h1").inner_text().startswith(name)
+    command = "search" if name == "search" else report["command"]
+    assert view.title() == f"{name} · monosoup {command}"
+    assert re.match(rf"{name}\s*monosoup {command}, version", view.locator("h1").inner_text())
     said = view.locator(".sentences li").all_text_contents()
     assert said[len(said) - len(WORDS) :] == WORDS
     assert ("so they are likely too high for it" in said[0]) == ("search" in report)
@@ -245,8 +246,8 @@ def test_the_scores_of_a_sweep(opened, reports):
     out, best = f"{outputs[0]['scores']['out']:g}", max(output["scores"]["in"] for output in outputs)
     assert [line[2].removesuffix(" best") for line in cells] == [out] * 4
     assert ["best" in line[1] for line in cells] == [output["scores"]["in"] == best for output in outputs]
-    legend = view.locator("#pictures .u-legend").first.locator("th").all_inner_texts()
-    assert [text.strip() for text in legend] == ["WiSE α", "R = 0.5", "R = 0.8"]
+    legend = view.locator("#pictures .u-legend").first.locator("th").all_text_contents()
+    assert [text.strip() for text in legend] == ["--wise (1 = full edit)", "R = 0.5", "R = 0.8"]
 
 
 def test_the_page_of_a_search_has_its_candidates(opened, reports):
@@ -274,7 +275,7 @@ def test_the_page_of_a_search_has_its_candidates(opened, reports):
     assert named >= {"base", "mean"}
     assert "Pareto front" not in opened(reports["edit"]).locator("#glossary dt").all_text_contents()
     swept = opened(reports["scored"]).locator("#glossary dt").all_text_contents()
-    assert "WiSE α" in swept
+    assert "--wise" in swept
     assert "spectrum" not in swept
 
 
@@ -321,10 +322,13 @@ def test_the_points_of_a_sweep_have_names(opened, reports):
     }""")
     names = {"0 (base)", "0.5", "1 (fine-tuned)"}
     assert names <= set(written)
-    assert "The numbers beside the points are the WiSE α." in view.locator("figure").last.inner_text()
+    assert "The numbers beside the points are values of WiSE α." in view.locator("figure").last.inner_text()
     from matplotlib.figure import Figure
 
     chart = charts_of(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))[-1]
+    assert [name for curve in charts_of(reports["scored"])[-1].curves for name in curve.names] == [
+        *["0.5", "1 (full edit)"] * 2
+    ]
     draw_chart(whole := Figure().subfigures(1, 1), chart)
     assert {text.get_text(): text.xy for text in whole.axes[0].texts} == {
         "0 (base)": (70, 90),
@@ -341,6 +345,40 @@ def test_the_legend_of_one_curve_shows_only_what_is_under_the_pointer(opened, re
     place.hover()
     assert legend.is_visible()
     assert [text.strip() for text in legend.locator(".u-value").all_text_contents()] == ["0.5000", "81.50"]
+
+
+def test_the_legend_of_layers_shows_no_values_that_are_not_pointed_at(opened, reports):
+    view = opened(reports["edit"])
+    for legend, place in (
+        ("#panel .u-legend", "#panel .u-over"),
+        ("#pictures .u-legend", "#pictures .u-over"),
+    ):
+        view.locator("h1").hover()
+        across, *others = view.locator(legend).first.locator(".u-series").all()
+        assert not across.is_visible()
+        assert [one.locator(".u-value").text_content() for one in others] == [""] * len(others)
+        view.locator(place).first.hover()
+        assert across.is_visible()
+        assert all(float(one.locator(".u-value").text_content()) > 0 for one in others)
+
+
+def test_all_names_or_none_have_their_end(opened, reports):
+    """Also those with room for it."""
+    view = opened(reports["edit"])
+    cells = view.locator("#box tbody tr > th")
+    short = "cells => cells.map(cell => cell.dataset.short ?? cell.textContent)"
+    for width, has_ends in ((500, False), (1900, True)):
+        view.set_viewport_size({"width": width, "height": 900})
+        settle(view)
+        assert any(name.endswith(".weight") for name in cells.evaluate_all(short)) == has_ends
+
+
+def test_few_columns_fit_a_narrow_screen(opened, reports):
+    edited = [layer for layer in reports["wise"]["layers"] if layer["reason"] is None]
+    view = opened({**reports["wise"], "layers": edited}, width=500)
+    assert view.locator("#box").evaluate("box => box.scrollWidth <= box.clientWidth")
+    cut = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.textContent)"
+    assert view.locator("#box tbody td").evaluate_all(cut) == []
 
 
 @pytest.mark.parametrize("width", [1200, 500])
@@ -407,17 +445,18 @@ def test_the_trials_of_a_greedy_soup(opened, reports):
 
 OPENINGS = {
     "edit": r"^MonoSoup edited what fine-tuning changed from base\.safetensors to finetuned-1\.safetensors\."
-    r" It changed 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
+    r" It edited 17 of 21 tensors, .* \(equivalent α 0\.\d\d\)\.$",
     "several": r"^MonoSoup edited .*, as 2 checkpoints\. .* On average over the layers, the"
     r" results lie \d+% to \d+% of the way",
     "stock": r"^Model Stock moved from base\.safetensors towards the mean of 3 checkpoints\. .* to the mean"
     r" of the fine-tuned checkpoints \(mean ratio 0\.\d\d\)\.$",
-    "soup": r"^A model soup: the mean of 3 checkpoints\. It changed",
+    "soup": r"^A model soup: the mean of 3 checkpoints\. It edited",
     "greedy": r"^A greedy soup: (the mean of \d|\S+ alone,) of 3 checkpoints, chosen by their scores\.",
     "sfgs": r"^A soup: the mean of \d of 3 checkpoints, chosen by how alike their updates are\.",
     "wise": r"^WiSE-FT interpolated between base\.safetensors and .* 50% of the way .* \(WiSE α 0\.50\)\.$",
     "lines": r"^LiNeS scaled what .* by the depth of each layer\. .* \(mean scale 0\.\d\d\)\.$",
-    "search": r"^A search tried \d+ candidates between base\.\S+ and finetuned-1\.safetensors, and chose ",
+    "search": r"^A search tried \d+ candidates between base\.\S+ and finetuned-1\.safetensors, and chose .*\."
+    r" It is the candidate with the best 'in', whatever it costs in 'out'\. The choice has",
 }
 
 
@@ -481,6 +520,21 @@ def test_columns_that_matter_are_in_sight_and_names_give_way(opened, reports, wi
         view.set_viewport_size({"width": other, "height": 900})
         settle(view)
         assert name.get_attribute("data-short") == expected
+
+
+def test_what_is_from_before_wise_is_said_beside_every_figure(opened, reports):
+    """At the means, at the layers, and at their picture; of a sweep, at its outputs."""
+    edit = reports["edit"]
+    view = opened({**edit, "arguments": {**edit["arguments"], "wise": 0.5}})
+    before = view.locator(".note", has_text="anisotropy are from before --wise 0.5.")
+    parents = [
+        one.evaluate("note => note.parentNode.className || note.parentNode.localName") for one in before.all()
+    ]
+    assert parents == ["div", "section", "figcaption"]
+    assert all(one.is_visible() for one in before.all())
+    swept = opened(reports["scored"]).locator("#head .note").all_inner_texts()
+    assert swept == ["λ_high, λ_low, equivalent α and anisotropy are from before --wise."]
+    assert "from before" not in opened(edit).locator("body").inner_text()
 
 
 def test_words_are_explained(opened, reports):

@@ -233,6 +233,11 @@ def test_numbers_that_no_float_holds_are_refused(run, report, tmp_path, number):
     refused(run, tmp_path / "x.json", "numbers out of range")
 
 
+def test_a_key_that_is_there_twice_is_refused(run, report, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(report).replace('"command"', '"command": "soup", "command"'))
+    refused(run, tmp_path / "x.json", "names 'command' twice")
+
+
 def test_members_are_among_the_candidates(run, written, tmp_path):
     report = json.loads(written["sfgs"].read_text())
     report["selection"]["members"] = ["another"]

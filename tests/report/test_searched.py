@@ -102,11 +102,43 @@ def test_the_first_sentences_have_the_scores_of_the_choice_and_the_inputs():
     scores = {"wise --alpha 1": 0.9966667, "wise --alpha 0": 0.0, "edit": 0.9766667}
     candidates = [{"candidate": label, "scores": {"in": score}} for label, score in scores.items()]
     search = {"scores": ["in"], "candidates": candidates, "finetuned": [{}], "chosen": "edit"}
+    search |= {"prefer": "in", "max_loss": {}}
+    rule = "It is the candidate with the best 'in'."
     assert search_sentences({"search": search}) == [
-        "The choice has 'in' 0.9767; the base has 0 and the fine-tuned model has 0.9967."
+        rule,
+        "The choice has 'in' 0.9767; the base has 0 and the fine-tuned model has 0.9967.",
     ]
     search["chosen"] = "wise --alpha 0"
-    assert search_sentences({"search": search}) == ["The choice has 'in' 0; the fine-tuned model has 0.9967."]
+    assert search_sentences({"search": search})[1:] == [
+        "The choice has 'in' 0; the fine-tuned model has 0.9967."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "is_within", "models", "rule"),
+    [
+        ({}, True, 1, "It is the candidate with the best 'out', whatever it costs in 'in'."),
+        (
+            {"in": 0.02},
+            True,
+            1,
+            "It has the best 'out' of the candidates that lose at most 0.02 of 'in' against the fine-tuned"
+            " model.",
+        ),
+        (
+            {"in": 0.02},
+            False,
+            3,
+            "No candidate loses at most 0.02 of 'in' against the best of the fine-tuned models, so it is the"
+            " one that loses least.",
+        ),
+    ],
+)
+def test_the_first_sentences_say_by_which_rule_the_choice_was_made(max_loss, is_within, models, rule):
+    scores = {"in": 1.0, "out": 2.0}
+    search = {"scores": ["in", "out"], "prefer": "out", "max_loss": max_loss, "is_within": is_within}
+    search |= {"candidates": [{"candidate": "edit", "scores": scores}], "chosen": "edit"}
+    assert search_sentences({"search": {**search, "finetuned": [{}] * models}})[0] == rule
 
 
 def test_a_note_points_to_the_final_score():

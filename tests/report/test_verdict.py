@@ -451,7 +451,7 @@ def test_of_several_their_mean_is_spoken_of(tmp_path):
         save_file(content, tmp_path / f"{name}.safetensors")
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "one", "other")]
     found = monosoup_cli.inspect_spectrum(paths[0], paths[1:])["verdict"]["interpolation"]
-    assert "a mix of the base and the mean of the checkpoints: " in found["sentence"]
+    assert "every mix of the base and the mean of the checkpoints: " in found["sentence"]
     assert "WiSE-FT" not in found["sentence"]
 
 
@@ -514,8 +514,9 @@ def row(**measures):
         ),
         (
             [row(anisotropy=0.1)],
-            "The edit is more than a mix of the base and the fine-tuned weights: the nearest plain"
-            " interpolation (WiSE-FT, equivalent α = 0.9) is 10 % of ‖Δ‖ away.",
+            "The edit differs from every mix of the base and the fine-tuned weights: the nearest plain"
+            " interpolation (WiSE-FT, equivalent α = 0.9) is 10 % of ‖Δ‖ away. Only scores tell whether it is"
+            " better than that interpolation.",
         ),
         ([row(equivalent_alpha=0.8), row()], "(WiSE-FT, equivalent α = 0.85) is 5.1 % of ‖Δ‖ away."),
         (

@@ -1,7 +1,7 @@
 "use strict";
 
 const {
-  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, columns, rows: entries,
+  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, before, columns, rows: entries,
   roles, charts: scores,
 } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
@@ -49,6 +49,11 @@ function svg(tag, attributes, ...children) {
 }
 
 /* Words and numbers */
+
+/* What stands beside every figure that is from before the step of --wise. */
+function beforeStep() {
+  return before ? [element("p", { className: "note before" }, `${before}.`)] : [];
+}
 
 function label(name) {
   return labels[name] ?? name.replaceAll("_", " ");
@@ -125,7 +130,7 @@ function columnsOf() {
     ...where,
     { ...shape, key: size },
     ...(rows.some((row) => row.reason) ? [worded("reason", "why kept")] : []),
-    { ...numeric("order", "#"), width: 4, text: (row) => String(row.order + 1) },
+    { ...numeric("order", "#"), width: String(rows.length).length + 1, text: (row) => String(row.order + 1) },
   ];
 }
 
@@ -148,16 +153,17 @@ function drawLayers() {
   }
   grid.append(...rows.map((row) => row.line));
   const made = element("table", {}, element("thead", {}, head), grid);
-  // room for the padding and the sort arrow
-  const [name, ...widths] = shownColumns.map(({ width }) => width + 2.5);
-  const sum = (some) => some.reduce((total, width) => total + width, 0);
-  made.style.setProperty("--longest", `${name}ch`);
-  made.style.setProperty("--beside", `${sum(widths.slice(0, IN_SIGHT))}ch`);
-  made.style.setProperty("--rest", `${sum(widths)}ch`);
-  made.style.setProperty("--columns", widths.map((width) => `minmax(${width}ch, ${width}fr)`).join(" "));
+  const [name, ...widths] = shownColumns.map(({ width }) => width);
+  // with room for the padding and the sort arrow
+  const room = (...some) => `calc(${some.reduce((sum, width) => sum + width, 0)}ch + ${some.length} * var(--gap))`;
+  made.style.setProperty("--longest", room(name));
+  made.style.setProperty("--beside", room(...widths.slice(0, IN_SIGHT)));
+  made.style.setProperty("--rest", room(...widths));
+  made.style.setProperty("--columns", widths.map((width) => `minmax(${room(width)}, ${width + 2.5}fr)`).join(" "));
   made.setAttribute("role", "grid");
   made.setAttribute("aria-label", "Layers");
   byId("box").append(made);
+  byId("beside").before(...beforeStep());
   fitNames();
   const kinds = [...new Set(rows.map((row) => row.kind))].sort();
   byId("kind").append(...kinds.map((kind) => element("option", {}, kind)));
@@ -199,8 +205,8 @@ function fill(row) {
   }
 }
 
-/* Shorten the names that are wider than their column: with the block and the end, as far as they fit. What is
-   shown is drawn by the style sheet, so that searching, copying and reading aloud have the full name. */
+/* Where a name is wider than its column, none has its .weight, and those that are still wider are shortened: their
+   block and their end stay, as far as they fit. What is shown is drawn by the style sheet, so that searching, copying and reading aloud have the full name. */
 function fitNames() {
   const first = rows[0].line.firstChild, ruler = element("span", {}, "0".repeat(50));
   delete first.dataset.short;
@@ -209,9 +215,11 @@ function fitNames() {
   const wide = first.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
   const room = Math.floor((wide * 50) / ruler.offsetWidth);
   ruler.remove();
+  const isWhole = rows.every(({ name }) => name.length <= room);
   for (const { name, parts, line } of rows) {
-    if (name.length <= room) delete line.firstChild.dataset.short;
-    else line.firstChild.dataset.short = shortened(parts, room);
+    const text = isWhole ? name : shortened(parts, room);
+    if (text === name) delete line.firstChild.dataset.short;
+    else line.firstChild.dataset.short = text;
   }
 }
 
@@ -346,10 +354,10 @@ function drawSpectrum(host, row) {
     scales: { x: { time: false, range: [1 - margin, rank + margin] }, y: { distr: 3, range } },
     axes: [across("i, index of the singular value", { incrs: integers }), logarithmic("σ_i / σ_1")],
     series: [
-      { label: "i" },
+      { label: "i", value: shown },
       {
         label: "σ_i/σ_1", stroke: colour("--first"), width: 1.5, points: { show: last < 40 },
-        value: known,
+        value: shown,
       },
     ],
     hooks: { draw: [marks] },

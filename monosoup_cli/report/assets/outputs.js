@@ -6,7 +6,7 @@ function written() {
 
 function drawHead() {
   const head = byId("head");
-  const made = `${report.tool.name} ${report.command}, version ${report.tool.version}`;
+  const made = `${report.tool.name} ${report.search ? "search" : report.command}, version ${report.tool.version}`;
   head.append(element("h1", {}, title, element("small", {}, made)));
   head.append(element("p", { className: "opening" }, opening.join(" ")));
   if (sentences.length) {
@@ -48,13 +48,13 @@ function parameters({ parameters: total, parameters_edited: edited }) {
 function averages(summary) {
   const known = Object.entries(summary.ranges).filter(([name, range]) => range && name in labels);
   if (!known.length) return [];
-  return [table(
+  return [element("div", {}, table(
     [heading(""), ...["mean", "min", "max"].map((text) => heading(text, "number"))],
     known.map(([name, range]) => [
       element("th", { scope: "row" }, explained(element("span", { tabIndex: 0 }, label(name)), name)),
       number(summary.means[name]), ...range.map(number),
     ]),
-  )];
+  ), ...beforeStep())];
 }
 
 /* A row for every output: how far it is from the base, its scores, its means and its size. */
@@ -87,7 +87,7 @@ function outputs(made) {
       element("td", { className: "number" }, bytes(files.reduce((sum, file) => sum + file.bytes, 0))),
     ]),
     { className: "outputs" },
-  ));
+  ), ...(names.length ? beforeStep() : []));
 }
 
 /* The trials of a greedy soup: every candidate's score alone, and with those that had joined. */

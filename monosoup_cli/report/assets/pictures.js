@@ -1,6 +1,7 @@
 /* Charts */
 
-const known = (_, value) => short(value) || "–";
+/* Nothing where the pointer is elsewhere, which is not a missing value. */
+const shown = (plot, value, _, at) => (at === null || plot.cursor.idx === null ? "" : short(value) || "–");
 const FONT = "12px system-ui, sans-serif";
 const integers = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
 const drawings = [];
@@ -45,7 +46,7 @@ function figure(title, draw, note = "") {
 }
 
 /* Plot measures over depth, with the space between two of them filled. */
-function overDepth(title, names, y, range) {
+function overDepth(title, names, y, range, note) {
   const measured = rows.filter((row) => typeof row[names[0]] === "number");
   if (measured.length < 2) return [];
   const isStart = measured.map((row, x) => x === 0 || row.block === null
@@ -81,17 +82,17 @@ function overDepth(title, names, y, range) {
       scales: { x: { time: false, range: (_, min, max) => [min - 0.5, max + 0.5] }, y: { range } },
       axes: [x, axis(y, { size: 52 })],
       series: [
-        { label: "layer", value: (_, x) => (x === null ? "–" : named(x).name) },
+        { label: "layer", value: (_, x) => (x === null ? "" : named(x).name) },
         ...names.map((name, which) => {
           const stroke = colour(which ? "--second" : "--first");
           const points = { show: true, size: measured.length > 300 ? 3 : 5, fill: stroke };
-          return { label: label(name), stroke, points, width: 1.2, value: known };
+          return { label: label(name), stroke, points, width: 1.2, value: shown };
         }),
       ],
       bands: names.length > 1 ? [{ series: [1, 2], fill: colour("--band") }] : [],
     }, [at, ...valuesOf], host);
   };
-  return [figure(title, draw)];
+  return [figure(title, draw, note)];
 }
 
 function histogram() {
@@ -119,7 +120,7 @@ function histogram() {
       axis(pairwise ? "layers × pairs" : "layers", { incrs: integers, size: 52 }),
     ],
     series: [
-      { label: "cosine", value: (_, edge) => (edge === null ? "–" : `${edge} to ${next(edge)}`) },
+      { label: "cosine", value: (_, edge) => (edge === null ? "" : `${edge} to ${next(edge)}`) },
       {
         label: "count", stroke: colour("--first"), fill: colour("--band"), points: { show: false },
         paths: uPlot.paths.bars({ size: [1], align: 1, gap: 1 }),
@@ -223,27 +224,29 @@ function similarityMap() {
 /* Markers whose sizes differ: where points are the same, all show. */
 const hollow = (which) => ({ show: true, size: 5 + 2 * (which % 7), width: 1.5, fill: "transparent" });
 
-/* Nothing where the pointer is elsewhere, which is not a missing value. */
-const shown = (plot, value, _, at) => (at === null || plot.cursor.idx === null ? "" : known(plot, value));
-
-/* Write the names of points beside them: on the left of those in the right half. */
-function nameAll({ ctx, bbox, valToPos }, points) {
+/* Write the names of points on their sides. No line strikes them through: they have an edge of paper. */
+function nameAll({ ctx, valToPos }, points) {
   const ratio = devicePixelRatio;
   ctx.save();
   ctx.font = `${12 * ratio}px system-ui, sans-serif`;
   ctx.fillStyle = colour("--ink");
-  ctx.textBaseline = "middle";
-  for (const { at, value, name } of points.filter((point) => point.name)) {
-    const x = valToPos(at, "x", true), isRight = x > bbox.left + bbox.width / 2;
-    ctx.textAlign = isRight ? "right" : "left";
-    ctx.fillText(name, x + (isRight ? -8 : 8) * ratio, valToPos(value, "y", true));
+  ctx.strokeStyle = colour("--paper");
+  ctx.lineWidth = 4 * ratio;
+  ctx.lineJoin = "round";
+  for (const { at, value, name, side: [right, up] } of points.filter((point) => point.name)) {
+    const gap = (right && up ? 6 : 9) * ratio;
+    const place = [valToPos(at, "x", true) + gap * right, valToPos(value, "y", true) - gap * up];
+    ctx.textAlign = ["right", "center", "left"][right + 1];
+    ctx.textBaseline = ["top", "middle", "bottom"][up + 1];
+    ctx.strokeText(name, ...place);
+    ctx.fillText(name, ...place);
   }
   ctx.restore();
 }
 
 /* Points, joined by lines or not; every point has a place of its own on the x axis. */
 function chart({ title, x, y, curves, note }) {
-  const points = curves.flatMap((curve, which) => curve.points.map(([at, value], order) => ({ at, value, which, name: curve.names[order] })))
+  const points = curves.flatMap((curve, which) => curve.points.map(([at, value], order) => ({ at, value, which, name: curve.names[order], side: curve.sides[order] })))
     .sort((a, b) => a.at - b.at);
   const at = points.map((point) => point.at);
   const margin = 0.04 * (at[at.length - 1] - at[0]) || 0.5;
@@ -270,7 +273,7 @@ function chart({ title, x, y, curves, note }) {
 function drawPictures() {
   const charts = [
     ...scores.map(chart),
-    ...overDepth("λ_high and λ_low over depth", ["lambda_high", "lambda_low"], "coefficient", [0, 1]),
+    ...overDepth("λ_high and λ_low over depth", ["lambda_high", "lambda_low"], "coefficient", [0, 1], before && `${before}.`),
     ...overDepth("Ratio over depth", ["ratio"], "ratio, from base (0) to mean (1)"),
     ...overDepth("Scale over depth", ["scale"], "factor of the update"),
     ...histogram(),
