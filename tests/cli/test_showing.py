@@ -354,18 +354,23 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "count", "said"),
     [
-        (("edit",), "the mean of 2"),
-        (("extract", "--rank", "2"), "the mean of 2"),
-        (("extract", "--rank", "2", "--weights", "3,1"), "the mean of 2, weighted 3, 1"),
+        ("edit", 2, "update +the mean of 2"),
+        ("extract --rank 2", 2, "update +the mean of 2"),
+        ("extract --rank 2 --weights 3,1 --scale 4", 2, "update +the mean of 2, weighted 3, 1, times 4"),
+        ("extract --rank 2 --scale 3", 1, "update +times 3"),
+        ("transplant --scale=-0.5", 1, "update +times -0.5"),
+        ("transplant --scale 0.5,1", 2, "updates +2, added up, not averaged, times 0.5, 1"),
     ],
-    ids=["edit", "extract", "weighted"],
 )
-def test_what_several_checkpoints_become_is_said(run, files, tmp_path, command, said):
-    name, *options = command
-    result = run(name, *files, "-o", tmp_path / "out", *options)
-    assert re.search(rf"^update +{said}$", result.err, re.M), result.err
+def test_what_becomes_of_updates_is_said(run, files, tmp_path, command, count, said):
+    name, *options = command.split()
+    onto = [files[0]] if name == "transplant" else []
+    words = [name, *files[: count + 1], *onto, "-o", tmp_path / "out", *options]
+    assert re.search(rf"^{said}$", run(*words, "--dry-run").out, re.M)
+    result = run(*words)
+    assert re.search(rf"^{said}$", result.err, re.M), result.err
 
 
 def test_ratios_that_were_clamped_are_counted(run, tmp_path):
