@@ -348,6 +348,7 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
     out = run("inspect-spectrum", *files).out
     assert {"cosine", "ratio", "clamped"} <= set(table_of(out)[0])
     assert "cosine of updates, mean of 22 layers" in out
+    assert re.search(r"^ +overall ‖Δ‖/‖W0‖$", out, re.M)
     assert re.search(r"^cosine of two updates in a layer; mean of a layer \S+ \(\S+ to \S+\)$", out, re.M)
     assert re.search(r"^stock +ratio \S+ \(\S+ to \S+\), none below 0$", out, re.M)
     assert "cosine of updates" not in run("report", reports["inspect"]).out
