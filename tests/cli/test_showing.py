@@ -189,6 +189,20 @@ def test_a_plan_of_many_tensors_is_not_folded(capfd, tmp_path):
         assert (code, f"{'long' * 15}.7 " in shown) == (0, count > MAX_FOLDED_ROWS), error
 
 
+@pytest.mark.parametrize(("command", "width"), [("edit --dry-run", 50), ("diff --no-progress", 70)])
+def test_names_are_folded_after_dots(tmp_path, command, width):
+    name = "model.layers.0.post_attention_layernorm.weight"
+    for seed in range(2):
+        save_file({name: torch.full((6, 4), float(seed + 1))}, tmp_path / f"{seed}.safetensors")
+    verb, option = command.split()
+    output = ["-o", tmp_path / "out"] if verb == "edit" else []
+    words = [verb, *(tmp_path / f"{seed}.safetensors" for seed in range(2)), *output, option]
+    _, seen, error = in_a_terminal(words, width)
+    lines = [line.split(" ")[0] for line in seen.splitlines()]
+    first = lines.index("model.layers.0.")
+    assert "".join(lines[first : first + 3]).startswith(name), seen + error
+
+
 def test_wide_characters_take_two_cells(tmp_path):
     for seed in range(2):
         names = ["重み" * 30 + str(block) for block in range(12)]
