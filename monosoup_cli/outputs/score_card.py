@@ -105,12 +105,7 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
 
 def _scores(record: Mapping[str, Any]) -> Sequence[str]:
     one = record["edited"][0]
-    if one["interval"] is None:
-        interval = "–"
-    else:
-        interval = (
-            " to ".join(f"{end:+.4g}" for end in one["interval"]) if any(one["interval"]) else "no change"
-        )
+    interval = "–" if one["interval"] is None else " to ".join(f"{end:+.4g}" for end in one["interval"])
     p = "–" if one["corrected_p"] is None else f"{one['corrected_p']:.2g}"
     metrics = [record["metric"]] if "metric" in record else record["metrics"]
     values = [f"{value:.4g}" for value in (record["base"], record["finetuned"], one["value"])]
