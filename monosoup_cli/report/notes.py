@@ -117,7 +117,7 @@ def _notes_on_rounding(report: Mapping[str, Any], edited: Sequence[Mapping[str, 
     """
     arguments, step = report["arguments"], step_of(report)
     tuned = [one for one in report["inputs"] if one["role"] == "finetuned"]
-    is_computed = len(tuned) > 1 or "decoded" in tuned[0] or any("adapter_rank" in layer for layer in edited)
+    is_computed = len(tuned) != 1 or "decoded" in tuned[0] or any("adapter_rank" in layer for layer in edited)
     if report["command"] != "edit" or is_computed or arguments.get("as_adapter"):
         return []
     moves, lost = 0, []
