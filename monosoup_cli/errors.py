@@ -203,7 +203,7 @@ class MonosoupError(Exception):
             where.append(f"tensor {crop(repr(self.tensor))}")
         line = ": ".join([*where, self.problem])
         facts = [
-            f"{word} {fact}"
+            f"{word} {fact if str(fact) else 'nothing'}"
             for word, fact in (("expected", self.expected), ("found", self.found))
             if fact is not None
         ]

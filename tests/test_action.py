@@ -76,6 +76,8 @@ def test_a_run_with_doubts(act, tmp_path):
     assert done.outputs.splitlines()[1:2] == [str(tmp_path / "models" / "my out" / "monosoup_report.json")]
     assert "Is BASE the model that was fine-tuned?" in done.summary
     assert done.summary.startswith("<pre>\nin doubt: the updates are as large as the weights")
+    assert done.summary.count("Is BASE the model that was fine-tuned? If not") == 1
+    assert done.summary.index("Is BASE the model") < done.summary.index("eff. rank")
     assert "::error::&lt;b>" in done.summary
     first, *shown, last = done.log.splitlines()
     assert first.startswith("::stop-commands::")
@@ -88,6 +90,26 @@ def test_a_run_into_a_file(act, tmp_path):
     done = act(command="edit base.safetensors ft.safetensors", output=str(tmp_path / "out.safetensors"))
     assert (done.code, done.outputs.splitlines()[1:2]) == (0, [str(tmp_path / "out.report.json")]), done.log
     assert "in doubt" not in done.summary
+
+
+def test_later_steps_have_the_program_on_their_path(tmp_path):
+    """The environment and the installer are scripts that only say where the program goes."""
+    fake = tmp_path / "python3"
+    fake.write_text(
+        '#!/bin/sh\nmkdir -p "$4/bin"\n'
+        'for name in python uv; do printf "#!/bin/sh\\n" > "$4/bin/$name"; chmod +x "$4/bin/$name"; done\n'
+        'echo \'echo "$UV_TOOL_BIN_DIR" > "$RUNNER_TEMP/installed"\' >> "$4/bin/uv"\n'
+    )
+    fake.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path), "TORCH": "cpu"}
+    env |= {"GITHUB_PATH": str(tmp_path / "path"), "GITHUB_ACTION_PATH": str(ROOT), "VERSION": ""}
+    words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS["install"]["run"]]
+    subprocess.run(words, env=env | {"PYTHON_VERSION": "3.13"}, check=True)
+    assert (
+        (tmp_path / "path").read_text()
+        == (tmp_path / "installed").read_text()
+        == f"{tmp_path}/monosoup/bin\n"
+    )
 
 
 @pytest.mark.parametrize(

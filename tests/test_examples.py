@@ -3,9 +3,13 @@
 import re
 import shlex
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
 
 from monosoup_cli.cli.app import app
 from tests import examples, places, warm
@@ -95,6 +99,47 @@ def test_programs_run(code, place, tmp_path, environment):
     places.copy(place, tmp_path / "room")
     done = warm.script(code, environment, tmp_path / "room")
     assert done.returncode == 0, done.stderr
+
+
+CI = examples.ROOT / "docs" / "ci.md"
+GATES = re.findall(r"^jq -e '(.+)' edited-model/", CI.read_text(), re.MULTILINE)
+"""What docs/ci.md asks of a report: that something was edited, all of it, by the right base, with a score."""
+
+
+@pytest.mark.parametrize(
+    ("words", "passed"),
+    [
+        ("edit base ft --score 'acc=: {}; echo 1'", [True, True, True, True]),
+        ("edit base ft --include a.weight --score 'acc=: {}; echo 0.5'", [True, False, True, False]),
+        ("edit other ft", [True, True, False, False]),
+        ("edit base base", [False, True, False, False]),
+        ("edit base ft --wise 0.5,1", [False, False, False, False]),
+        ("edit base ft --as-adapter --adapter-rank 8", [True, True, True, False]),
+        ("edit - adapter --as-adapter", [True, True, False, False]),
+        ("merge base adapter", [False, True, False, False]),
+        ("extract base ft --rank 8", [False, True, True, False]),
+        ("extract base base --rank 8", [False, True, False, False]),
+        ("soup base ft", [False, True, False, False]),
+        ("wise base ft --alpha 0.5", [False, True, False, False]),
+    ],
+)
+def test_the_gates_of_ci_fail_where_a_number_is_missing(run, tmp_path, monkeypatch, words, passed):
+    """jq has null below every number."""
+    monkeypatch.chdir(tmp_path)
+    normal = torch.Generator().manual_seed(0)
+    base, noise, other = (
+        {name: torch.randn(12, 8, generator=normal) for name in ("a.weight", "b.weight")} for _ in range(3)
+    )
+    tuned = {name: weights + noise[name] * 0.6 ** torch.arange(8) for name, weights in base.items()}
+    for name, tensors in (("base", base), ("ft", tuned), ("other", other)):
+        Path(name).mkdir()
+        save_file(tensors, f"{name}/model.safetensors")
+    if "adapter" in words.split():
+        assert run("extract", "base", "ft", "--rank", "8", "-o", "adapter").code == 0
+    assert run(*shlex.split(words), "-o", "edited-model", "--quiet").code == 0
+    report = Path("edited-model/monosoup_report.json")
+    asked = [subprocess.run(["jq", "-e", gate, report], capture_output=True) for gate in GATES]
+    assert [one.returncode == 0 for one in asked] == passed
 
 
 def test_the_demo_prints_the_table_of_the_readme(place):

@@ -277,7 +277,7 @@ def _show_tensors(plan: Preview, console: Console) -> None:
     """Print a row for each tensor: folded in a terminal if they are few, and as lines otherwise."""
     from rich.text import Text
 
-    from monosoup_cli.report.grid import aligned, grid
+    from monosoup_cli.report.grid import Name, aligned, grid
     from monosoup_cli.report.tables import MAX_FOLDED_ROWS, plan_rows
 
     rows = [*plan_rows(plan)]
@@ -285,8 +285,8 @@ def _show_tensors(plan: Preview, console: Console) -> None:
         console.data(aligned(rows))
         return
     table = grid("", "", "")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for name, *rest in rows:
+        table.add_row(Name(name), *map(Text, rest))
     console.table(table, to_stdout=True)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monosoup_cli.outputs.model_card import markdown, plain
-from monosoup_cli.report.outcome import outcomes
-from monosoup_cli.report.scores import CHANGES, shown_interval
 
 __all__ = ["eval_results", "with_scores"]
 
@@ -18,14 +16,18 @@ ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """The id of a dataset on the Hub."""
 
 
-def with_scores(card: str, comparison: Mapping[str, Any]) -> str:
+def with_scores(
+    card: str, comparison: Mapping[str, Any], counts: Mapping[str, str], sentences: Sequence[str]
+) -> str:
     """A model card with the scores of the first edited model, in the place of those that it had.
 
     Args:
         card: The card.
         comparison: What was compared.
+        counts: What is counted of samples, and its heading.
+        sentences: What the comparison says.
     """
-    section = f"{BEGIN}\n\n{_section(comparison)}\n{END}\n\n"
+    section = f"{BEGIN}\n\n{_section(comparison, counts, sentences)}\n{END}\n\n"
     rest = "".join(_others(card))
     before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
     if heading:
@@ -70,11 +72,11 @@ def _facts(task: Mapping[str, Any]) -> Iterator[str]:
     yield f"by {task['harness']}"
 
 
-def _section(comparison: Mapping[str, Any]) -> str:
+def _section(comparison: Mapping[str, Any], counts: Mapping[str, str], sentences: Sequence[str]) -> str:
     level = f"{comparison['level']:.0%} interval"
     head = ["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]
     records = [*comparison["groups"], *comparison["tasks"]]
-    said = [f"- {markdown(sentence)}" for sentence in outcomes(comparison)]
+    said = [f"- {markdown(sentence)}" for sentence in sentences]
     parts = ["## Scores", "", *said, "", *_table(head, map(_scores, records)), ""]
     if any(map(_mark, records)):
         parts += ["↓: lower is better.", ""]
@@ -87,7 +89,7 @@ def _section(comparison: Mapping[str, Any]) -> str:
             "it gets right. As base: of those on which these two differ, those on which it is nearer to the",
             "base.",
             "",
-            *_table(["task", *CHANGES.values()], map(_changes, counted)),
+            *_table(["task", *counts.values()], (_changes(record, counts) for record in counted)),
             "",
         ]
     parts += [f"- {markdown(note)}" for note in comparison["notes"]]
@@ -103,15 +105,15 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
 
 def _scores(record: Mapping[str, Any]) -> Sequence[str]:
     one = record["edited"][0]
-    interval = shown_interval(one["interval"], " to ")
+    interval = "–" if one["interval"] is None else " to ".join(f"{end:+.4g}" for end in one["interval"])
     p = "–" if one["corrected_p"] is None else f"{one['corrected_p']:.2g}"
     metrics = [record["metric"]] if "metric" in record else record["metrics"]
     values = [f"{value:.4g}" for value in (record["base"], record["finetuned"], one["value"])]
     return [_name(record), markdown(", ".join(metrics)), *values, f"{one['difference']:+.4g}", interval, p]
 
 
-def _changes(record: Mapping[str, Any]) -> Sequence[str]:
-    found = [record["edited"][0][name] for name in CHANGES]
+def _changes(record: Mapping[str, Any], counts: Mapping[str, str]) -> Sequence[str]:
+    found = [record["edited"][0][name] for name in counts]
     return [_name(record), *(f"{one['count']} of {one['of']}" for one in found)]
 
 

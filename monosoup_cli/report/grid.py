@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["aligned", "first_that_fits", "grid"]
+__all__ = ["Name", "aligned", "first_that_fits", "grid"]
 
 UNLIMITED = 1_000_000
 
@@ -21,6 +24,27 @@ def grid(first: str, *others: str, show_header: bool = False) -> Table:
     for name in others:
         table.add_column(name, justify="right" if show_header else "left", overflow="fold")
     return table
+
+
+@dataclass(frozen=True)
+class Name:
+    """The name of a tensor in a cell, which is folded after dots where the column is narrow."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(cell_len, self._parts())), cell_len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for part in self._parts():
+            if lines[-1] and cell_len(lines[-1] + part) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(lines), overflow="fold")
+
+    def _parts(self) -> list[str]:
+        return re.split(r"(?<=\.)", self.text)
 
 
 def first_that_fits(wide: Table, narrow: RenderableType) -> RenderableType:

@@ -52,6 +52,8 @@ def moved_by_step(command: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     """What `edit --wise` does to tensors that the edit keeps, by reason; docs/method.md, section 5."""
     if command != "edit" or arguments.get("as_adapter") or not has_step(arguments):
         return {}
-    moved = {"vector": "moved by --wise", "excluded": "moved by --wise, where the base has them"}
+    is_of_all = has_step({**arguments, "layers": None})
+    by = "moved by --wise" if is_of_all else "moved where a recipe gives them a wise"
+    moved = {"vector": by, "excluded": f"{by}, where the base has them" if is_of_all else by}
     # without --min-update, their update is zero
     return {**moved, "unchanged": moved["vector"]} if arguments.get("min_update") else moved

@@ -11,8 +11,8 @@ from monosoup_cli.report.records import outputs_in, sources_in, summary_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.scored import sweep_sentences
 from monosoup_cli.report.searched import search_sentences
-from monosoup_cli.report.steps import step_in, step_of
-from monosoup_cli.report.words import parameters, plural
+from monosoup_cli.report.steps import has_step, step_in, step_of
+from monosoup_cli.report.words import parameters, plural, scale_words
 
 __all__ = ["REACH", "opening", "reach_of", "reach_of_layer"]
 
@@ -70,7 +70,8 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     counted = f"{summary['edited']:,} of {plural(summary['tensors'], 'tensor')}, {of_all}"
     did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "edited")
     moved = moved_by_step(command, report["arguments"]).keys() & summary["kept"].keys()
-    too = "; --wise also moved tensors that the edit keeps" if moved else ""
+    is_of_all = has_step({**report["arguments"], "layers": None})
+    too = "; --wise also moved tensors that the edit keeps" if moved and is_of_all else ""
     return [
         f"{what}{several}.",
         *(search_sentences(report) if "search" in report else ()),
@@ -136,6 +137,11 @@ def _weighted(report: Mapping[str, Any]) -> str:
     return "weighted " if report["arguments"].get("weights") else ""
 
 
+def _times(report: Mapping[str, Any]) -> str:
+    scale = scale_words(report["arguments"])
+    return f", {scale}" if scale else ""
+
+
 def _adapters(report: Mapping[str, Any]) -> str:
     count = len(_sources(report, "finetuned"))
     return "1 LoRA adapter" if count == 1 else f"The {_weighted(report)}sum of {count} LoRA adapters"
@@ -177,12 +183,10 @@ def _edit(report: Mapping[str, Any]) -> str:
 
 
 def _transplant(report: Mapping[str, Any]) -> str:
-    names, scale = _sources(report, "finetuned"), report["arguments"]["scale"]
-    scales = scale if isinstance(scale, list) else [scale]
+    names = _sources(report, "finetuned")
     them = f"update of {names[0]}" if len(names) == 1 else f"updates of {plural(len(names), 'checkpoint')}"
-    times = "" if set(scales) == {1.0} else f", times {', '.join(f'{one:g}' for one in scales)}"
     onto = next(iter(_sources(report, "onto")), "another base")
-    return f"Task arithmetic added to {onto} the {them} from {_base(report)}{times}"
+    return f"Task arithmetic added to {onto} the {them} from {_base(report)}{_times(report)}"
 
 
 DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
@@ -195,8 +199,8 @@ DONE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sfgs": _sfgs,
     "wise": lambda report: f"WiSE-FT interpolated between {_base(report)} and {_finetuned(report)}",
     "lines": lambda report: f"LiNeS scaled {_update(report)} by the depth of each layer",
-    "merge": lambda report: f"{_adapters(report)} merged into {_base(report)}",
-    "extract": lambda report: f"A LoRA adapter extracted from {_update(report)}",
+    "merge": lambda report: f"{_adapters(report)} merged into {_base(report)}{_times(report)}",
+    "extract": lambda report: f"A LoRA adapter extracted from {_update(report)}{_times(report)}",
     "transplant": _transplant,
 }
 """What each command did, without the full stop."""

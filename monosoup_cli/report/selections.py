@@ -81,7 +81,7 @@ def similarity_table(similarity: Mapping[str, Any]) -> RenderableType:
     clamped = f"{stock['clamped']:,} of them clamped from below 0" if stock["clamped"] else "none below 0"
     made.add_row("stock", f"ratio {words.format(**stock['ratio'])}, {clamped}")
     made.add_row("sfgs", "by threshold:")
-    checkpoints = grid("", "", "‖Δ‖/‖W0‖", "", show_header=True)
+    checkpoints = grid("", "", "overall ‖Δ‖/‖W0‖", "", show_header=True)
     checkpoints.columns[1].justify = checkpoints.columns[3].justify = "left"
     for source, relative in zip(similarity["candidates"], similarity["relative_updates"], strict=True):
         size = "" if relative is None else f"{relative:.4g}"

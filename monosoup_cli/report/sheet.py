@@ -71,7 +71,7 @@ def sheet_table(sheet: Sheet, found: Mapping[str, Any], top: int | None = None) 
     from rich.console import Group
     from rich.text import Text
 
-    from monosoup_cli.report.grid import grid
+    from monosoup_cli.report.grid import Name, grid
 
     lines = grid("what", "how")
     for what, words in sheet.lines(found):
@@ -83,7 +83,8 @@ def sheet_table(sheet: Sheet, found: Mapping[str, Any], top: int | None = None) 
     table = grid(first, *others, show_header=True)
     rows = sheet.chosen(found, SHOWN if top is None else top)
     for row in rows:
-        table.add_row(*(Text(printable(column.show(row))) for column in sheet.columns))
+        name, *cells = (printable(column.show(row)) for column in sheet.columns)
+        table.add_row(Name(name), *map(Text, cells))
     hidden = count - len(rows)
     more = [Text(f"{hidden:,} more: --format csv has all of them")] if hidden > 0 else []
     return Group(lines, Text(""), table, *more)

@@ -28,6 +28,7 @@ from monosoup_cli.report.words import (
     plural,
     printable,
     rough,
+    scale_words,
     settings_words,
     shown,
     size,
@@ -266,16 +267,18 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
 
 
 def _add_updates(table: Table, command: str, arguments: Mapping[str, Any], roles: Sequence[str]) -> None:
-    """Add a line on what is made of several updates, and on an update of two names."""
+    """Add a line on what is made of updates, and on an update of two names."""
     count = roles.count("finetuned")
     weights = ", ".join(f"{one:g}" for one in arguments.get("weights") or ())
-    if command == "merge" and count > 1:
-        scale = arguments.get("scale")
-        times = [f"times {weights}"] if weights else []
-        times += [f"all times {scale:g}"] if is_number(scale) and scale != 1.0 else []
-        table.add_row("updates", ", ".join([f"{count}, added up, not averaged", *times]))
+    is_sum, words = command in ("merge", "transplant") and count > 1, []
+    if is_sum:
+        words = [f"{count}, added up, not averaged", *([f"times {weights}"] if weights else [])]
     if command in ("edit", "extract") and count > 1:
-        table.add_row("update", f"the mean of {count}{f', weighted {weights}' if weights else ''}")
+        words = [f"the mean of {count}", *([f"weighted {weights}"] if weights else [])]
+    if command in ("merge", "extract", "transplant") and scale_words(arguments):
+        words.append(f"{'all ' if command == 'merge' and count > 1 else ''}{scale_words(arguments)}")
+    if words:
+        table.add_row("updates" if is_sum else "update", ", ".join(words))
     if command == "transplant":
         table.add_row("D", "onto − base")
 

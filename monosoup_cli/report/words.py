@@ -22,6 +22,7 @@ __all__ = [
     "plural",
     "printable",
     "rough",
+    "scale_words",
     "settings_words",
     "shortened",
     "shown",
@@ -172,3 +173,10 @@ def joined_label(joined: bool) -> str:
 def settings_words(settings: Mapping[str, Any]) -> str:
     """Name settings with their values: "energy 0.8, weighting high"."""
     return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def scale_words(arguments: Mapping[str, Any]) -> str:
+    """Say by what updates are multiplied: "times 0.5, 1"; nothing where that is 1 for all."""
+    scale = arguments.get("scale", 1.0)
+    scales = scale if isinstance(scale, list) else [scale]
+    return "" if {*scales} <= {1.0} else f"times {', '.join(f'{one:g}' for one in scales)}"

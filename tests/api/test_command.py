@@ -90,6 +90,12 @@ def test_a_hint_has_the_syntax_of_its_reader(hint):
         assert error.hint == "".join(part[min(number, len(part) - 1)] for part in parts)
 
 
+def test_an_empty_fact_is_said_as_such():
+    assert (
+        str(MonosoupError("other files", expected="", found="a")) == "other files: expected nothing, found a"
+    )
+
+
 def test_a_problem_names_keywords_alone():
     error = MonosoupError("--as-adapter needs --adapter-rank or --wise 1")
     error.rename_options(keywords_of(monosoup_cli.edit.declared))

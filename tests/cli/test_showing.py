@@ -189,6 +189,20 @@ def test_a_plan_of_many_tensors_is_not_folded(capfd, tmp_path):
         assert (code, f"{'long' * 15}.7 " in shown) == (0, count > MAX_FOLDED_ROWS), error
 
 
+@pytest.mark.parametrize(("command", "width"), [("edit --dry-run", 50), ("diff --no-progress", 70)])
+def test_names_are_folded_after_dots(tmp_path, command, width):
+    name = "model.layers.0.post_attention_layernorm.weight"
+    for seed in range(2):
+        save_file({name: torch.full((6, 4), float(seed + 1))}, tmp_path / f"{seed}.safetensors")
+    verb, option = command.split()
+    output = ["-o", tmp_path / "out"] if verb == "edit" else []
+    words = [verb, *(tmp_path / f"{seed}.safetensors" for seed in range(2)), *output, option]
+    _, seen, error = in_a_terminal(words, width)
+    lines = [line.split(" ")[0] for line in seen.splitlines()]
+    first = lines.index("model.layers.0.")
+    assert "".join(lines[first : first + 3]).startswith(name), seen + error
+
+
 def test_wide_characters_take_two_cells(tmp_path):
     for seed in range(2):
         names = ["重み" * 30 + str(block) for block in range(12)]
@@ -348,24 +362,30 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
     out = run("inspect-spectrum", *files).out
     assert {"cosine", "ratio", "clamped"} <= set(table_of(out)[0])
     assert "cosine of updates, mean of 22 layers" in out
+    assert re.search(r"^ +overall ‖Δ‖/‖W0‖$", out, re.M)
     assert re.search(r"^cosine of two updates in a layer; mean of a layer \S+ \(\S+ to \S+\)$", out, re.M)
     assert re.search(r"^stock +ratio \S+ \(\S+ to \S+\), none below 0$", out, re.M)
     assert "cosine of updates" not in run("report", reports["inspect"]).out
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "count", "said"),
     [
-        (("edit",), "the mean of 2"),
-        (("extract", "--rank", "2"), "the mean of 2"),
-        (("extract", "--rank", "2", "--weights", "3,1"), "the mean of 2, weighted 3, 1"),
+        ("edit", 2, "update +the mean of 2"),
+        ("extract --rank 2", 2, "update +the mean of 2"),
+        ("extract --rank 2 --weights 3,1 --scale 4", 2, "update +the mean of 2, weighted 3, 1, times 4"),
+        ("extract --rank 2 --scale 3", 1, "update +times 3"),
+        ("transplant --scale=-0.5", 1, "update +times -0.5"),
+        ("transplant --scale 0.5,1", 2, "updates +2, added up, not averaged, times 0.5, 1"),
     ],
-    ids=["edit", "extract", "weighted"],
 )
-def test_what_several_checkpoints_become_is_said(run, files, tmp_path, command, said):
-    name, *options = command
-    result = run(name, *files, "-o", tmp_path / "out", *options)
-    assert re.search(rf"^update +{said}$", result.err, re.M), result.err
+def test_what_becomes_of_updates_is_said(run, files, tmp_path, command, count, said):
+    name, *options = command.split()
+    onto = [files[0]] if name == "transplant" else []
+    words = [name, *files[: count + 1], *onto, "-o", tmp_path / "out", *options]
+    assert re.search(rf"^{said}$", run(*words, "--dry-run").out, re.M)
+    result = run(*words)
+    assert re.search(rf"^{said}$", result.err, re.M), result.err
 
 
 def test_ratios_that_were_clamped_are_counted(run, tmp_path):

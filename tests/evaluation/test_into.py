@@ -16,6 +16,7 @@ from monosoup_cli.errors import MonosoupError, UsageError
 from monosoup_cli.outputs.model_card import markdown
 from monosoup_cli.outputs.score_card import with_scores
 from monosoup_cli.report.outcome import outcomes
+from monosoup_cli.report.scores import CHANGES
 from monosoup_cli.report.scores_page import scores_part
 from tests.conftest import everything_in, small_tensors
 from tests.outputs.forks import Forks
@@ -152,7 +153,7 @@ BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
     ],
 )
 def test_only_whole_sections_of_a_card_are_replaced(card, kept):
-    text = with_scores(card, monosoup_cli.scores(*MODELS))
+    text = with_scores(card, monosoup_cli.scores(*MODELS), CHANGES, [])
     before, begin, _ = text.rpartition(f"\n\n{BEGIN}\n")
     assert (before, begin != "") == (kept, True)
 

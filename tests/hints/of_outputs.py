@@ -399,6 +399,21 @@ def factors_that_leave_something_out(at: Trial) -> None:
         assert "leave out" not in at.loads(*at.edit, *adapter, *option, "--overwrite").err
 
 
+@follows("report/notes.py", "add --dtype float32 to keep it")
+def an_edit_that_is_rounded_away(at: Trial) -> None:
+    """One step of bfloat16 in every weight, of which the edit takes a part."""
+    steps = torch.randint(-1, 2, (24, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    weights = torch.linspace(1.0, 2.0, 384).reshape(24, 16).bfloat16()
+    tuned = (weights.view(torch.int16) + steps).view(torch.bfloat16)
+    for content, file in ((weights, at.base), (tuned, at.finetuned)):
+        save_file({"block.weight": content}, file)
+    at.noted(*at.edit)
+    assert torch.equal(load_file(at.out / "model.safetensors")["block.weight"], tuned)
+    at.loads(*at.edit, "--dtype", "float32", "--overwrite")
+    edited = load_file(at.out / "model.safetensors")["block.weight"]
+    assert (edited != tuned).float().mean() > 0.5
+
+
 @follows("methods/extraction.py", "--rank 32 is a start")
 def a_rank_to_start_with(at: Trial) -> None:
     given = ["extract", at.base, at.finetuned, "-o", at.out, "--include", "block.weight"]

@@ -195,20 +195,28 @@ def test_a_budget_is_spent_as_well_as_by_trying_all_divisions(seed):
     assert gain(mine) == pytest.approx(best) if seed % 2 else gain(mine) >= 0.97 * best
 
 
-@pytest.mark.parametrize(("way", "rank"), [("cat", 8), ("svd", 3)])
-def test_several_adapters_as_one(tmp_path, run, way, rank):
+@pytest.mark.parametrize(
+    ("way", "rank", "options", "weights"),
+    [
+        ("cat", 8, "--weights 3,1", [0.75, 0.25]),
+        ("svd", 3, "--weights 3,1", [0.75, 0.25]),
+        ("cat", 8, "--scale 2", [1.0, 1.0]),
+        ("cat", 8, "--weights 0.1,0.5 --scale 0.6", [0.1, 0.5]),
+    ],
+)
+def test_several_adapters_as_one(tmp_path, run, way, rank, options, weights):
     """As peft's add_weighted_adapter: side by side where the rank has room for both, else decomposed."""
     one, two = (make("linear", tmp_path, seed) for seed in (1, 2))
     model = load(one)
     model.load_adapter(two.adapter, "two")
-    model.add_weighted_adapter(["default", "two"], [0.75, 0.25], "both", combination_type=way, svd_rank=rank)
+    model.add_weighted_adapter(["default", "two"], weights, "both", combination_type=way, svd_rank=rank)
     expected = {
         name.removeprefix("base_model.model."): module.get_delta_weight("both").detach().numpy()
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }
     out = tmp_path / "adapter"
-    words = ("extract", one.base, one.adapter, two.adapter, "-o", out, "--rank", rank, "--weights", "3,1")
+    words = ("extract", one.base, one.adapter, two.adapter, "-o", out, "--rank", rank, *options.split())
     assert run(*words).code == 0
     found, layers = products(out), layers_of(out)
     assert len(found) == len(expected) == len(layers) == 4

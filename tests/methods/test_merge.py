@@ -92,7 +92,8 @@ def test_several_adapters_are_added_up(tmp_path, run, options, factors, said):
     assert_near(tensors_in(tmp_path / "out"), expected)
     page = opening(json.loads((tmp_path / "out" / "monosoup_report.json").read_text()))
     kind = "weighted sum" if options else "sum"
-    assert page[0] == f"The {kind} of 2 LoRA adapters merged into base."
+    times = ", times 0.5" if options else ""
+    assert page[0] == f"The {kind} of 2 LoRA adapters merged into base{times}."
 
 
 def test_what_is_left_out_is_the_base_to_the_last_bit(tmp_path, run):

@@ -477,6 +477,14 @@ def test_a_page_begins_with_what_was_done(reports, name):
         ),
         ("soup", ["a", "b"], {"weights": [3, 1]}, "A model soup: the weighted mean of 2 checkpoints."),
         ("merge", ["a", "b"], {"weights": [1, 2]}, "The weighted sum of 2 LoRA adapters merged into base."),
+        ("merge", ["a"], {"scale": 0.5}, "1 LoRA adapter merged into base, times 0.5."),
+        (
+            "extract",
+            ["a", "b"],
+            {"scale": 2.0},
+            "A LoRA adapter extracted from what fine-tuning changed from base to the mean of 2 checkpoints,"
+            " times 2.",
+        ),
     ],
 )
 def test_the_opening_says_how_several_are_added(reports, command, sources, arguments, said):

@@ -63,6 +63,7 @@ def test_the_card_says_that_the_result_is_interpolated(stepped, tmp_path):
 
 
 MOVED = "moved by --wise, where the base has them"
+OF_RECIPE = "moved where a recipe gives them a wise"
 AVERAGED = "averaged where all have them in one shape"
 
 
@@ -72,7 +73,7 @@ AVERAGED = "averaged where all have them in one shape"
         ({"wise": 0.5}, 1, (f" ({MOVED})", "", " (moved by --wise)")),
         ({"wise": [0.5, 1.0], "min_update": 0.1}, 1, (f" ({MOVED})", *[" (moved by --wise)"] * 2)),
         ({"wise": 0.5}, 2, (f" ({AVERAGED}; {MOVED})", "", " (moved by --wise)")),
-        ({"layers": {"*": {"wise": 0.5}}}, 1, (f" ({MOVED})", "", " (moved by --wise)")),
+        ({"layers": {"*mlp*": {"wise": 0.5}}}, 1, (f" ({OF_RECIPE})", "", f" ({OF_RECIPE})")),
         ({"wise": 1.0}, 1, ("", "", "")),
         ({"wise": 0.5, "as_adapter": True}, 1, ("", "", "")),
     ],
@@ -85,4 +86,6 @@ def test_which_kept_tensors_are_moved(arguments, finetuned, said):
 
 def test_the_wise_of_a_recipe_has_no_one_value(stepped):
     arguments = {**stepped[0]["arguments"], "layers": {"*": {"wise": 0.5}}}
-    assert before_step({**stepped[0], "arguments": arguments}) == BEFORE
+    report = {**stepped[0], "arguments": arguments}
+    assert before_step(report) == BEFORE
+    assert "--wise" not in " ".join(opening(report))

@@ -397,6 +397,51 @@ def test_an_edit_that_changes_nothing_says_so(tmp_path, run):
     assert "barely changes" not in half
 
 
+TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("stored", "written", "relative", "is_lost"),
+    [
+        ("bfloat16", "bfloat16", 0.003, True),
+        ("bfloat16", "bfloat16", 0.03, False),
+        ("bfloat16", "float16", 0.003, False),
+        ("float16", "float16", 0.0004, True),
+        ("float16", "float16", 0.004, False),
+    ],
+)
+def test_an_edit_that_rounding_undoes_is_told(tmp_path, run, stored, written, relative, is_lost):
+    """Against what is left of it in the file, as docs/method.md says."""
+    model = Model(6)
+    base = {name: weights.to(TYPES[stored]) for name, weights in model.base.items()}
+    tuned = {
+        name: (w.double() + model.scaled(model.normal(*w.shape), relative)).to(w.dtype)
+        for name, w in base.items()
+    }
+    said, rounded = written_by(run, tmp_path, (base, tuned), "--dtype", written)
+    assert ("undoes most of the edit" in said) == is_lost, said
+    exact_said, exact = written_by(run, tmp_path, (base, tuned), "--dtype", "float32")
+    assert "undoes" not in exact_said
+    moved, edit = (
+        torch.cat([(one[name].double() - weights.double()).flatten() for name, weights in tuned.items()])
+        for one in (rounded, exact)
+    )
+    assert (float(moved @ edit / edit.square().sum()) < 0.5) == is_lost
+
+
+def test_weights_between_the_numbers_of_a_dtype_are_not_rounded_back(tmp_path, run):
+    """Those of a mean, and those of a fine-tune with more bits."""
+    model = Model(6)
+    base = {name: weights.bfloat16() for name, weights in model.base.items()}
+    first, second = (
+        {name: w + model.scaled(model.normal(*w.shape), 0.003).float() for name, w in base.items()}
+        for _ in range(2)
+    )
+    assert "undoes" not in written_by(run, tmp_path, (base, first), "--dtype", "bfloat16")[0]
+    save_file({name: w.bfloat16() for name, w in second.items()}, tmp_path / "second.safetensors")
+    assert "undoes" not in written_by(run, tmp_path, (base, first), tmp_path / "second.safetensors")[0]
+
+
 def test_a_head_over_zeros_was_made_anew(told):
     model = Model(4)
     base = {name: weights.float() for name, weights in model.base.items()}
