@@ -68,6 +68,17 @@ def test_a_help_page_speaks_of_its_own_command():
         assert not {*re.findall(r"[a-z-]+(?=:? as in|: like)", said)} & COMMANDS.keys(), name
 
 
+def test_the_help_of_a_command_is_what_the_docstring_of_its_declaration_says():
+    """In Python's names, that of the function says it."""
+    commands = typer.main.get_command(app).commands
+    for name, function in COMMANDS.items():
+        assert commands[name].help == inspect.cleandoc(inspect.unwrap(function).__doc__)
+    assert "--resume scores nothing\ntwice" in commands["search"].help
+    assert "--resume" not in COMMANDS["search"].__doc__.split("Example: ")[0]
+    assert "--dry-run shows them" in commands["lines"].help
+    assert "lines.plan shows them" in COMMANDS["lines"].__doc__
+
+
 def test_help_says_what_becomes_of_tensors_that_are_left_out():
     said = {name: one.declared["include"].option.help for name, one in COMMANDS.items()}
     assert "as fine-tuned (of several: averaged)" in said["edit"]

@@ -392,11 +392,11 @@ def document(
     """Give a function the name (or another `name`), the module, the whole signature and the docstring of a
     command.
 
-    The docstring is the help of the shell, with keywords in the place of its options, then every option.
+    The docstring is that of the declaration, with keywords in the place of options, and every option.
     """
     function.__name__ = function.__qualname__ = name or declaration.__name__
     function.__module__ = declaration.__module__
-    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__wrapped__, function.__signature__ = declaration, signature  # type: ignore[attr-defined]
     annotations = {one.name: one.annotation for one in signature.parameters.values()}
     function.__annotations__ = {**annotations, "return": signature.return_annotation}
     names = keywords_of(declared)
@@ -405,7 +405,7 @@ def document(
         helps[PROGRESS.name] = PROGRESS_HELP
     options = "\n".join(_folded(f"{key}: {words}") for key, words in helps.items())
     text, *example = inspect.cleandoc(declaration.__doc__ or "").partition("\n\nExample: ")
-    text = with_names(text, names | {"--dry-run": Keyword("plan")})
+    text = with_names(text, names | {"--dry-run": Keyword(f"{declaration.__name__}.plan")})
     function.__doc__ = (
         f"{text}{''.join(example)}\n\nArgs:\n{options}"
         f"\n\nReturns:\n{_folded(returns, 4)}\n\nRaises:\n"

@@ -117,7 +117,9 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     rows = rows_of(report)
     chosen = display.view.rows(rows)
     verdict = report.get("verdict") or verdict_of(report, rows)
-    words = sentences({**verdict, "size": None} if "scores" in report else verdict)
+    words = sentences(
+        verdict if report.keys().isdisjoint(("scores", "search")) else {**verdict, "size": None}
+    )
     if display.format == "json":
         display.console.data(as_text(report))
     elif display.format == "csv":

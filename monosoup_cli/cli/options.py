@@ -105,5 +105,5 @@ def _numbers(flag: str, text: str) -> list[float]:
 
 
 def shell_help(function: Callable[..., Any]) -> str:
-    """Return the help of a command: the part of the docstring before the arguments."""
-    return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:\n")[0]
+    """Return the help of a command: the docstring of its declaration."""
+    return inspect.cleandoc(inspect.unwrap(function).__doc__ or "")

@@ -371,7 +371,8 @@ def _group_record(name: str, inside: Sequence[tuple[dict[str, Any], list[_Row]]]
 def _correct(tasks: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
     """Correct all p-values for their number. A group of one task is that task: it does not count again.
 
-    Where no sample changed, p cannot be below 1, so the comparison does not count either (Tarone, 1990).
+    Where no sample changed, p cannot be below 1, so the comparison does not count either (Tarone, 1990). Only
+    then is its interval 0 to 0.
     """
     own = {task["name"]: task for task in tasks}
     several = [group for group in groups if len(group["tasks"]) > 1]

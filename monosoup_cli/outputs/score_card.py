@@ -12,22 +12,29 @@ __all__ = ["eval_results", "with_scores"]
 
 BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
 BEFORE = "## Citation"
+IN_GROUP = re.compile(r"^(in|out) \(|\((in|out)[,)]")
+WHERE = "In: like the data of the fine-tuning. Out: unlike it. Of several tasks, the row has the mean."
+COUNTED = """Healed: of the samples that the base alone got right, those that this model gets right.
+Preserved and damaged: of those that base and fine-tuned model got right, those that it
+gets right and wrong. Retained: of those that the fine-tuned model alone got right, those that
+it gets right. As base: of those on which these two differ, those on which it is nearer to the
+base."""
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """The id of a dataset on the Hub."""
 
 
 def with_scores(
-    card: str, comparison: Mapping[str, Any], counts: Mapping[str, str], sentences: Sequence[str]
+    card: str, sentences: Sequence[str], tables: Sequence[Sequence[Sequence[str]]], notes: Sequence[str]
 ) -> str:
-    """A model card with the scores of the first edited model, in the place of those that it had.
+    """A model card with the scores of the model, in the place of those that it had.
 
     Args:
         card: The card.
-        comparison: What was compared.
-        counts: What is counted of samples, and its heading.
-        sentences: What the comparison says.
+        sentences: What the scores say.
+        tables: The scores, and perhaps what became of the samples, each with its heading first.
+        notes: What to know of them.
     """
-    section = f"{BEGIN}\n\n{_section(comparison, counts, sentences)}\n{END}\n\n"
+    section = f"{BEGIN}\n\n{_section(sentences, tables, notes)}\n{END}\n\n"
     rest = "".join(_others(card))
     before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
     if heading:
@@ -72,59 +79,24 @@ def _facts(task: Mapping[str, Any]) -> Iterator[str]:
     yield f"by {task['harness']}"
 
 
-def _section(comparison: Mapping[str, Any], counts: Mapping[str, str], sentences: Sequence[str]) -> str:
-    level = f"{comparison['level']:.0%} interval"
-    head = ["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]
-    records = [*comparison["groups"], *comparison["tasks"]]
-    said = [f"- {markdown(sentence)}" for sentence in sentences]
-    parts = ["## Scores", "", *said, "", *_table(head, map(_scores, records)), ""]
-    if any(map(_mark, records)):
-        parts += ["↓: lower is better.", ""]
-    counted = [record for record in records if "healed" in record["edited"][0]]
-    if counted:
-        parts += [
-            "Healed: of the samples that the base alone got right, those that this model gets right.",
-            "Preserved and damaged: of those that base and fine-tuned model got right, those that it",
-            "gets right and wrong. Retained: of those that the fine-tuned model alone got right, those that",
-            "it gets right. As base: of those on which these two differ, those on which it is nearer to the",
-            "base.",
-            "",
-            *_table(["task", *counts.values()], (_changes(record, counts) for record in counted)),
-            "",
-        ]
-    parts += [f"- {markdown(note)}" for note in comparison["notes"]]
-    return "\n".join(parts).rstrip() + "\n"
+def _section(
+    sentences: Sequence[str], tables: Sequence[Sequence[Sequence[str]]], notes: Sequence[str]
+) -> str:
+    scores, *counts = tables
+    parts = ["## Scores", "", *_items(sentences), "", *_table(scores), ""]
+    parts += [WHERE, ""] if any(IN_GROUP.search(row[0]) for row in scores) else []
+    parts += ["↓: lower is better.", ""] if any(row[0].endswith("↓") for row in scores) else []
+    for table in counts:
+        parts += [COUNTED, "", *_table(table), ""]
+    return "\n".join([*parts, *_items(notes)]).rstrip() + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+def _items(texts: Sequence[str]) -> list[str]:
+    return [f"- {markdown(text)}" for text in texts]
 
 
-def _scores(record: Mapping[str, Any]) -> Sequence[str]:
-    one = record["edited"][0]
-    interval = "–" if one["interval"] is None else " to ".join(f"{end:+.4g}" for end in one["interval"])
-    p = "–" if one["corrected_p"] is None else f"{one['corrected_p']:.2g}"
-    metrics = [record["metric"]] if "metric" in record else record["metrics"]
-    values = [f"{value:.4g}" for value in (record["base"], record["finetuned"], one["value"])]
-    return [_name(record), markdown(", ".join(metrics)), *values, f"{one['difference']:+.4g}", interval, p]
-
-
-def _changes(record: Mapping[str, Any], counts: Mapping[str, str]) -> Sequence[str]:
-    found = [record["edited"][0][name] for name in counts]
-    return [_name(record), *(f"{one['count']} of {one['of']}" for one in found)]
-
-
-def _name(record: Mapping[str, Any]) -> str:
-    if "tasks" in record:
-        name = f"**mean {'out of' if record['name'] == 'out' else 'in'} distribution**"
-    else:
-        name = "".join([markdown(record["name"]), *(f" ({group})" for group in record["groups"])])
-    return name + _mark(record)
-
-
-def _mark(record: Mapping[str, Any]) -> str:
-    """What stands behind a task or group whose scores are better when lower."""
-    return " ↓" if record["higher_is_better"] is False else ""
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        yield f"| {' | '.join(map(markdown, row))} |"
+        if number == 0:
+            yield f"|{'---|' * len(row)}"

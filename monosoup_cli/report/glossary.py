@@ -78,8 +78,8 @@ OF_SCORES = {
     " McNemar's exact test where answers are right or wrong, and a sign-flip permutation test otherwise.",
     "corrected p": "p after Holm's correction for all comparisons of the table.",
     "better, worse": "The corrected p is below 0.05, so the difference is hardly chance.",
-    "may be better, may be worse": "Alone, the difference would hardly be chance: its p is below 0.05, or its"
-    " interval excludes 0. One of so many comparisons easily is, so the corrected p is 0.05 or more.",
+    "may be better, may be worse": "Alone, the difference would hardly be chance: its p is below 0.05. One of"
+    " so many comparisons easily is, so the corrected p is 0.05 or more.",
     "no difference shown": "There may be a difference, but these samples are too few to show it.",
     "no change": "Every sample scores as before. Of other samples, some may still change.",
     "healed": "Of the samples that the base alone got right, those that the edited model gets right.",

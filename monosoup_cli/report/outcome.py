@@ -13,7 +13,7 @@ __all__ = ["outcomes"]
 
 SIGNIFICANCE = 0.05
 """A difference is shown if its corrected p is below this. It may be one if p is."""
-NOT_TESTED, NOT_SHOWN, MAYBE = "not tested", "no difference shown", "possibly "
+NOT_TESTED, NOT_SHOWN, MAYBE = "not tested", "no difference shown", "may be "
 TOLD = 4
 """How many tasks have a sentence each."""
 NAMED = 4
@@ -32,30 +32,24 @@ def outcomes(comparison: Mapping[str, Any]) -> list[str]:
         models = printable(edited), printable(names["finetuned"])
         if comparison["groups"] or len(records) <= TOLD:
             said += [_sentence(record, record["edited"][at], *models) for record in records]
-            said += [
-                words for record in records for words in _restored(record, record["edited"][at], models[0])
-            ]
         else:
             said.append(_counted(records, at, *models))
-    return said
+    return [*said, *(words for record in records for words in _restored(record, names["edited"]))]
 
 
 def _kind(record: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     """What a comparison shows: alone and with all others, alone, or nothing."""
     if one["corrected_p"] is None:
         return NOT_TESTED
-    if not _excludes_0(one) and one["p"] >= SIGNIFICANCE:
+    if one["interval"] is not None and not any(one["interval"]):
+        return NO_CHANGE
+    if one["p"] >= SIGNIFICANCE:
         return NOT_SHOWN
     if record["higher_is_better"] is None:
         kind = "different"
     else:
         kind = "better" if (one["difference"] > 0) == record["higher_is_better"] else "worse"
     return kind if one["corrected_p"] < SIGNIFICANCE else f"{MAYBE}{kind}"
-
-
-def _excludes_0(one: Mapping[str, Any]) -> bool:
-    low, high = one["interval"] or (0.0, 0.0)
-    return bool(low > 0.0 or high < 0.0)
 
 
 def _counted(records: Sequence[Mapping[str, Any]], at: int, edited: str, finetuned: str) -> str:
@@ -72,37 +66,49 @@ def _counted(records: Sequence[Mapping[str, Any]], at: int, edited: str, finetun
 
 def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, finetuned: str) -> str:
     kind = _kind(record, one)
-    verb, word = ("may be", kind.removeprefix(MAYBE)) if kind.startswith(MAYBE) else ("is", kind)
+    verb = "" if kind.startswith(MAYBE) else "is "
     said = {
         NOT_TESTED: f"{edited} was not tested against {finetuned}, for want of single samples",
+        NO_CHANGE: f"{edited} scores every sample as {finetuned} does",
         NOT_SHOWN: f"no difference between {edited} and {finetuned} is shown",
-    }.get(kind, f"{edited} {verb} {word} {'from' if word == 'different' else 'than'} {finetuned}")
-    facts = ", ".join(_facts(one))
-    doubt = f"; corrected p {shown_p(one['corrected_p'])}" if verb == "may be" else ""
+    }.get(kind, f"{edited} {verb}{kind} {'from' if kind.endswith('different') else 'than'} {finetuned}")
     values = f"{number(one['value'])} against {number(record['finetuned'])}"
-    return f"{_where(record)}, {said}: {values} ({facts}{doubt})."
+    return f"{_where(record)}, {said}: {values} ({', '.join(_facts(one, kind))})."
 
 
-def _restored(record: Mapping[str, Any], one: Mapping[str, Any], edited: str) -> Iterator[str]:
-    """How much of what fine-tuning cost out of distribution an edit brought back, if it cost anything."""
-    if record["name"] != "out" or "tasks" not in record or _kind(record, one) not in ("better", "worse"):
+def _restored(record: Mapping[str, Any], models: Sequence[str]) -> Iterator[str]:
+    """How much of what fine-tuning cost out of distribution edits brought back, if it cost anything."""
+    if record["name"] != "out" or "tasks" not in record or record["higher_is_better"] is None:
         return
     sign = 1.0 if record["higher_is_better"] else -1.0
-    cost, back = sign * (record["base"] - record["finetuned"]), sign * one["difference"]
-    if cost > 0.0 and back != 0.0:
-        did = (
-            f"{edited} restored {number(back)} of it ({back / cost:.0%})"
-            if back > 0
-            else f"{edited} lost {number(-back)} more"
-        )
-        yield f"Fine-tuning cost {number(cost)} out of distribution; {did}."
+    cost = sign * (record["base"] - record["finetuned"])
+    if cost <= 0.0:
+        return
+    did = []
+    for name, one in zip(models, record["edited"], strict=True):
+        back, kind = sign * one["difference"], _kind(record, one)
+        if kind == "better":
+            did.append(f"{printable(name)} restored {number(back)} of it ({_share(back / cost)})")
+        elif kind == "worse":
+            did.append(f"{printable(name)} lost {number(-back)} more")
+    if did:
+        yield f"Fine-tuning cost {number(cost)} out of distribution; {', '.join(did)}."
 
 
-def _facts(one: Mapping[str, Any]) -> Iterator[str]:
+def _share(share: float) -> str:
+    """A percentage, of which only all is 100%."""
+    return f"{share:.0%}" if share >= 1.0 or share < 0.995 else "over 99%"
+
+
+def _facts(one: Mapping[str, Any], kind: str) -> Iterator[str]:
     yield f"difference {signed(one['difference'])}"
-    if one["interval"] is not None:
-        interval = shown_interval(one["interval"], " to ")
-        yield "no sample changed" if interval == NO_CHANGE else f"95% interval {interval}"
+    if one["interval"] is not None and any(one["interval"]):
+        low, high = one["interval"]
+        yield f"95% interval {shown_interval(one['interval'], ' to ')}"
+        if kind.startswith(MAYBE):
+            yield f"p {shown_p(one['p'])}, corrected {shown_p(one['corrected_p'])}"
+        elif kind == NOT_SHOWN and not low <= 0.0 <= high:  # of few changed samples, it is too narrow
+            yield f"p {shown_p(one['p'])}"
 
 
 def _where(record: Mapping[str, Any]) -> str:

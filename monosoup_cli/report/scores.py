@@ -19,6 +19,7 @@ __all__ = [
     "LOWER",
     "NO_CHANGE",
     "against",
+    "card_tables",
     "change",
     "direction",
     "has_lower",
@@ -105,11 +106,30 @@ def shown_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str
     groups = {group["name"]: group["tasks"] for group in comparison["groups"]}
     for record in comparison["groups"]:
         if len(record["tasks"]) > 1:
-            yield f"{record['name']} ({plural(len(record['tasks']), 'task')}){direction(record)}", record
+            count = plural(len(record["tasks"]), "task")
+            yield f"{record['name']} ({count}){direction(record)}", record
     for record in comparison["tasks"]:
         of = ", ".join(group for group, tasks in groups.items() if record["name"] in tasks)
         name = printable(record["name"], MAX_NAME)
         yield f"{name}{of and f' ({of})'}{direction(record)}", record
+
+
+def card_tables(comparison: Mapping[str, Any]) -> list[list[list[str]]]:
+    """Two tables of the first edited model for its model card: its scores, and what became of the samples.
+
+    Each begins with its heading. The second is left out where no answers are right or wrong.
+    """
+    level = f"{comparison['level']:.0%} interval"
+    scores = [["task", "metric", "base", "fine-tuned", "this model", "difference", level, "p, corrected"]]
+    counts = [["task", *CHANGES.values()]]
+    for shown, record in shown_rows(comparison):
+        one = record["edited"][0]
+        values = map(number, (record["base"], record["finetuned"], one["value"]))
+        shares = [signed(one["difference"]), shown_interval(one["interval"], " to ")]
+        scores.append([shown, metric_of(record), *values, *shares, shown_p(one["corrected_p"])])
+        if "healed" in one:
+            counts.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
+    return [scores, counts] if len(counts) > 1 else [scores]
 
 
 def against(comparison: Mapping[str, Any], edited: str) -> str:

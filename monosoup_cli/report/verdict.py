@@ -365,22 +365,25 @@ def interpolation(rows: Sequence[Row], *, wise: float = 1.0, is_mean: bool = Fal
         f"mix of the base and the {tuned}: the nearest plain interpolation ({'' if is_mean else 'WiSE-FT, '}"
         f"equivalent α = {alpha:.3g}) is {_percent(distance)} of ‖Δ‖ away."
     )
+    it, then = (
+        ("The edit", "") if all(step == 1.0 for _, step, _ in weighted) else ("The result", ", after --wise,")
+    )
     if moved <= NEAR:
         them = "the weights" if is_mean else "them"
-        sentence = f"The edit barely changes the {tuned}: it moves {them} by {_percent(moved)} of ‖Δ‖."
+        sentence = f"{it} barely changes the {tuned}: it moves {them} by {_percent(moved)} of ‖Δ‖."
     elif distance <= NEAR:
-        sentence = f"The edit is nearly a plain {mix}"
+        sentence = f"{it} is nearly a plain {mix}"
     else:
-        sentence = f"The edit differs from every {mix}"
+        sentence = f"{it} differs from every {mix}"
     names = ("equivalent_alpha", "anisotropy")
     means = [_short(statistics.fmean(step * row[name] for row, step, _ in weighted)) for name in names]
     if moved > NEAR and means != [_short(alpha), _short(distance)]:
         sentence += (
-            " These two figures weigh layers by the size of their update. The plain means over the layers are"
-            f" {means[0]} (equivalent α) and {means[1]} (anisotropy)."
+            " These two figures weigh layers by the size of their update. The plain means over the"
+            f" layers{then} are {means[0]} (equivalent α) and {means[1]} (anisotropy)."
         )
     if alpha < FAR:
-        sentence += f" The edit goes {_percent(1.0 - alpha)} of the way back to the base."
+        sentence += f" {it} goes {_percent(1.0 - alpha)} of the way back to the base."
     if min(moved, distance) > NEAR:
         sentence += " Only scores tell whether it is better than that interpolation."
     return {

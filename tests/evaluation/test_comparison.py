@@ -619,8 +619,19 @@ def test_what_is_shown_only_alone_may_be(tmp_path, run):
     assert one.startswith(
         "On one, edited may be worse than tuned: 0.8500 against 1.0000 (difference -0.1500, "
     )
-    assert one.endswith("; corrected p 0.06).")
+    assert one.endswith(", p 0.03, corrected 0.06).")
     assert two == one.replace("one", "two")
+
+
+def test_an_interval_of_few_changed_samples_shows_nothing(tmp_path):
+    """Four won of 200: p is 2/16, and the percentiles of a bootstrap are above 0."""
+    paths = [
+        write(tmp_path / name, one=answers)
+        for name, answers in (("base", "0" * 200), ("tuned", "0" * 200), ("edited", "1" * 4 + "0" * 196))
+    ]
+    [said] = outcomes(monosoup_cli.scores(*paths))
+    assert said.startswith("On one, no difference between edited and tuned is shown: 0.0200 against 0.0000 (")
+    assert re.search(r"95% interval \+0\.005 to \+0\.0\d\d, p 0\.1[23]\)\.$", said)
 
 
 def test_what_cannot_change_does_not_count(tmp_path, run):
@@ -632,7 +643,7 @@ def test_what_cannot_change_does_not_count(tmp_path, run):
     assert found["one"]["corrected_p"] == found["one"]["p"] == pytest.approx(2 / 2**6)
     assert [found[name]["corrected_p"] for name in easy] == [1.0] * 4
     [said] = outcomes(monosoup_cli.scores(*paths))
-    assert said == "edited against tuned, of 5 tasks: no difference shown on 4, worse on 1 (one)."
+    assert said == "edited against tuned, of 5 tasks: no change on 4, worse on 1 (one)."
     table = run("scores", *paths).out
     assert (
         len(
@@ -640,8 +651,9 @@ def test_what_cannot_change_does_not_count(tmp_path, run):
         )
         == 4
     )
-    of_group = outcomes(monosoup_cli.scores(*paths, in_="easy-0"))
-    assert of_group[0].endswith("1.0000 against 1.0000 (difference +0.0000, no sample changed).")
+    [of_group] = outcomes(monosoup_cli.scores(*paths, in_="easy-0"))
+    values = "1.0000 against 1.0000 (difference +0.0000)"
+    assert of_group == f"In distribution (easy-0), edited scores every sample as tuned does: {values}."
 
 
 def test_many_tasks_are_counted_and_totals_are_not_tested(decided, tmp_path):
@@ -649,9 +661,8 @@ def test_many_tasks_are_counted_and_totals_are_not_tested(decided, tmp_path):
         for number in range(3):
             (model / f"new-{number}.csv").write_text(f"id,correct\nq0,{one}")
     [said] = outcomes(monosoup_cli.scores(*decided))
-    assert said == (
-        "edited against tuned, of 6 tasks: worse on 1 (clean), no difference shown on 4, better on 1."
-    )
+    counts = "worse on 1 (clean), no change on 3, no difference shown on 1, better on 1."
+    assert said == f"edited against tuned, of 6 tasks: {counts}"
     prose = outcomes(monosoup_cli.scores(*MODELS, out="prose"))
     assert "was not tested against models__finetuned, for want of single samples" in prose[0]
 
