@@ -7,7 +7,7 @@ is made from and which tensors must be examined before the layout is known. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -78,13 +78,12 @@ class Description:
 
     library: str | None = None
 
-    def text(self, paper: Paper, step: str | None) -> str:
+    def text(self, paper: Paper, steps: Set[float]) -> str:
         """What the output is, by the method that made it, and at which α the base is then mixed in."""
-        if step is None:
-            return paper.summary
-        return (
-            f"{paper.summary} The result is interpolated with the base at α = {step}, biases and norms too."
-        )
+        if len(steps) > 1:
+            return f"{paper.summary} Some layers are then interpolated with the base, as their settings say."
+        then = f" The result is interpolated with the base at α = {max(steps):g}, biases and norms too."
+        return paper.summary if steps == {1.0} else f"{paper.summary}{then}"
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,12 @@ class AdapterDescription(Description):
     library: str | None = "peft"
     opening: str = "A LoRA adapter."
 
-    def text(self, paper: Paper, step: str | None) -> str:
+    def text(self, paper: Paper, steps: Set[float]) -> str:
         """What the adapter is, what its updates are, and what they are then multiplied by."""
-        then = "" if step is None else f" The result is multiplied by {step}."
-        return f"{self.opening} {paper.updates}{then}"
+        then = f" The result is multiplied by {max(steps):g}."
+        if len(steps) > 1:
+            then = " Some layers are then multiplied, as their settings say."
+        return f"{self.opening} {paper.updates}{'' if steps == {1.0} else then}"
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,12 @@ def _method(ready: Ready, variant: Variant, choice: Choice) -> str:
     count = len(ready.planned.inputs.finetuned)
     if len(choice.members) == 1 < count:
         return f"The weights of one of {count} fine-tuned checkpoints. No other one joined it in a soup."
-    return ready.form.description.text(ready.planned.task.order.method.paper, _step(variant))
+    return ready.form.description.text(ready.planned.task.order.method.paper, _steps(variant))
 
 
-def _step(variant: Variant) -> str | None:
-    """How far from the base a variant then goes, in words; None where it does not."""
-    own = {1.0 if step is None else step for step in (variant.wise, *variant.wise_of.values())}
-    if own == {1.0}:
-        return None
-    return f"{own.pop():g}" if len(own) == 1 else "the recipe's `wise`"
+def _steps(variant: Variant) -> set[float]:
+    """How far from the base layers then go."""
+    return {1.0 if step is None else step for step in (variant.wise, *variant.wise_of.values())}
 
 
 def _command(ready: Ready, variant: Variant) -> list[str]:

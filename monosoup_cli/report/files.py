@@ -48,6 +48,8 @@ OF_SEVERAL = "each checkpoint has its own report, in its folder"
 
 PAGE = re.compile(rb"<title>[^<]* \xc2\xb7 monosoup [^<]+</title>")
 """What only monosoup's pages have."""
+ENDS = 1 << 16
+"""How much of a file's start and end is searched for what says that monosoup wrote it."""
 
 MAX_DIGITS = 18
 """The most digits of an integer: more than any report has, and few enough for a float."""
@@ -189,29 +191,38 @@ def check_page(path: Path) -> None:
         OutputError: It cannot be written, or there is something else.
     """
     check_target(path, ".html")
-    check_own(path, PAGE, "page")
+    check_own(path, PAGE)
 
 
-def check_own(path: Path, mark: re.Pattern[bytes], kind: str) -> None:
+def check_own(path: Path, mark: re.Pattern[bytes], *, at_end: bool = False) -> None:
     """Check that a file has nothing, or is one that monosoup wrote.
 
     Args:
         path: The file, which need not exist.
-        mark: What those have that monosoup writes.
-        kind: What they are called.
+        mark: What those have that monosoup writes, among their first bytes.
+        at_end: Whether it may be among their last bytes.
 
     Raises:
         OutputError: It is another, or cannot be read.
     """
     try:
-        is_other = path.exists() and path.stat().st_size > 0 and mark.search(path.read_bytes()) is None
+        nbytes = path.stat().st_size if path.exists() else 0
+        is_other = nbytes > 0
+        if is_other:
+            with path.open("rb") as file:
+                is_other = mark.search(file.read(ENDS)) is None
+                if is_other and at_end:
+                    file.seek(max(nbytes - ENDS, 0))
+                    is_other = mark.search(file.read(ENDS)) is None
     except OSError as error:
         raise OutputError(f"cannot be read: {error.strerror}", path=path) from None
     if is_other:
         names = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
         free = next(name for name in names if not os.path.lexists(name))
         raise OutputError(
-            f"exists, and is not a {kind} that monosoup wrote", path=path, hint=f"give another name: {free}"
+            "exists, and does not say that monosoup wrote it",
+            path=path,
+            hint=f"remove it, or give another name: {free}",
         )
 
 

@@ -53,7 +53,10 @@ def moved_by_step(command: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     if command != "edit" or arguments.get("as_adapter") or not has_step(arguments):
         return {}
     is_of_all = has_step({**arguments, "layers": None})
-    by = "moved by --wise" if is_of_all else "moved where a recipe gives them a wise"
-    moved = {"vector": by, "excluded": f"{by}, where the base has them" if is_of_all else by}
-    # without --min-update, their update is zero
-    return {**moved, "unchanged": moved["vector"]} if arguments.get("min_update") else moved
+    by = "moved by --wise" if is_of_all else "moved where their settings say so"
+    if_possible = {"excluded": "the base has them", "shape_mismatch": "the base has that shape"}
+    reasons = ["vector", *if_possible, *(["unchanged"] if arguments.get("min_update") else [])]
+    # without --min-update, the update of what is unchanged is zero
+    return {
+        why: f"{by}, where {if_possible[why]}" if is_of_all and why in if_possible else by for why in reasons
+    }

@@ -98,7 +98,7 @@ def check_plot(path: Path) -> None:
         OutputError: The file cannot be written, or there is something else.
     """
     check_target(path, list(METADATA))
-    check_own(path, PICTURE, "picture")
+    check_own(path, PICTURE, at_end=True)
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -178,5 +178,5 @@ def settings_words(settings: Mapping[str, Any]) -> str:
 def scale_words(arguments: Mapping[str, Any]) -> str:
     """Say by what updates are multiplied: "times 0.5, 1"; nothing where that is 1 for all."""
     scale = arguments.get("scale", 1.0)
-    scales = scale if isinstance(scale, list) else [scale]
+    scales = [one for one in (scale if isinstance(scale, list) else [scale]) if isinstance(one, (int, float))]
     return "" if {*scales} <= {1.0} else f"times {', '.join(f'{one:g}' for one in scales)}"

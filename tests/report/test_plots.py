@@ -468,9 +468,9 @@ def test_a_picture_of_another_program_stays(report, tmp_path, suffix):
     figure(report).savefig(path)
     old = path.read_bytes()
     for refused in (lambda path: plot(report, path), check_plot):
-        with pytest.raises(OutputError, match="not a picture that monosoup wrote") as caught:
+        with pytest.raises(OutputError, match="does not say that monosoup wrote it") as caught:
             refused(path)
-        assert caught.value.hint == f"give another name: {tmp_path / f'mine-2.{suffix}'}"
+        assert caught.value.hint == f"remove it, or give another name: {tmp_path / f'mine-2.{suffix}'}"
     assert path.read_bytes() == old
 
 

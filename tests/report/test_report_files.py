@@ -299,10 +299,11 @@ def test_a_page_replaces_a_page_and_nothing_else(run, written, tmp_path):
         ["cka", *[tmp_path / "features.npy"] * 2],
     ]
     for words in writers:
-        page.write_text("<title>Mine · not monosoup</title>")
+        quoted = " " * 70_000 + "<title>x · monosoup edit</title>"  # a page about monosoup
+        page.write_text(f"<title>Mine · not monosoup</title>{quoted}")
         code, out, err = run(*words, "--html", page)
         assert (code, out) == (1, "")
-        assert "is not a page that monosoup wrote; give another name" in " ".join(err.split())
+        assert "does not say that monosoup wrote it; remove it, or give another name" in " ".join(err.split())
         page.write_text("")
         for _ in range(2):  # in place of nothing, and of a page
             assert run(*words, "--html", page).code == 0

@@ -4,7 +4,10 @@ import json
 import re
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+import monosoup_cli
 from monosoup_cli.report.kept import kept_line
 from monosoup_cli.report.opening import opening
 from monosoup_cli.report.page import page
@@ -63,7 +66,7 @@ def test_the_card_says_that_the_result_is_interpolated(stepped, tmp_path):
 
 
 MOVED = "moved by --wise, where the base has them"
-OF_RECIPE = "moved where a recipe gives them a wise"
+OF_RECIPE = "moved where their settings say so"
 AVERAGED = "averaged where all have them in one shape"
 
 
@@ -84,8 +87,28 @@ def test_which_kept_tensors_are_moved(arguments, finetuned, said):
     assert line == "excluded 2{}, unchanged 3{}, vector 1{}".format(*said)
 
 
+def test_a_kept_tensor_of_another_shape_moves_where_the_base_has_that_shape(pair, run, tmp_path):
+    """As docs/method.md says in section 5: the other fine-tuned checkpoint has another shape."""
+    base, tuned = (load_file(path) for path in pair[:2])
+    name = next(name for name, tensor in tuned.items() if tensor.ndim == 2)
+    other = {**tuned, name: torch.ones(3, tuned[name].shape[1])}
+    save_file(other, tmp_path / "other.safetensors", {"format": "pt"})
+    words = (*pair[:2], tmp_path / "other.safetensors", "-o", tmp_path / "out", "--on-mismatch", "keep")
+    said = run("edit", *words, "--wise", "0.5").err
+    assert "shape_mismatch 1 (moved by --wise, where the base has that shape)" in said
+    (found,) = (tmp_path / "out").glob("*.safetensors")
+    torch.testing.assert_close(load_file(found)[name], (base[name] + tuned[name]) / 2)
+
+
 def test_the_wise_of_a_recipe_has_no_one_value(stepped):
     arguments = {**stepped[0]["arguments"], "layers": {"*": {"wise": 0.5}}}
     report = {**stepped[0], "arguments": arguments}
     assert before_step(report) == BEFORE
     assert "--wise" not in " ".join(opening(report))
+
+
+def test_the_card_of_steps_by_layer_has_no_one_step(pair, tmp_path):
+    monosoup_cli.edit(*pair[:2], tmp_path / "one", layers={"*weight": {"wise": 0.5}})
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "Some layers are then interpolated with the base, as their settings say.\n" in card
+    assert "biases and norms" not in card
