@@ -1,5 +1,6 @@
 """The steps of action.yml, run by bash with the environment that the runner gives them."""
 
+import json
 import os
 import re
 import subprocess
@@ -75,7 +76,7 @@ def test_a_run_with_doubts(act, tmp_path):
     assert not list(tmp_path.rglob("hacked"))
     assert done.outputs.splitlines()[1:2] == [str(tmp_path / "models" / "my out" / "monosoup_report.json")]
     assert "Is BASE the model that was fine-tuned?" in done.summary
-    assert done.summary.startswith("<pre>\nin doubt: the updates are as large as the weights")
+    assert done.summary.startswith("<pre>\nIn doubt: the updates are as large as the weights")
     assert done.summary.count("Is BASE the model that was fine-tuned? If not") == 1
     assert done.summary.index("Is BASE the model") < done.summary.index("eff. rank")
     assert "::error::&lt;b>" in done.summary
@@ -85,11 +86,25 @@ def test_a_run_with_doubts(act, tmp_path):
     assert any(line.startswith("wrote") for line in shown)
 
 
+def test_doubts_of_every_step_of_a_recipe(act, tmp_path):
+    pair(tmp_path, "base.safetensors", "other.safetensors", 3.0)
+    pair(tmp_path, "base.safetensors", "ft.safetensors", 0.1)
+    steps = [
+        {"command": "edit", "base": "base.safetensors", "finetuned": "other.safetensors", "output": "one"},
+        {"command": "edit", "base": "base.safetensors", "finetuned": "ft.safetensors", "output": "two"},
+    ]
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"steps": steps}))
+    done = act(command="run recipe.yaml", output="out")
+    assert done.code == 0, done.log
+    assert "note: the updates are as large as the weights" in done.summary
+    assert "in doubt" not in done.summary.lower()
+
+
 def test_a_run_into_a_file(act, tmp_path):
     pair(tmp_path, "base.safetensors", "ft.safetensors", 0.1)
     done = act(command="edit base.safetensors ft.safetensors", output=str(tmp_path / "out.safetensors"))
     assert (done.code, done.outputs.splitlines()[1:2]) == (0, [str(tmp_path / "out.report.json")]), done.log
-    assert "in doubt" not in done.summary
+    assert "in doubt" not in done.summary.lower()
 
 
 def test_later_steps_have_the_program_on_their_path(tmp_path):

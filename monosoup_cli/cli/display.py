@@ -117,7 +117,8 @@ def show(make: Callable[[], dict[str, Any]], display: Display) -> None:
     rows = rows_of(report)
     chosen = display.view.rows(rows)
     verdict = report.get("verdict") or verdict_of(report, rows)
-    words = sentences(
+    words = [f"In doubt: {one}." for one in report.get("doubts", ())]
+    words += sentences(
         verdict if report.keys().isdisjoint(("scores", "search")) else {**verdict, "size": None}
     )
     if display.format == "json":

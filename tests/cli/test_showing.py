@@ -527,6 +527,16 @@ def test_quiet_leaves_what_was_asked_for(run, reports, tmp_path, format):
     assert len(loud.out) > 1000
 
 
+def test_what_is_in_doubt_is_shown_with_the_report(run, pair, tmp_path):
+    assert run("edit", pair[0], pair[1], "-o", tmp_path / "out").code == 0
+    path = tmp_path / "out" / "monosoup_report.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"doubts": ["the adapter names another base"]}))
+    shown = run("report", tmp_path / "out", "--html", tmp_path / "page.html").out
+    assert "\nIn doubt: the adapter names another base.\n" in shown
+    assert "In doubt: the adapter names another base." in (tmp_path / "page.html").read_text()
+
+
 def test_a_report_is_shown_as_the_inspection_was(run, files, tmp_path):
     """Also from a file that cannot be written; the time that it took is another with every run."""
     (tmp_path / "r.json").write_text(run("inspect-spectrum", *files, "--format", "json").out)
