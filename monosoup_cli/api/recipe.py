@@ -288,7 +288,8 @@ def _check_of_the_run(given: Mapping[str, Any]) -> None:
         )
         options = crop(" ".join(word for option in words for word in option))
         raise UsageError(
-            f"a recipe has no {some([*named], 4)}, as that says how it runs",
+            "a recipe has no options that say how it runs",
+            found=some([*named], 4),
             hint=f"pass {options} to `monosoup run`" if options else "leave it out",
         )
 

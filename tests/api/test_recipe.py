@@ -636,14 +636,14 @@ REFUSED = {
     "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "`soup` has no argument alpha: expected "),
     "options of the run": (
         {**STEPS["steps"][0], "workers": 3, "report": "a b", "overwrite": True},
-        "a recipe has no workers, report, overwrite, as that says how it runs;"
+        "a recipe has no options that say how it runs: found workers, report, overwrite;"
         " pass --workers 3 --report 'a b' --overwrite to `monosoup run`",
     ),
-    "an option of the run that is off": ({**STEPS["steps"][0], "strict": False}, "runs; leave it out"),
-    "an option beside steps": (
-        {**STEPS, "dry-run": True},
-        "no dry_run, as that says how it runs; pass --dry",
+    "an option of the run that is off": (
+        {**STEPS["steps"][0], "strict": False},
+        "found strict; leave it out",
     ),
+    "an option beside steps": ({**STEPS, "dry-run": True}, "that say how it runs: found dry_run; pass --dry"),
     "a step that is none": (
         {"step": STEPS["steps"]},
         "a step needs a command: found step; did you mean steps?",
@@ -755,6 +755,8 @@ HOSTILE = {
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
     "nested": "- " * 100_000,
     "long": "x" * 2_000_000,
+    "a character without end": r'command: "\UFFFFFFFF"',
+    "a version without end": f"%YAML {'1' * 5000}.1\n---\ncommand: edit",
 }
 
 
