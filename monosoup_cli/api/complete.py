@@ -76,7 +76,7 @@ def _of_modified(output: str, modified: Mapping[str, str]) -> OutputExistsError:
     from monosoup_cli.pipeline.verify_inputs import modified_words
 
     error = another(output, f"other inputs: {some([*map(modified_words, modified)], NAMED)}")
-    commands = [to_set_time(time, path) for path, time in modified.items() if Path(path).exists()]
+    commands = [to_set_time(time, path) for path, time in modified.items() if os.path.lexists(path)]
     if 0 < len(commands) <= MAX_COMMANDS:
         error.hint = f"{error.hint}; where only the time is new, set the old one: `{'; '.join(commands)}`"
     return error

@@ -60,7 +60,7 @@ def why_others(report: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     changed = [*other_facts(report, again), *other_environment(report, again)]
     if changed:
         return f"not as in that run: {some(changed, NAMED)}"
-    same = some([*compared_facts(report), "versions", "machine"], 8)
+    same = some([*compared_facts(report["inputs"]), "versions", "machine"], 8)
     return f"as in that run: {same}; so the report, or tensors of an input, were changed"
 
 

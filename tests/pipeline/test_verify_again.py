@@ -257,6 +257,31 @@ def test_inputs_that_changed_are_found(run, inputs, tmp_path):
     assert [path for path, _ in found()] == [str(finetuned / "weights.safetensors")]
     shutil.rmtree(finetuned)
     assert found() == [(str(finetuned), "no such file or folder")]
+    compared = monosoup_cli.verify(tmp_path / "out", inputs=True)["compared"]
+    assert compared == ["sizes", "headers", "configurations"]  # those of the base, with other times
+    shutil.rmtree(base)
+    assert monosoup_cli.verify(tmp_path / "out", inputs=True)["compared"] == []
+
+
+def test_names_in_a_report_lead_to_no_other_file_and_to_no_traceback(run, inputs, tmp_path):
+    out, long = tmp_path / "out", "x" * 300
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+
+    def change(report):
+        names = ("/etc/passwd", "../ft1/config.json", long)
+        times = {"bytes": 1, "modified": "2026-01-01T00:00:00.000000000Z"}
+        report["inputs"][0]["other_files"] = [{"name": name, **times} for name in names]
+
+    rewrite(out / REPORT, change)
+    result = run("verify", out, "--inputs")
+    assert (result.code, "passwd" in result.err, "config.json" in result.err) == (0, False, False)
+    assert (result.err.count("\n"), f"note: {inputs[0] / long} cannot be read any more; " in result.err) == (
+        1,
+        True,
+    )
+    rewrite(out / REPORT, lambda report: report["inputs"][0].update(source=f"{tmp_path}/{long}"))
+    result = run("verify", out, "--inputs")
+    assert (result.code, result.err.count("\n"), "no such file or folder" in result.err) == (1, 1, True)
 
 
 @pytest.mark.parametrize("output", ["a\0b", "a\ud800b", "/x/..", "/", ""])
