@@ -126,7 +126,7 @@ def seal(ready: Ready, choice: Choice, partial: PartialOutput, identity: Mapping
 def make_reports(
     ready: Ready,
     choice: Choice,
-    machine: Mapping[str, Any],
+    identity: Mapping[str, Any],
     partial: PartialOutput,
     sealed: Sealed,
     started: float,
@@ -138,7 +138,7 @@ def make_reports(
     Args:
         ready: The run.
         choice: Which checkpoints were averaged.
-        machine: The machine and the library versions.
+        identity: What the output's bytes depend on.
         partial: The output with its records.
         sealed: The files of each variant's folder.
         started: When the run started, by `time.monotonic`.
@@ -151,11 +151,11 @@ def make_reports(
         **report_head(
             ready.planned.task.call.command,
             resolved_arguments(ready),
-            machine,
+            identity["environment"],
             sources,
             started,
             partial.spent.bytes_written,
-            read_beside(ready.form),
+            [(file, identity["side_files"][file.name]) for file in ready.form.side_files.carried],
         ),
         **method.details,
         **({"selection": choice.selection} if choice.selection else {}),

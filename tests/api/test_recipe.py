@@ -109,7 +109,8 @@ def test_a_complete_step_is_of_the_inputs_as_they_are(here, run):
         (here / name).mkdir()
         shutil.copy(f"{name.replace('ft', 'ft1')}.safetensors", here / name / "model.safetensors")
         (here / name / "config.json").write_text('{"a": 1}')
-    (here / "ft" / "vocab.txt").write_text("a")
+    for name in ("vocab.txt", "README.md"):
+        (here / "ft" / name).write_text("a")
     steps = [{**AGAIN_AND_AGAIN[0], "base": "base", "finetuned": "ft"}, AGAIN_AND_AGAIN[1]]
     path = recipe({"steps": steps})
     assert run("run", path).code == 0
@@ -134,9 +135,14 @@ def test_a_complete_step_is_of_the_inputs_as_they_are(here, run):
         after = {name: (here / name / "model.safetensors").stat() for name in ("one", "two")}
         assert all(before[name].st_ino != after[name].st_ino for name in before), words
         assert run("run", path, "--resume").err.count("is complete") == 2
+    for name in ("ft", "one"):  # as `scores --into` does
+        (here / name / "README.md").write_text("b")
+    assert run("run", path, "--resume").err.count("is complete") == 2
+    assert "nothing to resume" in run("run", path, "--resume", "--report", "o.json").err
     with_other_tensors("one/model.safetensors")  # what is made of it follows
-    refused = run("run", path, "--resume")
-    assert (refused.code, "error: two: the output is of other" in refused.err) == (1, True), refused.err
+    for more in (("--report", "o.json"), ()):
+        refused = run("run", path, "--resume", *more)
+        assert (refused.code, "error: two: the output is of other" in refused.err) == (1, True), refused.err
     command = shlex.split(refused.err.split("`")[1])
     subprocess.run(command, check=True)
     assert run("run", path, "--resume").err.count("is complete") == 2
