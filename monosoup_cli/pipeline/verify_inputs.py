@@ -32,6 +32,8 @@ __all__ = [
 
 NAMED = 4
 """How many names of files a difference shows."""
+GROUPS = ("files", "other_files")
+"""Where the record of an input has files: weights, and others."""
 TIMES = "times of modification"
 FACTS = {"bytes": "size", "header_sha256": "header", "modified": "time of modification"}
 """What a report has of every file, in words."""
@@ -166,24 +168,41 @@ def modified_words(path: str) -> str:
     return f"{path} was modified since the run"
 
 
-def other_facts(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What the report of a run that was made again has otherwise of the inputs, in words."""
-    found = []
+def other_facts(
+    report: Mapping[str, Any], again: Mapping[str, Any], *, of_weights: bool = False
+) -> list[str]:
+    """What the report of a run that was made again has otherwise of the inputs, in words.
+
+    Args:
+        report: The report.
+        again: That of the run that was made again.
+        of_weights: Leave out files besides weights, on which weights do not depend.
+    """
+    groups = ("files",) if of_weights else GROUPS
+    found: list[str] = []
+    touched: set[Path] = set()
     for before, now in zip(report["inputs"], again["inputs"], strict=False):
         files = {file["name"]: file for file in _files(now)}
-        for file in _files(before):
+        for file in _files(before, groups):
             new = files.get(file["name"], {})
             facts = [words for fact, words in FACTS.items() if fact in file and new.get(fact) != file[fact]]
-            if facts:
-                found.append(f"{_place(now, file['name'])} ({', '.join(facts)})")
+            place = _place(now, file["name"])
+            if facts == [FACTS["modified"]]:
+                touched.add(place)
+            elif facts:
+                found.append(f"{place} ({', '.join(facts)})")
         if before.get("config_sha256", now.get("config_sha256")) != now.get("config_sha256"):
             found.append(f"{now['source']} (configuration)")
+    if len(touched) > 1:
+        found.append(f"{TIMES} of {len(touched):,} files")
+    else:
+        found += [f"{place} ({FACTS['modified']})" for place in touched]
     return [*dict.fromkeys(found)]
 
 
-def _files(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _files(record: Mapping[str, Any], groups: Sequence[str] = GROUPS) -> Iterator[Mapping[str, Any]]:
     """The files of an input, without those whose names lead out of it."""
-    for file in (*record.get("files", ()), *record.get("other_files", ())):
+    for file in (file for group in groups for file in record.get(group, ())):
         if all(map(is_plain_name, file["name"].split("/"))):
             yield file
 

@@ -369,6 +369,24 @@ def test_another_environment_is_named(run, inputs, tmp_path):
     assert f"; not as in that run: torch {torch.__version__}, not 1.0; go back to" in result.err
 
 
+def test_the_environment_is_named_before_times_which_are_one_fact(run, inputs, tmp_path):
+    """Of other weights, only the times of weights are."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+
+    def change(report):
+        report["environment"]["torch"] = "1.0"
+        report["output"]["files"][0]["sha256"] = "0" * 64
+
+    rewrite(out / REPORT, change)
+    for path in (one / name for one in inputs[:2] for name in ("model.safetensors", "config.json")):
+        os.utime(path)
+    torches = f"not as in that run: torch {torch.__version__}, not 1.0"
+    result = run("verify", out, "--again")
+    assert f"; {torches}, times of modification of 3 files; go back to" in result.err
+    assert run("run", out, "-o", again).err.count(f"; {torches}, times of modification of 2 files\n") == 1
+
+
 def test_inputs_that_were_modified_are_noted_and_named_where_the_bytes_differ(run, inputs, tmp_path):
     out, weights = tmp_path / "out", inputs[0] / "model.safetensors"
     assert run("edit", *inputs[:2], "-o", out).code == 0
