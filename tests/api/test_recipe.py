@@ -199,6 +199,14 @@ def test_an_output_that_is_there_is_refused_before_the_first_step(here, run):
         assert (refused.code, said in refused.err, (here / "soup").exists()) == (1, True, False), refused.err
 
 
+def test_the_reports_of_steps_before_one_that_fails_are_printed(here, run):
+    shape = {"command": "soup", "finetuned": ["soup", "o.safetensors"], "output": "out"}
+    save_file({"w": torch.ones(2, 2)}, "o.safetensors")
+    result = run("run", recipe({"steps": [STEPS["steps"][0], shape]}), "--format", "json")
+    assert (result.code, result.out != "") == (1, True), result
+    assert [report["command"] for report in json.loads(result.out)] == ["soup"]
+
+
 def test_an_interrupted_step_goes_on(here, run):
     """Also if its output is written with a slash at the end."""
     content = {**STEPS["steps"][0], "output": "soup/"}
