@@ -14,6 +14,7 @@ from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, some
 from monosoup_cli.formats.shard import stored_files
+from monosoup_cli.outputs.journal import FACTS
 from monosoup_cli.outputs.open_files import as_time
 from monosoup_cli.pipeline.provenance import config_sha256
 from monosoup_cli.sources.files import Files
@@ -35,8 +36,6 @@ NAMED = 4
 GROUPS = ("files", "other_files")
 """Where the record of an input has files: weights, and others."""
 TIMES = "times of modification"
-FACTS = {"bytes": "size", "header_sha256": "header", "modified": "time of modification"}
-"""What a report has of every file, in words."""
 
 
 def check_places(report: Mapping[str, Any]) -> None:
