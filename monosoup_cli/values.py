@@ -1,14 +1,15 @@
-"""The values of arguments: lists where Python takes one or several, paths, choices, and sizes."""
+"""Values of arguments (lists where Python takes one or several, paths, choices, sizes), and those of JSON."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
-from monosoup_cli.errors import UsageError, crop, some
+from monosoup_cli.errors import MonosoupError, UsageError, crop, some
 
 __all__ = [
     "StrPath",
@@ -21,6 +22,7 @@ __all__ = [
     "nearest",
     "parse_size",
     "path_list",
+    "unique",
 ]
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -150,3 +152,16 @@ def parse_size(text: str | int, option: str = "max_shard_size") -> int:
             found=repr(text),
         )
     return nbytes
+
+
+def unique(refusal: Callable[[str], MonosoupError]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """A hook for a parser of JSON that raises `refusal`, which gets words, for a key that repeats."""
+
+    def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise refusal(f"names {crop(repr(twice))} twice")
+        return found
+
+    return hook

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.task import Task
 
-__all__ = ["another", "check_doubts", "fault_of"]
+__all__ = ["another", "check_doubts", "refusal_of"]
 
 NAMED = 3
 """How many files a message names."""
@@ -32,9 +32,9 @@ def another(output: str, which: str = "another call or of other inputs") -> Outp
     )
 
 
-def fault_of(task: Task) -> OutputExistsError | None:
-    """Why the output of a task is not what a run would make; None where it is whole, and of this call and
-    these inputs.
+def refusal_of(task: Task) -> OutputExistsError | None:
+    """Why the output of a task is not what a run would make; None where its weights are there, of this
+    call and these inputs.
 
     Inputs are compared as an interrupted run compares them, except that a new side file is not noticed.
     """
@@ -45,7 +45,7 @@ def fault_of(task: Task) -> OutputExistsError | None:
     try:
         report = read_report(Path(output))
         is_same = _plain(call.identity(call.arguments)) == call.identity(report["arguments"])
-        if not (_is_whole(report) and is_same and report["command"] == call.command):
+        if not (_has_weights(report) and is_same and report["command"] == call.command):
             return another(output)
         for error in changed_inputs(report):
             return another(output, f"other inputs: {error.path}: {error.problem}")
@@ -60,8 +60,8 @@ def _plain(arguments: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(masked(dict(arguments)), default=os.fspath))
 
 
-def _is_whole(report: Mapping[str, Any]) -> bool:
-    """Whether the weights of a report are there in their sizes."""
+def _has_weights(report: Mapping[str, Any]) -> bool:
+    """Whether the files of weights in a report are there in their sizes. Other files are not looked at."""
     outputs = report.get("outputs", [report.get("output")])
     return all(
         (place if place.is_file() else place / file["name"]).stat().st_size == file["bytes"]
@@ -76,7 +76,7 @@ def _of_modified(output: str, modified: Mapping[str, str]) -> OutputExistsError:
     from monosoup_cli.pipeline.verify_inputs import modified_words
 
     error = another(output, f"other inputs: {some([*map(modified_words, modified)], NAMED)}")
-    commands = [to_set_time(time, path) for path, time in modified.items() if Path(path).exists()]
+    commands = [to_set_time(time, path) for path, time in modified.items() if os.path.lexists(path)]
     if 0 < len(commands) <= MAX_COMMANDS:
         error.hint = f"{error.hint}; where only the time is new, set the old one: `{'; '.join(commands)}`"
     return error

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.api.complete import another, check_doubts, fault_of
+from monosoup_cli.api.complete import another, check_doubts, refusal_of
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.declaration import keywords_of, placeholders
@@ -135,9 +135,9 @@ def waiting(
     asks_more = any(options.get(name) for name in OF_LAST)
     computing = {name: options[name] for name in ("device", "workers") if name in options}
     left, fault = [*steps], None
-    while left and resumes and not (asks_more and left[0] is last):
-        fault = fault_of(left[0].task)
-        if fault is not None:
+    while left and resumes:
+        fault = refusal_of(left[0].task)
+        if fault is not None or (asks_more and left[0] is last):
             break
         done = left.pop(0)
         if options.get("strict"):
@@ -173,7 +173,7 @@ def _check_free(
         if not os.path.lexists(step.output):
             continue
         is_begun = os.path.lexists(partial_path(Path(step.output)))
-        if resumes and not is_begun and not (asks_more and len(steps) == 1):
+        if resumes and not is_begun and not (asks_more and len(steps) == 1 and fault is None):
             raise another(step.output) if number or fault is None else fault
         if number:
             check_output_path(Path(step.output), [], overwrite=False, resume=False)
@@ -288,7 +288,8 @@ def _check_of_the_run(given: Mapping[str, Any]) -> None:
         )
         options = crop(" ".join(word for option in words for word in option))
         raise UsageError(
-            f"a recipe has no {some([*named], 4)}, as that says how it runs",
+            "a recipe has no options that say how it runs",
+            found=some([*named], 4),
             hint=f"pass {options} to `monosoup run`" if options else "leave it out",
         )
 

@@ -55,6 +55,7 @@ SLIPS = (
     ),
     Slip("expected <block end>", "the value has ended before, or needs quotes as a whole"),
     Slip("another document", "a second document (---), where a recipe is one"),
+    Slip("the tag '.*:value'", "a value = needs quotes"),
     Slip("the tag |tag handle", "a tag (!), which recipes do not have; text that begins with ! needs quotes"),
     Slip("unhashable key", "a key is a list or a mapping; text that begins with [ or {{ needs quotes"),
 )
@@ -118,6 +119,8 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"line {line}: a control character", path=path) from None
     except yaml.MarkedYAMLError as error:
         raise _slip(error, text, path) from None
+    except Exception:  # the parser lets through what Python says of a number or a character code
+        raise UsageError("is no YAML: a number or a character code is out of range", path=path) from None
     check_text(content, path)
     if not isinstance(content, dict):
         raise UsageError("is no recipe", path=path, expected="command or steps; or merge_method, of mergekit")

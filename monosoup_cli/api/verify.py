@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +68,13 @@ def check(opened: Output, *, inputs: bool, advance: Advance = lambda nbytes: Non
             modified_words,
         )
 
-        changed = [*changed_inputs(opened.report)]
+        compared: list[Mapping[str, Any]] = []
+        changed = [*changed_inputs(opened.report, compared)]
         modified = modified_files(opened.report).keys() - {one.path for one in changed}
         found.differences += changed
         found.notes += [f"{modified_words(path)}; {ONLY_AGAIN}" for path in sorted(modified)]
         found.inputs = True
-        found.compared = [one for one in compared_facts(opened.report) if one != TIMES or not modified]
+        found.compared = [one for one in compared_facts(compared) if one != TIMES or not modified]
     elif inputs:
         found.notes.append("the report names no inputs: not checked")
     return found

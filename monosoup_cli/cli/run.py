@@ -58,26 +58,28 @@ def _run(
     given = {name: value for name, value in arguments.items() if value != OF_THE_RUN[name].default}
     reports: list[str] = []
     is_list = format == "json" and len(steps) > 1 and not dry_run
-    for step, own in waiting(steps, given, lambda text: console.note(f"note: {text}")):
-        if len(steps) > 1:
-            console.note(f"{step.command.__name__} → {step.output}")
-        if step.is_of_mergekit:
-            console.note(f"runs: {step.command_line}", is_to_copy=True)
-        with console.growing_table() as show, step.prepare(**own) as planned:
-            run_planned(
-                planned,
-                console,
-                of_scores(show),
-                is_dry=dry_run,
-                as_json=format == "json",
-                take=reports.append if is_list else None,
-            )
-        if dry_run:
-            if step is not steps[-1]:
-                console.note("note: of the steps after this one, only the arguments were checked")
-            return
-    if is_list:
-        console.data(f"[{','.join(reports)}]\n")
+    try:
+        for step, own in waiting(steps, given, lambda text: console.note(f"note: {text}")):
+            if len(steps) > 1:
+                console.note(f"{step.command.__name__} → {step.output}")
+            if step.is_of_mergekit:
+                console.note(f"runs: {step.command_line}", is_to_copy=True)
+            with console.growing_table() as show, step.prepare(**own) as planned:
+                run_planned(
+                    planned,
+                    console,
+                    of_scores(show),
+                    is_dry=dry_run,
+                    as_json=format == "json",
+                    take=reports.append if is_list else None,
+                )
+            if dry_run:
+                if step is not steps[-1]:
+                    console.note("note: of the steps after this one, only the arguments were checked")
+                return
+    finally:  # the reports of the steps before one that fails, too
+        if is_list:
+            console.data(f"[{','.join(reports)}]\n")
 
 
 run = add_options(_run, "run", TEXT, {name: OF_THE_RUN[name] for name in TAKEN})

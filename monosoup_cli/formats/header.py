@@ -13,16 +13,26 @@ import math
 import re
 import struct
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
-from monosoup_cli.errors import CheckpointError, crop
+from monosoup_cli.errors import CheckpointError
+from monosoup_cli.values import unique
 
-__all__ = ["AGAIN", "BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
+__all__ = [
+    "AGAIN",
+    "BITS",
+    "FLOATING",
+    "Header",
+    "TensorInfo",
+    "build_header",
+    "parse_header",
+    "parse_json",
+    "unique",
+]
 
 BITS = {
     "BOOL": 8,
@@ -123,20 +133,13 @@ def parse_json(text: bytes, path: str, what: str, *, is_strict: bool = True, tak
         CheckpointError: The JSON is invalid, or would take a large multiple of its size in memory.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise CheckpointError(f"the {what} names {crop(repr(twice))} twice", path=path)
-        return found
-
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     if sum(text.count(mark) for mark in (b"{", b"[", b":")) > MAX_JSON_PARTS:
         raise CheckpointError(f"the {what} has too many parts", path=path)
     strict: dict[str, Any] = {
-        "object_pairs_hook": unique,
+        "object_pairs_hook": unique(lambda words: CheckpointError(f"the {what} {words}", path=path)),
         "parse_int": _integer,
         "parse_float": _finite,
         **({} if takes_nan else {"parse_constant": refuse}),

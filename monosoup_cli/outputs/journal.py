@@ -27,6 +27,7 @@ from monosoup_cli.outputs.open_files import as_time, to_set_time
 from monosoup_cli.system import sync, sync_data
 
 __all__ = [
+    "FACTS",
     "Journal",
     "content_of",
     "differences",
@@ -42,8 +43,15 @@ MAX_LINE_BYTES = 1 << 26
 """A longer line does not hold."""
 NAMED = 3
 """Of how many files that have changed the times are told."""
-FACTS = {"mtime_ns": "time of modification", "bytes": "size", "header": "header", "commit": "commit"}
-"""What an identity has of every file, in words."""
+FACTS = {
+    "bytes": "size",
+    "commit": "commit",
+    "header": "header",
+    "header_sha256": "header",
+    "modified": "time of modification",
+    "mtime_ns": "time of modification",
+}
+"""What an identity or a report has of every file, in words."""
 FILE = re.compile(r"(?:inputs\.(\w+) (\d+) |side_files\.)(.+)", re.DOTALL)
 """The name of a file in an identity: the role and the number of its input, and its path there."""
 

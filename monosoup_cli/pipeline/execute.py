@@ -17,7 +17,6 @@ from monosoup_cli.pipeline.destination import Destination
 from monosoup_cli.pipeline.engine import Engine, Progress, Threads, ignore
 from monosoup_cli.pipeline.inputs import Inputs
 from monosoup_cli.pipeline.planned import Planned, plan_on
-from monosoup_cli.pipeline.provenance import environment
 from monosoup_cli.pipeline.publication import make_identity, make_reports, publish, seal
 from monosoup_cli.pipeline.ready import Ready, known_doubts, lay_out, refuse_doubts
 from monosoup_cli.pipeline.run import Work, run
@@ -64,8 +63,7 @@ def _make(
 ) -> dict[str, Any]:
     """Make the output of the fine-tuned checkpoints `members`, or of those that the task chooses."""
     planned, writing = ready.planned, ready.planned.destination.options
-    started, machine = time.monotonic(), environment(ready.resources.devices)
-    identity = make_identity(ready, machine)
+    started, identity = time.monotonic(), make_identity(ready)
     partial = PartialOutput(
         planned.destination.path,
         ready.form.layout,
@@ -83,7 +81,7 @@ def _make(
         make_tensors(ready, choice, partial, progress)
         sealed = seal(ready, choice, partial, identity)
         scores = [choice.scores] if choice.scores else score_variants(ready, partial, on_score)
-        whole, reports = make_reports(ready, choice, machine, partial, sealed, started, scores, doubts)
+        whole, reports = make_reports(ready, choice, identity, partial, sealed, started, scores, doubts)
         return publish(ready, partial, whole, reports)
 
 

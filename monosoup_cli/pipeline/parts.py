@@ -219,8 +219,7 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
     # whole files take no space again and nothing is computed, but for what has to be examined
     ready = make_ready(planned) if planned.examined else lay_out(planned, Resources.none())
     folders, common = [variant.folder for variant in ready.variants], typical(parts).facts["identity"]
-    machine, stored = common["environment"], ready.form.parts()
-    identity = make_identity(ready, machine)
+    stored, identity = ready.form.parts(), make_identity(ready, common["environment"])
     shares = shares_of(ready.plan, ready.form.layout, stored, planned.inputs.finetuned, len(parts))
     owned = list(zip(parts, shares, strict=True))
     folder = parts_path(planned.destination.path)
@@ -265,7 +264,9 @@ def finish(planned: Planned, parts: Sequence[FinishedPart], progress: Progress =
             partial.commit(part.facts["records"], is_journalled=False)
         choice = Choice(**parts[0].facts["choice"])
         sealed = seal(ready, choice, partial, identity)
-        whole, reports = make_reports(ready, choice, machine, partial, sealed, started, [{} for _ in folders])
+        whole, reports = make_reports(
+            ready, choice, identity, partial, sealed, started, [{} for _ in folders]
+        )
         for report in {id(one): one for one in (whole, *reports)}.values():
             _add_up(report, parts)
         report = publish(ready, partial, whole, reports)

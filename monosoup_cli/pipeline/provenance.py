@@ -60,7 +60,7 @@ def report_head(
     inputs: Sequence[tuple[str, Source]],
     started: float,
     bytes_written: int,
-    beside: Sequence[SideFile] = (),
+    beside: Sequence[tuple[SideFile, Mapping[str, Any]]] = (),
 ) -> dict[str, Any]:
     """How every report begins.
 
@@ -71,7 +71,7 @@ def report_head(
         inputs: (role, source) of each.
         started: When the run started, by `time.monotonic`.
         bytes_written: How many bytes it wrote.
-        beside: The files of the inputs besides weights that the output was made of.
+        beside: The files of the inputs that are carried, each with its size and version when the run began.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -99,7 +99,9 @@ def modified_in(version: Mapping[str, Any]) -> dict[str, str]:
     return {"modified": as_time(version["mtime_ns"])} if "mtime_ns" in version else {}
 
 
-def _describe(role: str, source: Source, beside: Sequence[SideFile]) -> dict[str, Any]:
+def _describe(
+    role: str, source: Source, beside: Sequence[tuple[SideFile, Mapping[str, Any]]]
+) -> dict[str, Any]:
     files = [
         {
             "name": name,
@@ -111,9 +113,9 @@ def _describe(role: str, source: Source, beside: Sequence[SideFile]) -> dict[str
         for name, file in stored_files(shard).items()
     ]
     others = [
-        {"name": file.stored, "bytes": file.nbytes, **modified}
-        for file in beside
-        if file.folder is source.files.place.folder and (modified := modified_in(file.version))
+        {"name": file.stored, "bytes": facts["bytes"], **modified}
+        for file, facts in beside
+        if file.folder is source.files.place.folder and (modified := modified_in(facts))
     ]
     config = config_sha256(source.files)
     return {

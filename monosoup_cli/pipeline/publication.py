@@ -19,7 +19,13 @@ from monosoup_cli.outputs.writer import PartialOutput
 from monosoup_cli.pipeline.card import make_card
 from monosoup_cli.pipeline.destination import STDOUT
 from monosoup_cli.pipeline.notices import notices_of
-from monosoup_cli.pipeline.provenance import environment, names_only_in_base, report_head, with_roles
+from monosoup_cli.pipeline.provenance import (
+    config_sha256,
+    environment,
+    names_only_in_base,
+    report_head,
+    with_roles,
+)
 from monosoup_cli.pipeline.ready import Ready, read_beside
 from monosoup_cli.pipeline.repeated import other_weights
 from monosoup_cli.pipeline.task import Choice, Task
@@ -64,7 +70,6 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
     if inputs.base is not None:
         arguments["base"] = _called(inputs.base)
     files: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
     configs: dict[str, str] = {}
     for number, (role, source) in enumerate(with_roles(inputs)):
         for shard in source.files.shards:
@@ -74,18 +79,14 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
                     **file.version,
                     "header": shard.header_sha256,
                 }
-        if source.files.config is not None:  # it says how weights are read
-            text = json.dumps(source.files.config, sort_keys=True)
-            configs[f"{role} {number}"] = hashlib.sha256(text.encode()).hexdigest()
-        if source.files.kind.settings is not None:
-            settings[f"{role} {number}"] = source.files.kind.settings
+        if (config := config_sha256(source.files)) is not None:
+            configs[f"{role} {number}"] = config
     identity = {
         "version": __version__,
         "side_files": {file.name: _facts(file) for file in read_beside(ready.form)},
         "rewritten": {
             name: hashlib.sha256(content).hexdigest() for name, content in ready.form.own_files().items()
         },
-        **({"settings": settings} if settings else {}),
         "configs": configs,
         "command": call.command,
         "arguments": arguments,
@@ -126,7 +127,7 @@ def seal(ready: Ready, choice: Choice, partial: PartialOutput, identity: Mapping
 def make_reports(
     ready: Ready,
     choice: Choice,
-    machine: Mapping[str, Any],
+    identity: Mapping[str, Any],
     partial: PartialOutput,
     sealed: Sealed,
     started: float,
@@ -138,7 +139,7 @@ def make_reports(
     Args:
         ready: The run.
         choice: Which checkpoints were averaged.
-        machine: The machine and the library versions.
+        identity: What the output's bytes depend on.
         partial: The output with its records.
         sealed: The files of each variant's folder.
         started: When the run started, by `time.monotonic`.
@@ -151,11 +152,11 @@ def make_reports(
         **report_head(
             ready.planned.task.call.command,
             resolved_arguments(ready),
-            machine,
+            identity["environment"],
             sources,
             started,
             partial.spent.bytes_written,
-            read_beside(ready.form),
+            [(file, identity["side_files"][file.name]) for file in ready.form.side_files.carried],
         ),
         **method.details,
         **({"selection": choice.selection} if choice.selection else {}),

@@ -52,16 +52,18 @@ def other_weights(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     if len(before) != len(now) or is_file != was_file:
         return ["the weights are in other files than those of the report, so they were not compared"]
     others = [name for name, old in zip(now, before.values(), strict=True) if now[name] != old]
-    return [f"not the bytes of the report: {some(others, NAMED)}; {why_others(report, again)}"]
+    return [
+        f"not the bytes of the report: {some(others, NAMED)}; {why_others(report, again, of_weights=True)}"
+    ]
 
 
-def why_others(report: Mapping[str, Any], again: Mapping[str, Any]) -> str:
-    """Why a run again may have given other bytes, as far as the two reports tell."""
-    changed = [*other_facts(report, again), *other_environment(report, again)]
+def why_others(report: Mapping[str, Any], again: Mapping[str, Any], *, of_weights: bool = False) -> str:
+    """Why a run again may have given other bytes, or `of_weights`, as far as the two reports tell."""
+    changed = [*other_environment(report, again), *other_facts(report, again, of_weights=of_weights)]
     if changed:
         return f"not as in that run: {some(changed, NAMED)}"
-    same = some([*compared_facts(report), "versions", "machine"], 8)
-    return f"as in that run: {same}; so the report, or tensors of an input, were changed"
+    same = some([*compared_facts(report["inputs"]), "versions", "machine"], 8)
+    return f"as in that run: {same}; perhaps the report or the tensors of an input were changed"
 
 
 def other_environment(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:

@@ -50,7 +50,7 @@ class Verification:
         tensors: How many tensors their headers have.
         nbytes: The size of these files.
         inputs: Whether the inputs were checked.
-        compared: In what they were, in words; without their times where these differ.
+        compared: In what they were, in words: what could be, without times that differ.
         again: Whether the output was made again.
         differences: What differs, by file.
         notes: What could not be checked.

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from monosoup_cli.errors import CheckpointError, MonosoupError, some
 from monosoup_cli.formats.shard import stored_files
+from monosoup_cli.outputs.journal import FACTS
 from monosoup_cli.outputs.open_files import as_time
 from monosoup_cli.pipeline.provenance import config_sha256
 from monosoup_cli.sources.files import Files
+from monosoup_cli.sources.folders import is_plain_name
 from monosoup_cli.sources.locate import open_checkpoint
 
 __all__ = [
@@ -31,9 +33,9 @@ __all__ = [
 
 NAMED = 4
 """How many names of files a difference shows."""
+GROUPS = ("files", "other_files")
+"""Where the record of an input has files: weights, and others."""
 TIMES = "times of modification"
-FACTS = {"bytes": "size", "header_sha256": "header", "modified": "time of modification"}
-"""What a report has of every file, in words."""
 
 
 def check_places(report: Mapping[str, Any]) -> None:
@@ -59,21 +61,30 @@ def _check_place(record: Mapping[str, Any]) -> None:
         )
 
 
-def changed_inputs(report: Mapping[str, Any]) -> Iterator[MonosoupError]:
-    """Find the inputs of a report that cannot be opened any more, or are others."""
+def changed_inputs(
+    report: Mapping[str, Any], compared: list[Mapping[str, Any]] | None = None
+) -> Iterator[MonosoupError]:
+    """Find the inputs of a report that cannot be opened any more, or are others.
+
+    Args:
+        report: The report.
+        compared: Gets the records of the inputs whose files could be compared.
+    """
     arguments = report["arguments"]
     state_dict, parts = arguments.get("state_dict"), arguments.get("parts") or ()
     for record in report["inputs"]:
         try:
             _check_place(record)  # it is not to be looked for on the Hub
             with open_checkpoint(record["source"], state_dict, parts).files as files:
-                yield from _compare(record, files)
+                is_compared = yield from _compare(record, files)
+            if is_compared and compared is not None:
+                compared.append(record)
         except MonosoupError as error:
             yield error
 
 
-def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointError]:
-    """Compare the files of an input with their record."""
+def _compare(record: Mapping[str, Any], files: Files) -> Generator[CheckpointError, None, bool]:
+    """Compare the files of an input with their record; returns whether they are files of the same names."""
     source, revision, place = record["source"], record.get("revision"), files.place
     if place.revision != revision:
         yield CheckpointError(
@@ -82,7 +93,7 @@ def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointErro
             expected=revision or "none",
             found=place.revision or "none",
         )
-        return
+        return False
     expected = {one["name"]: (one["bytes"], one["header_sha256"]) for one in record.get("files", ())}
     found = {
         name: (file.nbytes, shard.header_sha256)
@@ -96,7 +107,7 @@ def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointErro
             expected=some(sorted(expected), NAMED),
             found=some(sorted(found), NAMED),
         )
-        return
+        return False
     for name, (nbytes, header) in expected.items():
         shown = source if place.folder is None else place.folder.shown(name)
         if found[name][0] != nbytes:
@@ -110,16 +121,16 @@ def _compare(record: Mapping[str, Any], files: Files) -> Iterator[CheckpointErro
             yield CheckpointError("another header than in the report", path=shown)
     if record.get("config_sha256", config := config_sha256(files)) != config:
         yield CheckpointError("another configuration than in the report", path=source)
+    return True
 
 
-def compared_facts(report: Mapping[str, Any]) -> list[str]:
-    """What of its inputs a report has to compare, in words."""
-    files = [file for record in report["inputs"] for file in record.get("files", ())]
-    revisions = [record.get("revision") for record in report["inputs"]]
+def compared_facts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the records of inputs have to compare, in words."""
+    files = [file for record in records for file in record.get("files", ())]
+    revisions = [record.get("revision") for record in records]
     return [
-        "sizes",
-        "headers",
-        *(["configurations"] if any("config_sha256" in record for record in report["inputs"]) else []),
+        *(["sizes", "headers"] if records else []),
+        *(["configurations"] if any("config_sha256" in record for record in records) else []),
         *([TIMES] if any("modified" in file for file in files) else []),
         *(["commits"] if any(revisions) else []),
     ]
@@ -128,10 +139,13 @@ def compared_facts(report: Mapping[str, Any]) -> list[str]:
 def modified_files(report: Mapping[str, Any]) -> dict[str, str]:
     """The files of inputs on the disk that were modified or removed since the run, with their times then.
 
-    Reports of older versions have no times."""
+    Reports of older versions have no times.
+    """
     found = {}
     for record in report["inputs"]:
-        for file in _timed(record):
+        for file in _files(record):
+            if "modified" not in file:
+                continue
             path = _place(record, file["name"])
             now: tuple[int, str] | None = None
             with suppress(OSError, ValueError):  # a name in a report can be anything
@@ -144,32 +158,57 @@ def modified_files(report: Mapping[str, Any]) -> dict[str, str]:
 
 def modified_words(path: str) -> str:
     """What became of such a file since the run."""
-    return f"{path} was {'modified' if Path(path).exists() else 'removed'} since the run"
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} was removed since the run"
+    except (OSError, ValueError):
+        return f"{path} cannot be read any more"
+    return f"{path} was modified since the run"
 
 
-def other_facts(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What the report of a run that was made again has otherwise of the inputs, in words."""
-    found = []
+def other_facts(
+    report: Mapping[str, Any], again: Mapping[str, Any], *, of_weights: bool = False
+) -> list[str]:
+    """What the report of a run that was made again has otherwise of the inputs, in words.
+
+    Args:
+        report: The report.
+        again: That of the run that was made again.
+        of_weights: Leave out files besides weights, on which weights do not depend.
+    """
+    groups = ("files",) if of_weights else GROUPS
+    found: list[str] = []
+    touched: set[Path] = set()
     for before, now in zip(report["inputs"], again["inputs"], strict=False):
-        files = {file["name"]: file for file in (*now["files"], *now.get("other_files", ()))}
-        for file in (*before.get("files", ()), *before.get("other_files", ())):
+        files = {file["name"]: file for file in _files(now)}
+        for file in _files(before, groups):
             new = files.get(file["name"], {})
             facts = [words for fact, words in FACTS.items() if fact in file and new.get(fact) != file[fact]]
-            if facts:
-                found.append(f"{_place(now, file['name'])} ({', '.join(facts)})")
+            place = _place(now, file["name"])
+            if facts == [FACTS["modified"]]:
+                touched.add(place)
+            elif facts:
+                found.append(f"{place} ({', '.join(facts)})")
         if before.get("config_sha256", now.get("config_sha256")) != now.get("config_sha256"):
             found.append(f"{now['source']} (configuration)")
+    if len(touched) > 1:
+        found.append(f"{TIMES} of {len(touched):,} files")
+    else:
+        found += [f"{place} ({FACTS['modified']})" for place in touched]
     return [*dict.fromkeys(found)]
 
 
-def _timed(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The files of an input whose times are recorded."""
-    for file in (*record.get("files", ()), *record.get("other_files", ())):
-        if "modified" in file:
+def _files(record: Mapping[str, Any], groups: Sequence[str] = GROUPS) -> Iterator[Mapping[str, Any]]:
+    """The files of an input, without those whose names lead out of it."""
+    for file in (file for group in groups for file in record.get(group, ())):
+        if all(map(is_plain_name, file["name"].split("/"))):
             yield file
 
 
 def _place(record: Mapping[str, Any], name: str) -> Path:
     """The path of a file of an input, which may be a file itself."""
     path = Path(record["source"])
-    return path / name if path.is_dir() else path
+    with suppress(OSError, ValueError):
+        return path / name if path.is_dir() else path
+    return path

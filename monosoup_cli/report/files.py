@@ -7,7 +7,6 @@ import math
 import os
 import re
 import secrets
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 from monosoup_cli.errors import OutputError, ReportError, UsageError, crop, has_marks, masked
 from monosoup_cli.report.records import SCHEMA_VERSION
 from monosoup_cli.report.shape import fault_of
+from monosoup_cli.values import unique
 
 __all__ = [
     "NO_REPORT",
@@ -105,7 +105,7 @@ def read_report(path: Path) -> dict[str, Any]:
             parse_constant=_refuse,
             parse_float=_finite,
             parse_int=_integer,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique(ReportError),
         )
     except OSError as error:
         raise ReportError(f"cannot be read: {error.strerror}", path=path) from None
@@ -137,14 +137,6 @@ def is_report(path: Path, output: Path | None = None) -> bool:
         return isinstance(written, str) and (output is None or Path(written).absolute() == output.absolute())
     except (OSError, ReportError):
         return False
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ReportError(f"names {crop(repr(twice))} twice")
-    return found
 
 
 def _refuse(constant: str) -> NoReturn:

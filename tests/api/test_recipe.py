@@ -109,7 +109,8 @@ def test_a_complete_step_is_of_the_inputs_as_they_are(here, run):
         (here / name).mkdir()
         shutil.copy(f"{name.replace('ft', 'ft1')}.safetensors", here / name / "model.safetensors")
         (here / name / "config.json").write_text('{"a": 1}')
-    (here / "ft" / "vocab.txt").write_text("a")
+    for name in ("vocab.txt", "README.md"):
+        (here / "ft" / name).write_text("a")
     steps = [{**AGAIN_AND_AGAIN[0], "base": "base", "finetuned": "ft"}, AGAIN_AND_AGAIN[1]]
     path = recipe({"steps": steps})
     assert run("run", path).code == 0
@@ -134,9 +135,14 @@ def test_a_complete_step_is_of_the_inputs_as_they_are(here, run):
         after = {name: (here / name / "model.safetensors").stat() for name in ("one", "two")}
         assert all(before[name].st_ino != after[name].st_ino for name in before), words
         assert run("run", path, "--resume").err.count("is complete") == 2
+    for name in ("ft", "one"):  # as `scores --into` does
+        (here / name / "README.md").write_text("b")
+    assert run("run", path, "--resume").err.count("is complete") == 2
+    assert "nothing to resume" in run("run", path, "--resume", "--report", "o.json").err
     with_other_tensors("one/model.safetensors")  # what is made of it follows
-    refused = run("run", path, "--resume")
-    assert (refused.code, "error: two: the output is of other" in refused.err) == (1, True), refused.err
+    for more in (("--report", "o.json"), ()):
+        refused = run("run", path, "--resume", *more)
+        assert (refused.code, "error: two: the output is of other" in refused.err) == (1, True), refused.err
     command = shlex.split(refused.err.split("`")[1])
     subprocess.run(command, check=True)
     assert run("run", path, "--resume").err.count("is complete") == 2
@@ -191,6 +197,14 @@ def test_an_output_that_is_there_is_refused_before_the_first_step(here, run):
     for options, said in (((), "out: the output already exists"), (("--resume",), "out: the output is of")):
         refused = run("run", recipe(STEPS), *options)
         assert (refused.code, said in refused.err, (here / "soup").exists()) == (1, True, False), refused.err
+
+
+def test_the_reports_of_steps_before_one_that_fails_are_printed(here, run):
+    shape = {"command": "soup", "finetuned": ["soup", "o.safetensors"], "output": "out"}
+    save_file({"w": torch.ones(2, 2)}, "o.safetensors")
+    result = run("run", recipe({"steps": [STEPS["steps"][0], shape]}), "--format", "json")
+    assert (result.code, result.out != "") == (1, True), result
+    assert [report["command"] for report in json.loads(result.out)] == ["soup"]
 
 
 def test_an_interrupted_step_goes_on(here, run):
@@ -636,14 +650,14 @@ REFUSED = {
     "an option of another": ({**STEPS["steps"][0], "alpha": 3}, "`soup` has no argument alpha: expected "),
     "options of the run": (
         {**STEPS["steps"][0], "workers": 3, "report": "a b", "overwrite": True},
-        "a recipe has no workers, report, overwrite, as that says how it runs;"
+        "a recipe has no options that say how it runs: found workers, report, overwrite;"
         " pass --workers 3 --report 'a b' --overwrite to `monosoup run`",
     ),
-    "an option of the run that is off": ({**STEPS["steps"][0], "strict": False}, "runs; leave it out"),
-    "an option beside steps": (
-        {**STEPS, "dry-run": True},
-        "no dry_run, as that says how it runs; pass --dry",
+    "an option of the run that is off": (
+        {**STEPS["steps"][0], "strict": False},
+        "found strict; leave it out",
     ),
+    "an option beside steps": ({**STEPS, "dry-run": True}, "that say how it runs: found dry_run; pass --dry"),
     "a step that is none": (
         {"step": STEPS["steps"]},
         "a step needs a command: found step; did you mean steps?",
@@ -755,6 +769,8 @@ HOSTILE = {
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
     "nested": "- " * 100_000,
     "long": "x" * 2_000_000,
+    "a character without end": r'command: "\UFFFFFFFF"',
+    "a version without end": f"%YAML {'1' * 5000}.1\n---\ncommand: edit",
 }
 
 

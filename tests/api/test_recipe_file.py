@@ -50,6 +50,7 @@ SLIPS = {
     "text after quotes": ('base: "a" b\n', "line 1, column 11: the value has ended before"),
     "two documents": ("a: 1\n---\nb: 2\n", "line 2, column 1: a second document"),
     "a tag": ("a: !foo x", "line 1, column 4: a tag (!)"),
+    "an equals sign": ("a: =", "line 1, column 4: a value = needs quotes"),
     "a template": ("output: {{x}}", "line 1, column 10: a key is a list or a mapping"),
     "no date": ("output: 2024-13-01", "line 1, column 9: a value that YAML cannot read; text needs quotes"),
     "a control character": ("a: 1\nb: \x01", "line 2: a control character"),

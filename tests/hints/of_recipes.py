@@ -169,7 +169,7 @@ def a_pattern_without_quotes(at: Trial) -> None:
     at.loads("run", path, "-o", at.out)
 
 
-@follows("api/recipe.py", "as that says how it runs; pass …")
+@follows("api/recipe.py", "a recipe has no options that say how it runs; pass …")
 def an_option_of_the_run(at: Trial) -> None:
     content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
     at.refused("run", written(at, {**content, "workers": 1, "overwrite": True}))
@@ -178,7 +178,7 @@ def an_option_of_the_run(at: Trial) -> None:
     at.loads("run", written(at, content), "-o", at.out, *options)
 
 
-@follows("api/recipe.py", "as that says how it runs; leave it out")
+@follows("api/recipe.py", "a recipe has no options that say how it runs; leave it out")
 def an_option_of_the_run_that_is_off(at: Trial) -> None:
     content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
     at.refused("run", written(at, {**content, "strict": False}))

@@ -1,6 +1,7 @@
 """What travels with the weights: what a loader reads, without state of training and other copies."""
 
 import json
+import os
 import pickle
 import re
 import shlex
@@ -18,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression
 
 from monosoup_cli.outputs import side_files as module
+from monosoup_cli.outputs.open_files import as_time
 from tests.hub import Hub
 from tests.models import CAUSAL, build, sentence_model, step
 from tests.schema import assert_valid
@@ -79,6 +81,23 @@ def test_a_run_carries_what_a_loader_reads_and_says_what_it_leaves_out(run, fold
     assert "tokenizer.json, vae.pt, voices/a.npz" in said
     assert not [why for why in ("(hidden)", "(old model card or report)") if why in said]  # as always
     assert "not edited, and copied as fine-tuned: spk_dict.pt, vae.pt" in result.err
+
+
+def test_the_times_in_the_report_are_those_of_the_beginning(run, folders, monkeypatch):
+    files = [path for folder in folders[:2] for path in folder.glob("tokenizer.json")]
+
+    def score(ready, *_):
+        for path in files:
+            os.utime(path)
+        return [{} for _ in ready.variants]
+
+    before = {as_time(path.stat().st_mtime_ns) for path in files}
+    monkeypatch.setattr("monosoup_cli.pipeline.execute.score_variants", score)
+    edit(run, folders)
+    report = json.loads((folders[2] / "monosoup_report.json").read_text())
+    others = [file for one in report["inputs"] for file in one.get("other_files", ())]
+    assert {file["modified"] for file in others if file["name"] == "tokenizer.json"} <= before
+    assert "tokenizer.json" in {file["name"] for file in others}
 
 
 def test_a_dry_run_says_the_same(run, folders):

@@ -257,6 +257,31 @@ def test_inputs_that_changed_are_found(run, inputs, tmp_path):
     assert [path for path, _ in found()] == [str(finetuned / "weights.safetensors")]
     shutil.rmtree(finetuned)
     assert found() == [(str(finetuned), "no such file or folder")]
+    compared = monosoup_cli.verify(tmp_path / "out", inputs=True)["compared"]
+    assert compared == ["sizes", "headers", "configurations"]  # those of the base, with other times
+    shutil.rmtree(base)
+    assert monosoup_cli.verify(tmp_path / "out", inputs=True)["compared"] == []
+
+
+def test_names_in_a_report_lead_to_no_other_file_and_to_no_traceback(run, inputs, tmp_path):
+    out, long = tmp_path / "out", "x" * 300
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+
+    def change(report):
+        names = ("/etc/passwd", "../ft1/config.json", long)
+        times = {"bytes": 1, "modified": "2026-01-01T00:00:00.000000000Z"}
+        report["inputs"][0]["other_files"] = [{"name": name, **times} for name in names]
+
+    rewrite(out / REPORT, change)
+    result = run("verify", out, "--inputs")
+    assert (result.code, "passwd" in result.err, "config.json" in result.err) == (0, False, False)
+    assert (result.err.count("\n"), f"note: {inputs[0] / long} cannot be read any more; " in result.err) == (
+        1,
+        True,
+    )
+    rewrite(out / REPORT, lambda report: report["inputs"][0].update(source=f"{tmp_path}/{long}"))
+    result = run("verify", out, "--inputs")
+    assert (result.code, result.err.count("\n"), "no such file or folder" in result.err) == (1, 1, True)
 
 
 @pytest.mark.parametrize("output", ["a\0b", "a\ud800b", "/x/..", "/", ""])
@@ -342,6 +367,24 @@ def test_another_environment_is_named(run, inputs, tmp_path):
     rewrite(out / REPORT, change)
     result = run("verify", out, "--again")
     assert f"; not as in that run: torch {torch.__version__}, not 1.0; go back to" in result.err
+
+
+def test_the_environment_is_named_before_times_which_are_one_fact(run, inputs, tmp_path):
+    """Of other weights, only the times of weights are."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert run("edit", *inputs[:2], "-o", out).code == 0
+
+    def change(report):
+        report["environment"]["torch"] = "1.0"
+        report["output"]["files"][0]["sha256"] = "0" * 64
+
+    rewrite(out / REPORT, change)
+    for path in (one / name for one in inputs[:2] for name in ("model.safetensors", "config.json")):
+        os.utime(path)
+    torches = f"not as in that run: torch {torch.__version__}, not 1.0"
+    result = run("verify", out, "--again")
+    assert f"; {torches}, times of modification of 3 files; go back to" in result.err
+    assert run("run", out, "-o", again).err.count(f"; {torches}, times of modification of 2 files\n") == 1
 
 
 def test_inputs_that_were_modified_are_noted_and_named_where_the_bytes_differ(run, inputs, tmp_path):
