@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
     from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["Inputs", "open_inputs"]
+__all__ = ["NEEDS_BASE", "Inputs", "open_inputs"]
+
+NEEDS_BASE = "a LoRA adapter needs its base"
 
 
 @dataclass
@@ -318,9 +320,7 @@ def _adapter(
 ) -> Adapter:
     """What an adapter changes of its base."""
     if base is None and not alone:
-        raise CheckpointError(
-            "a LoRA adapter needs its base", path=own.path, hint=f"add --base BASE{_named_base(own.files)}"
-        )
+        raise CheckpointError(NEEDS_BASE, path=own.path, hint=f"add --base BASE{_named_base(own.files)}")
     from monosoup_cli.adapters.pipeline_names import Wanted
     from monosoup_cli.adapters.table import READERS
 
