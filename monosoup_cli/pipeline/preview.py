@@ -36,6 +36,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
         details={**method.details, **_of_part(ready)},
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         tensors=[_tensor(ready, tensor) for tensor in ready.share.tensors],
+        is_bound=ready.is_foreseen and any(ready.form.parts()[one.name] for one in planned.examined),
         cost=Cost(
             device=resources.names,
             download_bytes=sum(download.nbytes for download in ready.downloads),

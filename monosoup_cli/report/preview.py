@@ -94,6 +94,7 @@ class Preview:
         only_in_base: The names of tensors that only the base has.
         tensors: What is planned for every tensor.
         cost: What the run needs.
+        is_bound: Whether the files may become smaller than that.
     """
 
     call: Call
@@ -108,3 +109,4 @@ class Preview:
     only_in_base: Sequence[str]
     tensors: Sequence[PreviewedTensor]
     cost: Cost
+    is_bound: bool = False

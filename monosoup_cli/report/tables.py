@@ -138,7 +138,8 @@ def plan_table(plan: Preview) -> RenderableType:
     if cost.download_bytes:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")
-    totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
+    written = f"{'at most ' if plan.is_bound else ''}{size(nbytes * len(plan.folders))}"
+    totals.add_row("write", Text(f"{written} in {files} to {printable(plan.path)}"))
     if "part" in plan.details and plan.files:
         of_each = f", in each of {len(plan.folders):,} folders" if len(plan.folders) > 1 else ""
         names = _named([name for name, _ in plan.files])
