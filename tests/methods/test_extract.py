@@ -246,7 +246,7 @@ def test_the_mean_of_whole_checkpoints_has_weights(llama, tmp_path, run):
 
 
 def test_a_dry_run_tells_the_size_or_a_bound(llama, tmp_path, run):
-    """An adapter's header says what it leaves as it is; whether a fine-tune's vectors moved, only data tell."""
+    """Adapters' headers say what they leave. Whether vectors moved, only data tell."""
     made = make("linear", tmp_path)
     folders = {(made.base, made.adapter): "", (llama / "base", llama / "ft"): "at most "}
     for number, (inputs, bound) in enumerate(folders.items()):
