@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.api.complete import another, check_doubts, fault_of
+from monosoup_cli.api.complete import another, check_doubts, fault_of, to_make_anew
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.declaration import keywords_of, placeholders
@@ -174,7 +174,7 @@ def _check_free(
     if not resumes and len(there) > 1 and not any(os.path.lexists(partial_path(Path(one))) for one in there):
         others = some([crop(one) for one in there[1:]], 4)
         raise OutputExistsError(
-            f"the output already exists, and so do {others}",
+            f"the output already exists, and so {'does' if len(there) == 2 else 'do'} {others}",
             path=there[0],
             hint="give others in the recipe, or pass --overwrite",
         )
@@ -183,7 +183,15 @@ def _check_free(
             continue
         is_begun = os.path.lexists(partial_path(Path(step.output)))
         if resumes and not is_begun and not (asks_more and len(steps) == 1):
-            raise another(step.output) if number or fault is None else fault
+            if number:
+                earlier = next((one for one in steps[:number] if not os.path.lexists(one.output)), steps[0])
+                is_there = os.path.lexists(earlier.output)
+                raise to_make_anew(
+                    f"the output is there, but {crop(earlier.output)}, that of an earlier step, is"
+                    f" {'not complete' if is_there else 'gone'}",
+                    step.output,
+                )
+            raise fault or another(step.output)
         if number:
             check_output_path(Path(step.output), [], overwrite=False, resume=False)
 
@@ -387,9 +395,12 @@ def _named(content: Any) -> Any:
     """
     if not isinstance(content, dict):
         return content
-    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(arguments) < len(content):
-        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    arguments: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name in arguments:
+            raise UsageError(f"{crop(name)} is there twice, with a dash and with an underscore")
+        arguments[name] = value
     return arguments
 
 

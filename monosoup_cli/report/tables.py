@@ -324,7 +324,9 @@ def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
     left_out = [one for one in output.get("left_out", ()) if one["why"] not in NO_NEWS]
     for why in dict.fromkeys(one["why"] for one in left_out):
         names = [one["name"] for one in left_out if one["why"] == why]
-        table.add_row("left out", Text(f"{_named(names)} ({printable(why)})"))
+        owner, _, rest = printable(why).removeprefix("of ").partition("; ")
+        words = f"{owner}'s {_named(names)} ({rest})" if rest else f"{_named(names)} ({printable(why)})"
+        table.add_row("left out", Text(words))  # the base's config.json (the adapter has its own)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -172,8 +172,11 @@ def joined_label(joined: bool) -> str:
 
 
 def settings_words(settings: Mapping[str, Any]) -> str:
-    """Name settings with their values: "energy 0.8, weighting high"."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """Name settings with their values, as a recipe has them: "energy 0.8, clamp false"."""
+    words = {
+        name: str(value).lower() if isinstance(value, bool) else value for name, value in settings.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in words.items())
 
 
 def scale_words(arguments: Mapping[str, Any]) -> str:
