@@ -223,9 +223,13 @@ def _writing_command(order: Callable[P, Asked], helps: Mapping[str, str]) -> Wri
 
 
 def _example_of_layers(own: Mapping[str, DeclaredOption]) -> str:
-    """The argument `layers` with the first setting that is a number, or else a flag; "" if it takes none."""
+    """The argument `layers` with the first setting that is a number, or else a flag; "" if it takes none.
+
+    One of a split comes last: an energy may do harm (docs/questions.md).
+    """
     of_layer = [one for one in own.values() if one.option.of_layer]
-    settings = ({one.name: value} for value in (0.5, False) for one in of_layer if one.accepts(value))
+    of_layer.sort(key=lambda one: one.option.of_layer == "split")
+    settings = ({one.name: value} for value in (0.8, False) for one in of_layer if one.accepts(value))
     return next((str({"*mlp*": setting}) for setting in settings), "")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from monosoup_cli.pipeline.planned import Planned
     from monosoup_cli.pipeline.task import Task
 
-__all__ = ["another", "check_doubts", "refusal_of"]
+__all__ = ["another", "check_doubts", "refusal_of", "to_make_anew"]
 
 NAMED = 3
 """How many files a message names."""
@@ -25,10 +25,13 @@ MAX_COMMANDS = 12
 
 def another(output: str, which: str = "another call or of other inputs") -> OutputExistsError:
     """The error for an output that is not what a run would make; `which` it is of instead."""
+    return to_make_anew(f"the output is of {which}", output)
+
+
+def to_make_anew(problem: str, output: str) -> OutputExistsError:
+    """The error for an output that has to be made anew."""
     return OutputExistsError(
-        f"the output is of {which}",
-        path=output,
-        hint="pass --resume --overwrite to make it and what follows anew",
+        problem, path=output, hint="pass --resume --overwrite to make it and what follows anew"
     )
 
 

@@ -136,7 +136,7 @@ def edit(
     elif adapter_rank is not None or adapter_energy is not None:
         raise UsageError("--adapter-rank and --adapter-energy need --as-adapter")
     elif not has_base:
-        raise UsageError("- means that there is no base: add --as-adapter, or give the base")
+        raise UsageError("- means that there is no base", hint="give the base, or add --as-adapter")
     variants = [
         Variant(folder, own, None if step in (None, 1.0) else step)
         for folder, own, (_, step) in combine(energies, wises)

@@ -82,10 +82,13 @@ def _check_tokenizer(content: Mapping[str, Any], models: Sequence[str], step: Ma
     ours = adapter if adapter and _has_tokenizer(adapter) else model
     is_base = ours == base.partition("+")[0]
     named = base if source == "base" else str(source)
-    if named.partition("+")[0] != ours and not (named in (base, *models) and _is_one_tokenizer(named, ours)):
+    is_input = named in (base, *models)
+    other = _other_file(named, ours) if is_input else None
+    if named.partition("+")[0] != ours and not (is_input and other is None):
         raise UsageError(
             f"tokenizer_source {crop(repr(source))} is not the tokenizer that the output has",
             expected=f"base or {ours}" if is_base else ours,
+            found=None if not other else f"another {other} in {named}",
             hint="take it out, or merge with mergekit and use the result as an input here",
         )
     _check_vocabularies([part for one in (base, *models) for part in one.split("+")])
@@ -101,14 +104,22 @@ def _tokenizer_files(folder: str) -> list[str]:
     return sorted({name for pattern in TOKENIZER for name in glob.glob(pattern, root_dir=folder)})
 
 
-def _is_one_tokenizer(one: str, other: str) -> bool:
-    """Whether two local folders have the same files of a tokenizer, to the byte."""
-    names = _tokenizer_files(one)
+def _other_file(one: str, other: str) -> str | None:
+    """The first file of a tokenizer in which two local folders differ; "" where one has no tokenizer,
+    and None where all files are the same to the byte."""
+    names, others = _tokenizer_files(one), _tokenizer_files(other)
+    if not names or not others:
+        return ""
     try:
-        return (
-            bool(names)
-            and names == _tokenizer_files(other)
-            and all(filecmp.cmp(Path(one, name), Path(other, name), shallow=False) for name in names)
+        return next(
+            (
+                name
+                for name in sorted({*names, *others})
+                if name not in names
+                or name not in others
+                or not filecmp.cmp(Path(one, name), Path(other, name), shallow=False)
+            ),
+            None,
         )
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", path=error.filename) from None

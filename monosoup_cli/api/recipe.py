@@ -6,17 +6,26 @@ import inspect
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from monosoup_cli.api.complete import another, check_doubts, refusal_of
+from monosoup_cli.api.complete import another, check_doubts, refusal_of, to_make_anew
 from monosoup_cli.api.mergekit import is_mergekit, step_of_mergekit
 from monosoup_cli.api.progress import Watch, watched
 from monosoup_cli.declaration import keywords_of, placeholders
-from monosoup_cli.errors import CheckpointError, OutputExistsError, ReportError, UsageError, crop, some
+from monosoup_cli.errors import (
+    FLAG,
+    CheckpointError,
+    MonosoupError,
+    OutputExistsError,
+    ReportError,
+    UsageError,
+    crop,
+    some,
+)
 from monosoup_cli.options import NO_BASE, PROGRAMS, ComputeOptions, OutputOptions, StrPath, declared_in
 from monosoup_cli.tensors.patterns import LAYERS
 from monosoup_cli.values import as_list, check_keys, did_you_mean, nearest
@@ -165,7 +174,7 @@ def _check_free(
     if not resumes and len(there) > 1 and not any(os.path.lexists(partial_path(Path(one))) for one in there):
         others = some([crop(one) for one in there[1:]], 4)
         raise OutputExistsError(
-            f"the output already exists, and so do {others}",
+            f"the output already exists, and so {'does' if len(there) == 2 else 'do'} {others}",
             path=there[0],
             hint="give others in the recipe, or pass --overwrite",
         )
@@ -174,7 +183,15 @@ def _check_free(
             continue
         is_begun = os.path.lexists(partial_path(Path(step.output)))
         if resumes and not is_begun and not (asks_more and len(steps) == 1 and fault is None):
-            raise another(step.output) if number or fault is None else fault
+            if number:
+                earlier = next((one for one in steps[:number] if not os.path.lexists(one.output)), steps[0])
+                is_there = os.path.lexists(earlier.output)
+                raise to_make_anew(
+                    f"the output is there, but {crop(earlier.output)}, that of an earlier step, is"
+                    f" {'not complete' if is_there else 'gone'}",
+                    step.output,
+                )
+            raise fault or another(step.output)
         if number:
             check_output_path(Path(step.output), [], overwrite=False, resume=False)
 
@@ -197,8 +214,7 @@ def read_steps(recipe: StrPath, output: StrPath | None = None) -> list[Step]:
                 raise UsageError(
                     "mergekit's configurations do not say where the output goes", hint="add -o OUT"
                 )
-            step = _step({**step_of_mergekit(content), "output": output})
-            return [replace(step, is_of_mergekit=True)]
+            return [_step({**step_of_mergekit(content), "output": output}, is_of_mergekit=True)]
         is_several = "steps" in content and "command" not in content  # soup has an option of that name
         found = content["steps"] if is_several else [content]
         if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
@@ -294,7 +310,7 @@ def _check_of_the_run(given: Mapping[str, Any]) -> None:
         )
 
 
-def _step(content: Mapping[str, Any]) -> Step:
+def _step(content: Mapping[str, Any], *, is_of_mergekit: bool = False) -> Step:
     """A step of a recipe, whose keys are a command's keywords."""
     from monosoup_cli.api.command import renamed_options
     from monosoup_cli.api.commands import COMMANDS
@@ -341,15 +357,35 @@ def _step(content: Mapping[str, Any]) -> Step:
         for flag, keyword in keywords_of(command.declared, is_in_yaml=True).items()
         if keyword.name not in OF_THE_RUN and flag != "-o"
     }
-    with renamed_options(written):
+
+    def renamed() -> AbstractContextManager[None]:
+        return _hints_of_mergekit(name) if is_of_mergekit else renamed_options(written)
+
+    with renamed():
         check_task(command.task(**arguments))
 
     @contextmanager
     def prepare(**own: Any) -> Iterator[Planned]:
-        with renamed_options(written), command.prepare(**arguments, **own) as planned:
+        with renamed(), command.prepare(**arguments, **own) as planned:
             yield planned
 
-    return Step(command, arguments, prepare)  # type: ignore[arg-type]
+    return Step(command, arguments, prepare, is_of_mergekit)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _hints_of_mergekit(command: str) -> Iterator[None]:
+    """Have hints say how a configuration of mergekit says it, or that only the command can."""
+    from monosoup_cli.pipeline.inputs import NEEDS_BASE
+
+    try:
+        yield
+    except MonosoupError as error:
+        hint = error.hint or ""
+        if error.problem == NEEDS_BASE:
+            error.hint = f"name it as model: BASE+{error.path}{hint.partition('BASE')[2]}"
+        elif {*FLAG.findall(hint)} - {OF_THE_RUN[name].flag for name in TAKEN}:
+            error.hint = f"{hint}; mergekit has no such key, so give it to `monosoup {command}`"
+        raise
 
 
 def _named(content: Any) -> Any:
@@ -360,9 +396,12 @@ def _named(content: Any) -> Any:
     """
     if not isinstance(content, dict):
         return content
-    arguments = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(arguments) < len(content):
-        raise UsageError("an argument is there twice, with a dash and with an underscore")
+    arguments: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name in arguments:
+            raise UsageError(f"{crop(name)} is there twice, with a dash and with an underscore")
+        arguments[name] = value
     return arguments
 
 

@@ -105,7 +105,7 @@ def numbers_for(name: str, numbers: float | Sequence[float], count: int) -> tupl
     """
     found = [numbers] if isinstance(numbers, (int, float)) else list(numbers)
     if not all(map(math.isfinite, found)):
-        raise UsageError(f"--{name} must be finite", found=found)
+        raise UsageError(f"--{name} must be finite", found=numbers)
     if len(found) not in (1, count):
         raise UsageError(
             f"--{name} needs one number, or one for each checkpoint",

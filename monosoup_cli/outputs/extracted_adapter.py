@@ -23,7 +23,7 @@ from monosoup_cli.outputs.tensor_sink import TensorSink
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.library_files import ADAPTER_CONFIG
 from monosoup_cli.sources.locate import parts_of
-from monosoup_cli.sources.source import Source
+from monosoup_cli.sources.source import Source, are_unchanged
 from monosoup_cli.tensors.chunks import are_equal
 from monosoup_cli.tensors.matrix import matrix_layer
 from monosoup_cli.tensors.method import AdapterOrder, Edit, Layer, Wanted, overflow_in
@@ -242,6 +242,11 @@ class ExtractedAdapterDraft:
         ]
         return not all(equals)
 
+    def _may_have_moved(self, name: str) -> bool:
+        """Whether a tensor was found to have moved; before it is examined, as headers tell."""
+        found = self._moved.get(name)
+        return not are_unchanged(name, self.opened.finetuned) if found is None else found
+
     def _lay_out(
         self, plan: Plan, ranks: Mapping[str, int], has_moved: Callable[[str], bool]
     ) -> AdapterLayout:
@@ -274,11 +279,10 @@ class ExtractedAdapterDraft:
 
     def form(self, plan: Plan) -> tuple[Plan, ExtractedAdapterForm]:
         """The adapter for the ranks and the moved tensors that were found; before, as if all had moved."""
-        adapter = self._lay_out(plan, self._found_ranks(plan), lambda name: self._moved.get(name, True))
+        adapter = self._lay_out(plan, self._found_ranks(plan), self._may_have_moved)
         stored: dict[str, tuple[str, ...]] = {tensor.name: () for tensor in plan.tensors}
         stored |= {name: (pair.a, pair.b) for name, pair in adapter.pairs.items()}
         stored |= {name: (own,) for name, own in adapter.carried.items()}
-        unmoved = frozenset(name for name, has_moved in self._moved.items() if not has_moved)
         tensors = tuple(
             tensor
             if not tensor.is_edited or stored[tensor.name]
@@ -288,7 +292,7 @@ class ExtractedAdapterDraft:
         is_file = self.kind.form is not None
         name = self.opened.path.name if is_file else WEIGHTS
         layout = OutputLayout((OutputFile(name, self._header(plan, adapter)),), None, is_file)
-        lost = [name for name in adapter.left if name not in unmoved]
+        lost = [name for name in adapter.left if self._may_have_moved(name)]
         model, wanted = self.opened.first.model, self.opened.side_files
         asked = side_files(
             model, ["none", *wanted] if "all" not in wanted else wanted, taken=(WEIGHTS, ADAPTER_CONFIG)
@@ -299,7 +303,7 @@ class ExtractedAdapterDraft:
 
     def _why_left(self, name: str) -> Reason:
         """Why a tensor has no part in the adapter."""
-        if not self._moved.get(name, True):
+        if not self._may_have_moved(name):
             return "unchanged"
         return "no_room" if name in self._measured else "excluded"
 
@@ -328,7 +332,7 @@ class ExtractedAdapterDraft:
         def least(names: Collection[str]) -> tuple[AdapterLayout, Header]:
             """The adapter with factors of rank 1 for these layers alone."""
             ranks = dict.fromkeys(self._measured, 0) | dict.fromkeys(names, 1) | unmoved
-            adapter = self._lay_out(plan, ranks, lambda name: self._moved.get(name, True))
+            adapter = self._lay_out(plan, ranks, self._may_have_moved)
             return adapter, self._header(plan, adapter)
 
         def others(names: Collection[str]) -> int:

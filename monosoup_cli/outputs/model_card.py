@@ -67,6 +67,7 @@ def model_card(
     *,
     inherited: Mapping[str, Any],
     library: str | None,
+    updates: tuple[str, str] | None = None,
     layers: Mapping[str, Mapping[str, Any]] = NO_LAYERS,
 ) -> bytes:
     """Write a model card in Markdown. It names local paths by their last component only.
@@ -79,6 +80,7 @@ def model_card(
         citation: The paper, in BibTeX.
         inherited: The metadata of the fine-tuned checkpoint's own card.
         library: The library that reads the output, by its name on the Hub.
+        updates: A word, and what is made of several inputs or what updates are multiplied by.
         layers: The settings of layers, by globs, which only a recipe can say.
 
     Returns:
@@ -97,7 +99,8 @@ def model_card(
         **{name: inherited[name] for name in INHERITED if name in inherited},
     )
     heading = markdown(title)
-    names = "\n".join(f"- {parent.role}: {_code(_shown(parent))}" for parent in parents)
+    facts = [(parent.role, _code(_shown(parent))) for parent in parents]
+    names = "\n".join(f"- {word}: {rest}" for word, rest in (*facts, *([updates] if updates else ())))
     return f"""---
 {data.to_yaml()}
 ---

@@ -10,7 +10,7 @@ from monosoup_cli.outputs.model_card import Parent, library_of, model_card
 from monosoup_cli.pipeline.provenance import with_roles
 from monosoup_cli.pipeline.ready import Ready
 from monosoup_cli.pipeline.task import Choice, command_words
-from monosoup_cli.report.words import ROLES
+from monosoup_cli.report.words import ROLES, updates_words
 from monosoup_cli.sources.files import Files
 from monosoup_cli.sources.hub_ids import HubId
 from monosoup_cli.sources.source import Source
@@ -41,6 +41,11 @@ def make_card(ready: Ready, variant: Variant, choice: Choice) -> bytes:
         task.order.method.paper.citation,
         inherited=ready.metadata.accepted,
         library=ready.form.description.library or library_of(model.config, names),
+        updates=updates_words(
+            task.call.command,
+            task.call.arguments,
+            [role for role, _ in with_roles(inputs)].count("finetuned"),
+        ),
         layers=task.layers,
     )
 

@@ -23,7 +23,7 @@ from monosoup_cli.sources.files import Files, encodings_of
 from monosoup_cli.sources.folders import notes_of
 from monosoup_cli.sources.locate import open_checkpoint, parts_of
 from monosoup_cli.sources.others import note_of_others
-from monosoup_cli.sources.source import Source, Unchanged
+from monosoup_cli.sources.source import Source, are_unchanged
 from monosoup_cli.sources.suggestions import suggestions
 from monosoup_cli.sources.ties import Copy, copies_in, ties_in, ties_of, without_copies
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from monosoup_cli.adapters.lora import Adapter
     from monosoup_cli.formats.header import TensorInfo
 
-__all__ = ["Inputs", "open_inputs"]
+__all__ = ["NEEDS_BASE", "Inputs", "open_inputs"]
+
+NEEDS_BASE = "a LoRA adapter needs its base"
 
 
 @dataclass
@@ -71,11 +73,8 @@ class Inputs:
     @cached_property
     def unchanged(self) -> frozenset[str]:
         """The names that no fine-tuned checkpoint changes, as far as headers show."""
-        return frozenset(
-            name
-            for name in self.finetuned[0].tensors
-            if all(isinstance(source.update(name), Unchanged) for source in self.finetuned)
-        )
+        tuned = self.finetuned[1:] if self.has_target else self.finetuned
+        return frozenset(name for name in self.finetuned[0].tensors if are_unchanged(name, tuned))
 
     @cached_property
     def tied(self) -> Mapping[str, str]:
@@ -318,9 +317,7 @@ def _adapter(
 ) -> Adapter:
     """What an adapter changes of its base."""
     if base is None and not alone:
-        raise CheckpointError(
-            "a LoRA adapter needs its base", path=own.path, hint=f"add --base BASE{_named_base(own.files)}"
-        )
+        raise CheckpointError(NEEDS_BASE, path=own.path, hint=f"add --base BASE{_named_base(own.files)}")
     from monosoup_cli.adapters.pipeline_names import Wanted
     from monosoup_cli.adapters.table import READERS
 

@@ -33,7 +33,7 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
         files=[(file.name, file.nbytes) for file in layout.files],
         side_files={} if ready.share.part is not None else ready.form.side_files.record(),
         folders=[variant.folder for variant in ready.variants],
-        details={**method.details, **_of_part(ready)},
+        details={**method.details, **_of_part(ready), **({"is_bound": True} if _is_bound(ready) else {})},
         only_in_base=names_only_in_base(inputs.base, inputs.finetuned, ready.plan),
         tensors=[_tensor(ready, tensor) for tensor in ready.share.tensors],
         cost=Cost(
@@ -51,6 +51,11 @@ def preview(ready: Ready, estimate: Estimate | None) -> Preview:
             cores=0 if estimate is None else estimate.cores,
         ),
     )
+
+
+def _is_bound(ready: Ready) -> bool:
+    """Whether the output may become smaller: it has room for tensors that may not have moved."""
+    return ready.is_foreseen and any(ready.form.parts()[one.name] for one in ready.planned.examined)
 
 
 def _of_part(ready: Ready) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Preview:
         side_files: What is carried beside the weights and what is left out, as in the report.
         folders: The folder of every checkpoint; [""] where the output is one checkpoint.
         details: What the method adds; where a part is made, also `part`, `of`, its `state`, and the `shares`
-            of all parts.
+            of all parts; `is_bound` where the files may become smaller.
         only_in_base: The names of tensors that only the base has.
         tensors: What is planned for every tensor.
         cost: What the run needs.

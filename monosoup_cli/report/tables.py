@@ -28,10 +28,10 @@ from monosoup_cli.report.words import (
     plural,
     printable,
     rough,
-    scale_words,
     settings_words,
     shown,
     size,
+    updates_words,
 )
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def plan_table(plan: Preview) -> RenderableType:
     if cost.download_bytes:
         totals.add_row("download", size(cost.download_bytes))
     files = plural(len(plan.files) * len(plan.folders), "file")
-    totals.add_row("write", Text(f"{size(nbytes * len(plan.folders))} in {files} to {printable(plan.path)}"))
+    written = f"{'at most ' if plan.details.get('is_bound') else ''}{size(nbytes * len(plan.folders))}"
+    totals.add_row("write", Text(f"{written} in {files} to {printable(plan.path)}"))
     if "part" in plan.details and plan.files:
         of_each = f", in each of {len(plan.folders):,} folders" if len(plan.folders) > 1 else ""
         names = _named([name for name, _ in plan.files])
@@ -268,17 +269,8 @@ def summary_table(report: Mapping[str, Any], report_path: Path | None = None) ->
 
 def _add_updates(table: Table, command: str, arguments: Mapping[str, Any], roles: Sequence[str]) -> None:
     """Add a line on what is made of updates, and on an update of two names."""
-    count = roles.count("finetuned")
-    weights = ", ".join(f"{one:g}" for one in arguments.get("weights") or ())
-    is_sum, words = command in ("merge", "transplant") and count > 1, []
-    if is_sum:
-        words = [f"{count}, added up, not averaged", *([f"times {weights}"] if weights else [])]
-    if command in ("edit", "extract") and count > 1:
-        words = [f"the mean of {count}", *([f"weighted {weights}"] if weights else [])]
-    if command in ("merge", "extract", "transplant") and scale_words(arguments):
-        words.append(f"{'all ' if command == 'merge' and count > 1 else ''}{scale_words(arguments)}")
-    if words:
-        table.add_row("updates" if is_sum else "update", ", ".join(words))
+    if words := updates_words(command, arguments, roles.count("finetuned")):
+        table.add_row(*words)
     if command == "transplant":
         table.add_row("D", "onto − base")
 
@@ -332,7 +324,9 @@ def _add_side_files(table: Table, output: Mapping[str, Any]) -> None:
     left_out = [one for one in output.get("left_out", ()) if one["why"] not in NO_NEWS]
     for why in dict.fromkeys(one["why"] for one in left_out):
         names = [one["name"] for one in left_out if one["why"] == why]
-        table.add_row("left out", Text(f"{_named(names)} ({printable(why)})"))
+        owner, _, rest = printable(why).removeprefix("of ").partition("; ")
+        words = f"{owner}'s {_named(names)} ({rest})" if rest else f"{_named(names)} ({printable(why)})"
+        table.add_row("left out", Text(words))  # the base's config.json (the adapter has its own)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "shortened",
     "shown",
     "size",
+    "updates_words",
 ]
 
 
@@ -171,8 +172,11 @@ def joined_label(joined: bool) -> str:
 
 
 def settings_words(settings: Mapping[str, Any]) -> str:
-    """Name settings with their values: "energy 0.8, weighting high"."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    """Name settings with their values, as a recipe has them: "energy 0.8, clamp false"."""
+    words = {
+        name: str(value).lower() if isinstance(value, bool) else value for name, value in settings.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in words.items())
 
 
 def scale_words(arguments: Mapping[str, Any]) -> str:
@@ -180,3 +184,28 @@ def scale_words(arguments: Mapping[str, Any]) -> str:
     scale = arguments.get("scale", 1.0)
     scales = [one for one in (scale if isinstance(scale, list) else [scale]) if isinstance(one, (int, float))]
     return "" if {*scales} <= {1.0} else f"times {', '.join(f'{one:g}' for one in scales)}"
+
+
+def updates_words(command: str, arguments: Mapping[str, Any], count: int) -> tuple[str, str] | None:
+    """Say what is made of several checkpoints, and what updates are multiplied by.
+
+    Args:
+        command: The command.
+        arguments: Its arguments.
+        count: How many fine-tuned checkpoints there are.
+
+    Returns:
+        The word for it, and the rest; None where there is nothing to say.
+    """
+    weights = ", ".join(f"{one:g}" for one in arguments.get("weights") or ())
+    mean = [f"the mean of {count}", *([f"weighted {weights}"] if weights else [])]
+    if command == "soup":
+        return ("soup", ", ".join(mean)) if weights else None
+    is_sum, words = command in ("merge", "transplant") and count > 1, []
+    if is_sum:
+        words = [f"{count}, added up, not averaged", *([f"times {weights}"] if weights else [])]
+    if command in ("edit", "extract") and count > 1:
+        words = mean
+    if command in ("merge", "extract", "transplant") and scale_words(arguments):
+        words.append(f"{'all ' if command == 'merge' and count > 1 else ''}{scale_words(arguments)}")
+    return ("updates" if is_sum else "update", ", ".join(words)) if words else None

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from monosoup_cli.formats.header import TensorInfo
     from monosoup_cli.sources.files import Files
 
-__all__ = ["DENSE", "UNCHANGED", "Dense", "Factors", "LowRank", "Reader", "Source", "Unchanged", "Update"]
+__all__ = [
+    "DENSE",
+    "UNCHANGED",
+    "Dense",
+    "Factors",
+    "LowRank",
+    "Reader",
+    "Source",
+    "Unchanged",
+    "Update",
+    "are_unchanged",
+]
 
 Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 """Left (rows, rank) and right (rank, columns), both float64; the matrix is their product."""
@@ -114,3 +125,8 @@ class Source(Protocol):
     def check_unchanged(self) -> None:
         """Raise CheckpointError where a file was written to since it was opened."""
         ...
+
+
+def are_unchanged(name: str, sources: Iterable[Source]) -> bool:
+    """Whether headers show that a tensor is the base's in all of these."""
+    return all(isinstance(source.update(name), Unchanged) for source in sources)

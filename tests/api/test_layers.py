@@ -14,6 +14,7 @@ import monosoup_cli
 from monosoup_cli.api.commands import COMMANDS
 from monosoup_cli.api.finish import finish
 from monosoup_cli.errors import OutputExistsError, ResumeError, UsageError
+from monosoup_cli.report.words import settings_words
 from tests.models import CAUSAL, build, step
 from tests.peft_adapters import make
 from tests.schema import assert_valid
@@ -113,6 +114,10 @@ def test_a_sweep_of_what_no_layer_sets(sources, tmp_path):
             for path in (tmp_path / f"out/energy-{energy}", tmp_path / f"{energy}")
         )
         assert one == two
+
+
+def test_a_setting_is_said_as_a_recipe_has_it():
+    assert settings_words({"clamp": False, "wise": 0.8}) == "clamp false, wise 0.8"
 
 
 def test_a_run_that_was_interrupted_has_its_settings(sources, tmp_path):

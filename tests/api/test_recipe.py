@@ -73,10 +73,15 @@ def test_steps_are_the_commands_one_after_the_other(here, run):
 def test_what_is_done_is_not_done_again(here, run):
     assert run("run", recipe(STEPS)).code == 0
     refused = run("run", recipe(STEPS))
-    assert (refused.code, "soup: the output already exists, and so do out;" in refused.err) == (1, True)
+    assert (refused.code, "soup: the output already exists, and so does out;" in refused.err) == (1, True)
     again = run("run", recipe(STEPS), "--resume", "--format", "json")
     assert (again.code, again.err.count("is complete"), json.loads(again.out)) == (0, 2, [])
     assert monosoup_cli.run(recipe(STEPS), resume=True) == []
+    (here / "soup").rename("moved")
+    refused = run("run", recipe(STEPS), "--resume")
+    said = "error: out: the output is there, but soup, that of an earlier step, is gone; pass --resume --over"
+    assert (refused.code, said in refused.err) == (1, True), refused.err
+    (here / "moved").rename("soup")
     other = {"steps": [STEPS["steps"][0], {**STEPS["steps"][1], "output": "other", "energy": 0.5}]}
     again = run("run", recipe(other), "--resume", "--format", "json", "--report", "-")
     assert (again.code, again.err.count("is complete")) == (0, 1)
@@ -194,7 +199,10 @@ def test_a_complete_step_with_doubts_is_refused_by_strict(here, run, options):
 def test_an_output_that_is_there_is_refused_before_the_first_step(here, run):
     assert run("run", recipe(STEPS)).code == 0
     shutil.rmtree("soup")
-    for options, said in (((), "out: the output already exists"), (("--resume",), "out: the output is of")):
+    for options, said in (
+        ((), "out: the output already exists"),
+        (("--resume",), "out: the output is there"),
+    ):
         refused = run("run", recipe(STEPS), *options)
         assert (refused.code, said in refused.err, (here / "soup").exists()) == (1, True, False), refused.err
 
@@ -546,10 +554,10 @@ def test_another_tokenizer_with_the_same_files_is_that_of_the_output(here, run):
     assert run("run", path, "-o", "out", "--dry-run").code == 0
     (here / "ft1" / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     refused = run("run", path, "-o", "out", "--dry-run")
-    assert (refused.code, "is not the tokenizer that the output has: expected ft1;" in refused.err) == (
-        2,
-        True,
+    said = (
+        "is not the tokenizer that the output has: expected ft1, found another tokenizer_config.json in base;"
     )
+    assert (refused.code, said in refused.err) == (2, True), refused.err
 
 
 def test_weights_that_cancel_are_not_divided_by(here, run):
@@ -621,7 +629,7 @@ REFUSED = {
     "a base to average": (config("linear", base_model="base.safetensors"), "averages it, too"),
     "a sum of 0": (config("linear", weight=(1, -1)), "the weights of linear sum to 0"),
     "a template": ({**config("linear"), "chat_template": "x"}, "does not do: chat_template"),
-    "twice": ({**STEPS["steps"][1], "min_update": 0, "min-update": 0}, "is there twice"),
+    "twice": ({**STEPS["steps"][1], "min_update": 0, "min-update": 0}, "min_update is there twice"),
     "an output elsewhere": ({**STEPS["steps"][0], "output": "/tmp/x"}, "outputs are in the folder"),
     "an output above": ({**STEPS["steps"][0], "output": "../x"}, "outputs are in the folder"),
     "an output that is hidden": ({**STEPS["steps"][0], "output": ".ssh"}, "outputs are in the folder"),
@@ -671,7 +679,25 @@ REFUSED = {
     ),
     "layers that are none": (
         {"command": "merge", "base": "base.safetensors", "finetuned": "a", "output": "x", "layers": 3},
-        "expected such as {'*mlp*': {'scale': 0.5}}",
+        "expected such as {'*mlp*': {'scale': 0.8}}",
+    ),
+    "an edit's layers that are none": (
+        {**STEPS["steps"][1], "layers": 3},
+        "expected such as {'*mlp*': {'wise': 0.8}}",
+    ),
+    "no base to edit": (
+        {**STEPS["steps"][1], "base": "-"},
+        "- means that there is no base; give the base, or add as_adapter: true",
+    ),
+    "a scale without end": (
+        {
+            "command": "merge",
+            "base": "base.safetensors",
+            "finetuned": "a",
+            "output": "x",
+            "scale": float("inf"),
+        },
+        "scale must be finite: found inf",
     ),
     "a program": (
         {**STEPS["steps"][0], "greedy": True, "score_command": "rm x"},

@@ -377,15 +377,19 @@ def test_how_alike_several_fine_tunes_are_stands_below(run, files, reports):
         ("extract --rank 2 --scale 3", 1, "update +times 3"),
         ("transplant --scale=-0.5", 1, "update +times -0.5"),
         ("transplant --scale 0.5,1", 2, "updates +2, added up, not averaged, times 0.5, 1"),
+        ("soup --weights 3,1", 2, "soup +the mean of 2, weighted 3, 1"),
     ],
 )
 def test_what_becomes_of_updates_is_said(run, files, tmp_path, command, count, said):
     name, *options = command.split()
     onto = [files[0]] if name == "transplant" else []
-    words = [name, *files[: count + 1], *onto, "-o", tmp_path / "out", *options]
+    base = [] if name == "soup" else [files[0]]
+    words = [name, *base, *files[1 : count + 1], *onto, "-o", tmp_path / "out", *options]
     assert re.search(rf"^{said}$", run(*words, "--dry-run").out, re.M)
     result = run(*words)
     assert re.search(rf"^{said}$", result.err, re.M), result.err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(rf"^- {said.replace(' +', ': ', 1)}$", card, re.M), card
 
 
 def test_ratios_that_were_clamped_are_counted(run, tmp_path):

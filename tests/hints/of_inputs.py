@@ -203,7 +203,7 @@ def two_scores_without_names(at: Trial) -> None:
 
 
 @follows("pipeline/inspection.py", "a whole checkpoint needs a base")
-@follows("api/edit.py", "- means that there is no base")
+@follows("api/edit.py", "give the base, or add --as-adapter")
 @follows("pipeline/inputs.py", "- means that there is no base")
 def no_base(at: Trial) -> None:
     if at.site.file == "pipeline/inputs.py":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from tests.hints.of_adapters import BLOCK, adapter
 from tests.hints.table import Trial, follows
 
 
@@ -101,6 +105,29 @@ def what_mergekit_alone_does(at: Trial) -> None:
         plain = {"command": "transplant", "base": str(at.base), "finetuned": str(at.finetuned)}
         plain |= {"onto": str(at.base), "output": "out", "layers": {"block*": {"scale": 0.1}}}
     at.loads("run", written(at, plain), "-o", at.out)
+
+
+@follows("api/recipe.py", "name it as model: BASE+")
+def an_adapter_alone_in_mergekit(at: Trial) -> None:
+    folder = adapter(at, BLOCK, base_model_name_or_path=str(at.base))
+    models = [{"model": str(one)} for one in (folder, at.finetuned)]
+    content = {"merge_method": "linear", "models": models, "parameters": {"weight": 0.4}}
+    at.refused("run", written(at, content), "-o", at.out)
+    model, base = re.findall(r"model: (\S+) \(it names '(.*)'\)", at.hint)[0]
+    models[0]["model"] = model.replace("BASE", base)
+    at.loads("run", written(at, content), "-o", at.out)
+
+
+@follows("api/recipe.py", "mergekit has no such key, so give it to")
+def an_option_that_mergekit_lacks(at: Trial) -> None:
+    other = at.tmp / "other.safetensors"
+    save_file({**load_file(at.base), "block.weight": torch.zeros(3, 3)}, other)
+    models = [{"model": str(one), "parameters": {"weight": 0.5}} for one in (at.base, other)]
+    result = at.refused("run", written(at, {"merge_method": "linear", "models": models}), "-o", at.out)
+    runs = re.findall("^runs: (monosoup .*)$", result.err, re.M)[0]
+    assert runs.startswith(f"{at.hint.split('`')[1]} ")
+    option = re.search("--on-mismatch keep", result.err)[0]
+    at.loads(*shlex.split(runs)[1:], *option.split())
 
 
 @follows("api/recipe.py", "only -o may be elsewhere")

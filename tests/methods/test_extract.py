@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import monosoup_cli
 from monosoup_cli.methods.extraction import spend
+from monosoup_cli.report.words import size
 from tests.models import MODELS, build, step
 from tests.peft_adapters import load, make, tensors_in
 from tests.schema import assert_valid
@@ -242,6 +243,18 @@ def test_the_mean_of_whole_checkpoints_has_weights(llama, tmp_path, run):
         mean = 0.25 * finetuned[name].double() + 0.75 * other[name].double() - base[name].double()
         expected, values = truncated(mean.numpy(), 2)
         assert np.abs(made - expected).max() < 1e-6 * values[0]
+
+
+def test_a_dry_run_tells_the_size_or_a_bound(llama, tmp_path, run):
+    """Adapters' headers say what they leave. Whether vectors moved, only data tell."""
+    made = make("linear", tmp_path)
+    folders = {(made.base, made.adapter): "", (llama / "base", llama / "ft"): "at most "}
+    for number, (inputs, bound) in enumerate(folders.items()):
+        words = ("extract", *inputs, "--rank", "2", "-o", tmp_path / f"out{number}")
+        planned = run(*words, "--dry-run")
+        assert run(*words).code == 0
+        size_of_file = (tmp_path / f"out{number}" / "adapter_model.safetensors").stat().st_size
+        assert re.search(f"^write +{bound}{size(size_of_file)} in 1 file", planned.out, re.M), planned.out
 
 
 def test_the_card_claims_no_edit(llama, tmp_path, run):

@@ -142,7 +142,11 @@ def test_an_adapter_of_one_base_is_added_to_another(tmp_path, run):
     onto = {name: tensor * 1.1 for name, tensor in base.items()}
     save_file(onto, tmp_path / "onto.safetensors", {"format": "pt"})
     words = (folders.base, folders.adapter, tmp_path / "onto.safetensors", "-o", tmp_path / "out.safetensors")
-    assert run("transplant", *words).code == 0
+    planned = json.loads(run("transplant", *words, "--dry-run", "--format", "json").out)
+    report = json.loads(run("transplant", *words, "--format", "json").out)
+    reasons = [{one["name"]: one["reason"] for one in each["layers"]} for each in (planned, report)]
+    assert reasons[0] == reasons[1]
+    assert {*reasons[0].values()} == {"unchanged", None}
     for name, found in load_file(tmp_path / "out.safetensors").items():
         expected = onto[name].double() + merged[name] - base[name].double()
         torch.testing.assert_close(found, expected.float(), rtol=3e-7, atol=1e-8)

@@ -302,6 +302,9 @@ def test_a_merged_model_has_the_adapters_tokenizer_and_the_bases_configuration(r
         ("model.safetensors.index.json", "a whole model beside the adapter"),
         ("trainer_state.json", "state of training"),
     }
+    assert re.search(
+        r"^left out +the base's added_tokens\.json.* \(the adapter has its own\)$", result.err, re.M
+    )
     note = "note: trained beside the adapter, and carried but not merged: non_lora_trainables.bin"
     assert note in result.err
     assert "copied as fine-tuned" not in result.err
