@@ -680,7 +680,7 @@ def test_models_are_called_without_the_suffixes_of_their_files(models, tmp_path)
     assert names_of(list(map(str, alike))) == ["base.of.csv", "base.of.jsonl"]
 
 
-@pytest.mark.parametrize("width", [1200, 500])
+@pytest.mark.parametrize("width", [1200, 360])
 def test_a_browser_draws_the_page_and_its_tables_fit(run, browser, models, tmp_path, width):
     edited = shutil.copytree(models[2], tmp_path / "edited-with-half-of-its-energy")
     for model in (*models[:2], edited):
