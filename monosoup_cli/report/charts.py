@@ -56,7 +56,10 @@ def draw_chart(panel: SubFigure, chart: Chart) -> None:
             label=printable(curve.label, 44),
         )
         for name, point, side in zip(curve.names, curve.points, curve.sides, strict=False):
-            _write_beside(axes, printable(name, 44), point, side)
+            if name:
+                _write_beside(axes, printable(name, 44), point, side)
+    if chart.limits is not None:
+        axes.set(xlim=chart.limits[0], ylim=chart.limits[1])
     axes.set_title(printable(chart.title))
     axes.set_xlabel(printable(chart.x))
     axes.set_ylabel(printable(chart.y))
@@ -69,13 +72,16 @@ def _write_beside(axes: Axes, name: str, point: tuple[float, float], side: tuple
     from matplotlib.patheffects import withStroke
 
     gap = 5 if all(side) else 8
+    right, up = (max(min(step, 1), -1) for step in side)
+    leader = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
     axes.annotate(
         name,
         point,
         xytext=(gap * side[0], gap * side[1]),
         textcoords="offset points",
-        ha=ALIGNED[0][side[0]],
-        va=ALIGNED[1][side[1]],
+        ha=ALIGNED[0][right],
+        va=ALIGNED[1][up],
         fontsize=8,
+        arrowprops=leader if side != (right, up) else None,
         path_effects=[withStroke(linewidth=2, foreground="white")],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from monosoup_cli.report.layers import short
 from monosoup_cli.report.measures import ALIASES, WITH_UNIT, label_of, measures_in
 from monosoup_cli.report.opening import reach_of, reach_of_layer
 from monosoup_cli.report.rows import Row, rows_of
-from monosoup_cli.report.steps import BEFORE, before_step, step_of
+from monosoup_cli.report.steps import BEFORE, OF_THE_EDIT, before_step, step_of
 from monosoup_cli.report.words import plural, printable, settings_words
 
 if TYPE_CHECKING:
@@ -261,16 +261,16 @@ def comparison_table(comparison: Mapping[str, Any], width: int | None, top: int 
     some = f" ({len(changed):,} shown)" if len(changed) < len(comparison["changed"]) else ""
     facts.add_row("changed", plural(len(comparison["changed"]), "tensor") + some)
     facts.add_row("no difference", plural(comparison["same"], "tensor"))
-    if names := comparison["not_compared"]:
-        facts.add_row("not compared", f"{plural(len(names), 'tensor')} {WITHOUT_MEASURE}")
+    if apart := comparison["not_compared"]:
+        facts.add_row("not compared", f"{plural(len(apart), 'tensor')} {WITHOUT_MEASURE}")
     for words in action_words(comparison):
         facts.add_row("action alone", Text(words))
-    if changed and comparison["before_wise"]:
-        facts.add_row("note", before_wise(comparison))
+    if before := before_wise(comparison, names):
+        facts.add_row("note", before)
     for side in ("first", "second"):
-        if names := comparison[f"only_in_{side}"]:
-            first = ", ".join([*(printable(name, 60) for name in names[:3]), *(names[3:] and ["…"])])
-            facts.add_row(f"only in the {side}", Text(f"{plural(len(names), 'tensor')}: {first}"))
+        if only := comparison[f"only_in_{side}"]:
+            first = ", ".join([*(printable(name, 60) for name in only[:3]), *(only[3:] and ["…"])])
+            facts.add_row(f"only in the {side}", Text(f"{plural(len(only), 'tensor')}: {first}"))
     return Group(table, Text(""), facts) if changed else facts
 
 
@@ -291,8 +291,10 @@ def action_words(comparison: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def before_wise(comparison: Mapping[str, Any]) -> str:
-    """Say which measures are from before the step of --wise."""
+def before_wise(comparison: Mapping[str, Any], measures: Collection[str]) -> str:
+    """Say which measures are from before the step of --wise; "" where none of these is."""
+    if not comparison["before_wise"] or not {*OF_THE_EDIT} & {*measures}:
+        return ""
     return f"{BEFORE}; the reach includes it" if REACHED in comparison["means"] else BEFORE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from monosoup_cli.report.comparison import (
@@ -20,7 +20,7 @@ from monosoup_cli.report.comparison import (
     value_text,
 )
 from monosoup_cli.report.glossary import MEANINGS, OF_COMPARISONS
-from monosoup_cli.report.markup import Markup, bar, frame, glossary, header, items, table, text
+from monosoup_cli.report.markup import Markup, bar, frame, glossary, header, items, prose, table, text
 from monosoup_cli.report.opening import REACH, opening, reach_of
 from monosoup_cli.report.words import plural
 
@@ -47,7 +47,7 @@ def comparison_page(
         names: What the page calls them.
     """
     sections = [*_inputs(reports, names), *_settings(comparison, names), *_means(comparison, names)]
-    title, told = f"{names[0]} and {names[1]}", text(_opening(comparison, reports, names))
+    title, told = f"{names[0]} and {names[1]}", prose(_opening(comparison, reports, names))
     head = header(title, "compare", f'<p class="opening">{told}</p>')
     main = "\n".join([*sections, *_layers(comparison), *_glossary(comparison)])
     return frame(title, "compare", f"{head}<main>\n{main}\n</main>", css=["page.css", "compare.css"])
@@ -103,7 +103,7 @@ def _inputs(reports: tuple[Mapping[str, Any], Mapping[str, Any]], names: tuple[s
         reach = reach_of(report, report)
         words = REACH.get(report["command"], "")
         far = "–" if reach is None else bar(reach, f"{words} {reach:.2f}")
-        rows.append([name, Markup(f'<span class="told">{text(" ".join(opening(report)))}</span>'), far])
+        rows.append([name, Markup(f'<span class="told">{prose(" ".join(opening(report)))}</span>'), far])
     yield table(["report", "what was done", "from base (0) to fine-tuned (1)"], rows)
     yield Markup("</section>")
 
@@ -133,13 +133,13 @@ def _means(comparison: Mapping[str, Any], names: tuple[str, str]) -> Iterator[Ma
             for name, pair in means.items()
         ]
         yield table(["measure", *names, "difference"], rows)
-        yield from _before_wise(comparison)
+        yield from _before_wise(comparison, means)
         yield Markup("</section>")
 
 
-def _before_wise(comparison: Mapping[str, Any]) -> Iterator[Markup]:
-    if comparison["before_wise"]:
-        yield Markup(f'<p class="note">{before_wise(comparison)}.</p>')
+def _before_wise(comparison: Mapping[str, Any], measures: Collection[str]) -> Iterator[Markup]:
+    if words := before_wise(comparison, measures):
+        yield Markup(f'<p class="note">{prose(words)}.</p>')
 
 
 def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
@@ -154,7 +154,8 @@ def _layers(comparison: Mapping[str, Any]) -> Iterator[Markup]:
             rows.append([_name(one["name"]), bar(one["change"] / largest, change_words(one)), *cells])
         yield Markup(f'<p class="note">{text(ORDER[0].upper() + ORDER[1:])}.</p>')
         head = ["tensor", CHANGE, *map(_word, measures)]
-        yield from _before_wise(comparison)
+        if not before_wise(comparison, comparison["means"]):
+            yield from _before_wise(comparison, measures)
         yield table(head, rows[:SHOWN_ROWS])
         if others := rows[SHOWN_ROWS:]:
             summary = f"{plural(len(others), 'tensor')} that differ less"

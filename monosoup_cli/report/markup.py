@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
@@ -10,7 +11,11 @@ from monosoup_cli.report.files import asset
 from monosoup_cli.report.words import printable
 from monosoup_cli.version import __version__
 
-__all__ = ["Markup", "bar", "frame", "glossary", "header", "items", "table", "text"]
+__all__ = ["Markup", "bar", "frame", "glossary", "header", "items", "prose", "table", "text"]
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+CODE = re.compile("`([^`]+)`")
 
 
 class Markup(str):
@@ -22,6 +27,12 @@ class Markup(str):
 def text(value: object, limit: int = 2000) -> Markup:
     """Return a value as HTML; markup stays as it is."""
     return value if isinstance(value, Markup) else Markup(escape(printable(value, limit)))
+
+
+def prose(value: object) -> Markup:
+    """Return sentences as HTML: options are not broken, and what is in backticks is code."""
+    escaped = CODE.sub(r"<code>\1</code>", text(value))
+    return Markup(OPTION.sub(r'<span class="option">\g<0></span>', escaped))
 
 
 def frame(
@@ -53,7 +64,7 @@ def header(title: str, command: str, lead: str) -> Markup:
 
 def items(sentences: Sequence[str]) -> Markup:
     """Return sentences as a list; nothing where there are none."""
-    inside = "".join(f"<li>{text(one)}</li>" for one in sentences)
+    inside = "".join(f"<li>{prose(one)}</li>" for one in sentences)
     return Markup(f'<ul class="sentences">{inside}</ul>' if inside else "")
 
 
@@ -93,5 +104,5 @@ def bar(share: float, words: str) -> Markup:
 
 def glossary(meanings: Mapping[str, str]) -> Markup:
     """Return what words mean, as a list that opens."""
-    inside = "".join(f"<dt>{text(word)}</dt><dd>{text(meaning)}</dd>" for word, meaning in meanings.items())
+    inside = "".join(f"<dt>{text(word)}</dt><dd>{prose(meaning)}</dd>" for word, meaning in meanings.items())
     return Markup(f"<details><summary>What the words mean</summary><dl>{inside}</dl></details>")

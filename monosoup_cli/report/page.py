@@ -12,7 +12,7 @@ from monosoup_cli.errors import some
 from monosoup_cli.options import PROGRAMS
 from monosoup_cli.report.files import asset
 from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, WORDS
-from monosoup_cli.report.kept import kept_line
+from monosoup_cli.report.kept import kept_line, moved_by_step
 from monosoup_cli.report.layers import floor_of
 from monosoup_cli.report.markup import frame
 from monosoup_cli.report.measures import ALIASES, LABELS
@@ -64,6 +64,7 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "kept": _kept_in(report),
+        "moved": moved_by_step(report["command"], arguments),
         "before": before_step(report),
         "roles": roles_of(report["search"]) if "search" in report else {},
         "columns": columns,

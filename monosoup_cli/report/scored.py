@@ -38,7 +38,7 @@ class Scored(NamedTuple):
 
 class Curve(NamedTuple):
     """Points, from left to right; whether a line joins them; the names beside them, if they have any; and on
-    which sides of the points these stand, as steps to the right and up."""
+    which sides of the points these stand, as steps to the right and up: a line leads to one of several."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -48,13 +48,15 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """One picture: its title, the names of its axes, what is drawn, and a note on it."""
+    """One picture: its title, the names of its axes, what is drawn, a note on it, and where its axes begin
+    and end, if it says so."""
 
     title: str
     x: str
     y: str
     curves: Sequence[Curve]
     note: str = ""
+    limits: tuple[tuple[float, float], tuple[float, float]] | None = None
 
 
 def scored_in(report: Mapping[str, Any]) -> list[Scored]:

@@ -45,6 +45,8 @@ HEADINGS = ("difference", "95% interval", "test", "p", "corrected p")
 TESTS = {"mcnemar": "McNemar"}
 CLOSE = 0.25
 """The share of both axes up to which fine-tuned and edited models have a picture of their own."""
+HEAD, FAR = 6, 30
+"""How far a label is at least from every point, and how far from its own that has no room beside it."""
 Point = tuple[float, float]
 Box = tuple[float, float, float]
 """Left, right and base line of a label."""
@@ -215,10 +217,10 @@ def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Iterator[st
 def _labels(
     points: Sequence[tuple[float, float, Point, str]], arrows: Sequence[tuple[Point, Point]]
 ) -> Iterator[str]:
-    """Names beside places, where they hide no other name, no arrow runs through them, and no other place is
-    nearer.
+    """Names beside places, where they hide no other name, no dot and no head of an arrow, no arrow runs
+    through them, and no other place is nearer.
 
-    One that finds no room beside its place goes above or below it, with a line to its place.
+    One that finds no room beside its place goes further off, with a line to its place.
     """
     taken: list[Box] = []
     at = {(x, y) for x, y, *_ in points}
@@ -228,18 +230,24 @@ def _labels(
         places = [
             (left, left + width, y - 6 + LINE * line)
             for line in lines
-            for left in (x + 8, x - 8 - width)
+            for left in (x + 8, x - 8 - width, x + FAR, x - FAR - width, x - width / 2)
             if left >= LEFT and TOP <= y - 6 + LINE * line <= HEIGHT - BOTTOM
         ]
         free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-        own = [
-            place for place in free if _distance((x, y), place) <= min(_distance(one, place) for one in at)
-        ]
-        clear = [place for place in own or free if not any(_crosses(*arrow, place) for arrow in arrows)]
-        left, right, top = place = (clear or own or free or places)[0]
+
+        def faults(place: Box, own: Point = (x, y)) -> tuple[bool, bool, bool, bool]:
+            """Whether the label hides a point, an arrow runs through it, the line to it runs through another
+            label, and another point is nearer."""
+            nearest = min(_distance(one, place) for one in at)
+            crossed = any(_crosses(*arrow, place) for arrow in arrows)
+            led = any(_crosses(own, ((place[0] + place[1]) / 2, place[2] - 4), label) for label in taken)
+            return nearest < HEAD, crossed, led, nearest < _distance(own, place)
+
+        left, right, top = place = min(free or places, key=faults)
         taken.append(place)
-        if abs(top + 6 - y) > LINE / 2:
-            end = (left if left > x else right, top - 4)
+        if abs(top + 6 - y) > LINE / 2 or _distance((x, y), place) > FAR - 1 or faults(place)[-1]:
+            under = top - LINE + 2 if top > y else top + 2
+            end = (left, top - 4) if left > x else (right, top - 4) if right < x else (x, under)
             yield f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
         where = f"{text(name)}: {number(point[0])} in, {number(point[1])} out"
         label = f"{text(name, MAX_LABEL)}<title>{where}</title>"

@@ -7,8 +7,9 @@ from typing import Any
 
 from monosoup_cli.report.rows import Row
 
-__all__ = ["BEFORE", "before_step", "has_step", "step_in", "step_of"]
+__all__ = ["BEFORE", "OF_THE_EDIT", "before_step", "has_step", "step_in", "step_of"]
 
+OF_THE_EDIT = ("lambda_high", "lambda_low", "equivalent_alpha", "anisotropy")
 BEFORE = "λ_high, λ_low, equivalent α and anisotropy are from before --wise"
 """What is said beside the measures that are those of the edit, and not of the output."""
 

@@ -517,6 +517,35 @@ def test_no_arrow_runs_through_a_label(run, models, tmp_path, right):
         assert not any(left < x < stop and line - 9 < y < line for x, y in on_arrow)
 
 
+def test_labels_of_many_models_cover_no_point_and_no_arrow(run, tmp_path):
+    """One scores as the base, and arrows leave little room beside it."""
+    right = {
+        "base": (0, 300),
+        "tuned": (299, 163),
+        "near": (293, 176),
+        "half": (0, 299),
+        "weak": (28, 235),
+        "alpha-half": (0, 283),
+        "alpha-most": (112, 208),
+    }
+    models = [
+        write(tmp_path / name, own="1" * a + "0" * (300 - a), other="1" * b + "0" * (300 - b))
+        for name, (a, b) in right.items()
+    ]
+    page = tmp_path / "page.html"
+    run("scores", *models, "--in", "own", "--out", "other", "--html", page)
+    labels, arrows = drawn_in(page.read_text())
+    assert labels.keys() == right.keys()
+    assert len(arrows) == 5
+    places = [
+        (x1 + (x2 - x1) * share / 500, y1 + (y2 - y1) * share / 500)
+        for x1, y1, x2, y2 in arrows
+        for share in range(501)
+    ]
+    for name, (left, stop, line) in labels.items():
+        assert not any(left < x < stop and line - 9 < y < line for x, y in places), name
+
+
 def test_every_label_is_nearest_to_its_own_arrow(run, tmp_path, browser):
     """A base that is far away leaves edits no room: they have a second picture, without it."""
     right = {
@@ -691,7 +720,7 @@ def test_models_are_called_without_the_suffixes_of_their_files(models, tmp_path)
     assert names_of(list(map(str, alike))) == ["base.of.csv", "base.of.jsonl"]
 
 
-@pytest.mark.parametrize("width", [1200, 500])
+@pytest.mark.parametrize("width", [1200, 360])
 def test_a_browser_draws_the_page_and_its_tables_fit(run, browser, models, tmp_path, width):
     edited = shutil.copytree(models[2], tmp_path / "edited-with-half-of-its-energy")
     for model in (*models[:2], edited):

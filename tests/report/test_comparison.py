@@ -189,6 +189,8 @@ def test_two_commands(reports):
     assert "not compared 12 tensors without a measure in both reports; `monosoup diff` compares" in said
     assert "reach" not in said
     page = comparison_page(found, (reports["default"], reports["lines"]), ("a", "b"))
+    assert "both reports; <code>monosoup diff</code> compares the values." in page
+    page = re.sub("</?code>", "`", page)
     assert "12 of the 13 tensors have no measure in both reports." in page
     assert "12 tensors without a measure in both reports; `monosoup diff` compares the values." in page
     # only what was done to this one is known to differ
@@ -233,8 +235,16 @@ def test_methods_between_base_and_finetuned_share_how_far_they_go(reports, edits
     ranks = [base[one["name"]].ndim for one in halved["changed"]]
     assert ranks == sorted(ranks, reverse=True)  # vectors, which reach the most, come last
     page = comparison_page(halved, (first, half), ("a", "b"))
-    assert "anisotropy are from before --wise; the reach includes it." in page
-    assert "note           λ_high, λ_low, equivalent α and anisotropy are from" in "\n".join(drawn(halved))
+    option = '<span class="option">--wise</span>'
+    assert page.count(f"anisotropy are from before {option}; the reach includes it.") == 1
+    # it is said where such a measure is shown
+    note = "note           λ_high, λ_low, equivalent α and anisotropy are from"
+    assert note not in "\n".join(drawn(halved))
+    lower = [{**layer, "lambda_low": 0.9} if "lambda_low" in layer else layer for layer in half["layers"]]
+    assert note in "\n".join(drawn(compare_reports(first, {**half, "layers": lower})))
+    by_reach = compare_reports(half, second)
+    assert by_reach["before_wise"]
+    assert "from before" not in comparison_page(by_reach, (half, second), ("a", "b"))
     most = halved["changed"][0]
     near, nearer = (f"{one:.3g}" for one in most["measures"]["reach"])
     assert f"They differ most in {most['name']}: its reach is {near} in a and {nearer} in b." in page

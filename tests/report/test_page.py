@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -362,15 +363,19 @@ def test_the_legend_of_layers_shows_no_values_that_are_not_pointed_at(opened, re
         assert all(float(one.locator(".u-value").text_content()) > 0 for one in others)
 
 
-def test_all_names_or_none_have_their_end(opened, reports):
+def test_all_names_or_none_have_their_end_and_their_start(opened, reports):
     """Also those with room for it."""
     view = opened(reports["edit"])
     cells = view.locator("#box tbody tr > th")
     short = "cells => cells.map(cell => cell.dataset.short ?? cell.textContent)"
-    for width, has_ends in ((500, False), (1900, True)):
+    for width, has_ends in ((500, False), (1200, False), (1900, True)):
         view.set_viewport_size({"width": width, "height": 900})
         settle(view)
-        assert any(name.endswith(".weight") for name in cells.evaluate_all(short)) == has_ends
+        shown = cells.evaluate_all(short)
+        assert any(name.endswith(".weight") for name in shown) == has_ends
+        of_blocks = [name for name in shown if re.search(r"\b[0-2]\.", name)]
+        assert len(of_blocks) == 21
+        assert {name.startswith("…") for name in of_blocks} == {not has_ends}
 
 
 def test_few_columns_fit_a_narrow_screen(opened, reports):
@@ -538,8 +543,12 @@ def test_what_is_from_before_wise_is_said_beside_every_figure(opened, reports):
     parents = [
         one.evaluate("note => note.parentNode.className || note.parentNode.localName") for one in before.all()
     ]
-    assert parents == ["div", "section", "figcaption"]
+    assert parents == ["div", "section", "aside", "figcaption"]
     assert all(one.is_visible() for one in before.all())
+    kept = row(view, "model.layers.0.input_layernorm.weight")
+    kept.hover()
+    assert view.locator("#panel p").all_inner_texts() == ["other, 12, F32, kept: vector (moved by --wise)"]
+    assert "vector (moved by --wise)" in kept.locator("td").all_inner_texts()
     swept = opened(reports["scored"]).locator("#head .note").all_inner_texts()
     assert swept == ["λ_high, λ_low, equivalent α and anisotropy are from before --wise."]
     assert "from before" not in opened(edit).locator("body").inner_text()
@@ -891,6 +900,30 @@ def test_paper_is_white_and_has_every_row(opened, reports):
     assert view.locator("#pictures canvas").is_visible()
 
 
+def test_no_page_scrolls_sideways_on_small_screens(browser, reports, tmp_path):
+    """Also where scroll bars take room once the pictures have been drawn."""
+    kind, path = browser.browser_type, tmp_path / "page.html"
+    options = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox", "--disable-gpu"]}
+    wide = []
+    with kind.launch(**options, ignore_default_args=["--hide-scrollbars"]) as visible:
+        view = visible.new_page(viewport={"width": 500, "height": 2000})
+        for name, report in reports.items():
+            path.write_text(page(report, WORDS), "utf-8")
+            view.goto(path.as_uri())
+            settle(view)
+            for width in (500, 360):
+                if width != 500:
+                    view.set_viewport_size({"width": width, "height": 2000})
+                    settle(view)
+                over = view.evaluate("""() => {
+                  const { scrollWidth, clientWidth } = document.scrollingElement;
+                  return scrollWidth - clientWidth;
+                }""")
+                wide += [(name, width, over)] if over else []
+            view.set_viewport_size({"width": 500, "height": 2000})
+    assert wide == []
+
+
 @pytest.mark.parametrize("width", [1280, 800])
 def test_the_page_does_not_scroll_sideways(opened, inspected, width):
     view = opened(inspected, WORDS)
@@ -1012,7 +1045,7 @@ def test_two_thousand_layers(opened, reports):
     assert figures(view) == ["λ_high and λ_low over depth", "k/r in model.layers"]
 
 
-@pytest.mark.parametrize("width", [1200, 500])
+@pytest.mark.parametrize("width", [1200, 360])
 def test_two_reports_side_by_side(opened, reports, width):
     first, second = reports["edit"], changed(reports["edit"], {"lambda_low": 0.9})
     del second["layers"][0]

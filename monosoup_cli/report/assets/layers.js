@@ -1,7 +1,7 @@
 "use strict";
 
 const {
-  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, before, columns, rows: entries,
+  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, moved, before, columns, rows: entries,
   roles, charts: scores,
 } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
@@ -117,6 +117,11 @@ function worded(name, title = name, text = (row) => row[name] ?? "") {
   return { name, title, text, width: Math.min(longest, 48), key: (row) => row[name] };
 }
 
+/* Why a layer is not edited, and that --wise moves it nevertheless. */
+function whyKept({ reason }) {
+  return reason in moved ? `${reason} (${moved[reason]})` : reason ?? "";
+}
+
 function columnsOf() {
   const where = rows.some((row) => row.block !== null) ? [{ ...numeric("block"), width: 5 }] : [];
   const shape = worded("shape", "shape", (row) => dimensions(row.shape));
@@ -129,7 +134,7 @@ function columnsOf() {
     worded("kind"),
     ...where,
     { ...shape, key: size },
-    ...(rows.some((row) => row.reason) ? [worded("reason", "why kept")] : []),
+    ...(rows.some((row) => row.reason) ? [worded("reason", "why kept", whyKept)] : []),
     { ...numeric("order", "#"), width: String(rows.length).length + 1, text: (row) => String(row.order + 1) },
   ];
 }
@@ -205,8 +210,8 @@ function fill(row) {
   }
 }
 
-/* Where a name is wider than its column, none has its .weight, and those that are still wider are shortened: their
-   block and their end stay, as far as they fit. What is shown is drawn by the style sheet, so that searching, copying and reading aloud have the full name. */
+/* Where a name is wider than its column, none has its .weight, and those that are still wider are shortened, with all
+   that begin alike: their block and their end stay, as far as they fit. What is shown is drawn by the style sheet, so that searching, copying and reading aloud have the full name. */
 function fitNames() {
   const first = rows[0].line.firstChild, ruler = element("span", {}, "0".repeat(50));
   delete first.dataset.short;
@@ -216,16 +221,17 @@ function fitNames() {
   const room = Math.floor((wide * 50) / ruler.offsetWidth);
   ruler.remove();
   const isWhole = rows.every(({ name }) => name.length <= room);
+  const cut = new Set(rows.filter(({ parts }) => parts.slice(0, 4).join("").length > room).map(({ parts }) => parts[0]));
   for (const { name, parts, line } of rows) {
-    const text = isWhole ? name : shortened(parts, room);
+    const text = isWhole ? name : shortened(parts, room, cut.has(parts[0]));
     if (text === name) delete line.firstChild.dataset.short;
     else line.firstChild.dataset.short = text;
   }
 }
 
-function shortened([before, block, middle, last], room) {
+function shortened([before, block, middle, last], room, isCut) {
   const start = before && block ? `…${block}` : block, own = middle + last;
-  const whole = [before + block + own, start + own].find((text) => text.length <= room);
+  const whole = [...(isCut && block ? [] : [before + block + own]), start + own].find((text) => text.length <= room);
   if (whole) return whole;
   const left = room - start.length - 1;
   // blocks have names that begin alike and names that end alike
@@ -320,7 +326,7 @@ function drawPanel() {
   panel.replaceChildren(
     element("h3", {}, current.name),
     element("p", {}, [
-      current.kind, dimensions(current.shape), current.dtype, current.reason && `kept: ${current.reason}`,
+      current.kind, dimensions(current.shape), current.dtype, current.reason && `kept: ${whyKept(current)}`,
     ].filter(Boolean).join(", ")),
   );
   if (current.spectrum) {
@@ -329,6 +335,7 @@ function drawPanel() {
     drawSpectrum(host, current);
   }
   const known = measures.filter((name) => current[name] !== null && current[name] !== undefined);
+  if (known.includes("equivalent_alpha")) panel.append(...beforeStep());
   panel.append(pairs(known.map((name) => [explained(element("span", {}, label(name)), name), short(current[name])])));
 }
 

@@ -224,6 +224,18 @@ function similarityMap() {
 /* Markers whose sizes differ: where points are the same, all show. */
 const hollow = (which) => ({ show: true, size: 5 + 2 * (which % 7), width: 1.5, fill: "transparent" });
 
+/* Draw the line from a point to a name that is further off. */
+function lead(ctx, point, place) {
+  ctx.save();
+  ctx.strokeStyle = colour("--muted");
+  ctx.lineWidth = devicePixelRatio;
+  ctx.beginPath();
+  ctx.moveTo(...point);
+  ctx.lineTo(...place);
+  ctx.stroke();
+  ctx.restore();
+}
+
 /* Write the names of points on their sides. No line strikes them through: they have an edge of paper. */
 function nameAll({ ctx, valToPos }, points) {
   const ratio = devicePixelRatio;
@@ -235,9 +247,11 @@ function nameAll({ ctx, valToPos }, points) {
   ctx.lineJoin = "round";
   for (const { at, value, name, side: [right, up] } of points.filter((point) => point.name)) {
     const gap = (right && up ? 6 : 9) * ratio;
-    const place = [valToPos(at, "x", true) + gap * right, valToPos(value, "y", true) - gap * up];
-    ctx.textAlign = ["right", "center", "left"][right + 1];
-    ctx.textBaseline = ["top", "middle", "bottom"][up + 1];
+    const point = [valToPos(at, "x", true), valToPos(value, "y", true)];
+    const place = [point[0] + gap * right, point[1] - gap * up];
+    if (Math.max(Math.abs(right), Math.abs(up)) > 1) lead(ctx, point, place);
+    ctx.textAlign = ["right", "center", "left"][Math.sign(right) + 1];
+    ctx.textBaseline = ["top", "middle", "bottom"][Math.sign(up) + 1];
     ctx.strokeText(name, ...place);
     ctx.fillText(name, ...place);
   }
@@ -245,7 +259,7 @@ function nameAll({ ctx, valToPos }, points) {
 }
 
 /* Points, joined by lines or not; every point has a place of its own on the x axis. */
-function chart({ title, x, y, curves, note }) {
+function chart({ title, x, y, curves, note, limits }) {
   const points = curves.flatMap((curve, which) => curve.points.map(([at, value], order) => ({ at, value, which, name: curve.names[order], side: curve.sides[order] })))
     .sort((a, b) => a.at - b.at);
   const at = points.map((point) => point.at);
@@ -253,7 +267,10 @@ function chart({ title, x, y, curves, note }) {
   const draw = (host) => new uPlot({
     width: host.clientWidth,
     height: 300,
-    scales: { x: { time: false, range: (_, min, max) => [min - margin, max + margin] } },
+    scales: {
+      x: { time: false, range: limits?.[0] ?? ((_, min, max) => [min - margin, max + margin]) },
+      y: limits ? { range: limits[1] } : {},
+    },
     axes: [across(x, x === "candidate" ? { incrs: integers } : {}), axis(y, { size: 62 })],
     hooks: { draw: [(plot) => nameAll(plot, points)] },
     series: [
