@@ -208,7 +208,8 @@ def check_finite(tensor: torch.Tensor, path: str, name: str) -> None:
             f"holds NaN or Inf ({count:,} or more elements)",
             path=path,
             tensor=name,
-            hint="--on-nonfinite keep leaves such tensors as they are, and --exclude leaves those that it names",
+            hint="--on-nonfinite keep leaves such tensors as they are, and --exclude leaves those that it"
+            " names",
         )
 
 
