@@ -81,7 +81,7 @@ OF_A_FLAG = re.compile(
 BARE = re.compile(r"[A-Z]+|\d[\d.]*|'.*'|True")
 """A value that Python has without quotes, or that has its own."""
 VALUE = re.compile(r"'.*'|\d.*|[A-Z]+|.*[=*/].*")
-"""A word that is a value wherever it stands: quoted, a number, a placeholder, or no word of a sentence."""
+"""A word that is a value wherever it stands, such as a quoted one, a number or a placeholder."""
 SECRET_IN_URL = re.compile(r"(?<=://)[^\s/:@]*:[^\s/@]*@|(?<=https://)[^\s/@]+@|(?<=http://)[^\s/@]+@")
 SECRET_IN_QUERY = re.compile(
     r"(?i)(?<=[?&])(?=[\w-]*(?:token|signature|secret|password|key))(?=([\w-]+)=)\1=[^\s&#'\"`,;|<>()\\]+"
