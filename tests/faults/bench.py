@@ -302,6 +302,8 @@ def _content(name: str, tree: Tree) -> Any:
         report["arguments"].pop(option, None)
     for entry in report["inputs"]:
         entry.pop("bytes_read", None)
+        for file in (*entry["files"], *entry.get("other_files", ())):
+            file.pop("modified", None)
     return report
 
 

@@ -85,7 +85,7 @@ def test_a_base_that_lacks_most_is_refused_unless_it_is_said(run, files, tmp_pat
 
 def test_in_python(files, tmp_path):
     base, finetuned, _ = files
-    with pytest.raises(MismatchError, match=r"; partial goes on with what the base has$") as refused:
+    with pytest.raises(MismatchError, match=r"; partial=True goes on with what the base has$") as refused:
         monosoup_cli.edit(base, finetuned, tmp_path / "out")
     assert refused.value.path == str(finetuned)
     report = monosoup_cli.edit(base, finetuned, tmp_path / "out", partial=True)

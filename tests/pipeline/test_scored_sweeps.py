@@ -197,9 +197,9 @@ def test_what_a_command_leaves_is_not_published(run, land, tmp_path):
         ("echo 1", "score needs {}"),
         (["echo {}", "cat {}"], "two of score are called 'score'"),
         (["a=echo {}", "a=cat {}"], "two of score are called 'a'"),
-        ("ACC=python3 eval.py {}", "score acc=COMMAND names a score"),
-        ("in_dist=sh -c {}", "score in-dist=COMMAND names a score"),
-        ("Acc-1=cat {}", "score acc-1=COMMAND names a score"),
+        ("ACC=python3 eval.py {}", "score='acc=COMMAND' names a score"),
+        ("in_dist=sh -c {}", "score='in-dist=COMMAND' names a score"),
+        ("Acc-1=cat {}", "score='acc-1=COMMAND' names a score"),
     ],
 )
 def test_bad_commands_are_refused_at_once(land, tmp_path, score, message):
