@@ -287,6 +287,10 @@ def _words(declared: DeclaredOption, value: Any) -> list[str]:
     if declared.option.is_private:
         return [declared.flag, "…"]
     if declared.option.is_list:
-        return [declared.flag, ",".join(str(one) for one in value)]
+        return [declared.flag, ",".join(map(_word, value))]
     values = value if isinstance(value, list) else [value]
-    return [word for one in values for word in (declared.flag, str(one))]
+    return [word for one in values for word in (declared.flag, _word(one))]
+
+
+def _word(value: Any) -> str:
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -119,7 +119,7 @@ def test_a_card_has_the_options_that_are_not_the_defaults(call):
         "max_shard_size": "5GB",
     }
     assert " ".join(call.words(arguments)) == (
-        "--include a --include b c --no-clamp --weights 1.0,2.0 --score-command … --max-shard-size 5GB"
+        "--include a --include b c --no-clamp --weights 1,2 --score-command … --max-shard-size 5GB"
     )
     assert call.words({"include": [], "clamp": True, "weights": None, "max_shard_size": None}) == []
 

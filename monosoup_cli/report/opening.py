@@ -75,7 +75,7 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     return [
         f"{what}{several}.",
         *(search_sentences(report) if "search" in report else ()),
-        f"It {did} {counted}{too}.",
+        f"{'The chosen command' if 'search' in report else 'It'} {did} {counted}{too}.",
         *_meaning(report, wrote, summary),
         *sweep_sentences(report),
     ]

@@ -583,7 +583,7 @@ def test_a_folders_single_file_keeps_its_name(pair, tmp_path):
 def test_the_model_card_repeats_the_command_and_no_local_path(pair, tmp_path):
     monosoup_cli.edit(*pair, tmp_path / "out", exclude=["norm*"], wise=0.0)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "edit base.safetensors finetuned.safetensors --wise 0.0 --exclude 'norm*' -o out" in card
+    assert "edit base.safetensors finetuned.safetensors --wise 0 --exclude 'norm*' -o out" in card
     assert str(tmp_path) not in card
     assert "base_model" not in card
 
