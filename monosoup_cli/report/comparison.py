@@ -317,6 +317,8 @@ def value_text(value: Any) -> str:
     if isinstance(value, dict):
         words = "; ".join(f"{name}: {settings_words(inner)}" for name, inner in value.items())
         return printable(words, 1000)
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
     return "not set" if value is None else printable(value, 60)
 
 
