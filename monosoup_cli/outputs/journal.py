@@ -158,7 +158,7 @@ def way_back(before: Any, now: Any, changed: Sequence[str]) -> str:
     """How a run gets back to an identity, from which the present one differs."""
     if moved := _moved(before, now):
         return f"a branch on the Hub has moved: rerun with its old commit, @{moved}"
-    if all(name.startswith(("inputs.", "side_files.", "configs.")) for name in changed):
+    if all(name.startswith(("inputs.", "side_files.", "configs.", "settings.")) for name in changed):
         return f"these files have changed since: put the old ones back{_old_times(before, now)}"
     return "rerun with the same arguments"
 

@@ -70,6 +70,7 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
     if inputs.base is not None:
         arguments["base"] = _called(inputs.base)
     files: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     configs: dict[str, str] = {}
     for number, (role, source) in enumerate(with_roles(inputs)):
         for shard in source.files.shards:
@@ -81,12 +82,15 @@ def make_identity(ready: Ready, machine: Mapping[str, Any] | None = None) -> dic
                 }
         if (config := config_sha256(source.files)) is not None:
             configs[f"{role} {number}"] = config
+        if source.files.kind.settings is not None:  # errors name the setting that differs
+            settings[f"{role} {number}"] = source.files.kind.settings
     identity = {
         "version": __version__,
         "side_files": {file.name: _facts(file) for file in read_beside(ready.form)},
         "rewritten": {
             name: hashlib.sha256(content).hexdigest() for name, content in ready.form.own_files().items()
         },
+        **({"settings": settings} if settings else {}),
         "configs": configs,
         "command": call.command,
         "arguments": arguments,
