@@ -65,10 +65,11 @@ def _plain(arguments: Mapping[str, Any]) -> Any:
 
 def _has_weights(report: Mapping[str, Any]) -> bool:
     """Whether the files of weights in a report are there in their sizes. Other files are not looked at."""
-    outputs = report.get("outputs", [report.get("output")])
+    from monosoup_cli.report.records import outputs_in
+
     return all(
         (place if place.is_file() else place / file["name"]).stat().st_size == file["bytes"]
-        for place, files in ((Path(output["path"]), output["files"]) for output in outputs)
+        for place, files in ((Path(output["path"]), output["files"]) for output in outputs_in(report))
         for file in files
     )
 

@@ -171,7 +171,8 @@ def _check_free(
     from monosoup_cli.outputs.workplace import partial_path
 
     there = [step.output for step in steps if os.path.lexists(step.output)]
-    if not resumes and len(there) > 1 and not any(os.path.lexists(partial_path(Path(one))) for one in there):
+    begun = [one for one in there if os.path.lexists(partial_path(Path(one)))]
+    if not resumes and len(there) > 1 and not begun:
         others = some([crop(one) for one in there[1:]], 4)
         raise OutputExistsError(
             f"the output already exists, and so {'does' if len(there) == 2 else 'do'} {others}",
@@ -179,16 +180,15 @@ def _check_free(
             hint="give others in the recipe, or pass --overwrite",
         )
     for number, step in enumerate(steps):
-        if not os.path.lexists(step.output):
+        if step.output not in there:
             continue
-        is_begun = os.path.lexists(partial_path(Path(step.output)))
-        if resumes and not is_begun and not (asks_more and len(steps) == 1 and fault is None):
+        is_final = asks_more and len(steps) == 1 and fault is None
+        if resumes and step.output not in begun and not is_final:
             if number:
-                earlier = next((one for one in steps[:number] if not os.path.lexists(one.output)), steps[0])
-                is_there = os.path.lexists(earlier.output)
+                gone = next((one.output for one in steps[:number] if one.output not in there), None)
                 raise to_make_anew(
-                    f"the output is there, but {crop(earlier.output)}, that of an earlier step, is"
-                    f" {'not complete' if is_there else 'gone'}",
+                    f"the output is there, but {crop(gone or steps[0].output)}, that of an earlier step, is"
+                    f" {'gone' if gone else 'not complete'}",
                     step.output,
                 )
             raise fault or another(step.output)

@@ -22,17 +22,7 @@ from weakref import WeakValueDictionary
 from monosoup_cli.errors import CheckpointError
 from monosoup_cli.values import unique
 
-__all__ = [
-    "AGAIN",
-    "BITS",
-    "FLOATING",
-    "Header",
-    "TensorInfo",
-    "build_header",
-    "parse_header",
-    "parse_json",
-    "unique",
-]
+__all__ = ["AGAIN", "BITS", "FLOATING", "Header", "TensorInfo", "build_header", "parse_header", "parse_json"]
 
 BITS = {
     "BOOL": 8,

@@ -12,8 +12,6 @@ __all__ = ["eval_results", "with_scores"]
 
 BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
 BEFORE = "## Citation"
-IN_GROUP = re.compile(r"^(in|out) \(|\((in|out)[,)]")
-WHERE = "In: like the data of the fine-tuning. Out: unlike it. Of several tasks, the row has the mean."
 COUNTED = """Healed: of the samples that the base alone got right, those that this model gets right.
 Preserved and damaged: of those that base and fine-tuned model got right, those that it
 gets right and wrong. Retained: of those that the fine-tuned model alone got right, those that
@@ -24,7 +22,11 @@ ON_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def with_scores(
-    card: str, sentences: Sequence[str], tables: Sequence[Sequence[Sequence[str]]], notes: Sequence[str]
+    card: str,
+    sentences: Sequence[str],
+    tables: Sequence[Sequence[Sequence[str]]],
+    remarks: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     """A model card with the scores of the model, in the place of those that it had.
 
@@ -32,9 +34,10 @@ def with_scores(
         card: The card.
         sentences: What the scores say.
         tables: The scores, and perhaps what became of the samples, each with its heading first.
+        remarks: What explains the scores.
         notes: What to know of them.
     """
-    section = f"{BEGIN}\n\n{_section(sentences, tables, notes)}\n{END}\n\n"
+    section = f"{BEGIN}\n\n{_section(sentences, tables, remarks, notes)}\n{END}\n\n"
     rest = "".join(_others(card))
     before, heading, after = rest.rpartition(f"\n{BEFORE}\n")
     if heading:
@@ -80,12 +83,15 @@ def _facts(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _section(
-    sentences: Sequence[str], tables: Sequence[Sequence[Sequence[str]]], notes: Sequence[str]
+    sentences: Sequence[str],
+    tables: Sequence[Sequence[Sequence[str]]],
+    remarks: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     scores, *counts = tables
     parts = ["## Scores", "", *_items(sentences), "", *_table(scores), ""]
-    parts += [WHERE, ""] if any(IN_GROUP.search(row[0]) for row in scores) else []
-    parts += ["↓: lower is better.", ""] if any(row[0].endswith("↓") for row in scores) else []
+    for remark in remarks:
+        parts += [remark, ""]
     for table in counts:
         parts += [COUNTED, "", *_table(table), ""]
     return "\n".join([*parts, *_items(notes)]).rstrip() + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,32 +18,20 @@ NAMED = 4
 """How many names a sentence has."""
 
 
-def checksums(report: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of every file but model cards and scores, by its name in OUT."""
+def checksums(report: Mapping[str, Any], groups: Sequence[str] = ("files", "other_files")) -> dict[str, Any]:
+    """The SHA-256 of every file but model cards and scores, by its name in OUT, as far as it is known."""
     return {
-        f"{folder}{file['name']}": file["sha256"]
-        for folder, output in _folders(report)
-        for file in (*output["files"], *output.get("other_files", ()))
-        if file["name"] not in (CARD_NAME, EVAL_RESULTS)
+        f"{PurePosixPath(output['path']).name}/{name}" if "outputs" in report else name: file.get("sha256")
+        for output in outputs_in(report)
+        for group in groups
+        for file in output.get(group, ())
+        if (name := file["name"]) not in (CARD_NAME, EVAL_RESULTS)
     }
-
-
-def _folders(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the checkpoints of a report, with the folder in OUT that each has in a sweep."""
-    for output in outputs_in(report):
-        yield f"{PurePosixPath(output['path']).name}/" if "outputs" in report else "", output
 
 
 def other_weights(report: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """Say if a run of the command of a report wrote other weights than the report has."""
-    before, now = (
-        {
-            f"{folder}{file['name']}": file.get("sha256")
-            for folder, output in _folders(one)
-            for file in output["files"]
-        }
-        for one in (report, again)
-    )
+    before, now = (checksums(one, ("files",)) for one in (report, again))
     if [*before.values()] == [*now.values()]:
         return []
     is_file, was_file = (

@@ -21,7 +21,7 @@ from monosoup_cli.outputs.workplace import is_in_use
 from monosoup_cli.pipeline.verify_output import Output, has, open_output
 from monosoup_cli.report.files import REPORT_NAME, as_text, read_report
 from monosoup_cli.report.outcome import outcomes
-from monosoup_cli.report.scores import card_tables
+from monosoup_cli.report.scores import card_remarks, card_tables
 from monosoup_cli.signals import hold_signals
 from monosoup_cli.sources.library_files import CARD_NAME, EVAL_RESULTS, MAX_CARD_BYTES
 
@@ -94,8 +94,8 @@ def _files(output: Output, comparison: Mapping[str, Any]) -> Iterator[tuple[str,
             if file.nbytes > MAX_CARD_BYTES:
                 raise OutputError("the model card is too large", path=output.folder.shown(CARD_NAME))
             card = file.read(file.nbytes).decode(errors="surrogateescape")
-        tables = card_tables(comparison)
-        scored = with_scores(card, outcomes(comparison), tables, comparison["notes"])
+        tables, remarks = card_tables(comparison), card_remarks(comparison)
+        scored = with_scores(card, outcomes(comparison), tables, remarks, comparison["notes"])
         yield CARD_NAME, scored.encode(errors="surrogateescape")
     results = eval_results(comparison)
     if results is not None or has(output.folder, EVAL_RESULTS):

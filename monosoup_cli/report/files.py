@@ -199,13 +199,8 @@ def check_own(path: Path, mark: re.Pattern[bytes], *, at_end: bool = False) -> N
     """
     try:
         nbytes = path.stat().st_size if path.exists() else 0
-        is_other = nbytes > 0
-        if is_other:
-            with path.open("rb") as file:
-                is_other = mark.search(file.read(ENDS)) is None
-                if is_other and at_end:
-                    file.seek(max(nbytes - ENDS, 0))
-                    is_other = mark.search(file.read(ENDS)) is None
+        starts = [0, max(nbytes - ENDS, 0)] if at_end else [0]
+        is_other = nbytes > 0 and not any(mark.search(_read(path, start)) for start in starts)
     except OSError as error:
         raise OutputError(f"cannot be read: {error.strerror}", path=path) from None
     if is_other:
@@ -216,6 +211,12 @@ def check_own(path: Path, mark: re.Pattern[bytes], *, at_end: bool = False) -> N
             path=path,
             hint=f"remove it, or give another name: {free}",
         )
+
+
+def _read(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(ENDS)
 
 
 def asset(name: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "LOWER",
     "NO_CHANGE",
     "against",
+    "card_remarks",
     "card_tables",
     "change",
     "direction",
@@ -45,6 +46,8 @@ CORRECTED = "p is corrected for the number of comparisons."
 """What explains the p of the table, where there is one."""
 LOWER = "↓: lower is better."
 """What explains the mark of `direction`."""
+WHERE = "In: like the data of the fine-tuning. Out: unlike it. Of several tasks, the row has the mean."
+"""What explains the groups in a model card."""
 NO_CHANGE = "no change"
 """What stands in the place of an interval where every sample scores as before."""
 MAX_NAME = 200
@@ -130,6 +133,11 @@ def card_tables(comparison: Mapping[str, Any]) -> list[list[list[str]]]:
         if "healed" in one:
             counts.append([shown, *(change(one.get(kind)) for kind in CHANGES)])
     return [scores, counts] if len(counts) > 1 else [scores]
+
+
+def card_remarks(comparison: Mapping[str, Any]) -> list[str]:
+    """What explains the first of the tables in a model card."""
+    return [WHERE] * bool(comparison["groups"]) + [LOWER] * has_lower(comparison)
 
 
 def against(comparison: Mapping[str, Any], edited: str) -> str:

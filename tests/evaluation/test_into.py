@@ -152,7 +152,7 @@ BEGIN, END = "<!-- scores by monosoup -->", "<!-- end of scores by monosoup -->"
     ],
 )
 def test_only_whole_sections_of_a_card_are_replaced(card, kept):
-    text = with_scores(card, [], [[["task"]]], [])
+    text = with_scores(card, [], [[["task"]]], [], [])
     before, begin, _ = text.rpartition(f"\n\n{BEGIN}\n")
     assert (before, begin != "") == (kept, True)
 
