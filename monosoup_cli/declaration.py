@@ -21,6 +21,7 @@ __all__ = [
     "Call",
     "DeclaredOption",
     "Option",
+    "as_word",
     "declared_in",
     "evaluate",
     "from_keywords",
@@ -287,10 +288,11 @@ def _words(declared: DeclaredOption, value: Any) -> list[str]:
     if declared.option.is_private:
         return [declared.flag, "…"]
     if declared.option.is_list:
-        return [declared.flag, ",".join(map(_word, value))]
+        return [declared.flag, ",".join(map(as_word, value))]
     values = value if isinstance(value, list) else [value]
-    return [word for one in values for word in (declared.flag, _word(one))]
+    return [word for one in values for word in (declared.flag, as_word(one))]
 
 
-def _word(value: Any) -> str:
+def as_word(value: Any) -> str:
+    """A value as people type it: whole numbers have no fraction."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from monosoup_cli.declaration import as_word
 from monosoup_cli.errors import ReportError
 from monosoup_cli.options import PROGRAMS, RunOptions
 from monosoup_cli.report.files import OF_SEVERAL
@@ -317,9 +318,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, dict):
         words = "; ".join(f"{name}: {settings_words(inner)}" for name, inner in value.items())
         return printable(words, 1000)
-    if isinstance(value, float):
-        return str(value).removesuffix(".0")
-    return "not set" if value is None else printable(value, 60)
+    return "not set" if value is None else printable(as_word(value), 60)
 
 
 def arrow(pair: Sequence[Any] | None, measure: str) -> str:

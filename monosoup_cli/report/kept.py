@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monosoup_cli.report.steps import has_step
+from monosoup_cli.report.steps import has_step, moves_all
 
 __all__ = ["kept_line", "moved_by_step"]
 
@@ -52,7 +52,7 @@ def moved_by_step(command: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     """What `edit --wise` does to tensors that the edit keeps, by reason; docs/method.md, section 5."""
     if command != "edit" or arguments.get("as_adapter") or not has_step(arguments):
         return {}
-    is_of_all = has_step({**arguments, "layers": None})
+    is_of_all = moves_all(arguments)
     by = "moved by --wise" if is_of_all else "moved where their settings say so"
     if_possible = {"excluded": "the base has them", "shape_mismatch": "the base has that shape"}
     reasons = ["vector", *if_possible, *(["unchanged"] if arguments.get("min_update") else [])]

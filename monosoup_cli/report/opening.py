@@ -11,7 +11,7 @@ from monosoup_cli.report.records import outputs_in, sources_in, summary_in
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.scored import sweep_sentences
 from monosoup_cli.report.searched import search_sentences
-from monosoup_cli.report.steps import has_step, step_in, step_of
+from monosoup_cli.report.steps import moves_all, step_in, step_of
 from monosoup_cli.report.words import parameters, plural, scale_words
 
 __all__ = ["REACH", "opening", "reach_of", "reach_of_layer"]
@@ -70,7 +70,7 @@ def opening(report: Mapping[str, Any]) -> list[str]:
     counted = f"{summary['edited']:,} of {plural(summary['tensors'], 'tensor')}, {of_all}"
     did = {"inspect-spectrum": "covers", "extract": "covers"}.get(command, "edited")
     moved = moved_by_step(command, report["arguments"]).keys() & summary["kept"].keys()
-    is_of_all = has_step({**report["arguments"], "layers": None})
+    is_of_all = moves_all(report["arguments"])
     too = "; --wise also moved tensors that the edit keeps" if moved and is_of_all else ""
     return [
         f"{what}{several}.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from monosoup_cli.report.rows import Row
 
-__all__ = ["BEFORE", "OF_THE_EDIT", "before_step", "has_step", "step_in", "step_of"]
+__all__ = ["BEFORE", "OF_THE_EDIT", "before_step", "has_step", "moves_all", "step_in", "step_of"]
 
 OF_THE_EDIT = ("lambda_high", "lambda_low", "equivalent_alpha", "anisotropy")
 BEFORE = "λ_high, λ_low, equivalent α and anisotropy are from before --wise"
@@ -31,6 +31,11 @@ def has_step(arguments: Mapping[str, Any]) -> bool:
     wise = arguments.get("wise")
     steps = [*(wise if isinstance(wise, list) else [wise]), *_of_layers(arguments)]
     return any(step not in (None, 1) for step in steps)
+
+
+def moves_all(arguments: Mapping[str, Any]) -> bool:
+    """Whether `wise` among the arguments of an edit moves the whole output, and not some layers alone."""
+    return has_step({**arguments, "layers": None})
 
 
 def _of_layers(arguments: Mapping[str, Any]) -> list[Any]:
