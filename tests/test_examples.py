@@ -102,7 +102,7 @@ def test_programs_run(code, place, tmp_path, environment):
 
 
 CI = examples.ROOT / "docs" / "ci.md"
-GATES = re.findall(r"^jq -e '(.+)' edited-model/", CI.read_text(), re.MULTILINE)
+GATES = list(dict.fromkeys(re.findall(r"^jq -e '(.+)' edited-model/", CI.read_text(), re.MULTILINE)))
 """What docs/ci.md asks of a report: that something was edited, all of it, by the right base, with a score."""
 
 
