@@ -1,40 +1,96 @@
-"""What a comparison of scores says, in sentences: better, worse, perhaps so, or no difference shown."""
+"""What a comparison of scores says, in sentences and in a table: better, worse, perhaps so, or not shown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import some
-from monosoup_cli.report.scores import NO_CHANGE, number, shown_interval, shown_p, signed
+from monosoup_cli.report.scores import MAX_NAME, NO_CHANGE, direction, number, shown_interval, shown_p, signed
 from monosoup_cli.report.words import plural, printable
 
-__all__ = ["outcomes"]
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["outcomes", "outcomes_shown", "side_by_side"]
 
 SIGNIFICANCE = 0.05
 """A difference is shown if its corrected p is below this. It may be one if p is."""
 NOT_TESTED, NOT_SHOWN, MAYBE = "not tested", "no difference shown", "may be "
 TOLD = 4
-"""How many tasks have a sentence each."""
+"""How many tasks, and how many comparisons, have a sentence each."""
 NAMED = 4
-"""How many tasks that got worse are named."""
+"""How many tasks that got worse are named, and how many models that came out alike."""
 WHERE = {"in": "In distribution", "out": "Out of distribution"}
 
 
 def outcomes(comparison: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each edited model and group, or each task where there are no groups.
 
-    Where no groups and many tasks are compared, a sentence counts the tasks, and names those that got worse.
+    Of more edited models, each group or task has one sentence for all. Where no groups and many tasks are
+    compared, a sentence counts the tasks, and names those that got worse.
     """
-    records = comparison["groups"] or comparison["tasks"]
-    names, said = comparison["models"], list[str]()
-    for at, edited in enumerate(names["edited"]):
-        models = printable(edited), printable(names["finetuned"])
-        if comparison["groups"] or len(records) <= TOLD:
-            said += [_sentence(record, record["edited"][at], *models) for record in records]
-        else:
-            said.append(_counted(records, at, *models))
-    return [*said, *(words for record in records for words in _restored(record, names["edited"]))]
+    records, names = _told(comparison), comparison["models"]
+    every = records or comparison["tasks"]
+    tuned = printable(names["finetuned"])
+    if len(records) * len(names["edited"]) > TOLD:
+        said = [_of_models(record, names["edited"], tuned) for record in records]
+    else:
+        said = [
+            sentence
+            for at, edited in enumerate(map(printable, names["edited"]))
+            for sentence in (
+                [_sentence(record, record["edited"][at], edited, tuned) for record in records]
+                or [_counted(every, at, edited, tuned)]
+            )
+        ]
+    return [*said, *(words for record in every for words in _restored(record, names["edited"]))]
+
+
+def side_by_side(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """Return a table of all models where several are edited and have few groups or tasks; else nothing.
+
+    It begins with its heading. Each group or task has two columns: scores, and how they compare.
+    """
+    records, names = _told(comparison), comparison["models"]
+    if len(names["edited"]) == 1 or not records:
+        return []
+    tuned = printable(names["finetuned"], MAX_NAME)
+    head = ["model"]
+    base, finetuned = [printable(names["base"], MAX_NAME)], [tuned]
+    edited = [[printable(name, MAX_NAME)] for name in names["edited"]]
+    for record in records:
+        of = f" ({plural(len(record['tasks']), 'task')})" if "tasks" in record else ""
+        head += [f"{printable(record['name'], MAX_NAME)}{of}{direction(record)}", "difference"]
+        base += [number(record["base"]), ""]
+        finetuned += [number(record["finetuned"]), ""]
+        for row, one in zip(edited, record["edited"], strict=True):
+            kind = _kind(record, one)
+            words = "not shown" if kind == NOT_SHOWN else kind  # below "difference"
+            row += [number(one["value"]), f"{signed(one['difference'])}, {words}"]
+    return [head, base, finetuned, *edited]
+
+
+def outcomes_shown(comparison: Mapping[str, Any]) -> RenderableType:
+    """Return the table of all models, and the sentences, for a terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from monosoup_cli.report.grid import grid
+
+    parts: list[Any] = [Text("")]
+    if rows := side_by_side(comparison):
+        table = grid(*rows[0], show_header=True)
+        for first, *others in rows[1:]:
+            table.add_row(Text(first), *others)
+        parts += [table, Text("")]
+    return Group(*parts, *map(Text, outcomes(comparison)))
+
+
+def _told(comparison: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The groups, or tasks where there are no groups, unless they are too many to tell of each."""
+    tasks: Sequence[Mapping[str, Any]] = comparison["tasks"]
+    return comparison["groups"] or (tasks if len(tasks) <= TOLD else [])
 
 
 def _kind(record: Mapping[str, Any], one: Mapping[str, Any]) -> str:
@@ -62,6 +118,15 @@ def _counted(records: Sequence[Mapping[str, Any]], at: int, edited: str, finetun
         for kind, names in tasks.items()
     )
     return f"{edited} against {finetuned}, of {len(records):,} tasks: {', '.join(counts)}."
+
+
+def _of_models(record: Mapping[str, Any], models: Sequence[str], finetuned: str) -> str:
+    """Which of several models came out in which way."""
+    names: dict[str, list[str]] = {}
+    for name, one in zip(models, record["edited"], strict=True):
+        names.setdefault(_kind(record, one), []).append(printable(name))
+    kinds = "; ".join(f"{kind}: {some(alike, NAMED)}" for kind, alike in names.items())
+    return f"{_where(record)}, against {finetuned} ({number(record['finetuned'])}): {kinds}."
 
 
 def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, finetuned: str) -> str:
@@ -92,7 +157,7 @@ def _restored(record: Mapping[str, Any], models: Sequence[str]) -> Iterator[str]
         elif kind == "worse":
             did.append(f"{printable(name)} lost {number(-back)} more")
     if did:
-        yield f"Fine-tuning cost {number(cost)} out of distribution; {', '.join(did)}."
+        yield f"Fine-tuning cost {number(cost)} out of distribution; {some(did, NAMED)}."
 
 
 def _share(share: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from monosoup_cli.errors import some
 from monosoup_cli.report.glossary import OF_SCORES
 from monosoup_cli.report.markup import Markup, frame, glossary, header, items, table, text
-from monosoup_cli.report.outcome import outcomes
+from monosoup_cli.report.outcome import outcomes, side_by_side
 from monosoup_cli.report.scores import (
     CHANGES,
     LOWER,
@@ -63,10 +63,15 @@ def scores_page(comparison: Mapping[str, Any]) -> str:
 
 def scores_part(comparison: Mapping[str, Any]) -> Markup:
     """Return what a page shows of a comparison below the sentences: notes, the picture and tables."""
-    parts = [items(comparison["notes"]), _picture(comparison), *_tables(comparison)]
+    parts = [items(comparison["notes"]), *_overview(comparison), _picture(comparison), *_tables(comparison)]
     if has_lower(comparison):
         parts.append(f'<p class="note">{LOWER}</p>')
     return Markup("\n".join(parts))
+
+
+def _overview(comparison: Mapping[str, Any]) -> Iterator[str]:
+    if rows := side_by_side(comparison):
+        yield f"<section><h2>All models</h2>{table(rows[0], rows[1:], is_wide=True)}</section>"
 
 
 def _tables(comparison: Mapping[str, Any]) -> Iterator[str]:

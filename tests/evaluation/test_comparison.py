@@ -636,6 +636,35 @@ def test_sentences_say_better_worse_or_no_difference_shown(run, decided, tmp_pat
     assert "On same, no difference between edited and tuned is shown: 0.5000 against 0.5000" in alone
 
 
+def test_several_edited_models_have_one_table_and_a_sentence_for_each_group(run, decided, tmp_path):
+    """Each has a sentence of its own only while there are few."""
+    alike, third = (
+        write(tmp_path / name, clean="1" * 40, shifted="0" * 38 + "11", same="10" * 20)
+        for name in ("alike", "third")
+    )
+    words = [*decided, alike, "--in", "clean", "--out", "shifted"]
+    page = tmp_path / "page.html"
+    lines = run("scores", *words, "--html", page).out.splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("model "))
+    rows = [
+        ["model", "in (1 task)", "difference", "out (1 task)", "difference"],
+        ["base", "0.0000", "1.0000"],
+        ["tuned", "1.0000", "0.0000"],
+        ["edited", "0.5000", "-0.5000, worse", "0.2500", "+0.2500, better"],
+        ["alike", "1.0000", "+0.0000, no change", "0.0500", "+0.0500, not shown"],
+    ]
+    assert [re.split("  +", line) for line in lines[head : head + 5]] == rows
+    assert len([line for line in lines if line.startswith(("In dist", "Out of dist"))]) == 4
+    assert "<h2>All models</h2>" in page.read_text()
+    lines = run("scores", *words, third).out.splitlines()[-3:]
+    assert lines == [
+        "In distribution (clean), against tuned (1.0000): worse: edited; no change: alike, third.",
+        "Out of distribution (shifted), against tuned (0.0000): better: edited;"
+        " no difference shown: alike, third.",
+        "Fine-tuning cost 1.0000 out of distribution; edited restored 0.2500 of it (25%).",
+    ]
+
+
 def test_what_is_shown_only_alone_may_be(tmp_path, run):
     """p is 2/2^6 for each of two tasks, and twice that after the correction."""
     paths = [
