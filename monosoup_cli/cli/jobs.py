@@ -18,6 +18,7 @@ JOBS: Mapping[str, str] = {
     "merge an adapter": "merge BASE ADAPTER -o OUT",
     "extract an adapter": "extract BASE FINETUNED -o ADAPTER --rank 32",
     "see whether it helped": "scores BASE FINETUNED EDITED",
+    "compare two outputs": "compare OUT OUT",
     "show it to others": "report OUT --html PAGE.html",
     "run several steps": "run RECIPE.yaml",
 }

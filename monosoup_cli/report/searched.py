@@ -95,6 +95,7 @@ def search_table(report: Mapping[str, Any]) -> RenderableType:
     rest = f"; the report has the {hidden:,} not shown" if hidden else ""
     facts.add_row("tried", f"{plural(len(candidates), 'candidate')}, {len(distinct):,} of them scored{rest}")
     facts.add_row("chosen", Text(printable(search["chosen"])))
+    facts.add_row("rule", Text(printable(_rule(search))))
     for name, score in report["output"].get("scores", {}).items():
         compared = (
             f"; {printable(one['source'])}: {shown(one['final_scores'][name])}"

@@ -189,13 +189,16 @@ def searched(names, scores, *, chosen, front=(), sources=("ft",), same=()):
     ]
     finetuned = [{"source": source, "scores": candidates[0]["scores"]} for source in sources]
     search = {"scores": names, "candidates": candidates, "front": [*front], "chosen": chosen}
+    search |= {"prefer": names[0], "max_loss": {}}
     for one in candidates:
         one.update({"same_as": "ft"} if one["candidate"] in same else {})
     shown = io.StringIO()
     table = search_table({"search": {**search, "finetuned": finetuned}, "output": {}})
     Console(file=shown, width=80).print(table)
     lines = [" ".join(line.split()) for line in shown.getvalue().splitlines()]
-    return lines[1 : lines.index("")], lines[lines.index("") + 1]
+    rows, facts = lines[1 : lines.index("")], lines[lines.index("") + 1 :]
+    assert any(line.startswith(f"rule It is the candidate with the best {names[0]!r}") for line in facts)
+    return rows, facts[0]
 
 
 def test_every_input_has_one_row_and_rows_that_are_left_out_are_counted():
