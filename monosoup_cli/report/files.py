@@ -133,7 +133,8 @@ def read_report(path: Path) -> dict[str, Any]:
 def is_report(path: Path, output: Path | None = None) -> bool:
     """Whether a file is a report that a command has written, and of this output if one is given."""
     try:
-        written = read_report(path)["arguments"].get("output") if path.is_file() else None
+        is_file = path.is_file() and path.suffix != ".safetensors"  # which may have one beside it
+        written = read_report(path)["arguments"].get("output") if is_file else None
         return isinstance(written, str) and (output is None or Path(written).absolute() == output.absolute())
     except (OSError, ReportError):
         return False

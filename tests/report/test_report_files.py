@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import monosoup_cli
 from monosoup_cli.errors import OutputError, ReportError
-from monosoup_cli.report.files import NO_REPORT, as_text, check_target, read_report, replace_file
+from monosoup_cli.report.files import NO_REPORT, as_text, check_target, is_report, read_report, replace_file
 from tests.conftest import everything_in, small_tensors
 from tests.sampling import first
 
@@ -54,6 +54,10 @@ def test_what_commands_write_is_read(written):
         assert read_report(path) == json.loads(path.read_text())
         if path.name == "monosoup_report.json":
             assert read_report(path.parent) == read_report(path)
+        assert is_report(path)
+    weights = written["one file"].with_name("one.safetensors")
+    assert read_report(weights) == read_report(written["one file"])
+    assert not is_report(weights)
 
 
 def refused(run, path, *words, command="report"):
