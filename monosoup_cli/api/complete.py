@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ __all__ = ["another", "check_doubts", "refusal_of", "to_make_anew"]
 
 NAMED = 3
 """How many files a message names."""
-MAX_COMMANDS = 12
-"""Of how many files it says how to set their times."""
 
 
 def another(output: str, which: str = "another call or of other inputs") -> OutputExistsError:
@@ -74,16 +72,22 @@ def _has_weights(report: Mapping[str, Any]) -> bool:
     )
 
 
-def _of_modified(output: str, modified: Mapping[str, str]) -> OutputExistsError:
-    """The error for an output some of whose inputs were modified since; with their times then."""
-    from monosoup_cli.outputs.open_files import to_set_time
+def _of_modified(output: str, modified: Mapping[str, Mapping[str, Any]]) -> OutputExistsError:
+    """The error for an output some of whose inputs were modified since; with their records then."""
+    from monosoup_cli.outputs.open_files import to_set_times
     from monosoup_cli.pipeline.verify_inputs import modified_words
 
     error = another(output, f"other inputs: {some([*map(modified_words, modified)], NAMED)}")
-    commands = [to_set_time(time, path) for path, time in modified.items() if os.path.lexists(path)]
-    if 0 < len(commands) <= MAX_COMMANDS:
-        error.hint = f"{error.hint}; where only the time is new, set the old one: `{'; '.join(commands)}`"
+    if all(_has_size(path, file["bytes"]) for path, file in modified.items()):
+        times = to_set_times({path: file["modified"] for path, file in modified.items()})
+        error.hint = f"{error.hint}; if only the times are new, set the old ones: {times}"
     return error
+
+
+def _has_size(path: str, nbytes: int) -> bool:
+    with suppress(OSError, ValueError):
+        return Path(path).stat().st_size == nbytes
+    return False
 
 
 def check_doubts(output: str, prepare: Callable[[], AbstractContextManager[Planned]]) -> None:

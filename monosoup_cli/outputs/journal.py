@@ -23,7 +23,7 @@ from typing import Any
 
 from monosoup_cli.errors import ResumeError, crop
 from monosoup_cli.outputs.durable import write_all
-from monosoup_cli.outputs.open_files import as_time, to_set_time
+from monosoup_cli.outputs.open_files import as_time, to_set_times
 from monosoup_cli.system import sync, sync_data
 
 __all__ = [
@@ -41,8 +41,6 @@ __all__ = [
 CHECKSUM = b', "crc32": '
 MAX_LINE_BYTES = 1 << 26
 """A longer line does not hold."""
-NAMED = 3
-"""Of how many files that have changed the times are told."""
 FACTS = {
     "bytes": "size",
     "commit": "commit",
@@ -192,7 +190,7 @@ def _in_words(name: str, *, has_base: bool) -> str:
 
 def _old_times(before: Any, now: Any) -> str:
     """How files get the times back by which the interrupted run knows them."""
-    commands = []
+    times: dict[str, str] = {}
     with suppress(AttributeError, IndexError, KeyError, TypeError):  # an identity of another shape
         arguments = now["arguments"]
         has_base = any(name.startswith("base ") for name in now["inputs"])
@@ -203,9 +201,8 @@ def _old_times(before: Any, now: Any) -> str:
                     _, number, file = name.split(" ", 2) if group == "inputs" else ("", has_base, name)
                     source = Path(sources[int(number)])
                     place = source if source.name == file else source / file
-                    commands.append(to_set_time(as_time(facts["mtime_ns"]), str(place)))
-    more = f" and {len(commands) - NAMED:,} more" if len(commands) > NAMED else ""
-    return f" with their old times (`{'; '.join(commands[:NAMED])}`{more})" if commands else ""
+                    times[str(place)] = as_time(facts["mtime_ns"])
+    return f" with their old times ({to_set_times(times)})" if times else ""
 
 
 def _moved(before: Any, now: Any) -> str | None:

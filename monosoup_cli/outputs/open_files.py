@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +15,10 @@ from monosoup_cli.errors import OutputError
 from monosoup_cli.outputs.durable import sync_folder, write_file
 from monosoup_cli.system import reserve
 
-__all__ = ["OpenFiles", "as_time", "facts", "to_set_time"]
+__all__ = ["OpenFiles", "as_time", "facts", "to_set_time", "to_set_times"]
+
+NAMED = 3
+"""Of how many files a message says how to set their times."""
 
 HANDLE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
 """Opens what is only recognised later: while it is open, the system gives its inode to nothing else."""
@@ -172,3 +175,10 @@ def as_time(mtime_ns: int) -> str:
 def to_set_time(time: str, path: str) -> str:
     """The shell command that gives a file a time of modification."""
     return f"touch -c -d {shlex.quote(time)} {shlex.quote(path)}"
+
+
+def to_set_times(times: Mapping[str, str]) -> str:
+    """The shell commands that give several files their times of modification; of many files, the first."""
+    commands = [to_set_time(time, path) for path, time in times.items()]
+    more = f" and {len(commands) - NAMED:,} more" if len(commands) > NAMED else ""
+    return f"`{'; '.join(commands[:NAMED])}`{more}"

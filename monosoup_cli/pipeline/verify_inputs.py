@@ -136,8 +136,8 @@ def compared_facts(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def modified_files(report: Mapping[str, Any]) -> dict[str, str]:
-    """The files of inputs on the disk that were modified or removed since the run, with their times then.
+def modified_files(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The files of inputs on the disk that were modified or removed since the run, with their records.
 
     Reports of older versions have no times.
     """
@@ -152,7 +152,7 @@ def modified_files(report: Mapping[str, Any]) -> dict[str, str]:
                 status = path.stat()
                 now = status.st_size, as_time(status.st_mtime_ns)
             if now != (file["bytes"], file["modified"]):
-                found[str(path)] = file["modified"]
+                found[str(path)] = file
     return found
 
 

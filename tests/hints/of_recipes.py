@@ -146,7 +146,7 @@ def a_step_that_changed(at: Trial) -> None:
     at.loads("run", path, "-o", at.out, "--resume", "--overwrite")
 
 
-@follows("api/complete.py", "where only the time is new, set the old one")
+@follows("api/complete.py", "if only the times are new, set the old ones")
 def a_complete_step_whose_input_was_modified(at: Trial) -> None:
     content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
     path = written(at, content)
