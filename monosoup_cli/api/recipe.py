@@ -419,6 +419,8 @@ def _of_report(path: Path, output: StrPath | None) -> Step:
             error.hint = (
                 "pass the report itself, from where it was written: `monosoup run REPORT.json -o NEW`"
             )
+        elif path.suffix == ".json" and path.is_file():
+            error.hint = f"{f'{error.hint}; ' if error.hint else ''}a recipe has the suffix .yaml"
         raise
     if output is None:
         raise UsageError("a report's own output is there", path=path, hint="add -o NEW")

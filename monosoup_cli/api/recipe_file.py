@@ -22,6 +22,10 @@ PATTERN = re.compile(r"\*[^\s,:\]}'\"]*")
 """What was meant as a glob, where YAML sees an alias."""
 
 
+COMMAND = "command"
+"""What a step has. Its other keys are arguments, whose names have dashes or underscores."""
+
+
 class Slip(NamedTuple):
     """A slip of YAML.
 
@@ -72,13 +76,18 @@ class Loader(yaml.SafeLoader):  # type: ignore[misc]
     def flatten_mapping(self, node: Any) -> None:
         own = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]
         super().flatten_mapping(node)
-        first: dict[str, Any] = {}
-        for key in own:
-            name = str(self.construct_object(key))
-            if name in first:
-                earlier = f"first in line {first[name].start_mark.line + 1}"
-                raise UsageError(f"{_at(key.start_mark)}: {crop(repr(name))} is there twice, {earlier}")
-            first[name] = key
+        names = [str(self.construct_object(key)) for key in own]
+        first: dict[str, tuple[str, Any]] = {}
+        for name, key in zip(names, own, strict=True):
+            argument = name.replace("-", "_") if COMMAND in names else name
+            if argument in first:
+                earlier, mark = first[argument]
+                otherwise = f" as {crop(repr(earlier))}" if earlier != name else ""
+                raise UsageError(
+                    f"{_at(key.start_mark)}: {crop(repr(name))} is there twice, first in line"
+                    f" {mark.line + 1}{otherwise}"
+                )
+            first[argument] = name, key.start_mark
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:

@@ -628,7 +628,14 @@ REFUSED = {
     "a base to average": (config("linear", base_model="base.safetensors"), "averages it, too"),
     "a sum of 0": (config("linear", weight=(1, -1)), "the weights of linear sum to 0"),
     "a template": ({**config("linear"), "chat_template": "x"}, "does not do: chat_template"),
-    "twice": ({**STEPS["steps"][1], "min_update": 0, "min-update": 0}, "min_update is there twice"),
+    "twice": (
+        {**STEPS["steps"][1], "min_update": 0, "min-update": 0},
+        "'min-update' is there twice, first in line",
+    ),
+    "twice in a layer": (
+        {**STEPS["steps"][1], "layers": {"a*": {"min_update": 0, "min-update": 0}}},
+        "min_update is there twice",
+    ),
     "an output elsewhere": ({**STEPS["steps"][0], "output": "/tmp/x"}, "outputs are in the folder"),
     "an output above": ({**STEPS["steps"][0], "output": "../x"}, "outputs are in the folder"),
     "an output that is hidden": ({**STEPS["steps"][0], "output": ".ssh"}, "outputs are in the folder"),

@@ -11,6 +11,10 @@ TWICE = {
         f"{EDIT}energy: 0.5\nbase: x\nenergy: 0.9\n",
         "line 4, column 1: 'energy' is there twice, first in line 2",
     ),
+    "with dashes": (
+        f"{EDIT}on-mismatch: skip\non_mismatch: skip\n",
+        "line 3, column 1: 'on_mismatch' is there twice, first in line 2 as 'on-mismatch'",
+    ),
     "in a step": ("steps:\n- command: edit\n  base: x\n  base: y\n", "line 4, column 3: 'base'"),
     "of layers": ("layers:\n  '*mlp*': {rank: 1}\n  '*mlp*': {rank: 2}\n", "line 3, column 3: '*mlp*'"),
     "in a layer": (f"{EDIT}layers:\n  'a': {{rank: 1, rank: 2}}\n", "line 3, column 18: 'rank'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -49,6 +50,15 @@ def an_output_without_its_report(at: Trial) -> None:
     command = shlex.split(at.hint.split("`")[1].replace("REPORT.json", str(report)))
     assert command[:2] == ["monosoup", "run"]
     at.loads(*command[1:-1], at.tmp / "new", output=at.tmp / "new")
+
+
+@follows("api/recipe.py", "a recipe has the suffix .yaml")
+def a_recipe_in_json(at: Trial) -> None:
+    content = {"command": "edit", "base": str(at.base), "finetuned": str(at.finetuned), "output": "out"}
+    path = at.tmp / "recipe.json"
+    path.write_text(json.dumps(content))
+    at.refused("run", path, "-o", at.out)
+    at.loads("run", path.rename(path.with_suffix(".yaml")), "-o", at.out)
 
 
 @follows("api/recipe.py", "a recipe runs no programs")
