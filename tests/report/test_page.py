@@ -189,6 +189,21 @@ def pixels(view, selector="#panel canvas"):
     return view.locator(selector).first.evaluate("canvas => canvas.toDataURL()")
 
 
+def broken(view):
+    """Texts with an option that may be broken after its dashes; the legend of a chart has lines of its own."""
+    return view.evaluate(r"""() => {
+      const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+      while (walk.nextNode()) {
+        const { data, parentElement: parent } = walk.currentNode;
+        const isRead = !parent.closest("script, .u-legend");
+        if (isRead && /(^|[^\w-])--[a-z]/.test(data) && getComputedStyle(parent).textWrapMode !== "nowrap") {
+          found.push(data);
+        }
+      }
+      return found;
+    }""")
+
+
 def figures(view):
     return view.locator("#pictures h3").all_text_contents()
 
@@ -213,6 +228,7 @@ def test_every_report_has_its_page(opened, reports, name, pictures):
     view = opened(report, WORDS)
     command = "search" if name == "search" else report["command"]
     assert view.title() == f"{name} · monosoup {command}"
+    assert broken(view) == []
     assert re.match(rf"{name}\s*monosoup {command}, version", view.locator("h1").inner_text())
     said = view.locator(".sentences li").all_text_contents()
     assert said[len(said) - len(WORDS) :] == WORDS

@@ -41,6 +41,13 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/* The content of a paragraph or a cell: an element, or text, whose options are not broken. */
+function prose(content) {
+  if (typeof content !== "string") return [content];
+  return content.split(/((?<![\w-])--[a-z][\w-]*)/).map(
+    (part, at) => (at % 2 ? element("span", { className: "option" }, part) : part));
+}
+
 function svg(tag, attributes, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -52,7 +59,7 @@ function svg(tag, attributes, ...children) {
 
 /* What stands beside every figure that is from before the step of --wise. */
 function beforeStep() {
-  return before ? [element("p", { className: "note before" }, `${before}.`)] : [];
+  return before ? [element("p", { className: "note before" }, ...prose(`${before}.`))] : [];
 }
 
 function label(name) {
@@ -83,7 +90,7 @@ function count(number, noun) {
 
 function pairs(entries) {
   return element("dl", {}, ...entries.flatMap(([name, value]) => [
-    element("dt", {}, name), element("dd", {}, value),
+    element("dt", {}, ...prose(name)), element("dd", {}, ...prose(value)),
   ]));
 }
 

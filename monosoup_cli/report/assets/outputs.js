@@ -8,9 +8,9 @@ function drawHead() {
   const head = byId("head");
   const made = `${report.tool.name} ${report.search ? "search" : report.command}, version ${report.tool.version}`;
   head.append(element("h1", {}, title, element("small", {}, made)));
-  head.append(element("p", { className: "opening" }, opening.join(" ")));
+  head.append(element("p", { className: "opening" }, ...prose(opening.join(" "))));
   if (sentences.length) {
-    const items = sentences.map((text) => element("li", {}, text));
+    const items = sentences.map((text) => element("li", {}, ...prose(text)));
     head.append(element("ul", { className: "sentences" }, ...items));
   }
   const facts = report.inputs.map((input) => [ROLES[input.role] ?? input.role, input.source]);
@@ -105,7 +105,7 @@ function candidates({ scores: names, prefer, candidates: tried, front, chosen })
   const sorted = tried.filter((one) => !one.same_as).sort((a, b) => b.scores[prefer] - a.scores[prefer]);
   const head = [heading("candidate"), ...names.map((name) => heading(name, "number")), heading("")];
   const body = sorted.map(({ candidate, scores }) => [
-    element("th", { scope: "row" }, candidate), ...names.map((name) => number(scores[name])),
+    element("th", { scope: "row" }, ...prose(candidate)), ...names.map((name) => number(scores[name])),
     element("td", { className: candidate === chosen ? "best" : "" }, [
       roles[candidate], names.length > 1 && front.includes(candidate) && "front", candidate === chosen && "chosen",
     ].filter(Boolean).join(", ")),

@@ -26,7 +26,7 @@ function listed(values) {
   const names = [...new Set(values.flatMap((value) => Object.keys(value)))];
   return element("div", { className: "scroll" }, table(
     names.map((name) => heading(name.replaceAll("_", " "))),
-    values.map((value) => names.map((name) => element("td", {}, described(value[name] ?? null, name)))),
+    values.map((value) => names.map((name) => element("td", {}, ...prose(described(value[name] ?? null, name))))),
   ));
 }
 
@@ -42,7 +42,7 @@ function drawDetails() {
     if (!isObject(value) || !Object.keys(value).length) continue;
     const title = TITLES[name] ?? name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
     byId("details").append(
-      element("details", {}, element("summary", {}, title), element("div", {}, described(value))));
+      element("details", {}, element("summary", {}, title), element("div", {}, ...prose(described(value)))));
   }
 }
 

@@ -35,8 +35,8 @@ function logarithmic(text) {
 
 /* Make a figure that is redrawn when the width or the colours change. */
 function figure(title, draw, note = "") {
-  const caption = element("figcaption", {}, element("h3", {}, title));
-  if (note) caption.append(element("p", { className: "note" }, note));
+  const caption = element("figcaption", {}, element("h3", {}, ...prose(title)));
+  if (note) caption.append(element("p", { className: "note" }, ...prose(note)));
   const host = element("div");
   drawings.push(() => {
     host.replaceChildren();

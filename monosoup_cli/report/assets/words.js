@@ -8,7 +8,7 @@ function drawGlossary() {
     ...used.map((name) => [name, label(name), meanings[name]]),
   ];
   byId("glossary").append(element("dl", {}, ...entries.flatMap(([name, word, meaning]) => [
-    element("dt", {}, word), element("dd", { id: `meaning-${name}` }, meaning),
+    element("dt", {}, ...prose(word)), element("dd", { id: `meaning-${name}` }, ...prose(meaning)),
   ])));
   const show = (event) => tell(event.target instanceof Element ? event.target.closest("[data-word]") : null);
   for (const kind of ["pointerover", "focusin"]) addEventListener(kind, show);
@@ -29,7 +29,7 @@ function tell(made) {
   const tip = byId("tip");
   tip.hidden = !made;
   if (!made) return;
-  tip.textContent = meanings[made.dataset.word] ?? words[made.dataset.word];
+  tip.replaceChildren(...prose(meanings[made.dataset.word] ?? words[made.dataset.word]));
   const { left, bottom, top } = made.getBoundingClientRect();
   const { offsetWidth: width, offsetHeight: height } = tip;
   const room = document.documentElement.clientWidth - width - 8;
