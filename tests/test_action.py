@@ -1,5 +1,6 @@
 """The steps of action.yml, run by bash with the environment that the runner gives them."""
 
+import html
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -76,10 +78,14 @@ def test_a_run_with_doubts(act, tmp_path):
     assert not list(tmp_path.rglob("hacked"))
     assert done.outputs.splitlines()[1:2] == [str(tmp_path / "models" / "my out" / "monosoup_report.json")]
     assert "Is BASE the model that was fine-tuned?" in done.summary
-    assert done.summary.startswith("<pre>\nIn doubt: the updates are as large as the weights")
+    assert done.summary.startswith("<p>In doubt: the updates are as large as the weights")
     assert done.summary.count("Is BASE the model that was fine-tuned? If not") == 1
     assert done.summary.index("Is BASE the model") < done.summary.index("eff. rank")
-    assert "::error::&lt;b>" in done.summary
+    sentences, table = done.summary.split("\n\n<details open><summary>The report</summary>\n\n<pre>\n")
+    assert all(line.startswith("<p>") and line.endswith("</p>") for line in sentences.splitlines())
+    assert "\n\n" in table.partition("</pre>")[0]
+    assert {token.type for token in MarkdownIt().parse(done.summary)} == {"html_block"}
+    assert "::error::&lt;b&gt;" in table
     first, *shown, last = done.log.splitlines()
     assert first.startswith("::stop-commands::")
     assert last == f"::{first.removeprefix('::stop-commands::')}::"
@@ -141,7 +147,15 @@ def test_a_run_that_fails(act, command, code, says):
     done = act(command=command, output="out")
     assert (done.code, done.outputs) == (code, "")
     assert says in done.log
-    assert says in done.summary
+    assert done.summary.startswith("<p>error: ")
+    assert says in html.unescape(done.summary)
+
+
+def test_what_a_command_prints_without_an_output_is_in_the_summary(act, tmp_path):
+    pair(tmp_path, "base.safetensors", "ft.safetensors", 0.1)
+    done = act(command="info base.safetensors")
+    assert (done.code, done.outputs) == (0, "")
+    assert "<summary>What it printed</summary>\n\n<pre>\nmodel " in done.summary
 
 
 def test_inputs_reach_a_script_as_variables_only():

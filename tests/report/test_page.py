@@ -190,7 +190,7 @@ def pixels(view, selector="#panel canvas"):
 
 
 def broken(view):
-    """Texts with an option that may be broken after its dashes; the legend of a chart has lines of its own."""
+    """Texts with an option that may be broken after its dashes. A chart's legend has lines of its own."""
     return view.evaluate(r"""() => {
       const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
       while (walk.nextNode()) {
