@@ -325,20 +325,25 @@ def test_a_sweep_says_which_output_is_best_and_what_the_choice_does(reports):
     assert bias not in " ".join(opening(reports["wise"]))
 
 
+WRITTEN = """() => {
+  const texts = [], draw = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+    const { actualBoundingBoxLeft: left, actualBoundingBoxRight: right } = this.measureText(text);
+    texts.push([text, place[0] - left, place[0] + right, this.canvas.width]);
+    return draw.call(this, text, ...place);
+  };
+  redraw();
+  return new Promise((done) => setTimeout(() => done(texts), 100));
+}"""
+"""Draws the charts of a page again, and says what is written where, and how wide each canvas is."""
+
+
 def test_the_points_of_a_sweep_have_names(opened, reports):
     """Beside each point stands what it was swept to; the ends of WiSE-FT also say what they are."""
     view = opened(scored_as(reports["swept"], a=[70, 81.5, 80], b=[90, 75, 60]))
-    written = view.evaluate("""() => {
-      const texts = [], draw = CanvasRenderingContext2D.prototype.fillText;
-      CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
-        texts.push(text);
-        return draw.call(this, text, ...place);
-      };
-      redraw();
-      return new Promise((done) => setTimeout(() => done(texts), 100));
-    }""")
+    written = view.evaluate(WRITTEN)
     names = {"0 (base)", "0.5", "1 (fine-tuned)"}
-    assert names <= set(written)
+    assert names <= {text for text, *_ in written}
     assert "The numbers beside the points are values of WiSE α." in view.locator("figure").last.inner_text()
     from matplotlib.figure import Figure
 
@@ -352,6 +357,15 @@ def test_the_points_of_a_sweep_have_names(opened, reports):
         "0.5": (81.5, 75),
         "1 (fine-tuned)": (80, 60),
     }
+
+
+@pytest.mark.parametrize("values", [[70, 81.5, 80], [80, 80.1, 70], [70, 80, 79.9]])
+def test_on_a_small_screen_names_of_points_stay_in_the_picture(opened, reports, values):
+    report = scored_as(reports["swept"], a=values, b=[90, 75, 60])
+    named = {name for chart in charts_of(report) for curve in chart.curves for name in curve.names if name}
+    written = [one for one in opened(report, width=360).evaluate(WRITTEN) if one[0] in named]
+    assert {text for text, *_ in written} == named
+    assert all(left >= 0 and right <= canvas for _, left, right, canvas in written), written
 
 
 def test_the_legend_of_one_curve_shows_only_what_is_under_the_pointer(opened, reports):
