@@ -55,20 +55,24 @@ def side_by_side(comparison: Mapping[str, Any]) -> list[list[str]]:
     records, names = _told(comparison), comparison["models"]
     if len(names["edited"]) == 1 or not records:
         return []
-    tuned = printable(names["finetuned"], MAX_NAME)
     head = ["model"]
-    base, finetuned = [printable(names["base"], MAX_NAME)], [tuned]
+    base, finetuned = [_with_role(names["base"], "base")], [_with_role(names["finetuned"], "fine-tuned")]
     edited = [[printable(name, MAX_NAME)] for name in names["edited"]]
     for record in records:
         of = f" ({plural(len(record['tasks']), 'task')})" if "tasks" in record else ""
         head += [f"{printable(record['name'], MAX_NAME)}{of}{direction(record)}", "difference"]
-        base += [number(record["base"]), ""]
-        finetuned += [number(record["finetuned"]), ""]
+        base += [number(record["base"]), "–"]
+        finetuned += [number(record["finetuned"]), "–"]
         for row, one in zip(edited, record["edited"], strict=True):
             kind = _kind(record, one)
             words = "not shown" if kind == NOT_SHOWN else kind  # below "difference"
             row += [number(one["value"]), f"{signed(one['difference'])}, {words}"]
     return [head, base, finetuned, *edited]
+
+
+def _with_role(name: str, role: str) -> str:
+    shown = printable(name, MAX_NAME)
+    return shown if role in shown else f"{shown} ({role})"
 
 
 def outcomes_shown(comparison: Mapping[str, Any]) -> RenderableType:

@@ -648,8 +648,8 @@ def test_several_edited_models_have_one_table_and_a_sentence_for_each_group(run,
     head = next(at for at, line in enumerate(lines) if line.startswith("model "))
     rows = [
         ["model", "in (1 task)", "difference", "out (1 task)", "difference"],
-        ["base", "0.0000", "1.0000"],
-        ["tuned", "1.0000", "0.0000"],
+        ["base", "0.0000", "–", "1.0000", "–"],
+        ["tuned (fine-tuned)", "1.0000", "–", "0.0000", "–"],
         ["edited", "0.5000", "-0.5000, worse", "0.2500", "+0.2500, better"],
         ["alike", "1.0000", "+0.0000, no change", "0.0500", "+0.0500, not shown"],
     ]
