@@ -1,9 +1,11 @@
 """Every command in README.md and docs/ runs, and prints what the page shows. tests/examples.py says how."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 import typer
 from safetensors.torch import save_file
 
+import monosoup_cli
 from monosoup_cli.cli.app import app
 from tests import examples, places, warm
 
@@ -109,18 +112,19 @@ GATES = list(dict.fromkeys(re.findall(r"^jq -e '(.+)' edited-model/", CI.read_te
 @pytest.mark.parametrize(
     ("words", "passed"),
     [
-        ("edit base ft --score 'acc=: {}; echo 1'", [True, True, True, True]),
-        ("edit base ft --include a.weight --score 'acc=: {}; echo 0.5'", [True, False, True, False]),
-        ("edit other ft", [True, True, False, False]),
-        ("edit base base", [False, True, False, False]),
-        ("edit base ft --wise 0.5,1", [False, False, False, False]),
-        ("edit base ft --as-adapter --adapter-rank 8", [True, True, True, False]),
-        ("edit - adapter --as-adapter", [True, True, False, False]),
-        ("merge base adapter", [False, True, False, False]),
-        ("extract base ft --rank 8", [False, True, True, False]),
-        ("extract base base --rank 8", [False, True, False, False]),
-        ("soup base ft", [False, True, False, False]),
-        ("wise base ft --alpha 0.5", [False, True, False, False]),
+        ("edit base ft --score 'acc=: {}; echo 1'", [True, True, True, True, True]),
+        ("edit base ft --include a.weight --score 'acc=: {}; echo 0.5'", [True, True, False, True, False]),
+        ("edit steps moved", [True, False, True, True, False]),
+        ("edit other ft", [True, True, True, False, False]),
+        ("edit base base", [False, True, True, False, False]),
+        ("edit base ft --wise 0.5,1", [False, True, False, False, False]),
+        ("edit base ft --as-adapter --adapter-rank 8", [True, True, True, True, False]),
+        ("edit - adapter --as-adapter", [True, True, True, False, False]),
+        ("merge base adapter", [False, True, True, False, False]),
+        ("extract base ft --rank 8", [False, True, True, True, False]),
+        ("extract base base --rank 8", [False, True, True, False, False]),
+        ("soup base ft", [False, True, True, False, False]),
+        ("wise base ft --alpha 0.5", [False, True, True, False, False]),
     ],
 )
 def test_the_gates_of_ci_fail_where_a_number_is_missing(run, tmp_path, monkeypatch, words, passed):
@@ -131,7 +135,11 @@ def test_the_gates_of_ci_fail_where_a_number_is_missing(run, tmp_path, monkeypat
         {name: torch.randn(12, 8, generator=normal) for name in ("a.weight", "b.weight")} for _ in range(3)
     )
     tuned = {name: weights + noise[name] * 0.6 ** torch.arange(8) for name, weights in base.items()}
-    for name, tensors in (("base", base), ("ft", tuned), ("other", other)):
+    steps = {name: weights.bfloat16() for name, weights in base.items()}
+    moved = {name: w + 0.003 * w.norm() / noise[name].norm() * noise[name] for name, w in steps.items()}
+    moved = {name: weights.bfloat16() for name, weights in moved.items()}
+    checkpoints = {"base": base, "ft": tuned, "other": other, "steps": steps, "moved": moved}
+    for name, tensors in checkpoints.items():
         Path(name).mkdir()
         save_file(tensors, f"{name}/model.safetensors")
     if "adapter" in words.split():
@@ -140,6 +148,35 @@ def test_the_gates_of_ci_fail_where_a_number_is_missing(run, tmp_path, monkeypat
     report = Path("edited-model/monosoup_report.json")
     asked = [subprocess.run(["jq", "-e", gate, report], capture_output=True) for gate in GATES]
     assert [one.returncode == 0 for one in asked] == passed
+
+
+@pytest.mark.parametrize("change", ["time", "gone"])
+def test_a_job_of_ci_starts_over_for_other_inputs_alone(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base-model", "ft-model"):
+        Path(name).mkdir()
+        save_file(
+            {"a.weight": torch.randn(12, 8), "b.weight": torch.randn(12, 8)}, f"{name}/model.safetensors"
+        )
+
+    def stop(tensor, is_done):
+        if is_done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        monosoup_cli.edit("base-model", "ft-model", "edited-model", workers=1, progress=stop)
+    if change == "time":
+        os.utime("ft-model/model.safetensors", ns=(0, 0))
+    else:
+        Path("ft-model").rename("elsewhere")
+    (job,) = re.findall(r"```sh\n([^`]+\|\| \{ cat [^`]+)```", CI.read_text())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-ec", job], env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == (change == "gone"), done.stderr
+    assert ("interrupted run differs" in done.stderr) == (change == "time")
+    assert done.stderr.count("error: ") == 1
+    assert Path("edited-model").exists() == (change == "time")
+    assert Path("edited-model.partial").exists() == (change == "gone")
 
 
 def test_the_demo_prints_the_table_of_the_readme(place):

@@ -183,8 +183,9 @@ def explore(
 ) -> list[Trial]:
     """Try the candidates of the first pass, then what is near the best.
 
-    At the two largest distances, the best of every command is followed. Then the best edit gets other rules,
-    and the best of all is followed at every distance. What is left of the budget goes to the whole front.
+    At the two largest distances, the best of every command is followed, unless it is beyond a limit that
+    others keep. Then the best edit gets other rules, and the best of all is followed at every distance. What
+    is left of the budget goes to the whole front.
 
     Args:
         first: The candidates of the first pass.
@@ -207,6 +208,10 @@ def explore(
         some = [one for one in trials.values() if command in ("", one.candidate.command)]
         return [trial.candidate for trial in goal.best_first(some)[:1]]
 
+    def promising(command: str) -> list[Candidate]:
+        is_within = any(goal.lack(trial) == 0.0 for trial in trials.values())
+        return [one for one in best(command) if not is_within or goal.lack(trials[one.label]) == 0.0]
+
     def follow(centres: Callable[[], Sequence[Candidate]], step: float) -> None:
         while any(try_all(neighbours(centre, step)) for centre in centres()):
             pass
@@ -214,7 +219,7 @@ def explore(
     try_all(first)
     for step in STEPS[:2]:
         for command in ("wise", "lines", "edit"):
-            follow(partial(best, command), step)
+            follow(partial(promising, command), step)
     for centre in best("edit"):
         try_all(other_rules(centre))
     for step in STEPS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from monosoup_cli.methods.monosoup import FAR
 from monosoup_cli.report.records import measures_of
 from monosoup_cli.report.rows import rows_of
 from monosoup_cli.report.searched import notes_on_search
-from monosoup_cli.report.steps import step_in, step_of
+from monosoup_cli.report.steps import step_of
 from monosoup_cli.report.verdict import NEAR, NOISE, outcome, verdict_of
 from monosoup_cli.report.words import plural
 
@@ -18,14 +17,6 @@ __all__ = ["notes_on"]
 
 SHOWN = 0.0005
 """The smallest share that is more than 0.0%."""
-SHORT = {"BF16": "bfloat16", "F16": "float16"}
-"""The dtypes of 16 bits as files have them, and as --dtype has them."""
-HALF_STEP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
-"""Half the spacing of a dtype's numbers, as a share of those just below a power of two."""
-LOST = 0.35
-"""‖edit‖/‖W0‖, in half steps, below which rounding undoes most of an edit. docs/method.md has why."""
-FEW_STEPS = 1 / 3
-"""Up to which share of its update an edit is less than half a step where the update is one step."""
 NOTHING: Mapping[str, Any] = {"findings": (), "interpolation": None}
 """The verdict where nothing was edited."""
 
@@ -55,7 +46,8 @@ def notes_on(report: Mapping[str, Any]) -> list[str]:
         )
     if nearest is not None and nearest.get("from_finetuned", 1.0) <= NEAR:  # older reports lack it
         notes.append(_as_note(nearest["sentence"]))
-    notes += _notes_on_rounding(report, edited)
+    if loss := verdict.get("rounding_loss"):
+        notes.append(_as_note(loss["sentence"]))
     if report["command"] == "edit" and edited and all(layer.get("adapter_rank") for layer in edited):
         notes.append("in monosoup's measurements, the edit made no difference to LoRA fine-tunes that shows")
     errors = [layer["adapter_error"] for layer in edited if "adapter_error" in layer]
@@ -107,33 +99,4 @@ def _notes_on_ranks(edited: Sequence[Mapping[str, Any]], step: float) -> list[st
     return [
         f"in {len(factors):,} of {len(parts):,} updates, the update has no weak part, and {outcome(factors)}:"
         " k reaches the adapter's rank"
-    ]
-
-
-def _notes_on_rounding(report: Mapping[str, Any], edited: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Count the updates whose edit is too small for the dtype of the output.
-
-    The fine-tuned weights must be numbers of this dtype: an adapter's, a mean and decoded ones are not.
-    """
-    arguments, step = report["arguments"], step_of(report)
-    tuned = [one for one in report["inputs"] if one["role"] == "finetuned"]
-    is_computed = len(tuned) != 1 or "decoded" in tuned[0] or any("adapter_rank" in layer for layer in edited)
-    if report["command"] != "edit" or is_computed or arguments.get("as_adapter"):
-        return []
-    moves, lost = 0, []
-    for layer in edited:
-        stored = SHORT.get(layer["dtype"], "")
-        written = stored if arguments.get("dtype", "keep") == "keep" else arguments["dtype"]
-        is_on_grid = HALF_STEP.get(stored, 0.0) >= HALF_STEP.get(written, 1.0)
-        for part in measures_of([layer]) if step_in({**layer}, step) == 1.0 else ():
-            moved = math.hypot(1.0 - part["equivalent_alpha"], part["anisotropy"])
-            moves += moved >= SHOWN
-            if is_on_grid and SHOWN <= moved < FEW_STEPS and part["relative_update"] is not None:
-                lost += [written] * (moved * part["relative_update"] < LOST * HALF_STEP[written])
-    if not lost or 2 * len(lost) < moves:
-        return []
-    dtypes = " or ".join(sorted({*lost}))
-    return [
-        f"in {len(lost):,} of {plural(moves, 'update')}, rounding to {dtypes} undoes most of the edit,"
-        " because it is smaller than the steps of that dtype; add --dtype float32 to keep it"
     ]

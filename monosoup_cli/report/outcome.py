@@ -17,10 +17,11 @@ __all__ = ["outcomes", "outcomes_shown", "side_by_side"]
 SIGNIFICANCE = 0.05
 """A difference is shown if its corrected p is below this. It may be one if p is."""
 NOT_TESTED, NOT_SHOWN, MAYBE = "not tested", "no difference shown", "may be "
+CHANGED = ("better", "worse", "different")
 TOLD = 4
 """How many tasks, and how many comparisons, have a sentence each."""
 NAMED = 4
-"""How many tasks that got worse are named, and how many models that came out alike."""
+"""How many tasks that got worse are named, and of how many models it is said what they restored."""
 WHERE = {"in": "In distribution", "out": "Out of distribution"}
 
 
@@ -48,26 +49,44 @@ def outcomes(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def side_by_side(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Return a table of all models where several are edited and have few groups or tasks; else nothing.
+    """Return a table of all models where several are edited; else nothing. It begins with its heading.
 
-    It begins with its heading. Each group or task has two columns: scores, and how they compare.
+    A model has a row, with the score and the difference in each group or task. Where no groups and many tasks
+    are compared, a task has a row, with the score and what is better or worse of each model.
     """
     records, names = _told(comparison), comparison["models"]
-    if len(names["edited"]) == 1 or not records:
+    if len(names["edited"]) == 1:
         return []
-    head = ["model"]
-    base, finetuned = [_with_role(names["base"], "base")], [_with_role(names["finetuned"], "fine-tuned")]
-    edited = [[printable(name, MAX_NAME)] for name in names["edited"]]
+    base, finetuned = _with_role(names["base"], "base"), _with_role(names["finetuned"], "fine-tuned")
+    edited = [printable(name, MAX_NAME) for name in names["edited"]]
+    rows = [["model"], [base], [finetuned], *([name] for name in edited)]
     for record in records:
         of = f" ({plural(len(record['tasks']), 'task')})" if "tasks" in record else ""
-        head += [f"{printable(record['name'], MAX_NAME)}{of}{direction(record)}", "difference"]
-        base += [number(record["base"]), "–"]
-        finetuned += [number(record["finetuned"]), "–"]
-        for row, one in zip(edited, record["edited"], strict=True):
+        rows[0] += [f"{printable(record['name'], MAX_NAME)}{of}{direction(record)}", "difference"]
+        rows[1] += [number(record["base"]), "–"]
+        rows[2] += [number(record["finetuned"]), "–"]
+        for row, one in zip(rows[3:], record["edited"], strict=True):
             kind = _kind(record, one)
             words = "not shown" if kind == NOT_SHOWN else kind  # below "difference"
             row += [number(one["value"]), f"{signed(one['difference'])}, {words}"]
-    return [head, base, finetuned, *edited]
+    if records:
+        return rows
+    return [
+        ["task", base, finetuned, *edited],
+        *(
+            [
+                f"{printable(task['name'], MAX_NAME)}{direction(task)}",
+                *map(number, (task["base"], task["finetuned"])),
+                *(_with_kind(task, one) for one in task["edited"]),
+            ]
+            for task in comparison["tasks"]
+        ),
+    ]
+
+
+def _with_kind(record: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    kind = _kind(record, one)
+    return number(one["value"]) + (f", {kind}" if kind.endswith(CHANGED) else "")
 
 
 def _with_role(name: str, role: str) -> str:
@@ -129,7 +148,7 @@ def _of_models(record: Mapping[str, Any], models: Sequence[str], finetuned: str)
     names: dict[str, list[str]] = {}
     for name, one in zip(models, record["edited"], strict=True):
         names.setdefault(_kind(record, one), []).append(printable(name))
-    kinds = "; ".join(f"{kind}: {some(alike, NAMED)}" for kind, alike in names.items())
+    kinds = "; ".join(f"{kind}: {', '.join(alike)}" for kind, alike in names.items())
     return f"{_where(record)}, against {finetuned} ({number(record['finetuned'])}): {kinds}."
 
 
@@ -154,7 +173,8 @@ def _restored(record: Mapping[str, Any], models: Sequence[str]) -> Iterator[str]
     if cost <= 0.0:
         return
     did = []
-    for name, one in zip(models, record["edited"], strict=True):
+    differences = zip(models, record["edited"], strict=True)
+    for name, one in sorted(differences, key=lambda pair: -sign * pair[1]["difference"]):
         back, kind = sign * one["difference"], _kind(record, one)
         if kind == "better":
             did.append(f"{printable(name)} restored {number(back)} of it ({_share(back / cost)})")

@@ -11,7 +11,7 @@ from typing import Any
 from monosoup_cli.errors import some
 from monosoup_cli.options import PROGRAMS
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, WORDS
+from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, OF_WISE, WORDS
 from monosoup_cli.report.kept import kept_line, moved_by_step
 from monosoup_cli.report.layers import floor_of
 from monosoup_cli.report.markup import frame
@@ -106,6 +106,7 @@ def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
     return {
         **{word: meaning for word, meaning in WORDS.items() if word not in left_out},
         **(OF_SEARCH if "search" in report else {}),
+        **(OF_WISE if report["command"] == "wise" else {}),
         **(OF_SWEEPS if isinstance(report["arguments"].get("wise"), list) else {}),
         **(OF_SCORES if "scores" in report else {}),
     }

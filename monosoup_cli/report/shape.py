@@ -172,6 +172,7 @@ REPORT = {
         "findings": [{"sentence": str}],
         "size?": ({"sentence": str}, type(None)),
         "interpolation": ({"sentence": str}, type(None)),
+        "rounding_loss?": ({"sentence": str}, type(None)),
     },
     "similarity?": {
         "layers": int,

@@ -13,6 +13,7 @@ from typing import Any
 
 from monosoup_cli.methods.monosoup import FAR, MonoSoup
 from monosoup_cli.report.records import sources_in
+from monosoup_cli.report.rounded import rounding_loss
 from monosoup_cli.report.rows import Row
 from monosoup_cli.report.steps import step_in, step_of
 from monosoup_cli.report.words import plural
@@ -93,8 +94,8 @@ class Finding:
 def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """Return the `verdict` of a report.
 
-    It has the `findings`, what follows from the `size` of the update, and how far the edit is from plain
-    `interpolation`.
+    It has the `findings`, what follows from the `size` of the update, how far the edit is from plain
+    `interpolation`, and the `rounding_loss` of edits.
 
     Args:
         report: The report.
@@ -113,12 +114,14 @@ def verdict_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]
         "findings": [asdict(finding) for finding in found],
         "size": size(rows) if is_as_scored and not any(each.kind == "lora" for each in found) else None,
         "interpolation": interpolation(rows, wise=step, is_mean=is_mean),
+        "rounding_loss": rounding_loss(report),
     }
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:
     """Return the sentences of a verdict, in the order in which they are shown."""
-    whole = [verdict.get("size"), verdict["interpolation"]]  # reports of older versions have no size
+    # reports of older versions have no size and no rounding_loss
+    whole = [verdict.get("size"), verdict["interpolation"], verdict.get("rounding_loss")]
     return [each["sentence"] for each in (*verdict["findings"], *whole) if each]
 
 

@@ -663,6 +663,30 @@ def test_several_edited_models_have_one_table_and_a_sentence_for_each_group(run,
         " no difference shown: alike, third.",
         "Fine-tuning cost 1.0000 out of distribution; edited restored 0.2500 of it (25%).",
     ]
+    best = [
+        write(tmp_path / f"best-{n}", clean="1" * 40, shifted="1" * (36 + n) + "0" * (4 - n))
+        for n in range(5)
+    ]
+    last = run("scores", *words[:3], *best, *words[4:]).out.splitlines()[-1]
+    assert last.startswith(
+        "Fine-tuning cost 1.0000 out of distribution; best-4 restored 1.0000 of it (100%), best-3"
+    )
+    assert last.endswith(" (92%) and 2 more.")
+
+
+def test_many_tasks_of_several_models_have_one_table(run, tmp_path):
+    """A task has a row there, and the page has the table, too."""
+    tasks = {f"easy-{number}": "1" * 40 for number in range(4)}
+    answers = {"base": "1" * 40, "tuned": "1" * 40, "first": "0" * 6 + "1" * 34, "second": "0" * 40}
+    paths = [write(tmp_path / name, **tasks, one=answer) for name, answer in answers.items()]
+    page = tmp_path / "page.html"
+    lines = run("scores", *paths, "--html", page).out.splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("task ") and "tuned (" in line)
+    rows = [re.split("  +", line) for line in lines[head : head + 6]]
+    assert rows[0] == ["task", "base", "tuned (fine-tuned)", "first", "second"]
+    assert rows[1] == ["easy-0", "1.0000", "1.0000", "1.0000", "1.0000"]
+    assert rows[-1] == ["one", "1.0000", "1.0000", "0.8500, worse", "0.0000, worse"]
+    assert '<td class="number" data-head="second">0.0000, worse</td>' in page.read_text()
 
 
 def test_what_is_shown_only_alone_may_be(tmp_path, run):

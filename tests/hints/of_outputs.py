@@ -399,7 +399,7 @@ def factors_that_leave_something_out(at: Trial) -> None:
         assert "leave out" not in at.loads(*at.edit, *adapter, *option, "--overwrite").err
 
 
-@follows("report/notes.py", "add --dtype float32 to keep it")
+@follows("report/rounded.py", "add --dtype float32 to keep it")
 def an_edit_that_is_rounded_away(at: Trial) -> None:
     """One step of bfloat16 in every weight, of which the edit takes a part."""
     steps = torch.randint(-1, 2, (24, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int16)

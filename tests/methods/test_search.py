@@ -97,6 +97,22 @@ def test_what_has_the_weights_of_another_costs_nothing():
     assert len(trials) > 10
 
 
+def test_a_small_budget_goes_to_what_keeps_the_limit():
+    """wise near 1 and the plain edit keep it; lines never does."""
+
+    def score(candidate):
+        alpha = candidate.options.get("alpha", 0.9) if candidate.command == "wise" else 0.0
+        keeps = candidate.command == "edit" and not candidate.options
+        return {"in": 0.9 if keeps else alpha, "out": 0.5 if keeps else 1.0 - alpha}
+
+    goal = Goal("out", {"in": 0.75})
+    tried = [one.candidate for one in explored(score, 20, goal=goal)]
+    assert sum(one.command == "lines" for one in tried) == 1
+    assert min(abs(one.options["alpha"] - 0.8) for one in tried if one.command == "wise") < 0.06
+    none = Goal("out", {"in": 2.0})  # kept by nothing: all are followed
+    assert sum(one.candidate.command == "lines" for one in explored(score, 40, goal=none)) > 1
+
+
 def test_what_is_not_there_is_not_tried():
     labels = [one.candidate.command for one in explored(lambda candidate: 0.0, 500, has_blocks=False)]
     assert {*labels} == {"edit", "wise"}

@@ -293,6 +293,13 @@ def test_the_page_of_a_search_has_its_candidates(opened, reports):
     assert "Pareto front" not in opened(reports["edit"]).locator("#glossary dt").all_text_contents()
     swept = opened(reports["scored"]).locator("#glossary dt").all_text_contents()
     assert "--wise" in swept
+    view = opened(reports["swept"])
+    assert "WiSE α" in view.locator("#glossary dt").all_text_contents()
+    place = view.locator("#head th span", has_text="WiSE α, from base (0)")
+    place.hover()
+    assert view.locator("#tip").inner_text().startswith("How far WiSE-FT goes from the base (0)")
+    meaning = view.locator(f"[id='{place.get_attribute('aria-describedby')}']")
+    assert meaning.text_content() == view.locator("#tip").inner_text()
     assert "spectrum" not in swept
 
 

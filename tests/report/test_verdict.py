@@ -420,6 +420,9 @@ def test_an_edit_that_rounding_undoes_is_told(tmp_path, run, stored, written, re
     }
     said, rounded = written_by(run, tmp_path, (base, tuned), "--dtype", written)
     assert ("undoes most of the edit" in said) == is_lost, said
+    loss = json.loads((tmp_path / "out" / "monosoup_report.json").read_text())["verdict"]["rounding_loss"]
+    assert (loss is not None) == is_lost
+    assert ("undoes most of the edit" in " ".join(run("report", tmp_path / "out").out.split())) == is_lost
     exact_said, exact = written_by(run, tmp_path, (base, tuned), "--dtype", "float32")
     assert "undoes" not in exact_said
     moved, edit = (
@@ -596,7 +599,7 @@ def test_the_way_back_is_not_said_of_a_small_step():
 
 def test_nothing_edited_is_no_interpolation():
     rows = [row(reason="unchanged", k=None, equivalent_alpha=None, shape=[4, 4])]
-    assert verdict.verdict_of({"arguments": {}, "inputs": []}, rows) == {
+    assert verdict.verdict_of({"command": "edit", "arguments": {}, "inputs": []}, rows) == {
         "findings": [
             {
                 "kind": "frozen",
@@ -607,6 +610,7 @@ def test_nothing_edited_is_no_interpolation():
         ],
         "size": None,
         "interpolation": None,
+        "rounding_loss": None,
     }
 
 

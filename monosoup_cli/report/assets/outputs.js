@@ -67,7 +67,10 @@ function outputs(made) {
   const isUneven = differs(made.map(({ summary }) => summary.edited));
   const top = Math.max(1, ...reaches.map((reach) => reach ?? 0));
   const isPlaced = reaches.some((reach) => reach !== null);
-  const places = isPlaced ? [heading(`${reachLabel}, from base (0) to fine-tuned (1)`)] : [];
+  const measure = reachLabel?.replace("mean ", "");
+  const word = measure in words ? measure : Object.keys(labels).find((name) => labels[name] === measure);
+  const place = element("span", { tabIndex: 0 }, `${reachLabel}, from base (0) to fine-tuned (1)`);
+  const places = isPlaced ? [heading(explained(place, word))] : [];
   return element("div", { className: "scroll" }, table(
     [
       heading("output"), ...places, ...scored.map((name) => heading(name, "number")),
