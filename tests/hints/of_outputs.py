@@ -407,8 +407,9 @@ def an_edit_that_is_rounded_away(at: Trial) -> None:
     tuned = (weights.view(torch.int16) + steps).view(torch.bfloat16)
     for content, file in ((weights, at.base), (tuned, at.finetuned)):
         save_file({"block.weight": content}, file)
-    at.noted(*at.edit)
+    assert "note: 1 of 1 update: rounding to bfloat16 undoes most" in at.run(*at.edit).err
     assert torch.equal(load_file(at.out / "model.safetensors")["block.weight"], tuned)
+    at.look(at.run("report", at.out), "edit")
     at.loads(*at.edit, "--dtype", "float32", "--overwrite")
     edited = load_file(at.out / "model.safetensors")["block.weight"]
     assert (edited != tuned).float().mean() > 0.5
