@@ -322,8 +322,9 @@ def _step(content: Mapping[str, Any], *, is_of_mergekit: bool = False) -> Step:
     name = arguments.pop("command", None)
     if name is None:
         found = some([crop(key) for key in arguments], 4) or "nothing"
-        meant = next((one for key in arguments if (one := nearest(key, KEYS))), None)
-        hint = f"did you mean {meant}?" if meant else None
+        keys = [f"command: {key}" for key in arguments if key in COMMANDS]
+        keys += [one for key in arguments if (one := nearest(key, KEYS)) is not None and one != key]
+        hint = f"did you mean {keys[0]}?" if keys else None
         raise UsageError("a step needs a command", found=found, hint=hint)
     if not isinstance(name, str) or name not in COMMANDS:
         raise UsageError(

@@ -676,6 +676,14 @@ REFUSED = {
         {"step": STEPS["steps"]},
         "a step needs a command: found step; did you mean steps?",
     ),
+    "a command as the key": (
+        {"steps": [{"merge": {"base": "base.safetensors"}, "merge_method": "x"}]},
+        "found merge, merge_method; did you mean command: merge?",
+    ),
+    "a key that a step does not have": (
+        {"steps": [{"steps": [], "output": "x"}]},
+        "a step needs a command: found steps, output\n",
+    ),
     "a misspelt command": ({**STEPS["steps"][1], "command": "edits"}, "found 'edits'; did you mean edit?"),
     "a misspelt key": ({"comand": "edit"}, "found comand; did you mean command?"),
     "a misspelt option": ({**STEPS["steps"][1], "enrgy": 1}, "; did you mean energy?"),

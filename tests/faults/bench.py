@@ -263,9 +263,9 @@ def check_words(outcome: Outcome) -> None:
         assert word not in outcome.err, outcome.err
     if expected:
         others = [line for line in lines if not line.startswith(("error: ", "note: "))]
-        assert not [line for line in others if not re.match(r"scoring |trial |  |.+: score ", line)], (
-            outcome.err
-        )
+        assert not [
+            line for line in others if not re.match(r"scoring |trial |  |.+: (score )?[-\d]", line)
+        ], outcome.err
 
 
 # -- trees -------------------------------------------------------------------------------------
