@@ -48,6 +48,7 @@ CLOSE = 0.25
 HEAD, FAR = 6, 30
 """How far a label is at least from every point, and how far from its own that has no room beside it."""
 Point = tuple[float, float]
+Named = tuple[str, Point]
 Box = tuple[float, float, float]
 """Left, right and base line of a label."""
 
@@ -115,32 +116,43 @@ def _picture(comparison: Mapping[str, Any]) -> str:
     better = "up" if up["higher_is_better"] else "down", "right" if across["higher_is_better"] else "left"
     note = f"Better is {better[0]} and to the {better[1]}."
     title = "From the fine-tuned model to each edited one"
-    if not _are_close(points[1:], points):
+    near = _near(named)
+    if not near:
         return _drawn(title, named, axes, note)
-    where = f"{text(names['base'])} is outside, at {number(base[0])} in and {number(base[1])} out."
-    wide = _drawn(title, named, axes, f"{note} The next picture names the edited models.", are_named=False)
-    return wide + _drawn(f"{title}, enlarged", named, axes, f"{note} {where}", has_base=False)
+    far = [text(name) for name, point in named[2:] if (name, point) not in near]
+    named_next = f"the edited models near {text(names['finetuned'])}" if far else "the edited models"
+    wide = _drawn(title, named, axes, f"{note} The next picture names {named_next}.", unnamed=near)
+    outside = [f"{text(names['base'])} is outside, at {number(base[0])} in and {number(base[1])} out."]
+    outside += [f"So {'is' if len(far) == 1 else 'are'} {', '.join(far)}."] if far else []
+    few = [named[1], *near]
+    return wide + _drawn(f"{title}, enlarged", few, axes, " ".join([note, *outside]), has_base=False)
 
 
-def _are_close(some: Sequence[Point], points: Sequence[Point]) -> bool:
-    """Whether some points differ, but by little of what a picture of all shows."""
-    few, every = ([max(one) - min(one) for one in zip(*each, strict=True)] for each in (some, points))
-    return any(few) and all(less <= CLOSE * more for less, more in zip(few, every, strict=True))
+def _near(named: Sequence[Named]) -> list[Named]:
+    """The edited models near the fine-tuned one in a picture of all, but not at its place: all, or several."""
+    tuned, edited = named[1][1], named[2:]
+    sizes = [max(one) - min(one) for one in zip(*(point for _, point in named), strict=True)]
+    near = [
+        (name, point)
+        for name, point in edited
+        if all(abs(a - b) <= CLOSE * size for a, b, size in zip(point, tuned, sizes, strict=True))
+    ]
+    is_one_point = all(point == tuned for _, point in near)
+    return [] if is_one_point or len(near) == 1 < len(edited) else near
 
 
 def _drawn(
     title: str,
-    named: Sequence[tuple[str, Point]],
+    named: Sequence[Named],
     axes: tuple[str, str],
     note: str,
     *,
     has_base: bool = True,
-    are_named: bool = True,
+    unnamed: Sequence[Named] = (),
 ) -> str:
-    """A picture of the base, the fine-tuned model, and the edited ones, whose names may be left out."""
-    shown = named if has_base else named[1:]
-    x, y = (_scale([point[axis] for _, point in shown], axis) for axis in (0, 1))
-    places = [(x(point[0]), y(point[1]), point, name) for name, point in shown]
+    """A picture of the base, the fine-tuned model, and the edited ones, some of which may have no name."""
+    x, y = (_scale([point[axis] for _, point in named], axis) for axis in (0, 1))
+    places = [(x(point[0]), y(point[1]), point, name) for name, point in named]
     first = 1 + has_base
     *dots, tuned = [place[:2] for place in places[:first]]
     tips = [place[:2] for place in places[first:]]
@@ -149,7 +161,8 @@ def _drawn(
         parts += _arrow(tuned, tip)
     for role, (across, down) in (*(("base", dot) for dot in dots), ("tuned", tuned)):
         parts.append(f'<circle class="{role}" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
-    parts += _labels(places if are_named else places[:first], [(tuned, tip) for tip in tips])
+    labelled = [place for place, one in zip(places, named, strict=True) if one not in unnamed]
+    parts += _labels(labelled, [(tuned, tip) for tip in tips])
     return (
         f'<section class="arrows"><h2>{title}</h2>\n'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">\n'

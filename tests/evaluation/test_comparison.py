@@ -592,6 +592,21 @@ def test_every_label_is_nearest_to_its_own_arrow(run, tmp_path, browser):
         assert min(away, key=away.get) == name
 
 
+def test_models_near_the_fine_tuned_one_are_enlarged_beside_one_that_is_far(run, tmp_path):
+    right = {"base": (0, 300), "tuned": (300, 0), "far": (100, 200), "first": (299, 20), "second": (295, 27)}
+    models = [
+        write(tmp_path / name, own="1" * own + "0" * (300 - own), other="1" * other + "0" * (300 - other))
+        for name, (own, other) in right.items()
+    ]
+    page = tmp_path / "page.html"
+    run("scores", *models, "--in", "own", "--out", "other", "--html", page)
+    wide, enlarged = re.findall(r'<section class="arrows">.*?</section>', page.read_text(), re.DOTALL)
+    names = [re.findall(r"<text [^>]*>([^<]*)<title>", one) for one in (wide, enlarged)]
+    assert [{*some} for some in names] == [{"base", "tuned", "far"}, {"tuned", "first", "second"}]
+    assert "The next picture names the edited models near tuned." in wide
+    assert "base is outside, at 0.0000 in and 1.0000 out. So is far.</p>" in enlarged
+
+
 def test_ticks_are_round(run, models, tmp_path):
     """A few multiples of 1, 2 or 5 times a power of ten, evenly spaced."""
     page = tmp_path / "page.html"
