@@ -129,7 +129,7 @@ def _picture(comparison: Mapping[str, Any]) -> str:
 
 
 def _near(named: Sequence[Named]) -> list[Named]:
-    """The edited models near the fine-tuned one in a picture of all, but not at its place: all, or several."""
+    """The edited models near the fine-tuned one in the picture, but not at its place: all or several."""
     tuned, edited = named[1][1], named[2:]
     sizes = [max(one) - min(one) for one in zip(*(point for _, point in named), strict=True)]
     near = [
