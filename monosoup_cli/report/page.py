@@ -79,7 +79,11 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
     harmless = {
         **_make_printable(data),
         "title": printable(name),
-        "opening": [printable(sentence, MAX_SENTENCE) for sentence in (*measured, *opening(report))],
+        "opening": [
+            " ".join(printable(sentence, MAX_SENTENCE) for sentence in paragraph)
+            for paragraph in (measured, opening(report))
+            if paragraph
+        ],
         "sentences": [printable(sentence, MAX_SENTENCE) for sentence in told],
     }
     texts = {

@@ -79,7 +79,9 @@ def test_the_scores_are_in_the_output(run, output, on_hub):
     assert shown.code == 0
     assert "The edit may help." not in shown.out  # it was measured
     found = json.loads((output.parent / "page.html").read_text().split('id="data">')[1].split("</script>")[0])
-    assert found["opening"][0].startswith("In distribution (")
+    measured, did = found["opening"]
+    assert measured.startswith("In distribution (")
+    assert "edited" in did
 
 
 def test_the_form_of_the_hub(output, on_hub):

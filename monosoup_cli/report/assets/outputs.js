@@ -8,7 +8,7 @@ function drawHead() {
   const head = byId("head");
   const made = `${report.tool.name} ${report.search ? "search" : report.command}, version ${report.tool.version}`;
   head.append(element("h1", {}, title, element("small", {}, made)));
-  head.append(element("p", { className: "opening" }, ...prose(opening.join(" "))));
+  head.append(...opening.map((paragraph) => element("p", { className: "opening" }, ...prose(paragraph))));
   if (sentences.length) {
     const items = sentences.map((text) => element("li", {}, ...prose(text)));
     head.append(element("ul", { className: "sentences" }, ...items));
