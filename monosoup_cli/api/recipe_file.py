@@ -20,8 +20,6 @@ NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
 ALIAS = "while scanning an alias"
 PATTERN = re.compile(r"\*[^\s,:\]}'\"]*")
 """What was meant as a glob, where YAML sees an alias."""
-
-
 COMMAND = "command"
 """What a step has. Its other keys are arguments, whose names have dashes or underscores."""
 

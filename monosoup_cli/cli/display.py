@@ -183,10 +183,8 @@ def _show_table(
         console.text("")
         console.table(similarity_table(report["similarity"]), to_stdout=True)
     if "scores" in report:
-        from monosoup_cli.report.outcome import outcomes_shown
-        from monosoup_cli.report.scores import scores_table
+        from monosoup_cli.report.outcome import scores_shown
 
         console.text("")
-        console.table(scores_table(report["scores"]), to_stdout=True)
-        console.table(outcomes_shown(report["scores"]), to_stdout=True)
+        console.table(scores_shown(report["scores"]), to_stdout=True)
     console.text(*(["", *words] if words else []))

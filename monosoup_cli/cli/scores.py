@@ -71,8 +71,8 @@ def scores(
     from monosoup_cli.cli.console import Console
     from monosoup_cli.cli.writing import import_torch
     from monosoup_cli.report.files import as_text, check_page, write_page
-    from monosoup_cli.report.outcome import outcomes_shown
-    from monosoup_cli.report.scores import scores_as_csv, scores_table
+    from monosoup_cli.report.outcome import scores_shown
+    from monosoup_cli.report.scores import scores_as_csv
 
     console = Console(quiet=quiet, live=not no_progress)
     if html is not None:
@@ -98,8 +98,7 @@ def scores(
     elif format == "csv":
         console.data(scores_as_csv(found))
     elif not (quiet and html):
-        console.table(scores_table(found), to_stdout=True)
-        console.table(outcomes_shown(found), to_stdout=True)
+        console.table(scores_shown(found), to_stdout=True)
     for note in found["notes"]:
         console.note(f"note: {note}")
     if html is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MEANINGS", "OF_COMPARISONS", "OF_SCORES", "OF_SEARCH", "OF_SWEEPS", "OF_WISE", "WORDS"]
+__all__ = ["MEANINGS", "OF_COMPARISONS", "OF_SCORES", "OF_SEARCH", "OF_SWEEPS", "WORDS"]
 
 MEANINGS = {
     "rank": "How many directions the update of the layer can have: the shorter side of its matrix.",
@@ -67,9 +67,6 @@ OF_SEARCH = {
 
 OF_SWEEPS = {"--wise": "How far the output goes from the base (0) to the edit (1), as --wise says."}
 """Words of the page of an `edit` with several --wise."""
-
-OF_WISE = {"WiSE α": MEANINGS["alpha"]}
-"""Words of the page of a `wise`."""
 
 OF_SCORES = {
     "in distribution": "Tasks like the data of the fine-tuning. They are marked (in).",

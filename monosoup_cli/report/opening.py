@@ -14,11 +14,12 @@ from monosoup_cli.report.searched import search_sentences
 from monosoup_cli.report.steps import moves_all, step_in, step_of
 from monosoup_cli.report.words import parameters, plural, scale_words
 
-__all__ = ["REACH", "opening", "reach_of", "reach_of_layer"]
+__all__ = ["OF_REACH", "REACH", "opening", "reach_of", "reach_of_layer"]
 
 REACH = {"edit": "equivalent α", "wise": "WiSE α", "lines": "mean scale", "stock": "mean ratio"}
 """What commands call how far an output is from the base."""
 OF_REACH = {"wise": "alpha", "edit": "equivalent_alpha", "lines": "scale", "stock": "ratio"}
+"""The measure that it is."""
 
 
 def reach_of(report: Mapping[str, Any], output: Mapping[str, Any]) -> float | None:

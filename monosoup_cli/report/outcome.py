@@ -6,13 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monosoup_cli.errors import some
-from monosoup_cli.report.scores import MAX_NAME, NO_CHANGE, direction, number, shown_interval, shown_p, signed
+from monosoup_cli.report.scores import (
+    MAX_NAME,
+    NO_CHANGE,
+    number,
+    scores_table,
+    shown_interval,
+    shown_name,
+    shown_p,
+    signed,
+)
 from monosoup_cli.report.words import plural, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["outcomes", "outcomes_shown", "side_by_side"]
+__all__ = ["outcomes", "scores_shown", "side_by_side"]
 
 SIGNIFICANCE = 0.05
 """A difference is shown if its corrected p is below this. It may be one if p is."""
@@ -22,6 +31,7 @@ TOLD = 4
 """How many tasks, and how many comparisons, have a sentence each."""
 NAMED = 4
 """How many tasks that got worse are named, and of how many models it is said what they restored."""
+INPUTS = {"base": "base", "finetuned": "fine-tuned"}
 WHERE = {"in": "In distribution", "out": "Out of distribution"}
 
 
@@ -32,20 +42,14 @@ def outcomes(comparison: Mapping[str, Any]) -> list[str]:
     compared, a sentence counts the tasks, and names those that got worse.
     """
     records, names = _told(comparison), comparison["models"]
-    every = records or comparison["tasks"]
-    tuned = printable(names["finetuned"])
-    if len(records) * len(names["edited"]) > TOLD:
+    tuned, models = printable(names["finetuned"]), list(enumerate(map(printable, names["edited"])))
+    if len(records) * len(models) > TOLD:
         said = [_of_models(record, names["edited"], tuned) for record in records]
+    elif records:
+        said = [_sentence(one, one["edited"][at], edited, tuned) for at, edited in models for one in records]
     else:
-        said = [
-            sentence
-            for at, edited in enumerate(map(printable, names["edited"]))
-            for sentence in (
-                [_sentence(record, record["edited"][at], edited, tuned) for record in records]
-                or [_counted(every, at, edited, tuned)]
-            )
-        ]
-    return [*said, *(words for record in every for words in _restored(record, names["edited"]))]
+        said = [_counted(comparison["tasks"], at, edited, tuned) for at, edited in models]
+    return [*said, *(words for group in comparison["groups"] for words in _restored(group, names["edited"]))]
 
 
 def side_by_side(comparison: Mapping[str, Any]) -> list[list[str]]:
@@ -54,39 +58,46 @@ def side_by_side(comparison: Mapping[str, Any]) -> list[list[str]]:
     A model has a row, with the score and the difference in each group or task. Where no groups and many tasks
     are compared, a task has a row, with the score and what is better or worse of each model.
     """
-    records, names = _told(comparison), comparison["models"]
+    names = comparison["models"]
     if len(names["edited"]) == 1:
         return []
-    base, finetuned = _with_role(names["base"], "base"), _with_role(names["finetuned"], "fine-tuned")
+    records = _told(comparison)
+    inputs = {role: _with_role(names[role], words) for role, words in INPUTS.items()}
     edited = [printable(name, MAX_NAME) for name in names["edited"]]
-    rows = [["model"], [base], [finetuned], *([name] for name in edited)]
-    for record in records:
-        of = f" ({plural(len(record['tasks']), 'task')})" if "tasks" in record else ""
-        rows[0] += [f"{printable(record['name'], MAX_NAME)}{of}{direction(record)}", "difference"]
-        rows[1] += [number(record["base"]), "–"]
-        rows[2] += [number(record["finetuned"]), "–"]
-        for row, one in zip(rows[3:], record["edited"], strict=True):
-            kind = _kind(record, one)
-            words = "not shown" if kind == NOT_SHOWN else kind  # below "difference"
-            row += [number(one["value"]), f"{signed(one['difference'])}, {words}"]
-    if records:
-        return rows
+    if not records:
+        return [
+            ["task", *inputs.values(), *edited],
+            *(
+                [shown_name(task), *(number(task[role]) for role in inputs), *_with_kinds(task)]
+                for task in comparison["tasks"]
+            ),
+        ]
+    head = ["model", *(cell for record in records for cell in (shown_name(record), "difference"))]
     return [
-        ["task", base, finetuned, *edited],
+        head,
         *(
-            [
-                f"{printable(task['name'], MAX_NAME)}{direction(task)}",
-                *map(number, (task["base"], task["finetuned"])),
-                *(_with_kind(task, one) for one in task["edited"]),
-            ]
-            for task in comparison["tasks"]
+            [shown, *(cell for one in records for cell in (number(one[role]), "–"))]
+            for role, shown in inputs.items()
+        ),
+        *(
+            [name, *(cell for one in records for cell in _with_difference(one, one["edited"][at]))]
+            for at, name in enumerate(edited)
         ),
     ]
 
 
-def _with_kind(record: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+def _with_difference(record: Mapping[str, Any], one: Mapping[str, Any]) -> tuple[str, str]:
+    """The score of an edited model, and how it compares."""
     kind = _kind(record, one)
-    return number(one["value"]) + (f", {kind}" if kind.endswith(CHANGED) else "")
+    words = "not shown" if kind == NOT_SHOWN else kind  # below "difference"
+    return number(one["value"]), f"{signed(one['difference'])}, {words}"
+
+
+def _with_kinds(task: Mapping[str, Any]) -> Iterator[str]:
+    """The scores of the edited models, with what is better or worse."""
+    for one in task["edited"]:
+        kind = _kind(task, one)
+        yield number(one["value"]) + (f", {kind}" if kind.endswith(CHANGED) else "")
 
 
 def _with_role(name: str, role: str) -> str:
@@ -94,14 +105,14 @@ def _with_role(name: str, role: str) -> str:
     return shown if role in shown else f"{shown} ({role})"
 
 
-def outcomes_shown(comparison: Mapping[str, Any]) -> RenderableType:
-    """Return the table of all models, and the sentences, for a terminal."""
+def scores_shown(comparison: Mapping[str, Any]) -> RenderableType:
+    """Return the tables of the edited models, that of all models, and the sentences, for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
     from monosoup_cli.report.grid import grid
 
-    parts: list[Any] = [Text("")]
+    parts: list[Any] = [scores_table(comparison), Text("")]
     if rows := side_by_side(comparison):
         table = grid(*rows[0], show_header=True)
         for first, *others in rows[1:]:
@@ -164,18 +175,18 @@ def _sentence(record: Mapping[str, Any], one: Mapping[str, Any], edited: str, fi
     return f"{_where(record)}, {said}: {values} ({', '.join(_facts(one, kind))})."
 
 
-def _restored(record: Mapping[str, Any], models: Sequence[str]) -> Iterator[str]:
+def _restored(group: Mapping[str, Any], models: Sequence[str]) -> Iterator[str]:
     """How much of what fine-tuning cost out of distribution edits brought back, if it cost anything."""
-    if record["name"] != "out" or "tasks" not in record or record["higher_is_better"] is None:
+    if group["name"] != "out" or group["higher_is_better"] is None:
         return
-    sign = 1.0 if record["higher_is_better"] else -1.0
-    cost = sign * (record["base"] - record["finetuned"])
+    sign = 1.0 if group["higher_is_better"] else -1.0
+    cost = sign * (group["base"] - group["finetuned"])
     if cost <= 0.0:
         return
     did = []
-    differences = zip(models, record["edited"], strict=True)
+    differences = zip(models, group["edited"], strict=True)
     for name, one in sorted(differences, key=lambda pair: -sign * pair[1]["difference"]):
-        back, kind = sign * one["difference"], _kind(record, one)
+        back, kind = sign * one["difference"], _kind(group, one)
         if kind == "better":
             did.append(f"{printable(name)} restored {number(back)} of it ({_share(back / cost)})")
         elif kind == "worse":

@@ -11,12 +11,12 @@ from typing import Any
 from monosoup_cli.errors import some
 from monosoup_cli.options import PROGRAMS
 from monosoup_cli.report.files import asset
-from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, OF_WISE, WORDS
+from monosoup_cli.report.glossary import MEANINGS, OF_SCORES, OF_SEARCH, OF_SWEEPS, WORDS
 from monosoup_cli.report.kept import kept_line, moved_by_step
 from monosoup_cli.report.layers import floor_of
 from monosoup_cli.report.markup import frame
 from monosoup_cli.report.measures import ALIASES, LABELS
-from monosoup_cli.report.opening import REACH, opening, reach_of
+from monosoup_cli.report.opening import OF_REACH, REACH, opening, reach_of
 from monosoup_cli.report.outcome import outcomes
 from monosoup_cli.report.records import sources_in, summary_in
 from monosoup_cli.report.rows import Row, rows_of
@@ -61,7 +61,10 @@ def page(report: Mapping[str, Any], sentences: Sequence[str]) -> str:
         "labels": LABELS,
         "meanings": MEANINGS,
         "words": _words_of(report, rows),
-        "reach": [REACH.get(report["command"]), [reach_of(report, one) for one in report.get("outputs", ())]],
+        "reach": [
+            *(names.get(report["command"]) for names in (REACH, OF_REACH)),
+            [reach_of(report, one) for one in report.get("outputs", ())],
+        ],
         "floor": floor_of(row["spectrum"] for row in rows if row["spectrum"]),
         "kept": _kept_in(report),
         "moved": moved_by_step(report["command"], arguments),
@@ -110,7 +113,6 @@ def _words_of(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
     return {
         **{word: meaning for word, meaning in WORDS.items() if word not in left_out},
         **(OF_SEARCH if "search" in report else {}),
-        **(OF_WISE if report["command"] == "wise" else {}),
         **(OF_SWEEPS if isinstance(report["arguments"].get("wise"), list) else {}),
         **(OF_SCORES if "scores" in report else {}),
     }

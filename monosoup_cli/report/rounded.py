@@ -33,10 +33,11 @@ def rounding_loss(report: Mapping[str, Any]) -> dict[str, Any] | None:
         report: The report, with its layers.
     """
     arguments, step = report["arguments"], step_of(report)
+    if report["command"] != "edit" or arguments.get("as_adapter"):
+        return None
     edited = [layer for layer in report.get("layers", ()) if layer["action"] == "edited"]
     tuned = [one for one in report["inputs"] if one["role"] == "finetuned"]
-    is_computed = len(tuned) != 1 or "decoded" in tuned[0] or any("adapter_rank" in layer for layer in edited)
-    if report["command"] != "edit" or is_computed or arguments.get("as_adapter"):
+    if len(tuned) != 1 or "decoded" in tuned[0] or any("adapter_rank" in layer for layer in edited):
         return None
     moves, lost = 0, list[str]()
     for layer in edited:

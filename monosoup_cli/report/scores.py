@@ -29,6 +29,7 @@ __all__ = [
     "scores_as_csv",
     "scores_table",
     "shown_interval",
+    "shown_name",
     "shown_p",
     "shown_rows",
     "signed",
@@ -101,6 +102,12 @@ def has_lower(comparison: Mapping[str, Any]) -> bool:
     return any(map(direction, (*comparison["groups"], *comparison["tasks"])))
 
 
+def shown_name(record: Mapping[str, Any]) -> str:
+    """The name of a task, or of a group with the number of its tasks, and the mark of its direction."""
+    of = f" ({plural(len(record['tasks']), 'task')})" if "tasks" in record else ""
+    return f"{printable(record['name'], MAX_NAME)}{of}{direction(record)}"
+
+
 def shown_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the groups of several tasks, and the tasks, each with the name that tables show.
 
@@ -109,8 +116,7 @@ def shown_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str
     groups = {group["name"]: group["tasks"] for group in comparison["groups"]}
     for record in comparison["groups"]:
         if len(record["tasks"]) > 1:
-            count = plural(len(record["tasks"]), "task")
-            yield f"{record['name']} ({count}){direction(record)}", record
+            yield shown_name(record), record
     for record in comparison["tasks"]:
         of = ", ".join(group for group, tasks in groups.items() if record["name"] in tasks)
         name = printable(record["name"], MAX_NAME)

@@ -1,7 +1,7 @@
 "use strict";
 
 const {
-  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reaches], floor, kept, moved, before, columns, rows: entries,
+  report, title, opening, sentences, labels, meanings, words, reach: [reachLabel, reachMeasure, reaches], floor, kept, moved, before, columns, rows: entries,
   roles, charts: scores,
 } = JSON.parse(byId("data").textContent);
 const rows = entries.map((values, order) => ({
@@ -28,6 +28,7 @@ const SPARK = { width: 72, height: 18, points: 36 };
 const IN_SIGHT = 6;
 /* Smaller ratios of a spectrum are rounding, which would squeeze the curve, or 0. */
 const LEAST = 1e-6;
+const isPlaced = reaches.some((reach) => reach !== null);
 const collator = new Intl.Collator("en", { numeric: true });
 
 function byId(id) {

@@ -66,11 +66,8 @@ function outputs(made) {
   const best = new Map(scored.map((name) => [name, Math.max(...made.map(({ scores }) => scores?.[name]))]));
   const isUneven = differs(made.map(({ summary }) => summary.edited));
   const top = Math.max(1, ...reaches.map((reach) => reach ?? 0));
-  const isPlaced = reaches.some((reach) => reach !== null);
-  const measure = reachLabel?.replace("mean ", "");
-  const word = measure in words ? measure : Object.keys(labels).find((name) => labels[name] === measure);
   const place = element("span", { tabIndex: 0 }, `${reachLabel}, from base (0) to fine-tuned (1)`);
-  const places = isPlaced ? [heading(explained(place, word))] : [];
+  const places = isPlaced ? [heading(explained(place, reachMeasure))] : [];
   return element("div", { className: "scroll" }, table(
     [
       heading("output"), ...places, ...scored.map((name) => heading(name, "number")),

@@ -2,13 +2,14 @@
 
 function drawGlossary() {
   const used = Object.keys(labels).filter((name) => name in meanings && (
-    rows.some((row) => typeof row[name] === "number") || name in written()[0].summary.means));
+    rows.some((row) => typeof row[name] === "number") || name in written()[0].summary.means
+    || (isPlaced && name === reachMeasure)));
   const entries = [
     ...Object.entries(words).map(([word, meaning]) => [word, word, meaning]),
     ...used.map((name) => [name, label(name), meanings[name]]),
   ];
   byId("glossary").append(element("dl", {}, ...entries.flatMap(([name, word, meaning]) => [
-    element("dt", {}, ...prose(word)), element("dd", { id: meaningOf(name) }, ...prose(meaning)),
+    element("dt", {}, ...prose(word)), element("dd", { id: `meaning-${name}` }, ...prose(meaning)),
   ])));
   const show = (event) => tell(event.target instanceof Element ? event.target.closest("[data-word]") : null);
   for (const kind of ["pointerover", "focusin"]) addEventListener(kind, show);
@@ -16,15 +17,11 @@ function drawGlossary() {
   addEventListener("keydown", (event) => event.key === "Escape" && tell(null));
 }
 
-function meaningOf(name) {
-  return `meaning-${name.replaceAll(" ", "-")}`;
-}
-
 /* Let an element show what a word means. */
 function explained(made, name) {
   if (name in meanings || name in words) {
     made.dataset.word = name;
-    made.setAttribute("aria-describedby", meaningOf(name));
+    made.setAttribute("aria-describedby", `meaning-${name}`);
   }
   return made;
 }
